@@ -1,0 +1,1 @@
+"""Text to token shards, their checks, and the merged stream that a site trains on."""

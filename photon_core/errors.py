@@ -1,0 +1,50 @@
+"""Every failure has a name: what users and operators see when something is wrong."""
+
+
+class PhotonError(Exception):
+    """Base of all errors that Photon raises on purpose. Its text says what, where and what to do."""
+
+
+class FederationError(PhotonError, ValueError):
+    """The federation file, or something that it points to, is wrong."""
+
+
+class DataError(PhotonError):
+    """A site's text or shards cannot be used: unreadable, corrupt, or refused by an expectation."""
+
+
+class StoreConflict(PhotonError):
+    """Another writer committed first. The committed content stands; ours is litter."""
+
+
+class CorruptFile(PhotonError):
+    """A file's bytes do not match the hash or size in the manifest that covers it."""
+
+
+class UpdateRejected(PhotonError):
+    """A site's update may not be aggregated (NaN, wrong base, wrong shape, zero tokens).
+
+    Args:
+        site: name of the site whose update is rejected.
+        reason: one sentence for the manifest, the state message and the report.
+    """
+
+    def __init__(self, site: str, reason: str) -> None:
+        super().__init__(f"update of site '{site}' rejected: {reason}")
+        self.site = site
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.site, self.reason)
+
+
+class QuorumMissed(PhotonError):
+    """Fewer sites committed an update than the quorum asks for."""
+
+
+class ChildFailed(PhotonError):
+    """A child process (training, validation, evaluation) ended with an error, was killed, or was cancelled."""
+
+
+class DeadlinePassed(ChildFailed):
+    """A child process was ended because its time was up."""

@@ -1,0 +1,1 @@
+"""The model, and how a site trains it for one round."""

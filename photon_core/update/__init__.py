@@ -1,0 +1,1 @@
+"""What a site uploads: the change of the model, encoded."""

@@ -1,0 +1,122 @@
+"""What the store keeps beside the tensors: one JSON manifest a commit. See photon_core/store.py for the rule."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorEntry(Manifest):
+    """One tensor of a file. dtype in safetensors' names (F32, I32, ...)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class FileEntry(Manifest):
+    """One file that a manifest covers."""
+
+    path: str = Field(description="relative to the manifest's own folder, with forward slashes")
+    sha256: str
+    bytes: int
+    tensors: dict[str, TensorEntry] = Field(default_factory=dict, description="for safetensors files")
+
+
+class RunManifest(Manifest):
+    """<run>/run.json: the run's birth certificate, created once."""
+
+    run: str
+    created: str = Field(description="UTC, ISO 8601")
+    federation: dict[str, Any] = Field(description="the federation file as first run, all defaults filled in")
+    federation_sha256: str
+    tokenizer_sha256: str
+    versions: dict[str, str]
+
+
+class StreamData(Manifest):
+    """One prepared stream of a site."""
+
+    documents: int
+    tokens: int = Field(description="tokens in the shards of both splits, padding of the last sequence dropped")
+    source_sha256: str = Field(description="hash of the raw source's bytes")
+    files: list[FileEntry] = Field(description="MDS shards and index.json of both splits")
+
+
+class DataManifest(Manifest):
+    """<data_dir>/data.json at the site: what `photon prepare` made. Never leaves the site; its hash does."""
+
+    site: str
+    tokenizer_sha256: str
+    sequence_length: int
+    vocab_size: int
+    train_documents: int
+    valid_documents: int
+    train_sequences: int
+    valid_sequences: int
+    train_tokens: int
+    valid_tokens: int
+    unigram_perplexity: float = Field(
+        description="perplexity of the training split's unigram model (add-one smoothed) on the validation split"
+    )
+    streams: dict[str, StreamData]
+    checks: dict[str, Any] = Field(default_factory=dict, description="results of the documents suite, by stream")
+    settings_sha256: str = Field(description="hash of everything that the result depends on; prepare skips on equality")
+    versions: dict[str, str]
+
+
+class UpdateManifest(Manifest):
+    """rounds/<t>/sites/<site>/<attempt>/update.json: a site's committed work for one round."""
+
+    run: str
+    round: int
+    site: str
+    attempt: int
+    base_sha256: str = Field(description="model hash of the theta that local training started from")
+    codec: str
+    files: list[FileEntry]
+    tokens: int = Field(description="tokens really trained: the update's weight")
+    steps: int
+    metrics: dict[str, float] = Field(description="train_loss, tokens_per_second, seconds, delta_norm, ...")
+    data_sha256: str
+    versions: dict[str, str]
+    previous_sha256: str = Field(description="hash of the previous round's round.json")
+
+
+class UpdateRef(Manifest):
+    """How a round's manifest names an update that it aggregated."""
+
+    attempt: int
+    sha256: str = Field(description="hash of update.json")
+    tokens: int
+    weight: float = Field(description="share of the mean, sums to 1 over the round's updates")
+    bytes: int
+    steps: int
+    metrics: dict[str, float]
+
+
+class RoundManifest(Manifest):
+    """rounds/<t>/round.json: the commit of round t, written last. Round 0 holds the initial model."""
+
+    run: str
+    round: int
+    model_sha256: str = Field(description="sha256 over the model files' hashes, in order")
+    model: list[FileEntry]
+    optimizer: list[FileEntry] = Field(default_factory=list)
+    sampled: list[str] = Field(default_factory=list)
+    updates: dict[str, UpdateRef] = Field(default_factory=dict)
+    left_out: dict[str, str] = Field(default_factory=dict, description="sampled site -> reason")
+    server: dict[str, Any] = Field(default_factory=dict, description="server optimizer and its numbers, as used")
+    global_step: int = Field(default=0, description="local steps so far: grows by the round's largest step count")
+    total_tokens: int = 0
+    metrics: dict[str, float] = Field(default_factory=dict)
+    evaluations: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="site -> {loss, perplexity, tokens} of this round's model"
+    )
+    federation_sha256: str
+    previous_sha256: str = Field(default="", description="hash of round t-1's round.json; empty for round 0")
+    seconds: dict[str, float] = Field(default_factory=dict)
+    created: str
+    versions: dict[str, str]
