@@ -1,0 +1,115 @@
+"""The embedded run's own Prefect server: one process on a free loopback port, gone when the run is."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+
+from photon_core.errors import PhotonError
+
+START_SECONDS = 180.0
+STOP_SECONDS = 10.0
+# An embedded run schedules nothing and has no workers: only what records runs, logs and events stays on.
+SERVICES_OFF = ("SCHEDULER", "LATE_RUNS", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "FOREMAN", "REPOSSESSOR",
+                "TRIGGERS")  # fmt: skip
+CLIENT = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the CLI shows progress; the UI has the logs
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "PREFECT_CLI_WRAP_LINES": "false",
+}
+
+
+class ServerFailed(PhotonError):
+    """The embedded Prefect server did not start; the message names its log."""
+
+
+class EmbeddedServer:
+    """Context manager around `prefect server start`.
+
+    Must be created before prefect is imported: it sets PREFECT_API_URL and PREFECT_HOME for this process.
+
+    Args:
+        home: folder of the server's database, its log and Prefect's own settings.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home.resolve()
+        self.log = self.home / "server.log"
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        if "prefect" in sys.modules and os.environ.get("PREFECT_API_URL", self.url) != self.url:
+            raise ServerFailed("prefect was imported before its embedded server was set up")
+
+    def __enter__(self) -> "EmbeddedServer":
+        self.home.mkdir(parents=True, exist_ok=True)
+        os.environ.update(CLIENT, PREFECT_HOME=str(self.home), PREFECT_API_URL=f"{self.url}/api")
+        for name in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
+            os.environ.pop(name, None)  # settings of some other server
+        env = os.environ | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in SERVICES_OFF}
+        env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{self.home}/prefect.db"
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, preexec_fn=_die_with_parent,
+            )  # fmt: skip
+        return self
+
+    def wait(self) -> None:
+        """Return when the server answers.
+
+        Raises:
+            ServerFailed: it ended, or did not answer within START_SECONDS.
+        """
+        assert self._process is not None
+        limit = time.monotonic() + START_SECONDS
+        while time.monotonic() < limit:
+            if self._process.poll() is not None:
+                raise ServerFailed(f"the Prefect server ended with code {self._process.returncode}: see {self.log}")
+            try:
+                with urllib.request.urlopen(f"{self.url}/api/health", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise ServerFailed(f"the Prefect server did not answer within {START_SECONDS:.0f} s: see {self.log}")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process is None:
+            return
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            _signal_group(self._process.pid, sign)
+            try:
+                self._process.wait(STOP_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        _signal_group(self._process.pid, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _signal_group(pid: int, sign: signal.Signals) -> None:
+    try:
+        os.killpg(pid, sign)
+    except ProcessLookupError:
+        pass
+
+
+def _die_with_parent() -> None:
+    """In the child before exec: end it when this process is killed (Linux; elsewhere __exit__ alone ends it)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
