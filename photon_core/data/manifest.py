@@ -1,0 +1,58 @@
+"""data.json: reading what `photon prepare` committed at a site."""
+
+from pydantic import ValidationError
+
+from photon_core.data.paths import data_dir
+from photon_core.errors import DataError
+from photon_core.hashing import sha256_bytes
+from schemas.federation import Federation
+from schemas.manifests import DataManifest
+
+NAME = "data.json"
+
+
+def load_manifest(federation: Federation, site: str) -> DataManifest | None:
+    """The site's data manifest, or None when its data is not prepared.
+
+    Raises:
+        DataError: data.json is there but is not a data manifest.
+    """
+    path = data_dir(federation, site) / NAME
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return DataManifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise DataError(
+            f"{path}: not a data manifest ({where}: {first['msg']}); "
+            f"remove it and run photon prepare --site {site}"
+        ) from error
+
+
+def require_manifest(federation: Federation, site: str) -> DataManifest:
+    """The site's data manifest.
+
+    Raises:
+        DataError: the site is not prepared, or data.json is damaged.
+    """
+    manifest = load_manifest(federation, site)
+    if manifest is None:
+        raise DataError(
+            f"{data_dir(federation, site) / NAME}: not there, so site '{site}' has no prepared data; "
+            f"run photon prepare --site {site}"
+        )
+    return manifest
+
+
+def data_sha256(federation: Federation, site: str) -> str:
+    """Hash of data.json's bytes: how an update names the data that it was trained on.
+
+    Raises:
+        DataError: the site is not prepared.
+    """
+    require_manifest(federation, site)
+    return sha256_bytes((data_dir(federation, site) / NAME).read_bytes())

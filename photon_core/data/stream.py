@@ -1,0 +1,193 @@
+"""What training and evaluation read: the site's streams merged, and its held-out sequences."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photon_core.data.manifest import require_manifest
+from photon_core.data.mds import read_index, read_shard
+from photon_core.data.paths import find_site, split_dir
+from photon_core.errors import DataError
+from photon_core.hashing import canonical_json, sha256_bytes
+from schemas.federation import Federation
+
+if TYPE_CHECKING:
+    from photon_core.data.sequences import Sequences
+
+SHARED_MEMORY = Path("/dev/shm")
+CONSTRUCTOR_TRIES = 20
+
+
+def train_dataset(federation: Federation, site: str, seed: int) -> "Sequences":
+    """The site's training sequences: all its streams, mixed by their proportions, shuffled by the seed.
+
+    A sample is {"tokens": int64 array (T,), "id": int}; the id is its number in its stream's training split.
+    An epoch has as many samples as the streams together. The order of samples depends on the seed, the
+    streams, their proportions and their shards alone: see `stream_hash`. The dataset holds names under
+    /dev/shm until `release` gives them back.
+
+    Raises:
+        DataError: the site is not prepared.
+    """
+    from streaming import Stream
+
+    from photon_core.data.sequences import Sequences
+
+    require_manifest(federation, site)
+    for attempt in range(CONSTRUCTOR_TRIES):
+        streams = [
+            Stream(
+                local=str(split_dir(federation, site, stream.name, "train").absolute()),
+                proportion=stream.proportion,
+                validate_hash="sha256",
+            )
+            for stream in find_site(federation, site).streams
+        ]
+        try:
+            # mosaicml/streaming#884: two datasets constructed at once take the same names
+            with shared_memory_lock():
+                return Sequences(
+                    streams=streams,
+                    batch_size=federation.local.batch_size,
+                    shuffle=True,
+                    shuffle_seed=seed,
+                    num_canonical_nodes=1,
+                )
+        except FileExistsError:
+            # another program's dataset, which does not know our lock
+            if attempt == CONSTRUCTOR_TRIES - 1:
+                raise
+            time.sleep(0.05)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def shared_memory_lock() -> Iterator[None]:
+    """Hold the machine-wide lock around taking and giving back names under /dev/shm.
+
+    The lock is on the folder itself: it leaves no file behind and ends with its process. Under a launcher
+    only each node's first rank takes it, because the other ranks wait for that one inside the constructor.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield
+        return
+    folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path("/tmp")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def shm_prefix(dataset: Any) -> str:
+    """What the names of the dataset's own files under /dev/shm begin with, such as '000003_'."""
+    return f"{dataset._shm_prefix_int:06d}_"
+
+
+def release(dataset: Any) -> None:
+    """Give back the dataset's names under /dev/shm. The dataset must not be iterated again."""
+    from streaming.base.shared import SharedArray, SharedMemory, SharedScalar
+
+    prefix = shm_prefix(dataset)
+    parts = [*vars(dataset).values(), getattr(dataset._shared_barrier, "_arr", None)]
+    arrays = [part.arr if isinstance(part, SharedScalar) else part for part in parts]
+    memories = [array.shm if isinstance(array, SharedArray) else array for array in arrays]
+    with shared_memory_lock():
+        for memory in memories:
+            if isinstance(memory, SharedMemory):
+                _unlink(memory.created_shms)
+                # its exit handler would unlink the names again, which by then may be another dataset's
+                memory.created_shms.clear()
+        _remove(prefix)
+
+
+def unlink_shared_memory(prefix: str) -> list[str]:
+    """Remove what a killed process's dataset left under /dev/shm; returns the names removed.
+
+    Only for a prefix (see `shm_prefix`) whose process is known to be dead and to have held it to the end.
+    """
+    with shared_memory_lock():
+        return _remove(prefix)
+
+
+def _unlink(memories: list[Any]) -> None:
+    for memory in memories:
+        try:
+            memory.unlink()
+        except FileNotFoundError:
+            continue
+
+
+def _remove(prefix: str) -> list[str]:
+    if len(prefix) != 7 or not prefix[:6].isdigit() or prefix[6] != "_":
+        raise ValueError(f"'{prefix}' is no prefix of a dataset; one looks like '000003_'")
+    names = sorted(path.name for path in SHARED_MEMORY.glob(prefix + "*"))
+    for name in names:
+        (SHARED_MEMORY / name).unlink(missing_ok=True)
+    return names
+
+
+def stream_hash(federation: Federation, site: str) -> str:
+    """Hash of everything but the seed that the order of samples depends on: streams, proportions, shards.
+
+    Keep it beside the stream's state: a state saved under another hash must not be continued.
+
+    Raises:
+        DataError: the site is not prepared, or its data lacks one of its streams.
+    """
+    manifest = require_manifest(federation, site)
+    mix: list[Any] = []
+    for stream in find_site(federation, site).streams:
+        if stream.name not in manifest.streams:
+            raise DataError(
+                f"stream '{stream.name}' of site '{site}' is not prepared; run photon prepare --site {site}"
+            )
+        prefix = f"{stream.name}/train/"
+        files = [file.sha256 for file in manifest.streams[stream.name].files if file.path.startswith(prefix)]
+        mix.append([stream.name, stream.proportion, files])
+    return sha256_bytes(canonical_json(mix))
+
+
+def valid_sequences(federation: Federation, site: str, limit: int) -> NDArray[np.int64]:
+    """At most `limit` held-out sequences, shape (n, T), spread evenly over the site's streams and shards.
+
+    The same sequences each time. Reads only the shards it needs, one at a time, without shared memory.
+
+    Raises:
+        DataError: the site is not prepared, or a shard cannot be read.
+    """
+    manifest = require_manifest(federation, site)
+    indices = [
+        read_index(split_dir(federation, site, stream.name, "valid"))
+        for stream in find_site(federation, site).streams
+    ]
+    counts = [sum(shard.samples for shard in shards) for shards in indices]
+    blocks = [np.empty((0, manifest.sequence_length), np.int64)]
+    for shards, count, share in zip(indices, counts, even_shares(counts, limit), strict=True):
+        wanted = np.arange(share) * count // max(share, 1)
+        start = 0
+        for shard in shards:
+            rows = wanted[(wanted >= start) & (wanted < start + shard.samples)] - start
+            start += shard.samples
+            if len(rows):
+                blocks.append(read_shard(shard)[1][rows].astype(np.int64))
+    return np.concatenate(blocks)
+
+
+def even_shares(counts: list[int], limit: int) -> list[int]:
+    """How many to take of each, so that the shares sum to the limit and differ as little as they can."""
+    shares = [0] * len(counts)
+    left = min(limit, sum(counts))
+    # the smallest first: what they cannot give, the others do
+    for place, i in enumerate(sorted(range(len(counts)), key=lambda i: (counts[i], i))):
+        shares[i] = min(counts[i], left // (len(counts) - place))
+        left -= shares[i]
+    return shares
