@@ -1,0 +1,61 @@
+"""Messages between the launcher and one of its children: pickles with a length before each, over a socket.
+
+Both ends are our own processes on one machine, parent and child; nothing from elsewhere is ever unpickled.
+"""
+
+import pickle
+import select
+import socket
+import struct
+from typing import Any
+
+HEADER = struct.Struct("!Q")
+
+
+class ChannelClosed(Exception):
+    """The other end is gone."""
+
+
+class Channel:
+    """One end of a connected stream socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = bytearray()
+
+    def send(self, message: Any) -> None:
+        """Send one message; blocks while the other end does not read."""
+        body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        self._socket.sendall(HEADER.pack(len(body)) + body)
+
+    def receive(self, timeout: float) -> Any:
+        """The next message, or None when none was complete within `timeout` seconds.
+
+        Raises:
+            ChannelClosed: the other end closed its socket or died.
+        """
+        while not self._complete():
+            readable, _, _ = select.select([self._socket], [], [], timeout)
+            if not readable:
+                return None
+            try:
+                data = self._socket.recv(1 << 20)
+            except ConnectionError as error:
+                raise ChannelClosed from error
+            if not data:
+                raise ChannelClosed
+            self._buffer += data
+        (length,) = HEADER.unpack_from(self._buffer)
+        end = HEADER.size + length
+        body = bytes(self._buffer[HEADER.size : end])
+        del self._buffer[:end]
+        return pickle.loads(body)
+
+    def _complete(self) -> bool:
+        if len(self._buffer) < HEADER.size:
+            return False
+        (length,) = HEADER.unpack_from(self._buffer)
+        return len(self._buffer) >= HEADER.size + length
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,1 @@
+"""Our own modules that the fork server imports ahead; torch, composer and streaming come before them."""

@@ -1,0 +1,101 @@
+"""Temporary folders and shared memory of child processes, and their removal when nobody else can do it.
+
+A child that is killed cannot clean up. So every child works in a folder of its own (its TMPDIR), and writes
+down there which shared-memory files it has created, with their inode numbers, because streaming takes the
+smallest free number as a file's name: a name alone may belong to somebody else by the time it is removed.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+LEDGER = "shared-memory"
+LOCK = "lock"
+PREFIX = "photon-scratch-"
+
+
+def create_scratch() -> tuple[Path, int]:
+    """A new scratch folder and the descriptor of its lock, held for as long as any process has it open.
+
+    Returns:
+        the folder, and a file descriptor to be inherited by the fork server alone.
+    """
+    sweep_scratch()
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getuid()}-"))
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
+
+
+def sweep_scratch() -> None:
+    """Remove the scratch folders, and the shared memory named in them, of launchers that no longer live."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}{os.getuid()}-*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for job in folder.iterdir():
+                    remove_job(job)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def remove_job(folder: Path, forget: Callable[[str], None] | None = None) -> None:
+    """Remove a dead child's shared memory and its folder.
+
+    Args:
+        folder: the child's TMPDIR.
+        forget: called with the name of every shared-memory file that the child had not removed itself.
+    """
+    for name, inode in _ledger(folder / LEDGER).items():
+        path = SHARED_MEMORY / name.lstrip("/")
+        with contextlib.suppress(OSError):
+            if path.stat().st_ino == inode:
+                path.unlink()
+        if forget is not None:
+            forget(name)
+    if folder.is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_ledger(folder: Path) -> None:
+    """From now on write down which shared-memory files this process creates and removes, in `folder`.
+
+    The resource tracker's functions are the one place that every creation and removal passes through.
+    """
+    ledger = (folder / LEDGER).open("a", buffering=1)
+    register, unregister = resource_tracker.register, resource_tracker.unregister
+
+    def noted_register(name: str, rtype: str) -> None:
+        if rtype == "shared_memory":
+            with contextlib.suppress(OSError):
+                ledger.write(f"+ {name} {(SHARED_MEMORY / name.lstrip('/')).stat().st_ino}\n")
+        register(name, rtype)
+
+    def noted_unregister(name: str, rtype: str) -> None:
+        unregister(name, rtype)
+        if rtype == "shared_memory":
+            ledger.write(f"- {name} 0\n")
+
+    resource_tracker.register = noted_register  # type: ignore[assignment]
+    resource_tracker.unregister = noted_unregister  # type: ignore[assignment]
+
+
+def _ledger(path: Path) -> dict[str, int]:
+    """Names and inodes of the shared-memory files that were created and not removed."""
+    left: dict[str, int] = {}
+    with contextlib.suppress(OSError):
+        for line in path.read_text().splitlines():
+            parts = line.split(" ")
+            if len(parts) == 3 and parts[0] == "+" and parts[2].isdigit():
+                left[parts[1]] = int(parts[2])
+            elif len(parts) == 3:
+                left.pop(parts[1], None)
+    return left
