@@ -1,12 +1,18 @@
 """Every failure has a name: what users and operators see when something is wrong."""
 
+from schemas.errors import FederationError, PhotonError
 
-class PhotonError(Exception):
-    """Base of all errors that Photon raises on purpose. Its text says what, where and what to do."""
-
-
-class FederationError(PhotonError, ValueError):
-    """The federation file, or something that it points to, is wrong."""
+__all__ = [
+    "ChildFailed",
+    "CorruptFile",
+    "DataError",
+    "DeadlinePassed",
+    "FederationError",
+    "PhotonError",
+    "QuorumMissed",
+    "StoreConflict",
+    "UpdateRejected",
+]
 
 
 class DataError(PhotonError):
@@ -43,7 +49,7 @@ class QuorumMissed(PhotonError):
 
 
 class ChildFailed(PhotonError):
-    """A child process (training, validation, evaluation) ended with an error, was killed, or was cancelled."""
+    """A child process (training, validation, evaluation) ended with an error or was killed."""
 
 
 class DeadlinePassed(ChildFailed):

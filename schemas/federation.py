@@ -1,24 +1,48 @@
 """The federation file: everything about a federation, in one YAML, checked by one model."""
 
 import re
-from typing import Annotated, Any, Literal
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from schemas.presets import MODEL_PRESETS, apply_preset
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
+BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
+
+
+def wrong(message: str, *at: str | int) -> PydanticCustomError:
+    """An error whose message is complete as it stands, at a key below the one that is being validated."""
+    return PydanticCustomError("wrong", "{message}", {"message": message, "at": at})
 
 
 def _name(value: Any) -> Any:
     if isinstance(value, str) and (not NAME.fullmatch(value) or ".." in value):
         raise ValueError(
             "a name holds letters, digits, '.', '_' and '-', starts with a letter or digit, has no '..' "
-            "and at most 63 characters"
+            "and at most 63 characters" + _better(value)
         )
     return value
+
+
+def _better(value: str) -> str:
+    near = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", value)).strip("._-")[:63].rstrip("._-")
+    return f"; write '{near}'" if NAME.fullmatch(near) else ""
 
 
 def _seconds(value: Any) -> Any:
@@ -30,128 +54,229 @@ def _seconds(value: Any) -> Any:
     return value
 
 
-Name = Annotated[str, BeforeValidator(_name)]
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+def _text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is blank; write a value")
+    if not value.isprintable():
+        raise ValueError("holds a control character or line break; write plain text on one line")
+    return value
+
+
+def _place(value: str) -> str:
+    if CREDENTIALS.search(value):  # the message must not repeat the value
+        raise wrong("the URL holds a password; take it out, credentials come from the environment")
+    return _text(value)
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Place = Annotated[str, AfterValidator(_place)]
+Name = Annotated[
+    str,
+    BeforeValidator(_name),
+    WithJsonSchema({"type": "string", "pattern": f"^(?!.*\\.\\.){NAME.pattern}$"}),
+]
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    Field(gt=0),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": f"^{DURATION.pattern}$"},
+            ]
+        }
+    ),
+]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic reads true as 1."""
+        if isinstance(value, bool) and info.field_name:
+            types = _types(cls.model_fields[info.field_name].annotation)
+            if bool not in types and (int in types or float in types):
+                raise PydanticCustomError("int_type" if int in types else "float_type", "not a number")
+        return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    args = get_args(annotation)
+    return (
+        set().union(*map(_types, args)) if args else {annotation} if isinstance(annotation, type) else set()
+    )
 
 
 class Model(Section):
-    """The decoder-only transformer: learned positions, tied embeddings, GELU, biases (MPT as in llm-foundry)."""
+    """The decoder-only transformer: learned positions, tied embeddings, GELU, biases (as MPT)."""
 
     preset: Literal["75M", "125M", "350M", "1.3B", "3B", "7B"] | None = Field(
-        None, description="a published shape; other keys of this section override it"
+        default=None, description="a published shape; other keys of this section override it"
     )
-    n_layers: int = Field(ge=1, description="transformer blocks")
-    d_model: int = Field(ge=1, description="width")
-    n_heads: int = Field(ge=1, description="attention heads; must divide d_model")
-    expansion_ratio: int = Field(4, ge=1, description="MLP width / d_model")
-    vocab_size: int = Field(50_368, ge=2, description="rows of the embedding; at least the tokenizer's size")
-    max_seq_len: int = Field(2048, ge=2, description="tokens a sequence")
+    n_layers: int = Field(ge=1, description="transformer blocks", examples=[12])
+    d_model: int = Field(ge=1, description="width", examples=[768])
+    n_heads: int = Field(ge=1, description="attention heads; must divide d_model", examples=[12])
+    expansion_ratio: int = Field(default=4, ge=1, description="MLP width / d_model")
+    vocab_size: int = Field(
+        default=50_368, ge=2, description="rows of the embedding; at least the tokenizer's size"
+    )
+    max_seq_len: int = Field(default=2048, ge=2, description="tokens a sequence")
 
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("preset") in MODEL_PRESETS:
-            return {**MODEL_PRESETS[data["preset"]], **data}
-        return data
+        name = data.get("preset") if isinstance(data, dict) else None
+        return {**MODEL_PRESETS[name], **data} if isinstance(name, str) and name in MODEL_PRESETS else data
 
     @model_validator(mode="after")
     def _heads(self) -> "Model":
         if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+            width = self.n_heads * max(1, round(self.d_model / self.n_heads))
+            raise wrong(
+                f"{self.d_model} is not a multiple of n_heads {self.n_heads}; write {width} or change it",
+                "d_model",
+            )
         return self
 
 
 class Rounds(Section):
-    count: int = Field(ge=1, description="rounds in all")
-    sites_per_round: int | None = Field(None, ge=1, description="K of Algorithm 1; all sites if left out")
-    quorum: int | None = Field(None, ge=1, description="least updates a round may commit with; all sampled if left out")
-    deadline: Seconds = Field(86_400.0, description="longest wait for the sites of a round (s, or 30m, 2h)")
+    count: int = Field(ge=1, description="rounds in all", examples=[10])
+    sites_per_round: int | None = Field(
+        default=None, ge=1, description="K of Algorithm 1; all sites if left out"
+    )
+    quorum: int | None = Field(
+        default=None, ge=1, description="least updates a round may commit with; all sampled if left out"
+    )
+    deadline: Seconds = Field(
+        default=86_400.0,
+        examples=["30m"],
+        description="longest wait for the sites of a round (s, or 30m, 2h)",
+    )
 
 
 class Optimizer(Section):
     """The inner optimizer, AdamW."""
 
     name: Literal["adamw"] = "adamw"
-    lr: float = Field(6e-4, gt=0, description="maximum learning rate")
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    lr: float = Field(default=6e-4, gt=0, description="maximum learning rate", examples=[6e-4])
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), examples=[[0.9, 0.95]])
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
 
 
 class Schedule(Section):
     """Learning rate against the global step count; it does not restart with a round."""
 
     name: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
-    total_steps: int | None = Field(None, ge=1, description="T of the cosine; rounds.count x local.steps if left out")
-    alpha: float = Field(0.1, ge=0, le=1, description="final / maximum learning rate")
+    warmup_steps: int = Field(default=0, ge=0)
+    total_steps: int | None = Field(
+        default=None, ge=1, description="T of the cosine; rounds.count x local.steps if left out"
+    )
+    alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
 
 
 class Logger(Section):
     """One of Composer's own loggers."""
 
     name: Literal["tensorboard", "mlflow", "wandb", "file"]
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of Composer's logger")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of Composer's logger"
+    )
 
 
 class Local(Section):
     """What a site does between two synchronisations."""
 
-    steps: int = Field(ge=1, description="H, optimizer steps a round")
-    batch_size: int = Field(ge=1, description="sequences a step and site")
+    steps: int = Field(ge=1, description="H, optimizer steps a round", examples=[128])
+    batch_size: int = Field(ge=1, description="sequences a step and site", examples=[32])
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     precision: Literal["fp32", "amp_bf16"] = "fp32"
-    clip_norm: float | None = Field(1.0, gt=0, description="gradient norm limit; null for none")
-    optimizer_state: Literal["keep", "reset"] = Field("keep", description="AdamW's moments across rounds, at the site")
+    clip_norm: float | None = Field(default=1.0, gt=0, description="gradient norm limit; null for none")
+    optimizer_state: Literal["keep", "reset"] = Field(
+        default="keep", description="AdamW's moments across rounds, at the site"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     loggers: list[Logger] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _precision(self) -> "Local":
+        if self.device == "cpu" and self.precision == "amp_bf16":
+            raise wrong("amp_bf16 does not train on the CPU; write fp32, or device: cuda", "precision")
+        return self
 
 
 class Server(Section):
     """ServerOpt of Algorithm 1, on pseudo-gradients."""
 
     optimizer: Literal["fedavg", "nesterov", "fedmom"] = "fedavg"
-    lr: float = Field(1.0, gt=0)
-    momentum: float = Field(0.0, ge=0, lt=1)
+    lr: float = Field(
+        default=1.0,
+        gt=0,
+        description="eta; 1 with fedavg takes the mean of the sites' models",
+        examples=[1.0],
+    )
+    momentum: float = Field(
+        default=0.0, ge=0, lt=1, description="mu, for nesterov and fedmom", examples=[0.9]
+    )
 
     @model_validator(mode="after")
     def _momentum(self) -> "Server":
         if self.optimizer == "fedavg" and self.momentum:
-            raise ValueError("fedavg has no momentum: leave it out, or use optimizer: nesterov")
+            raise wrong(
+                f"fedavg has no momentum, but {self.momentum:g} is given; drop it or use nesterov",
+                "momentum",
+            )
         return self
 
 
 class Data(Section):
     """Preparation and the limits that the expectation suites enforce."""
 
-    validation_share: float = Field(0.05, gt=0, lt=1, description="share of documents held out, by document")
-    max_document_bytes: int = Field(10_000_000, ge=1)
+    validation_share: float = Field(
+        default=0.05, gt=0, lt=1, description="share of documents held out, by document"
+    )
+    max_document_bytes: int = Field(default=10_000_000, ge=1)
     max_duplicate_share: Fraction = 0.2
-    min_train_tokens: int | None = Field(None, ge=1, description="least tokens of a site; one batch if left out")
-    max_eot_share: Fraction = Field(0.2, description="largest share of end-of-text tokens in the shards")
-    evaluation_sequences: int = Field(64, ge=1, description="held-out sequences a site evaluates each round")
+    min_train_tokens: int | None = Field(
+        default=None, ge=1, description="least tokens of a site; one batch if left out"
+    )
+    max_eot_share: Fraction = Field(
+        default=0.2, description="largest share of end-of-text tokens in the shards"
+    )
+    evaluation_sequences: int = Field(
+        default=64, ge=1, description="held-out sequences a site evaluates each round"
+    )
 
 
 class Stream(Section):
     """One data source of a site."""
 
     name: Name
-    source: str = Field(min_length=1, description="fsspec URL or path, globs allowed: .jsonl .txt .parquet (.gz .zst)")
-    text_key: str = Field("text", description="the column or key that holds a document's text")
-    proportion: float = Field(1.0, gt=0, le=1, description="share of the site's samples; a site's streams sum to 1")
+    source: Place = Field(
+        examples=["texts/*.jsonl"],
+        description="fsspec URL or path, globs allowed: .jsonl .txt .parquet (.gz .zst)",
+    )
+    text_key: Text = Field(default="text", description="the column or key that holds a document's text")
+    proportion: float = Field(
+        default=1.0, gt=0, le=1, description="share of the site's samples; a site's streams sum to 1"
+    )
 
 
 class Site(Section):
     name: Name
-    pool: Name | None = Field(None, description="Prefect work pool; photon-<site> if left out")
-    streams: list[Stream] = Field(min_length=1)
-    state_dir: str | None = Field(None, description="private folder of the site; photon-sites/<run>/<site> if left out")
+    pool: Name | None = Field(default=None, description="Prefect work pool; photon-<site> if left out")
+    streams: list[Stream] = Field(min_length=1, examples=["- {name: web, source: web/*.jsonl}"])
+    state_dir: Text | None = Field(
+        default=None,
+        description="private folder of the site, on its own disk; photon-sites/<run>/<site> if left out",
+    )
 
     @field_validator("streams")
     @classmethod
@@ -159,26 +284,41 @@ class Site(Section):
         _unique("stream", [s.name for s in streams])
         total = sum(s.proportion for s in streams)
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"proportions sum to {total:g}; make them sum to 1")
+            given = " + ".join(f"{s.proportion:g}" for s in streams)
+            scaled = [round(s.proportion / total, 4) for s in streams[:-1]]
+            scaled.append(round(1 - sum(scaled), 4))
+            raise wrong(
+                f"the proportions {given} sum to {total:g}, not to 1; write for instance {' + '.join(map(str, scaled))}"
+            )
         return streams
+
+    @field_validator("state_dir")
+    @classmethod
+    def _state_dir(cls, state_dir: str | None) -> str | None:
+        if state_dir is not None and "://" in state_dir:
+            raise ValueError("private state stays on the site's own disk; write a folder, not a URL")
+        return state_dir
 
 
 class Federation(Section):
     """The federation file."""
 
     preset: Literal["75M", "125M", "350M", "1.3B"] | None = Field(
-        None, description="published model, rounds, schedule and server settings; other keys override them"
+        default=None,
+        description="published model, rounds, schedule and server settings; other keys override them",
     )
-    run: Name = Field(description="name of the run; its folder in the store")
-    store: str = Field(min_length=1, description="fsspec URL or path: where rounds live")
-    seed: int = Field(17, ge=0, lt=2**31)
-    tokenizer: str = Field(min_length=1, description="'bytes', a path to a tokenizer.json, or a Hugging Face name")
+    run: Name = Field(description="name of the run; its folder in the store", examples=["my-run"])
+    store: Place = Field(description="fsspec URL or path: where rounds live", examples=["s3://bucket/photon"])
+    seed: int = Field(default=17, ge=0, lt=2**31)
+    tokenizer: Text = Field(
+        description="'bytes', a path to a tokenizer.json, or a Hugging Face name", examples=["bytes"]
+    )
     model: Model
     rounds: Rounds
     local: Local
     server: Server = Server()
     data: Data = Data()
-    sites: list[Site] = Field(min_length=1)
+    sites: list[Site] = Field(min_length=1, examples=["- {name: site-a, streams: [...]}"])
 
     @model_validator(mode="before")
     @classmethod
@@ -191,13 +331,60 @@ class Federation(Section):
         _unique("site", [s.name for s in sites])
         return sites
 
+    @field_validator("tokenizer")
+    @classmethod
+    def _tokenizer(cls, tokenizer: str) -> str:
+        if tokenizer != "bytes" and tokenizer.lower() in ("byte", "bytes"):
+            raise ValueError("write 'bytes' for the tokenizer of single bytes")
+        return tokenizer
+
     @model_validator(mode="after")
     def _counts(self) -> "Federation":
         sampled = self.rounds.sites_per_round or len(self.sites)
         if sampled > len(self.sites):
-            raise ValueError(f"rounds.sites_per_round is {sampled}, but there are {len(self.sites)} sites")
+            raise wrong(
+                f"{sampled} sites a round, but there are {len(self.sites)}; write at most {len(self.sites)}",
+                *("rounds", "sites_per_round"),
+            )
         if (self.rounds.quorum or sampled) > sampled:
-            raise ValueError(f"rounds.quorum is {self.rounds.quorum}, but a round samples {sampled} sites")
+            raise wrong(
+                f"{self.rounds.quorum} updates, but a round samples {sampled} sites; write at most {sampled}",
+                *("rounds", "quorum"),
+            )
+        schedule = self.local.schedule
+        if (
+            schedule.name == "cosine"
+            and schedule.warmup_steps >= self.schedule_steps
+            and schedule.warmup_steps
+        ):
+            raise wrong(
+                f"{schedule.warmup_steps} steps of warm-up, but the schedule ends at {self.schedule_steps} "
+                "(total_steps, or rounds.count x local.steps); write fewer",
+                *("local", "schedule", "warmup_steps"),
+            )
+        if self.tokenizer == "bytes" and self.model.vocab_size < BYTES_VOCABULARY:
+            raise wrong(
+                f"{self.model.vocab_size} is below the size of the tokenizer 'bytes'; "
+                f"write at least {BYTES_VOCABULARY}",
+                *("model", "vocab_size"),
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _state_dirs(self) -> "Federation":
+        """Private state is one site's alone, and never under the run's folder in the shared store."""
+        shared = None if "://" in self.store else PurePath(self.store, self.run)
+        taken: dict[PurePath, str] = {}
+        for i, site in enumerate(self.sites):
+            if site.state_dir is None:
+                continue
+            folder, at = PurePath(site.state_dir), ("sites", i, "state_dir")
+            if shared is not None and (folder == shared or shared in folder.parents):
+                raise wrong(f"'{folder}' is in the shared store '{shared}'; write a folder outside it", *at)
+            if taken.setdefault(folder, site.name) != site.name:
+                raise wrong(
+                    f"'{folder}' is already site '{taken[folder]}''s; give each site its own folder", *at
+                )
         return self
 
     @property
@@ -222,8 +409,8 @@ class Federation(Section):
 
 def _unique(kind: str, names: list[str]) -> None:
     seen: dict[str, str] = {}
-    for name in names:
+    for index, name in enumerate(names):
         other = seen.setdefault(name.lower(), name)
-        if other is not name:
-            what = "is there twice" if other == name else f"and '{other}' differ only in case"
-            raise ValueError(f"{kind} '{name}' {what}; every {kind} needs a name of its own")
+        if name in names[:index] or other != name:
+            what = "is there twice" if other == name else f"differs from '{other}' only in case"
+            raise wrong(f"the {kind} '{name}' {what}; give every {kind} a name of its own", index, "name")

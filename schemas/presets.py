@@ -28,7 +28,9 @@ MODEL_PRESETS: dict[str, dict[str, int]] = {
 }
 
 
-def _federated(name: str, rounds: int, alpha: float, lr: float, total_steps: int, batch: int) -> dict[str, Any]:
+def _federated(
+    name: str, rounds: int, alpha: float, lr: float, total_steps: int, batch: int
+) -> dict[str, Any]:
     return {
         "model": {"preset": name},
         "rounds": {"count": rounds},
@@ -50,9 +52,21 @@ FEDERATED_PRESETS: dict[str, dict[str, Any]] = {
 
 
 def apply_preset(data: dict[str, Any]) -> dict[str, Any]:
-    """Federation data with its preset's values under the user's own (mappings are merged, keys never removed)."""
-    preset = FEDERATED_PRESETS.get(data.get("preset", ""))
-    return _merge(preset, data) if preset else data
+    """Federation data with its preset's values under the user's own; mappings are merged.
+
+    The preset's server numbers belong to its server optimizer: a file that names another takes none of them.
+    """
+    name = data.get("preset")
+    preset = FEDERATED_PRESETS.get(name) if isinstance(name, str) else None
+    if preset is None:
+        return data
+    server = data.get("server")
+    if (
+        isinstance(server, dict)
+        and server.get("optimizer", preset["server"]["optimizer"]) != preset["server"]["optimizer"]
+    ):
+        preset = {key: value for key, value in preset.items() if key != "server"}
+    return _merge(preset, data)
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,185 @@
+"""The places that a federation file names: made absolute when it is read, looked at before any work."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import FederationError
+from schemas.federation import Federation
+from schemas.problems import locate
+from schemas.yaml_lines import Key, read_yaml
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+
+def is_url(place: str) -> bool:
+    """Whether a place goes through fsspec as it stands (s3://..., memory://...)."""
+    return "://" in place or "::" in place
+
+
+def local_path(place: str) -> Path | None:
+    """The place on this machine's disks; None for a remote one."""
+    for scheme in ("file://", "local://"):
+        if place.startswith(scheme):
+            return Path(place.removeprefix(scheme))
+    return None if is_url(place) else Path(place)
+
+
+def is_tokenizer_file(spec: str) -> bool:
+    """Whether the tokenizer is a file (else 'bytes', or a name at the Hugging Face hub)."""
+    return spec.endswith(".json") or spec.startswith((".", "/", "~")) or is_url(spec)
+
+
+def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A copy of the file's mapping with local places absolute, relative ones against the file's folder.
+
+    state_dir is filled in where it is left out. Values of a wrong type stay for validation to name.
+    """
+
+    def absolute(value: Any) -> Any:
+        if not isinstance(value, str) or not value.strip() or is_url(value) or "\0" in value:
+            return value
+        return os.path.normpath(folder / Path(value).expanduser())
+
+    data = dict(data)
+    if "store" in data:
+        data["store"] = absolute(data["store"])
+    tokenizer = data.get("tokenizer")
+    if isinstance(tokenizer, str) and tokenizer != "bytes":
+        # a file without .json beside the federation file is meant before a name at the hub
+        beside = "\0" not in tokenizer and len(tokenizer) < 200 and (folder / tokenizer).is_file()
+        if is_tokenizer_file(tokenizer) or beside:
+            data["tokenizer"] = absolute(tokenizer)
+    if isinstance(data.get("sites"), list):
+        data["sites"] = [_resolve_site(s, data.get("run"), folder, absolute) for s in data["sites"]]
+    return data
+
+
+def _resolve_site(site: Any, run: Any, folder: Path, absolute: Any) -> Any:
+    if not isinstance(site, dict):
+        return site
+    site, name = dict(site), site.get("name")
+    if site.get("state_dir") is not None:
+        site["state_dir"] = absolute(site["state_dir"])
+    elif isinstance(run, str) and isinstance(name, str):
+        site["state_dir"] = str(folder / "photon-sites" / run / name)
+    if isinstance(site.get("streams"), list):
+        site["streams"] = [
+            {**s, "source": absolute(s["source"])} if isinstance(s, dict) and "source" in s else s
+            for s in site["streams"]
+        ]
+    return site
+
+
+def check_paths(
+    federation: Federation, sites: Iterable[str] | None = None, *, file: str | os.PathLike[str] | None = None
+) -> None:
+    """Look at every place that the federation names, before any work.
+
+    Args:
+        federation: as load_federation returned it.
+        sites: names of the sites whose sources must be readable from here; all if None, none if empty.
+        file: the federation file, so that messages carry its lines.
+
+    Raises:
+        FederationError: one line for each missing source, tokenizer or store, with key, value and remedy.
+    """
+    wanted = None if sites is None else set(sites)
+    problems: list[tuple[Key, str]] = []
+    _add(problems, ("store",), _store_problem(federation.store))
+    _add(problems, ("tokenizer",), _tokenizer_problem(federation.tokenizer))
+    for i, site in enumerate(federation.sites):
+        if wanted is not None and site.name not in wanted:
+            continue
+        for j, stream in enumerate(site.streams):
+            _add(problems, ("sites", i, "streams", j, "source"), _source_problem(stream.source))
+        if site.state_dir is not None:
+            _add(problems, ("sites", i, "state_dir"), _folder_problem(Path(site.state_dir)))
+    if not problems:
+        return
+    data: Any = federation.model_dump()
+    lines: dict[Key, int] = {}
+    shown_file = "federation"
+    if file is not None:
+        shown_file = str(file)
+        data, lines = read_yaml(Path(file).read_text("utf-8-sig"), shown_file)
+    texts = [locate(place, message, data, shown_file, lines) for place, message in problems]
+    if file is None:
+        texts = [text.replace("federation:1: ", "", 1) for text in texts]
+    raise FederationError("\n".join(texts))
+
+
+def _add(problems: list[tuple[Key, str]], place: Key, message: str | None) -> None:
+    if message:
+        problems.append((place, message))
+
+
+def _store_problem(store: str) -> str | None:
+    path = local_path(store)
+    return _protocol_problem(store) if path is None else _folder_problem(path)
+
+
+def _folder_problem(path: Path) -> str | None:
+    """Whether a folder can be used, or made, at path."""
+    there = next(p for p in (path, *path.parents) if p.exists() or p == Path(p.anchor))
+    if not there.is_dir():
+        return f"'{path}' cannot be a folder: '{there}' is a file; write another folder"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"'{path}' cannot be written: no permission in '{there}'; write a folder that you may write in"
+    return None
+
+
+def _tokenizer_problem(spec: str) -> str | None:
+    if spec == "bytes" or not is_tokenizer_file(spec):
+        return None
+    path = local_path(spec)
+    if path is None:
+        return _remote_problem(spec)
+    if path.is_dir():
+        return f"'{spec}' is a folder; write the file in it: {path / 'tokenizer.json'}"
+    if not path.is_file():
+        return f"'{spec}' does not exist; write 'bytes', the path of a tokenizer.json, or a Hugging Face name"
+    return None
+
+
+def _source_problem(source: str) -> str | None:
+    path = local_path(source)
+    if path is None:
+        return _remote_problem(source)
+    if path.is_dir():
+        return f"'{source}' is a folder; name its files, such as {path / '*.jsonl'}"
+    if not glob.has_magic(str(path)):
+        if not path.exists():
+            return f"'{source}' does not exist; write the path of a .jsonl, .txt or .parquet file, or a URL"
+        return None if os.access(path, os.R_OK) else f"'{source}' cannot be read; change its permissions"
+    if not any(Path(match).is_file() for match in glob.iglob(str(path), recursive=True)):  # noqa: PTH207
+        return f"no file matches '{source}'; correct the pattern, or put the files there"
+    return None
+
+
+def _protocol_problem(url: str) -> str | None:
+    """Whether fsspec knows the URL's protocol and its package is installed; nothing is contacted."""
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(re.split(r"://|::", url)[0])
+    except (ValueError, ImportError) as error:
+        return f"'{url}' cannot be opened ({error}); write a path, or a URL such as s3://bucket/folder"
+    return None
+
+
+def _remote_problem(url: str) -> str | None:
+    import fsspec
+
+    problem = _protocol_problem(url)
+    if problem:
+        return problem
+    try:
+        fs, path = fsspec.url_to_fs(url)
+        found = bool(fs.glob(path)) if glob.has_magic(path) else fs.exists(path)
+    except Exception as error:  # every filesystem has errors of its own
+        return f"'{url}' cannot be reached ({type(error).__name__}: {error}); check address and credentials"
+    return None if found else f"nothing is at '{url}'; correct the address, or put the files there"

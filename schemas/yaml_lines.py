@@ -1,0 +1,141 @@
+"""YAML read with the line of every key, duplicate keys refused, and numbers as people write them."""
+
+import re
+from typing import Any
+
+import yaml
+
+from schemas.errors import FederationError
+
+Key = tuple[str | int, ...]
+MAX_NODES = 100_000  # a file is a few hundred; more is a chain of aliases that unfolds without end
+
+REMEDIES = (
+    ("'\\t'", "a tab stands where YAML wants spaces; indent with spaces only"),
+    (
+        "mapping values are not allowed",
+        "a ':' stands where none may; check the indentation, or quote the text",
+    ),
+    ("could not find expected ':'", "a key without ':'; write `key: value`"),
+    ("unexpected end of stream", "a quote is opened and never closed; close it"),
+    ("expected <block end>", "the indentation does not fit the lines above; align the keys of a section"),
+    (
+        "expected ',' or",
+        "a bracket or brace is opened and not closed; close it, with ',' between the entries",
+    ),
+    ("undefined alias", "a name after '*' that no '&' defines; define it above, or quote the text"),
+    ("expected a single document", "a second document after '---'; keep one federation a file"),
+    (
+        "could not determine a constructor",
+        "a '!' tag; leave it out, a federation file holds plain values only",
+    ),
+    ("special characters are not allowed", "a control character; the file must be plain text"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader with YAML 1.2's plain values: 3e-4 is a number; no, on and 2026-01-31 are text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own shape)
+
+    def whole(self, node: yaml.ScalarNode) -> int:
+        text = node.value.replace("_", "")
+        return int(text, 0 if re.match(r"[-+]?0[xo]", text) else 10)
+
+    def real(self, node: yaml.ScalarNode) -> float:
+        return float(node.value.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_PLAIN = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9][0-9_]*|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", r"<<", ["<"]),
+)
+for _tag, _pattern, _first in _PLAIN:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.real)
+
+
+def read_yaml(text: str, file: str) -> tuple[Any, dict[Key, int]]:
+    """The file's value, and the line (from 1) of every key and list entry by its path of keys.
+
+    Args:
+        text: YAML.
+        file: its name, for messages.
+
+    Raises:
+        FederationError: not YAML, a key twice, a key that is not text, or endless aliases; names the line.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        lines: dict[Key, int] = {}
+        _walk(node, (), lines, file, [0], ())
+        return loader.construct_document(node), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise FederationError(f"{file}:{line}: not YAML: {_remedy(error.problem or str(error))}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise FederationError(f"{file}:{line}: not YAML: {_remedy(error.reason)}") from None
+    except RecursionError:
+        raise FederationError(f"{file}: nested too deeply; a federation file has a few levels") from None
+    finally:
+        loader.dispose()
+
+
+def _remedy(problem: str) -> str:
+    for sign, remedy in REMEDIES:
+        if sign in problem:
+            return remedy
+    return f"{problem}; check the indentation, quotes and brackets here and on the line above"
+
+
+def _walk(
+    node: yaml.Node, path: Key, lines: dict[Key, int], file: str, count: list[int], above: tuple[int, ...]
+) -> None:
+    """Note the line of every key below node; a merged key ('<<') keeps the line where it is written."""
+    line = node.start_mark.line + 1
+    count[0] += 1
+    if count[0] > MAX_NODES or id(node) in above:
+        raise FederationError(
+            f"{file}:{line}: the aliases ('*') here unfold without end; write the values out"
+        )
+    above = (*above, id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[*path, index] = item.start_mark.line + 1
+            _walk(item, (*path, index), lines, file, count, above)
+    elif isinstance(node, yaml.MappingNode):
+        own: dict[str, int] = {}
+        for key, value in node.value:
+            at = key.start_mark.line + 1
+            if key.tag == "tag:yaml.org,2002:merge":
+                for below in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    merged: dict[Key, int] = {}
+                    _walk(below, path, merged, file, count, above)
+                    lines.update({k: v for k, v in merged.items() if k not in lines})
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                shown = getattr(key, "value", "") or "an empty key"
+                shown = shown if isinstance(shown, str) else "a list or mapping"
+                raise FederationError(f"{file}:{at}: {shown} is not a key; keys are words, such as rounds")
+            if key.value in own:
+                dotted = ".".join(str(part) for part in (*path, key.value))
+                raise FederationError(
+                    f"{file}:{at}: {dotted}: is there twice, on lines {own[key.value]} and {at}; keep one"
+                )
+            own[key.value] = at
+            lines[*path, key.value] = at
+            _walk(value, (*path, key.value), lines, file, count, above)
