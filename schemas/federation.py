@@ -1,95 +1,15 @@
 """The federation file: everything about a federation, in one YAML, checked by one model."""
 
-import re
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.presets import MODEL_PRESETS, apply_preset
+from schemas.values import Beta, Fraction, Name, Place, Seconds, Text, wrong
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
-
-
-def wrong(message: str, *at: str | int) -> PydanticCustomError:
-    """An error whose message is complete as it stands, at a key below the one that is being validated."""
-    return PydanticCustomError("wrong", "{message}", {"message": message, "at": at})
-
-
-def _name(value: Any) -> Any:
-    if isinstance(value, str) and (not NAME.fullmatch(value) or ".." in value):
-        raise ValueError(
-            "a name holds letters, digits, '.', '_' and '-', starts with a letter or digit, has no '..' "
-            "and at most 63 characters" + _better(value)
-        )
-    return value
-
-
-def _better(value: str) -> str:
-    near = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", value)).strip("._-")[:63].rstrip("._-")
-    return f"; write '{near}'" if NAME.fullmatch(near) else ""
-
-
-def _seconds(value: Any) -> Any:
-    if isinstance(value, str):
-        match = DURATION.fullmatch(value.strip())
-        if not match:
-            raise ValueError("a duration is a number of seconds, or like 90s, 30m, 2h, 1d")
-        return float(match[1]) * SECONDS[match[2]]
-    return value
-
-
-def _text(value: str) -> str:
-    if not value.strip():
-        raise ValueError("is blank; write a value")
-    if not value.isprintable():
-        raise ValueError("holds a control character or line break; write plain text on one line")
-    return value
-
-
-def _place(value: str) -> str:
-    if CREDENTIALS.search(value):  # the message must not repeat the value
-        raise wrong("the URL holds a password; take it out, credentials come from the environment")
-    return _text(value)
-
-
-Text = Annotated[str, AfterValidator(_text)]
-Place = Annotated[str, AfterValidator(_place)]
-Name = Annotated[
-    str,
-    BeforeValidator(_name),
-    WithJsonSchema({"type": "string", "pattern": f"^(?!.*\\.\\.){NAME.pattern}$"}),
-]
-Seconds = Annotated[
-    float,
-    BeforeValidator(_seconds),
-    Field(gt=0),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "exclusiveMinimum": 0},
-                {"type": "string", "pattern": f"^{DURATION.pattern}$"},
-            ]
-        }
-    ),
-]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -288,7 +208,7 @@ class Site(Section):
             scaled = [round(s.proportion / total, 4) for s in streams[:-1]]
             scaled.append(round(1 - sum(scaled), 4))
             raise wrong(
-                f"the proportions {given} sum to {total:g}, not to 1; write for instance {' + '.join(map(str, scaled))}"
+                f"the proportions {given} sum to {total:g}, not to 1; write {' + '.join(map(str, scaled))}"
             )
         return streams
 
@@ -382,9 +302,7 @@ class Federation(Section):
             if shared is not None and (folder == shared or shared in folder.parents):
                 raise wrong(f"'{folder}' is in the shared store '{shared}'; write a folder outside it", *at)
             if taken.setdefault(folder, site.name) != site.name:
-                raise wrong(
-                    f"'{folder}' is already site '{taken[folder]}''s; give each site its own folder", *at
-                )
+                raise wrong(f"'{folder}' belongs to site '{taken[folder]}'; give each site its own", *at)
         return self
 
     @property

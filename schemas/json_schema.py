@@ -1,0 +1,64 @@
+"""The JSON schema of the federation file, for editors: `python -m schemas.json_schema` writes it anew.
+
+In an editor with a YAML language server, the first line of a federation file names it:
+`# yaml-language-server: $schema=schemas/federation.schema.json`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from schemas.federation import Federation, Local, Model, Rounds
+from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS
+
+PATH = Path(__file__).with_name("federation.schema.json")
+
+
+def federation_schema() -> dict[str, Any]:
+    """Federation's schema, with the keys that a preset brings asked for only where no preset is named."""
+    schema = Federation.model_json_schema()
+    brought = next(iter(FEDERATED_PRESETS.values()))
+    shape = list(next(iter(MODEL_PRESETS.values())))
+    _allow(schema, _required(Federation), brought)
+    _allow(schema["$defs"]["Model"], _required(Model), shape)
+    _allow(schema["$defs"]["Rounds"], _required(Rounds), brought["rounds"])
+    _allow(schema["$defs"]["Local"], _required(Local), brought["local"])
+    without_preset: dict[str, Any] = {
+        "required": [name for name in _required(Federation) if name in brought],
+        "properties": {
+            "model": {"anyOf": [{"required": ["preset"]}, {"required": _required(Model)}]},
+            "rounds": {"required": _required(Rounds)},
+            "local": {"required": _required(Local)},
+        },
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Photon federation",
+        "description": "Everything about a federation. Checked by schemas/federation.py; generated from it.",
+        **{key: value for key, value in schema.items() if key not in ("title", "description")},
+        "if": {"required": ["preset"], "properties": {"preset": {"type": "string"}}},
+        "else": without_preset,
+    }
+
+
+def text() -> str:
+    return json.dumps(federation_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _required(section: type[BaseModel]) -> list[str]:
+    return [name for name, field in section.model_fields.items() if field.is_required()]
+
+
+def _allow(schema: dict[str, Any], required: list[str], brought: Any) -> None:
+    """Ask only for what a preset does not bring; Local stays required, since no preset names its steps."""
+    keep = [name for name in required if name not in brought or name == "local"]
+    schema.pop("required", None)
+    if keep:
+        schema["required"] = keep
+
+
+if __name__ == "__main__":
+    PATH.write_text(text(), "utf-8")
+    print(f"wrote {PATH}")

@@ -1,0 +1,78 @@
+"""The kinds of values in a federation file: names, places, durations, shares."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
+
+
+def wrong(message: str, *at: str | int) -> PydanticCustomError:
+    """An error whose message is complete as it stands, at a key below the one that is being validated."""
+    return PydanticCustomError("wrong", "{message}", {"message": message, "at": at})
+
+
+def _name(value: Any) -> Any:
+    if isinstance(value, str) and (not NAME.fullmatch(value) or ".." in value):
+        raise ValueError(
+            "a name holds letters, digits, '.', '_' and '-', starts with a letter or digit, has no '..' "
+            "and at most 63 characters" + _better(value)
+        )
+    return value
+
+
+def _better(value: str) -> str:
+    near = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", value)).strip("._-")[:63].rstrip("._-")
+    return f"; write '{near}'" if NAME.fullmatch(near) else ""
+
+
+def _seconds(value: Any) -> Any:
+    if isinstance(value, str):
+        match = DURATION.fullmatch(value.strip())
+        if not match:
+            raise ValueError("a duration is a number of seconds, or like 90s, 30m, 2h, 1d")
+        return float(match[1]) * SECONDS[match[2]]
+    return value
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is blank; write a value")
+    if not value.isprintable():
+        raise ValueError("holds a control character or line break; write plain text on one line")
+    return value
+
+
+def _place(value: str) -> str:
+    if CREDENTIALS.search(value):  # the message must not repeat the value
+        raise wrong("the URL holds a password; take it out, credentials come from the environment")
+    return _text(value)
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Place = Annotated[str, AfterValidator(_place)]
+Name = Annotated[
+    str,
+    BeforeValidator(_name),
+    WithJsonSchema({"type": "string", "pattern": f"^(?!.*\\.\\.){NAME.pattern}$"}),
+]
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    Field(gt=0),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": f"^{DURATION.pattern}$"},
+            ]
+        }
+    ),
+]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
