@@ -1,0 +1,220 @@
+"""A run's paths in the store, and the manifests that stand there.
+
+    <store>/<run>/run.json
+    <store>/<run>/rounds/000007/{model,optimizer}/*.safetensors, round.json (written last)
+    <store>/<run>/rounds/000007/sites/<site>/0001/*.safetensors, update.json (written last)
+
+Round 0 holds the initial model. The sites of round t start from the model of round t-1 and write under
+rounds/<t>/sites; rounds/<t>/model is the result.
+"""
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from photon_core.errors import CorruptFile, PhotonError
+from photon_core.hashing import canonical_json, sha256_bytes
+from photon_core.store import Store, check_path
+from schemas.manifests import FileEntry, Manifest, RoundManifest, RunManifest, UpdateManifest
+from schemas.values import NAME
+
+MANIFEST_LIMIT = 64 << 20  # bytes; a 7B model's manifest is a few hundred kB
+PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "prefect", "numpy")
+
+AnyManifest = TypeVar("AnyManifest", RunManifest, RoundManifest, UpdateManifest)
+
+
+class Run:
+    """One run in a store.
+
+    Args:
+        store: where it lives.
+        run: its name, the first folder of its paths.
+    """
+
+    def __init__(self, store: Store, run: str) -> None:
+        self.store = store
+        self.run = _name("run", run)
+        self._known: dict[str, bytes] = {}  # manifests never change once there
+
+    def round_dir(self, t: int) -> str:
+        if t < 0:
+            raise PhotonError(f"there is no round {t}: rounds count from 0")
+        return f"{self.run}/rounds/{t:06d}"
+
+    def site_dir(self, t: int, site: str, attempt: int) -> str:
+        return f"{self._site(t, site)}/{attempt:04d}"
+
+    def birth(self) -> RunManifest | None:
+        """run.json, or None before the run is born."""
+        return self._load(RunManifest, f"{self.run}/run.json")
+
+    def create_birth(self, manifest: RunManifest) -> None:
+        """Commit run.json. Raises StoreConflict when the run is born already."""
+        self._same("run", manifest.run, self.run)
+        self._commit(f"{self.run}/run.json", manifest)
+
+    def round(self, t: int) -> RoundManifest | None:
+        """Round t's manifest, or None while it is not committed."""
+        manifest = self._load(RoundManifest, self._round_json(t))
+        if manifest and (manifest.run, manifest.round) != (self.run, t):
+            raise CorruptFile(f"{self._round_json(t)} speaks of run '{manifest.run}', round {manifest.round}")
+        return manifest
+
+    def round_sha256(self, t: int) -> str:
+        """Hash of round.json's bytes: what the next round and its updates name as their previous.
+
+        Raises:
+            PhotonError: round t is not committed.
+        """
+        data = self._bytes(self._round_json(t))
+        if data is None:
+            raise PhotonError(f"round {t} of run '{self.run}' is not committed in {self.store.url}")
+        return sha256_bytes(data)
+
+    def latest(self) -> int | None:
+        """The last committed round, or None. Its link to the round before is verified.
+
+        Raises:
+            CorruptFile: the round before is missing, or another one than it names.
+        """
+        folders = [int(name) for name in self.store.ls(f"{self.run}/rounds") if name.isdecimal()]
+        for t in sorted(folders, reverse=True):
+            manifest = self.round(t)  # sites write under round t+1 before it is committed
+            if manifest:
+                self._check_link(manifest)
+                return t
+        return None
+
+    def commit_round(self, manifest: RoundManifest) -> None:
+        """Commit round.json.
+
+        Raises:
+            StoreConflict: the round is committed already.
+            PhotonError: the manifest does not follow from the round before, or contradicts itself.
+        """
+        self._same("run", manifest.run, self.run)
+        self._same("model_sha256", manifest.model_sha256, model_sha256(manifest.model))
+        self._check_link(manifest)
+        self._commit(self._round_json(manifest.round), manifest)
+
+    def commit_update(self, manifest: UpdateManifest) -> None:
+        """Commit update.json. Raises StoreConflict when this attempt is committed already."""
+        self._same("run", manifest.run, self.run)
+        self._commit(self._update_json(manifest.round, manifest.site, manifest.attempt), manifest)
+
+    def update(self, t: int, site: str, attempt: int) -> UpdateManifest | None:
+        """One attempt's update manifest, or None while it is not committed.
+
+        Raises:
+            CorruptFile: it is not a manifest, or speaks of another update than its place says.
+        """
+        path = self._update_json(t, site, attempt)
+        manifest = self._load(UpdateManifest, path)
+        if manifest:
+            found = (manifest.run, manifest.round, manifest.site, manifest.attempt)
+            if found != (self.run, t, site, attempt):
+                raise CorruptFile(
+                    f"{path} speaks of run, round, site, attempt {found!r}: not those of its place"
+                )
+        return manifest
+
+    def updates(self, t: int, site: str) -> list[UpdateManifest]:
+        """A site's committed updates for round t, by attempt. Raises CorruptFile as `update` does."""
+        found = (self.update(t, site, attempt) for attempt in self._attempts(t, site))
+        return [manifest for manifest in found if manifest]
+
+    def update_sha256(self, t: int, site: str, attempt: int) -> str:
+        """Hash of update.json's bytes. Raises PhotonError when it is not committed."""
+        data = self._bytes(self._update_json(t, site, attempt))
+        if data is None:
+            raise PhotonError(f"attempt {attempt} of site '{site}' for round {t} is not committed")
+        return sha256_bytes(data)
+
+    def next_attempt(self, t: int, site: str) -> int:
+        """The first attempt number that nobody has used, committed or not."""
+        return max(self._attempts(t, site), default=0) + 1
+
+    def _site(self, t: int, site: str) -> str:
+        return f"{self.round_dir(t)}/sites/{_name('site', site)}"
+
+    def _attempts(self, t: int, site: str) -> list[int]:
+        return sorted(int(name) for name in self.store.ls(self._site(t, site)) if name.isdecimal())
+
+    def _round_json(self, t: int) -> str:
+        return f"{self.round_dir(t)}/round.json"
+
+    def _update_json(self, t: int, site: str, attempt: int) -> str:
+        return f"{self.site_dir(t, site, attempt)}/update.json"
+
+    def _bytes(self, path: str) -> bytes | None:
+        if path not in self._known:
+            try:
+                self._known[path] = self.store.read(path, MANIFEST_LIMIT)
+            except FileNotFoundError:
+                return None
+        return self._known[path]
+
+    def _load(self, kind: type[AnyManifest], path: str) -> AnyManifest | None:
+        data = self._bytes(path)
+        if data is None:
+            return None
+        try:
+            return kind.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the whole"
+            raise CorruptFile(
+                f"{self.store.locate(path)} is not a manifest: {where}: {first['msg']}"
+            ) from None
+
+    def _commit(self, path: str, manifest: Manifest) -> None:
+        self.store.create(path, manifest_bytes(manifest))
+
+    def _check_link(self, manifest: RoundManifest) -> None:
+        previous = self.round_sha256(manifest.round - 1) if manifest.round else ""
+        if manifest.previous_sha256 != previous:
+            raise CorruptFile(
+                f"round {manifest.round} of run '{self.run}' names '{manifest.previous_sha256[:16]}' as the round "
+                f"before, which is '{previous[:16]}': the chain is broken"
+            )
+
+    def _same(self, what: str, found: str, expected: str) -> None:
+        if found != expected:
+            raise PhotonError(f"the manifest's {what} is '{found}', but '{expected}' belongs there")
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """A manifest as it is written: canonical JSON and a newline."""
+    return canonical_json(manifest.model_dump(mode="json")) + b"\n"
+
+
+def model_sha256(files: Sequence[FileEntry]) -> str:
+    """Hash of a model: sha256 over its files' hashes, in order, each as 64 hexadecimal digits and a newline.
+
+    File names do not count: the same tensors in the same shards are the same model.
+    """
+    return sha256_bytes("".join(f"{file.sha256}\n" for file in files).encode())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes the result, read from the installed packages without importing them."""
+    found = {"photon": _version("photon-prefect"), "python": platform.python_version()}
+    return found | {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _name(kind: str, name: str) -> str:
+    check_path(name)
+    if not NAME.fullmatch(name):
+        raise PhotonError(f"{name!r} cannot name a {kind}: use letters, digits, '.', '_' and '-'")
+    return name

@@ -1,0 +1,159 @@
+"""Files of a store on a local disk: whole or not at all, created once, durable before anyone sees them.
+
+Looking first and writing after lets several racing writers win. Here every file is written under a
+temporary name, flushed to the disk, and then linked into place: link() fails when the name is taken, so
+one writer wins.
+"""
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from photon_core.errors import PhotonError, StoreConflict
+
+HIDDEN = "."  # temporary files and probes start with it; listings leave them out
+
+
+class LocalWriter:
+    """A file being written under a temporary name; it appears, whole, when closed."""
+
+    def __init__(self, target: Path) -> None:
+        make_folder(target.parent)
+        self._target = target
+        self._temporary = _temporary(target)
+        self._descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            done += os.write(self._descriptor, view[done:])
+        return done
+
+    def close(self) -> None:
+        """Flush to the disk and give the file its name.
+
+        Raises:
+            StoreConflict: the name is taken.
+        """
+        if self._descriptor < 0:
+            return
+        try:
+            os.fsync(self._descriptor)
+            _link(self._temporary, self._target)
+        finally:
+            self.discard()
+        sync_folder(self._target.parent)
+
+    def discard(self) -> None:
+        """Drop what was written; after `close` there is nothing to drop."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.discard()
+
+
+class LocalFiles:
+    """A store's folder on a local or mounted disk. Paths are relative to it and already checked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        with (self.root / path).open("rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    def open_read(self, path: str) -> BinaryIO:
+        return (self.root / path).open("rb", buffering=0)
+
+    def size(self, path: str) -> int:
+        return (self.root / path).stat().st_size
+
+    def exists(self, path: str) -> bool:
+        return (self.root / path).exists()
+
+    def ls(self, path: str) -> list[str]:
+        try:
+            return sorted(p.name for p in (self.root / path).iterdir() if not p.name.startswith(HIDDEN))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def create(self, path: str, data: bytes) -> None:
+        with LocalWriter(self.root / path) as file:
+            file.write(data)
+
+    def put(self, local_path: Path, path: str) -> None:
+        """The file itself under a second name where the disk can, else a copy."""
+        target = self.root / path
+        make_folder(target.parent)
+        with local_path.open("rb") as source:
+            os.fsync(source.fileno())
+            try:
+                os.link(local_path, target)
+            except FileExistsError:
+                raise StoreConflict(f"{target} is there already") from None
+            except OSError:  # another disk, or one without links
+                with LocalWriter(target) as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+        sync_folder(target.parent)
+
+    def open_write(self, path: str) -> LocalWriter:
+        return LocalWriter(self.root / path)
+
+    def remove(self, path: str) -> None:
+        (self.root / path).unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and its parents, their entries on the disk."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise PhotonError(f"{folder} is a file; a folder of the store must stand there") from None
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f"{HIDDEN}{uuid.uuid4().hex}.tmp")
+
+
+def _link(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise StoreConflict(f"{target} was created by another writer; its content stands") from None
+    except OSError as error:
+        raise PhotonError(
+            f"cannot link {target} into place ({error.strerror}); a local store needs a disk with hard links "
+            "(not FAT or some network mounts): move the store, or use s3://"
+        ) from error

@@ -1,0 +1,229 @@
+"""Where rounds live, and the commit rule: a folder, s3:// or memory:// behind one small interface.
+
+Nothing in a store is ever overwritten. Data files are written under fresh names and are litter until a
+manifest names them; a manifest is created only if absent, whole or not at all (`Store.create`), so that of
+racing writers exactly one wins. That single call is every commit of a federation.
+"""
+
+import hashlib
+import re
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
+
+from photon_core.errors import CorruptFile, PhotonError, StoreConflict
+from photon_core.local_files import LocalFiles
+from photon_core.remote_files import RemoteFiles
+
+if TYPE_CHECKING:
+    from schemas.manifests import FileEntry
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+BLOCK = 1 << 20
+
+
+class Writer(Protocol):
+    """A binary file being written: whole on `close`, never seen on `discard` or an error inside `with`."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> int: ...
+    def close(self) -> None: ...
+    def discard(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Store:
+    """A prefix on a filesystem. Every path is relative to it, with forward slashes, and cannot leave it.
+
+    Args:
+        url: a folder, file://, s3://, gs:// or memory:// URL.
+        storage_options: for fsspec (endpoint_url, ...); credentials come from the environment.
+            single_writer=True accepts a server without create-only writes, for runs that nothing else writes
+            to.
+    """
+
+    def __init__(self, url: str, **storage_options: Any) -> None:
+        protocol, separator, rest = url.partition("://")
+        self._options = storage_options
+        self._files: LocalFiles | RemoteFiles
+        if not separator or protocol in ("file", "local"):
+            root = Path(rest if separator else url).expanduser().absolute()
+            self.url = str(root)
+            self._files = LocalFiles(root)
+        else:
+            self.url = url.rstrip("/")
+            self._files = RemoteFiles(url, **storage_options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.url, self._options)
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._files, LocalFiles)
+
+    def locate(self, path: str) -> str:
+        """The full path or URL of a file, for people and messages."""
+        return f"{self.url}/{check_path(path)}"
+
+    def read(self, path: str, limit: int | None = None) -> bytes:
+        """A small file's bytes.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CorruptFile: it is larger than `limit` bytes.
+        """
+        check_path(path)
+        if limit is not None and (size := self._files.size(path)) > limit:
+            raise CorruptFile(f"{self.locate(path)} holds {size} bytes; at most {limit} are expected")
+        return self._files.read(path)
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes start to end of a file; fewer where it ends before."""
+        return self._files.read_range(check_path(path), start, end)
+
+    def open_read(self, path: str) -> BinaryIO:
+        """A file for sequential reading (`readinto`, `read`, `seek`)."""
+        return self._files.open_read(check_path(path))
+
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError."""
+        return self._files.size(check_path(path))
+
+    def exists(self, path: str) -> bool:
+        return self._files.exists(check_path(path))
+
+    def ls(self, path: str) -> list[str]:
+        """Names of a folder's children, sorted, temporary ones left out; [] where there is no such folder."""
+        return self._files.ls(check_path(path) if path else "")
+
+    def create(self, path: str, data: bytes) -> None:
+        """Commit: the file appears whole, if and only if it was absent.
+
+        On object stores, finding exactly these bytes there already is success: it may be one's own retry.
+
+        Raises:
+            StoreConflict: it was there; the content there stands.
+        """
+        self._files.create(check_path(path), data)
+
+    def put(self, local_path: str | Path, path: str) -> None:
+        """Upload a finished data file under a fresh name. On the same disk it is linked, not copied: the
+        caller never writes to `local_path` again.
+
+        Raises:
+            StoreConflict: the name is taken (told on local disks only).
+        """
+        self._files.put(Path(local_path), check_path(path))
+
+    def open_write(self, path: str) -> Writer:
+        """Write a data file under a fresh name, in pieces; nobody sees it before it is whole."""
+        return self._files.open_write(check_path(path))
+
+    def discard(self, path: str) -> None:
+        """Remove one's own data file that no manifest names. Never for anything else."""
+        self._files.remove(check_path(path))
+
+    def fetch(self, entry: "FileEntry", folder: str, cache_dir: Path) -> Path:
+        """A local path of the file that a manifest covers, its size and hash verified.
+
+        Args:
+            entry: the file, as in the manifest.
+            folder: the manifest's folder in the store; `entry.path` is relative to it.
+            cache_dir: where downloads are kept, by hash, to be reused.
+
+        Raises:
+            CorruptFile: its bytes are not those that the manifest covers.
+        """
+        path = check_path(f"{folder}/{check_path(entry.path)}")
+        if isinstance(self._files, LocalFiles):
+            local = self._files.root / path
+            _verify(local, entry, self.locate(path))
+            return local
+        if not SHA256.fullmatch(entry.sha256):
+            raise CorruptFile(
+                f"the manifest's sha256 of {self.locate(path)} is not a hash: {entry.sha256[:80]!r}"
+            )
+        cached = cache_dir / entry.sha256
+        try:
+            _verify(cached, entry, str(cached))
+            return cached
+        except CorruptFile:
+            cached.unlink(missing_ok=True)
+        self._download(path, entry, cached)
+        return cached
+
+    def _download(self, path: str, entry: "FileEntry", target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{entry.sha256}.{uuid.uuid4().hex}.tmp")
+        digest, size = hashlib.sha256(), 0
+        try:
+            with _named(self.locate(path)), self.open_read(path) as source, temporary.open("wb") as sink:
+                # never more than the manifest promises: a huge file ends here, not on a full disk
+                while size <= entry.bytes and (block := source.read(BLOCK)):
+                    sink.write(block)
+                    digest.update(block)
+                    size += len(block)
+            _compare(size, digest.hexdigest(), entry, self.locate(path))
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class _named:
+    """Missing files become CorruptFile: a manifest covers them, so they have to be there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise CorruptFile(f"{self.name} is missing, though a manifest covers it") from error
+
+
+def check_path(path: str) -> str:
+    """The path itself, when it stays inside the store.
+
+    Raises:
+        PhotonError: it is empty, absolute, or holds '..', '.', an empty part, a backslash or a control
+            character.
+    """
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in path or any(ord(c) < 32 for c in path):
+        raise PhotonError(
+            f"{path[:200]!r} is not a path inside the store: write names joined by '/', without '..', '.', "
+            "backslashes, control characters or a leading '/'"
+        )
+    return path
+
+
+def _verify(local: Path, entry: "FileEntry", name: str) -> None:
+    with _named(name):
+        size = local.stat().st_size
+        with local.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest() if size == entry.bytes else ""
+    _compare(size, digest, entry, name)
+
+
+def _compare(size: int, digest: str, entry: "FileEntry", name: str) -> None:
+    if size != entry.bytes:
+        raise CorruptFile(f"{name} holds {size} bytes (or more); its manifest says {entry.bytes}")
+    if digest != entry.sha256:
+        raise CorruptFile(f"{name} has sha256 {digest[:16]}...; its manifest says {entry.sha256[:16]}...")
+
+
+def _rebuild(url: str, options: dict[str, Any]) -> Store:
+    return Store(url, **options)
+
+
+__all__ = ["SHA256", "Store", "StoreConflict", "Writer", "check_path"]
