@@ -57,7 +57,17 @@ class EmbeddedServer:
             os.environ.pop(name, None)  # settings of some other server
         env = os.environ | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in SERVICES_OFF}
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{self.home}/prefect.db"
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "server",
+            "start",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+        ]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -75,7 +85,9 @@ class EmbeddedServer:
         limit = time.monotonic() + START_SECONDS
         while time.monotonic() < limit:
             if self._process.poll() is not None:
-                raise ServerFailed(f"the Prefect server ended with code {self._process.returncode}: see {self.log}")
+                raise ServerFailed(
+                    f"the Prefect server ended with code {self._process.returncode}: see {self.log}"
+                )
             try:
                 with urllib.request.urlopen(f"{self.url}/api/health", timeout=2):
                     return
@@ -83,7 +95,9 @@ class EmbeddedServer:
                 time.sleep(0.1)
         raise ServerFailed(f"the Prefect server did not answer within {START_SECONDS:.0f} s: see {self.log}")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._process is None:
             return
         for sign in (signal.SIGTERM, signal.SIGKILL):

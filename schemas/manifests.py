@@ -40,7 +40,9 @@ class StreamData(Manifest):
     """One prepared stream of a site."""
 
     documents: int
-    tokens: int = Field(description="tokens in the shards of both splits, padding of the last sequence dropped")
+    tokens: int = Field(
+        description="tokens in the shards of both splits, padding of the last sequence dropped"
+    )
     source_sha256: str = Field(description="hash of the raw source's bytes")
     files: list[FileEntry] = Field(description="MDS shards and index.json of both splits")
 
@@ -62,8 +64,12 @@ class DataManifest(Manifest):
         description="perplexity of the training split's unigram model (add-one smoothed) on the validation split"
     )
     streams: dict[str, StreamData]
-    checks: dict[str, Any] = Field(default_factory=dict, description="results of the documents suite, by stream")
-    settings_sha256: str = Field(description="hash of everything that the result depends on; prepare skips on equality")
+    checks: dict[str, Any] = Field(
+        default_factory=dict, description="results of the documents suite, by stream"
+    )
+    settings_sha256: str = Field(
+        description="hash of everything that the result depends on; prepare skips on equality"
+    )
     versions: dict[str, str]
 
 
@@ -108,13 +114,18 @@ class RoundManifest(Manifest):
     sampled: list[str] = Field(default_factory=list)
     updates: dict[str, UpdateRef] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict, description="sampled site -> reason")
-    server: dict[str, Any] = Field(default_factory=dict, description="server optimizer and its numbers, as used")
-    global_step: int = Field(default=0, description="local steps so far: grows by the round's largest step count")
+    server: dict[str, Any] = Field(
+        default_factory=dict, description="server optimizer and its numbers, as used"
+    )
+    global_step: int = Field(
+        default=0, description="local steps so far: grows by the round's largest step count"
+    )
     total_tokens: int = 0
     metrics: dict[str, float] = Field(default_factory=dict)
     evaluations: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="site -> {loss, perplexity, tokens} of this round's model"
     )
+    not_evaluated: dict[str, str] = Field(default_factory=dict, description="site -> reason")
     federation_sha256: str
     previous_sha256: str = Field(default="", description="hash of round t-1's round.json; empty for round 0")
     seconds: dict[str, float] = Field(default_factory=dict)

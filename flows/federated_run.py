@@ -1,0 +1,27 @@
+"""A whole run: rounds, one after the other, until the count is reached."""
+
+from prefect import flow, tags
+from prefect.states import Completed, State
+
+from flows.federated_round import federated_round
+from schemas.federation import Federation
+from tasks import coordinator
+
+
+@flow(name="federated-run", flow_run_name="{federation.run}")
+def federated_run(federation: Federation, rounds: int | None = None) -> State:
+    """Train from the latest committed round up to the federation's round count.
+
+    Args:
+        federation: the federation file.
+        rounds: at most so many rounds now; all that are left if None.
+    """
+    with tags(f"run:{federation.run}"):
+        latest = coordinator.open_run(federation)
+        last = federation.rounds.count if rounds is None else min(federation.rounds.count, latest + rounds)
+        for t in range(latest + 1, last + 1):
+            with tags(f"round:{t}"):
+                federated_round(federation, t)
+    return Completed(
+        message=f"{federation.run}: {max(latest, last)} of {federation.rounds.count} rounds are committed"
+    )

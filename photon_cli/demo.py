@@ -1,0 +1,129 @@
+"""photon demo: a federation of four sites on this machine, on text that every Python brings along."""
+
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from math import exp, log
+from pathlib import Path
+from sysconfig import get_path
+
+from photon_cli.prepare import prepare_with
+from photon_cli.progress import display
+from photon_cli.run import run_flow, show_result
+from photon_core.data.manifest import load_manifest
+from photon_core.rounds import history, run_of
+from schemas.federation import Federation
+from schemas.load import load_federation
+
+SITE_BYTES = 1_200_000  # of text a site, at most: more does not teach a small model more in two minutes
+PIECE_BYTES = 2_000  # a document is at least this long, where the file is
+NETWORKING = ("email", "http", "urllib", "xmlrpc", "wsgiref", "html", "ssl.py", "socket.py", "socketserver.py",
+              "smtplib.py", "ftplib.py", "imaplib.py", "poplib.py", "ipaddress.py", "mailbox.py")  # fmt: skip
+CONCURRENCY = ("asyncio", "concurrent", "multiprocessing", "threading.py", "queue.py", "selectors.py", "sched.py",
+               "subprocess.py", "contextlib.py", "signal.py", "_pydecimal.py")  # fmt: skip
+TESTS = ("unittest", "doctest.py", "test", "idlelib/idle_test")
+
+FILE = """\
+# A federation of four sites that fits on a laptop. Written by photon demo; change it and go on with photon run.
+run: demo
+store: store
+tokenizer: bytes
+seed: 17
+
+model: {{n_layers: 3, d_model: 192, n_heads: 6, vocab_size: 257, max_seq_len: 128}}
+
+rounds: {{count: {rounds}, quorum: 3, deadline: 10m}}
+
+local:
+  steps: 40
+  batch_size: 16
+  optimizer: {{name: adamw, lr: 4.0e-3}}
+  schedule: {{name: cosine, warmup_steps: 10, total_steps: 400}}
+
+server: {{optimizer: nesterov, lr: 0.9, momentum: 0.3}}
+
+data: {{evaluation_sequences: 48}}
+
+sites:
+{sites}"""
+
+SITE = """\
+  - name: {name}
+    state_dir: sites/{name}
+    streams: [{{name: text, source: text/{name}.jsonl}}]
+"""
+
+
+def run_demo(folder: Path, rounds: int, quiet: bool) -> None:
+    """Write the federation, prepare its sites, run it, and say what came of it."""
+    file = folder / "federation.yaml"
+    with display(quiet) as show:
+        show.say(f"Four sites train one model without sharing a line of text. Everything is in {folder}/")
+        names = _write(folder, rounds)
+        federation = load_federation(file)
+        for name in names:
+            prepare_with(show, federation, name)
+        run_flow(federation, file, None, show)
+    show_result(federation, file)
+    unigram = _unigram_perplexity(federation)
+    reached = history(run_of(federation))[-1].metrics["perplexity"]
+    print(f"perplexity:  {reached:.2f} a byte on held-out text; a unigram model has {unigram:.2f}")
+    print(f"next:        photon demo --rounds {rounds + 3}   (or change {file}, and: photon run {file})")
+
+
+def _write(folder: Path, rounds: int) -> list[str]:
+    """The federation file and each site's text. Returns the sites' names."""
+    sites = {
+        "networking": _sources(NETWORKING),
+        "concurrency": _sources(CONCURRENCY),
+        "tests": _sources(TESTS),
+        "documentation": iter(import_module("pydoc_data.topics").topics.values()),
+    }
+    (folder / "text").mkdir(parents=True, exist_ok=True)
+    for name, texts in sites.items():
+        path = folder / "text" / f"{name}.jsonl"
+        if not path.exists():
+            part = path.with_suffix(".part")
+            part.write_text("".join(json.dumps({"text": text}) + "\n" for text in _documents(texts)))
+            part.rename(path)
+    listing = "".join(SITE.format(name=name) for name in sites)
+    (folder / "federation.yaml").write_text(FILE.format(rounds=rounds, sites=listing))
+    return list(sites)
+
+
+def _sources(names: tuple[str, ...]) -> Iterator[str]:
+    """The text of the standard library's modules and packages of these names."""
+    root = Path(get_path("stdlib"))
+    for name in names:
+        path = root / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.exists() else []:
+            try:
+                yield file.read_text(encoding="utf-8")
+            except (UnicodeDecodeError, OSError):
+                continue  # some of its tests are wrongly encoded on purpose
+
+
+def _documents(texts: Iterator[str]) -> Iterator[str]:
+    """Pieces that end between top-level definitions, each once, up to SITE_BYTES in all."""
+    seen: set[str] = set()
+    total = 0
+    for text in texts:
+        piece = ""
+        for part in (*text.split("\n\n\n"), None):
+            if part is not None:
+                piece = f"{piece}\n\n\n{part}" if piece else part
+            if len(piece) >= PIECE_BYTES or (part is None and piece.strip()):
+                if piece not in seen:
+                    seen.add(piece)
+                    yield piece
+                    total += len(piece)
+                piece = ""
+            if total >= SITE_BYTES:
+                return
+
+
+def _unigram_perplexity(federation: Federation) -> float:
+    """Of all sites' held-out text, each by its own unigram model."""
+    data = [manifest for site in federation.sites if (manifest := load_manifest(federation, site.name))]
+    tokens = sum(manifest.valid_tokens for manifest in data)
+    return exp(sum(log(manifest.unigram_perplexity) * manifest.valid_tokens for manifest in data) / tokens)

@@ -1,0 +1,111 @@
+"""photon: the command line. Light on purpose: what a command needs is imported when it runs."""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from photon_core.errors import PhotonError, QuorumMissed, StoreConflict
+
+EXIT_WRONG_USE, EXIT_QUORUM, EXIT_CONFLICT, EXIT_INTERRUPTED = 2, 3, 4, 130
+
+app = typer.Typer(
+    help="Federated pre-training of language models: sites train one model together and no text leaves a site.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+File = Annotated[Path, typer.Argument(metavar="FILE", help="the federation file (YAML)")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only results and errors")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"photon {version('photon-prefect')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version and exit")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--to", help="where the demo keeps everything")] = Path(
+        "photon-demo"
+    ),
+    rounds: Annotated[int, typer.Option(min=1, help="rounds in all")] = 5,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small model with four sites on this machine, on text that comes with Python."""
+    from photon_cli.demo import run_demo
+
+    run_demo(folder, rounds, quiet)
+
+
+@app.command()
+def prepare(
+    file: File,
+    site: Annotated[
+        Optional[list[str]], typer.Option("--site", "-s", help="only this site (repeatable)")
+    ] = None,  # noqa: UP045
+    quiet: Quiet = False,
+) -> None:
+    """Turn a site's text into validated, tokenised shards."""
+    from photon_cli.prepare import prepare_sites
+    from schemas.load import load_federation
+
+    prepare_sites(load_federation(file), site, quiet)
+
+
+@app.command()
+def run(
+    file: File,
+    rounds: Annotated[
+        Optional[int], typer.Option("--rounds", "-n", min=1, help="at most so many rounds now")
+    ] = None,  # noqa: UP045
+    quiet: Quiet = False,
+) -> None:
+    """Run rounds here, with an embedded Prefect server, until the file's count is reached."""
+    from photon_cli.run import run_embedded
+    from schemas.load import load_federation
+
+    run_embedded(load_federation(file), file, rounds, quiet)
+
+
+@app.command()
+def status(
+    file: File,
+    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+) -> None:
+    """Show the run's committed rounds."""
+    from photon_cli.status import show_status
+    from schemas.load import load_federation
+
+    show_status(load_federation(file), as_json)
+
+
+def main() -> None:
+    """Entry point of the command `photon`: errors in one line, documented exit codes."""
+    try:
+        app()
+    except PhotonError as error:
+        typer.echo(f"photon: {error}", err=True)
+        sys.exit(_exit_code(error))
+    except KeyboardInterrupt:
+        typer.echo("photon: interrupted; the same command continues where this one stopped", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _exit_code(error: PhotonError) -> int:
+    if isinstance(error, QuorumMissed):
+        return EXIT_QUORUM
+    if isinstance(error, StoreConflict):
+        return EXIT_CONFLICT
+    return EXIT_WRONG_USE if isinstance(error, ValueError) else 1

@@ -1,0 +1,42 @@
+"""photon prepare: a site's text becomes validated shards, here, without a server."""
+
+from photon_cli.progress import Display, display
+from photon_core.data.paths import data_dir
+from photon_core.data.prepare import prepare_site
+from photon_core.errors import FederationError
+from schemas.federation import Federation
+from schemas.load import check_paths
+
+
+def prepare_sites(federation: Federation, sites: list[str] | None, quiet: bool) -> None:
+    """Prepare the named sites, or all.
+
+    Raises:
+        FederationError: there is no such site, or a source is missing.
+        DataError: text that cannot be read, or that an expectation refuses.
+    """
+    names = [site.name for site in federation.sites]
+    for site in sites or []:
+        if site not in names:
+            raise FederationError(f"there is no site '{site}'; the file has {', '.join(names)}")
+    wanted = sites or names
+    check_paths(federation, wanted)
+    with display(quiet) as show:
+        for site in wanted:
+            prepare_with(show, federation, site)
+
+
+def prepare_with(show: Display, federation: Federation, site: str) -> None:
+    """Prepare one site and say what came of it."""
+
+    def progress(step: str, done: int, total: int) -> None:
+        show.activity(site, step, done, total or None)
+
+    show.activity(site, "prepare")
+    manifest = prepare_site(federation, site, progress)
+    show.finish(site)
+    show.say(
+        f"{site}: {manifest.train_documents:,} documents and {manifest.train_tokens:,} tokens to train on, "
+        f"{manifest.valid_documents:,} documents held out, unigram perplexity {manifest.unigram_perplexity:.1f} "
+        f"({data_dir(federation, site)})"
+    )

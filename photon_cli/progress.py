@@ -1,0 +1,129 @@
+"""Progress for people: bars on a terminal, plain lines elsewhere, nothing when quiet."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from photon_cli.tables import size
+
+PLAIN_SECONDS = 10.0  # between two lines about the same site's training
+
+
+class Display(Protocol):
+    """What a command says while it works."""
+
+    def say(self, text: str) -> None: ...
+    def activity(self, name: str, text: str, done: int = 0, total: int | None = None) -> None: ...
+    def finish(self, name: str) -> None: ...
+
+
+class Bars:
+    """One bar an activity; what is done and said scrolls above them."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._bars = progress, dict[str, TaskID]()
+        self._lock = threading.Lock()
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False)
+
+    def activity(self, name: str, text: str, done: int = 0, total: int | None = None) -> None:
+        with self._lock:
+            if name not in self._bars:
+                self._bars[name] = self._progress.add_task(name, total=total, text=text)
+            bar = self._bars[name]
+        self._progress.update(bar, text=text, completed=done, total=total)
+
+    def finish(self, name: str) -> None:
+        with self._lock:
+            bar = self._bars.pop(name, None)
+        if bar is not None:
+            self._progress.remove_task(bar)
+
+
+class Lines:
+    """A line whenever an activity changes its kind, and every few seconds while it counts."""
+
+    def __init__(self) -> None:
+        self._printed: dict[str, tuple[bool, float]] = {}
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def activity(self, name: str, text: str, done: int = 0, total: int | None = None) -> None:
+        counting, now = bool(done), time.monotonic()
+        was = self._printed.get(name)
+        if was is None or was[0] != counting or now - was[1] > PLAIN_SECONDS:
+            self._printed[name] = (counting, now)
+            print(f"{name}: {text}" + (f" ({done}/{total})" if counting and total else ""), flush=True)
+
+    def finish(self, name: str) -> None:
+        self._printed.pop(name, None)
+
+
+class Silence:
+    def say(self, text: str) -> None:
+        pass
+
+    def activity(self, name: str, text: str, done: int = 0, total: int | None = None) -> None:
+        pass
+
+    def finish(self, name: str) -> None:
+        pass
+
+
+@contextmanager
+def display(quiet: bool) -> Iterator[Display]:
+    """The display that fits where the output goes."""
+    if quiet:
+        yield Silence()
+    elif not sys.stdout.isatty():
+        yield Lines()
+    else:
+        columns = (SpinnerColumn(), TextColumn("{task.description:<20}"), BarColumn(24), TextColumn("{task.fields[text]}"),
+                   TimeElapsedColumn())  # fmt: skip
+        with Progress(*columns, console=Console(), transient=True, refresh_per_second=5) as progress:
+            yield Bars(progress)
+
+
+def follow(show: Display, rounds: int) -> Any:
+    """A listener for tasks.progress that shows a run of `rounds` rounds."""
+
+    def listener(event: Any) -> None:
+        name = event.site or (f"round {event.t}/{rounds}" if event.t else "run")
+        data = event.data
+        if event.state == "failed":
+            show.say(f"round {event.t}, {event.site or 'coordinator'}: {event.step} failed: {data['error']}")
+            show.finish(name)
+        elif event.state == "running":
+            text = f"train  loss {data['loss']:.3f}  {data['tokens_per_second']:,.0f} tokens/s"
+            show.activity(name, text, data["step"], data["steps"])
+        elif event.state == "started":
+            show.activity(name, event.step)
+        elif event.step == "publish":
+            show.finish(name)
+            show.say(round_line(data["manifest"], rounds))
+        elif event.step in ("upload", "evaluate"):
+            show.finish(name)
+
+    return listener
+
+
+def round_line(manifest: Any, rounds: int) -> str:
+    """One line about a committed round."""
+    sent = sum(update.bytes for update in manifest.updates.values())
+    text = f"round {manifest.round}/{rounds}: {len(manifest.updates)}/{len(manifest.sampled)} sites"
+    if "perplexity" in manifest.metrics:
+        text += f", perplexity {manifest.metrics['perplexity']:.2f}"
+    text += f", train loss {manifest.metrics['train_loss']:.3f}, {size(sent)} sent, {sum(manifest.seconds.values()):.1f} s"
+    for site, reason in sorted(manifest.left_out.items()):
+        text += f"\n  left out: {site}: {reason}"
+    for site, reason in sorted(manifest.not_evaluated.items()):
+        text += f"\n  not evaluated: {site}: {reason}"
+    return text

@@ -1,0 +1,114 @@
+"""photon run: the flows on this machine, with a Prefect server of their own that ends with them."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from photon_cli.progress import Display, display, follow
+from photon_cli.server import EmbeddedServer
+from photon_core.data.manifest import load_manifest
+from photon_core.errors import DataError
+from photon_core.rounds import history, run_of
+from schemas.federation import Federation
+from schemas.load import check_paths
+
+SERVER = "Prefect server"
+
+
+def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: bool) -> None:
+    """Run rounds until the count is reached, then print the table.
+
+    Raises:
+        FederationError, DataError: something is wrong or not prepared; nothing was started.
+        PhotonError: as the run failed; what was committed stands.
+    """
+    check_paths(federation)
+    check_prepared(federation, file)
+    with display(quiet) as show:
+        run_flow(federation, file, rounds, show)
+    show_result(federation, file)
+
+
+def check_prepared(federation: Federation, file: Path) -> None:
+    """Refuse to start before every site's shards are there."""
+    missing = [site.name for site in federation.sites if load_manifest(federation, site.name) is None]
+    if missing:
+        raise DataError(f"not prepared yet: {', '.join(missing)}. Write: photon prepare {file}")
+
+
+def run_flow(federation: Federation, file: Path, rounds: int | None, show: Display) -> None:
+    """The server, the fork server and Prefect itself start side by side; then the flow runs."""
+    from tasks.processes import launcher, shutdown
+
+    with ending_children(), EmbeddedServer(prefect_home(file)) as server:
+        show.activity(SERVER, "starting")
+        try:
+            launcher().warm()
+            import prefect.settings
+            from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+            from flows.federated_run import federated_run
+            from tasks.progress import listening
+
+            server.wait()
+            show.finish(SERVER)
+            # nobody looks for zombies of an embedded run, and joining the heartbeat thread costs a second a flow
+            with (
+                temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+                listening(follow(show, federation.rounds.count)),
+            ):
+                federated_run(federation, rounds)
+        finally:
+            shutdown()
+            with suppress(Exception):
+                _flush()
+
+
+def show_result(federation: Federation, file: Path) -> None:
+    """The table of all rounds, where everything is, and what to try next."""
+    from rich.console import Console
+
+    from photon_cli.tables import rounds_table
+
+    console, run = Console(soft_wrap=True), run_of(federation)
+    console.print(rounds_table(history(run)[1:]))
+    console.print(f"\nstore:       {run.store.url}/{federation.run}", highlight=False)
+    console.print(f"Prefect UI:  PREFECT_HOME={prefect_home(file)} prefect server start", highlight=False)
+
+
+def prefect_home(file: Path) -> Path:
+    """Where the embedded server of a federation file keeps its database: beside the file."""
+    return file.resolve().parent / ".prefect"
+
+
+@contextmanager
+def ending_children() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP end the children first, so that nothing waits for them, then this process."""
+    from tasks.processes import shutdown
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        for sign in signals:
+            signal.signal(sign, signal.SIG_IGN)  # one is enough: what follows is bounded in time
+        threading.Thread(target=shutdown, name="photon-shutdown").start()
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {sign: signal.signal(sign, handler) for sign in signals}
+    try:
+        yield
+    finally:
+        shutdown()
+        for sign, old in before.items():
+            signal.signal(sign, old)
+
+
+def _flush() -> None:
+    """Send what Prefect still holds of logs and events while its server is there."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=5)
+    EventsWorker.drain_all(timeout=5)

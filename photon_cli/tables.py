@@ -1,0 +1,62 @@
+"""Tables for people."""
+
+from rich.table import Table
+
+from photon_core.rounds import summary
+from schemas.manifests import RoundManifest
+
+COLUMNS = ("round", "site", "tokens", "train loss", "validation perplexity", "bytes sent", "seconds")
+
+
+def rounds_table(rounds: list[RoundManifest]) -> Table:
+    """A row for each site and round, and one for the whole of each round."""
+    table = Table(*(_heading(name) for name in COLUMNS), header_style="bold", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for manifest in rounds:
+        for row in summary(manifest):
+            style = "red" if row["left out"] not in ("", "not sampled") else None
+            table.add_row(*(_cell(name, row[name]) for name in COLUMNS), style=style)
+            if row["left out"]:
+                table.add_row("", f"  {row['left out']}", style="dim")
+        whole = {
+            "round": manifest.round,
+            "site": "all",
+            "tokens": sum(update.tokens for update in manifest.updates.values()),
+            "train loss": manifest.metrics.get("train_loss"),
+            "validation perplexity": manifest.metrics.get("perplexity"),
+            "bytes sent": sum(update.bytes for update in manifest.updates.values()),
+            "seconds": sum(manifest.seconds.values()),
+        }
+        table.add_row(*(_cell(name, whole[name]) for name in COLUMNS), style="bold", end_section=True)
+    return table
+
+
+def _heading(name: str) -> str:
+    return "valid. perplexity" if name == "validation perplexity" else name
+
+
+def _cell(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return (
+            f"{value:.3f}"
+            if name == "train loss"
+            else f"{value:.1f}"
+            if name == "seconds"
+            else f"{value:.2f}"
+        )
+    if name == "bytes sent":
+        return size(int(str(value)))
+    return f"{value:,}" if isinstance(value, int) and name != "round" else str(value)
+
+
+def size(count: int) -> str:
+    """Bytes for people: 4.4 MB."""
+    number = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"

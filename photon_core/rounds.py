@@ -1,0 +1,286 @@
+"""What a round is, apart from who carries it out: where it starts, who has contributed, how it is committed."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from photon_core.aggregation.aggregate import Aggregate, aggregate
+from photon_core.errors import FederationError, PhotonError, QuorumMissed, StoreConflict, UpdateRejected
+from photon_core.hashing import canonical_json, sha256_bytes, sha256_file
+from photon_core.layout import Run, model_sha256, versions
+from photon_core.store import Store
+from photon_core.tensors import file_entry
+from schemas.federation import Federation
+from schemas.manifests import FileEntry, RoundManifest, RunManifest, UpdateManifest, UpdateRef
+
+FROZEN = ("model", "tokenizer", "seed")  # what makes two rounds parts of one run
+
+
+def run_of(federation: Federation) -> Run:
+    """The federation's run in its store."""
+    return Run(Store(federation.store), federation.run)
+
+
+def federation_sha256(federation: Federation) -> str:
+    return sha256_bytes(canonical_json(federation.model_dump(mode="json")))
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_frozen(birth: RunManifest, federation: Federation, tokenizer_sha256: str) -> None:
+    """Refuse a federation file that is not the same run's any more.
+
+    Raises:
+        FederationError: naming the key, both values and the remedy.
+    """
+    now = federation.model_dump(mode="json")
+    remedy = f"restore it, or give the changed federation a new name under run: (this run is '{birth.run}')"
+    for key in FROZEN:
+        if key != "tokenizer" and now[key] != birth.federation[key]:
+            raise FederationError(
+                f"{key} is {now[key]}, but the run was started with {birth.federation[key]}: {remedy}"
+            )
+    if birth.tokenizer_sha256 != tokenizer_sha256:
+        raise FederationError(
+            f"tokenizer '{federation.tokenizer}' is not the one that the run was started with: {remedy}"
+        )
+
+
+def open_run(
+    run: Run, federation: Federation, tokenizer_sha256: str, initial_model: Callable[[], Iterable[Path]]
+) -> RunManifest:
+    """Create run.json and round 0 (the initial model) where they are missing; check that they are this run's.
+
+    Safe to call from many processes at once: the store's commit lets one of them win.
+    """
+    birth = run.birth()
+    if birth is None:
+        try:
+            run.create_birth(
+                RunManifest(
+                    run=federation.run,
+                    created=utc_now(),
+                    federation=federation.model_dump(mode="json"),
+                    federation_sha256=federation_sha256(federation),
+                    tokenizer_sha256=tokenizer_sha256,
+                    versions=versions(),
+                )
+            )
+        except StoreConflict:
+            pass  # another coordinator was first; the check below says whether it means the same run
+        birth = run.birth()
+        assert birth is not None
+    check_frozen(birth, federation, tokenizer_sha256)
+    if run.round(0) is None:
+        files = put_files(run, f"{run.round_dir(0)}/model", initial_model(), prefix="model/")
+        manifest = RoundManifest(
+            run=federation.run,
+            round=0,
+            model_sha256=model_sha256(files),
+            model=files,
+            federation_sha256=federation_sha256(federation),
+            created=utc_now(),
+            versions=versions(),
+        )
+        try:
+            run.commit_round(manifest)
+        except StoreConflict:
+            pass  # theta^0 is a function of the seed: the other's is the same
+    return birth
+
+
+def put_files(run: Run, folder: str, paths: Iterable[Path], prefix: str = "") -> list[FileEntry]:
+    """Upload local safetensors files under content-addressed names, so that no two writers ever share one."""
+    entries = []
+    for path in paths:
+        sha256 = sha256_file(path)
+        name = f"{path.stem}-{sha256[:8]}.safetensors"
+        try:
+            run.store.put(path, f"{folder}/{name}")
+        except StoreConflict:
+            pass  # the same bytes are there already
+        entries.append(file_entry(path, prefix + name, sha256))
+    return entries
+
+
+def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:
+    """(round, attempt) of the site's newest update that a round before t aggregated: where its stream continues."""
+    for r in range(t - 1, 0, -1):
+        manifest = run.round(r)
+        if manifest is not None and site in manifest.updates:
+            return r, manifest.updates[site].attempt
+    return None
+
+
+def committed_update(run: Run, t: int, site: str) -> UpdateManifest | None:
+    """The site's newest committed update for round t that starts from the committed model of round t-1."""
+    base = run.round(t - 1)
+    for update in reversed(run.updates(t, site)):
+        if base is not None and update.base_sha256 == base.model_sha256:
+            return update
+    return None
+
+
+def intact(run: Run, update: UpdateManifest) -> bool:
+    """Whether every file of a committed update still has the bytes that its manifest names."""
+    folder = run.site_dir(update.round, update.site, update.attempt)
+    for entry in update.files:
+        try:
+            if sha256_bytes(run.store.read(f"{folder}/{entry.path}")) != entry.sha256:
+                return False
+        except FileNotFoundError:
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The next global model, written but not committed."""
+
+    t: int
+    result: Aggregate
+    updates: dict[str, UpdateManifest]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def aggregate_round(
+    run: Run, federation: Federation, t: int, sampled: list[str], left_out: dict[str, str]
+) -> Candidate:
+    """Aggregate what the sampled sites have committed; a bad update is left out by name.
+
+    Raises:
+        QuorumMissed: fewer sites than the quorum have a usable update; every reason is in the message.
+    """
+    left_out = dict(left_out)
+    updates = {}
+    for site in sampled:
+        if (update := committed_update(run, t, site)) is not None:
+            updates[site] = update
+            left_out.pop(site, None)  # whatever its task said, the store has its work
+        else:
+            left_out.setdefault(site, "no update was committed")
+    while len(updates) >= federation.quorum:
+        try:
+            result = aggregate(run, t, updates, federation.server)
+            return Candidate(t, result, updates, left_out)
+        except UpdateRejected as rejected:
+            del updates[rejected.site]
+            left_out[rejected.site] = rejected.reason
+    reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(left_out.items()))
+    raise QuorumMissed(
+        f"round {t}: {len(updates)} of {len(sampled)} sampled sites have a usable update, "
+        f"the quorum is {federation.quorum}. Left out: {reasons}"
+    )
+
+
+def commit(
+    run: Run,
+    federation: Federation,
+    candidate: Candidate,
+    sampled: list[str],
+    evaluations: dict[str, dict[str, float]],
+    not_evaluated: dict[str, str],
+    seconds: dict[str, float],
+) -> RoundManifest:
+    """Write round.json of the candidate: from here on it is the global model.
+
+    Raises:
+        StoreConflict: another writer committed this round first. Its result stands.
+    """
+    before = run.round(candidate.t - 1)
+    assert before is not None
+    updates = candidate.updates
+    tokens = sum(update.tokens for update in updates.values())
+    manifest = RoundManifest(
+        run=federation.run,
+        round=candidate.t,
+        model_sha256=model_sha256(candidate.result.model),
+        model=candidate.result.model,
+        optimizer=candidate.result.optimizer,
+        sampled=sampled,
+        updates={site: _ref(run, update, candidate.result.weights[site]) for site, update in updates.items()},
+        left_out=candidate.left_out,
+        server=federation.server.model_dump(mode="json"),
+        global_step=before.global_step + max(update.steps for update in updates.values()),
+        total_tokens=before.total_tokens + tokens,
+        metrics=_metrics(candidate, evaluations),
+        evaluations=evaluations,
+        not_evaluated=not_evaluated,
+        federation_sha256=federation_sha256(federation),
+        previous_sha256=run.round_sha256(candidate.t - 1),
+        seconds=seconds,
+        created=utc_now(),
+        versions=versions(),
+    )
+    run.commit_round(manifest)
+    return manifest
+
+
+def _ref(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
+    return UpdateRef(
+        attempt=update.attempt,
+        sha256=run.update_sha256(update.round, update.site, update.attempt),
+        tokens=update.tokens,
+        weight=weight,
+        bytes=sum(entry.bytes for entry in update.files),
+        steps=update.steps,
+        metrics=update.metrics,
+    )
+
+
+def _metrics(candidate: Candidate, evaluations: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Means over the sites: losses weighted by tokens, as the parameters are."""
+    from math import exp
+
+    metrics: dict[str, float] = dict(candidate.result.norms)
+    weights = candidate.result.weights
+    metrics["train_loss"] = sum(
+        weights[site] * update.metrics["train_loss"] for site, update in candidate.updates.items()
+    )
+    tokens = sum(scores["tokens"] for scores in evaluations.values())
+    if tokens:
+        metrics["loss"] = sum(scores["loss"] * scores["tokens"] for scores in evaluations.values()) / tokens
+        metrics["perplexity"] = exp(min(metrics["loss"], 700.0))
+    return metrics
+
+
+def history(run: Run) -> list[RoundManifest]:
+    """Every committed round, from 0.
+
+    Raises:
+        PhotonError: a manifest that the latest one follows is missing or changed.
+    """
+    latest = run.latest()
+    rounds: list[RoundManifest] = []
+    for t in range(0 if latest is None else latest + 1):
+        manifest = run.round(t)
+        if manifest is None:
+            raise PhotonError(
+                f"{run.store.url}: round {t} of run '{run.run}' is missing, but round {latest} is there"
+            )
+        rounds.append(manifest)
+    return rounds
+
+
+def summary(manifest: RoundManifest) -> list[dict[str, Any]]:
+    """One row a sampled or evaluated site, for tables: what it did in this round."""
+    rows = []
+    for site in sorted({*manifest.sampled, *manifest.evaluations, *manifest.not_evaluated}):
+        update, scores = manifest.updates.get(site), manifest.evaluations.get(site, {})
+        rows.append(
+            {
+                "round": manifest.round,
+                "site": site,
+                "tokens": update.tokens if update else 0,
+                "train loss": update.metrics["train_loss"] if update else None,
+                "validation perplexity": scores.get("perplexity"),
+                "bytes sent": update.bytes if update else 0,
+                "seconds": update.metrics.get("seconds") if update else None,
+                "left out": manifest.left_out.get(site, "" if site in manifest.sampled else "not sampled"),
+            }
+        )
+    return rows

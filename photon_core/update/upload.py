@@ -1,0 +1,59 @@
+"""A site's trained update on its way into the store: shards first, then the manifest that commits it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from photon_core.data.prepare import load_manifest
+from photon_core.errors import DataError, PhotonError, StoreConflict
+from photon_core.hashing import canonical_json, sha256_bytes
+from photon_core.layout import Run, versions
+from photon_core.rounds import put_files
+from schemas.federation import Federation
+from schemas.manifests import UpdateManifest
+
+if TYPE_CHECKING:
+    from photon_core.training.job import Trained
+
+
+def upload_update(run: Run, federation: Federation, site: str, t: int, trained: "Trained") -> UpdateManifest:
+    """Commit what a site trained for round t.
+
+    Safe to repeat: shards have content-addressed names, and the manifest is created once. If another process
+    of the site has committed this attempt, its update stands and is returned.
+
+    Raises:
+        PhotonError: the round's base model is gone, or not the one that was trained from.
+    """
+    base = run.round(t - 1)
+    if base is None or base.model_sha256 != trained.base_sha256:
+        raise PhotonError(
+            f"round {t}, site '{site}': trained from a model that is not the committed one of round {t - 1}"
+        )
+    data = load_manifest(federation, site)
+    if data is None:
+        raise DataError(f"site '{site}': its data manifest is gone; run photon prepare again")
+    folder = run.site_dir(t, site, trained.attempt)
+    files = put_files(run, folder, [Path(trained.folder) / entry.path for entry in trained.files])
+    manifest = UpdateManifest(
+        run=federation.run,
+        round=t,
+        site=site,
+        attempt=trained.attempt,
+        base_sha256=trained.base_sha256,
+        codec=trained.codec,
+        files=files,
+        tokens=trained.tokens,
+        steps=trained.steps,
+        metrics=trained.metrics,
+        data_sha256=sha256_bytes(canonical_json(data.model_dump(mode="json"))),
+        versions=versions(),
+        previous_sha256=run.round_sha256(t - 1),
+    )
+    try:
+        run.commit_update(manifest)
+    except StoreConflict:
+        committed = next((u for u in run.updates(t, site) if u.attempt == trained.attempt), None)
+        if committed is None:
+            raise
+        return committed
+    return manifest

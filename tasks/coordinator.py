@@ -1,0 +1,85 @@
+"""The coordinator's steps: open the run, aggregate the updates, commit and publish the round."""
+
+import re
+import tempfile
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from photon_core import rounds
+from photon_core.data.tokenizer import load_tokenizer
+from photon_core.rounds import Candidate, run_of
+from photon_core.sampling import sample_sites
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+from tasks.processes import launcher
+from tasks.progress import step
+
+INITIAL_MODEL_TIMEOUT = 3600.0
+
+
+@task(task_run_name="open run", cache_policy=NO_CACHE)
+def open_run(federation: Federation) -> int:
+    """Make the run's first manifests where they are missing (InitModel).
+
+    Returns:
+        The latest committed round.
+    """
+    with step(0, "open"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
+        run = run_of(federation)
+
+        def initial_model() -> list[Path]:
+            made: list[Path] = launcher().run(
+                "photon_core.training.initial:initial_model",
+                {"federation": federation, "folder": Path(folder)},
+                label=f"{federation.run}/initial",
+                timeout=INITIAL_MODEL_TIMEOUT,
+            )
+            return made
+
+        rounds.open_run(run, federation, load_tokenizer(federation.tokenizer).sha256, initial_model)
+        latest = run.latest()
+        assert latest is not None
+        return latest
+
+
+@task(task_run_name="sample sites", cache_policy=NO_CACHE)
+def sample(federation: Federation, t: int) -> list[str]:
+    """The K of P sites that take part in round t."""
+    names = [site.name for site in federation.sites]
+    return sample_sites(names, federation.sites_per_round, federation.seed, t)
+
+
+@task(task_run_name="aggregate", cache_policy=NO_CACHE)
+def aggregate(federation: Federation, t: int, sampled: list[str], left_out: dict[str, str]) -> Candidate:
+    """Average the pseudo-gradients and apply the server optimizer; the result is not committed yet."""
+    with step(t, "aggregate"):
+        candidate = rounds.aggregate_round(run_of(federation), federation, t, sampled, left_out)
+        for site, reason in candidate.left_out.items():
+            get_run_logger().warning("site '%s' is left out of round %d: %s", site, t, reason)
+        return candidate
+
+
+@task(task_run_name="publish", cache_policy=NO_CACHE)
+def publish(
+    federation: Federation,
+    candidate: Candidate,
+    sampled: list[str],
+    evaluations: dict[str, dict[str, float]],
+    not_evaluated: dict[str, str],
+    seconds: dict[str, float],
+) -> RoundManifest:
+    """Commit the round and show it as a table artifact."""
+    with step(candidate.t, "publish") as out:
+        manifest = rounds.commit(
+            run_of(federation), federation, candidate, sampled, evaluations, not_evaluated, seconds
+        )
+        create_table_artifact(
+            rounds.summary(manifest),
+            key=re.sub(r"[^a-z0-9-]+", "-", f"photon-{federation.run}-round".lower()),
+            description=f"Run `{federation.run}`, round {manifest.round}. Model `{manifest.model_sha256[:16]}`.",
+        )
+        out.update(manifest=manifest)
+        return manifest

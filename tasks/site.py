@@ -1,0 +1,198 @@
+"""The steps of a site in a round: validate its shards, train H local steps, upload the update; and evaluate."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+
+from photon_core.data.paths import cache_dir, state_dir
+from photon_core.data.tokenizer import load_tokenizer
+from photon_core.errors import ChildFailed, DeadlinePassed, PhotonError
+from photon_core.rounds import committed_update, intact, last_contribution, run_of
+from photon_core.update.upload import upload_update
+from schemas.federation import Federation
+from schemas.manifests import FileEntry
+from tasks.processes import launcher
+from tasks.progress import emit, step
+
+if TYPE_CHECKING:
+    from photon_core.training.local import LocalJob, Trained
+
+REPORT_SECONDS = 5.0  # between two progress updates in the Prefect UI
+EVALUATION_TIMEOUT = 3600.0
+VALIDATION_TIMEOUT = 3600.0
+
+
+def _again(_task: Any, _run: Any, state: Any) -> bool:
+    """Try once more what was killed or broke; not what was refused, cancelled, or out of time."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, ChildFailed):
+        return not isinstance(error, DeadlinePassed) and "cancelled" not in str(error)
+    return not isinstance(error, PhotonError)
+
+
+@task(task_run_name="{site} / validate", cache_policy=NO_CACHE)
+def validate(federation: Federation, site: str, t: int) -> dict[str, Any]:
+    """Check the site's shards: every file by its hash, then the expectation suite `shards`.
+
+    Returns:
+        Number of expectations that were checked.
+
+    Raises:
+        DataError: a shard is missing or corrupt, or an expectation failed (named, with the observed value).
+    """
+    with step(t, "validate", site):
+        checked = launcher().run(
+            "photon_core.data.quality:check_shards",
+            {
+                "federation": federation,
+                "site": site,
+                "tokenizer_sha256": load_tokenizer(federation.tokenizer).sha256,
+            },
+            label=_label(federation, t, site),
+            timeout=VALIDATION_TIMEOUT,
+            log_path=_log(federation, site),
+        )
+        return {"expectations": len(checked)}
+
+
+@task(
+    task_run_name="{site} / train",
+    cache_policy=NO_CACHE,
+    retries=1,
+    retry_delay_seconds=2,
+    retry_condition_fn=_again,
+)
+def train(federation: Federation, site: str, t: int) -> "Trained | None":
+    """Train the global model of round t-1 for H local steps, in a child process.
+
+    Returns:
+        What was trained, in the site's private state; None if the store has the site's update already.
+    """
+    logger = get_run_logger()
+    run = run_of(federation)
+    done = committed_update(run, t, site)
+    if done is not None and intact(run, done):
+        logger.info(
+            "the update of round %d is committed already (attempt %d): nothing to train", t, done.attempt
+        )
+        emit(t, "train", "finished", site, loss=done.metrics["train_loss"], tokens=done.tokens)
+        return None
+    with step(t, "train", site) as out:
+        job = _job(federation, site, t)
+        trained: Trained = launcher().run(
+            "photon_core.training.local:train",
+            {"job": job},
+            label=_label(federation, t, site),
+            timeout=federation.rounds.deadline,
+            on_report=_Progress(site, t, job.federation.local.steps),
+            log_path=_log(federation, site),
+        )
+        for note in trained.notes:
+            logger.warning(note)
+        out.update(loss=trained.metrics["train_loss"], tokens=trained.tokens)
+        logger.info("trained %d tokens, mean loss %.4f", trained.tokens, trained.metrics["train_loss"])
+        return trained
+
+
+@task(task_run_name="{site} / upload", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[2, 10, 30])
+def upload(federation: Federation, site: str, t: int, trained: "Trained | None") -> None:
+    """Put the update's shards into the store, then commit its manifest."""
+    if trained is None:
+        return
+    with step(t, "upload", site) as out:
+        manifest = upload_update(run_of(federation), federation, site, t, trained)
+        out.update(bytes=sum(entry.bytes for entry in manifest.files))
+
+
+@task(task_run_name="{site} / evaluate", cache_policy=NO_CACHE)
+def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> dict[str, float]:
+    """Loss and perplexity of a global model on the site's held-out text."""
+    with step(t, "evaluate", site) as out:
+        scores: dict[str, float] = launcher().run(
+            "photon_core.training.evaluate:evaluate",
+            {
+                "federation": federation,
+                "site": site,
+                "files": _model_files(federation, site, t, model),
+                "threads": launcher().threads,
+            },
+            label=_label(federation, t, site),
+            timeout=EVALUATION_TIMEOUT,
+            log_path=_log(federation, site),
+        )
+        out.update(scores)
+        return scores
+
+
+def cancel(federation: Federation, site: str, t: int) -> None:
+    """End whatever child process works for this site and round."""
+    launcher().cancel(_label(federation, t, site))
+
+
+def _label(federation: Federation, t: int, site: str) -> str:
+    return f"{federation.run}/{t}/{site}"
+
+
+def _log(federation: Federation, site: str) -> Path:
+    return state_dir(federation, site) / "log" / "training.log"
+
+
+def _model_files(federation: Federation, site: str, t: int, model: list[FileEntry]) -> list[str]:
+    """Local paths of a model of round t, downloaded and verified where they are not at hand."""
+    run = run_of(federation)
+    return [
+        str(run.store.fetch(entry, run.round_dir(t), cache_dir(federation, site) / "model"))
+        for entry in model
+    ]
+
+
+def _job(federation: Federation, site: str, t: int) -> "LocalJob":
+    from photon_core.training.job import LocalJob
+
+    run = run_of(federation)
+    base = run.round(t - 1)
+    if base is None:
+        raise PhotonError(f"round {t} cannot start: round {t - 1} of run '{federation.run}' is not committed")
+    return LocalJob(
+        federation=federation,
+        site=site,
+        round=t,
+        attempt=run.next_attempt(t, site),
+        base_files=_model_files(federation, site, t - 1, base.model),
+        base_sha256=base.model_sha256,
+        global_step=base.global_step,
+        resume=last_contribution(run, site, t),
+        threads=launcher().threads,
+    )
+
+
+class _Progress:
+    """Passes a child's reports on: to this process's listeners at once, to Prefect every few seconds."""
+
+    def __init__(self, site: str, t: int, steps: int) -> None:
+        self.site, self.t, self.steps = site, t, steps
+        self.logger = get_run_logger()
+        self.sent = time.monotonic()
+        self.artifact: Any = None
+
+    def __call__(self, report: dict[str, Any]) -> None:
+        emit(self.t, "train", "running", self.site, **report)
+        now = time.monotonic()
+        if now - self.sent < REPORT_SECONDS and report["step"] < self.steps:
+            return
+        self.sent = now
+        percent = 100.0 * report["step"] / self.steps
+        if self.artifact is None:
+            self.artifact = create_progress_artifact(
+                percent, description=f"{self.site}, round {self.t}: local steps"
+            )
+        else:
+            update_progress_artifact(self.artifact, percent)
+        self.logger.info(
+            "step %d of %d, loss %.4f, %.0f tokens/s",
+            report["step"], self.steps, report["loss"], report["tokens_per_second"],
+        )  # fmt: skip
