@@ -70,9 +70,7 @@ def _wait(
     for future in late:
         steps.cancel(federation, last[future], t)
     wait(list(late), timeout=STOP_SECONDS)
-    reasons = {
-        last[future]: f"not done at the deadline of {federation.rounds.deadline:g} s" for future in late
-    }
+    reasons = {last[future]: f"not done at the deadline of {federation.rounds.deadline:g} s" for future in late}
     for site, futures in sites.items():
         if site not in reasons and (reason := _failure(futures)):
             reasons[site] = reason
@@ -96,9 +94,7 @@ def _evaluate(
     for site in federation.sites:
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site.name}"):
             futures[site.name] = steps.evaluate.submit(federation, site.name, t, candidate.result.model)
-    failures = {
-        site: reason for site, future in futures.items() if (reason := _failure({"evaluate": future}))
-    }
+    failures = {site: reason for site, future in futures.items() if (reason := _failure({"evaluate": future}))}
     return {site: future.result() for site, future in futures.items() if site not in failures}, failures
 
 

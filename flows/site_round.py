@@ -1,4 +1,4 @@
-"""One site in one round: validate -> train H local steps -> upload the update (Algorithm 1, the client's part)."""
+"""One site in one round: validate -> train H local steps -> upload the update (Algorithm 1, client k)."""
 
 from prefect.futures import PrefectFuture
 

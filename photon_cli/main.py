@@ -3,7 +3,7 @@
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -37,9 +37,7 @@ def options(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--to", help="where the demo keeps everything")] = Path(
-        "photon-demo"
-    ),
+    folder: Annotated[Path, typer.Option("--to", help="where the demo keeps everything")] = Path("photon-demo"),
     rounds: Annotated[int, typer.Option(min=1, help="rounds in all")] = 5,
     quiet: Quiet = False,
 ) -> None:
@@ -52,9 +50,7 @@ def demo(
 @app.command()
 def prepare(
     file: File,
-    site: Annotated[
-        Optional[list[str]], typer.Option("--site", "-s", help="only this site (repeatable)")
-    ] = None,  # noqa: UP045
+    site: Annotated[list[str] | None, typer.Option("--site", "-s", help="only this site (repeatable)")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Turn a site's text into validated, tokenised shards."""
@@ -67,9 +63,7 @@ def prepare(
 @app.command()
 def run(
     file: File,
-    rounds: Annotated[
-        Optional[int], typer.Option("--rounds", "-n", min=1, help="at most so many rounds now")
-    ] = None,  # noqa: UP045
+    rounds: Annotated[int | None, typer.Option("--rounds", "-n", min=1, help="at most so many rounds now")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run rounds here, with an embedded Prefect server, until the file's count is reached."""

@@ -86,8 +86,8 @@ def display(quiet: bool) -> Iterator[Display]:
     elif not sys.stdout.isatty():
         yield Lines()
     else:
-        columns = (SpinnerColumn(), TextColumn("{task.description:<20}"), BarColumn(24), TextColumn("{task.fields[text]}"),
-                   TimeElapsedColumn())  # fmt: skip
+        text = TextColumn("{task.description:<20}"), BarColumn(24), TextColumn("{task.fields[text]}")
+        columns = (SpinnerColumn(), *text, TimeElapsedColumn())
         with Progress(*columns, console=Console(), transient=True, refresh_per_second=5) as progress:
             yield Bars(progress)
 
@@ -121,7 +121,8 @@ def round_line(manifest: Any, rounds: int) -> str:
     text = f"round {manifest.round}/{rounds}: {len(manifest.updates)}/{len(manifest.sampled)} sites"
     if "perplexity" in manifest.metrics:
         text += f", perplexity {manifest.metrics['perplexity']:.2f}"
-    text += f", train loss {manifest.metrics['train_loss']:.3f}, {size(sent)} sent, {sum(manifest.seconds.values()):.1f} s"
+    text += f", train loss {manifest.metrics['train_loss']:.3f}, {size(sent)} sent"
+    text += f", {sum(manifest.seconds.values()):.1f} s"
     for site, reason in sorted(manifest.left_out.items()):
         text += f"\n  left out: {site}: {reason}"
     for site, reason in sorted(manifest.not_evaluated.items()):

@@ -47,7 +47,6 @@ def run_flow(federation: Federation, file: Path, rounds: int | None, show: Displ
         show.activity(SERVER, "starting")
         try:
             launcher().warm()
-            import prefect.settings
             from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
             from flows.federated_run import federated_run

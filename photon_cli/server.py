@@ -1,5 +1,6 @@
 """The embedded run's own Prefect server: one process on a free loopback port, gone when the run is."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -117,10 +118,8 @@ def _free_port() -> int:
 
 
 def _signal_group(pid: int, sign: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, sign)
-    except ProcessLookupError:
-        pass
 
 
 def _die_with_parent() -> None:

@@ -40,13 +40,7 @@ def _cell(name: str, value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return (
-            f"{value:.3f}"
-            if name == "train loss"
-            else f"{value:.1f}"
-            if name == "seconds"
-            else f"{value:.2f}"
-        )
+        return f"{value:.3f}" if name == "train loss" else f"{value:.1f}" if name == "seconds" else f"{value:.2f}"
     if name == "bytes sent":
         return size(int(str(value)))
     return f"{value:,}" if isinstance(value, int) and name != "round" else str(value)

@@ -1,4 +1,4 @@
-"""What a round is, apart from who carries it out: where it starts, who has contributed, how it is committed."""
+"""What a round is, whoever carries it out: where it starts, who has contributed, how it is committed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -108,7 +108,7 @@ def put_files(run: Run, folder: str, paths: Iterable[Path], prefix: str = "") ->
 
 
 def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:
-    """(round, attempt) of the site's newest update that a round before t aggregated: where its stream continues."""
+    """(round, attempt) of the site's newest aggregated update before round t: where its stream continues."""
     for r in range(t - 1, 0, -1):
         manifest = run.round(r)
         if manifest is not None and site in manifest.updates:

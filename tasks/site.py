@@ -1,4 +1,4 @@
-"""The steps of a site in a round: validate its shards, train H local steps, upload the update; and evaluate."""
+"""A site's steps in a round: validate its shards, train H local steps, upload the update; and evaluate."""
 
 import time
 from pathlib import Path
@@ -76,9 +76,7 @@ def train(federation: Federation, site: str, t: int) -> "Trained | None":
     run = run_of(federation)
     done = committed_update(run, t, site)
     if done is not None and intact(run, done):
-        logger.info(
-            "the update of round %d is committed already (attempt %d): nothing to train", t, done.attempt
-        )
+        logger.info("the update of round %d is committed already (attempt %d): nothing to train", t, done.attempt)
         emit(t, "train", "finished", site, loss=done.metrics["train_loss"], tokens=done.tokens)
         return None
     with step(t, "train", site) as out:
@@ -145,8 +143,7 @@ def _model_files(federation: Federation, site: str, t: int, model: list[FileEntr
     """Local paths of a model of round t, downloaded and verified where they are not at hand."""
     run = run_of(federation)
     return [
-        str(run.store.fetch(entry, run.round_dir(t), cache_dir(federation, site) / "model"))
-        for entry in model
+        str(run.store.fetch(entry, run.round_dir(t), cache_dir(federation, site) / "model")) for entry in model
     ]
 
 
