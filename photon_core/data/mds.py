@@ -48,9 +48,7 @@ def read_index(folder: Path) -> list[Shard]:
     except FileNotFoundError:
         raise DataError(f"{path}: not there; run photon prepare again") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(
-            f"{path}: not an index of our shards ({error!r}); run photon prepare again"
-        ) from error
+        raise DataError(f"{path}: not an index of our shards ({error!r}); run photon prepare again") from error
 
 
 def read_shard(shard: Shard) -> tuple[NDArray[np.uint32], NDArray[Any]]:
@@ -77,12 +75,7 @@ def read_shard(shard: Shard) -> tuple[NDArray[np.uint32], NDArray[Any]]:
 def _shard(folder: Path, info: dict[str, Any]) -> Shard:
     columns = dict(zip(info["column_names"], info["column_encodings"], strict=True))
     kind, dtype, length = columns["tokens"].split(":")
-    if (
-        list(columns) != ["id", "tokens"]
-        or kind != "ndarray"
-        or columns["id"] != "uint32"
-        or dtype not in DTYPES
-    ):
+    if list(columns) != ["id", "tokens"] or kind != "ndarray" or columns["id"] != "uint32" or dtype not in DTYPES:
         raise ValueError(f"columns {columns}")
     name = info["zip_data"]["basename"]
     if Path(name).name != name:

@@ -1,0 +1,191 @@
+"""A stream's raw files: which there are, what they looked like, and how their bytes are read."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from photon_core.errors import DataError
+
+KINDS = (".jsonl", ".txt", ".parquet")
+PACKED = (".gz", ".zst")
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One raw file of a stream.
+
+    Attributes:
+        name: path or URL, as errors show it.
+        fingerprint: changes when the file does (size and time, or the server's own tag).
+    """
+
+    name: str
+    kind: str
+    packed: str
+    fingerprint: tuple[str, ...]
+    filesystem: Any
+    path: str
+
+
+def list_files(source: str) -> list[SourceFile]:
+    """The raw files that a stream's source names, sorted by name.
+
+    Args:
+        source: path or fsspec URL of a file, a glob, or a folder (all its .jsonl, .txt and .parquet files).
+
+    Raises:
+        DataError: no file is there, or a file has an ending that we cannot read.
+    """
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(source)
+        paths = _expand(filesystem, path)
+        files = [_describe(filesystem, p) for p in sorted(paths)]
+    except DataError:
+        raise
+    except Exception as error:  # each filesystem has errors of its own
+        raise DataError(f"{source}: cannot be listed ({error or type(error).__name__})") from error
+    if not files:
+        raise DataError(
+            f"{source}: no file is there; write a path, glob or URL of {' '.join(KINDS)} files, "
+            f"the first two also with {' or '.join(PACKED)}"
+        )
+    return files
+
+
+@contextmanager
+def open_file(file: SourceFile, digest: Any = None) -> Iterator[BinaryIO]:
+    """The file's content, unpacked, as a buffered stream.
+
+    Args:
+        file: which.
+        digest: a hashlib object; it has had all raw bytes of the file once the content was read to its end.
+
+    Raises:
+        DataError: the file cannot be opened. Errors in the packed bytes come while reading, as EOFError,
+            OSError, zlib.error or zstandard.ZstdError.
+    """
+    try:
+        raw = filesystem_open(file)
+    except OSError as error:
+        raise DataError(f"{file.name}: cannot be opened ({error})") from error
+    with raw:
+        source: Any = _Hashed(raw, digest) if digest is not None else raw
+        yield _unpack(file.packed, source)
+        if digest is not None:
+            while source.read(CHUNK):
+                pass
+
+
+def filesystem_open(file: SourceFile) -> Any:
+    """The file's raw bytes, as fsspec gives them."""
+    return file.filesystem.open(file.path, "rb")
+
+
+def hash_file(file: SourceFile, digest: Any) -> None:
+    """Give all raw bytes of the file to a hashlib object."""
+    with filesystem_open(file) as raw:
+        while chunk := raw.read(CHUNK):
+            digest.update(chunk)
+
+
+def _expand(filesystem: Any, path: str) -> list[str]:
+    if filesystem.isfile(path):
+        return [path]
+    if filesystem.isdir(path):
+        return [p for p in filesystem.find(path) if _kind(p) is not None]
+    return [p for p in filesystem.glob(path) if not filesystem.isdir(p)]
+
+
+def _kind(path: str) -> tuple[str, str] | None:
+    name = path.lower()
+    packed = next((ending for ending in PACKED if name.endswith(ending)), "")
+    kind = next((ending for ending in KINDS if name.removesuffix(packed).endswith(ending)), None)
+    if kind is None or (kind == ".parquet" and packed):
+        return None
+    return kind, packed
+
+
+def _describe(filesystem: Any, path: str) -> SourceFile:
+    local = filesystem.protocol in ("file", "local") or "file" in filesystem.protocol
+    name = path if local else filesystem.unstrip_protocol(path)
+    kind = _kind(path)
+    if kind is None:
+        raise DataError(
+            f"{name}: not an ending that we read; those are {' '.join(KINDS)}, "
+            f"the first two also with {' or '.join(PACKED)}"
+        )
+    if local:
+        stat = Path(path).stat()
+        fingerprint = (str(stat.st_size), str(stat.st_mtime_ns))
+    else:
+        info = filesystem.info(path)
+        tag = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
+        fingerprint = (str(info.get("size")), str(tag or info.get("created", "")))
+    return SourceFile(name, kind[0], kind[1], fingerprint, filesystem, path)
+
+
+class _Hashed(io.RawIOBase):
+    """A stream that hashes what is read through it."""
+
+    def __init__(self, raw: Any, digest: Any) -> None:
+        self._raw = raw
+        self._digest = digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(len(buffer))
+        self._digest.update(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Zstandard(io.RawIOBase):
+    """A zstd stream that notices its own truncation, which zstandard's own reader does not."""
+
+    def __init__(self, raw: Any) -> None:
+        import zstandard
+
+        self._raw = raw
+        self._new = zstandard.ZstdDecompressor().decompressobj
+        self._frame: Any = None
+        self._input = b""
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            if not self._input:
+                self._input = self._raw.read(1 << 16)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("the compressed file ends in the middle")
+                return 0
+            self._frame = self._frame or self._new()
+            self._output = memoryview(self._frame.decompress(self._input))
+            self._input = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        size = min(len(buffer), len(self._output))
+        buffer[:size] = self._output[:size]
+        self._output = self._output[size:]
+        return size
+
+
+def _unpack(packed: str, raw: Any) -> BinaryIO:
+    if packed == ".gz":
+        import gzip
+
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw))
+    if packed == ".zst":
+        return io.BufferedReader(_Zstandard(raw), CHUNK)
+    return io.BufferedReader(raw, CHUNK) if isinstance(raw, io.RawIOBase) else raw
