@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from schemas.presets import MODEL_PRESETS, apply_preset
+from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
 from schemas.values import Beta, Fraction, Name, Place, Seconds, Text, wrong
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
@@ -28,9 +28,7 @@ class Section(BaseModel):
 
 def _types(annotation: Any) -> set[Any]:
     args = get_args(annotation)
-    return (
-        set().union(*map(_types, args)) if args else {annotation} if isinstance(annotation, type) else set()
-    )
+    return set().union(*map(_types, args)) if args else {annotation} if isinstance(annotation, type) else set()
 
 
 class Model(Section):
@@ -67,9 +65,7 @@ class Model(Section):
 
 class Rounds(Section):
     count: int = Field(ge=1, description="rounds in all", examples=[10])
-    sites_per_round: int | None = Field(
-        default=None, ge=1, description="K of Algorithm 1; all sites if left out"
-    )
+    sites_per_round: int | None = Field(default=None, ge=1, description="K of Algorithm 1; all sites if left out")
     quorum: int | None = Field(
         default=None, ge=1, description="least updates a round may commit with; all sampled if left out"
     )
@@ -105,9 +101,7 @@ class Logger(Section):
     """One of Composer's own loggers."""
 
     name: Literal["tensorboard", "mlflow", "wandb", "file"]
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="keyword arguments of Composer's logger"
-    )
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of Composer's logger")
 
 
 class Local(Section):
@@ -142,9 +136,7 @@ class Server(Section):
         description="eta; 1 with fedavg takes the mean of the sites' models",
         examples=[1.0],
     )
-    momentum: float = Field(
-        default=0.0, ge=0, lt=1, description="mu, for nesterov and fedmom", examples=[0.9]
-    )
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="mu, for nesterov and fedmom", examples=[0.9])
 
     @model_validator(mode="after")
     def _momentum(self) -> "Server":
@@ -167,9 +159,7 @@ class Data(Section):
     min_train_tokens: int | None = Field(
         default=None, ge=1, description="least tokens of a site; one batch if left out"
     )
-    max_eot_share: Fraction = Field(
-        default=0.2, description="largest share of end-of-text tokens in the shards"
-    )
+    max_eot_share: Fraction = Field(default=0.2, description="largest share of end-of-text tokens in the shards")
     evaluation_sequences: int = Field(
         default=64, ge=1, description="held-out sequences a site evaluates each round"
     )
@@ -216,7 +206,7 @@ class Site(Section):
     @classmethod
     def _state_dir(cls, state_dir: str | None) -> str | None:
         if state_dir is not None and "://" in state_dir:
-            raise ValueError("private state stays on the site's own disk; write a folder, not a URL")
+            raise ValueError("is a URL, but private state stays on the site's own disk; write a folder")
         return state_dir
 
 
@@ -251,11 +241,21 @@ class Federation(Section):
         _unique("site", [s.name for s in sites])
         return sites
 
+    @field_validator("preset", mode="before")
+    @classmethod
+    def _published(cls, preset: Any) -> Any:
+        if isinstance(preset, str) and preset in MODEL_PRESETS and preset not in FEDERATED_PRESETS:
+            raise ValueError(
+                "is a published shape without published federated settings; write it as model.preset, "
+                f"and here one of {', '.join(FEDERATED_PRESETS)} or nothing"
+            )
+        return preset
+
     @field_validator("tokenizer")
     @classmethod
     def _tokenizer(cls, tokenizer: str) -> str:
         if tokenizer != "bytes" and tokenizer.lower() in ("byte", "bytes"):
-            raise ValueError("write 'bytes' for the tokenizer of single bytes")
+            raise ValueError("is not a tokenizer; write 'bytes' for the one of single bytes")
         return tokenizer
 
     @model_validator(mode="after")
@@ -272,11 +272,7 @@ class Federation(Section):
                 *("rounds", "quorum"),
             )
         schedule = self.local.schedule
-        if (
-            schedule.name == "cosine"
-            and schedule.warmup_steps >= self.schedule_steps
-            and schedule.warmup_steps
-        ):
+        if schedule.name == "cosine" and schedule.warmup_steps >= self.schedule_steps and schedule.warmup_steps:
             raise wrong(
                 f"{schedule.warmup_steps} steps of warm-up, but the schedule ends at {self.schedule_steps} "
                 "(total_steps, or rounds.count x local.steps); write fewer",

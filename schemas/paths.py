@@ -40,7 +40,7 @@ def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
 
     def absolute(value: Any) -> Any:
-        if not isinstance(value, str) or not value.strip() or is_url(value) or "\0" in value:
+        if not isinstance(value, str) or not value.strip() or is_url(value) or not value.isprintable():
             return value
         return os.path.normpath(folder / Path(value).expanduser())
 
@@ -50,7 +50,7 @@ def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     tokenizer = data.get("tokenizer")
     if isinstance(tokenizer, str) and tokenizer != "bytes":
         # a file without .json beside the federation file is meant before a name at the hub
-        beside = "\0" not in tokenizer and len(tokenizer) < 200 and (folder / tokenizer).is_file()
+        beside = tokenizer.isprintable() and len(tokenizer) < 200 and (folder / tokenizer).is_file()
         if is_tokenizer_file(tokenizer) or beside:
             data["tokenizer"] = absolute(tokenizer)
     if isinstance(data.get("sites"), list):

@@ -28,9 +28,7 @@ MODEL_PRESETS: dict[str, dict[str, int]] = {
 }
 
 
-def _federated(
-    name: str, rounds: int, alpha: float, lr: float, total_steps: int, batch: int
-) -> dict[str, Any]:
+def _federated(name: str, rounds: int, alpha: float, lr: float, total_steps: int, batch: int) -> dict[str, Any]:
     return {
         "model": {"preset": name},
         "rounds": {"count": rounds},

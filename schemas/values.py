@@ -20,22 +20,24 @@ def wrong(message: str, *at: str | int) -> PydanticCustomError:
 def _name(value: Any) -> Any:
     if isinstance(value, str) and (not NAME.fullmatch(value) or ".." in value):
         raise ValueError(
-            "a name holds letters, digits, '.', '_' and '-', starts with a letter or digit, has no '..' "
-            "and at most 63 characters" + _better(value)
+            "is not a name; a name takes letters, digits, '.', '_' and '-', begins with a letter or digit, "
+            "has no '..' and at most 63 characters" + _better(value)
         )
     return value
 
 
 def _better(value: str) -> str:
     near = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", value)).strip("._-")[:63].rstrip("._-")
-    return f"; write '{near}'" if NAME.fullmatch(near) else ""
+    return f", such as '{near}'" if NAME.fullmatch(near) else ""
 
 
 def _seconds(value: Any) -> Any:
     if isinstance(value, str):
         match = DURATION.fullmatch(value.strip())
         if not match:
-            raise ValueError("a duration is a number of seconds, or like 90s, 30m, 2h, 1d")
+            raise ValueError(
+                "is not a duration; write a number of seconds, or a number with its unit: 90s, 30m, 2h, 1d"
+            )
         return float(match[1]) * SECONDS[match[2]]
     return value
 

@@ -24,7 +24,7 @@ REMEDIES = (
         "a bracket or brace is opened and not closed; close it, with ',' between the entries",
     ),
     ("undefined alias", "a name after '*' that no '&' defines; define it above, or quote the text"),
-    ("expected a single document", "a second document after '---'; keep one federation a file"),
+    ("found another document", "a second document after '---'; keep one federation a file"),
     (
         "could not determine a constructor",
         "a '!' tag; leave it out, a federation file holds plain values only",
@@ -74,8 +74,9 @@ def read_yaml(text: str, file: str) -> tuple[Any, dict[Key, int]]:
     Raises:
         FederationError: not YAML, a key twice, a key that is not text, or endless aliases; names the line.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None, {}
@@ -92,7 +93,8 @@ def read_yaml(text: str, file: str) -> tuple[Any, dict[Key, int]]:
     except RecursionError:
         raise FederationError(f"{file}: nested too deeply; a federation file has a few levels") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _remedy(problem: str) -> str:
@@ -109,9 +111,7 @@ def _walk(
     line = node.start_mark.line + 1
     count[0] += 1
     if count[0] > MAX_NODES or id(node) in above:
-        raise FederationError(
-            f"{file}:{line}: the aliases ('*') here unfold without end; write the values out"
-        )
+        raise FederationError(f"{file}:{line}: the aliases ('*') here unfold without end; write the values out")
     above = (*above, id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
