@@ -14,6 +14,9 @@ from schemas.yaml_lines import Key, read_yaml
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
+SOURCE_FILE = re.compile(r"\.((jsonl|txt)(\.gz|\.zst)?|parquet)$", re.IGNORECASE)
+ENDINGS = ".jsonl, .txt (also .gz, .zst) or .parquet"
+
 
 def is_url(place: str) -> bool:
     """Whether a place goes through fsspec as it stands (s3://..., memory://...)."""
@@ -150,14 +153,19 @@ def _source_problem(source: str) -> str | None:
     if path is None:
         return _remote_problem(source)
     if path.is_dir():
-        return f"'{source}' is a folder; name its files, such as {path / '*.jsonl'}"
-    if not glob.has_magic(str(path)):
-        if not path.exists():
-            return f"'{source}' does not exist; write the path of a .jsonl, .txt or .parquet file, or a URL"
-        return None if os.access(path, os.R_OK) else f"'{source}' cannot be read; change its permissions"
-    if not any(Path(match).is_file() for match in glob.iglob(str(path), recursive=True)):  # noqa: PTH207
-        return f"no file matches '{source}'; correct the pattern, or put the files there"
-    return None
+        if any(SOURCE_FILE.search(below.name) for below in path.rglob("*")):
+            return None
+        return f"'{source}' holds no file that can be read; put {ENDINGS} files there"
+    if not glob.has_magic(str(path)) and not path.exists():
+        return f"'{source}' does not exist; write the path of {ENDINGS} files, or a URL"
+    matches = [Path(match) for match in glob.iglob(str(path), recursive=True)]  # noqa: PTH207
+    files = [match for match in matches if match.is_file()]
+    for file in files:
+        if not SOURCE_FILE.search(file.name):
+            return f"'{file}' has an ending that is not read; name {ENDINGS} files only"
+        if not os.access(file, os.R_OK):
+            return f"'{file}' cannot be read; change its permissions"
+    return None if files else f"no file matches '{source}'; correct the pattern, or put the files there"
 
 
 def _protocol_problem(url: str) -> str | None:

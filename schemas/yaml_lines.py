@@ -23,6 +23,7 @@ REMEDIES = (
         "expected ',' or",
         "a bracket or brace is opened and not closed; close it, with ',' between the entries",
     ),
+    ("expected alphabetic or numeric", "text that begins with '*' or '&'; put it in quotes, such as '*.txt'"),
     ("undefined alias", "a name after '*' that no '&' defines; define it above, or quote the text"),
     ("found another document", "a second document after '---'; keep one federation a file"),
     (

@@ -61,12 +61,18 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "federation.yaml").write_text(GOOD, "utf-8")
     (tmp_path / "wiki.txt").write_text("text")
     (tmp_path / "papers.txt").write_text("text")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "news").mkdir()
     (tmp_path / "news/1.jsonl").write_text('{"text": "text"}\n')
     return tmp_path
 
 
 def test_the_file_that_the_cases_start_from_is_good(folder: Path) -> None:
+    check_paths(load_federation(folder / "federation.yaml"))
+
+
+def test_a_folder_is_a_source_too(folder: Path) -> None:
+    (folder / "federation.yaml").write_text(GOOD.replace("news/*.jsonl", "news", 1), "utf-8")
     check_paths(load_federation(folder / "federation.yaml"))
 
 
@@ -153,9 +159,13 @@ PLACES = [
     ("tokenizer: bytes", "tokenizer: ./news", "4: tokenizer: '{folder}/news' is a folder; write the file in it: "
      "{folder}/news/tokenizer.json"),
     ("wiki.txt", "none.txt", "32: sites[wikipedia].streams[wiki].source: '{folder}/none.txt' does not exist; "
-     "write the path of a .jsonl, .txt or .parquet file, or a URL"),
-    ("news/*.jsonl", "news", "35: sites[wikipedia].streams[news].source: '{folder}/news' is a folder; name its "
-     "files, such as {folder}/news/*.jsonl"),
+     "write the path of .jsonl, .txt (also .gz, .zst) or .parquet files, or a URL"),
+    ("news/*.jsonl", "empty", "35: sites[wikipedia].streams[news].source: '{folder}/empty' holds no file that can "
+     "be read; put .jsonl, .txt (also .gz, .zst) or .parquet files there"),
+    ("news/*.jsonl", "federation.yaml", "35: sites[wikipedia].streams[news].source: '{folder}/federation.yaml' "
+     "has an ending that is not read; name .jsonl, .txt (also .gz, .zst) or .parquet files only"),
+    ("news/*.jsonl", "./*", "35: sites[wikipedia].streams[news].source: '{folder}/federation.yaml' has an ending "
+     "that is not read; name .jsonl, .txt (also .gz, .zst) or .parquet files only"),
     ("news/*.jsonl", "news/*.parquet", "35: sites[wikipedia].streams[news].source: no file matches "
      "'{folder}/news/*.parquet'; correct the pattern, or put the files there"),
     ("papers.txt", "memory://nowhere/papers.txt", "41: sites[arxiv].streams[papers].source: nothing is at "
