@@ -63,7 +63,7 @@ def run_flow(federation: Federation, file: Path, rounds: int | None, show: Displ
         finally:
             shutdown()
             with suppress(Exception):
-                _flush()
+                flush()
 
 
 def show_result(federation: Federation, file: Path) -> None:
@@ -104,7 +104,7 @@ def ending_children() -> Iterator[None]:
             signal.signal(sign, old)
 
 
-def _flush() -> None:
+def flush() -> None:
     """Send what Prefect still holds of logs and events while its server is there."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker

@@ -1,0 +1,109 @@
+"""What the tests share: small federations on real text, one Prefect server and one fork server a session."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from schemas.federation import Federation
+
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+TINY: dict[str, Any] = {
+    "run": "tiny",
+    "store": "store",
+    "tokenizer": "bytes",
+    "seed": 3,
+    "model": {"n_layers": 1, "d_model": 32, "n_heads": 2, "vocab_size": 257, "max_seq_len": 64},
+    "rounds": {"count": 2},
+    "local": {
+        "steps": 3,
+        "batch_size": 4,
+        "optimizer": {"lr": 2e-3},
+        "schedule": {"warmup_steps": 2, "total_steps": 20},
+        "device": "cpu",
+    },
+    "data": {"evaluation_sequences": 8},
+}
+
+
+def topics(part: int, parts: int) -> list[str]:
+    """A share of the documentation topics that come with Python: real text, the same everywhere."""
+    from pydoc_data.topics import topics as texts
+
+    return [texts[name] for name in sorted(texts)[part::parts]]
+
+
+def write_text(path: Path, texts: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        mine = merged.get(key)
+        merged[key] = merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+    return merged
+
+
+@pytest.fixture
+def write_federation(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a tiny federation's file and text into a folder; returns the file. Keywords override its sections."""
+
+    def write(sites: tuple[str, ...] = ("a", "b"), folder: str = "fed", **sections: Any) -> Path:
+        root = tmp_path / folder
+        for number, site in enumerate(sites):
+            write_text(root / "text" / f"{site}.jsonl", topics(number, max(8, len(sites))))
+        data = {
+            **merge(TINY, sections),
+            "sites": [
+                {
+                    "name": site,
+                    "state_dir": f"sites/{site}",
+                    "streams": [{"name": "text", "source": f"text/{site}.jsonl"}],
+                }
+                for site in sites
+            ],
+        }
+        file = root / "federation.yaml"
+        file.write_text(yaml.safe_dump(data, sort_keys=False))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def prepared(write_federation: Callable[..., Path]) -> Callable[..., Federation]:
+    """As write_federation, with every site's text prepared; returns the federation."""
+    from photon_core.data.prepare import prepare_site
+    from schemas.load import load_federation
+
+    def make(*args: Any, **sections: Any) -> Federation:
+        federation = load_federation(write_federation(*args, **sections))
+        for site in federation.sites:
+            prepare_site(federation, site.name)
+        return federation
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Prefect server for the session, and the fork server that flows train with."""
+    from photon_cli.run import flush
+    from photon_cli.server import EmbeddedServer
+    from tasks.processes import launcher, shutdown
+
+    with EmbeddedServer(tmp_path_factory.mktemp("prefect")) as server:
+        launcher().warm()
+        server.wait()
+        yield server.url
+        shutdown()
+        flush()

@@ -1,0 +1,137 @@
+"""Whole runs through the real parts: same inputs same model, left-out sites named, nothing done twice."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from photon_core.errors import QuorumMissed, StoreConflict
+from photon_core.rounds import history, run_of
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+
+
+def run(federation: Federation, rounds: int | None = None) -> list[RoundManifest]:
+    from flows.federated_run import federated_run
+
+    federated_run(federation, rounds)
+    return history(run_of(federation))
+
+
+def changed(federation: Federation, **changes: Any) -> Federation:
+    return Federation.model_validate(federation.model_dump() | changes)
+
+
+def test_same_federation_same_model_whatever_the_order(prepared: Callable[..., Federation]):
+    federation = prepared(("a", "b", "c", "d"))
+    first = run(federation)
+    assert [manifest.round for manifest in first] == [0, 1, 2]
+    assert all(set(manifest.updates) == set(manifest.evaluations) == {"a", "b", "c", "d"} for manifest in first[1:])
+    assert first[2].metrics["perplexity"] < first[1].metrics["perplexity"] < 257
+
+    again = run(changed(federation, store=federation.store + "-again"))
+    other_order = run(changed(federation, store=federation.store + "-order", sites=federation.sites[::-1]))
+    assert first[2].model_sha256 == again[2].model_sha256 == other_order[2].model_sha256
+
+
+def test_four_sites_with_the_same_data_equal_one_site(prepared: Callable[..., Federation]):
+    four = prepared(("a", "b", "c", "d"), folder="four")
+    one = prepared(("a",), folder="one")
+    sites = [
+        site.model_copy(update={"streams": one.sites[0].streams, "state_dir": f"{four.store}-{site.name}"})
+        for site in four.sites
+    ]
+    four = changed(four, sites=[site.model_dump() for site in sites])
+    from photon_core.data.prepare import prepare_site
+
+    for site in four.sites:
+        prepare_site(four, site.name)
+    assert run(four)[2].model_sha256 == run(one)[2].model_sha256
+
+
+def test_a_committed_round_and_a_committed_update_are_not_done_again(prepared: Callable[..., Federation]):
+    federation = prepared()
+    first = run(federation, rounds=1)
+    assert run(federation, rounds=1)[:2] == first
+    store = run_of(federation).store
+    assert all(store.ls(f"tiny/rounds/{t:06d}/sites/{site}") == ["0001"] for t in (1, 2) for site in "ab")
+    assert len(run(federation)) == 3  # the count is reached: nothing more
+
+
+def test_a_site_with_a_corrupt_shard_is_left_out_by_name(prepared: Callable[..., Federation]):
+    federation = prepared(("a", "b", "c"), rounds={"count": 1, "quorum": 2})
+    shard = next((Path(federation.site("b").state_dir or "") / "data" / "text" / "train").glob("shard*"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    manifest = run(federation)[1]
+    assert set(manifest.updates) == {"a", "c"}
+    assert shard.name in manifest.left_out["b"]
+
+
+def test_quorum_missed_names_every_reason_and_commits_nothing(prepared: Callable[..., Federation]):
+    federation = prepared(("a", "b"), data={"min_train_tokens": 10**9})
+    with pytest.raises(QuorumMissed, match=r"0 of 2 .*quorum is 2.*a: validate.*b: validate"):
+        run(federation)
+    assert run_of(federation).latest() == 0
+
+
+def test_a_site_that_never_ends_is_left_out_at_the_deadline(prepared: Callable[..., Federation]):
+    federation = prepared(("a", "b"), rounds={"count": 1, "quorum": 1, "deadline": 20})
+    stopper = threading.Thread(target=stop_trainer_of, args=(federation, "b"), daemon=True)
+    stopper.start()
+    manifest = run(federation)[1]
+    assert set(manifest.updates) == {"a"}
+    assert "deadline of 20 s" in manifest.left_out["b"]
+
+
+def stop_trainer_of(federation: Federation, site: str) -> None:
+    """SIGSTOP the first child process that writes to the site's log."""
+    log = Path(federation.site(site).state_dir or "") / "log" / "training.log"
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        for process in Path("/proc").iterdir():
+            try:
+                if process.name.isdigit() and (process / "fd" / "1").resolve() == log.resolve():
+                    os.kill(int(process.name), signal.SIGSTOP)
+                    return
+            except OSError:
+                continue
+        time.sleep(0.005)
+
+
+def test_two_coordinators_one_commit(prepared: Callable[..., Federation]):
+    from photon_core import rounds
+
+    federation = prepared(rounds={"count": 1})
+    manifest = run(federation)[1]
+    again = rounds.aggregate_round(run_of(federation), federation, 1, manifest.sampled, {})
+    with pytest.raises(StoreConflict):
+        rounds.commit(run_of(federation), federation, again, manifest.sampled, {}, {}, {})
+    assert history(run_of(federation))[1] == manifest
+
+
+def test_the_graph_names_sites_and_steps(prepared: Callable[..., Federation]):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterTags
+
+    federation = prepared(run="graphed", rounds={"count": 1})
+    run(federation)
+    with get_client(sync_client=True) as client:
+        mine = FlowRunFilter(tags=FlowRunFilterTags(all_=["run:graphed", "round:1"]))
+        limit = time.monotonic() + 30
+        expected = {f"{site} / {step}" for site in "ab" for step in ("validate", "train", "upload", "evaluate")}
+        names: set[str] = set()
+        while not expected <= names and time.monotonic() < limit:
+            names = {task.name for task in client.read_task_runs(flow_run_filter=mine)}
+            time.sleep(0.5)
+        assert expected | {"sample sites", "aggregate", "publish"} <= names
+        key = ArtifactFilter(key=ArtifactFilterKey(any_=["photon-graphed-round"]))
+        assert len(client.read_artifacts(artifact_filter=key)) == 1
