@@ -1,0 +1,120 @@
+"""The command as a user has it: light, clear about mistakes, clean when interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+PHOTON = Path(sys.executable).parent / "photon"
+HEAVY = ("torch", "prefect", "composer", "streaming", "great_expectations", "pandas", "transformers", "pyarrow")
+
+
+def photon(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PHOTON, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+
+
+def test_version():
+    assert photon("--version").stdout.strip() == f"photon {version('photon-prefect')}"
+
+
+def test_help_lists_the_commands():
+    text = photon("--help").stdout
+    assert all(command in text for command in ("demo", "prepare", "run", "status"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["status"]])
+def test_light_commands_import_nothing_heavy(arguments: list[str], write_federation: Callable[..., Path]):
+    if arguments == ["status"]:
+        arguments = ["status", str(write_federation())]
+    code = (
+        "import sys, atexit; sys.argv = ['photon', *sys.argv[1:]]\n"
+        f"atexit.register(lambda: print('HEAVY', [m for m in {HEAVY} if m in sys.modules], file=sys.stderr))\n"
+        "from photon_cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert "HEAVY []" in done.stderr
+
+
+def test_status_before_the_first_run(write_federation: Callable[..., Path]):
+    file = write_federation()
+    assert "nothing in" in photon("status", file).stdout
+    facts = json.loads(photon("status", file, "--json").stdout)
+    assert (facts["committed"], facts["count"]) == (None, 2)
+
+
+def test_wrong_use_is_one_line_and_code_2(write_federation: Callable[..., Path]):
+    file = write_federation()
+    file.write_text(file.read_text().replace("rounds:", "ronds:"))
+    done = photon("run", file)
+    assert done.returncode == 2
+    assert "did you mean 'rounds'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_run_before_prepare_says_what_to_do(write_federation: Callable[..., Path]):
+    file = write_federation()
+    done = photon("run", file)
+    assert done.returncode == 1
+    assert f"not prepared yet: a, b. Write: photon prepare {file}" in done.stderr
+
+
+def test_prepare_of_an_unknown_site(write_federation: Callable[..., Path]):
+    done = photon("prepare", write_federation(), "--site", "zebra")
+    assert done.returncode == 2
+    assert "zebra" in done.stderr and "a, b" in done.stderr
+
+
+@pytest.mark.slow
+def test_interrupted_run_leaves_nothing_and_continues(write_federation: Callable[..., Path]):
+    file = write_federation(rounds={"count": 2}, local={"steps": 400})
+    assert photon("prepare", file).returncode == 0
+    before = set(os.listdir("/dev/shm"))
+    process = subprocess.Popen([PHOTON, "run", file], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "train" in line and "loss" in line:
+            break
+    marked = family(file)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    assert not [pid for pid in marked if alive(pid)]
+    assert set(os.listdir("/dev/shm")) <= before
+
+    file.write_text(file.read_text().replace("steps: 400", "steps: 3"))
+    done = photon("run", file, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(photon("status", file, "--json").stdout)["committed"] == 2
+
+
+def family(file: Path) -> list[int]:
+    """Every process but this one that has the federation's folder among its open files or arguments."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                links = [os.readlink(link) for link in (process / "fd").iterdir()]
+                text = (process / "cmdline").read_text()
+            except OSError:
+                continue
+            if str(file.parent) in text or any(str(file.parent) in link for link in links):
+                found.append(int(process.name))
+    assert len(found) >= 3  # the command, its server, a child that trains
+    return found
+
+
+def alive(pid: int) -> bool:
+    limit = time.monotonic() + 5
+    while time.monotonic() < limit:
+        try:
+            if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                return False
+        except OSError:
+            return False
+        time.sleep(0.1)
+    return True
