@@ -180,7 +180,8 @@ def test_version_is_light(tmp_path: Path) -> None:
 def test_status_is_light(tmp_path: Path) -> None:
     (tmp_path / "federation.yaml").write_text(
         "run: r\nstore: store\ntokenizer: bytes\nmodel: {n_layers: 1, d_model: 32, n_heads: 2}\n"
-        "rounds: {count: 1}\nlocal: {steps: 1, batch_size: 1}\nsites: [{name: a, streams: [{name: s, source: s.txt}]}]\n"
+        "rounds: {count: 1}\nlocal: {steps: 1, batch_size: 1}\n"
+        "sites: [{name: a, streams: [{name: s, source: s.txt}]}]\n"
     )
     code, output, heavy = run_light(["status", "federation.yaml"], tmp_path)
     assert heavy == []

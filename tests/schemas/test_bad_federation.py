@@ -1,5 +1,6 @@
 """Wrong federation files and the message that each one gets: line, key, value, remedy."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,49 @@ def test_an_overridden_value_has_no_line_and_says_where_it_came_from(folder: Pat
     ]
     with pytest.raises(FederationError, match=r"store\.name: cannot be overridden, store is not a section"):
         load_federation(file, {"store.name": 1})
+
+
+def test_any_damage_is_either_harmless_or_named(folder: Path) -> None:
+    """400 random damages: lines lost, doubled or swapped, characters and values put in their place."""
+    file, dice = folder / "federation.yaml", random.Random(17)
+    values = [
+        "",
+        "null",
+        "[]",
+        "{}",
+        "[1, [2]]",
+        "{a: {b: 1}}",
+        "-1",
+        "1e999",
+        "true",
+        "'\\0'",
+        "~",
+        "*x",
+        "&x",
+        "!t",
+        ": :",
+    ]
+    for _ in range(400):
+        lines = GOOD.splitlines()
+        for _ in range(dice.randint(1, 3)):
+            i, j = dice.randrange(len(lines)), dice.randrange(len(lines))
+            damage = dice.randrange(5)
+            if damage == 0:
+                del lines[i]
+            elif damage == 1:
+                lines.insert(i, lines[j])
+            elif damage == 2:
+                lines[i], lines[j] = lines[j], lines[i]
+            elif damage == 3:
+                lines[i] = lines[i].split(":")[0] + ": " + dice.choice(values)
+            else:
+                at = dice.randrange(len(lines[i]) + 1)
+                lines[i] = lines[i][:at] + dice.choice("\t\x00\x1b'\"[]{}:,&*!|>%@`#-") + lines[i][at:]
+        file.write_text("\n".join(lines), "utf-8")
+        try:
+            load_federation(file)
+        except FederationError as error:
+            assert all(line.startswith(f"{file}:") for line in str(error).splitlines())
 
 
 @pytest.mark.parametrize(
