@@ -117,9 +117,7 @@ class Run:
         if manifest:
             found = (manifest.run, manifest.round, manifest.site, manifest.attempt)
             if found != (self.run, t, site, attempt):
-                raise CorruptFile(
-                    f"{path} speaks of run, round, site, attempt {found!r}: not those of its place"
-                )
+                raise CorruptFile(f"{path} speaks of run, round, site, attempt {found!r}: not those of its place")
         return manifest
 
     def updates(self, t: int, site: str) -> list[UpdateManifest]:
@@ -167,9 +165,7 @@ class Run:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole"
-            raise CorruptFile(
-                f"{self.store.locate(path)} is not a manifest: {where}: {first['msg']}"
-            ) from None
+            raise CorruptFile(f"{self.store.locate(path)} is not a manifest: {where}: {first['msg']}") from None
 
     def _commit(self, path: str, manifest: Manifest) -> None:
         self.store.create(path, manifest_bytes(manifest))

@@ -146,9 +146,7 @@ class Store:
             _verify(local, entry, self.locate(path))
             return local
         if not SHA256.fullmatch(entry.sha256):
-            raise CorruptFile(
-                f"the manifest's sha256 of {self.locate(path)} is not a hash: {entry.sha256[:80]!r}"
-            )
+            raise CorruptFile(f"the manifest's sha256 of {self.locate(path)} is not a hash: {entry.sha256[:80]!r}")
         cached = cache_dir / entry.sha256
         try:
             _verify(cached, entry, str(cached))
@@ -157,6 +155,20 @@ class Store:
             cached.unlink(missing_ok=True)
         self._download(path, entry, cached)
         return cached
+
+    def verify(self, entry: "FileEntry", folder: str) -> None:
+        """Read a file that a manifest covers, in bounded memory, and compare its size and hash.
+
+        Raises:
+            CorruptFile: it is missing, or its bytes are not those that the manifest covers.
+        """
+        path = check_path(f"{folder}/{check_path(entry.path)}")
+        digest, size = hashlib.sha256(), 0
+        with _named(self.locate(path)), self.open_read(path) as source:
+            while size <= entry.bytes and (block := source.read(BLOCK)):
+                digest.update(block)
+                size += len(block)
+        _compare(size, digest.hexdigest(), entry, self.locate(path))
 
     def _download(self, path: str, entry: "FileEntry", target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,191 @@
+"""One pass from the sites' updates to the next global model, in memory that does not grow with the model.
+
+Every byte of the updates, the old model and the optimizer's state is read once, piece by piece, and hashed on
+the way; the pieces are small enough to stay in a core's cache while all the arithmetic is done on them. A few
+threads read ahead and write behind; the order of the arithmetic, and so every bit of the result, is fixed.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photon_core.aggregation.check import TOKEN_LIMIT, check_manifest
+from photon_core.aggregation.mean import token_weights, weighted_mean
+from photon_core.aggregation.norms import Norms
+from photon_core.aggregation.server_optimizer import OPTIMIZERS
+from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
+from photon_core.layout import Run
+from photon_core.shard_writer import ShardWriter
+from photon_core.tensor_reader import Array, Piece, TensorReader
+from photon_core.tensors import SHARD_BYTES, all_tensors
+from photon_core.update.codec import get_codec
+from schemas.federation import Server
+from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
+
+Float32 = NDArray[np.float32]
+CHUNK_ELEMENTS = 1 << 17  # 0.5 MiB of float32: a handful of such pieces fit a core's cache
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A round's result: written, not committed.
+
+    Args:
+        model, optimizer: the files, as round.json will name them.
+        weights: each site's share of the mean.
+        norms: pseudo_gradient_norm, model_norm, and for every site delta_norm/<site> (of theta - theta_k) and
+            cosine/<site> (of that with the mean pseudo-gradient; 0 where one of them is 0).
+    """
+
+    model: list[FileEntry]
+    optimizer: list[FileEntry]
+    weights: dict[str, float]
+    norms: dict[str, float] = field(default_factory=dict)
+
+
+def aggregate(
+    run: Run,
+    t: int,
+    updates: Mapping[str, UpdateManifest],
+    server: Server,
+    *,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    max_shard_bytes: int = SHARD_BYTES,
+    token_limit: int = TOKEN_LIMIT,
+    threads: int | None = None,
+) -> Aggregate:
+    """theta' = ServerOpt(theta, token-weighted mean of theta_k): writes round t's model and optimizer shards.
+
+    The caller commits round.json; until then the files are litter.
+
+    Args:
+        run, t: the round; the sites started from round t-1's model.
+        updates: each site's committed update.
+        server: the server optimizer and its numbers.
+        chunk_elements: elements of a piece; no bit of the model depends on it.
+        max_shard_bytes: size of the files.
+        token_limit: most tokens that a site can have trained in a round.
+        threads: that read ahead and write behind; 0 for none.
+
+    Raises:
+        UpdateRejected: one site's update is bad; drop that site and call again.
+        CorruptFile: the old model or the optimizer's state is damaged.
+    """
+    base = run.round(t - 1)
+    if base is None:
+        raise PhotonError(f"round {t} cannot be aggregated: round {t - 1} is not committed")
+    if not updates:
+        raise PhotonError(f"round {t} cannot be aggregated: there are no updates")
+    for site in sorted(updates):
+        check_manifest(run, base, t, site, updates[site], token_limit)
+    if threads is None:
+        threads = max(2, min(8, os.cpu_count() or 1))
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(threads, "aggregate")) if threads else None
+        ordered = {site: updates[site] for site in sorted(updates)}
+        return _Pass(run, t, base, ordered, server, pool, stack).work(chunk_elements, max_shard_bytes)
+
+
+class _Pass:
+    """The readers, the writers and the one loop between them. The sites are in the order of their names."""
+
+    def __init__(
+        self,
+        run: Run,
+        t: int,
+        base: RoundManifest,
+        updates: dict[str, UpdateManifest],
+        server: Server,
+        pool: Executor | None,
+        stack: ExitStack,
+    ) -> None:
+        self.run, self.t, self.server, self.pool, self.stack = run, t, server, pool, stack
+        self.tensors = all_tensors(base.model)
+        if wrong := [name for name, tensor in self.tensors.items() if tensor.dtype != "F32"]:
+            raise PhotonError(f"round {t - 1}'s tensor '{wrong[0]}' is not float32, as a global model must be")
+        self.weights = token_weights({site: update.tokens for site, update in updates.items()})
+        self.optimizer = OPTIMIZERS[server.optimizer]
+        self.codecs = [get_codec(update.codec) for update in updates.values()]
+        self.base = self._reader(run.round_dir(t - 1), base.model)
+        self.state = self._reader(run.round_dir(t - 1), base.optimizer)
+        self.sites = {
+            site: self._reader(run.site_dir(t, site, update.attempt), update.files)
+            for site, update in updates.items()
+        }
+
+    def work(self, chunk_elements: int, max_shard_bytes: int) -> Aggregate:
+        model = self._writer("model/", self.tensors, max_shard_bytes)
+        kept = {name: self._state_writer(name, max_shard_bytes) for name in self.optimizer.state}
+        pieces = [piece for name in model.order for piece in self.base.pieces(name, chunk_elements)]
+        norms = Norms(list(self.sites))
+        thetas = self._stream(self.base, pieces)
+        states = [self._state_stream(name, pieces) for name in kept]
+        updates = [_blame(site, self._stream(reader, pieces)) for site, reader in self.sites.items()]
+        weights = list(self.weights.values())
+        buffers = [np.empty(max((p.end - p.start for p in pieces), default=0), np.float32) for _ in range(4)]
+        with np.errstate(all="ignore"):  # what is not finite is found, and the site named
+            for piece, theta in zip(pieces, thetas, strict=True):
+                mean, g, scratch, result = (buffer[: theta.size] for buffer in buffers)
+                state = [next(stream) for stream in states]
+                parameters = [
+                    codec.decode(theta, encoded, out=encoded.view(np.float32))
+                    for codec, encoded in zip(self.codecs, map(next, updates), strict=True)
+                ]
+                weighted_mean(parameters, weights, mean, scratch)
+                np.subtract(theta, mean, out=g)
+                norms.add(piece.name, theta, parameters, g, scratch)
+                self.optimizer.step(theta, mean, g, state, self.server, result)
+                norms.add_model(piece.name, result)
+                model.write(piece.name, result)
+                for (name, writer), values in zip(kept.items(), state, strict=True):
+                    writer.write(f"{name}.{piece.name}", values)
+        self._verify()
+        files = [entry for writer in kept.values() for entry in writer.close()]
+        return Aggregate(model.close(), files, self.weights, norms.result())
+
+    def _reader(self, folder: str, entries: Sequence[FileEntry]) -> TensorReader:
+        return self.stack.enter_context(TensorReader(self.run.store, folder, entries, self.pool))
+
+    def _writer(self, stem: str, tensors: Mapping[str, TensorEntry], max_bytes: int) -> ShardWriter:
+        writer = ShardWriter(self.run.store, self.run.round_dir(self.t), stem, tensors, max_bytes, self.pool)
+        return self.stack.enter_context(writer)
+
+    def _stream(self, reader: TensorReader, pieces: Sequence[Piece], prefix: str = "") -> Iterator[Array]:
+        return self.stack.enter_context(closing(reader.stream(pieces, prefix)))
+
+    def _state_writer(self, name: str, max_bytes: int) -> ShardWriter:
+        tensors = {f"{name}.{tensor}": entry for tensor, entry in self.tensors.items()}
+        return self._writer(f"optimizer/{name}-", tensors, max_bytes)
+
+    def _state_stream(self, name: str, pieces: Sequence[Piece]) -> Iterator[Array]:
+        """The optimizer's state; zeros when no round has kept it yet."""
+        wanted = {f"{name}.{tensor}": entry for tensor, entry in self.tensors.items()}
+        kept = {tensor: self.state.tensors[tensor] for tensor in wanted if tensor in self.state.tensors}
+        if not kept:
+            return (np.zeros(piece.end - piece.start, np.float32) for piece in pieces)
+        if kept != wanted:
+            raise CorruptFile(f"round {self.t - 1}'s optimizer state '{name}' does not fit its model")
+        return self._stream(self.state, pieces, f"{name}.")
+
+    def _verify(self) -> None:
+        """Every hash, also of files that were not read in the order of their bytes."""
+        for site, reader in self.sites.items():
+            try:
+                reader.verify()
+            except CorruptFile as error:
+                raise UpdateRejected(site, str(error)) from error
+        self.base.verify()
+        self.state.verify()
+
+
+def _blame(site: str, stream: Iterator[Array]) -> Iterator[Array]:
+    """The stream; what is wrong with its bytes is this site's update being bad."""
+    try:
+        yield from stream
+    except CorruptFile as error:
+        raise UpdateRejected(site, str(error)) from error

@@ -1,0 +1,66 @@
+"""What an update's manifest must say before any of its bytes are read."""
+
+from collections.abc import Mapping
+
+from photon_core.errors import PhotonError, UpdateRejected
+from photon_core.layout import Run
+from photon_core.store import SHA256, check_path
+from photon_core.tensors import all_tensors
+from photon_core.update.codec import get_codec
+from schemas.manifests import RoundManifest, TensorEntry, UpdateManifest
+
+TOKEN_LIMIT = 10**15  # more than any site trains in a round; a claim beyond it would drown the others' weights
+
+
+def check_manifest(
+    run: Run, base: RoundManifest, t: int, site: str, update: UpdateManifest, token_limit: int = TOKEN_LIMIT
+) -> None:
+    """Refuse an update that cannot belong to round t.
+
+    Args:
+        run: the run.
+        base: the manifest of round t-1.
+        t, site: whose update it should be.
+        update: what its manifest says.
+        token_limit: most tokens that a site can have trained in a round.
+
+    Raises:
+        UpdateRejected: naming the site and the reason.
+    """
+    if (update.run, update.round, update.site) != (run.run, t, site):
+        claim = f"run '{update.run}', round {update.round}, site '{update.site}'"
+        raise UpdateRejected(site, f"it is an update of {claim}, not of round {t} of '{run.run}'")
+    if update.base_sha256 != base.model_sha256:
+        wrong, right = update.base_sha256[:16], base.model_sha256[:16]
+        raise UpdateRejected(site, f"it starts from model {wrong}, but round {t - 1}'s model is {right}")
+    if update.previous_sha256 != run.round_sha256(t - 1):
+        raise UpdateRejected(site, f"it follows another manifest of round {t - 1} than the committed one")
+    if update.tokens <= 0:
+        raise UpdateRejected(site, f"it claims {update.tokens} trained tokens; at least 1 is needed")
+    if update.tokens > token_limit:
+        raise UpdateRejected(site, f"it claims {update.tokens} trained tokens; at most {token_limit} are possible")
+    try:
+        codec = get_codec(update.codec)
+        for entry in update.files:
+            check_path(entry.path)
+            if not SHA256.fullmatch(entry.sha256):
+                raise PhotonError(f"file '{entry.path}' has no sha256")
+        found = all_tensors(update.files)
+    except PhotonError as error:
+        raise UpdateRejected(site, str(error)) from error
+    _check_tensors(site, all_tensors(base.model), found, codec.dtype)
+
+
+def _check_tensors(
+    site: str, expected: Mapping[str, TensorEntry], found: Mapping[str, TensorEntry], dtype: str
+) -> None:
+    if missing := sorted(expected.keys() - found.keys()):
+        raise UpdateRejected(site, f"it has no tensor '{missing[0]}' ({len(missing)} missing)")
+    if extra := sorted(found.keys() - expected.keys()):
+        raise UpdateRejected(site, f"the model has no tensor '{extra[0][:200]}' ({len(extra)} too many)")
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{list(tensor.shape)}, the model's is {list(expected[name].shape)}"
+            raise UpdateRejected(site, f"tensor '{name}' has shape {shapes[:400]}")
+        if tensor.dtype != dtype:
+            raise UpdateRejected(site, f"tensor '{name}' is {tensor.dtype[:16]}; its codec writes {dtype}")

@@ -1,0 +1,185 @@
+"""The safetensors container: its header, checked; which tensors share a shard; a file's manifest entry.
+
+A file is an 8-byte little-endian length, that many bytes of JSON {name: {dtype, shape, data_offsets}}, and
+the tensors' bytes, without gaps (https://github.com/huggingface/safetensors, "Format"). Headers come from
+other sites, so they are read with limits and every number in them is checked before it is used.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from photon_core.errors import CorruptFile
+from photon_core.hashing import sha256_file
+from photon_core.store import Store
+from schemas.manifests import FileEntry, TensorEntry
+
+DTYPE_BYTES = {
+    **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
+    **{"F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1},
+}
+NUMPY_DTYPES = {"F32": "<f4", "I32": "<i4", "F64": "<f8", "F16": "<f2", "I8": "|i1", "U8": "|u1"}
+HEADER_LIMIT = 8 << 20  # bytes; a 256 MiB shard's header is some kB
+SHARD_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor's bytes are: from `start` to `end` of its file, counted from the file's first byte."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    end: int
+
+
+def read_header(store: Store, path: str, file_bytes: int) -> tuple[bytes, dict[str, TensorInfo]]:
+    """A safetensors file's header: its raw bytes (length included) and the tensors, in the order of the data.
+
+    Args:
+        store, path: the file.
+        file_bytes: its size, as the manifest says.
+
+    Raises:
+        CorruptFile: it is missing, or its header is not one of a file of this size.
+    """
+    try:
+        head = store.read_range(path, 0, 8)
+        length = header_length(head, file_bytes, store.locate(path))
+        body = store.read_range(path, 8, 8 + length)
+    except FileNotFoundError:
+        raise CorruptFile(f"{store.locate(path)} is missing, though a manifest covers it") from None
+    return head + body, parse_header(body, 8 + length, file_bytes, store.locate(path))
+
+
+def header_length(head: bytes, file_bytes: int, file: str) -> int:
+    """The JSON's length from a file's first 8 bytes. Raises CorruptFile when it cannot be one."""
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or not 2 <= length <= min(HEADER_LIMIT, file_bytes - 8):
+        raise CorruptFile(f"{file} is no safetensors file of {file_bytes} bytes: its header claims {length} bytes")
+    return length
+
+
+def parse_header(body: bytes, data_start: int, file_bytes: int, file: str) -> dict[str, TensorInfo]:
+    """The tensors that a header's JSON describes, in the order of the data.
+
+    Args:
+        body: the JSON.
+        data_start: offset of the first tensor's first byte in the file.
+        file_bytes: size of the file; the tensors must fill it exactly.
+        file: name for messages.
+
+    Raises:
+        CorruptFile: anything in it is not as the format says.
+    """
+    try:
+        entries = json.loads(body, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{file}: the header is not JSON: {str(error)[:200]}") from None
+    if not isinstance(entries, dict):
+        raise CorruptFile(f"{file}: the header is not a mapping of tensors")
+    entries.pop("__metadata__", None)
+    infos = [_info(name, entry, data_start, file) for name, entry in entries.items()]
+    infos.sort(key=lambda info: (info.start, info.end))
+    position = data_start
+    for info in infos:
+        if info.start != position:
+            raise CorruptFile(f"{file}: tensor '{info.name}' starts at byte {info.start}, not at {position}")
+        position = info.end
+    if position != file_bytes:
+        raise CorruptFile(f"{file}: the tensors end at byte {position}, but the file has {file_bytes}")
+    return {info.name: info for info in infos}
+
+
+def make_header(tensors: Mapping[str, TensorEntry]) -> bytes:
+    """The header of a file that holds these tensors one after the other, length included."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, tensor in tensors.items():
+        end = position + tensor_bytes(tensor)
+        entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    body = json.dumps(entries, separators=(",", ":")).encode()
+    body += b" " * (-len(body) % 8)  # the data starts at a multiple of 8
+    return len(body).to_bytes(8, "little") + body
+
+
+def tensor_bytes(tensor: TensorEntry) -> int:
+    return math.prod(tensor.shape) * DTYPE_BYTES[tensor.dtype]
+
+
+def shard_plan(tensors: Mapping[str, TensorEntry], max_bytes: int = SHARD_BYTES) -> list[list[str]]:
+    """Which tensors share a file: sorted names, filled greedily, tensors whole (a larger one stands alone)."""
+    plan: list[list[str]] = []
+    filled = 0
+    for name in sorted(tensors):
+        size = tensor_bytes(tensors[name])
+        if not plan or (filled and filled + size > max_bytes):
+            plan.append([])
+            filled = 0
+        plan[-1].append(name)
+        filled += size
+    return plan
+
+
+def file_entry(path: Path, name: str, sha256: str | None = None) -> FileEntry:
+    """The manifest entry of a local safetensors file.
+
+    Args:
+        path: the file.
+        name: its path relative to the manifest.
+        sha256: its hash, when the caller has it already.
+
+    Raises:
+        CorruptFile: it is not a safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = header_length(file.read(8), size, str(path))
+        infos = parse_header(file.read(length), 8 + length, size, str(path))
+    tensors = {info.name: TensorEntry(dtype=info.dtype, shape=info.shape) for info in infos.values()}
+    return FileEntry(path=name, sha256=sha256 or sha256_file(path), bytes=size, tensors=tensors)
+
+
+def all_tensors(entries: Sequence[FileEntry]) -> dict[str, TensorEntry]:
+    """The tensors of a list of files, by name. Raises CorruptFile when two files hold the same name."""
+    found: dict[str, TensorEntry] = {}
+    for entry in entries:
+        for name, tensor in entry.tensors.items():
+            if name in found:
+                raise CorruptFile(f"tensor '{name[:200]}' is in two files, one of them '{entry.path[:200]}'")
+            found[name] = tensor
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _info(name: str, entry: Any, data_start: int, file: str) -> TensorInfo:
+    if not isinstance(entry, dict):
+        raise CorruptFile(f"{file}: tensor '{name[:200]}' is not described by a mapping")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise CorruptFile(f"{file}: tensor '{name[:200]}' has an unknown dtype {str(dtype)[:40]!r}")
+    if not _sizes(shape) or len(shape) > 16:
+        raise CorruptFile(f"{file}: tensor '{name[:200]}' has an impossible shape")
+    if not _sizes(offsets) or len(offsets) != 2:
+        raise CorruptFile(f"{file}: tensor '{name[:200]}' has impossible data_offsets")
+    start, end = offsets
+    if end - start != math.prod(shape) * DTYPE_BYTES[dtype]:
+        raise CorruptFile(f"{file}: tensor '{name[:200]}' {dtype} {shape} does not fill bytes {start} to {end}")
+    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + end)
+
+
+def _sizes(values: Any) -> TypeGuard[list[int]]:
+    """A list of whole numbers that can be sizes (bool is no number here, though Python thinks so)."""
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**62 for v in values)
