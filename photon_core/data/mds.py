@@ -65,10 +65,12 @@ def read_shard(shard: Shard) -> tuple[NDArray[np.uint32], NDArray[Any]]:
     except (OSError, zstandard.ZstdError) as error:
         raise DataError(f"{shard.path}: cannot be read ({error}); run photon prepare again") from error
     row = np.dtype([("id", "<u4"), ("tokens", DTYPES[shard.dtype], (shard.sequence_length,))])
-    size = row.itemsize * shard.samples
-    if len(raw) != shard.raw_bytes or len(raw) < size:
-        raise DataError(f"{shard.path}: {len(raw)} bytes unpacked, {shard.raw_bytes} expected")
-    rows = np.frombuffer(raw, dtype=row, count=shard.samples, offset=len(raw) - size)
+    start = len(raw) - row.itemsize * shard.samples
+    # the header says where the samples start; all else follows from their fixed size
+    head = np.frombuffer(raw, "<u4", count=min(2, len(raw) // 4)).tolist()
+    if len(raw) != shard.raw_bytes or head != [shard.samples, start]:
+        raise DataError(f"{shard.path}: unpacked, it is not the shard of its index; run photon prepare again")
+    rows = np.frombuffer(raw, dtype=row, count=shard.samples, offset=start)
     return rows["id"], rows["tokens"]
 
 

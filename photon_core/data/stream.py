@@ -1,6 +1,5 @@
 """What training and evaluation read: the site's streams merged, and its held-out sequences."""
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from photon_core.data.locks import folder_lock
 from photon_core.data.manifest import require_manifest
 from photon_core.data.mds import read_index, read_shard
 from photon_core.data.paths import find_site, split_dir
@@ -78,13 +78,8 @@ def shared_memory_lock() -> Iterator[None]:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         yield
         return
-    folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path("/tmp")
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with folder_lock(SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path("/tmp")):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def shm_prefix(dataset: Any) -> str:

@@ -1,0 +1,118 @@
+"""What the checks look at: a few numbers computed in NumPy from all of a stream's documents or a site's shards."""
+
+import hashlib
+from array import array
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photon_core.data.documents import Document
+from photon_core.data.expectations import Features
+from photon_core.data.mds import read_index, read_shard
+from photon_core.data.paths import split_dir
+from schemas.federation import Federation
+from schemas.manifests import DataManifest
+
+
+def text_bytes(document: Document) -> bytes | None:
+    """A document's text as UTF-8, or None if it is no text. Half surrogates, which JSON can hold, become '?'."""
+    return document.text.encode(errors="replace") if isinstance(document.text, str) else None
+
+
+def text_hash(data: bytes, seed: int) -> int:
+    """64 bits of a text's hash, keyed by the seed: decides the document's split, finds its duplicates."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
+
+
+@dataclass
+class DocumentFeatures:
+    """Counts over a stream's raw documents. Memory: 8 bytes a document.
+
+    Attributes:
+        seed: of the hashes.
+        first: column -> where its first (or largest) offender is, as 'file:line'.
+    """
+
+    seed: int
+    documents: int = 0
+    null: int = 0
+    wrong_type: int = 0
+    empty: int = 0
+    longest: int = 0
+    first: dict[str, str] = field(default_factory=dict)
+    _hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+
+    def add(self, document: Document) -> None:
+        """Count one document."""
+        self.documents += 1
+        data = text_bytes(document)
+        if data is None:
+            column = "null_documents" if document.text is None else "wrong_type_documents"
+            self.null += document.text is None
+            self.wrong_type += document.text is not None
+            self._note(column, document)
+            return
+        if not data.strip():
+            self.empty += 1
+            self._note("empty_documents", document)
+            return
+        if len(data) > self.longest:
+            self.longest = len(data)
+            self.first["longest_document_bytes"] = f"{document.file}:{document.line}"
+        self._hashes.append(text_hash(data, self.seed))
+
+    def _note(self, column: str, document: Document) -> None:
+        self.first.setdefault(column, f"first at {document.file}:{document.line}")
+
+    def distinct(self) -> NDArray[np.uint64]:
+        """The hashes of the distinct texts, sorted."""
+        return np.unique(np.frombuffer(self._hashes, np.uint64)) if self._hashes else np.empty(0, np.uint64)
+
+    def row(self) -> Features:
+        """The row that the documents suite looks at."""
+        texts = len(self._hashes)
+        return {
+            "documents": self.documents,
+            "null_documents": self.null,
+            "wrong_type_documents": self.wrong_type,
+            "empty_documents": self.empty,
+            "longest_document_bytes": self.longest,
+            "duplicate_share": round(1 - len(self.distinct()) / texts, 6) if texts else 0.0,
+        }
+
+
+def shard_features(federation: Federation, site: str, manifest: DataManifest, eot: int) -> Features:
+    """The row that the shards suite looks at, from every token of every stream and split; one shard in memory.
+
+    Args:
+        federation: the federation.
+        site: whose shards.
+        manifest: the site's data manifest, whose files were verified.
+        eot: id of the end-of-text token.
+
+    Raises:
+        DataError: a shard cannot be read.
+    """
+    tokens = {"train": 0, "valid": 0}
+    lowest, highest, shortest, longest, ends = 2**32, 0, 2**32, 0, 0
+    for stream in manifest.streams:
+        for split in tokens:
+            for shard in read_index(split_dir(federation, site, stream, split)):
+                ids = read_shard(shard)[1]
+                tokens[split] += ids.size
+                lowest = min(lowest, int(ids.min()))
+                highest = max(highest, int(ids.max()))
+                shortest = min(shortest, ids.shape[1])
+                longest = max(longest, ids.shape[1])
+                ends += int(np.count_nonzero(ids == eot))
+    return {
+        "tokenizer_sha256": manifest.tokenizer_sha256,
+        "lowest_token": lowest,
+        "highest_token": highest,
+        "shortest_sequence": shortest,
+        "longest_sequence": longest,
+        "eot_share": round(ends / max(1, sum(tokens.values())), 6),
+        "train_tokens": tokens["train"],
+        "valid_tokens": tokens["valid"],
+    }

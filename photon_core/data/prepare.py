@@ -1,0 +1,262 @@
+"""Text to validated, tokenised, packed MDS shards, at the site that owns the text."""
+
+import hashlib
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from photon_core.data import manifest as data_manifest
+from photon_core.data.documents import read_file
+from photon_core.data.features import DocumentFeatures
+from photon_core.data.locks import folder_lock
+from photon_core.data.manifest import load_manifest
+from photon_core.data.mds import read_index, read_shard
+from photon_core.data.pack import Split, pack_stream
+from photon_core.data.paths import cache_dir, data_dir, find_site, split_dir
+from photon_core.data.quality import check_documents
+from photon_core.data.record import (
+    NAME,
+    StreamRecord,
+    file_entries,
+    read_record,
+    stream_data,
+    write_atomically,
+)
+from photon_core.data.sources import SourceFile, list_files
+from photon_core.data.tokenizer import Tokenizer, load_tokenizer
+from photon_core.data.verify import VerifiedFiles, check_entries, verify_files
+from photon_core.errors import CorruptFile, DataError, FederationError
+from photon_core.hashing import canonical_json, sha256_bytes
+from schemas.federation import Federation, Stream
+from schemas.manifests import DataManifest
+
+__all__ = ["load_manifest", "prepare_site"]
+
+FORMAT = 1  # of the shards and records below; a new one makes every site prepare again
+Progress = Callable[[str, int, int], None]
+
+
+def prepare_site(federation: Federation, site: str, progress: Progress | None = None) -> DataManifest:
+    """Prepare all streams of a site; does nothing where that is done, and continues where it was interrupted.
+
+    Args:
+        federation: the federation.
+        site: which site; its sources are read and its private folder is written.
+        progress: called with (what, documents done, documents in all or 0 when not yet known).
+
+    Returns:
+        The manifest, as committed in data.json.
+
+    Raises:
+        FederationError: no such site or tokenizer, or the tokenizer does not fit the model's vocabulary.
+        DataError: a source is missing or unreadable, or too small; ExpectationFailed for texts that are refused.
+    """
+    section = find_site(federation, site)
+    tokenizer = load_tokenizer(federation.tokenizer)
+    if tokenizer.size > federation.model.vocab_size:
+        raise FederationError(
+            f"model.vocab_size is {federation.model.vocab_size}, but tokenizer '{federation.tokenizer}' has ids "
+            f"up to {tokenizer.size - 1}; write vocab_size: {tokenizer.size} or more"
+        )
+    root = data_dir(federation, site)
+    root.mkdir(parents=True, exist_ok=True)
+    with folder_lock(root):
+        plans = {stream.name: _settings(federation, stream, tokenizer) for stream in section.streams}
+        settings = sha256_bytes(canonical_json([site, plans]))
+        done = _finished(federation, site, settings)
+        if done is not None:
+            return done
+        # from here on nothing is committed until all streams are whole
+        (root / data_manifest.NAME).unlink(missing_ok=True)
+        _clean(root, set(plans))
+        records = {}
+        for stream in section.streams:
+            record = _kept(federation, site, stream.name, plans[stream.name])
+            if record is None:
+                record = _make(federation, site, stream, tokenizer, plans[stream.name], progress or _silent)
+            records[stream.name] = record
+        made = _assemble(federation, site, tokenizer, records, settings)
+        write_atomically(root / data_manifest.NAME, made.model_dump_json(indent=1).encode() + b"\n")
+        return made
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """No progress wanted."""
+
+
+def _settings(federation: Federation, stream: Stream, tokenizer: Tokenizer) -> str:
+    """Hash of everything that a stream's shards depend on."""
+    if stream.name.lower() == data_manifest.NAME:
+        raise FederationError(f"a stream cannot be named '{stream.name}'; write another name")
+    from photon_core.data.expectations import load_suite
+
+    files = list_files(stream.source)
+    return sha256_bytes(
+        canonical_json(
+            {
+                "format": FORMAT,
+                "tokenizer": tokenizer.sha256,
+                "sequence_length": federation.model.max_seq_len,
+                "seed": federation.seed,
+                "validation_share": federation.data.validation_share,
+                "max_document_bytes": federation.data.max_document_bytes,
+                "max_duplicate_share": federation.data.max_duplicate_share,
+                "suite": load_suite("documents"),
+                "text_key": stream.text_key,
+                "files": [[file.name, *file.fingerprint] for file in files],
+            }
+        )
+    )
+
+
+def _finished(federation: Federation, site: str, settings: str) -> DataManifest | None:
+    try:
+        manifest = load_manifest(federation, site)
+        if manifest is not None and manifest.settings_sha256 == settings:
+            verify_files(federation, site, manifest)
+            return manifest
+    except DataError:
+        pass  # a damaged manifest is made again
+    except CorruptFile:
+        pass  # so is a damaged stream
+    return None
+
+
+def _clean(root: Path, streams: set[str]) -> None:
+    for path in root.iterdir():
+        if path.name not in streams:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _kept(federation: Federation, site: str, stream: str, settings: str) -> StreamRecord | None:
+    root = data_dir(federation, site)
+    cache = VerifiedFiles(cache_dir(federation, site) / "verified.json")
+    try:
+        record = read_record(root / stream)
+        check_entries(root, record.files, cache, site, stream)
+    except (DataError, CorruptFile):
+        return None
+    return record if record.settings_sha256 == settings else None
+
+
+def _make(
+    federation: Federation, site: str, stream: Stream, tokenizer: Tokenizer, settings: str, progress: Progress
+) -> StreamRecord:
+    root = data_dir(federation, site)
+    final, folder = root / stream.name, root / f".{stream.name}.unfinished"
+    files = list_files(stream.source)
+    features, source_sha256 = _look(federation, stream, files, progress)
+    checks = check_documents(federation, site, stream.name, features)
+    splits = pack_stream(
+        files,
+        stream.text_key,
+        tokenizer,
+        folder,
+        federation.model.max_seq_len,
+        features,
+        federation.data.validation_share,
+        lambda done: progress(f"{stream.name}: tokenising", done, features.documents),
+    )
+    _refuse_empty(site, stream, splits)
+    if [f.fingerprint for f in list_files(stream.source)] != [f.fingerprint for f in files]:
+        raise DataError(f"{stream.source}: changed while it was read; run photon prepare --site {site} again")
+    record = StreamRecord(
+        settings_sha256=settings,
+        eot=tokenizer.eot,
+        source_sha256=source_sha256,
+        train_documents=splits["train"].documents,
+        valid_documents=splits["valid"].documents,
+        train_sequences=splits["train"].sequences,
+        valid_sequences=splits["valid"].sequences,
+        dropped_tokens={name: split.dropped_tokens for name, split in splits.items()},
+        checks=[asdict(check) for check in checks.checks],
+        files=file_entries(folder, stream.name),
+    )
+    write_atomically(folder / NAME, record.model_dump_json(indent=1).encode())
+    if final.exists():
+        shutil.rmtree(final)
+    folder.rename(final)
+    return record
+
+
+def _look(
+    federation: Federation, stream: Stream, files: list[SourceFile], progress: Progress
+) -> tuple[DocumentFeatures, str]:
+    """First pass over the raw documents: features for the checks and the split, hash of the raw bytes."""
+    features = DocumentFeatures(federation.seed)
+    digest = hashlib.sha256()
+    for file in files:
+        for document in read_file(file, stream.text_key, digest):
+            features.add(document)
+            if features.documents % 256 == 0:
+                progress(f"{stream.name}: checking", features.documents, 0)
+    progress(f"{stream.name}: checking", features.documents, features.documents)
+    return features, digest.hexdigest()
+
+
+def _refuse_empty(site: str, stream: Stream, splits: dict[str, Split]) -> None:
+    for name, split in splits.items():
+        if split.sequences == 0:
+            raise DataError(
+                f"site '{site}', stream '{stream.name}': the {name} split has {split.documents} documents and "
+                f"{split.dropped_tokens} tokens, less than one sequence; give it more text, a shorter "
+                "model.max_seq_len, or another data.validation_share"
+            )
+
+
+def _assemble(
+    federation: Federation,
+    site: str,
+    tokenizer: Tokenizer,
+    records: dict[str, StreamRecord],
+    settings: str,
+) -> DataManifest:
+    root, length = data_dir(federation, site), federation.model.max_seq_len
+    train_sequences = sum(record.train_sequences for record in records.values())
+    valid_sequences = sum(record.valid_sequences for record in records.values())
+    return DataManifest(
+        site=site,
+        tokenizer_sha256=tokenizer.sha256,
+        sequence_length=length,
+        vocab_size=tokenizer.size,
+        train_documents=sum(record.train_documents for record in records.values()),
+        valid_documents=sum(record.valid_documents for record in records.values()),
+        train_sequences=train_sequences,
+        valid_sequences=valid_sequences,
+        train_tokens=train_sequences * length,
+        valid_tokens=valid_sequences * length,
+        unigram_perplexity=_unigram_perplexity(federation, site, list(records), tokenizer.size),
+        streams={name: stream_data(root / name, name, record, length) for name, record in records.items()},
+        checks={
+            name: {"documents": record.checks, "dropped_tokens": record.dropped_tokens}
+            for name, record in records.items()
+        },
+        settings_sha256=settings,
+        versions=_versions(),
+    )
+
+
+def _unigram_perplexity(federation: Federation, site: str, streams: list[str], size: int) -> float:
+    counts = {split: np.zeros(size, np.int64) for split in ("train", "valid")}
+    for split, count in counts.items():
+        for stream in streams:
+            for shard in read_index(split_dir(federation, site, stream, split)):
+                count += np.bincount(read_shard(shard)[1].ravel(), minlength=size)
+    return unigram_perplexity(counts["train"], counts["valid"])
+
+
+def unigram_perplexity(train: Any, valid: Any) -> float:
+    """Perplexity on `valid` of the add-one smoothed unigram model of `train`; both are counts, shape (size,)."""
+    log_p = np.log(train + 1) - np.log(train.sum() + len(train))
+    return float(np.exp(-(valid * log_p).sum() / valid.sum()))
+
+
+def _versions() -> dict[str, str]:
+    names = ("photon-prefect", "mosaicml-streaming", "tokenizers", "great-expectations", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
