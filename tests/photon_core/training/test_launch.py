@@ -132,9 +132,7 @@ def hold(launcher: Launcher, **options: Any) -> tuple[dict[str, Any], threading.
 
     def body() -> None:
         try:
-            launcher.run(
-                hold_memory, {"ignore": options.get("ignore", False)}, label="holder", on_report=report
-            )
+            launcher.run(hold_memory, {"ignore": options.get("ignore", False)}, label="holder", on_report=report)
         except BaseException as error:
             errors.append(error)
 

@@ -1,0 +1,72 @@
+"""What a site's training is asked for and what it gives back. Light: the process that launches imports it."""
+
+from dataclasses import dataclass, field
+
+from photon_core.hashing import canonical_json, sha256_bytes
+from schemas.federation import Federation
+from schemas.manifests import FileEntry
+
+
+@dataclass(frozen=True)
+class LocalJob:
+    """One site's work for one round.
+
+    Args:
+        federation: the federation file.
+        site: name of the site.
+        round: number of the round, from 1.
+        attempt: number of the attempt, from 1; names the folder of the private state.
+        base_files: local paths of theta's safetensors files, verified.
+        base_sha256: theta's model hash.
+        global_step: local steps before this round, for the learning rate.
+        resume: (round, attempt) of the site's last aggregated update, whose private state goes on; None at
+            the site's first round.
+        threads: torch threads.
+    """
+
+    federation: Federation
+    site: str
+    round: int
+    attempt: int
+    base_files: list[str]
+    base_sha256: str
+    global_step: int
+    resume: tuple[int, int] | None = None
+    threads: int = 1
+
+    @property
+    def key(self) -> str:
+        """Hash of all that the result depends on: equal keys, equal training."""
+        federation = self.federation.model_dump(mode="json")
+        parts = [federation, self.site, self.round, self.base_sha256, self.global_step, self.resume]
+        return sha256_bytes(canonical_json(parts))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A site's finished local training. Its files lie in `folder`, in the site's private state.
+
+    Args:
+        round, attempt, base_sha256: of the job.
+        codec: how `files` are encoded.
+        tokens: tokens really trained, the update's weight.
+        steps: local steps made.
+        metrics: train_loss (mean over the round's tokens), last_loss, tokens_per_second, seconds, delta_norm,
+            samples, and 1.0 under state_lost or stream_restarted where that has happened.
+        files: the update's shards, paths relative to `folder`.
+        folder: the private state of this round and attempt.
+        seconds: where the time went: load, dataset, trainer, fit, encode, save.
+        notes: what the operator should know, one sentence each.
+    """
+
+    round: int
+    attempt: int
+    base_sha256: str
+    codec: str
+    tokens: int
+    steps: int
+    metrics: dict[str, float]
+    files: list[FileEntry]
+    folder: str
+    seconds: dict[str, float]
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,129 @@
+"""The decoder-only transformer, as in llm-foundry's MPT, and its wrapping for Composer.
+
+Learned positions, pre-norm blocks, GELU, biases everywhere, token embedding tied to the output head.
+Imports torch: only child processes import this module.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from composer.models import ComposerModel
+from torch import Tensor, nn
+
+from photon_core.training.initial import initial_tensor
+from photon_core.training.shapes import parameter_shapes
+from schemas.federation import Model
+
+IGNORED = -100  # target of the last position, which has no next token
+
+
+class Attention(nn.Module):
+    """Causal self-attention, (B, T, d) -> (B, T, d), through torch's fused kernels."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.n_heads = model.n_heads
+        self.Wqkv = nn.Linear(model.d_model, 3 * model.d_model)
+        self.out_proj = nn.Linear(model.d_model, model.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        parts = self.Wqkv(x).view(batch, length, 3, self.n_heads, width // self.n_heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class FeedForward(nn.Module):
+    """Two layers with a GELU between, (B, T, d) -> (B, T, d)."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(model.d_model, model.d_model * model.expansion_ratio)
+        self.down_proj = nn.Linear(model.d_model * model.expansion_ratio, model.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.up_proj(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(model.d_model)
+        self.attn = Attention(model)
+        self.norm_2 = nn.LayerNorm(model.d_model)
+        self.ffn = FeedForward(model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm_1(x))
+        return x + self.ffn(self.norm_2(x))
+
+
+class Decoder(nn.Module):
+    """Token ids (B, T) -> logits (B, T, vocabulary), T at most max_seq_len."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(model.vocab_size, model.d_model)
+        self.wpe = nn.Embedding(model.max_seq_len, model.d_model)
+        self.blocks = nn.ModuleList(Block(model) for _ in range(model.n_layers))
+        self.norm_f = nn.LayerNorm(model.d_model)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm_f(x), self.wte.weight)
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Mean cross-entropy (nats) of predicting each token but the first from those before it.
+
+    Args:
+        logits: (B, T, vocabulary).
+        tokens: (B, T), int64.
+    """
+    targets = F.pad(tokens[:, 1:], (0, 1), value=IGNORED)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+
+class PhotonModel(ComposerModel):
+    """The decoder as Composer wants it; a batch is {"tokens": int64 (B, T), "id": int64 (B,)}."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.decoder(batch["tokens"])
+
+    def loss(self, outputs: Tensor, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return next_token_loss(outputs, batch["tokens"])
+
+    def eval_forward(self, batch: dict[str, Tensor], outputs: Tensor | None = None) -> Tensor:
+        return self.forward(batch) if outputs is None else outputs
+
+
+def empty_decoder(model: Model, device: str = "cpu") -> Decoder:
+    """A decoder whose parameters hold arbitrary numbers: nothing is drawn only to be overwritten."""
+    with torch.device("meta"):
+        decoder = Decoder(model)
+    return decoder if device == "meta" else decoder.to_empty(device=device)
+
+
+def load_decoder(model: Model, tensors: dict[str, Tensor], device: str = "cpu") -> Decoder:
+    """A decoder with these parameters, copied into memory of its own.
+
+    Raises:
+        RuntimeError: names or shapes are not the model's.
+    """
+    decoder = empty_decoder(model, device)
+    decoder.load_state_dict(tensors, strict=True)
+    return decoder
+
+
+def initial_decoder(model: Model, seed: int) -> Decoder:
+    """The decoder with theta^0."""
+    tensors = {name: torch.from_numpy(initial_tensor(name, model, seed)) for name in parameter_shapes(model)}
+    return load_decoder(model, tensors)

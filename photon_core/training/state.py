@@ -1,0 +1,129 @@
+"""The site's private state: what one round of local training leaves for the next. It never leaves the site.
+
+    <state_dir>/state/000007-0001/training.pt       optimizer, stream position, random number generators
+                                  samples.u32       ids of the samples trained, in order (audit trail)
+                                  update/           the encoded update, until it is uploaded
+                                  trained.json      the result, and the hashes of the above
+
+A folder appears whole or not at all: it is written under another name and renamed.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from photon_core.hashing import canonical_json, sha256_file
+from photon_core.training.job import Trained
+from schemas.manifests import FileEntry
+
+KEPT_ROUNDS = 3
+RESULT = "trained.json"
+TRAINING = "training.pt"
+SAMPLES = "samples.u32"
+
+
+def state_folder(state_dir: Path, round: int, attempt: int) -> Path:
+    """Where the state of that round and attempt lies, or would lie."""
+    return state_dir / "state" / f"{round:06d}-{attempt:04d}"
+
+
+def find(state_dir: Path, round: int, attempt: int) -> Path | None:
+    """The folder of that round's and attempt's state, if it is there and its training.pt is undamaged."""
+    folder = state_folder(state_dir, round, attempt)
+    try:
+        saved = json.loads((folder / RESULT).read_bytes())
+        if sha256_file(folder / TRAINING) == saved["training_sha256"]:
+            return folder
+    except (OSError, ValueError, KeyError):
+        pass
+    return None
+
+
+def find_result(state_dir: Path, round: int, attempt: int, key: str) -> Trained | None:
+    """The result of that round and attempt, if it is there, of the same job, and its update is undamaged."""
+    folder = find(state_dir, round, attempt)
+    if folder is None:
+        return None
+    saved = json.loads((folder / RESULT).read_bytes())
+    if saved["key"] != key:
+        return None
+    values: dict[str, Any] = saved["trained"]
+    files = [FileEntry.model_validate(entry) for entry in values.pop("files")]
+    for entry in files:
+        path = folder / entry.path
+        if not path.is_file() or sha256_file(path) != entry.sha256:
+            return None
+    return Trained(**values, files=files, folder=str(folder))
+
+
+@contextmanager
+def exclusive(state_dir: Path) -> Iterator[None]:
+    """Let one process at a time train for this site; another waits, and then finds the result."""
+    folder = state_dir / "state"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def writing(state_dir: Path) -> Iterator[Path]:
+    """A new folder to write a state into; removed at the end unless `publish` has renamed it.
+
+    Call it under `exclusive`: what earlier writers that were killed have left is removed first.
+    """
+    parent = state_dir / "state"
+    for left in parent.glob(".writing-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = parent / f".writing-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(state_dir: Path, written: Path, trained: Trained, key: str) -> Trained:
+    """Write trained.json into the folder, give it its name, and drop states of rounds long past.
+
+    Args:
+        state_dir: the site's private folder.
+        written: the folder from `writing`, complete but for trained.json.
+        trained: the result; its `folder` is set here.
+        key: the job's.
+    """
+    target = state_folder(state_dir, trained.round, trained.attempt)
+    values = {
+        field.name: getattr(trained, field.name)
+        for field in dataclasses.fields(trained)
+        if field.name not in ("files", "folder")
+    }
+    values["files"] = [entry.model_dump(mode="json") for entry in trained.files]
+    saved = {"key": key, "training_sha256": sha256_file(written / TRAINING), "trained": values}
+    (written / RESULT).write_bytes(canonical_json(saved))
+    if target.exists():  # of another job, or damaged: `find_result` has refused it
+        discarded = written.with_name(f".writing-old-{os.getpid()}")
+        target.rename(discarded)
+        shutil.rmtree(discarded, ignore_errors=True)
+    written.rename(target)
+    _prune(target.parent)
+    return dataclasses.replace(trained, folder=str(target))
+
+
+def _prune(parent: Path) -> None:
+    folders = [path for path in parent.iterdir() if path.name[:6].isdigit()]
+    rounds = sorted({path.name[:6] for path in folders})
+    for path in folders:
+        if path.name[:6] in rounds[:-KEPT_ROUNDS]:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path)

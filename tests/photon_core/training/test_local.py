@@ -1,0 +1,258 @@
+"""Local training: equal to one uninterrupted Composer run bit for bit, whatever is resumed, lost or repeated."""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from photon_core.data.paths import state_dir
+from photon_core.data.stream import release, train_dataset
+from photon_core.errors import CorruptFile, FederationError, PhotonError, UpdateRejected
+from photon_core.training.initial import initial_tensor
+from photon_core.training.job import LocalJob, Trained
+from photon_core.training.local import train
+from photon_core.training.model import PhotonModel, initial_decoder
+from photon_core.training.shapes import parameter_shapes
+from photon_core.training.state import state_folder
+from photon_core.update.codec import get_codec
+from schemas.federation import Federation
+
+Make = Callable[..., Federation]
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def silent(_: dict[str, Any]) -> None:
+    return None
+
+
+def theta_zero(federation: Federation) -> Arrays:
+    model = federation.model
+    return {name: initial_tensor(name, model, federation.seed) for name in parameter_shapes(model)}
+
+
+def make_job(federation: Federation, theta: Arrays, folder: Path, round: int = 1, **options: Any) -> LocalJob:
+    file = folder / f"theta-{round - 1}.safetensors"
+    save_file(theta, file)
+    options.setdefault("global_step", (round - 1) * federation.local.steps)
+    options.setdefault("resume", (round - 1, 1) if round > 1 else None)
+    return LocalJob(federation, "alpha", round, options.pop("attempt", 1), [str(file)], f"hash-{round}", **options)
+
+
+def apply(theta: Arrays, trained: Trained) -> Arrays:
+    """fedavg with server lr 1 and one site: theta' = theta_k."""
+    decode = get_codec(trained.codec).decode
+    changes = {}
+    for entry in trained.files:
+        changes.update(load_file(Path(trained.folder, entry.path)))
+    assert changes.keys() == theta.keys()
+    return {name: decode(theta[name], changes[name]) for name in theta}
+
+
+def rounds(federation: Federation, folder: Path, count: int) -> tuple[Arrays, list[Trained]]:
+    theta, results = theta_zero(federation), []
+    for t in range(1, count + 1):
+        results.append(train(make_job(federation, theta, folder, t), silent))
+        theta = apply(theta, results[-1])
+    return theta, results
+
+
+def samples(trained: Trained) -> list[int]:
+    return np.fromfile(Path(trained.folder, "samples.u32"), "<u4").tolist()
+
+
+def uninterrupted(federation: Federation, steps: int) -> Arrays:
+    """One Composer run, put together here from Composer's, streaming's and torch's own parts."""
+    from composer import Trainer
+    from composer.algorithms import GradientClipping
+    from composer.core import Callback
+    from torch.utils.data import DataLoader
+
+    local, total = federation.local, federation.schedule_steps
+
+    class Rate(Callback):
+        def batch_start(self, state: Any, logger: Any) -> None:
+            step = int(state.timestamp.batch)
+            warmup, lr, alpha = local.schedule.warmup_steps, local.optimizer.lr, local.schedule.alpha
+            if step < warmup:
+                rate = lr * (step + 1) / warmup
+            else:
+                done = min(1.0, (step - warmup) / (total - warmup))
+                rate = lr * (alpha + (1 - alpha) * 0.5 * (1 + math.cos(math.pi * done)))
+            state.optimizers[0].param_groups[0]["lr"] = rate
+
+    torch.set_num_threads(1)
+    model = PhotonModel(initial_decoder(federation.model, federation.seed))
+    section = local.optimizer
+    optimizer = torch.optim.AdamW(
+        model.parameters(), section.lr, section.betas, section.eps, section.weight_decay, fused=True
+    )
+    dataset = train_dataset(federation, "alpha", federation.seed)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=DataLoader(dataset, batch_size=local.batch_size),
+        optimizers=optimizer,
+        algorithms=[] if local.clip_norm is None else [GradientClipping("norm", local.clip_norm)],
+        callbacks=[Rate()],
+        max_duration=f"{steps}ba",
+        seed=federation.seed,
+        device="cpu",
+        precision="fp32",
+        progress_bar=False,
+    )
+    trainer.fit()
+    trainer.close()
+    dataset._iterator.exit()
+    release(dataset)
+    return {name: value.detach().numpy() for name, value in model.decoder.state_dict().items()}
+
+
+@pytest.mark.parametrize("sequences", [200, 30])  # 30: over the end of an epoch, whose last batch is short
+def test_rounds_equal_one_uninterrupted_run(make_site: Make, tmp_path: Path, sequences: int) -> None:
+    federation = make_site(sequences)
+    theta, results = rounds(federation, tmp_path, 3)
+    expected = uninterrupted(federation, 15)
+    for name in expected:
+        assert np.array_equal(theta[name].view(np.int32), expected[name].view(np.int32)), name
+    assert results[2].metrics["train_loss"] < results[0].metrics["train_loss"]
+
+
+def test_an_epoch_that_ends_with_a_round(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site(20)  # one epoch is one round
+    theta, results = rounds(federation, tmp_path, 3)
+    expected = uninterrupted(federation, 15)
+    assert all(np.array_equal(theta[name], expected[name]) for name in expected)
+    for result in results:
+        assert sorted(samples(result)) == list(range(20))
+
+
+def test_no_sample_is_repeated_or_skipped_within_an_epoch(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site(47)
+    _, results = rounds(federation, tmp_path, 5)
+    seen = [number for result in results for number in samples(result)]
+    for start in range(0, len(seen), 47):
+        epoch = seen[start : start + 47]
+        assert len(set(epoch)) == len(epoch)
+    assert sorted(seen[:47]) == list(range(47))
+    assert seen[:47] != sorted(seen[:47]) and seen[:47] != seen[47:94]
+
+
+def test_optimizer_state_can_be_reset(make_site: Make, tmp_path: Path) -> None:
+    kept, _ = rounds(make_site(), tmp_path, 2)
+    again = tmp_path / "again"
+    again.mkdir()
+    federation = make_site(optimizer_state="reset")
+    reset, results = rounds(federation, again, 2)
+    assert any(not np.array_equal(kept[name], reset[name]) for name in kept)
+    saved = torch.load(Path(results[0].folder, "training.pt"), weights_only=True)
+    assert saved["optimizer"] is None and saved["samples"] == 20
+
+
+def test_result_and_reports(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site()
+    reports: list[dict[str, Any]] = []
+    theta = theta_zero(federation)
+    before = set(Path("/dev/shm").iterdir())
+    folder = tempfile.gettempdir()
+    trained = train(make_job(federation, theta, tmp_path), reports.append)
+    assert set(Path("/dev/shm").iterdir()) <= before
+    assert tempfile.gettempdir() == folder
+    assert trained.steps == 5 and trained.tokens == 5 * 4 * 16 and not trained.notes
+    assert reports[-1]["step"] == reports[-1]["steps"] == 5
+    assert reports[-1]["loss"] == trained.metrics["last_loss"]
+    assert set(trained.seconds) == {"load", "dataset", "trainer", "fit", "save", "encode"}
+    end = apply(theta, trained)
+    norm = math.sqrt(sum(float(((end[name] - theta[name]).astype(np.float64) ** 2).sum()) for name in theta))
+    assert trained.metrics["delta_norm"] == pytest.approx(norm, rel=1e-5)
+    assert not list((state_dir(federation, "alpha") / "state").glob(".*"))
+
+
+def test_finished_training_is_not_repeated_unless_something_differs(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site()
+    job = make_job(federation, theta_zero(federation), tmp_path)
+    first = train(job, silent)
+    assert train(job, pytest.fail) == first
+    Path(first.folder, first.files[0].path).write_bytes(b"damaged")
+    repaired = train(job, silent)
+    assert repaired.files == first.files
+    moved = train(dataclasses.replace(job, global_step=7), silent)
+    assert moved.files != first.files
+
+
+def test_states_of_rounds_long_past_are_dropped(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site(steps=1)
+    rounds(federation, tmp_path, 5)
+    folder = state_dir(federation, "alpha") / "state"
+    assert sorted(path.name for path in folder.iterdir()) == ["000003-0001", "000004-0001", "000005-0001", "lock"]
+
+
+def test_a_lost_or_damaged_state_is_said(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site()
+    theta = theta_zero(federation)
+    train(make_job(federation, theta, tmp_path), silent)
+    (state_folder(state_dir(federation, "alpha"), 1, 1) / "training.pt").write_bytes(b"damaged")
+    second = train(make_job(federation, theta, tmp_path, 2), silent)
+    assert second.metrics["state_lost"] == 1.0
+    assert "round 1, attempt 1 is missing or damaged" in second.notes[0]
+
+
+def test_another_mix_restarts_the_stream_and_says_so(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site()
+    theta = theta_zero(federation)
+    train(make_job(federation, theta, tmp_path), silent)
+    make_site(150)  # the site's text has changed
+    second = train(make_job(federation, theta, tmp_path, 2), silent)
+    assert second.metrics["stream_restarted"] == 1.0 and "another mix" in second.notes[0]
+    assert set(samples(second)) <= set(range(150))
+
+
+def test_divergence_rejects_the_update_by_name(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site()
+    theta = theta_zero(federation)
+    theta["norm_f.bias"][:] = np.nan
+    with pytest.raises(
+        UpdateRejected, match="'alpha' rejected: training diverged: the loss of local step 1 is nan"
+    ):
+        train(make_job(federation, theta, tmp_path), silent)
+    assert [path.name for path in (state_dir(federation, "alpha") / "state").iterdir()] == ["lock"]
+
+
+def test_a_model_of_another_shape_is_refused(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site()
+    theta = theta_zero(federation)
+    theta["wpe.weight"] = theta["wpe.weight"][:-1]
+    with pytest.raises(CorruptFile, match=r"'wpe.weight' is F32 \[15, 32\].*has it F32 \[16, 32\]"):
+        train(make_job(federation, theta, tmp_path), silent)
+    del theta["wpe.weight"]
+    with pytest.raises(CorruptFile, match="'wpe.weight' is absent"):
+        train(make_job(federation, theta, tmp_path), silent)
+    job = make_job(federation, theta, tmp_path)
+    Path(job.base_files[0]).write_bytes(b"\x10")
+    with pytest.raises(CorruptFile, match="not a readable safetensors file"):
+        train(job, silent)
+
+
+def test_what_the_machine_cannot_do_is_refused(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site(precision="amp_bf16")
+    with pytest.raises(FederationError, match=r"local\.precision is amp_bf16.*write fp32"):
+        train(make_job(federation, theta_zero(federation), tmp_path), silent)
+
+
+def test_composers_loggers_go_on_where_the_last_round_stopped(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site(loggers=[{"name": "file", "options": {"flush_interval": 1}}])
+    train(make_job(federation, theta_zero(federation), tmp_path, 3, resume=None), silent)
+    text = (state_dir(federation, "alpha") / "log" / "composer-tiny-alpha.log").read_text()
+    assert "learning_rate" in text and "loss/train/total" in text
+    assert "time/batch: 14" in text or '"time/batch": 14' in text
+
+
+def test_wrong_logger_options_are_named(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site(loggers=[{"name": "file", "options": {"colour": "red"}}])
+    with pytest.raises(PhotonError, match=r"local\.loggers: cannot start 'file'.*colour"):
+        train(make_job(federation, theta_zero(federation), tmp_path), silent)
