@@ -8,7 +8,6 @@
 A folder appears whole or not at all: it is written under another name and renamed.
 """
 
-import contextlib
 import dataclasses
 import fcntl
 import json
@@ -27,6 +26,7 @@ KEPT_ROUNDS = 3
 RESULT = "trained.json"
 TRAINING = "training.pt"
 SAMPLES = "samples.u32"
+UPDATE = "update"
 
 
 def state_folder(state_dir: Path, round: int, attempt: int) -> Path:
@@ -94,7 +94,7 @@ def writing(state_dir: Path) -> Iterator[Path]:
 
 
 def publish(state_dir: Path, written: Path, trained: Trained, key: str) -> Trained:
-    """Write trained.json into the folder, give it its name, and drop states of rounds long past.
+    """Write trained.json into the folder, give it its name, and drop the large files of rounds long past.
 
     Args:
         state_dir: the site's private folder.
@@ -121,9 +121,10 @@ def publish(state_dir: Path, written: Path, trained: Trained, key: str) -> Train
 
 
 def _prune(parent: Path) -> None:
+    """Drop the large files of all but the last rounds; results and the audit trail are small and stay."""
     folders = [path for path in parent.iterdir() if path.name[:6].isdigit()]
     rounds = sorted({path.name[:6] for path in folders})
     for path in folders:
         if path.name[:6] in rounds[:-KEPT_ROUNDS]:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(path)
+            (path / TRAINING).unlink(missing_ok=True)
+            shutil.rmtree(path / UPDATE, ignore_errors=True)

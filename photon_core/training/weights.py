@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from photon_core.errors import CorruptFile
 from photon_core.tensors import file_entry, shard_plan
 from photon_core.training.shapes import parameter_shapes
+from photon_core.training.state import UPDATE
 from photon_core.update.codec import get_codec
 from schemas.federation import Model
 from schemas.manifests import FileEntry, TensorEntry
@@ -71,7 +72,7 @@ def write_update(
         the files, and the Euclidean norm of theta_k - theta.
     """
     codec = get_codec(codec_name)
-    (folder / "update").mkdir()
+    (folder / UPDATE).mkdir()
     layout = {name: TensorEntry(dtype=codec.dtype, shape=tuple(value.shape)) for name, value in parameters.items()}
     shards = shard_plan(layout)
     squares = 0.0
@@ -83,7 +84,7 @@ def write_update(
             change = (end - start).ravel()
             squares += float(np.dot(change, change))
             encoded[name] = codec.encode(start, end)
-        path = f"update/{number:05d}-of-{len(shards):05d}.safetensors"
+        path = f"{UPDATE}/{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(encoded, folder / path)
         entries.append(file_entry(folder / path, path))
     return entries, math.sqrt(squares)

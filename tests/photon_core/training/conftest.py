@@ -1,5 +1,6 @@
 """A small federation with prepared shards: what the training tests train on."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from schemas.federation import Federation
 from schemas.manifests import DataManifest, FileEntry, StreamData
 
 LENGTH = 16
-VOCABULARY = 64
+VOCABULARY = 257
 
 
 def make_federation(folder: Path, **local: Any) -> Federation:
@@ -57,6 +58,7 @@ def write_site(federation: Federation, site: str, sequences: int, seed: int = 5)
     length = federation.model.max_seq_len
     random = np.random.default_rng(seed)
     root = data_dir(federation, site)
+    shutil.rmtree(root, ignore_errors=True)
     streams = {}
     for stream in federation.site(site).streams:
         for split, count in (("train", sequences), ("valid", 12)):
