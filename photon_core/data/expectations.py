@@ -153,18 +153,27 @@ def _validate(
 ) -> dict[tuple[str, str], dict[str, Any]]:
     import great_expectations as gx
     import pandas
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
     from great_expectations.exceptions import GreatExpectationsError
 
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+    config = DataContextConfig(
+        # its default makes a temporary folder for a web page, and leaves it there
+        store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
+        progress_bars=ProgressBarsConfig(globally=False, metric_calculations=False),
+        analytics_enabled=False,
+    )
+    context = gx.get_context(mode="ephemeral", project_config=config)
     asset = context.data_sources.add_pandas("features").add_dataframe_asset("features")
     frame = pandas.DataFrame({name: [value] for name, value in features.items()})
     batch = asset.add_batch_definition_whole_dataframe("row").get_batch({"dataframe": frame})
     try:
         expectations = gx.ExpectationSuite(name=suite["name"], expectations=suite["expectations"])
         report = batch.validate(expectations, expectation_parameters=parameters)
-    except GreatExpectationsError as error:
+    except (GreatExpectationsError, ValueError) as error:  # ValueError: arguments that it does not have
         raise DataError(f"suite '{suite['name']}': {error}") from error
     outcomes = {}
     for result in report.to_json_dict()["results"]:

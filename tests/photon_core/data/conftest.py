@@ -11,7 +11,7 @@ import pytest
 from schemas.federation import Federation
 
 
-def library_texts(*modules: str, size: int = 1500) -> list[str]:
+def _library_texts(*modules: str, size: int = 1500) -> list[str]:
     """Documents of about `size` characters from the standard library's modules."""
     texts: list[str] = []
     for module in modules:
@@ -20,12 +20,24 @@ def library_texts(*modules: str, size: int = 1500) -> list[str]:
     return texts
 
 
-def write_jsonl(path: Path, texts: list[Any], key: str = "text") -> Path:
+def _write_jsonl(path: Path, texts: list[Any], key: str = "text") -> Path:
     """One JSON object a line; gzip if the name ends so."""
     content = "".join(json.dumps({"meta": {}, key: text}) + "\n" for text in texts).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return path
+
+
+@pytest.fixture
+def library_texts() -> Callable[..., list[str]]:
+    """Function: documents of real text from the standard library's modules."""
+    return _library_texts
+
+
+@pytest.fixture
+def write_jsonl() -> Callable[..., Path]:
+    """Function: a .jsonl (or .jsonl.gz) file of texts."""
+    return _write_jsonl
 
 
 @pytest.fixture
@@ -62,9 +74,9 @@ def make_federation(tmp_path: Path) -> Callable[..., Federation]:
 @pytest.fixture
 def two_streams(tmp_path: Path, make_federation: Callable[..., Federation]) -> Federation:
     """A federation whose site has two sources, not yet prepared."""
-    one = write_jsonl(tmp_path / "raw" / "one.jsonl.gz", library_texts("socket", "queue"))
+    one = _write_jsonl(tmp_path / "raw" / "one.jsonl.gz", _library_texts("socket", "queue"))
     two = tmp_path / "raw" / "two"
     two.mkdir()
-    for i, text in enumerate(library_texts("heapq", "bisect")):
+    for i, text in enumerate(_library_texts("heapq", "bisect")):
         (two / f"{i:03d}.txt").write_text(text)
     return make_federation({"one": str(one), "two": str(two / "*.txt")})

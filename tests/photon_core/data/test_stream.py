@@ -1,0 +1,196 @@
+"""What training and evaluation read: mixture, order, shared memory, held-out sequences."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from photon_core.data import stream as stream_module
+from photon_core.data.mds import read_index, read_shard
+from photon_core.data.paths import split_dir
+from photon_core.data.prepare import prepare_site
+from photon_core.data.stream import (
+    even_shares,
+    release,
+    shm_prefix,
+    stream_hash,
+    train_dataset,
+    unlink_shared_memory,
+    valid_sequences,
+)
+from photon_core.errors import DataError
+from schemas.federation import Federation
+
+
+def shared_names() -> set[str]:
+    return {path.name for path in stream_module.SHARED_MEMORY.iterdir()}
+
+
+@pytest.fixture
+def one_stream(
+    tmp_path: Path,
+    make_federation: Callable[..., Federation],
+    library_texts: Callable[..., list[str]],
+    write_jsonl: Callable[..., Path],
+) -> Federation:
+    federation = make_federation({"a": str(write_jsonl(tmp_path / "a.jsonl", library_texts("socket")))})
+    prepare_site(federation, "s")
+    return federation
+
+
+def test_an_epoch_is_every_sample_once(one_stream: Federation) -> None:
+    dataset = train_dataset(one_stream, "s", seed=3)
+    samples = list(dataset)
+    release(dataset)
+    shards = read_index(split_dir(one_stream, "s", "a", "train"))
+    tokens = np.concatenate([read_shard(shard)[1] for shard in shards])
+    ids = [sample["id"] for sample in samples]
+    assert sorted(ids) == list(range(len(tokens)))
+    assert ids != sorted(ids)
+    for sample in samples:
+        assert sample["tokens"].dtype == np.int64
+        assert np.array_equal(sample["tokens"], tokens[sample["id"]])
+
+
+def test_order_follows_from_the_seed(one_stream: Federation) -> None:
+    orders = []
+    for seed in (3, 3, 4):
+        dataset = train_dataset(one_stream, "s", seed)
+        orders.append([sample["id"] for sample in dataset])
+        release(dataset)
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_streams_are_mixed_by_their_proportions(two_streams: Federation) -> None:
+    prepare_site(two_streams, "s")
+    site = two_streams.sites[0]
+    streams = [site.streams[0].model_copy(update={"proportion": 0.25})]
+    streams += [site.streams[1].model_copy(update={"proportion": 0.75})]
+    mixed = two_streams.model_copy(update={"sites": [site.model_copy(update={"streams": streams})]})
+    dataset = train_dataset(mixed, "s", seed=3)
+    counts = [stream.choose for stream in dataset.streams]
+    release(dataset)
+    assert sum(counts) == dataset.size
+    assert counts[0] / sum(counts) == pytest.approx(0.25, abs=0.01)
+
+
+def test_released_dataset_leaves_no_shared_memory(one_stream: Federation) -> None:
+    before = shared_names()
+    dataset = train_dataset(one_stream, "s", seed=3)
+    next(iter(dataset))
+    assert {name for name in shared_names() - before if name.startswith(shm_prefix(dataset))}
+    release(dataset)
+    assert not {name for name in shared_names() - before if name.startswith(shm_prefix(dataset))}
+
+
+def _hold(federation: Federation, ready: Any) -> None:
+    dataset = train_dataset(federation, "s", seed=3)
+    ready.send(shm_prefix(dataset))
+    time.sleep(60)
+
+
+def test_what_a_killed_process_left_is_removed_by_its_prefix(one_stream: Federation) -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=_hold, args=(one_stream, there))
+    child.start()
+    prefix = here.recv()
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert unlink_shared_memory(prefix)
+    assert not [name for name in shared_names() if name.startswith(prefix)]
+
+
+@pytest.mark.parametrize("prefix", ["", "0", "00000_", "sem.foo", "000000", "../../_"])
+def test_only_a_datasets_prefix_is_removed(prefix: str) -> None:
+    with pytest.raises(ValueError, match="is no prefix of a dataset"):
+        unlink_shared_memory(prefix)
+
+
+def _construct(federation: Federation, start: Any, results: Any) -> None:
+    start.wait()
+    try:
+        for _ in range(5):
+            dataset = train_dataset(federation, "s", seed=3)
+            assert len(list(dataset)) == dataset.size
+            release(dataset)
+        results.put("done")
+    except BaseException as error:
+        results.put(repr(error))
+
+
+@pytest.mark.slow
+def test_datasets_constructed_at_the_same_moment_do_not_collide(one_stream: Federation) -> None:
+    before = shared_names()
+    context = multiprocessing.get_context("fork")
+    start, results = context.Barrier(6), context.Queue()
+    children = [context.Process(target=_construct, args=(one_stream, start, results)) for _ in range(6)]
+    for child in children:
+        child.start()
+    assert [results.get(timeout=120) for _ in children] == ["done"] * 6
+    for child in children:
+        child.join()
+    assert not {name for name in shared_names() - before if name[:6].isdigit()}
+
+
+def test_stream_hash_names_the_mix(two_streams: Federation) -> None:
+    prepare_site(two_streams, "s")
+    site = two_streams.sites[0]
+
+    def with_streams(streams: list[Any]) -> Federation:
+        return two_streams.model_copy(update={"sites": [site.model_copy(update={"streams": streams})]})
+
+    one, two = site.streams
+    hashes = {
+        stream_hash(two_streams, "s"),
+        stream_hash(with_streams([two, one]), "s"),
+        stream_hash(with_streams([one]), "s"),
+        stream_hash(with_streams([one.model_copy(update={"proportion": 0.1}), two]), "s"),
+    }
+    assert len(hashes) == 4
+    assert stream_hash(with_streams([one, two]), "s") in hashes
+    with pytest.raises(DataError, match="stream 'new' of site 's' is not prepared; run photon prepare --site s"):
+        stream_hash(with_streams([one.model_copy(update={"name": "new"})]), "s")
+
+
+def test_valid_sequences_come_from_all_streams(two_streams: Federation) -> None:
+    manifest = prepare_site(two_streams, "s")
+    held_out = {
+        name: {
+            row.tobytes()
+            for s in read_index(split_dir(two_streams, "s", name, "valid"))
+            for row in read_shard(s)[1]
+        }
+        for name in ("one", "two")
+    }
+    few = valid_sequences(two_streams, "s", 10)
+    assert few.shape == (10, 64)
+    assert few.dtype == np.int64
+    for name in held_out:
+        assert sum(row.astype(np.uint16).tobytes() in held_out[name] for row in few) == 5
+    everything = valid_sequences(two_streams, "s", 10**6)
+    assert len(everything) == manifest.valid_sequences
+    assert {row.astype(np.uint16).tobytes() for row in everything} == held_out["one"] | held_out["two"]
+    assert np.array_equal(few, valid_sequences(two_streams, "s", 10))
+
+
+@pytest.mark.parametrize(
+    ("counts", "limit", "shares"),
+    [([5, 5], 4, [2, 2]), ([1, 9], 6, [1, 5]), ([9, 1], 6, [5, 1]), ([2, 2], 9, [2, 2]), ([0, 3], 2, [0, 2])],
+)
+def test_even_shares(counts: list[int], limit: int, shares: list[int]) -> None:
+    assert even_shares(counts, limit) == shares
+
+
+def test_unprepared_site_says_what_to_run(make_federation: Callable[..., Federation]) -> None:
+    federation = make_federation({"a": "x.txt"})
+    for function in (lambda: train_dataset(federation, "s", 1), lambda: valid_sequences(federation, "s", 1)):
+        with pytest.raises(DataError, match=r"data\.json: not there.*run photon prepare --site s"):
+            function()
