@@ -1,34 +1,16 @@
 """The federation file: everything about a federation, in one YAML, checked by one model."""
 
 from pathlib import PurePath
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 
+from schemas.deploy import Deploy, PoolType, Storage
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
+from schemas.section import Section
 from schemas.values import Beta, Fraction, Name, Place, Seconds, Text, wrong
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic reads true as 1."""
-        if isinstance(value, bool) and info.field_name:
-            types = _types(cls.model_fields[info.field_name].annotation)
-            if bool not in types and (int in types or float in types):
-                raise PydanticCustomError("int_type" if int in types else "float_type", "not a number")
-        return value
-
-
-def _types(annotation: Any) -> set[Any]:
-    args = get_args(annotation)
-    return set().union(*map(_types, args)) if args else {annotation} if isinstance(annotation, type) else set()
 
 
 class Model(Section):
@@ -182,6 +164,11 @@ class Stream(Section):
 class Site(Section):
     name: Name
     pool: Name | None = Field(default=None, description="Prefect work pool; photon-<site> if left out")
+    pool_type: PoolType | None = Field(default=None, description="its type; deploy.pool_type if left out")
+    job_variables: dict[str, Any] = Field(
+        default_factory=dict,
+        description="what the pool's jobs get: env, image, resources; any key that the pool's template has",
+    )
     streams: list[Stream] = Field(min_length=1, examples=["- {name: web, source: web/*.jsonl}"])
     state_dir: Text | None = Field(
         default=None,
@@ -228,6 +215,8 @@ class Federation(Section):
     local: Local
     server: Server = Server()
     data: Data = Data()
+    storage: Storage = Storage()
+    deploy: Deploy = Deploy()
     sites: list[Site] = Field(min_length=1, examples=["- {name: site-a, streams: [...]}"])
 
     @model_validator(mode="before")
@@ -300,6 +289,39 @@ class Federation(Section):
             if taken.setdefault(folder, site.name) != site.name:
                 raise wrong(f"'{folder}' belongs to site '{taken[folder]}'; give each site its own", *at)
         return self
+
+    @model_validator(mode="after")
+    def _pools(self) -> "Federation":
+        """A work pool has one type, whoever shares it."""
+        types = {self.coordinator_pool: self.deploy.pool_type}
+        for i, site in enumerate(self.sites):
+            pool, kind = self.site_pool(site.name), self.site_pool_type(site.name)
+            if types.setdefault(pool, kind) != kind:
+                raise wrong(
+                    f"the work pool '{pool}' would be of type {kind} here and {types[pool]} elsewhere; "
+                    "give the site a pool of its own (pool), or the same pool_type",
+                    *("sites", i, "pool_type" if site.pool_type else "pool" if site.pool else "name"),
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _storage(self) -> "Federation":
+        for name in self.storage.for_s3:
+            if not self.store.startswith(("s3://", "s3a://")):
+                raise wrong(f"is for s3:// stores, but store is '{self.store}'; drop it", "storage", name)
+        return self
+
+    @property
+    def coordinator_pool(self) -> str:
+        """The work pool that the rounds themselves run on."""
+        return self.deploy.pool or f"photon-{self.run}"
+
+    def site_pool(self, name: str) -> str:
+        """The work pool of a site."""
+        return self.site(name).pool or f"photon-{name}"
+
+    def site_pool_type(self, name: str) -> PoolType:
+        return self.site(name).pool_type or self.deploy.pool_type
 
     @property
     def sites_per_round(self) -> int:
