@@ -110,9 +110,7 @@ class RemoteFiles:
         if self.protocol == "memory" or (self._single_writer and self.protocol not in CONDITIONAL):
             with MEMORY_LOCK:
                 if self.exists(path):
-                    raise StoreConflict(
-                        f"{self._full(path)} was created by another writer; its content stands"
-                    )
+                    raise StoreConflict(f"{self._full(path)} was created by another writer; its content stands")
                 self.fs.pipe_file(self._full(path), data)
             return
         if not self._exclusive:

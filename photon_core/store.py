@@ -156,7 +156,7 @@ class Store:
         self._download(path, entry, cached)
         return cached
 
-    def verify(self, entry: "FileEntry", folder: str) -> None:
+    def check(self, entry: "FileEntry", folder: str) -> None:
         """Read a file that a manifest covers, in bounded memory, and compare its size and hash.
 
         Raises:

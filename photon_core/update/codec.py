@@ -42,6 +42,4 @@ def get_codec(name: str) -> Codec:
     try:
         return CODECS[name]
     except KeyError:
-        raise PhotonError(
-            f"codec '{name[:64]}' is not known; use one of: {', '.join(sorted(CODECS))}"
-        ) from None
+        raise PhotonError(f"codec '{name[:64]}' is not known; use one of: {', '.join(sorted(CODECS))}") from None

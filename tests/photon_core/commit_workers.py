@@ -111,7 +111,7 @@ def kills(folder: str) -> None:
         reader = Run(Store(folder), "run")
         round_1 = reader.round(1)
         for entry in [*(round_1.model if round_1 else []), *(round_1.optimizer if round_1 else [])]:
-            reader.store.verify(entry, reader.round_dir(1))
+            reader.store.check(entry, reader.round_dir(1))
         seen.append((os.waitstatus_to_exitcode(status), reader.latest(), round_1.model_sha256 if round_1 else ""))
         if os.WIFEXITED(status):
             break

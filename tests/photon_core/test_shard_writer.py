@@ -38,7 +38,7 @@ def test_written_shards_read_back(store: Store, threads: int, max_bytes: int) ->
         pool = executor if threads else None
         entries = write(store, pool, max_bytes)
         for entry in entries:
-            store.verify(entry, "rounds/1")
+            store.check(entry, "rounds/1")
         assert {name for entry in entries for name in entry.tensors} == set(SHAPES)
         with TensorReader(store, "rounds/1", entries, pool) as reader:
             for name, values in VALUES.items():

@@ -142,14 +142,14 @@ def test_fetch_mends_its_cache(s3: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stored", [b"thetb", b"thet", b"theta and more", None])
-def test_fetch_and_verify_name_a_damaged_file(store: Store, tmp_path: Path, stored: bytes | None) -> None:
+def test_fetch_and_check_name_a_damaged_file(store: Store, tmp_path: Path, stored: bytes | None) -> None:
     if stored is not None:
         store.create("run/model/shard", stored)
     covered = entry("model/shard", b"theta")
     with pytest.raises(CorruptFile, match="run/model/shard"):
         store.fetch(covered, "run", tmp_path / "cache")
     with pytest.raises(CorruptFile, match="run/model/shard"):
-        store.verify(covered, "run")
+        store.check(covered, "run")
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
 
 
