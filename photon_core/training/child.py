@@ -83,9 +83,16 @@ def _call(folder: Path, report: Callable[[dict[str, Any]], None]) -> Any:
     if isinstance(function, str):
         module, _, name = function.partition(":")
         function = getattr(importlib.import_module(module), name)
-    if "report" in inspect.signature(function).parameters:
+    if _takes_report(function):
         kwargs = {"report": report, **kwargs}
     return function(**kwargs)
+
+
+def _takes_report(function: Callable[..., Any]) -> bool:
+    try:
+        return "report" in inspect.signature(function).parameters
+    except ValueError:  # some functions written in C do not tell their parameters
+        return False
 
 
 def _portable(error: BaseException) -> Exception:
