@@ -145,7 +145,7 @@ class Deploy(Section):
 
         try:
             ZoneInfo(name)
-        except (ValueError, OSError):  # unknown, or no name at all
+        except (KeyError, ValueError, OSError):  # unknown, or no name at all
             raise ValueError("is not a time zone; write a name such as UTC or Europe/Berlin") from None
         return name
 

@@ -1,0 +1,308 @@
+"""Brings a Prefect server in line with a plan (flows/catalogue.py): twice changes nothing the second time."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from flows.blocks import Notifier, forget_webhook, save_webhook
+from flows.catalogue import Automation, Deployment, Plan, Pool
+from photon_core.errors import FederationError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+PAGE = 200  # objects that a server returns at most at once
+
+
+def apply(plan: Plan, dry_run: bool = False, prune: bool = False) -> list[str]:
+    """Create and update what the plan names on the server of PREFECT_API_URL.
+
+    Args:
+        dry_run: change nothing, say what would be done.
+        prune: remove what the run has on the server and the plan does not name. Other runs' things stay.
+
+    Returns:
+        A line for each pool, deployment and automation.
+
+    Raises:
+        FederationError: a name is taken by something else, or a block that the file names is not there.
+    """
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        applier = _Applier(client, plan, dry_run)
+        return [*applier.apply(), *applier.leftovers(prune)]
+
+
+class _Applier:
+    def __init__(self, client: "SyncPrefectClient", plan: Plan, dry_run: bool) -> None:
+        self.client, self.plan, self.dry_run = client, plan, dry_run
+
+    def apply(self) -> Iterator[str]:
+        """Check that nothing is in the way, then pools, deployments and automations, in this order."""
+        there = {pool.name: self._pool(pool) for pool in self.plan.pools}
+        found = {wanted.full_name: self._deployment(wanted) for wanted in self.plan.deployments}
+        for pool in self.plan.pools:
+            yield self._apply_pool(pool, there[pool.name])
+        for wanted in self.plan.deployments:
+            yield self._apply_deployment(wanted, found[wanted.full_name])
+        yield from self._apply_webhook()
+        named = {automation.name: automation for automation in self._automations()}
+        for automation in self.plan.automations:
+            yield self._apply_automation(automation, named.get(automation.name))
+
+    def _line(self, verb: str, what: str) -> str:
+        future = {"created": "would create", "updated": "would update", "removed": "would remove"}
+        return f"{future.get(verb, verb) if self.dry_run else verb} {what}"
+
+    # ---- work pools
+
+    def _pool(self, wanted: Pool) -> Any:
+        from prefect.exceptions import ObjectNotFound
+
+        try:
+            there = self.client.read_work_pool(wanted.name)
+        except ObjectNotFound:
+            return None
+        if there.type != wanted.type:
+            raise FederationError(
+                f"the work pool '{wanted.name}' is there and of type {there.type}, not {wanted.type}; "
+                "give the site another pool, write its pool_type, or delete the pool"
+            )
+        return there
+
+    def _apply_pool(self, wanted: Pool, there: Any) -> str:
+        from prefect.client.schemas.actions import WorkPoolCreate
+
+        what = f"work pool {wanted.name} ({wanted.type})"
+        if there is not None:
+            return self._line("unchanged", what)
+        if not self.dry_run:
+            self.client.create_work_pool(
+                WorkPoolCreate(
+                    name=wanted.name,
+                    type=wanted.type,
+                    description=wanted.description,
+                    base_job_template=_job_template(wanted.type),
+                )
+            )
+        return self._line("created", what)
+
+    # ---- deployments
+
+    def _deployment(self, wanted: Deployment) -> Any:
+        from prefect.exceptions import ObjectNotFound
+
+        try:
+            there = self.client.read_deployment_by_name(wanted.full_name)
+        except ObjectNotFound:
+            return None
+        if not set(self.plan.tags) <= set(there.tags):
+            raise FederationError(
+                f"the deployment '{wanted.full_name}' is there and belongs to something else "
+                f"(tags: {', '.join(there.tags) or 'none'}); rename the run or the site"
+            )
+        return there
+
+    def _apply_deployment(self, wanted: Deployment, there: Any) -> str:
+        what = f"deployment {wanted.full_name} on {wanted.pool}"
+        what += f", {wanted.cron} {wanted.timezone}" if wanted.cron else ""
+        request = _request(wanted)
+        if there is not None and _same_deployment(request, there):
+            return self._line("unchanged", what)
+        if not self.dry_run:
+            if there is not None and request["schedules"] and there.schedules:
+                # who paused the schedule by hand goes on having it paused
+                request["schedules"][0].active = there.schedules[0].active
+            flow_id = self.client.create_flow_from_name(wanted.flow)
+            self.client.create_deployment(flow_id=flow_id, **request)
+        return self._line("created" if there is None else "updated", what)
+
+    # ---- automations
+
+    def _automations(self) -> list[Any]:
+        """This run's, by their names."""
+        pages = _pages(lambda offset: self.client.read_automations(limit=PAGE, offset=offset))
+        return [automation for automation in pages if automation.name.startswith(self.plan.prefix)]
+
+    def _apply_webhook(self) -> Iterator[str]:
+        notify = self.plan.notify
+        if notify is not None and notify.webhook:
+            verb = save_webhook(self.client, self.plan.run, notify.webhook, self.dry_run)
+            yield self._line(verb, "webhook block for notifications")
+
+    def _apply_automation(self, wanted: Automation, there: Any) -> str:
+        from prefect.events.schemas.automations import AutomationCore
+
+        action = wanted.action or Notifier(self.client, self.plan, self.dry_run).action(wanted.message)
+        core = AutomationCore.model_validate(
+            {
+                "name": wanted.name,
+                "description": wanted.description,
+                "tags": list(self.plan.tags),
+                "trigger": wanted.trigger,
+                "actions": [action],
+                "enabled": there.enabled if there is not None else True,
+            }
+        )
+        if there is not None and _dumped(core) == _dumped(there):
+            return self._line("unchanged", f"automation {wanted.name}")
+        if not self.dry_run:
+            if there is None:
+                self.client.create_automation(core)
+            else:
+                self.client.update_automation(there.id, core)
+        return self._line("created" if there is None else "updated", f"automation {wanted.name}")
+
+    # ---- what the file no longer has
+
+    def leftovers(self, prune: bool) -> list[str]:
+        """Remove, or only name, what this run has on the server beyond the plan."""
+        verb = "removed" if prune else "left over (--prune removes it):"
+        doing = prune and not self.dry_run
+        lines = []
+        kept = {automation.name for automation in self.plan.automations}
+        for automation in [a for a in self._automations() if a.name not in kept]:
+            if doing:
+                self.client.delete_automation(automation.id)
+            lines.append(self._line(verb, f"automation {automation.name}"))
+        if prune and (self.plan.notify is None or not self.plan.notify.webhook):
+            verb_webhook = forget_webhook(self.client, self.plan.run, self.dry_run)
+            lines += [self._line(verb_webhook, "webhook block for notifications")] if verb_webhook else []
+        going = list(self._old_deployments())
+        for name, deployment in going:
+            if doing:
+                self.client.delete_deployment(deployment.id)
+            lines.append(self._line(verb, f"deployment {name}"))
+        for pool in self._old_pools():
+            if others := self._users(pool.name) - {deployment.id for _, deployment in going}:
+                lines.append(f"kept work pool {pool.name}: {len(others)} deployments of others use it")
+                continue
+            if doing:
+                self.client.delete_work_pool(pool.name)
+            lines.append(self._line(verb, f"work pool {pool.name}"))
+        return lines
+
+    def _old_deployments(self) -> Iterator[tuple[str, Any]]:
+        from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+
+        mine = DeploymentFilter(tags=DeploymentFilterTags(all_=list(self.plan.tags)))
+        kept = {deployment.full_name for deployment in self.plan.deployments}
+        flows: dict[Any, str] = {}
+        for deployment in _pages(
+            lambda offset: self.client.read_deployments(deployment_filter=mine, limit=PAGE, offset=offset)
+        ):
+            if deployment.flow_id not in flows:
+                flows[deployment.flow_id] = self.client.read_flow(deployment.flow_id).name
+            name = f"{flows[deployment.flow_id]}/{deployment.name}"
+            if name not in kept:
+                yield name, deployment
+
+    def _old_pools(self) -> list[Any]:
+        kept = {pool.name for pool in self.plan.pools}
+        pages = _pages(lambda offset: self.client.read_work_pools(limit=PAGE, offset=offset))
+        return [
+            pool
+            for pool in pages
+            if pool.name not in kept and (pool.description or "").split("\n")[0] == self.plan.marker
+        ]
+
+    def _users(self, pool: str) -> set[Any]:
+        """Deployments on a pool, whoever made them."""
+        from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+
+        on = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+        pages = _pages(
+            lambda offset: self.client.read_deployments(work_pool_filter=on, limit=PAGE, offset=offset)
+        )
+        return {deployment.id for deployment in pages}
+
+
+def _pages(read: Any) -> list[Any]:
+    """Everything that `read(offset)` returns page by page."""
+    found: list[Any] = []
+    while page := read(len(found)):
+        found += page
+        if len(page) < PAGE:
+            break
+    return found
+
+
+def _job_template(pool_type: str) -> dict[str, Any]:
+    """The process worker's own template; workers of other types fill in theirs when they start."""
+    if pool_type != "process":
+        return {}
+    from prefect.workers.process import ProcessWorker
+
+    return ProcessWorker.get_default_base_job_template()
+
+
+def _request(wanted: Deployment) -> dict[str, Any]:
+    """Arguments of the client's create_deployment, which updates what is there."""
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.flows import load_flow_from_entrypoint
+    from prefect.utilities.callables import parameter_schema
+
+    from photon_core.layout import versions
+
+    flow = load_flow_from_entrypoint(wanted.entrypoint, use_placeholder_flow=False)
+    assert flow.name == wanted.flow, f"{wanted.entrypoint} is named {flow.name}"
+    schedules = [CronSchedule(cron=wanted.cron, timezone=wanted.timezone)] if wanted.cron else []
+    # to wait its turn, not to be cancelled: a cancelled one would also be a retry that never comes
+    waiting = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+    return {
+        "name": wanted.name,
+        "version": versions()["photon"],
+        "entrypoint": wanted.entrypoint,
+        "work_pool_name": wanted.pool,
+        "parameters": wanted.parameters,
+        "tags": list(wanted.tags),
+        "job_variables": wanted.job_variables,
+        "description": wanted.description,
+        "schedules": [DeploymentScheduleCreate(schedule=schedule, active=True) for schedule in schedules],
+        "concurrency_limit": wanted.limit,
+        "concurrency_options": waiting if wanted.limit else None,
+        "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
+        "enforce_parameter_schema": True,
+        "pull_steps": [],
+    }
+
+
+def _same_deployment(request: dict[str, Any], there: Any) -> bool:
+    limit = there.global_concurrency_limit
+    options = request["concurrency_options"]
+    strategy = there.concurrency_options.collision_strategy if there.concurrency_options else None
+    plain = ("version", "entrypoint", "work_pool_name", "job_variables", "description", "enforce_parameter_schema")
+    return (
+        all(request[name] == getattr(there, name) for name in plain)
+        and _same_parameters(request["parameters"], there.parameters)
+        and set(request["tags"]) == set(there.tags)
+        and request["concurrency_limit"] == (limit.limit if limit else None)
+        and (options.collision_strategy if options else None) == strategy
+        and [s.schedule for s in request["schedules"]] == [s.schedule for s in there.schedules]
+        and request["parameter_openapi_schema"] == there.parameter_openapi_schema
+        and not there.pull_steps
+    )
+
+
+def _same_parameters(wanted: dict[str, Any], there: dict[str, Any]) -> bool:
+    """Equal in meaning: prefect.yaml may leave out of its federation what has a default."""
+    from schemas.federation import Federation
+
+    try:
+        meant = Federation.model_validate(there.get("federation")).model_dump(mode="json")
+    except ValueError:
+        return False  # of another version of the file's model
+    return {**there, "federation": meant} == wanted
+
+
+def _dumped(automation: Any) -> dict[str, Any]:
+    dumped: dict[str, Any] = automation.model_dump(
+        mode="json", include={"name", "description", "enabled", "tags", "trigger", "actions"}
+    )
+    trigger = dumped["trigger"]
+    dumped["tags"] = sorted(dumped["tags"])
+    for name in ("after", "expect", "for_each"):
+        trigger[name] = sorted(trigger[name])
+    return dumped

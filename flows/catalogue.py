@@ -1,0 +1,255 @@
+"""What a federation is on a Prefect server: its work pools, deployments and automations, worked out from the file.
+
+Pure: nothing here imports Prefect or asks a server. flows/apply.py brings a server in line with a plan.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from schemas.deploy import Notify
+from schemas.federation import Federation
+
+TAG = "photon"
+LEFT_OUT = "photon.site.left_out"  # event of the round flow; its resource is photon.site.<run>.<site>
+HEARTBEAT = "prefect.flow-run.heartbeat"
+# After a heartbeat, one of these must come in time. Running is not among them: it follows the first heartbeat
+# at once, and would hide a flow run that dies before its second.
+SIGNS_OF_LIFE = tuple(
+    f"prefect.flow-run.{name}"
+    for name in (
+        *("heartbeat", "Completed", "Cached", "Failed", "TimedOut", "Cancelled", "Crashed"),
+        *("Scheduled", "Late", "Pending", "AwaitingRetry", "AwaitingConcurrencySlot", "Paused", "Suspended"),
+    )
+)
+ROUND_ENDS_BADLY = ("prefect.flow-run.Failed", "prefect.flow-run.TimedOut", "prefect.flow-run.Crashed")
+CHILD_SETTINGS = {
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",  # the store says what has happened
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # and where a result is kept after all, it is no pickle
+}
+
+
+@dataclass(frozen=True)
+class Pool:
+    name: str
+    type: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A flow's entry on the server. `limit` is how many of its runs go on at a time; the others wait."""
+
+    flow: str
+    name: str
+    entrypoint: str
+    pool: str
+    parameters: dict[str, Any]
+    tags: tuple[str, ...]
+    job_variables: dict[str, Any]
+    description: str
+    cron: str | None = None
+    timezone: str = "UTC"
+    limit: int | None = None
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.flow}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Automation:
+    """An event trigger and what it does, in the form of Prefect's API; `message` is what a notification says."""
+
+    name: str
+    description: str
+    trigger: dict[str, Any]
+    action: dict[str, Any] = field(default_factory=dict)
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    run: str
+    pools: tuple[Pool, ...]
+    deployments: tuple[Deployment, ...]
+    automations: tuple[Automation, ...]
+    notify: Notify | None = None
+
+    @property
+    def marker(self) -> str:
+        """First line of the description of the pools that were made for this run."""
+        return f"photon run:{self.run}"
+
+    @property
+    def tags(self) -> tuple[str, str]:
+        """On every deployment of this run and on no other."""
+        return TAG, run_tag(self.run)
+
+    @property
+    def prefix(self) -> str:
+        """Begins the names of this run's automations; a run's name holds no slash."""
+        return f"photon/{self.run}/"
+
+
+def run_tag(run: str) -> str:
+    return f"run:{run}"
+
+
+def plan(federation: Federation) -> Plan:
+    """Everything that `photon deploy` puts on a server."""
+    return Plan(
+        run=federation.run,
+        pools=_pools(federation),
+        deployments=(*_coordinator_deployments(federation), *_site_deployments(federation)),
+        automations=(_zombies(federation), *_notifications(federation)),
+        notify=federation.deploy.notify,
+    )
+
+
+def _pools(federation: Federation) -> tuple[Pool, ...]:
+    """The coordinator's and every site's pool, each once."""
+    marker = f"photon {run_tag(federation.run)}"
+    pools = {federation.coordinator_pool: (federation.deploy.pool_type, ["the coordinator"])}
+    for site in federation.sites:
+        kind = federation.site_pool_type(site.name)
+        pools.setdefault(federation.site_pool(site.name), (kind, []))[1].append(f"site {site.name}")
+    return tuple(
+        Pool(name, kind, f"{marker}\nOf {', '.join(users)}. Made by photon deploy.")
+        for name, (kind, users) in pools.items()
+    )
+
+
+def _coordinator_deployments(federation: Federation) -> tuple[Deployment, ...]:
+    deploy = federation.deploy
+    whole = {"federation": federation.model_dump(mode="json")}
+    common: dict[str, Any] = {
+        "name": federation.run,
+        "pool": federation.coordinator_pool,
+        "tags": (TAG, run_tag(federation.run)),
+        "job_variables": {"env": _environment(federation)},
+    }
+    return (
+        Deployment(
+            **_flow("federated_round"),
+            **common,
+            parameters={**whole, "deployed": True},
+            description=f"One round of run {federation.run}: the global model goes one round further.",
+            cron=deploy.schedule,
+            timezone=deploy.timezone,
+            limit=1,
+        ),
+        Deployment(
+            **_flow("federated_run"),
+            **common,
+            parameters={**whole, "deployed": True},
+            description=f"Rounds of run {federation.run}, one after the other, until the file's count.",
+            limit=1,
+        ),
+        Deployment(
+            **_flow("rerun_site"),
+            **common,
+            parameters=whole,
+            description=f"Train one site of run {federation.run} again for a round that is not aggregated yet.",
+        ),
+    )
+
+
+def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
+    whole = federation.model_dump(mode="json")
+    flows = {
+        "site_round": "{site} in one round: validate, train, upload.",
+        "site_evaluate": "{site} evaluates a global model on its held-out text.",
+        "prepare_site": "{site} turns its text into validated shards.",
+    }
+    return tuple(
+        Deployment(
+            **_flow(function),
+            name=f"{federation.run}-{site.name}",
+            pool=federation.site_pool(site.name),
+            tags=(TAG, run_tag(federation.run), f"site:{site.name}"),
+            job_variables={
+                **site.job_variables,
+                "env": {**_environment(federation), **site.job_variables.get("env", {})},
+            },
+            parameters={"federation": whole, "site": site.name},
+            description=f"Run {federation.run}: " + text.format(site=f"site {site.name}"),
+        )
+        for site in federation.sites
+        for function, text in flows.items()
+    )
+
+
+def _flow(function: str) -> dict[str, str]:
+    """Names of a flow that has a module of its own name. By module, never by file: a file would be loaded a
+    second time, and the classes of the copy are not those of the original."""
+    return {"flow": function.replace("_", "-"), "entrypoint": f"flows.{function}:{function}"}
+
+
+def _environment(federation: Federation) -> dict[str, str]:
+    """Settings of every flow run's process, whoever starts it."""
+    return {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}", **CHILD_SETTINGS}
+
+
+def _of_run(federation: Federation) -> dict[str, str]:
+    """Matches the events of this run's flow runs by their tag."""
+    return {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{run_tag(federation.run)}"}
+
+
+def _zombies(federation: Federation) -> Automation:
+    seconds = federation.deploy.zombie_after
+    return Automation(
+        name=f"photon/{federation.run}/zombies",
+        description=f"A flow run of {federation.run} that was silent for {seconds:g} s has crashed.",
+        trigger={
+            "type": "event",
+            "posture": "Proactive",
+            "after": [HEARTBEAT],
+            "expect": sorted(SIGNS_OF_LIFE),
+            "match": {"prefect.resource.id": "prefect.flow-run.*"},
+            "match_related": _of_run(federation),
+            "for_each": ["prefect.resource.id"],
+            "threshold": 1,
+            "within": seconds,
+        },
+        action={
+            "type": "change-flow-run-state",
+            "state": "CRASHED",
+            "message": f"no heartbeat for {seconds:g} s: its process is gone",
+        },
+    )
+
+
+def _notifications(federation: Federation) -> tuple[Automation, ...]:
+    if federation.deploy.notify is None:
+        return ()
+    reactive = {"type": "event", "posture": "Reactive", "threshold": 1, "within": 0.0}
+    rounds = {"prefect.resource.role": "flow", "prefect.resource.name": "federated-round"}
+    sites = [f"photon.site.{federation.run}.{site.name}" for site in federation.sites]
+    return (
+        Automation(
+            name=f"photon/{federation.run}/round failed",
+            description=f"Tells of a failed round of {federation.run}.",
+            trigger={
+                **reactive,
+                "expect": sorted(ROUND_ENDS_BADLY),
+                "match": {"prefect.resource.id": "prefect.flow-run.*"},
+                "match_related": [_of_run(federation), rounds],
+                "for_each": ["prefect.resource.id"],
+            },
+            message="'Photon: ' ~ flow_run.name ~ ': ' ~ flow_run.state.name ~ '. ' ~ flow_run.state.message",
+        ),
+        Automation(
+            name=f"photon/{federation.run}/site left out",
+            description=f"Tells of a site that a round of {federation.run} went on without.",
+            trigger={
+                **reactive,
+                "expect": [LEFT_OUT],
+                "match": {"prefect.resource.id": sites},
+                "for_each": ["prefect.resource.id"],
+            },
+            message=(
+                f"'Photon: {federation.run}' ~ ' round ' ~ event.payload.round ~ ' left out site '"
+                " ~ event.payload.site ~ ': ' ~ event.payload.reason"
+            ),
+        ),
+    )
