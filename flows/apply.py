@@ -211,9 +211,7 @@ class _Applier:
         from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 
         on = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
-        pages = _pages(
-            lambda offset: self.client.read_deployments(work_pool_filter=on, limit=PAGE, offset=offset)
-        )
+        pages = _pages(lambda offset: self.client.read_deployments(work_pool_filter=on, limit=PAGE, offset=offset))
         return {deployment.id for deployment in pages}
 
 

@@ -1,27 +1,35 @@
 """One round of federated training (Photon, Algorithm 1):
 
-C       <- sample K of P sites
-for each site k in C, in parallel:
-    theta_k <- validate data, train H local steps from theta, upload theta - theta_k
-theta'  <- ServerOpt(theta, weighted mean of theta - theta_k)
-evaluate theta' on every site's held-out text
-commit theta'
+    C       <- sample K of P sites
+    for each site k in C, in parallel:
+        theta_k <- validate data, train H local steps from theta, upload the change
+    theta'  <- ServerOpt(theta, weighted mean of theta - theta_k)
+    evaluate theta' on every site's held-out text
+    commit theta'
+
+Embedded, the sites' steps are tasks of this flow run. Deployed, each site's steps are a flow run on the site's
+own work pool, and this one shows a task for it. Either way the outcome is read from the store.
 """
 
 import time
+from collections.abc import Mapping
 
 from prefect import flow, tags
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.site_round import site_round
+from flows.outcome import failure
+from flows.site_round import site_steps
+from photon_core.rounds import Candidate
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from tasks import coordinator
+from tasks import coordinator, dispatch
 from tasks import site as steps
 
 STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was told to
+
+SiteFutures = dict[str, Mapping[str, PrefectFuture]]
 
 
 @flow(
@@ -29,24 +37,30 @@ STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was tol
     flow_run_name="{federation.run} round {t}",
     task_runner=ThreadPoolTaskRunner(max_workers=1024),
 )
-def federated_round(federation: Federation, t: int) -> State:
-    """Advance the global model from round t-1 to round t.
+def federated_round(federation: Federation, t: int | None = None, deployed: bool = False) -> State:
+    """Advance the global model by one round.
 
     Args:
         federation: the federation file.
-        t: number of the round, from 1.
+        t: number of the round, from 1; the one after the latest committed round if left out.
+        deployed: have each site's own worker do its part.
 
     Raises:
         QuorumMissed: too few sites committed a usable update in time; every one's reason is in the message.
         StoreConflict: another coordinator committed this round first.
     """
+    t = coordinator.open_round(federation, t)
     clock = time.monotonic()
     sampled = coordinator.sample(federation, t)
-    sites = {}
+    deadline = time.time() + federation.rounds.deadline
+    futures: SiteFutures = {}
     for site in sampled:
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
-            sites[site] = site_round(federation, site, t)
-    left_out = _wait(federation, t, sites, clock + federation.rounds.deadline)
+            if deployed:
+                futures[site] = {"round": dispatch.dispatch_round.submit(federation, site, t, deadline)}
+            else:
+                futures[site] = site_steps(federation, site, t)
+    left_out = _wait(federation, t, futures, deadline)
     seconds = {"sites": time.monotonic() - clock}
 
     clock = time.monotonic()
@@ -54,47 +68,41 @@ def federated_round(federation: Federation, t: int) -> State:
     seconds["aggregate"] = time.monotonic() - clock
 
     clock = time.monotonic()
-    evaluations, not_evaluated = _evaluate(federation, t, candidate)
+    evaluations, not_evaluated = _evaluate(federation, candidate, deployed)
     seconds["evaluate"] = time.monotonic() - clock
 
     manifest = coordinator.publish(federation, candidate, sampled, evaluations, not_evaluated, seconds)
     return Completed(message=_message(manifest))
 
 
-def _wait(
-    federation: Federation, t: int, sites: dict[str, dict[str, PrefectFuture]], deadline: float
-) -> dict[str, str]:
+def _wait(federation: Federation, t: int, futures: SiteFutures, deadline: float) -> dict[str, str]:
     """Wait until every site has ended or the deadline has passed. Returns site -> why it has no update."""
-    last = {futures["upload"]: site for site, futures in sites.items()}
-    late = wait(list(last), timeout=max(0.0, deadline - time.monotonic())).not_done
+    last = {list(site_futures.values())[-1]: site for site, site_futures in futures.items()}
+    late = wait(list(last), timeout=max(0.0, deadline - time.time())).not_done
     for future in late:
         steps.cancel(federation, last[future], t)
     wait(list(late), timeout=STOP_SECONDS)
     reasons = {last[future]: f"not done at the deadline of {federation.rounds.deadline:g} s" for future in late}
-    for site, futures in sites.items():
-        if site not in reasons and (reason := _failure(futures)):
+    for site, site_futures in futures.items():
+        if site not in reasons and (reason := failure(site_futures)):
             reasons[site] = reason
     return reasons
 
 
-def _failure(futures: dict[str, PrefectFuture]) -> str:
-    """Why the first failed one of a site's steps failed; empty if all is well."""
-    for name, future in futures.items():
-        future.wait()
-        if not future.state.is_completed():
-            return f"{name}: {future.state.message}"
-    return ""
-
-
 def _evaluate(
-    federation: Federation, t: int, candidate: coordinator.Candidate
+    federation: Federation, candidate: Candidate, deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Evaluate the candidate on every site's held-out text; a site that cannot is named with its reason."""
+    t, model = candidate.t, candidate.result.model
+    deadline = time.time() + federation.rounds.deadline
     futures = {}
     for site in federation.sites:
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site.name}"):
-            futures[site.name] = steps.evaluate.submit(federation, site.name, t, candidate.result.model)
-    failures = {site: reason for site, future in futures.items() if (reason := _failure({"evaluate": future}))}
+            if deployed:
+                futures[site.name] = dispatch.dispatch_evaluation.submit(federation, site.name, t, model, deadline)
+            else:
+                futures[site.name] = steps.evaluate.submit(federation, site.name, t, model)
+    failures = {site: reason for site, future in futures.items() if (reason := failure({"evaluate": future}))}
     return {site: future.result() for site, future in futures.items() if site not in failures}, failures
 
 

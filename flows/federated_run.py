@@ -9,19 +9,20 @@ from tasks import coordinator
 
 
 @flow(name="federated-run", flow_run_name="{federation.run}")
-def federated_run(federation: Federation, rounds: int | None = None) -> State:
+def federated_run(federation: Federation, rounds: int | None = None, deployed: bool = False) -> State:
     """Train from the latest committed round up to the federation's round count.
 
     Args:
         federation: the federation file.
-        rounds: at most so many rounds now; all that are left if None.
+        rounds: at most so many rounds now; all that are left if left out.
+        deployed: have each site's own worker do its part.
     """
     with tags(f"run:{federation.run}"):
         latest = coordinator.open_run(federation)
         last = federation.rounds.count if rounds is None else min(federation.rounds.count, latest + rounds)
         for t in range(latest + 1, last + 1):
             with tags(f"round:{t}"):
-                federated_round(federation, t)
+                federated_round(federation, t, deployed)
     return Completed(
         message=f"{federation.run}: {max(latest, last)} of {federation.rounds.count} rounds are committed"
     )

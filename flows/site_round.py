@@ -1,14 +1,40 @@
-"""One site in one round: validate -> train H local steps -> upload the update (Algorithm 1, client k)."""
+"""One site in one round (Algorithm 1, client k): validate -> train H local steps -> upload the update."""
 
+from prefect import flow
 from prefect.futures import PrefectFuture
+from prefect.states import Completed, State
 
+from flows.outcome import failure
+from photon_core.errors import PhotonError
 from schemas.federation import Federation
 from tasks import site as steps
+from tasks.processes import shutdown
 
 
-def site_round(federation: Federation, site: str, t: int) -> dict[str, PrefectFuture]:
+def site_steps(federation: Federation, site: str, t: int, attempt: int = 1) -> dict[str, PrefectFuture]:
     """Submit the site's steps to the flow run that this is called in; each waits for the one before."""
     checked = steps.validate.submit(federation, site, t)
-    trained = steps.train.submit(federation, site, t, wait_for=[checked])
+    trained = steps.train.submit(federation, site, t, attempt, wait_for=[checked])
     uploaded = steps.upload.submit(federation, site, t, trained)
     return {"validate": checked, "train": trained, "upload": uploaded}
+
+
+@flow(name="site-round", flow_run_name="{site} round {t}")
+def site_round(federation: Federation, site: str, t: int, attempt: int = 1) -> State:
+    """The same steps as a flow run of its own, on the site's work pool.
+
+    Args:
+        federation: the federation file.
+        site: the site's name.
+        t: number of the round, from 1.
+        attempt: train unless an update of this attempt or a later one is committed.
+
+    Raises:
+        PhotonError: which step failed, and why.
+    """
+    try:
+        if reason := failure(site_steps(federation, site, t, attempt)):
+            raise PhotonError(f"site '{site}', round {t}: {reason}")
+    finally:
+        shutdown()  # when the flow run is cancelled, too: the trainer's whole process group ends with it
+    return Completed(message=f"site '{site}', round {t}: the update is committed")

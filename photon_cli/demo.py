@@ -35,10 +35,10 @@ model: {{n_layers: 3, d_model: 192, n_heads: 6, vocab_size: 257, max_seq_len: 12
 rounds: {{count: {rounds}, quorum: 3, deadline: 10m}}
 
 local:
-  steps: 40
+  steps: 30
   batch_size: 16
   optimizer: {{name: adamw, lr: 4.0e-3}}
-  schedule: {{name: cosine, warmup_steps: 10, total_steps: 400}}
+  schedule: {{name: cosine, warmup_steps: 10, total_steps: 300}}
 
 server: {{optimizer: nesterov, lr: 0.9, momentum: 0.3}}
 
@@ -59,7 +59,7 @@ def run_demo(folder: Path, rounds: int, quiet: bool) -> None:
     file = folder / "federation.yaml"
     with display(quiet) as show:
         show.say(f"Four sites train one model without sharing a line of text. Everything is in {folder}/")
-        names = _write(folder, rounds)
+        names = write_demo(folder, rounds)
         federation = load_federation(file)
         for name in names:
             prepare_with(show, federation, name)
@@ -71,7 +71,7 @@ def run_demo(folder: Path, rounds: int, quiet: bool) -> None:
     print(f"next:        photon demo --rounds {rounds + 3}   (or change {file}, and: photon run {file})")
 
 
-def _write(folder: Path, rounds: int) -> list[str]:
+def write_demo(folder: Path, rounds: int) -> list[str]:
     """The federation file and each site's text. Returns the sites' names."""
     sites = {
         "networking": _sources(NETWORKING),

@@ -40,10 +40,12 @@ class EmbeddedServer:
 
     Args:
         home: folder of the server's database, its log and Prefect's own settings.
+        services: have it schedule deployments and act on events too, as a server of its own would.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, services: bool = False) -> None:
         self.home = home.resolve()
+        self.services_off = () if services else SERVICES_OFF
         self.log = self.home / "server.log"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -56,7 +58,7 @@ class EmbeddedServer:
         os.environ.update(CLIENT, PREFECT_HOME=str(self.home), PREFECT_API_URL=f"{self.url}/api")
         for name in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
             os.environ.pop(name, None)  # settings of some other server
-        env = os.environ | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in SERVICES_OFF}
+        env = os.environ | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in self.services_off}
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{self.home}/prefect.db"
         command = [
             sys.executable,

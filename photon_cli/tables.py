@@ -33,7 +33,7 @@ def rounds_table(rounds: list[RoundManifest]) -> Table:
 
 
 def _heading(name: str) -> str:
-    return "valid. perplexity" if name == "validation perplexity" else name
+    return "validation\nperplexity" if name == "validation perplexity" else name
 
 
 def _cell(name: str, value: object) -> str:

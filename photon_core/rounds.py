@@ -1,13 +1,22 @@
 """What a round is, whoever carries it out: where it starts, who has contributed, how it is committed."""
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import exp, isfinite
 from pathlib import Path
 from typing import Any
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
-from photon_core.errors import FederationError, PhotonError, QuorumMissed, StoreConflict, UpdateRejected
+from photon_core.errors import (
+    CorruptFile,
+    FederationError,
+    PhotonError,
+    QuorumMissed,
+    StoreConflict,
+    UpdateRejected,
+)
 from photon_core.hashing import canonical_json, sha256_bytes, sha256_file
 from photon_core.layout import Run, model_sha256, versions
 from photon_core.store import Store
@@ -15,6 +24,8 @@ from photon_core.tensors import file_entry
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, UpdateManifest, UpdateRef
 
+SCORES = {"loss", "perplexity", "tokens"}
+EVALUATION_LIMIT = 4096  # bytes
 FROZEN = ("model", "tokenizer", "seed")  # what makes two rounds parts of one run
 
 
@@ -116,25 +127,84 @@ def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:
     return None
 
 
+def next_attempt(run: Run, t: int, site: str) -> int:
+    """One more than the site's committed attempts: an attempt that was cut off is taken up again."""
+    attempt = 1
+    while run.store.exists(f"{run.site_dir(t, site, attempt)}/update.json"):
+        attempt += 1
+    return attempt
+
+
 def committed_update(run: Run, t: int, site: str) -> UpdateManifest | None:
-    """The site's newest committed update for round t that starts from the committed model of round t-1."""
+    """The site's newest committed update for round t that starts from the committed model of round t-1.
+
+    Raises:
+        CorruptFile: its newest manifest is not one, or not of its place.
+    """
     base = run.round(t - 1)
-    for update in reversed(run.updates(t, site)):
-        if base is not None and update.base_sha256 == base.model_sha256:
-            return update
-    return None
+    attempt = next_attempt(run, t, site) - 1
+    update = run.update(t, site, attempt) if attempt else None
+    if update is None or base is None or update.base_sha256 != base.model_sha256:
+        return None
+    return update
 
 
-def intact(run: Run, update: UpdateManifest) -> bool:
-    """Whether every file of a committed update still has the bytes that its manifest names."""
-    folder = run.site_dir(update.round, update.site, update.attempt)
-    for entry in update.files:
-        try:
-            if sha256_bytes(run.store.read(f"{folder}/{entry.path}")) != entry.sha256:
-                return False
-        except FileNotFoundError:
-            return False
-    return True
+def is_done(run: Run, t: int, site: str, attempt: int = 1) -> UpdateManifest | None:
+    """The site's committed update for round t, of this attempt or a later one, if its files are whole."""
+    try:
+        update = committed_update(run, t, site)
+        if update is None or update.attempt < attempt:
+            return None
+        for entry in update.files:
+            run.store.check(entry, run.site_dir(t, site, update.attempt))
+        return update
+    except CorruptFile:
+        return None
+
+
+def check_open(run: Run, t: int) -> None:
+    """Refuse work for a round that is committed, or whose base is not.
+
+    Raises:
+        StoreConflict: round t is committed.
+        PhotonError: round t - 1 is not.
+    """
+    if run.round(t) is not None:
+        raise StoreConflict(f"round {t} of run '{run.run}' is committed; what it aggregated stands")
+    if run.round(t - 1) is None:
+        raise PhotonError(f"round {t} of run '{run.run}' cannot start: round {t - 1} is not committed")
+
+
+def commit_evaluation(run: Run, t: int, site: str, model: list[FileEntry], scores: dict[str, float]) -> None:
+    """Put a site's scores of a candidate for round t at the site's place in the store."""
+    try:
+        run.store.create(_evaluation_json(run, t, site, model), canonical_json(scores) + b"\n")
+    except StoreConflict:
+        pass  # evaluated before: the model and the held-out text are the same
+
+
+def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str, float] | None:
+    """The site's committed scores of a candidate: loss, perplexity, tokens. None while there are none.
+
+    Raises:
+        CorruptFile: they are not three finite numbers.
+    """
+    path = _evaluation_json(run, t, site, model)
+    try:
+        data = run.store.read(path, EVALUATION_LIMIT)
+    except FileNotFoundError:
+        return None
+    try:
+        scores = {name: float(value) for name, value in json.loads(data).items()}
+    except (ValueError, AttributeError, TypeError):
+        scores = {}
+    if set(scores) != SCORES or not all(isfinite(value) and value >= 0 for value in scores.values()):
+        raise CorruptFile(f"{run.store.locate(path)} does not hold the numbers {', '.join(sorted(SCORES))}")
+    return scores
+
+
+def _evaluation_json(run: Run, t: int, site: str, model: list[FileEntry]) -> str:
+    return f"{run.round_dir(t)}/sites/{site}/evaluation-{model_sha256(model)[:16]}.json"
 
 
 @dataclass(frozen=True)
@@ -158,7 +228,12 @@ def aggregate_round(
     left_out = dict(left_out)
     updates = {}
     for site in sampled:
-        if (update := committed_update(run, t, site)) is not None:
+        try:
+            update = committed_update(run, t, site)
+        except CorruptFile as error:
+            left_out[site] = str(error)
+            continue
+        if update is not None:
             updates[site] = update
             left_out.pop(site, None)  # whatever its task said, the store has its work
         else:
@@ -234,8 +309,6 @@ def _ref(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
 
 def _metrics(candidate: Candidate, evaluations: dict[str, dict[str, float]]) -> dict[str, float]:
     """Means over the sites: losses weighted by tokens, as the parameters are."""
-    from math import exp
-
     metrics: dict[str, float] = dict(candidate.result.norms)
     weights = candidate.result.weights
     metrics["train_loss"] = sum(

@@ -40,9 +40,7 @@ class StreamData(Manifest):
     """One prepared stream of a site."""
 
     documents: int
-    tokens: int = Field(
-        description="tokens in the shards of both splits, padding of the last sequence dropped"
-    )
+    tokens: int = Field(description="tokens in the shards of both splits, padding of the last sequence dropped")
     source_sha256: str = Field(description="hash of the raw source's bytes")
     files: list[FileEntry] = Field(description="MDS shards and index.json of both splits")
 
@@ -64,9 +62,7 @@ class DataManifest(Manifest):
         description="perplexity of the training split's unigram model (add-one smoothed) on the validation split"
     )
     streams: dict[str, StreamData]
-    checks: dict[str, Any] = Field(
-        default_factory=dict, description="results of the documents suite, by stream"
-    )
+    checks: dict[str, Any] = Field(default_factory=dict, description="results of the documents suite, by stream")
     settings_sha256: str = Field(
         description="hash of everything that the result depends on; prepare skips on equality"
     )
@@ -114,12 +110,8 @@ class RoundManifest(Manifest):
     sampled: list[str] = Field(default_factory=list)
     updates: dict[str, UpdateRef] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict, description="sampled site -> reason")
-    server: dict[str, Any] = Field(
-        default_factory=dict, description="server optimizer and its numbers, as used"
-    )
-    global_step: int = Field(
-        default=0, description="local steps so far: grows by the round's largest step count"
-    )
+    server: dict[str, Any] = Field(default_factory=dict, description="server optimizer and its numbers, as used")
+    global_step: int = Field(default=0, description="local steps so far: grows by the round's largest step count")
     total_tokens: int = 0
     metrics: dict[str, float] = Field(default_factory=dict)
     evaluations: dict[str, dict[str, float]] = Field(

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from photon_core import rounds
 from photon_core.data.tokenizer import load_tokenizer
+from photon_core.errors import PhotonError
 from photon_core.rounds import Candidate, run_of
 from photon_core.sampling import sample_sites
 from schemas.federation import Federation
@@ -43,6 +44,21 @@ def open_run(federation: Federation) -> int:
         latest = run.latest()
         assert latest is not None
         return latest
+
+
+def open_round(federation: Federation, t: int | None) -> int:
+    """The number of the round to make: t, or the one after the latest. Opens the run where that is to be done.
+
+    Raises:
+        StoreConflict: round t is committed already.
+        PhotonError: round t - 1 is not, or all rounds of the federation are.
+    """
+    if t is None:
+        t = open_run(federation) + 1
+        if t > federation.rounds.count:
+            raise PhotonError(f"all {federation.rounds.count} rounds are committed: raise rounds.count to go on")
+    rounds.check_open(run_of(federation), t)
+    return t
 
 
 @task(task_run_name="sample sites", cache_policy=NO_CACHE)

@@ -32,7 +32,7 @@ def listening(listener: Callable[[Event], None]) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def emit(t: int, step: str, state: State, site: str = "", **data: Any) -> None:
+def emit(t: int, step: str, state: State, site: str = "", /, **data: Any) -> None:
     for listener in list(_listeners):
         listener(Event(t, step, state, site, data))
 

@@ -8,18 +8,18 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
+from photon_core import rounds
 from photon_core.data.paths import cache_dir, state_dir
-from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import ChildFailed, DeadlinePassed, PhotonError
-from photon_core.rounds import committed_update, intact, last_contribution, run_of
+from photon_core.rounds import is_done, last_contribution, next_attempt, run_of
 from photon_core.update.upload import upload_update
 from schemas.federation import Federation
-from schemas.manifests import FileEntry
+from schemas.manifests import FileEntry, RunManifest
 from tasks.processes import launcher
 from tasks.progress import emit, step
 
 if TYPE_CHECKING:
-    from photon_core.training.local import LocalJob, Trained
+    from photon_core.training.job import LocalJob, Trained
 
 REPORT_SECONDS = 5.0  # between two progress updates in the Prefect UI
 EVALUATION_TIMEOUT = 3600.0
@@ -45,18 +45,18 @@ def validate(federation: Federation, site: str, t: int) -> dict[str, Any]:
         DataError: a shard is missing or corrupt, or an expectation failed (named, with the observed value).
     """
     with step(t, "validate", site):
-        checked = launcher().run(
+        result = launcher().run(
             "photon_core.data.quality:check_shards",
             {
                 "federation": federation,
                 "site": site,
-                "tokenizer_sha256": load_tokenizer(federation.tokenizer).sha256,
+                "tokenizer_sha256": _birth(federation).tokenizer_sha256,
             },
             label=_label(federation, t, site),
             timeout=VALIDATION_TIMEOUT,
             log_path=_log(federation, site),
         )
-        return {"expectations": len(checked)}
+        return {"expectations": len(result.checks)}
 
 
 @task(
@@ -66,7 +66,7 @@ def validate(federation: Federation, site: str, t: int) -> dict[str, Any]:
     retry_delay_seconds=2,
     retry_condition_fn=_again,
 )
-def train(federation: Federation, site: str, t: int) -> "Trained | None":
+def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Trained | None":
     """Train the global model of round t-1 for H local steps, in a child process.
 
     Returns:
@@ -74,8 +74,8 @@ def train(federation: Federation, site: str, t: int) -> "Trained | None":
     """
     logger = get_run_logger()
     run = run_of(federation)
-    done = committed_update(run, t, site)
-    if done is not None and intact(run, done):
+    done = is_done(run, t, site, attempt)
+    if done is not None:
         logger.info("the update of round %d is committed already (attempt %d): nothing to train", t, done.attempt)
         emit(t, "train", "finished", site, loss=done.metrics["train_loss"], tokens=done.tokens)
         return None
@@ -122,6 +122,7 @@ def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) 
             timeout=EVALUATION_TIMEOUT,
             log_path=_log(federation, site),
         )
+        rounds.commit_evaluation(run_of(federation), t, site, model, scores)
         out.update(scores)
         return scores
 
@@ -137,6 +138,13 @@ def _label(federation: Federation, t: int, site: str) -> str:
 
 def _log(federation: Federation, site: str) -> Path:
     return state_dir(federation, site) / "log" / "training.log"
+
+
+def _birth(federation: Federation) -> RunManifest:
+    birth = run_of(federation).birth()
+    if birth is None:
+        raise PhotonError(f"run '{federation.run}' is not open yet: its first round opens it")
+    return birth
 
 
 def _model_files(federation: Federation, site: str, t: int, model: list[FileEntry]) -> list[str]:
@@ -158,7 +166,7 @@ def _job(federation: Federation, site: str, t: int) -> "LocalJob":
         federation=federation,
         site=site,
         round=t,
-        attempt=run.next_attempt(t, site),
+        attempt=next_attempt(run, t, site),
         base_files=_model_files(federation, site, t - 1, base.model),
         base_sha256=base.model_sha256,
         global_step=base.global_step,

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from photon_core.data.prepare import load_manifest
-from photon_core.errors import DataError, PhotonError, StoreConflict
-from photon_core.hashing import canonical_json, sha256_bytes
+from photon_core.data.manifest import data_sha256
+from photon_core.errors import PhotonError, StoreConflict
 from photon_core.layout import Run, versions
 from photon_core.rounds import put_files
 from schemas.federation import Federation
@@ -29,9 +28,6 @@ def upload_update(run: Run, federation: Federation, site: str, t: int, trained: 
         raise PhotonError(
             f"round {t}, site '{site}': trained from a model that is not the committed one of round {t - 1}"
         )
-    data = load_manifest(federation, site)
-    if data is None:
-        raise DataError(f"site '{site}': its data manifest is gone; run photon prepare again")
     folder = run.site_dir(t, site, trained.attempt)
     files = put_files(run, folder, [Path(trained.folder) / entry.path for entry in trained.files])
     manifest = UpdateManifest(
@@ -45,7 +41,7 @@ def upload_update(run: Run, federation: Federation, site: str, t: int, trained: 
         tokens=trained.tokens,
         steps=trained.steps,
         metrics=trained.metrics,
-        data_sha256=sha256_bytes(canonical_json(data.model_dump(mode="json"))),
+        data_sha256=data_sha256(federation, site),
         versions=versions(),
         previous_sha256=run.round_sha256(t - 1),
     )

@@ -33,7 +33,9 @@ def test_same_federation_same_model_whatever_the_order(prepared: Callable[..., F
     federation = prepared(("a", "b", "c", "d"))
     first = run(federation)
     assert [manifest.round for manifest in first] == [0, 1, 2]
-    assert all(set(manifest.updates) == set(manifest.evaluations) == {"a", "b", "c", "d"} for manifest in first[1:])
+    assert all(
+        set(manifest.updates) == set(manifest.evaluations) == {"a", "b", "c", "d"} for manifest in first[1:]
+    )
     assert first[2].metrics["perplexity"] < first[1].metrics["perplexity"] < 257
 
     again = run(changed(federation, store=federation.store + "-again"))

@@ -74,7 +74,7 @@ def test_prepare_of_an_unknown_site(write_federation: Callable[..., Path]):
 def test_interrupted_run_leaves_nothing_and_continues(write_federation: Callable[..., Path]):
     file = write_federation(rounds={"count": 2}, local={"steps": 400})
     assert photon("prepare", file).returncode == 0
-    before = set(os.listdir("/dev/shm"))
+    before = set(Path("/dev/shm").iterdir())
     process = subprocess.Popen([PHOTON, "run", file], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -84,7 +84,7 @@ def test_interrupted_run_leaves_nothing_and_continues(write_federation: Callable
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
     assert not [pid for pid in marked if alive(pid)]
-    assert set(os.listdir("/dev/shm")) <= before
+    assert set(Path("/dev/shm").iterdir()) <= before
 
     file.write_text(file.read_text().replace("steps: 400", "steps: 3"))
     done = photon("run", file, timeout=240)
@@ -98,7 +98,7 @@ def family(file: Path) -> list[int]:
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and int(process.name) != os.getpid():
             try:
-                links = [os.readlink(link) for link in (process / "fd").iterdir()]
+                links = [str(link.readlink()) for link in (process / "fd").iterdir()]
                 text = (process / "cmdline").read_text()
             except OSError:
                 continue

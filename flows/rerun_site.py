@@ -1,0 +1,30 @@
+"""Train one site again for a round that is not aggregated yet."""
+
+import time
+
+from prefect import flow, tags
+from prefect.states import Completed, State
+
+from photon_core.rounds import check_open, next_attempt, run_of
+from schemas.federation import Federation
+from tasks import dispatch
+
+
+@flow(name="rerun-site", flow_run_name="rerun {site} round {t}")
+def rerun_site(federation: Federation, site: str, t: int, force: bool = False) -> State:
+    """Have one site do its part of round t again, on its own worker.
+
+    Args:
+        federation: the federation file.
+        site: the site's name.
+        t: number of the round; it must not be committed yet.
+        force: train again although an update is committed: a new attempt beside the old one.
+
+    Raises:
+        StoreConflict: round t is committed; what it aggregated stands.
+    """
+    check_open(run_of(federation), t)
+    attempt = next_attempt(run_of(federation), t, site) if force else 1
+    with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
+        dispatch.dispatch_round(federation, site, t, time.time() + federation.rounds.deadline, attempt)
+    return Completed(message=f"site '{site}', round {t}: the update is committed")

@@ -1,0 +1,24 @@
+"""One site evaluates a candidate for the next global model on its held-out text."""
+
+from prefect import flow
+
+from schemas.federation import Federation
+from schemas.manifests import FileEntry
+from tasks import site as steps
+from tasks.processes import shutdown
+
+
+@flow(name="site-evaluate", flow_run_name="{site} evaluates round {t}")
+def site_evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> None:
+    """Scores go to the site's place in the store.
+
+    Args:
+        federation: the federation file.
+        site: the site's name.
+        t: number of the round that the candidate would become.
+        model: the candidate's files.
+    """
+    try:
+        steps.evaluate(federation, site, t, model)
+    finally:
+        shutdown()
