@@ -16,7 +16,9 @@ LENGTH = 16
 VOCABULARY = 257
 
 
-def make_federation(folder: Path, **local: Any) -> Federation:
+def make_federation(
+    folder: Path, sites: tuple[str, ...] = ("alpha",), streams: tuple[str, ...] = ("text",), **local: Any
+) -> Federation:
     data = {
         "run": "tiny",
         "store": str(folder / "store"),
@@ -40,10 +42,13 @@ def make_federation(folder: Path, **local: Any) -> Federation:
         "data": {"evaluation_sequences": 8},
         "sites": [
             {
-                "name": "alpha",
-                "state_dir": str(folder / "alpha"),
-                "streams": [{"name": "text", "source": str(folder / "text.jsonl")}],
+                "name": site,
+                "state_dir": str(folder / site),
+                "streams": [
+                    {"name": stream, "source": "text.jsonl", "proportion": 1 / len(streams)} for stream in streams
+                ],
             }
+            for site in sites
         ],
     }
     return Federation.model_validate(data)
@@ -97,11 +102,12 @@ def write_site(federation: Federation, site: str, sequences: int, seed: int = 5)
 
 @pytest.fixture
 def make_site(tmp_path: Path) -> Callable[..., Federation]:
-    """A federation of one site with that many training sequences; keywords override `local`."""
+    """A federation with that many training sequences at each site; keywords as for make_federation."""
 
     def make(sequences: int = 200, **local: Any) -> Federation:
         federation = make_federation(tmp_path, **local)
-        write_site(federation, "alpha", sequences)
+        for site in federation.sites:
+            write_site(federation, site.name, sequences)
         return federation
 
     return make

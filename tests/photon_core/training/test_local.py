@@ -123,6 +123,20 @@ def test_rounds_equal_one_uninterrupted_run(make_site: Make, tmp_path: Path, seq
     assert results[2].metrics["train_loss"] < results[0].metrics["train_loss"]
 
 
+def test_two_streams_of_a_site_go_on_too(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site(24, streams=("news", "code"))  # 48 samples an epoch, 60 trained
+    theta, _ = rounds(federation, tmp_path, 3)
+    expected = uninterrupted(federation, 15)
+    assert all(np.array_equal(theta[name], expected[name]) for name in expected)
+
+
+def test_sites_with_the_same_data_send_the_same_update(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site(sites=("alpha", "beta"))
+    job = make_job(federation, theta_zero(federation), tmp_path)
+    alpha, beta = train(job, silent), train(dataclasses.replace(job, site="beta"), silent)
+    assert alpha.files == beta.files and alpha.folder != beta.folder
+
+
 def test_an_epoch_that_ends_with_a_round(make_site: Make, tmp_path: Path) -> None:
     federation = make_site(20)  # one epoch is one round
     theta, results = rounds(federation, tmp_path, 3)
