@@ -88,7 +88,8 @@ def shm_prefix(dataset: Any) -> str:
 
 
 def release(dataset: Any) -> None:
-    """Give back the dataset's names under /dev/shm. The dataset must not be iterated again."""
+    """Give back the dataset's names under /dev/shm and its lock files. It must not be iterated again."""
+    from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK
     from streaming.base.shared import SharedArray, SharedMemory, SharedScalar
 
     prefix = shm_prefix(dataset)
@@ -102,6 +103,9 @@ def release(dataset: Any) -> None:
                 # its exit handler would unlink the names again, which by then may be another dataset's
                 memory.created_shms.clear()
         _remove(prefix)
+        for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
+            # left there, they would make every later dataset look for a higher number
+            (Path(dataset._filelock_root) / f"{prefix}{name}").unlink(missing_ok=True)
 
 
 def unlink_shared_memory(prefix: str) -> list[str]:
