@@ -36,7 +36,7 @@ def test_same_federation_same_model_whatever_the_order(prepared: Callable[..., F
     assert all(
         set(manifest.updates) == set(manifest.evaluations) == {"a", "b", "c", "d"} for manifest in first[1:]
     )
-    assert first[2].metrics["perplexity"] < first[1].metrics["perplexity"] < 257
+    assert first[2].metrics["perplexity"] < first[1].metrics["perplexity"]
 
     again = run(changed(federation, store=federation.store + "-again"))
     other_order = run(changed(federation, store=federation.store + "-order", sites=federation.sites[::-1]))
