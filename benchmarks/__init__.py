@@ -1,0 +1,1 @@
+"""Measurements: each script prints a table for people and, as its last line, one JSON object."""

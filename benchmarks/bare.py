@@ -1,0 +1,203 @@
+"""A plain Composer loop over prepared shards, nothing of the federation in it: what the federation is held against.
+
+    python -m benchmarks.bare SPEC.json RESULT.json
+
+Only the network itself is the federation's, so that the two do the same arithmetic; dataset, optimizer, schedule
+and trainer are written here from Composer's and Streaming's own documentation. SPEC holds the fields of `Spec`.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from schemas.federation import Federation, Model
+
+
+@dataclass
+class Spec:
+    """What to train: one model for each entry of `runs`, or one for all streams of one entry.
+
+    Args:
+        runs: name -> {MDS folder: proportion}; each is trained from the same start.
+        steps: optimizer steps of each run.
+        batch_size: sequences a step.
+        side_by_side: so many runs at once, each in a process with one thread; 1 is one after the other, in one
+            process, with all threads.
+        save: folder for the trained parameters, <name>.safetensors; nothing is saved without.
+    """
+
+    model: dict[str, Any]
+    runs: dict[str, dict[str, float]]
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+    schedule_steps: int
+    alpha: float
+    clip_norm: float | None
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    seed: int
+    side_by_side: int = 1
+    save: str | None = None
+    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+
+    def run(self, folder: Path, name: str) -> dict[str, Any]:
+        """Train in a process of its own; returns imports_s, loop_s, train_s and the runs' own seconds."""
+        from benchmarks.common import python_child
+
+        spec, result = folder / f"{name}.spec.json", folder / f"{name}.result.json"
+        spec.write_text(json.dumps(asdict(self)))
+        python_child("benchmarks.bare", str(spec), str(result), log=folder / f"{name}.log")
+        return dict(json.loads(result.read_text()))
+
+
+def spec_of(federation: Federation, runs: dict[str, dict[str, float]], steps: int, **changes: Any) -> Spec:
+    """The same settings as the federation's sites have."""
+    local, optimizer, schedule = federation.local, federation.local.optimizer, federation.local.schedule
+    assert schedule.name == "cosine"
+    values: dict[str, Any] = {
+        "model": federation.model.model_dump(),
+        "runs": runs,
+        "steps": steps,
+        "batch_size": local.batch_size,
+        "lr": optimizer.lr,
+        "warmup_steps": schedule.warmup_steps,
+        "schedule_steps": federation.schedule_steps,
+        "alpha": schedule.alpha,
+        "clip_norm": local.clip_norm,
+        "betas": optimizer.betas,
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+        "seed": federation.seed,
+    }
+    return Spec(**(values | changes))
+
+
+def site_runs(federation: Federation) -> dict[str, dict[str, float]]:
+    """One run a site, over the site's own training shards."""
+    from photon_core.data.paths import split_dir
+
+    return {
+        site.name: {
+            str(split_dir(federation, site.name, stream.name, "train").resolve()): stream.proportion
+            for stream in site.streams
+        }
+        for site in federation.sites
+    }
+
+
+def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
+    """Train one run; returns its seconds, those within fit() alone, and its tokens."""
+    import torch
+    from composer import Trainer
+    from composer.algorithms import GradientClipping
+    from composer.optim import CosineAnnealingWithWarmupScheduler
+    from streaming import Stream, StreamingDataset
+    from torch.utils.data import DataLoader
+
+    from photon_core.training.model import PhotonModel, initial_decoder
+
+    class Tokens(StreamingDataset):
+        def __getitem__(self, index: Any) -> Any:
+            return torch.from_numpy(super().__getitem__(index)["tokens"].astype("int64"))
+
+    def collate(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"tokens": torch.stack(samples)}
+
+    torch.set_num_threads(spec.threads)
+    start = time.perf_counter()
+    streams = [Stream(local=folder, proportion=share) for folder, share in spec.runs[name].items()]
+    with lock:  # two datasets constructed at once take the same shared memory
+        dataset = Tokens(
+            streams=streams,
+            shuffle=True,
+            shuffle_seed=spec.seed,
+            num_canonical_nodes=1,
+            batch_size=spec.batch_size,
+        )
+    loader = DataLoader(dataset, batch_size=spec.batch_size, collate_fn=collate, drop_last=True)
+    model = PhotonModel(initial_decoder(Model.model_validate(spec.model), spec.seed))
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        spec.lr,
+        betas=spec.betas,
+        eps=spec.eps,
+        weight_decay=spec.weight_decay,
+        fused=True,  # as the sites have it, and the fastest
+    )
+    trainer = Trainer(
+        model=model,
+        train_dataloader=loader,
+        optimizers=optimizer,
+        schedulers=CosineAnnealingWithWarmupScheduler(
+            t_warmup=f"{spec.warmup_steps}ba", t_max=f"{spec.schedule_steps}ba", alpha_f=spec.alpha
+        ),
+        algorithms=[GradientClipping("norm", spec.clip_norm)] if spec.clip_norm else [],
+        max_duration=f"{spec.steps}ba",
+        device="cpu",
+        seed=spec.seed,
+        progress_bar=False,
+        log_to_console=False,
+    )
+    begun = time.perf_counter()
+    trainer.fit()
+    fit = time.perf_counter() - begun
+    tokens = spec.steps * spec.batch_size * model.decoder.wpe.num_embeddings
+    if spec.save:
+        from safetensors.torch import save_file
+
+        save_file(dict(model.decoder.named_parameters()), Path(spec.save) / f"{name}.safetensors")
+    trainer.close()
+    return {"seconds": time.perf_counter() - start, "fit_s": fit, "tokens": tokens}
+
+
+def _work(spec: Spec, names: list[str], lock: Any, results: Any) -> None:
+    for name in names:
+        results.put((name, train_one(spec, name, lock)))
+
+
+def main(spec_path: Path, result_path: Path) -> None:
+    """Import first, then time the loop over all runs."""
+    start = time.perf_counter()
+    import composer
+    import streaming
+
+    import photon_core.training.model  # noqa: F401
+
+    assert composer and streaming
+    imported = time.perf_counter()
+    spec = Spec(**json.loads(spec_path.read_text()))
+    names = list(spec.runs)
+    context = get_context("fork")  # the workers have composer imported already, as a plain user could have it
+    lock = context.Lock()
+    if spec.side_by_side == 1:
+        results = {name: train_one(spec, name, lock) for name in names}
+    else:
+        spec.threads = 1
+        queue = context.Queue()
+        shares = [names[i :: spec.side_by_side] for i in range(spec.side_by_side)]
+        workers = [context.Process(target=_work, args=(spec, share, lock, queue)) for share in shares]
+        for worker in workers:
+            worker.start()
+        results = dict(queue.get(timeout=3600) for _ in names)
+        for worker in workers:
+            worker.join()
+    figures = {
+        "imports_s": imported - start,
+        "loop_s": time.perf_counter() - imported,
+        "fit_s": sum(result["fit_s"] for result in results.values()),
+        "tokens": sum(result["tokens"] for result in results.values()),
+        "runs": results,
+    }
+    result_path.write_text(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,110 @@
+"""What the benchmarks share: the machine they ran on, tables for people, the last line for programs."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BUSY = 0.25  # load a core, beyond which other work disturbs a timing
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, versions, commit, and the load when asked: a result means little without."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu(),
+        "cores": cores(),
+        "memory_gib": round(memory / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "mosaicml": version("mosaicml"),
+        "prefect": version("prefect"),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""),
+        "load_before": round(os.getloadavg()[0], 2),
+        "busy": os.getloadavg()[0] > BUSY * cores(),
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    fields = dict(line.split(":", 1) for line in lines[:30] if ":" in line)
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    name = named.get("model name", platform.processor() or platform.machine())
+    model = f" (family {named['cpu family']}, model {named['model']})" if "model" in named else ""
+    return name + model
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def say(text: str) -> None:
+    """A line about what is going on, to standard error: standard output holds the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def heading(title: str, at: Mapping[str, Any]) -> None:
+    """Title and machine, above the tables."""
+    print(f"\n{title}")
+    print(f"{at['cpu']}, {at['cores']} cores, {at['memory_gib']} GiB; commit {at['commit']}")
+    print(f"python {at['python']}, torch {at['torch']}, mosaicml {at['mosaicml']}, prefect {at['prefect']}")
+    if at["busy"]:
+        print(f"BUSY: the load was {at['load_before']} before the start; other work shared the cores")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table: text to the left, numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        shown.add_row(*(_cell(value) for value in row))
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    console.print()
+    console.print(shown)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def finish(figures: Mapping[str, Any], at: Mapping[str, Any]) -> None:
+    """The last line: the figures and the machine as one JSON object."""
+    print(json.dumps({**figures, "machine": dict(at)}), flush=True)
+
+
+def python_child(module: str, *arguments: str, log: Path) -> None:
+    """Run one of our modules in a process of its own, its chatter in a log.
+
+    Raises:
+        RuntimeError: it failed; the last lines of its log are in the message.
+    """
+    with log.open("ab") as output:
+        command = [sys.executable, "-m", module, *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
+        )
+    if done.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise RuntimeError(f"{module} ended with code {done.returncode}; the end of {log}:\n{tail}")

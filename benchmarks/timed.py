@@ -1,0 +1,76 @@
+"""One embedded run through the command line's own path, with the time of everything that happens in it.
+
+    python -m benchmarks.timed FEDERATION.yaml RESULT.json
+
+In a process of its own: Prefect must meet its server's address before it is imported.
+"""
+
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Mark = dict[str, Any]
+
+
+@dataclass
+class Recorder:
+    """A display that shows nothing and notes when the embedded server is there, and every event of the run."""
+
+    zero: float = field(default_factory=time.perf_counter)
+    server_ready: float | None = None
+    events: list[Mark] = field(default_factory=list)
+    _lock: Any = field(default_factory=threading.Lock)
+
+    def now(self) -> float:
+        return time.perf_counter() - self.zero
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def activity(self, name: str, text: str, done: int = 0, total: int | None = None) -> None:
+        pass
+
+    def finish(self, name: str) -> None:
+        from photon_cli.run import SERVER
+
+        if name == SERVER:
+            self.server_ready = self.now()
+
+    def listen(self, event: Any) -> None:
+        if event.state != "running":
+            with self._lock:
+                self.events.append(
+                    {"at": self.now(), "t": event.t, "step": event.step, "site": event.site, "state": event.state}
+                )
+
+
+def run(file: Path, recorder: Recorder) -> dict[str, Any]:
+    """Run all rounds; returns the marks and the rounds' own seconds."""
+    from photon_cli.run import check_prepared, run_flow
+    from photon_core.rounds import history, run_of
+    from schemas.load import check_paths, load_federation
+    from tasks.progress import listening
+
+    federation = load_federation(file)
+    check_paths(federation)
+    check_prepared(federation, file)
+    started = recorder.now()
+    with listening(recorder.listen):
+        run_flow(federation, file, None, recorder)
+    ended = recorder.now()
+    rounds = history(run_of(federation))
+    return {
+        "started": started,
+        "server_ready": recorder.server_ready,
+        "ended": ended,
+        "events": recorder.events,
+        "rounds": [manifest.model_dump(mode="json", exclude={"model", "optimizer"}) for manifest in rounds],
+    }
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(run(Path(sys.argv[1]), Recorder())))
