@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from flows.blocks import Notifier, forget_webhook, save_webhook
+from flows.blocks import Notifier, credentials, forget_webhook, save_webhook
 from flows.catalogue import Automation, Deployment, Plan, Pool
 from photon_core.errors import FederationError
 
@@ -39,6 +39,8 @@ class _Applier:
 
     def apply(self) -> Iterator[str]:
         """Check that nothing is in the way, then pools, deployments and automations, in this order."""
+        if self.plan.credentials:
+            credentials(self.client, self.plan.credentials)
         there = {pool.name: self._pool(pool) for pool in self.plan.pools}
         found = {wanted.full_name: self._deployment(wanted) for wanted in self.plan.deployments}
         for pool in self.plan.pools:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from flows.catalogue import CREDENTIALS, VALUE_BLOCKS
 from photon_core.errors import FederationError
 
 if TYPE_CHECKING:
@@ -34,6 +35,27 @@ def find_block(client: "SyncPrefectClient", block: str, secrets: bool = False) -
         return client.read_block_document_by_name(name, kind, include_secrets=secrets)
     except ObjectNotFound:
         return None
+
+
+def credentials(client: "SyncPrefectClient", block: str) -> dict[str, str]:
+    """The store's credentials as environment variables.
+
+    Raises:
+        FederationError: there is no such block, or it holds no such credentials.
+    """
+    there = find_block(client, block, secrets=True)
+    if there is None:
+        raise FederationError(
+            f"storage.block: the server has no block '{block}'; create it, with "
+            + " and ".join(CREDENTIALS.values())
+        )
+    data = there.data.get("value") if block.split("/")[0] in VALUE_BLOCKS else there.data
+    missing = [key for key in CREDENTIALS.values() if not (isinstance(data, dict) and data.get(key))]
+    if missing:
+        raise FederationError(
+            f"storage.block: the block '{block}' holds no {' and no '.join(missing)}; write them"
+        )
+    return {variable: str(data[key]) for variable, key in CREDENTIALS.items()}
 
 
 def save_webhook(client: "SyncPrefectClient", run: str, url: str, dry_run: bool) -> str:

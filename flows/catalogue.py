@@ -27,6 +27,9 @@ CHILD_SETTINGS = {
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # and where a result is kept after all, it is no pickle
 }
 
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "aws_access_key_id", "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key"}
+VALUE_BLOCKS = ("secret", "json")  # Prefect's own, whose content is all in `value`
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -74,6 +77,7 @@ class Plan:
     deployments: tuple[Deployment, ...]
     automations: tuple[Automation, ...]
     notify: Notify | None = None
+    credentials: str | None = None  # block of the store's, as type/name
 
     @property
     def marker(self) -> str:
@@ -103,6 +107,7 @@ def plan(federation: Federation) -> Plan:
         deployments=(*_coordinator_deployments(federation), *_site_deployments(federation)),
         automations=(_zombies(federation), *_notifications(federation)),
         notify=federation.deploy.notify,
+        credentials=federation.storage.block,
     )
 
 
@@ -179,7 +184,7 @@ def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
     )
 
 
-def _flow(function: str) -> dict[str, str]:
+def _flow(function: str) -> dict[str, Any]:
     """Names of a flow that has a module of its own name. By module, never by file: a file would be loaded a
     second time, and the classes of the copy are not those of the original."""
     return {"flow": function.replace("_", "-"), "entrypoint": f"flows.{function}:{function}"}
@@ -187,7 +192,23 @@ def _flow(function: str) -> dict[str, str]:
 
 def _environment(federation: Federation) -> dict[str, str]:
     """Settings of every flow run's process, whoever starts it."""
-    return {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}", **CHILD_SETTINGS}
+    return {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}",
+        **CHILD_SETTINGS,
+        **_credentials(federation.storage.block),
+    }
+
+
+def _credentials(block: str | None) -> dict[str, str]:
+    """References to the block's values. The worker resolves them when it starts a run; the server shows only
+    the references."""
+    if block is None:
+        return {}
+    kind, name = block.split("/")
+    inside = ".value" if kind in VALUE_BLOCKS else ""
+    return {
+        variable: f"{{{{ prefect.blocks.{kind}.{name}{inside}.{key} }}}}" for variable, key in CREDENTIALS.items()
+    }
 
 
 def _of_run(federation: Federation) -> dict[str, str]:

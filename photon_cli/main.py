@@ -57,7 +57,7 @@ def prepare(
     from photon_cli.prepare import prepare_sites
     from schemas.load import load_federation
 
-    prepare_sites(load_federation(file), site, quiet)
+    prepare_sites(load_federation(file), file, site, quiet)
 
 
 @app.command()
@@ -83,6 +83,38 @@ def status(
     from schemas.load import load_federation
 
     show_status(load_federation(file), as_json)
+
+
+@app.command()
+def deploy(
+    file: File,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="remove what the file no longer has")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put the federation on the Prefect server of PREFECT_API_URL: pools, deployments, schedule, automations."""
+    from photon_cli.deploy import deploy as put
+    from schemas.load import load_federation
+
+    put(load_federation(file), dry_run, prune, quiet)
+
+
+@app.command()
+def join(
+    file: File,
+    site: Annotated[str | None, typer.Option("--site", "-s", help="the site that this machine is")] = None,
+    coordinator: Annotated[bool, typer.Option("--coordinator", help="serve the rounds themselves")] = False,
+    unprepared: Annotated[bool, typer.Option("--unprepared", help="join before the data are prepared")] = False,
+    check: Annotated[bool, typer.Option("--check", help="only look whether everything is there")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """At a site: check server, store, device and data, then work for the federation until interrupted."""
+    from photon_cli.join import join as serve
+    from schemas.load import load_federation
+
+    if (site is None) == (not coordinator):
+        raise typer.BadParameter("write --site NAME, or --coordinator")
+    serve(load_federation(file), site, unprepared, check, quiet)
 
 
 def main() -> None:

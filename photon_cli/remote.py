@@ -1,0 +1,42 @@
+"""The Prefect server that a deployed federation runs on: is it there, and does it let us in?"""
+
+from photon_core.errors import PhotonError
+
+
+class NotReady(PhotonError):
+    """Something that has to be there before work can start is not. Its text names it."""
+
+
+def require_server() -> str:
+    """The server's address, once it has answered a question that needs permission.
+
+    Raises:
+        NotReady: no server is named, it does not answer, or it does not let us in.
+    """
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise NotReady(
+            "no Prefect server is named; set PREFECT_API_URL, such as http://coordinator.example.org:4200/api"
+        )
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+            client.read_work_pools(limit=1)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code in (401, 403):
+            raise NotReady(
+                f"the Prefect server at {url} does not let us in; set PREFECT_API_AUTH_STRING as on the server"
+            ) from None
+        raise NotReady(
+            f"the Prefect server at {url} answers {error.response.status_code}; look at its log"
+        ) from None
+    except (httpx.HTTPError, RuntimeError, OSError) as error:
+        raise NotReady(
+            f"the Prefect server at {url} does not answer ({type(error).__name__}); start it, or correct "
+            "PREFECT_API_URL"
+        ) from None
+    return str(url)
