@@ -12,12 +12,26 @@ from schemas.values import Name, Place, Seconds, Text, wrong
 PoolType = Literal["process", "docker", "kubernetes"]
 BLOCK = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]*")
 HEARTBEAT_LEAST = 30.0  # Prefect's own
+SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PREFECT_API_KEY",
+          "PREFECT_API_AUTH_STRING")  # fmt: skip
 
 
 def _block(value: str) -> str:
     if not BLOCK.fullmatch(value):
         raise ValueError("is not the name of a Prefect block; write its type and name, such as slack-webhook/ops")
     return value
+
+
+def check_environment(env: Any) -> None:
+    """Refuse an environment of a job that is no mapping of texts, or that holds credentials in the clear."""
+    if not isinstance(env, dict) or not all(isinstance(x, str) for pair in env.items() for x in pair):
+        raise wrong("env is not a mapping of names to texts; write {NAME: 'value'}", "env")
+    for name, value in env.items():
+        if name in SECRET and "{{" not in value:  # the message must not repeat the value
+            raise wrong(
+                f"env holds {name} in the clear; set it in the worker's own environment, or write storage.block",
+                "env",
+            )
 
 
 class Storage(Section):

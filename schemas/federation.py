@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.deploy import Deploy, PoolType, Storage
+from schemas.deploy import Deploy, PoolType, Storage, check_environment
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
 from schemas.section import Section
 from schemas.values import Beta, Fraction, Name, Place, Seconds, Text, wrong
@@ -188,6 +188,12 @@ class Site(Section):
                 f"the proportions {given} sum to {total:g}, not to 1; write {' + '.join(map(str, scaled))}"
             )
         return streams
+
+    @field_validator("job_variables")
+    @classmethod
+    def _job_variables(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        check_environment(variables.get("env", {}))
+        return variables
 
     @field_validator("state_dir")
     @classmethod
