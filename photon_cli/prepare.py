@@ -1,5 +1,7 @@
 """photon prepare: a site's text becomes validated shards, here, without a server."""
 
+from pathlib import Path
+
 from photon_cli.progress import Display, display
 from photon_core.data.paths import data_dir
 from photon_core.data.prepare import prepare_site
@@ -8,7 +10,7 @@ from schemas.federation import Federation
 from schemas.load import check_paths
 
 
-def prepare_sites(federation: Federation, sites: list[str] | None, quiet: bool) -> None:
+def prepare_sites(federation: Federation, file: Path, sites: list[str] | None, quiet: bool) -> None:
     """Prepare the named sites, or all.
 
     Raises:
@@ -20,7 +22,7 @@ def prepare_sites(federation: Federation, sites: list[str] | None, quiet: bool) 
         if site not in names:
             raise FederationError(f"there is no site '{site}'; the file has {', '.join(names)}")
     wanted = sites or names
-    check_paths(federation, wanted)
+    check_paths(federation, wanted, file=file)
     with display(quiet) as show:
         for site in wanted:
             prepare_with(show, federation, site)

@@ -25,7 +25,7 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
         FederationError, DataError: something is wrong or not prepared; nothing was started.
         PhotonError: as the run failed; what was committed stands.
     """
-    check_paths(federation)
+    check_paths(federation, sites=[], file=file)  # raw text may be gone once it is prepared
     check_prepared(federation, file)
     with display(quiet) as show:
         run_flow(federation, file, rounds, show)
