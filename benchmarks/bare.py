@@ -1,4 +1,4 @@
-"""A plain Composer loop over prepared shards, nothing of the federation in it: what the federation is held against.
+"""A plain Composer loop over prepared shards, nothing of the federation in it: what it is held against.
 
     python -m benchmarks.bare SPEC.json RESULT.json
 

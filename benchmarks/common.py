@@ -5,17 +5,46 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BUSY = 0.25  # load a core, beyond which other work disturbs a timing
+BUSY = 0.05  # of the cores' time: beyond it other work has disturbed a timing
+
+
+class Neighbours:
+    """How much of the cores' time went to work that is not ours, from the start to when it is asked (Linux)."""
+
+    def __init__(self) -> None:
+        self._at, self._all, self._ours = time.monotonic(), _all_seconds(), _our_seconds()
+
+    def share(self) -> float | None:
+        """0 on a quiet machine, 1 where others had all. Our children count as ours once they have ended."""
+        if self._all is None or (everyone := _all_seconds()) is None:
+            return None
+        others = everyone - self._all - (_our_seconds() - self._ours)
+        return max(0.0, others / (time.monotonic() - self._at) / (os.cpu_count() or 1))
+
+
+def _all_seconds() -> float | None:
+    """Seconds that all processors have worked since the machine started."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _idle, _wait, irq, soft, *_ = map(int, stat.read_text().splitlines()[0].split()[1:])
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def _our_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, versions, commit, and the load when asked: a result means little without."""
+    """Processor, cores, memory, versions, commit: a result means little without."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _cpu(),
@@ -27,8 +56,6 @@ def machine() -> dict[str, Any]:
         "prefect": version("prefect"),
         "commit": _git("rev-parse", "--short", "HEAD")
         + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""),
-        "load_before": round(os.getloadavg()[0], 2),
-        "busy": os.getloadavg()[0] > BUSY * cores(),
     }
 
 
@@ -57,13 +84,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def heading(title: str, at: Mapping[str, Any]) -> None:
-    """Title and machine, above the tables."""
+def heading(title: str, at: Mapping[str, Any], others: float | None) -> None:
+    """Title and machine, above the tables; `others` is what Neighbours.share() said at the end."""
     print(f"\n{title}")
     print(f"{at['cpu']}, {at['cores']} cores, {at['memory_gib']} GiB; commit {at['commit']}")
     print(f"python {at['python']}, torch {at['torch']}, mosaicml {at['mosaicml']}, prefect {at['prefect']}")
-    if at["busy"]:
-        print(f"BUSY: the load was {at['load_before']} before the start; other work shared the cores")
+    if others is not None and others > BUSY:
+        print(f"DISTURBED: other work took {others:.0%} of the cores' time; do not quote these seconds")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -16,13 +16,14 @@ round on every site's held-out text, hashing, fsync and commit, none of which th
 
 import argparse
 import json
+import re
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bare import Spec, site_runs, spec_of
-from benchmarks.common import cores, finish, heading, machine, python_child, say, table
+from benchmarks.common import Neighbours, cores, finish, heading, machine, python_child, say, table
 from benchmarks.peers.flower import PeerMissing, flower_rounds
 
 BENCH = """\
@@ -33,7 +34,7 @@ seed: 17
 model: {{n_layers: 8, d_model: 320, n_heads: 5, vocab_size: 257, max_seq_len: 256}}
 rounds: {{count: {rounds}, deadline: 1h}}
 local:
-  steps: {steps}
+  steps: 50
   batch_size: 4
   device: cpu
   optimizer: {{name: adamw, lr: 1.0e-3}}
@@ -51,15 +52,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under 2 minutes: fewer steps and rounds")
     parser.add_argument("--no-flower", action="store_true", help="leave the peer out")
     arguments = parser.parse_args()
-    at = machine()
+    at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-bench-") as name:
         work = Path(name)
-        bench = measure(
-            work / "bench", BENCH, rounds=1 if arguments.quick else 2, steps=5 if arguments.quick else 50
-        )
-        demo = measure(work / "demo", None, rounds=3 if arguments.quick else 6, steps=None)
-    flower = {} if arguments.no_flower else flower_figures(quick=arguments.quick)
-    show(at, bench, demo, flower, quick=arguments.quick)
+        quick = arguments.quick
+        bench = measure(work / "bench", BENCH, rounds=1 if quick else 2, steps=5 if quick else 50, quick=quick)
+        demo = measure(work / "demo", None, rounds=2 if quick else 6, steps=10 if quick else None, quick=quick)
+    flower = {} if arguments.no_flower else flower_figures(quick=quick)
+    show(at, neighbours.share(), bench, demo, flower, quick=quick)
 
 
 def measure(folder: Path, text: str | None, *, rounds: int, steps: int | None, quick: bool) -> dict[str, Any]:
@@ -79,7 +79,9 @@ def measure(folder: Path, text: str | None, *, rounds: int, steps: int | None, q
     file = folder / "federation.yaml"
     if text is not None:
         sites = "".join(SITE.format(name=name) for name in names)
-        file.write_text(text.format(rounds=rounds, steps=steps) + sites)
+        file.write_text(text.format(rounds=rounds) + sites)
+    if steps is not None:
+        file.write_text(re.sub(r"(?m)^  steps: \d+", f"  steps: {steps}", file.read_text()))
     federation = load_federation(file)
     for name in names:
         prepare_site(federation, name)
@@ -173,6 +175,7 @@ def flower_figures(*, quick: bool) -> dict[str, dict[str, Any]]:
 
 def show(
     at: dict[str, Any],
+    others: float | None,
     bench: dict[str, Any],
     demo: dict[str, Any],
     flower: dict[str, dict[str, Any]],
@@ -180,7 +183,9 @@ def show(
     quick: bool,
 ) -> None:
     """Tables, then the last line."""
-    heading("What a round costs beyond training" + (" (quick: too short to be quoted)" if quick else ""), at)
+    heading(
+        "What a round costs beyond training" + (" (quick: too short to be quoted)" if quick else ""), at, others
+    )
     runs = {"10 M parameters": bench, "the demo's model": demo}
     rows: list[tuple[Any, ...]] = []
     for name, run in runs.items():
@@ -188,9 +193,9 @@ def show(
         for way, bare in run["bare"].items():
             rows.append((f"{name}: bare loop, {way}", bare["loop_s"], bare["loop_s"] / count, bare["imports_s"]))
         rows.append((f"{name}: federation", run["total_s"], statistics.median(run["round_s"]), run["server_s"]))
-    for figures in flower.values():
-        label = f"Flower, {figures['parameters'] // 10**6} M, trivial training"
-        rows.append((label, None, figures["round_s"], figures["first_round_s"]))
+    for peer in flower.values():
+        label = f"Flower, {peer['parameters'] // 10**6} M, trivial training"
+        rows.append((label, None, peer["round_s"], peer["first_round_s"]))
     table(
         "Seconds",
         ("", "all rounds", "a round", "start apart (Flower: to the end of round 1)"),
@@ -225,7 +230,7 @@ def show(
             f"flower_round_s_{name}": peer["round_s"],
         }
     figures = {name: round(value, 3) for name, value in figures.items()}
-    finish({**figures, "quick": quick, "breakdown": parts}, at)
+    finish({**figures, "others_share": others, "quick": quick, "breakdown": parts}, at)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bare import site_runs, spec_of
-from benchmarks.common import ROOT, cores, finish, heading, machine, python_child, say, table
+from benchmarks.common import ROOT, Neighbours, cores, finish, heading, machine, python_child, say, table
 
 VOCABULARY = 2048
 BPE_CHARACTERS = 1_500_000  # of each domain, to train the tokenizer on
@@ -60,13 +60,13 @@ def main() -> None:
         print(f"skipped: {arguments.data} has no <domain>/train.jsonl.gz; name such a folder with --data")
         print(json.dumps({"skipped": "no data"}))
         return
-    at = machine()
+    at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-six-") as name:
         work = Path(name)
         rounds, steps = (2, 5) if arguments.quick else (arguments.rounds, 20)
         text = FILE.format(rounds=rounds, steps=steps, warmup=min(50, rounds * steps // 4))
         result = measure(work, arguments.data.resolve(), domains, text)
-    show(at, result, quick=arguments.quick)
+    show(at, neighbours.share(), result, quick=arguments.quick)
 
 
 def measure(work: Path, data: Path, domains: list[str], text: str) -> dict[str, Any]:
@@ -193,16 +193,17 @@ def evaluate(federation: Any, files: list[Path], held_out: dict[str, Any]) -> di
     return losses
 
 
-def show(at: dict[str, Any], result: dict[str, Any], *, quick: bool) -> None:
+def show(at: dict[str, Any], others: float | None, result: dict[str, Any], *, quick: bool) -> None:
     """The table, then the last line."""
     federation, federated, central = result["federation"], result["federated"], result["central"]
-    heading("Six domains, one a site" + (" (quick: too short to mean anything)" if quick else ""), at)
+    heading("Six domains, one a site" + (" (quick: too short to mean anything)" if quick else ""), at, others)
     local, rounds = federation.local, federation.rounds.count
+    server, sequences = federation.server, local.batch_size * len(federated)
     print(
-        f"{result['tokens']:,} tokens each; {rounds} rounds of {local.steps} steps, {local.batch_size} sequences of "
-        f"{federation.model.max_seq_len} a site; AdamW lr {local.optimizer.lr:g}, server {federation.server.optimizer} "
-        f"{federation.server.lr:g}/{federation.server.momentum:g}; centralised AdamW lr {CENTRAL_LR:g}, "
-        f"{rounds * local.steps} steps of {local.batch_size * len(federated)} sequences"
+        f"{result['tokens']:,} tokens each; {rounds} rounds of {local.steps} steps of {local.batch_size} "
+        f"sequences of {federation.model.max_seq_len} tokens a site, AdamW lr {local.optimizer.lr:g}, "
+        f"{server.optimizer} {server.lr:g}/{server.momentum:g}\n"
+        f"centralised: {rounds * local.steps} steps of {sequences} sequences, AdamW lr {CENTRAL_LR:g}"
     )
     print(f"federated {result['federated_s']:.0f} s, centralised {result['central_s']:.0f} s, imports and all")
 
@@ -228,6 +229,7 @@ def show(at: dict[str, Any], result: dict[str, Any], *, quick: bool) -> None:
         "federated_s": round(result["federated_s"], 1),
         "centralised_s": round(result["central_s"], 1),
         "perplexity_by_round": [round(value, 2) for value in result["curve"] if value],
+        "others_share": others,
         "quick": quick,
     }
     finish(figures, at)
