@@ -8,9 +8,9 @@ from typing import Any
 
 from schemas.deploy import Notify
 from schemas.federation import Federation
+from tasks.events import LEFT_OUT
 
 TAG = "photon"
-LEFT_OUT = "photon.site.left_out"  # event of the round flow; its resource is photon.site.<run>.<site>
 HEARTBEAT = "prefect.flow-run.heartbeat"
 # After a heartbeat, one of these must come in time. Running is not among them: it follows the first heartbeat
 # at once, and would hide a flow run that dies before its second.

@@ -19,6 +19,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.cancellation import cancel_sites
 from flows.outcome import failure
 from flows.site_round import site_steps
 from photon_core.rounds import Candidate
@@ -36,6 +37,7 @@ SiteFutures = dict[str, Mapping[str, PrefectFuture]]
     name="federated-round",
     flow_run_name="{federation.run} round {t}",
     task_runner=ThreadPoolTaskRunner(max_workers=1024),
+    on_cancellation=[cancel_sites],
 )
 def federated_round(federation: Federation, t: int | None = None, deployed: bool = False) -> State:
     """Advance the global model by one round.
@@ -61,6 +63,7 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
             else:
                 futures[site] = site_steps(federation, site, t)
     left_out = _wait(federation, t, futures, deadline)
+    coordinator.announce(federation, t, left_out)
     seconds = {"sites": time.monotonic() - clock}
 
     clock = time.monotonic()

@@ -3,12 +3,13 @@
 from prefect import flow, tags
 from prefect.states import Completed, State
 
+from flows.cancellation import cancel_sites
 from flows.federated_round import federated_round
 from schemas.federation import Federation
 from tasks import coordinator
 
 
-@flow(name="federated-run", flow_run_name="{federation.run}")
+@flow(name="federated-run", flow_run_name="{federation.run}", on_cancellation=[cancel_sites])
 def federated_run(federation: Federation, rounds: int | None = None, deployed: bool = False) -> State:
     """Train from the latest committed round up to the federation's round count.
 

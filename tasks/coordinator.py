@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 
 from photon_core import rounds
 from photon_core.data.tokenizer import load_tokenizer
@@ -15,6 +16,7 @@ from photon_core.rounds import Candidate, run_of
 from photon_core.sampling import sample_sites
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from tasks.events import LEFT_OUT
 from tasks.processes import launcher
 from tasks.progress import step
 
@@ -73,9 +75,22 @@ def aggregate(federation: Federation, t: int, sampled: list[str], left_out: dict
     """Average the pseudo-gradients and apply the server optimizer; the result is not committed yet."""
     with step(t, "aggregate"):
         candidate = rounds.aggregate_round(run_of(federation), federation, t, sampled, left_out)
-        for site, reason in candidate.left_out.items():
-            get_run_logger().warning("site '%s' is left out of round %d: %s", site, t, reason)
+        announce(federation, t, {site: why for site, why in candidate.left_out.items() if site not in left_out})
         return candidate
+
+
+def announce(federation: Federation, t: int, left_out: dict[str, str]) -> None:
+    """Log every site that is left out, and emit the event that notifications wait for."""
+    for site, reason in left_out.items():
+        get_run_logger().warning("site '%s' is left out of round %d: %s", site, t, reason)
+        emit_event(
+            LEFT_OUT,
+            resource={
+                "prefect.resource.id": f"photon.site.{federation.run}.{site}",
+                "prefect.resource.name": f"{site} (run {federation.run})",
+            },
+            payload={"run": federation.run, "round": t, "site": site, "reason": reason},
+        )
 
 
 @task(task_run_name="publish", cache_policy=NO_CACHE)
