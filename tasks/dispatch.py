@@ -86,7 +86,7 @@ def _on_site(
     done: Callable[[], bool],
     deadline: float,
 ) -> None:
-    """Start (or find, or re-arm) the site's flow run and wait until `done`. A server that is away is waited for."""
+    """Start (or find, or re-arm) the site's flow run and wait until `done`. Waits for a server that is away."""
     logger, watch = get_run_logger(), _Watch()
     with get_client(sync_client=True) as client:
         while not done():
