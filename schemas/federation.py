@@ -99,6 +99,12 @@ class Local(Section):
         default="keep", description="AdamW's moments across rounds, at the site"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_steps: int | None = Field(
+        default=100,
+        ge=1,
+        description="local steps between the site's own checkpoints, from which a killed training goes on; "
+        "null for none",
+    )
     loggers: list[Logger] = Field(default_factory=list)
 
     @model_validator(mode="after")
