@@ -16,7 +16,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-File = Annotated[Path, typer.Argument(metavar="FILE", help="the federation file (YAML)")]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="the federation file")]
+HERE = Path("federation.yaml")
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only results and errors")]
 
 
@@ -49,7 +50,7 @@ def demo(
 
 @app.command()
 def prepare(
-    file: File,
+    file: File = HERE,
     site: Annotated[list[str] | None, typer.Option("--site", "-s", help="only this site (repeatable)")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -62,7 +63,7 @@ def prepare(
 
 @app.command()
 def run(
-    file: File,
+    file: File = HERE,
     rounds: Annotated[int | None, typer.Option("--rounds", "-n", min=1, help="at most so many rounds now")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -74,8 +75,23 @@ def run(
 
 
 @app.command()
+def rerun(
+    t: Annotated[int, typer.Option("--round", "-r", min=1, help="a round that is not committed yet")],
+    site: Annotated[str, typer.Option("--site", "-s", help="the site")],
+    file: File = HERE,
+    force: Annotated[bool, typer.Option("--force", help="a new attempt, although an update is committed")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Have one site train again for a round that is not aggregated yet."""
+    from photon_cli.rerun import rerun as again
+    from schemas.load import load_federation
+
+    again(load_federation(file), file, t, site, force, quiet)
+
+
+@app.command()
 def status(
-    file: File,
+    file: File = HERE,
     as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
 ) -> None:
     """Show the run's committed rounds."""
@@ -87,7 +103,7 @@ def status(
 
 @app.command()
 def deploy(
-    file: File,
+    file: File = HERE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="remove what the file no longer has")] = False,
     quiet: Quiet = False,
@@ -101,7 +117,7 @@ def deploy(
 
 @app.command()
 def join(
-    file: File,
+    file: File = HERE,
     site: Annotated[str | None, typer.Option("--site", "-s", help="the site that this machine is")] = None,
     coordinator: Annotated[bool, typer.Option("--coordinator", help="serve the rounds themselves")] = False,
     unprepared: Annotated[bool, typer.Option("--unprepared", help="join before the data are prepared")] = False,

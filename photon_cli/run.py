@@ -40,7 +40,16 @@ def check_prepared(federation: Federation, file: Path) -> None:
 
 
 def run_flow(federation: Federation, file: Path, rounds: int | None, show: Display) -> None:
-    """The server, the fork server and Prefect itself start side by side; then the flow runs."""
+    """Rounds, embedded."""
+    with embedded(federation, file, show):
+        from flows.federated_run import federated_run
+
+        federated_run(federation, rounds)
+
+
+@contextmanager
+def embedded(federation: Federation, file: Path, show: Display) -> Iterator[None]:
+    """A Prefect server and a fork server of our own, started side by side, and gone at the end of the block."""
     from tasks.processes import launcher, shutdown
 
     with ending_children(), EmbeddedServer(prefect_home(file)) as server:
@@ -49,17 +58,14 @@ def run_flow(federation: Federation, file: Path, rounds: int | None, show: Displ
             launcher().warm()
             from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-            from flows.federated_run import federated_run
             from tasks.progress import listening
 
             server.wait()
             show.finish(SERVER)
             # nobody looks for zombies of an embedded run, and joining the heartbeat thread costs a second a flow
-            with (
-                temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-                listening(follow(show, federation.rounds.count)),
-            ):
-                federated_run(federation, rounds)
+            heartbeat = temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+            with heartbeat, listening(follow(show, federation.rounds.count)):
+                yield
         finally:
             shutdown()
             with suppress(Exception):

@@ -87,6 +87,8 @@ def test_interrupted_run_leaves_nothing_and_continues(write_federation: Callable
     assert set(Path("/dev/shm").iterdir()) <= before
 
     file.write_text(file.read_text().replace("steps: 400", "steps: 3"))
+    again = photon("rerun", file, "--round", "1", "--site", "a", timeout=240)
+    assert "a: attempt 1 for round 1 is committed" in again.stdout, again.stderr
     done = photon("run", file, timeout=240)
     assert done.returncode == 0, done.stderr
     assert json.loads(photon("status", file, "--json").stdout)["committed"] == 2

@@ -1,0 +1,62 @@
+"""photon rerun: one site trains again for a round that is not aggregated yet."""
+
+from pathlib import Path
+
+from photon_core.errors import FederationError, PhotonError
+from photon_core.rounds import check_open, is_done, next_attempt, run_of
+from schemas.federation import Federation
+
+
+def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, quiet: bool) -> None:
+    """Where PREFECT_API_URL names a server, through the deployment there; else here, embedded.
+
+    Raises:
+        FederationError: there is no such site.
+        StoreConflict: round t is committed.
+        PhotonError: the rerun failed, and why.
+    """
+    import os
+
+    names = [known.name for known in federation.sites]
+    if site not in names:
+        raise FederationError(f"there is no site '{site}'; the file has {', '.join(names)}")
+    run = run_of(federation)
+    check_open(run, t)
+    attempt = next_attempt(run, t, site) if force else 1
+    if (done := is_done(run, t, site, attempt)) is not None:
+        print(f"{site} has committed its update for round {t} (attempt {done.attempt}). To train again: --force")
+        return
+    if os.environ.get("PREFECT_API_URL"):
+        _deployed(federation, t, site, force)
+    else:
+        _embedded(federation, file, t, site, attempt, quiet)
+    update = is_done(run, t, site, attempt)
+    if update is None:
+        raise PhotonError(f"site '{site}', round {t}: no update was committed")
+    print(f"{site}: attempt {update.attempt} for round {t} is committed, {update.tokens:,} tokens")
+
+
+def _deployed(federation: Federation, t: int, site: str, force: bool) -> None:
+    from prefect.deployments import run_deployment
+
+    from photon_cli.remote import require_server
+
+    require_server()
+    flow_run = run_deployment(
+        f"rerun-site/{federation.run}",
+        parameters={"site": site, "t": t, "force": force},
+        timeout=federation.rounds.deadline,
+        poll_interval=2,
+    )
+    if not flow_run.state.is_completed():
+        raise PhotonError(f"rerun of site '{site}' for round {t}: {flow_run.state.name}: {flow_run.state.message}")
+
+
+def _embedded(federation: Federation, file: Path, t: int, site: str, attempt: int, quiet: bool) -> None:
+    from photon_cli.progress import display
+    from photon_cli.run import embedded
+
+    with display(quiet) as show, embedded(federation, file, show):
+        from flows.site_round import site_round
+
+        site_round(federation, site, t, attempt)
