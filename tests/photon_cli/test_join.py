@@ -1,0 +1,122 @@
+"""photon deploy and photon join as an operator has them: what is missing is named, and a worker starts."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from photon_cli.server import EmbeddedServer
+from schemas.federation import Federation
+
+PHOTON = Path(sys.executable).parent / "photon"
+AUTH = "photon:words"
+
+
+def photon(*arguments: str | Path, url: str | None, auth: str = AUTH) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PHOTON, *map(str, arguments)], env=environment(url, auth), capture_output=True, text=True, timeout=200
+    )
+
+
+def environment(url: str | None, auth: str = AUTH) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    given = {"PREFECT_API_URL": url} if url else {}
+    return {**kept, **given, "PREFECT_API_AUTH_STRING": auth, "PREFECT_HOME": os.environ["PHOTON_TEST_HOME"]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prefect's settings of the commands: nobody's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PHOTON_TEST_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that asks for a password and for CSRF tokens. Returns its API's address."""
+    settings = {
+        "PREFECT_SERVER_API_AUTH_STRING": AUTH,
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+    }
+    before = dict(os.environ)
+    os.environ.update(settings)
+    os.environ.pop("PREFECT_API_URL", None)
+    server = EmbeddedServer(tmp_path_factory.mktemp("guarded"))
+    server.__enter__()
+    os.environ.clear()
+    os.environ.update(before)
+    try:
+        server.wait()
+        yield f"{server.url}/api"
+    finally:
+        server.__exit__(None, None, None)
+
+
+def test_neither_site_nor_coordinator(write_federation: Callable[..., Path]) -> None:
+    done = photon("join", write_federation(), url=None)
+    assert done.returncode == 2 and "--coordinator" in done.stderr
+
+
+def test_unknown_site(write_federation: Callable[..., Path]) -> None:
+    done = photon("join", write_federation(), "--site", "zebra", url=None)
+    assert done.returncode == 2 and "there is no site 'zebra'; the file has a, b" in done.stderr
+
+
+@pytest.mark.slow
+def test_no_server(write_federation: Callable[..., Path]) -> None:
+    file = write_federation()
+    done = photon("deploy", file, url=None)
+    assert done.returncode == 1 and "no Prefect server is named; set PREFECT_API_URL" in done.stderr
+    done = photon("join", file, "--site", "a", url="http://127.0.0.1:9/api")
+    assert (
+        done.returncode == 1
+        and "server: the Prefect server at http://127.0.0.1:9/api does not answer" in done.stderr
+    )
+    assert "data: not prepared yet. Write: photon prepare" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_without_the_password(guarded: str, write_federation: Callable[..., Path]) -> None:
+    done = photon("deploy", write_federation(), url=guarded, auth="photon:guess")
+    assert done.returncode == 1 and "does not let us in; set PREFECT_API_AUTH_STRING" in done.stderr
+
+
+@pytest.mark.slow
+def test_deploy_then_join(guarded: str, prepared: Callable[..., Federation], tmp_path: Path) -> None:
+    prepared(("a",), run="joined")
+    file = tmp_path / "fed" / "federation.yaml"
+    early = photon("join", file, "--site", "a", "--check", url=guarded)
+    assert early.returncode == 1 and "has no work pool 'photon-a'. Write: photon deploy FILE" in early.stderr
+    would = photon("deploy", file, "--dry-run", url=guarded)
+    assert "would create work pool photon-joined (process)" in would.stdout
+    done = photon("deploy", file, url=guarded)
+    assert done.returncode == 0 and "created deployment site-round/joined-a on photon-a" in done.stdout
+    assert "unchanged deployment site-round/joined-a" in photon("deploy", file, url=guarded).stdout
+
+    for who in (["--site", "a"], ["--coordinator"]):
+        check = photon("join", file, *who, "--check", url=guarded)
+        assert check.returncode == 0, check.stderr
+        assert "no round yet" in check.stdout
+    assert not [path for path in (tmp_path / "fed" / "store").rglob("*") if path.is_file()]  # no probe stays
+
+    moved = tmp_path / "fed" / "moved.yaml"
+    moved.write_text(file.read_text().replace("sites/a", "elsewhere/a"))
+    other = photon("join", moved, "--site", "a", "--check", "--unprepared", url=guarded)
+    assert other.returncode == 1 and "write absolute paths that hold at the site" in other.stderr
+
+    with subprocess.Popen(
+        [PHOTON, "join", file, "--site", "a"], env=environment(guarded), stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdout is not None
+        limit = time.monotonic() + 120
+        while "Worker 'photon-joined-a' started" not in (line := worker.stdout.readline()):
+            assert line and time.monotonic() < limit, "the worker did not start"
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 0
