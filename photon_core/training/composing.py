@@ -7,6 +7,7 @@ console or progress bar, one callback.
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,7 +44,14 @@ def make_loader(dataset: StreamingDataset, batch_size: int, device: str) -> Stre
     """Batches of the stream; the last of an epoch is smaller, so that no sample is left out."""
     # reading is hundreds of times faster than training: workers would only cost their start
     return StreamingDataLoader(
-        dataset, batch_size=batch_size, num_workers=0, collate_fn=collate, pin_memory=device == "cuda"
+        dataset,
+        batch_size=batch_size,
+        num_workers=0,
+        collate_fn=collate,
+        pin_memory=device == "cuda",
+        # each pass draws a seed that only workers use: from the global generator, it would tell a training that
+        # was interrupted from one that was not
+        generator=torch.Generator(),
     )
 
 
@@ -59,26 +67,54 @@ def make_optimizer(model: PhotonModel, federation: Federation) -> torch.optim.Ad
     )
 
 
+@dataclass
+class Progress:
+    """How far a round's local training has come.
+
+    Args:
+        steps: local steps made.
+        tokens: tokens trained.
+        count: samples trained.
+        loss_sum: sum over the steps of mean loss times tokens.
+        last_loss: mean loss of the last step.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    count: int = 0
+    loss_sum: float = 0.0
+    last_loss: float = 0.0
+
+
 class RoundCallback(Callback):
-    """Sets the learning rate of every step, notes the samples, and reports.
+    """Sets the learning rate of every step, notes the samples, reports, and asks for checkpoints.
 
     Args:
         federation: the federation file.
         site: for the error when training diverges.
         samples: binary file that sample ids are appended to, as little-endian uint32.
         report: called with step, steps, loss, tokens, tokens_per_second; at most once a second, and at the end.
+        checkpoint: called between two steps, every `local.checkpoint_steps` steps.
+        progress: what has been trained already, by the process that this one goes on for.
     """
 
     def __init__(
-        self, federation: Federation, site: str, samples: BinaryIO, report: Callable[[dict[str, Any]], None]
+        self,
+        federation: Federation,
+        site: str,
+        samples: BinaryIO,
+        report: Callable[[dict[str, Any]], None],
+        checkpoint: Callable[[], None],
+        progress: Progress,
     ) -> None:
         self.local = federation.local
         self.total_steps = federation.schedule_steps
         self.site = site
         self.samples = samples
         self.report = report
-        self.steps = self.tokens = self.count = 0
-        self.loss_sum = self.last_loss = 0.0
+        self.checkpoint = checkpoint
+        self.progress = progress
+        self.tokens_before = progress.tokens
         self.started = self.reported = 0.0
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -94,29 +130,32 @@ class RoundCallback(Callback):
             logger.log_metrics({"learning_rate": rate})
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        batch = state.batch
+        batch, progress = state.batch, self.progress
         loss = state.total_loss_dict["loss/train/total"]
         if not math.isfinite(loss):
             raise UpdateRejected(
-                self.site, f"training diverged: the loss of local step {self.steps + 1} is {loss}"
+                self.site, f"training diverged: the loss of local step {progress.steps + 1} is {loss}"
             )
         tokens = batch["tokens"].numel()
         self.samples.write(batch["id"].numpy().astype("<u4").tobytes())
-        self.steps += 1
-        self.tokens += tokens
-        self.count += len(batch["id"])
-        self.loss_sum += loss * tokens
-        self.last_loss = loss
+        progress.steps += 1
+        progress.tokens += tokens
+        progress.count += len(batch["id"])
+        progress.loss_sum += loss * tokens
+        progress.last_loss = loss
+        last, interval = progress.steps == self.local.steps, self.local.checkpoint_steps
+        if interval is not None and progress.steps % interval == 0 and not last:
+            self.checkpoint()
         now = time.monotonic()
-        if self.steps == self.local.steps or now - self.reported > REPORT_SECONDS:
+        if last or now - self.reported > REPORT_SECONDS:
             self.reported = now
             self.report(
                 {
-                    "step": self.steps,
+                    "step": progress.steps,
                     "steps": self.local.steps,
                     "loss": loss,
-                    "tokens": self.tokens,
-                    "tokens_per_second": self.tokens / max(now - self.started, 1e-9),
+                    "tokens": progress.tokens,
+                    "tokens_per_second": (progress.tokens - self.tokens_before) / max(now - self.started, 1e-9),
                 }
             )
 

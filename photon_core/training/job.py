@@ -52,10 +52,12 @@ class Trained:
         tokens: tokens really trained, the update's weight.
         steps: local steps made.
         metrics: train_loss (mean over the round's tokens), last_loss, tokens_per_second, seconds, delta_norm,
-            samples, and 1.0 under state_lost or stream_restarted where that has happened.
+            samples, and 1.0 under state_lost or stream_restarted where that has happened; resumed_at_step is
+            the local step of the checkpoint that an interrupted training went on from.
         files: the update's shards, paths relative to `folder`.
         folder: the private state of this round and attempt.
-        seconds: where the time went: load, dataset, trainer, fit, encode, save.
+        seconds: where the time of the process that finished went: load, dataset, trainer, fit, encode, save,
+            and checkpoint, which is part of fit.
         notes: what the operator should know, one sentence each.
     """
 

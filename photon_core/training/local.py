@@ -5,21 +5,23 @@ dataset holds shared memory and threads for the life of its process.
 """
 
 import os
-import pickle
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from streaming import StreamingDataLoader, StreamingDataset
 
 from photon_core.data.paths import state_dir
 from photon_core.data.stream import release, stream_hash, train_dataset
+from photon_core.errors import UpdateRejected
+from photon_core.training.checkpoint import Checkpoints
 from photon_core.training.composing import (
     RoundCallback,
     make_loader,
@@ -30,8 +32,9 @@ from photon_core.training.composing import (
 from photon_core.training.device import choose_device
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.model import PhotonModel, load_decoder
+from photon_core.training.past import Past, load_past
 from photon_core.training.random_state import get_random_state, set_random_state
-from photon_core.training.state import SAMPLES, TRAINING, exclusive, find, find_result, publish, writing
+from photon_core.training.state import SAMPLES, TRAINING, exclusive, find_result, publish, writing
 from photon_core.training.weights import Theta, write_update
 
 CODEC = "float32"
@@ -52,24 +55,11 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
 
-@dataclass
-class _Past:
-    """What the site's last aggregated round has left: `saved` is None where there is nothing to go on with."""
-
-    saved: dict[str, Any] | None
-    notes: list[str] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def samples(self) -> int:
-        return int(self.saved["samples"]) if self.saved else 0
-
-
 def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
     """Train theta for the round's local steps and leave the update and the private state on the site's disk.
 
-    Safe to repeat: a finished training of the same job is returned as it is. Nothing is left of an unfinished
-    one.
+    Safe to repeat: a finished training of the same job is returned as it is, and one that was killed goes on
+    from its last local checkpoint, to the same result bit for bit.
 
     Args:
         job: what to train.
@@ -82,38 +72,61 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
     """
     torch.set_num_threads(job.threads)
     folder = state_dir(job.federation, job.site).absolute()
+    checkpoints = Checkpoints(folder, job)
     with exclusive(folder):
-        done = find_result(folder, job.round, job.attempt, job.key)
-        if done is not None:
-            return done
-        with _temporary_folder(), writing(folder) as written:
-            return publish(folder, written, _train(job, report, folder, written), job.key)
+        trained = find_result(folder, job.round, job.attempt, job.key)
+        if trained is None:
+            with _temporary_folder(), writing(folder) as written:
+                try:
+                    trained = _train(job, report, folder, written, checkpoints)
+                except UpdateRejected:
+                    checkpoints.drop()  # going on would only diverge again
+                    raise
+                trained = publish(folder, written, trained, job.key)
+        checkpoints.drop()
+        return trained
 
 
-def _train(job: LocalJob, report: Callable[[dict[str, Any]], None], folder: Path, written: Path) -> Trained:
+def _train(
+    job: LocalJob,
+    report: Callable[[dict[str, Any]], None],
+    folder: Path,
+    written: Path,
+    checkpoints: Checkpoints,
+) -> Trained:
     federation, clock = job.federation, Clock()
     started = time.monotonic()
     with clock.phase("load"):
         device = choose_device(federation.local)
         theta = Theta(job.base_files, federation.model)
-        model = PhotonModel(load_decoder(federation.model, theta.tensors(), device))
-        optimizer = make_optimizer(model, federation)
         mix = stream_hash(federation, job.site)
-        past = _load_past(job, folder, mix)
-        if past.saved and past.saved["optimizer"] and federation.local.optimizer_state == "keep":
-            groups = optimizer.state_dict()["param_groups"]  # the federation file's numbers, not the past's
-            optimizer.load_state_dict({"state": past.saved["optimizer"], "param_groups": groups})
+        past = load_past(job, folder, mix, checkpoints)
+        model = PhotonModel(load_decoder(federation.model, past.parameters or theta.tensors(), device))
+        optimizer = make_optimizer(model, federation)
+        _load_optimizer(optimizer, past, federation.local.optimizer_state)
+        progress, tokens_before = past.progress, past.progress.tokens
     with clock.phase("dataset"):
         dataset = train_dataset(federation, job.site, federation.seed)
     try:
         loader = make_loader(dataset, federation.local.batch_size, device)
-        if past.saved and past.saved["stream"]:
-            loader.load_state_dict(past.saved["stream"])
+        if past.state and past.state["stream"]:
+            loader.load_state_dict(past.state["stream"])
         with (written / SAMPLES).open("wb") as samples:
-            callback = RoundCallback(federation, job.site, samples, report)
+            samples.write(past.trail)
+
+            def checkpoint() -> None:
+                samples.flush()
+                state = _state(optimizer, loader, mix, past.samples)
+                with clock.phase("checkpoint"):
+                    _checkpoint(checkpoints, past, state, model, written / SAMPLES)
+
+            callback = RoundCallback(federation, job.site, samples, report, checkpoint, progress)
             _fit(job, model, loader, optimizer, callback, past, clock, device, folder)
         with clock.phase("save"):
-            _save(written, federation.local.optimizer_state, optimizer, loader, mix, past.samples + callback.count)
+            state = _state(optimizer, loader, mix, past.samples + progress.count)
+            if federation.local.optimizer_state == "reset":
+                state["optimizer"] = None
+            torch.save(state, written / TRAINING)
     finally:
         with clock.phase("dataset"):
             _close(dataset)
@@ -123,12 +136,12 @@ def _train(job: LocalJob, report: Callable[[dict[str, Any]], None], folder: Path
     for note in past.notes:
         print(note)
     metrics = {
-        "train_loss": callback.loss_sum / callback.tokens,
-        "last_loss": callback.last_loss,
-        "tokens_per_second": callback.tokens / clock.seconds["fit"],
+        "train_loss": progress.loss_sum / progress.tokens,
+        "last_loss": progress.last_loss,
+        "tokens_per_second": (progress.tokens - tokens_before) / clock.seconds["fit"],
         "seconds": time.monotonic() - started,
         "delta_norm": delta_norm,
-        "samples": float(callback.count),
+        "samples": float(progress.count),
         **past.metrics,
     }
     return Trained(
@@ -136,8 +149,8 @@ def _train(job: LocalJob, report: Callable[[dict[str, Any]], None], folder: Path
         attempt=job.attempt,
         base_sha256=job.base_sha256,
         codec=CODEC,
-        tokens=callback.tokens,
-        steps=callback.steps,
+        tokens=progress.tokens,
+        steps=progress.steps,
         metrics=metrics,
         files=files,
         folder="",
@@ -146,18 +159,25 @@ def _train(job: LocalJob, report: Callable[[dict[str, Any]], None], folder: Path
     )
 
 
+def _load_optimizer(optimizer: torch.optim.Optimizer, past: Past, keep: str) -> None:
+    """The moments of the round before, if they are kept, or of this round's checkpoint."""
+    if past.state and past.state["optimizer"] and (keep == "keep" or past.parameters):
+        groups = optimizer.state_dict()["param_groups"]  # the federation file's numbers, not the past's
+        optimizer.load_state_dict({"state": past.state["optimizer"], "param_groups": groups})
+
+
 def _fit(
     job: LocalJob,
     model: PhotonModel,
     loader: StreamingDataLoader,
     optimizer: torch.optim.Optimizer,
     callback: RoundCallback,
-    past: _Past,
+    past: Past,
     clock: Clock,
     device: str,
     folder: Path,
 ) -> None:
-    federation = job.federation
+    federation, done = job.federation, past.progress.steps
     with clock.phase("trainer"):
         trainer = make_trainer(
             federation,
@@ -167,51 +187,49 @@ def _fit(
             optimizer,
             callback,
             device=device,
-            global_step=job.global_step,
+            global_step=job.global_step + done,
             loggers=make_loggers(federation.local.loggers, folder / "log"),
         )
-        if past.saved:
-            set_random_state(past.saved["random"])
+        if past.state:
+            set_random_state(past.state["random"])
     try:
         with clock.phase("fit"):
-            trainer.fit(duration=f"{federation.local.steps}ba")
+            trainer.fit(duration=f"{federation.local.steps - done}ba")
     finally:
         with clock.phase("trainer"):
             trainer.close()
 
 
-def _load_past(job: LocalJob, folder: Path, mix: str) -> _Past:
-    """The state to go on with; what is missing or no longer fits is said, never passed over."""
-    if job.resume is None:
-        return _Past(None)
-    round, attempt = job.resume
-    name = f"site '{job.site}': the private state of round {round}, attempt {attempt}"
-    found = find(folder, round, attempt)
-    try:
-        saved = None if found is None else torch.load(found / TRAINING, weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError):
-        saved = None
-    if saved is None:
-        note = f"{name} is missing or damaged: optimizer state and data stream start afresh"
-        return _Past(None, [note], {"state_lost": 1.0})
-    if saved["mix"] != mix:
-        saved["stream"] = None
-        note = f"{name} belongs to another mix of streams: the data stream starts afresh"
-        return _Past(saved, [note], {"stream_restarted": 1.0})
-    return _Past(saved)
-
-
-def _save(
-    written: Path, keep: str, optimizer: torch.optim.Optimizer, loader: StreamingDataLoader, mix: str, samples: int
-) -> None:
-    saved = {
-        "optimizer": optimizer.state_dict()["state"] if keep == "keep" else None,
+def _state(
+    optimizer: torch.optim.Optimizer, loader: StreamingDataLoader, mix: str, samples: int
+) -> dict[str, Any]:
+    return {
+        "optimizer": optimizer.state_dict()["state"],
         "stream": loader.state_dict(),
         "mix": mix,  # the stream's own state does not say which streams it belongs to
         "random": get_random_state(),
         "samples": samples,
     }
-    torch.save(saved, written / TRAINING)
+
+
+def _checkpoint(
+    checkpoints: Checkpoints, past: Past, state: dict[str, Any], model: PhotonModel, trail: Path
+) -> None:
+    """Write a checkpoint; a disk that does not take it costs the checkpoint, not the round."""
+    saved = {
+        "state": state,
+        "parameters": model.decoder.state_dict(),
+        "progress": asdict(past.progress),
+        "trail": torch.from_numpy(np.fromfile(trail, np.uint8)),
+        "notes": past.notes,
+        "metrics": past.metrics,
+    }
+    try:
+        checkpoints.write(saved)
+    except (OSError, RuntimeError) as error:
+        note = f"a local checkpoint could not be written: {error}"
+        if note not in past.notes:
+            past.notes.append(note)
 
 
 def _close(dataset: StreamingDataset) -> None:

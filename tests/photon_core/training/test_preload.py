@@ -78,6 +78,74 @@ def test_a_kill_in_the_second_round_repeats_and_skips_nothing(
     assert train(2) == results[1]
 
 
+def same(left: Any, right: Any) -> bool:
+    """Equal all through, tensors bit for bit."""
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    if hasattr(left, "dtype"):
+        return bool(left.dtype == right.dtype and left.numpy().tobytes() == right.numpy().tobytes())
+    return bool(left == right)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "options", "kills"),
+    [
+        (200, {}, [(8, 6)]),
+        (200, {"optimizer_state": "reset"}, [(4, 3), (7, 6), (10, 9)]),  # killed three times
+        (24, {}, [(8, 6)]),  # the second round's sixth step ends an epoch
+        (22, {}, [(8, 6), (9, 9)]),  # as does one between checkpoints, with a shorter batch
+        (200, {"checkpoint_steps": None}, [(8, None)]),
+    ],
+)
+def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bits(
+    launcher: Launcher,
+    make_site: Callable[..., Federation],
+    tmp_path: Path,
+    sequences: int,
+    options: dict[str, Any],
+    kills: list[tuple[int, int | None]],
+) -> None:
+    import torch
+
+    options = {"steps": 10, "checkpoint_steps": 3, **options}
+    federation = make_site(sequences, sites=("alpha", "beta"), **options)  # the same data at both
+    files = [str(path) for path in initial_model(federation, tmp_path)]
+
+    def job(site: str, t: int) -> LocalJob:
+        return LocalJob(federation, site, t, 1, files, "0", (t - 1) * 10, (t - 1, 1) if t > 1 else None)
+
+    def train(site: str, t: int) -> Trained:
+        trained: Trained = launcher.run(
+            "photon_core.training.local:train", {"job": job(site, t)}, label=f"{site} / train"
+        )
+        return trained
+
+    train("alpha", 1), train("beta", 1)
+    for step, _ in kills:
+        with pytest.raises(ChildFailed, match="killed by SIGKILL"):
+            launcher.run(train_and_die, {"job": job("alpha", 2), "step": step}, label="alpha / train")
+    alpha, beta = train("alpha", 2), train("beta", 2)
+
+    assert alpha.files == beta.files
+    assert samples(alpha) == samples(beta)
+    for name in ("train_loss", "last_loss", "delta_norm", "samples"):
+        assert alpha.metrics[name] == beta.metrics[name]
+    left, right = (torch.load(Path(trained.folder, "training.pt"), weights_only=True) for trained in (alpha, beta))
+    assert same(left, right)
+    assert (alpha.tokens, alpha.steps) == (beta.tokens, beta.steps)
+    steps = [step for _, step in kills if step is not None]
+    assert alpha.notes == [
+        f"site 'alpha': the local checkpoint at step {step} of 10 was gone on from after an interruption"
+        for step in steps
+    ]
+    assert alpha.metrics.get("resumed_at_step") == (steps[-1] if steps else None)
+    assert not beta.notes
+    state = state_dir(federation, "alpha") / "state"
+    assert sorted(path.name for path in state.iterdir()) == ["000001-0001", "000002-0001", "lock"]
+
+
 def test_children_inherit_no_cuda_and_one_thread_each(launcher: Launcher) -> None:
     assert launcher.run(touches_cuda, label="cuda") is False
     assert launcher.run("torch:get_num_threads", label="threads") == 1

@@ -1,0 +1,71 @@
+"""The local checkpoint: what a training that is killed within a round goes on from. It never leaves the site.
+
+    <state_dir>/state/checkpoint/000007-0001.pt     the newest of the round and attempt in progress
+
+One file, replaced whole by the next; another job's is never read, and nothing is left once the round's state is
+published. Child processes only.
+"""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from photon_core.training.job import LocalJob
+
+FOLDER = "checkpoint"
+
+
+class Checkpoints:
+    """The checkpoint of one job. Use it under `state.exclusive`.
+
+    Args:
+        state_dir: the site's private folder.
+        job: what is trained.
+    """
+
+    def __init__(self, state_dir: Path, job: LocalJob) -> None:
+        self.folder = state_dir / "state" / FOLDER
+        self.path = self.folder / f"{job.round:06d}-{job.attempt:04d}.pt"
+        self.key = job.key
+
+    def read(self) -> dict[str, Any] | None:
+        """What `write` was last given, on the CPU; None if there is none of this job, or it is damaged."""
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            return None
+        if not isinstance(saved, dict) or saved.get("key") != self.key:
+            return None
+        values: dict[str, Any] = saved["values"]
+        return values
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Put this checkpoint in the place of the last, whole or not at all, and through to the disk.
+
+        Args:
+            values: tensors, numbers, texts, and dicts, lists and tuples of such.
+
+        Raises:
+            OSError, RuntimeError: it could not be written; the last one is still there.
+        """
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        for left in self.folder.iterdir():
+            if left != self.path:
+                left.unlink()
+        temporary = self.path.with_suffix(".writing")
+        try:
+            with temporary.open("wb") as file:
+                torch.save({"key": self.key, "values": values}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def drop(self) -> None:
+        """Remove every checkpoint of the site: its round has ended."""
+        shutil.rmtree(self.folder, ignore_errors=True)
