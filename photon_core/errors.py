@@ -11,6 +11,8 @@ __all__ = [
     "PhotonError",
     "QuorumMissed",
     "StoreConflict",
+    "StoreRefused",
+    "StoreUnavailable",
     "UpdateRejected",
 ]
 
@@ -21,6 +23,14 @@ class DataError(PhotonError):
 
 class StoreConflict(PhotonError):
     """Another writer committed first. The committed content stands; ours is litter."""
+
+
+class StoreUnavailable(PhotonError):
+    """The store's server was away, or too busy, for longer than a step waits. Trying later may do."""
+
+
+class StoreRefused(PhotonError):
+    """The store's server does not let these credentials do it, or there are none."""
 
 
 class CorruptFile(PhotonError):

@@ -2,52 +2,65 @@
 
 Create-only rests on the server (If-None-Match). Some S3 servers take the header and ignore it, so the first
 commit of a process tries it out on a throw-away object and refuses a server that lets both writers win.
+Every call has a time of its own and is repeated, patiently, while the server is away.
 """
 
 import io
+import json
+import os
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeVar, cast
 
 from photon_core.errors import PhotonError, StoreConflict
+from photon_core.object_files import ObjectReader, ObjectWriter
+from photon_core.patience import PATIENCE, error_code, patiently
+
+T = TypeVar("T")
 
 HIDDEN = "."
-CONDITIONAL = {"s3", "s3a", "gs", "gcs"}  # protocols whose pipe_file(mode="create") asks the server
+S3 = {"s3", "s3a"}
+CONDITIONAL = S3 | {"gs", "gcs"}  # protocols whose pipe_file(mode="create") asks the server
 MEMORY_LOCK = Lock()
 CONFLICT_RETRIES = 8
+CALL_SECONDS = 300.0  # for one request: a part of 16 MiB through a link of 0.5 Mbit/s
+BRIEFLY = 5.0  # s; for what may also be left undone
+CLIENT = {
+    "connect_timeout": 10,
+    "read_timeout": 30,  # of silence
+    "max_pool_connections": 32,
+    "retries": {"total_max_attempts": 1, "mode": "standard"},  # the repeating is ours, with one end to it
+}
+_LOCK = Lock()
+_filesystems: dict[str, Any] = {}  # of this process; fsspec would keep one for each thread, with its connections
+_proven: set[str] = set()  # places whose server was seen to honour If-None-Match
 
 
-class RemoteWriter:
-    """An object being written; it appears, whole, when closed."""
+class BufferWriter:
+    """A file of another kind of server being written; it appears, whole, when closed."""
 
-    def __init__(self, file: Any, finish: Any = None) -> None:
-        self._file: Any = file
+    def __init__(self, finish: Callable[[bytes], None]) -> None:
+        self._buffer: io.BytesIO | None = io.BytesIO()
         self._finish = finish
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        # s3fs keeps a reference to what it is given until the part is sent: hand it bytes of its own
-        return int(self._file.write(bytes(data)))
+        if self._buffer is None:
+            raise ValueError("the file is closed")
+        return self._buffer.write(data)
 
     def close(self) -> None:
-        file, self._file = self._file, None
-        if file is None:
-            return
-        if self._finish:
-            self._finish(file.getvalue())
-        else:
-            file.close()
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            self._finish(buffer.getvalue())
 
     def discard(self) -> None:
         """Drop what was written; after `close` there is nothing to drop."""
-        file, self._file = self._file, None
-        if file is not None and hasattr(file, "discard"):
-            with suppress(OSError, NotImplementedError):
-                file.discard()
-            file.closed = True  # or its finaliser would upload what is left
+        self._buffer = None
 
     def __enter__(self) -> Self:
         return self
@@ -62,46 +75,73 @@ class RemoteWriter:
 
 
 class RemoteFiles:
-    """A store's prefix on an fsspec filesystem. Paths are relative to it and already checked."""
+    """A store's prefix on an fsspec filesystem. Paths are relative to it and already checked.
 
-    def __init__(self, url: str, *, single_writer: bool = False, **options: Any) -> None:
-        import fsspec
+    Args:
+        url: where.
+        single_writer: accept a server without create-only writes.
+        patience: seconds that the server may be away in one call.
+        options: for fsspec.
+    """
 
+    def __init__(
+        self, url: str, *, single_writer: bool = False, patience: float = PATIENCE, **options: Any
+    ) -> None:
         self.protocol = url.split("://", 1)[0]
-        if self.protocol in CONDITIONAL:
-            options.setdefault("use_listings_cache", False)
-        self.fs, root = fsspec.core.url_to_fs(url, **options)
-        self.root = root.rstrip("/")
-        self._exclusive = single_writer or self.protocol == "memory"
+        self._s3 = self.protocol in S3
+        self.fs, self.root, self._place = _open(url, self.protocol, options)
+        self._patience = patience
         self._single_writer = single_writer
 
     def _full(self, path: str) -> str:
         return f"{self.root}/{path}" if path else self.root
 
-    def read(self, path: str) -> bytes:
-        return bytes(self.fs.cat_file(self._full(path)))
+    def _do(self, verb: str, path: str, call: Callable[..., T], patience: float | None = None) -> T:
+        """`call(timeout=...)`, patiently."""
+        limit = {"timeout": CALL_SECONDS} if self._s3 else {}
+        what = f"{verb} {self.protocol}://{self._full(path)}"
+        return patiently(lambda: call(**limit), what, self._patience if patience is None else patience)
 
-    def read_range(self, path: str, start: int, end: int) -> bytes:
-        return bytes(self.fs.cat_file(self._full(path), start=start, end=end)) if end > start else b""
+    def read(self, path: str) -> bytes:
+        # without a range, s3fs would ask for the size first
+        return self.read_range(path, 0, None)
+
+    def read_range(self, path: str, start: int, end: int | None) -> bytes:
+        if end is not None and end <= start:
+            return b""
+        full = self._full(path)
+        try:
+            return bytes(
+                self._do("read", path, lambda **limit: self.fs.cat_file(full, start=start, end=end, **limit))
+            )
+        except OSError as error:
+            if error_code(error) in ("InvalidRange", "416"):  # the file ends before
+                return b""
+            raise
 
     def open_read(self, path: str) -> BinaryIO:
-        if self.protocol == "memory":  # its open files share one position
-            return io.BytesIO(self.read(path))
-        return self.fs.open(self._full(path), "rb", block_size=8 << 20, cache_type="readahead")
+        if not self._s3:
+            return io.BytesIO(self.read(path)) if self.protocol == "memory" else self.fs.open(self._full(path))
+        return cast(BinaryIO, ObjectReader(lambda start, end: self.read_range(path, start, end)))
 
     def size(self, path: str) -> int:
-        return int(self.fs.info(self._full(path))["size"])
+        return int(self._do("look at", path, lambda **limit: self.fs.info(self._full(path), **limit))["size"])
 
     def exists(self, path: str) -> bool:
-        return bool(self.fs.exists(self._full(path)))
+        try:
+            self.size(path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def ls(self, path: str) -> list[str]:
         folder = self._full(path)
         self.fs.invalidate_cache(folder)
         try:
-            children = [str(name).rstrip("/") for name in self.fs.ls(folder, detail=False)]
+            found = self._do("list", path, lambda **limit: self.fs.ls(folder, detail=False, **limit))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        children = [str(name).rstrip("/") for name in found]
         below = folder.lstrip("/") + "/"
         names = {c.lstrip("/")[len(below) :] for c in children if c.lstrip("/").startswith(below)}
         return sorted(name for name in names if name and not name.startswith(HIDDEN))
@@ -110,40 +150,74 @@ class RemoteFiles:
         if self.protocol == "memory" or (self._single_writer and self.protocol not in CONDITIONAL):
             with MEMORY_LOCK:
                 if self.exists(path):
-                    raise StoreConflict(f"{self._full(path)} was created by another writer; its content stands")
+                    raise self._conflict(path)
                 self.fs.pipe_file(self._full(path), data)
             return
-        if not self._exclusive:
+        if self._single_writer:
+            free = not self.exists(path) and self._create_if_absent(path, data)
+        else:
             self._probe(path)
-        # A retry inside the client may meet the object that its own lost first answer created.
-        if not self._create_if_absent(path, data) and self.read(path) != data:
+            free = self._create_if_absent(path, data)
+        # A repeated try may meet the object that an earlier one, whose answer was lost, created.
+        if not free and self.read(path) != data:
             raise self._conflict(path)
 
     def put(self, local_path: Path, path: str) -> None:
-        self.fs.put_file(str(local_path), self._full(path))
+        if self.exists(path):
+            raise self._conflict(path)
+        with local_path.open("rb") as source, self.open_write(path) as sink:
+            while block := source.read(1 << 20):
+                sink.write(block)
 
-    def open_write(self, path: str) -> RemoteWriter:
-        if self.protocol == "memory":  # its files are seen half-written
-            return RemoteWriter(io.BytesIO(), lambda data: self.fs.pipe_file(self._full(path), data))
-        return RemoteWriter(self.fs.open(self._full(path), "wb", block_size=16 << 20))
+    def open_write(self, path: str) -> ObjectWriter | BufferWriter:
+        if not self._s3:
+            full = self._full(path)
+            return BufferWriter(lambda data: self._do("write", path, lambda: self.fs.pipe_file(full, data)))
+
+        bucket, _, key = self._full(path).partition("/")
+
+        def call(method: str, patience: float | None = None, **arguments: Any) -> Any:
+            def once(**limit: Any) -> Any:
+                try:
+                    return self.fs.call_s3(method, Bucket=bucket, Key=key, **arguments, **limit)
+                except FileNotFoundError as error:
+                    if error_code(error) == "NoSuchBucket":
+                        raise self._no_bucket() from None
+                    raise
+
+            return self._do(f"write ({method})", path, once, patience)
+
+        return ObjectWriter(call, lambda: self.size(path) if self.exists(path) else None)
 
     def remove(self, path: str) -> None:
         with suppress(FileNotFoundError):
-            self.fs.rm_file(self._full(path))
+            self._do("remove", path, lambda **limit: self.fs.rm_file(self._full(path), **limit), BRIEFLY)
 
     def _conflict(self, path: str) -> StoreConflict:
         return StoreConflict(f"{self._full(path)} was created by another writer; its content stands")
+
+    def _no_bucket(self) -> PhotonError:
+        bucket = self.root.partition("/")[0]
+        return PhotonError(
+            f"{self.protocol}://{self.root}: there is no bucket '{bucket}'; create it, or correct store:"
+        )
 
     def _create_if_absent(self, path: str, data: bytes) -> bool:
         """Whether this call created the object (False: it was there)."""
         for attempt in range(CONFLICT_RETRIES):
             try:
-                self.fs.pipe_file(self._full(path), data, mode="create")
+                self._do(
+                    "create",
+                    path,
+                    lambda **limit: self.fs.pipe_file(self._full(path), data, mode="create", **limit),
+                )
                 return True
             except FileExistsError:
                 return False
+            except FileNotFoundError:
+                raise self._no_bucket() from None
             except OSError as error:
-                code = _code(error)
+                code = error_code(error)
                 if code in ("PreconditionFailed", "412"):
                     return False
                 # S3 answers 409 while another conditional write is under way: whoever asks again learns more
@@ -154,26 +228,48 @@ class RemoteFiles:
 
     def _probe(self, path: str) -> None:
         """Refuse a server that lets a second create-only write through."""
+        if self._place in _proven:
+            return
         if self.protocol not in CONDITIONAL:
             raise PhotonError(
                 f"a store on {self.protocol}:// cannot create files only if absent; use a local folder, "
                 "s3:// or gs://, or pass single_writer=True when nothing else ever writes to this run"
             )
+        # beside what is about to be committed: a site may write nowhere else
         probe = f"{path.rpartition('/')[0]}/{HIDDEN}probe-{uuid.uuid4().hex}"
         self._create_if_absent(probe, b"first")
         second = self._create_if_absent(probe, b"second")
-        with suppress(OSError):  # a site may write but not delete
+        with suppress(OSError, PhotonError):  # a site may write but not delete
             self.remove(probe)
         if second:
             raise PhotonError(
                 f"the server of {self.protocol}://{self.root} ignores If-None-Match, so two writers could "
-                "both commit; use one that honours it, or pass single_writer=True when nothing else writes "
-                "to this run"
+                "both commit; use one that honours it, or write storage: {single_writer: true} when nothing "
+                "else ever writes to this run"
             )
-        self._exclusive = True
+        _proven.add(self._place)
 
 
-def _code(error: BaseException) -> str:
-    """The server's own error code under an OSError of s3fs."""
-    response = getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+def _open(url: str, protocol: str, options: dict[str, Any]) -> tuple[Any, str, str]:
+    """The filesystem, the root on it, and what both are known by in this process."""
+    import fsspec
+
+    key = f"{os.getpid()} {protocol} {json.dumps(options, sort_keys=True, default=repr)}"
+    if protocol in CONDITIONAL:
+        options = {"use_listings_cache": False, **options}
+    if protocol in S3:
+        options = options | {
+            "config_kwargs": CLIENT | options.get("config_kwargs", {}),
+            "skip_instance_cache": True,
+        }
+    with _LOCK:
+        if protocol not in S3:
+            fs, root = fsspec.core.url_to_fs(url, **options)
+        else:
+            if key not in _filesystems:
+                _filesystems[key] = fsspec.filesystem(protocol, **options)
+                _filesystems[key].retries = 1
+            fs = _filesystems[key]
+            root = fs._strip_protocol(url)
+    root = str(root).rstrip("/")
+    return fs, root, f"{key} {root.partition('/')[0]}"

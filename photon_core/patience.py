@@ -1,0 +1,129 @@
+"""Calls to a server that may be away for a while: tried again with growing pauses, and never without an end.
+
+An object store answers 503 when it is busy, and connections break. Both pass. What does not pass (no
+credentials, no permission, no such bucket) is told at once. Messages carry the server's error code, never
+its text, which on some servers repeats the access key.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from photon_core.errors import StoreRefused, StoreUnavailable
+
+T = TypeVar("T")
+
+PATIENCE = 120.0  # s that a server may be away before a step gives up; the step itself is tried again later
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # s
+BUSY = {429, 500, 502, 503, 504}
+PASSING = {
+    "InternalError",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+}
+REFUSED = {401, 403}
+
+
+def patiently(call: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
+    """The call's result, after as many tries as fit into `patience` seconds of pauses and failures.
+
+    Args:
+        call: harmless to repeat. It must end by itself, within a time of its own.
+        what: a few words for messages: what is done, where.
+        patience: seconds; 0 tries once.
+
+    Raises:
+        StoreUnavailable: the server was away for so long.
+        StoreRefused: the server does not let us, or there are no credentials.
+        OSError: whatever else the call raised (FileNotFoundError, FileExistsError, ...).
+    """
+    start, tries = time.monotonic(), 0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            tries += 1
+            if refusal := refused(error):
+                raise StoreRefused(
+                    f"{what}: refused ({refusal}); check the credentials (environment, profile or block) and what "
+                    "the bucket's policy lets them do"
+                ) from None
+            if not passing(error):
+                raise
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries) * random.uniform(0.5, 1.0)
+            if time.monotonic() - start + pause > patience:
+                raise StoreUnavailable(
+                    f"{what}: the server did not do it in {tries} tries over {time.monotonic() - start:.0f} s "
+                    f"({cause(error)}). Nothing half-written is committed; when it is back, run again"
+                ) from None
+        time.sleep(pause)
+
+
+def passing(error: BaseException) -> bool:
+    """Whether an error may be gone at the next try."""
+    if (status := http_status(error)) is not None:
+        return status in BUSY or error_code(error) in PASSING
+    if isinstance(error, FileExistsError | FileNotFoundError | PermissionError):
+        return False
+    return isinstance(error, (ConnectionError, TimeoutError, *_of_clients()))
+
+
+def refused(error: BaseException) -> str:
+    """Why the server, or the client for want of credentials, refuses; empty for every other error."""
+    status = http_status(error)
+    if status in REFUSED and error_code(error) != "RequestTimeTooSkewed":
+        return f"{error_code(error) or 'no code'}, HTTP {status}"
+    names = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError"}
+    if type(error).__name__ in names:
+        return f"{type(error).__name__}: there are no credentials to use"
+    if status == 403:
+        return "RequestTimeTooSkewed: this machine's clock is wrong, HTTP 403"
+    return ""
+
+
+def cause(error: BaseException) -> str:
+    """An error in few words that hold no secret."""
+    status = http_status(error)
+    if status is None:
+        return type(error).__name__
+    return f"HTTP {status} {error_code(error)}".strip()
+
+
+def error_code(error: BaseException) -> str:
+    """The server's own error code, also under an OSError of s3fs; empty if there is none."""
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def http_status(error: BaseException) -> int | None:
+    """Status of the server's answer; None if there was no answer."""
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return int(status) if status is not None else None
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    for layer in (error, error.__cause__):
+        response = getattr(layer, "response", None)
+        if isinstance(response, dict):
+            return response
+    return {}
+
+
+def _of_clients() -> tuple[type[BaseException], ...]:
+    """The errors of broken connections in the clients that are in use: they are not imported for this."""
+    wanted = {
+        "botocore.exceptions": (
+            *("HTTPClientError", "ConnectionError", "ChecksumError", "IncompleteReadError"),
+            *("FlexibleChecksumError",),
+        ),
+        "botocore.parsers": ("ResponseParserError",),
+        "aiohttp": ("ClientConnectionError", "ClientPayloadError"),
+        "http.client": ("HTTPException",),
+        "fsspec.exceptions": ("FSTimeoutError",),
+    }
+    modules = {name: sys.modules[name] for name in wanted if name in sys.modules}
+    return tuple(getattr(m, cls) for name, m in modules.items() for cls in wanted[name] if hasattr(m, cls))
