@@ -28,10 +28,10 @@ CONSTRUCTOR_TRIES = 20
 def train_dataset(federation: Federation, site: str, seed: int) -> "Sequences":
     """The site's training sequences: all its streams, mixed by their proportions, shuffled by the seed.
 
-    A sample is {"tokens": int64 array (T,), "id": int}; the id is its number in its stream's training split.
-    An epoch has as many samples as the streams together. The order of samples depends on the seed, the
-    streams, their proportions and their shards alone: see `stream_hash`. The dataset holds names under
-    /dev/shm until `release` gives them back.
+    A sample is {"tokens": int64 array (T,), "id": int}; the id is its number among the samples of all streams,
+    in the order of the federation file (see photon_core.data.trail). An epoch has as many samples as the streams
+    together. The order of samples depends on the seed, the streams, their proportions and their shards alone: see
+    `stream_hash`. The dataset holds names under /dev/shm until `release` gives them back.
 
     Raises:
         DataError: the site is not prepared.

@@ -92,7 +92,8 @@ class RoundCallback(Callback):
     Args:
         federation: the federation file.
         site: for the error when training diverges.
-        samples: binary file that sample ids are appended to, as little-endian uint32.
+        samples: binary file that the samples' numbers (see photon_core.data.trail) are appended to, as
+            little-endian uint32.
         report: called with step, steps, loss, tokens, tokens_per_second; at most once a second, and at the end.
         checkpoint: called between two steps, every `local.checkpoint_steps` steps.
         progress: what has been trained already, by the process that this one goes on for.

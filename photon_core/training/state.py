@@ -1,7 +1,7 @@
 """The site's private state: what one round of local training leaves for the next. It never leaves the site.
 
     <state_dir>/state/000007-0001/training.pt       optimizer, stream position, random number generators
-                                  samples.u32       ids of the samples trained, in order (audit trail)
+                                  samples.u32       numbers of the samples trained, in order (see data/trail.py)
                                   update/           the encoded update, until it is uploaded
                                   trained.json      the result, and the hashes of the above
 

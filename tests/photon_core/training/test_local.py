@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from photon_core.data.paths import state_dir
 from photon_core.data.stream import release, train_dataset
+from photon_core.data.trail import locate
 from photon_core.errors import CorruptFile, FederationError, PhotonError, UpdateRejected
 from photon_core.training.initial import initial_tensor
 from photon_core.training.job import LocalJob, Trained
@@ -128,6 +129,15 @@ def test_two_streams_of_a_site_go_on_too(make_site: Make, tmp_path: Path) -> Non
     theta, _ = rounds(federation, tmp_path, 3)
     expected = uninterrupted(federation, 15)
     assert all(np.array_equal(theta[name], expected[name]) for name in expected)
+
+
+def test_samples_of_two_streams_are_told_apart(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site(10, streams=("news", "code"))  # 20 samples an epoch, and a round
+    _, results = rounds(federation, tmp_path, 1)
+    trained = samples(results[0])
+    assert sorted(trained) == list(range(20))
+    places = locate(federation, "alpha", trained)
+    assert sorted(places) == [(name, number) for name in ("code", "news") for number in range(10)]
 
 
 def test_sites_with_the_same_data_send_the_same_update(make_site: Make, tmp_path: Path) -> None:
