@@ -28,6 +28,7 @@ from schemas.manifests import RoundManifest
 from tasks import coordinator, dispatch
 from tasks import site as steps
 
+GRACE_SECONDS = 5.0  # for the tasks that watch a site's own flow run to say how far it has come
 STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was told to
 
 SiteFutures = dict[str, Mapping[str, PrefectFuture]]
@@ -74,14 +75,17 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
     evaluations, not_evaluated = _evaluate(federation, candidate, deployed)
     seconds["evaluate"] = time.monotonic() - clock
 
-    manifest = coordinator.publish(federation, candidate, sampled, evaluations, not_evaluated, seconds)
+    incidents = {
+        site: found["round"].result() for site, found in futures.items() if deployed and site not in left_out
+    }
+    manifest = coordinator.publish(federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents)
     return Completed(message=_message(manifest))
 
 
 def _wait(federation: Federation, t: int, futures: SiteFutures, deadline: float) -> dict[str, str]:
     """Wait until every site has ended or the deadline has passed. Returns site -> why it has no update."""
     last = {list(site_futures.values())[-1]: site for site, site_futures in futures.items()}
-    late = wait(list(last), timeout=max(0.0, deadline - time.time())).not_done
+    late = wait(list(last), timeout=max(0.0, deadline + GRACE_SECONDS - time.time())).not_done
     for future in late:
         steps.cancel(federation, last[future], t)
     wait(list(late), timeout=STOP_SECONDS)
@@ -116,6 +120,8 @@ def _message(manifest: RoundManifest) -> str:
         text += f", perplexity {manifest.metrics['perplexity']:.2f}"
     for site, reason in sorted(manifest.left_out.items()):
         text += f". Left out: {site} ({reason})"
+    for site, notes in sorted(manifest.incidents.items()):
+        text += f". {site}: {'; '.join(notes)}"
     for site, reason in sorted(manifest.not_evaluated.items()):
         text += f". Not evaluated: {site} ({reason})"
     return text

@@ -125,6 +125,8 @@ def round_line(manifest: Any, rounds: int) -> str:
     text += f", {sum(manifest.seconds.values()):.1f} s"
     for site, reason in sorted(manifest.left_out.items()):
         text += f"\n  left out: {site}: {reason}"
+    for site, notes in sorted(manifest.incidents.items()):
+        text += f"\n  {site}: {'; '.join(notes)}"
     for site, reason in sorted(manifest.not_evaluated.items()):
         text += f"\n  not evaluated: {site}: {reason}"
     return text

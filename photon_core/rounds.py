@@ -260,6 +260,7 @@ def commit(
     evaluations: dict[str, dict[str, float]],
     not_evaluated: dict[str, str],
     seconds: dict[str, float],
+    incidents: dict[str, list[str]],
 ) -> RoundManifest:
     """Write round.json of the candidate: from here on it is the global model.
 
@@ -279,6 +280,7 @@ def commit(
         sampled=sampled,
         updates={site: _ref(run, update, candidate.result.weights[site]) for site, update in updates.items()},
         left_out=candidate.left_out,
+        incidents=_incidents(updates, incidents),
         server=federation.server.model_dump(mode="json"),
         global_step=before.global_step + max(update.steps for update in updates.values()),
         total_tokens=before.total_tokens + tokens,
@@ -293,6 +295,12 @@ def commit(
     )
     run.commit_round(manifest)
     return manifest
+
+
+def _incidents(updates: dict[str, UpdateManifest], coordinator: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What the coordinator saw of each site, and what the site says itself."""
+    found = {site: [*coordinator.get(site, []), *update.notes] for site, update in updates.items()}
+    return {site: notes for site, notes in found.items() if notes}
 
 
 def _ref(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
@@ -354,6 +362,7 @@ def summary(manifest: RoundManifest) -> list[dict[str, Any]]:
                 "bytes sent": update.bytes if update else 0,
                 "seconds": update.metrics.get("seconds") if update else None,
                 "left out": manifest.left_out.get(site, "" if site in manifest.sampled else "not sampled"),
+                "incidents": "; ".join(manifest.incidents.get(site, [])),
             }
         )
     return rows

@@ -83,6 +83,7 @@ class UpdateManifest(Manifest):
     steps: int
     metrics: dict[str, float] = Field(description="train_loss, tokens_per_second, seconds, delta_norm, ...")
     data_sha256: str
+    notes: list[str] = Field(default_factory=list, description="what the operator should know, a sentence each")
     versions: dict[str, str]
     previous_sha256: str = Field(description="hash of the previous round's round.json")
 
@@ -110,6 +111,9 @@ class RoundManifest(Manifest):
     sampled: list[str] = Field(default_factory=list)
     updates: dict[str, UpdateRef] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict, description="sampled site -> reason")
+    incidents: dict[str, list[str]] = Field(
+        default_factory=dict, description="site -> retries, restarts, lost states of an update that was aggregated"
+    )
     server: dict[str, Any] = Field(default_factory=dict, description="server optimizer and its numbers, as used")
     global_step: int = Field(default=0, description="local steps so far: grows by the round's largest step count")
     total_tokens: int = 0

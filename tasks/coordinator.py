@@ -101,11 +101,12 @@ def publish(
     evaluations: dict[str, dict[str, float]],
     not_evaluated: dict[str, str],
     seconds: dict[str, float],
+    incidents: dict[str, list[str]],
 ) -> RoundManifest:
     """Commit the round and show it as a table artifact."""
     with step(candidate.t, "publish") as out:
         manifest = rounds.commit(
-            run_of(federation), federation, candidate, sampled, evaluations, not_evaluated, seconds
+            run_of(federation), federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents
         )
         create_table_artifact(
             rounds.summary(manifest),

@@ -4,13 +4,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import AwaitingRetry
+from prefect.states import AwaitingRetry, Cancelled, Cancelling
 
 from photon_core.errors import DeadlinePassed, PhotonError
 from photon_core.rounds import evaluation, is_done, run_of
@@ -20,23 +18,27 @@ from tasks.progress import step
 
 POLL_SECONDS = 2.0
 SETTLE_SECONDS = 30.0  # after a crash: a worker reports it again some 15 s later, over whatever came since
+AWAY_SECONDS = 60.0  # beyond the deadline that a server or store which is away is waited for
 AUTOMATIC_RETRIES = 2  # of a site's flow run that crashed; one that failed waits for a person
 
 
 @task(task_run_name="{site} / round", cache_policy=NO_CACHE)
-def dispatch_round(federation: Federation, site: str, t: int, deadline: float, attempt: int = 1) -> None:
+def dispatch_round(federation: Federation, site: str, t: int, deadline: float, attempt: int = 1) -> list[str]:
     """Return when the site's update for round t is in the store.
 
     Args:
         deadline: Unix time in seconds.
         attempt: an earlier attempt's update does not count.
 
+    Returns:
+        What went wrong on the way, a sentence each.
+
     Raises:
         DeadlinePassed: it is not; the message ends with the state of the site's flow run.
     """
     run = run_of(federation)
     with step(t, "site round", site):
-        _on_site(
+        return _on_site(
             "site-round",
             federation,
             site,
@@ -85,21 +87,28 @@ def _on_site(
     tags: list[str],
     done: Callable[[], bool],
     deadline: float,
-) -> None:
+) -> list[str]:
     """Start (or find, or re-arm) the site's flow run and wait until `done`. Waits for a server that is away."""
     logger, watch = get_run_logger(), _Watch()
     with get_client(sync_client=True) as client:
-        while not done():
-            if time.time() > deadline:
-                raise DeadlinePassed(f"site '{site}' was not done at the deadline; its flow run: {watch.text}")
+        while True:
             try:
+                if done():
+                    return watch.incidents
+                if time.time() > deadline:
+                    watch.give_up(client)
+                    raise DeadlinePassed(f"site '{site}' was not done at the deadline; its flow run: {watch.text}")
                 if watch.run is None:
                     watch.run = _create(client, flow, federation, site, parameters, key, tags)
                     watch.begin(client, logger)
                 else:
                     watch.look(client, logger)
-            except (httpx.HTTPError, PrefectHTTPStatusError) as error:
-                watch.text = f"unknown, the Prefect server does not answer ({type(error).__name__})"
+            except PhotonError:
+                raise
+            except Exception as error:  # of the server or the store, each with kinds of its own: wait for both
+                watch.away(error, logger)
+                if time.time() > deadline + AWAY_SECONDS:
+                    raise DeadlinePassed(f"site '{site}' was not done at the deadline: {watch.text}") from error
             time.sleep(POLL_SECONDS)
 
 
@@ -137,6 +146,7 @@ class _Watch:
         self.text = "not created"
         self.retries = 0
         self.crashed: float | None = None
+        self.incidents: list[str] = []
 
     def begin(self, client: SyncPrefectClient, logger: Any) -> None:
         """A flow run of an earlier try that ended without an update is armed again at once."""
@@ -163,8 +173,28 @@ class _Watch:
             self.crashed = None
             self._rearm(client, logger)
 
+    def away(self, error: Exception, logger: Any) -> None:
+        """Take note that the Prefect server or the store does not answer; say so once."""
+        text = f"the Prefect server or the store does not answer ({type(error).__name__}: {error})"[:500]
+        if not self.text.startswith(text[:60]):
+            logger.warning(text)
+            self.incidents.append(text)
+        self.text = text
+
+    def give_up(self, client: SyncPrefectClient) -> None:
+        """Cancel the flow run: what it would still upload, nobody would read."""
+        if self.run is not None:
+            self.run = client.read_flow_run(self.run.id)
+            assert self.run.state is not None
+            self.text = _text(self.run)
+            if not self.run.state.is_final():
+                started = self.run.state.is_running() or self.run.state.is_pending()
+                ending = Cancelling() if started else Cancelled(message="the round's deadline has passed")
+                client.set_flow_run_state(self.run.id, ending, force=True)
+
     def _rearm(self, client: SyncPrefectClient, logger: Any) -> None:
         assert self.run is not None
+        self.incidents.append(f"its flow run was {self.text} and was started again")
         logger.warning("the site's flow run '%s' is %s: it is started again", self.run.name, self.text)
         client.set_flow_run_state(self.run.id, AwaitingRetry(), force=True)
 

@@ -12,13 +12,17 @@ _launcher: "Launcher | None" = None
 
 
 def launcher() -> "Launcher":
-    """This process's launcher: as many children at a time as there are cores."""
+    """This process's launcher: as many children at a time as there are cores.
+
+    They come from the fork server that PHOTON_FORK_SERVER names, which a worker has beside it, if it answers.
+    """
     global _launcher
     from photon_core.training.launch import Launcher
+    from photon_core.training.serving import VARIABLE
 
     with _lock:
         if _launcher is None:
-            _launcher = Launcher(slots=len(os.sched_getaffinity(0)))
+            _launcher = Launcher(slots=len(os.sched_getaffinity(0)), shared=os.environ.get(VARIABLE))
         return _launcher
 
 

@@ -1,12 +1,14 @@
 """A site's steps in a round: validate its shards, train H local steps, upload the update; and evaluate."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
 
 from photon_core import rounds
 from photon_core.data.paths import cache_dir, state_dir
@@ -89,6 +91,8 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
             on_report=_Progress(site, t, job.federation.local.steps),
             log_path=_log(federation, site),
         )
+        if (starts := task_run.run_count or 1) > 1:
+            trained = replace(trained, notes=[*trained.notes, f"local training was started {starts} times"])
         for note in trained.notes:
             logger.warning(note)
         out.update(loss=trained.metrics["train_loss"], tokens=trained.tokens)

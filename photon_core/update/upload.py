@@ -42,6 +42,7 @@ def upload_update(run: Run, federation: Federation, site: str, t: int, trained: 
         steps=trained.steps,
         metrics=trained.metrics,
         data_sha256=data_sha256(federation, site),
+        notes=trained.notes,
         versions=versions(),
         previous_sha256=run.round_sha256(t - 1),
     )

@@ -117,7 +117,7 @@ def test_two_coordinators_one_commit(prepared: Callable[..., Federation]):
     manifest = run(federation)[1]
     again = rounds.aggregate_round(run_of(federation), federation, 1, manifest.sampled, {})
     with pytest.raises(StoreConflict):
-        rounds.commit(run_of(federation), federation, again, manifest.sampled, {}, {}, {})
+        rounds.commit(run_of(federation), federation, again, manifest.sampled, {}, {}, {}, {})
     assert history(run_of(federation))[1] == manifest
 
 
