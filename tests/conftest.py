@@ -11,6 +11,8 @@ import yaml
 
 from schemas.federation import Federation
 
+pytest_plugins = ["tests.s3_server"]
+
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 

@@ -1,6 +1,5 @@
 """Stores of every kind (S3 over real HTTP on loopback), and runs with updates to aggregate."""
 
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,40 +11,12 @@ from photon_core.shard_writer import ShardWriter
 from photon_core.store import Store
 from photon_core.update import lossless
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
-
-
-def _serve(strip: bool) -> Iterator[str]:
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
-
-    moto = DomainDispatcherApplication(create_backend_app)
-
-    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        if strip:
-            environ.pop("HTTP_IF_NONE_MATCH", None)
-        return moto(environ, start_response)
-
-    server = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        yield from _serve(strip=False)
+from tests.s3_server import serve
 
 
 @pytest.fixture(scope="session")
 def careless_s3_endpoint(s3_endpoint: str) -> Iterator[str]:
-    yield from _serve(strip=True)
+    yield from serve(strip=True)
 
 
 def s3_store(endpoint: str, **options: Any) -> Store:
