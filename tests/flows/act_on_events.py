@@ -64,13 +64,16 @@ def observe(federation: Any) -> dict[str, Any]:
 
         def start(name: str, tag: str) -> Any:
             deployment = client.read_deployment_by_name(name)
-            run = client.create_flow_run_from_deployment(deployment.id, tags=[tag], name=f"{name} of {tag}")
+            run = client.create_flow_run_from_deployment(
+                deployment.id, parameters={"t": 1}, tags=[tag], name=f"{name} of {tag}"
+            )
             client.set_flow_run_state(run.id, Running(), force=True)
             return run
 
         def heartbeat(run: Any, tag: str) -> None:
             related = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}]
-            emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run.id}"}, related)
+            resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
+            assert emit_event("prefect.flow-run.heartbeat", resource, related=related)
 
         def state(run: Any) -> Any:
             return client.read_flow_run(run.id).state

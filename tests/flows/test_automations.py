@@ -37,9 +37,9 @@ def test_others_have_not(seen: dict[str, Any]) -> None:
 
 
 def test_failed_rounds_and_sites_left_out_are_told(seen: dict[str, Any]) -> None:
-    failed, left_out = (json.loads(post)["text"] for post in seen["posts"])
+    left_out, failed = (json.loads(post)["text"] for post in seen["posts"])
     assert failed == 'Photon: federated-round/acts of run:acts: Failed. 1 of 2 sites: "a" is missing'
-    assert left_out == """Photon: acts round 7 left out site 'a': train: "killed\""""
+    assert left_out == 'Photon: acts round 7 left out site a: train: "killed"'
 
 
 def test_scheduled_rounds_appear(seen: dict[str, Any]) -> None:
