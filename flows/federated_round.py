@@ -101,7 +101,7 @@ def _evaluate(
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Evaluate the candidate on every site's held-out text; a site that cannot is named with its reason."""
     t, model = candidate.t, candidate.result.model
-    deadline = time.time() + federation.rounds.deadline
+    deadline = time.time() + federation.rounds.evaluation_deadline
     futures = {}
     for site in federation.sites:
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site.name}"):

@@ -56,6 +56,9 @@ class Rounds(Section):
         examples=["30m"],
         description="longest wait for the sites of a round (s, or 30m, 2h)",
     )
+    evaluation_deadline: Seconds = Field(
+        default=600.0, description="longest wait for the sites' evaluation of a round's model (s, or 30m, 2h)"
+    )
 
 
 class Optimizer(Section):

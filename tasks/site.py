@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from photon_core.training.job import LocalJob, Trained
 
 REPORT_SECONDS = 5.0  # between two progress updates in the Prefect UI
-EVALUATION_TIMEOUT = 3600.0
 VALIDATION_TIMEOUT = 3600.0
 
 
@@ -123,7 +122,7 @@ def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) 
                 "threads": launcher().threads,
             },
             label=_label(federation, t, site),
-            timeout=EVALUATION_TIMEOUT,
+            timeout=federation.rounds.evaluation_deadline,
             log_path=_log(federation, site),
         )
         rounds.commit_evaluation(run_of(federation), t, site, model, scores)

@@ -57,9 +57,15 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def write_federation(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a tiny federation's file and text into a folder; returns the file. Keywords override its sections."""
+    """Writes a tiny federation's file and text into a folder; returns the file. Keywords override its sections.
+    `pools` are the sites' work pools."""
 
-    def write(sites: tuple[str, ...] = ("a", "b"), folder: str = "fed", **sections: Any) -> Path:
+    def write(
+        sites: tuple[str, ...] = ("a", "b"),
+        folder: str = "fed",
+        pools: dict[str, str] | None = None,
+        **sections: Any,
+    ) -> Path:
         root = tmp_path / folder
         for number, site in enumerate(sites):
             write_text(root / "text" / f"{site}.jsonl", topics(number, max(8, len(sites))))
@@ -68,6 +74,7 @@ def write_federation(tmp_path: Path) -> Callable[..., Path]:
             "sites": [
                 {
                     "name": site,
+                    "pool": (pools or {}).get(site),
                     "state_dir": f"sites/{site}",
                     "streams": [{"name": "text", "source": f"text/{site}.jsonl"}],
                 }
