@@ -25,8 +25,8 @@ from photon_core.errors import ChildFailed, DeadlinePassed
 from photon_core.training.channel import Channel, ChannelClosed
 from photon_core.training.child import REQUEST
 from photon_core.training.scratch import create_scratch
+from photon_core.training.serving import PRELOAD, connect, start_process
 
-PRELOAD = ("torch", "composer", "streaming", "great_expectations", "photon_core.training.preload")
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 TICK = 0.25  # seconds between looks at the clock while a child is silent
 
@@ -54,12 +54,21 @@ class Launcher:
     Args:
         slots: children at once; one for each core if left out. Above one, each child gets one thread.
         preload: modules that the fork server imports before it serves.
+        shared: socket of a fork server that is there already (see serving.py); one of our own is started if it
+            cannot be had.
     """
 
-    def __init__(self, slots: int | None = None, *, preload: Sequence[str] = PRELOAD) -> None:
+    def __init__(
+        self,
+        slots: int | None = None,
+        *,
+        preload: Sequence[str] = PRELOAD,
+        shared: str | Path | None = None,
+    ) -> None:
         self.slots = slots or cores()
         self.threads = max(1, cores() // self.slots) if self.slots == 1 else 1
         self._preload = tuple(preload)
+        self._shared = Path(shared) if shared else None
         self._changed = threading.Condition()
         self._jobs: dict[int, _Job] = {}
         self._running = 0
@@ -80,44 +89,47 @@ class Launcher:
         self.shutdown()
 
     def warm(self) -> None:
-        """Start the fork server in the background, if it does not run; returns at once."""
+        """Start the fork server in the background, or attach to the shared one, if not done; returns at once."""
         with self._changed:
             if self._closed:
                 raise ChildFailed("the launcher has been shut down")
-            if self._server is not None and self._control is not None:
+            if self._control is not None:
                 return
             self._failure, self._ready = None, False
             if self._server is not None:  # one that has died by itself
                 self._server.wait()
-            self._start_server()
+                self._server = None
+            if not self._attach():
+                self._start_server()
+
+    def _attach(self) -> bool:
+        connection = connect(self._shared) if self._shared is not None else None
+        if connection is None:
+            return False
+        scratch, lock = create_scratch()
+        try:
+            socket.send_fds(connection, [json.dumps({"op": "hello", "scratch": str(scratch)}).encode()], [lock])
+        except OSError:
+            connection.close()
+            shutil.rmtree(scratch, ignore_errors=True)
+            return False
+        finally:
+            os.close(lock)  # the server holds it now
+        self._begin(connection, scratch)
+        return True
 
     def _start_server(self) -> None:
         scratch, lock = create_scratch()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        code = (
-            "from photon_core.training.forkserver import main; "
-            f"main({theirs.fileno()}, {lock}, {str(scratch)!r}, {list(self._preload)!r})"
-        )
-        environment = {
-            **os.environ,
-            "GX_ANALYTICS_ENABLED": "false",
-            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() must not initialise CUDA
-            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-        }
-        with (scratch / "server.log").open("wb") as log:
-            self._server = subprocess.Popen(
-                [sys.executable, "-c", code],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(theirs.fileno(), lock),
-                start_new_session=True,
-            )
+        call = f"main({theirs.fileno()}, {lock}, {str(scratch)!r}, {list(self._preload)!r})"
+        self._server = start_process(call, (theirs.fileno(), lock), scratch / "server.log")
         theirs.close()
         os.close(lock)
-        self._control, self._scratch = ours, scratch
-        threading.Thread(target=self._listen, args=(ours,), daemon=True, name="photon-launcher").start()
+        self._begin(ours, scratch)
+
+    def _begin(self, control: socket.socket, scratch: Path) -> None:
+        self._control, self._scratch = control, scratch
+        threading.Thread(target=self._listen, args=(control,), daemon=True, name="photon-launcher").start()
 
     def _listen(self, control: socket.socket) -> None:
         """Take in what the server says, until it is gone."""
@@ -180,20 +192,50 @@ class Launcher:
             DeadlinePassed: `timeout` seconds have passed; the child and its children have been ended.
         """
         deadline = time.monotonic() + timeout if timeout is not None else None
+        call = pickle.dumps((function, dict(kwargs or {})))
         with self._slot(label, deadline) as job:
-            self.warm()
-            channel, folder = self._start_job(job, function, dict(kwargs or {}), log_path, threads)
-            try:
-                answer = self._converse(job, channel, deadline, on_report)
-            finally:
-                channel.close()
-                self._end(job)
-                shutil.rmtree(folder, ignore_errors=True)
+            answer = self._try(job, call, deadline, on_report, log_path, threads)
+            if answer is None and self._forsaken(job):
+                answer = self._try(job, call, deadline, on_report, log_path, threads)
         if answer is None:
             raise self._epitaph(job)
         if answer[0] == "error":
             raise answer[1]
         return answer[1]
+
+    def _try(
+        self,
+        job: _Job,
+        call: bytes,
+        deadline: float | None,
+        on_report: Callable[[dict[str, Any]], None] | None,
+        log_path: str | Path | None,
+        threads: int | None,
+    ) -> tuple[str, Any] | None:
+        self.warm()
+        started = self._start_job(job, call, log_path, threads)
+        if started is None:
+            return None
+        channel, folder = started
+        try:
+            return self._converse(job, channel, deadline, on_report)
+        finally:
+            channel.close()
+            self._end(job)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _forsaken(self, job: _Job) -> bool:
+        """Whether the shared server ended before it took the job on: then it is for one of our own to do."""
+        with self._changed:
+            if self._shared is None or self._server is not None or job.pid is not None or job.cancelled:
+                return False
+            if job.exit_code is not None or self._closed:
+                return False
+            if not self._changed.wait_for(lambda: self._control is None, 1.0):
+                return False
+            self._shared = None
+            job.ended = job.sent = False
+            return True
 
     @contextmanager
     def _slot(self, label: str, deadline: float | None) -> Iterator[_Job]:
@@ -219,21 +261,17 @@ class Launcher:
                 self._changed.notify_all()
 
     def _start_job(
-        self,
-        job: _Job,
-        function: str | Callable[..., Any],
-        kwargs: dict[str, Any],
-        log_path: str | Path | None,
-        threads: int | None,
-    ) -> tuple[Channel, Path]:
+        self, job: _Job, call: bytes, log_path: str | Path | None, threads: int | None
+    ) -> tuple[Channel, Path] | None:
+        """Ask the server for a child; None when there is no server any more."""
         with self._changed:
             scratch, control = self._scratch, self._control
         if scratch is None or control is None:
-            raise self._epitaph(job)
+            return None
         folder = scratch / f"job-{job.number:06d}"
         folder.mkdir()
         place = {"environment": dict(os.environ), "folder": str(Path.cwd()), "path": list(sys.path)}
-        (folder / REQUEST).write_bytes(pickle.dumps((place, pickle.dumps((function, kwargs)))))
+        (folder / REQUEST).write_bytes(pickle.dumps((place, call)))
         log = Path(log_path).absolute() if log_path is not None else scratch / "children.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         message = {
@@ -250,7 +288,7 @@ class Launcher:
                 job.sent = True
             except OSError:
                 ours.close()
-                raise self._epitaph(job) from None
+                return None
         return Channel(ours), folder
 
     def _converse(
@@ -284,10 +322,10 @@ class Launcher:
         with self._changed:
             if not job.sent:
                 return
-            if not job.ended and job.pid is None and not self._ready:
+            finishing = self._changed.wait_for(lambda: job.ended, 0.5)
+            if not finishing and job.pid is None and not self._ready:
                 job.cancelled = True  # the server has not forked it yet: it will be ended when it is
                 return
-            finishing = self._changed.wait_for(lambda: job.ended, 0.5)
             while not finishing:
                 self._signal(job, number)
                 finishing = self._changed.wait_for(lambda: job.ended, 0.5)
@@ -333,18 +371,17 @@ class Launcher:
             self._changed.wait_for(lambda: not self._jobs, GRACE + 1)
             server, control, ready = self._server, self._control, self._ready
             self._server = self._control = None
-        if server is None:
-            return
         if control is not None:
             with suppress(OSError):
                 control.shutdown(socket.SHUT_RDWR)
-        if not ready:
-            server.kill()  # it is still importing, and has no children
-        try:
-            server.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        if server is not None:
+            if not ready:
+                server.kill()  # it is still importing, and has no children
+            try:
+                server.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
