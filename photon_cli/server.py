@@ -60,17 +60,8 @@ class EmbeddedServer:
             os.environ.pop(name, None)  # settings of some other server
         env = os.environ | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in self.services_off}
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{self.home}/prefect.db"
-        command = [
-            sys.executable,
-            "-m",
-            "prefect",
-            "server",
-            "start",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-        ]
+        place = ["--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "photon_cli.prefect_server", *place]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

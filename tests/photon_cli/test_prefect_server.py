@@ -1,0 +1,39 @@
+"""The embedded run's Prefect server does not turn simultaneous writers away."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from photon_cli.server import EmbeddedServer
+
+
+@pytest.mark.slow
+def test_simultaneous_requests_are_all_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with EmbeddedServer(tmp_path) as server:
+        server.wait()
+
+        def post(number: int) -> int:
+            # the question that a tagged task asks before it starts, between writes of other clients
+            path, body = (
+                ("v2/concurrency_limits/increment-with-lease", {"names": [f"tag:{number}"], "slots": 1})
+                if number % 2
+                else ("flows/", {"name": f"flow {number}"})
+            )
+            request = urllib.request.Request(
+                f"{server.url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return int(answer.status)
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(post, range(200)))
+    assert set(answers) <= {200, 201}, answers
