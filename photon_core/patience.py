@@ -70,7 +70,7 @@ def passing(error: BaseException) -> bool:
         return status in BUSY or error_code(error) in PASSING
     if isinstance(error, FileExistsError | FileNotFoundError | PermissionError):
         return False
-    return isinstance(error, (ConnectionError, TimeoutError, *_of_clients()))
+    return isinstance(error, connection_errors(ConnectionError, TimeoutError))
 
 
 def refused(error: BaseException) -> str:
@@ -94,6 +94,11 @@ def cause(error: BaseException) -> str:
     return f"HTTP {status} {error_code(error)}".strip()
 
 
+def told(error: BaseException) -> str:
+    """An error's text, unless a server wrote it: then its code."""
+    return cause(error) if http_status(error) is not None else str(error) or type(error).__name__
+
+
 def error_code(error: BaseException) -> str:
     """The server's own error code, also under an OSError of s3fs; empty if there is none."""
     return str(_response(error).get("Error", {}).get("Code", ""))
@@ -113,8 +118,8 @@ def _response(error: BaseException) -> dict[str, Any]:
     return {}
 
 
-def _of_clients() -> tuple[type[BaseException], ...]:
-    """The errors of broken connections in the clients that are in use: they are not imported for this."""
+def connection_errors(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
+    """`more`, and the errors of broken connections in those clients that are imported already."""
     wanted = {
         "botocore.exceptions": (
             *("HTTPClientError", "ConnectionError", "ChecksumError", "IncompleteReadError"),
@@ -126,4 +131,5 @@ def _of_clients() -> tuple[type[BaseException], ...]:
         "fsspec.exceptions": ("FSTimeoutError",),
     }
     modules = {name: sys.modules[name] for name in wanted if name in sys.modules}
-    return tuple(getattr(m, cls) for name, m in modules.items() for cls in wanted[name] if hasattr(m, cls))
+    found = [getattr(m, cls) for name, m in modules.items() for cls in wanted[name] if hasattr(m, cls)]
+    return (*more, *found)

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from photon_core.data.sources import SourceFile, filesystem_open, hash_file, list_files, open_file
 from photon_core.errors import DataError
+from photon_core.patience import connection_errors, told
 
 MAX_RECORD = 1 << 30  # bytes of one document; more would not be one
 
@@ -93,8 +94,8 @@ def _read(file: SourceFile, line: int, content: BinaryIO, whole: bool) -> bytes:
 
     try:
         data = content.read(MAX_RECORD + 1) if whole else content.readline(MAX_RECORD + 1)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{file.name}:{line}: unreadable or truncated ({error})") from error
+    except connection_errors(OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise DataError(f"{file.name}:{line}: unreadable or truncated ({told(error)})") from error
     if len(data) > MAX_RECORD:
         raise DataError(f"{file.name}:{line}: a document of more than {MAX_RECORD} bytes; split it")
     return data
@@ -127,8 +128,8 @@ def _read_parquet(file: SourceFile, text_key: str) -> Iterator[Document]:
                 for value in batch.column(0).to_pylist():
                     row += 1
                     yield Document(value, file.name, row)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file.name}:{row + 1}: unreadable parquet ({error})") from error
+    except connection_errors(pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file.name}:{row + 1}: unreadable parquet ({told(error)})") from error
 
 
 def _name(value: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from photon_core.errors import DataError
+from photon_core.patience import connection_errors, told
 
 KINDS = (".jsonl", ".txt", ".parquet")
 PACKED = (".gz", ".zst")
@@ -49,7 +50,7 @@ def list_files(source: str) -> list[SourceFile]:
     except DataError:
         raise
     except Exception as error:  # each filesystem has errors of its own
-        raise DataError(f"{source}: cannot be listed ({error or type(error).__name__})") from error
+        raise DataError(f"{source}: cannot be listed ({told(error)})") from error
     if not files:
         raise DataError(
             f"{source}: no file is there; write a path, glob or URL of {' '.join(KINDS)} files, "
@@ -72,10 +73,10 @@ def open_file(file: SourceFile, digest: Any = None) -> Iterator[BinaryIO]:
     """
     try:
         raw = filesystem_open(file)
-    except OSError as error:
-        raise DataError(f"{file.name}: cannot be opened ({error})") from error
+    except connection_errors(OSError) as error:
+        raise DataError(f"{file.name}: cannot be opened ({told(error)})") from error
     with raw:
-        source: Any = _Hashed(raw, digest) if digest is not None else raw
+        source: Any = _Tapped(raw, digest)
         yield _unpack(file.packed, source)
         if digest is not None:
             while source.read(CHUNK):
@@ -130,10 +131,10 @@ def _describe(filesystem: Any, path: str) -> SourceFile:
     return SourceFile(name, kind[0], kind[1], fingerprint, filesystem, path)
 
 
-class _Hashed(io.RawIOBase):
-    """A stream that hashes what is read through it."""
+class _Tapped(io.RawIOBase):
+    """A stream that hashes what is read through it, if asked to; remote ones become Python's own kind."""
 
-    def __init__(self, raw: Any, digest: Any) -> None:
+    def __init__(self, raw: Any, digest: Any = None) -> None:
         self._raw = raw
         self._digest = digest
 
@@ -142,7 +143,8 @@ class _Hashed(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         data = self._raw.read(len(buffer))
-        self._digest.update(data)
+        if self._digest is not None:
+            self._digest.update(data)
         buffer[: len(data)] = data
         return len(data)
 
@@ -188,4 +190,4 @@ def _unpack(packed: str, raw: Any) -> BinaryIO:
         return io.BufferedReader(gzip.GzipFile(fileobj=raw))
     if packed == ".zst":
         return io.BufferedReader(_Zstandard(raw), CHUNK)
-    return io.BufferedReader(raw, CHUNK) if isinstance(raw, io.RawIOBase) else raw
+    return io.BufferedReader(raw, CHUNK)
