@@ -10,7 +10,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV)"
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: $(VENV)/.installed   ## a whole federation on this machine

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from prefect import flow, tags
 from prefect.futures import PrefectFuture, wait
+from prefect.runtime import flow_run
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -28,15 +29,22 @@ from schemas.manifests import RoundManifest
 from tasks import coordinator, dispatch
 from tasks import site as steps
 
-GRACE_SECONDS = 5.0  # for the tasks that watch a site's own flow run to say how far it has come
+GRACE_SECONDS = 15.0  # for the tasks that watch a site's own flow run to say how far it has come
 STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was told to
 
 SiteFutures = dict[str, Mapping[str, PrefectFuture]]
 
 
+def _flow_run_name() -> str:
+    arguments = flow_run.parameters
+    federation, t = arguments["federation"], arguments["t"]
+    run = federation["run"] if isinstance(federation, dict) else federation.run
+    return f"{run} round {t}" if t else f"{run} next round"
+
+
 @flow(
     name="federated-round",
-    flow_run_name="{federation.run} round {t}",
+    flow_run_name=_flow_run_name,
     task_runner=ThreadPoolTaskRunner(max_workers=1024),
     on_cancellation=[cancel_sites],
 )

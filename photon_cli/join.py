@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from photon_cli.remote import NotReady, require_server
 from photon_core.errors import DataError, FederationError, PhotonError
+from photon_core.training.serving import serve_beside
 from schemas.federation import Federation
 from schemas.load import check_paths
 
@@ -178,5 +179,7 @@ def _become_worker(federation: Federation, site: str | None, pool: str, kind: st
     name = f"photon-{federation.run}-{site or 'coordinator'}"
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind, "--name", name]
     heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}"}
+    # every flow run is a process of its own: they share one fork server, which has imported composer once
+    shared = serve_beside() if kind == "process" and site is not None else {}
     sys.stdout.flush()
-    os.execve(sys.executable, command, {**WORKER, **os.environ, **heartbeat})
+    os.execve(sys.executable, command, {**WORKER, **os.environ, **heartbeat, **shared})

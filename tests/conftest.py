@@ -108,11 +108,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server for the session, and the fork server that flows train with."""
     from photon_cli.run import flush
     from photon_cli.server import EmbeddedServer
-    from tasks.processes import launcher, shutdown
+    from photon_core.training.serving import serve
+    from tasks.processes import shutdown
 
-    with EmbeddedServer(tmp_path_factory.mktemp("prefect")) as server:
-        launcher().warm()
+    with EmbeddedServer(tmp_path_factory.mktemp("prefect")) as server, serve() as shared:
+        os.environ.update(shared)
         server.wait()
         yield server.url
         shutdown()
         flush()
+        for name in shared:
+            del os.environ[name]

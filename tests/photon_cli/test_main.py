@@ -17,7 +17,13 @@ HEAVY = ("torch", "prefect", "composer", "streaming", "great_expectations", "pan
 
 
 def photon(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PHOTON, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+    command = [PHOTON, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
+
+
+def environment() -> dict[str, str]:
+    """A user's: without what the other tests of this session have set up."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PHOTON_"))}
 
 
 def test_version():
@@ -75,7 +81,9 @@ def test_interrupted_run_leaves_nothing_and_continues(write_federation: Callable
     file = write_federation(rounds={"count": 2}, local={"steps": 400})
     assert photon("prepare", file).returncode == 0
     before = set(Path("/dev/shm").iterdir())
-    process = subprocess.Popen([PHOTON, "run", file], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [PHOTON, "run", file], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment()
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if "train" in line and "loss" in line:
