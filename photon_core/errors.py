@@ -14,7 +14,13 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "UpdateRejected",
+    "printable",
 ]
+
+
+def printable(text: str, limit: int = 1000) -> str:
+    """A text that may repeat what a stranger wrote, fit for logs, terminals and manifests."""
+    return "".join(c if c.isprintable() else "?" for c in text[:limit])
 
 
 class DataError(PhotonError):
@@ -46,6 +52,7 @@ class UpdateRejected(PhotonError):
     """
 
     def __init__(self, site: str, reason: str) -> None:
+        reason = printable(reason)
         super().__init__(f"update of site '{site}' rejected: {reason}")
         self.site = site
         self.reason = reason

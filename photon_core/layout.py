@@ -22,6 +22,7 @@ from schemas.manifests import FileEntry, Manifest, RoundManifest, RunManifest, U
 from schemas.values import NAME
 
 MANIFEST_LIMIT = 64 << 20  # bytes; a 7B model's manifest is a few hundred kB
+UPDATE_LIMIT = 1 << 20  # bytes of an update's manifest beyond four times those of the round that it follows
 PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "prefect", "numpy")
 
 AnyManifest = TypeVar("AnyManifest", RunManifest, RoundManifest, UpdateManifest)
@@ -113,7 +114,9 @@ class Run:
             CorruptFile: it is not a manifest, or speaks of another update than its place says.
         """
         path = self._update_json(t, site, attempt)
-        manifest = self._load(UpdateManifest, path)
+        # a stranger wrote it: it names the same tensors as the round, so it cannot be much longer
+        limit = UPDATE_LIMIT + 4 * len(self._bytes(self._round_json(t - 1)) or b"") if t else UPDATE_LIMIT
+        manifest = self._load(UpdateManifest, path, min(limit, MANIFEST_LIMIT))
         if manifest:
             found = (manifest.run, manifest.round, manifest.site, manifest.attempt)
             if found != (self.run, t, site, attempt):
@@ -148,16 +151,16 @@ class Run:
     def _update_json(self, t: int, site: str, attempt: int) -> str:
         return f"{self.site_dir(t, site, attempt)}/update.json"
 
-    def _bytes(self, path: str) -> bytes | None:
+    def _bytes(self, path: str, limit: int = MANIFEST_LIMIT) -> bytes | None:
         if path not in self._known:
             try:
-                self._known[path] = self.store.read(path, MANIFEST_LIMIT)
+                self._known[path] = self.store.read(path, limit)
             except FileNotFoundError:
                 return None
         return self._known[path]
 
-    def _load(self, kind: type[AnyManifest], path: str) -> AnyManifest | None:
-        data = self._bytes(path)
+    def _load(self, kind: type[AnyManifest], path: str, limit: int = MANIFEST_LIMIT) -> AnyManifest | None:
+        data = self._bytes(path, limit)
         if data is None:
             return None
         try:

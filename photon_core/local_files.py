@@ -5,14 +5,16 @@ temporary name, flushed to the disk, and then linked into place: link() fails wh
 one writer wins.
 """
 
+import errno
 import os
 import shutil
+import stat
 import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from photon_core.errors import PhotonError, StoreConflict
+from photon_core.errors import CorruptFile, PhotonError, StoreConflict
 
 HIDDEN = "."  # temporary files and probes start with it; listings leave them out
 
@@ -74,15 +76,27 @@ class LocalFiles:
         self.root = root
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        with self.open_read(path) as file:
+            return file.read()
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
-        with (self.root / path).open("rb", buffering=0) as file:
+        with self.open_read(path) as file:
+            size = os.fstat(file.fileno()).st_size
             file.seek(start)
-            return file.read(end - start)
+            return file.read(max(0, min(end, size) - start))  # no buffer for what is not there
 
     def open_read(self, path: str) -> BinaryIO:
-        return (self.root / path).open("rb", buffering=0)
+        """A plain file only: on a shared disk a stranger may leave a pipe, a device or a link to one."""
+        try:
+            descriptor = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise CorruptFile(f"{self.root / path} is a link; files of a store are plain files") from None
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise CorruptFile(f"{self.root / path} is not a plain file")
+        return open(descriptor, "rb", buffering=0)  # noqa: PTH123 - it is the caller's
 
     def size(self, path: str) -> int:
         return (self.root / path).stat().st_size

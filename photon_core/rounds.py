@@ -16,6 +16,7 @@ from photon_core.errors import (
     QuorumMissed,
     StoreConflict,
     UpdateRejected,
+    printable,
 )
 from photon_core.hashing import canonical_json, sha256_bytes, sha256_file
 from photon_core.layout import Run, model_sha256, versions
@@ -26,6 +27,7 @@ from schemas.manifests import FileEntry, RoundManifest, RunManifest, UpdateManif
 
 SCORES = {"loss", "perplexity", "tokens"}
 EVALUATION_LIMIT = 4096  # bytes
+SCORE_LIMIT = 1e15  # of loss and tokens; beyond it a mean over the sites might not be finite
 FROZEN = ("model", "tokenizer", "seed")  # what makes two rounds parts of one run
 
 
@@ -142,11 +144,15 @@ def committed_update(run: Run, t: int, site: str) -> UpdateManifest | None:
         CorruptFile: its newest manifest is not one, or not of its place.
     """
     base = run.round(t - 1)
-    attempt = next_attempt(run, t, site) - 1
-    update = run.update(t, site, attempt) if attempt else None
+    update = _newest_update(run, t, site)
     if update is None or base is None or update.base_sha256 != base.model_sha256:
         return None
     return update
+
+
+def _newest_update(run: Run, t: int, site: str) -> UpdateManifest | None:
+    attempt = next_attempt(run, t, site) - 1
+    return run.update(t, site, attempt) if attempt else None
 
 
 def is_done(run: Run, t: int, site: str, attempt: int = 1) -> UpdateManifest | None:
@@ -198,7 +204,8 @@ def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str,
         scores = {name: float(value) for name, value in json.loads(data).items()}
     except (ValueError, AttributeError, TypeError):
         scores = {}
-    if set(scores) != SCORES or not all(isfinite(value) and value >= 0 for value in scores.values()):
+    finite = all(isfinite(value) and value >= 0 for value in scores.values())
+    if set(scores) != SCORES or not finite or max(scores["loss"], scores["tokens"]) > SCORE_LIMIT:
         raise CorruptFile(f"{run.store.locate(path)} does not hold the numbers {', '.join(sorted(SCORES))}")
     return scores
 
@@ -229,18 +236,21 @@ def aggregate_round(
     updates = {}
     for site in sampled:
         try:
-            update = committed_update(run, t, site)
+            update = _newest_update(run, t, site)
         except CorruptFile as error:
-            left_out[site] = str(error)
+            left_out[site] = printable(str(error))
             continue
         if update is not None:
             updates[site] = update
             left_out.pop(site, None)  # whatever its task said, the store has its work
         else:
             left_out.setdefault(site, "no update was committed")
+    token_limit = federation.local.steps * federation.local.batch_size * federation.model.max_seq_len
     while len(updates) >= federation.quorum:
         try:
-            result = aggregate(run, t, updates, federation.server)
+            result = aggregate(
+                run, t, updates, federation.server, token_limit=token_limit, step_limit=federation.local.steps
+            )
             return Candidate(t, result, updates, left_out)
         except UpdateRejected as rejected:
             del updates[rejected.site]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 BLOCK = 1 << 20
+PATH_LIMIT = 800  # characters; S3 takes 1024 bytes with the store's own prefix
 
 
 class Writer(Protocol):
@@ -79,9 +80,13 @@ class Store:
             CorruptFile: it is larger than `limit` bytes.
         """
         check_path(path)
-        if limit is not None and (size := self._files.size(path)) > limit:
+        if limit is None:
+            return self._files.read(path)
+        data = self._files.read_range(path, 0, limit + 1)  # whatever size the server claims
+        if len(data) > limit:
+            size = self._files.size(path)
             raise CorruptFile(f"{self.locate(path)} holds {size} bytes; at most {limit} are expected")
-        return self._files.read(path)
+        return data
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes start to end of a file; fewer where it ends before."""
@@ -211,10 +216,11 @@ def check_path(path: str) -> str:
             character.
     """
     parts = path.split("/")
-    if any(part in ("", ".", "..") for part in parts) or "\\" in path or any(ord(c) < 32 for c in path):
+    names = all(part not in ("", ".", "..") and len(part.encode(errors="replace")) <= 255 for part in parts)
+    if not names or "\\" in path or not path.isprintable() or len(path) > PATH_LIMIT:
         raise PhotonError(
-            f"{path[:200]!r} is not a path inside the store: write names joined by '/', without '..', '.', "
-            "backslashes, control characters or a leading '/'"
+            f"{path[:200]!r} is not a path inside the store: write names of at most 255 bytes joined by '/', "
+            "without '..', '.', backslashes, control characters or a leading '/'"
         )
     return path
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from photon_core.errors import CorruptFile
 from photon_core.store import Store, check_path
-from photon_core.tensors import NUMPY_DTYPES, all_tensors, read_header
+from photon_core.tensors import NUMPY_DTYPES, all_tensors, header_limit, read_header
 from schemas.manifests import FileEntry
 
 BLOCK = 1 << 20
@@ -150,7 +150,7 @@ class _File:
             self._handle = None
 
     def _open(self) -> None:
-        header, infos = read_header(self.store, self.path, self.entry.bytes)
+        header, infos = read_header(self.store, self.path, self.entry.bytes, header_limit(self.entry.tensors))
         promised = {name: (tensor.dtype, tensor.shape) for name, tensor in self.entry.tensors.items()}
         if {info.name: (info.dtype, info.shape) for info in infos.values()} != promised:
             raise CorruptFile(f"{self.store.locate(self.path)} holds other tensors than its manifest says")

@@ -7,7 +7,7 @@ other sites, so they are read with limits and every number in them is checked be
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -38,29 +38,37 @@ class TensorInfo:
     end: int
 
 
-def read_header(store: Store, path: str, file_bytes: int) -> tuple[bytes, dict[str, TensorInfo]]:
+def read_header(
+    store: Store, path: str, file_bytes: int, limit: int = HEADER_LIMIT
+) -> tuple[bytes, dict[str, TensorInfo]]:
     """A safetensors file's header: its raw bytes (length included) and the tensors, in the order of the data.
 
     Args:
         store, path: the file.
         file_bytes: its size, as the manifest says.
+        limit: most bytes of the header.
 
     Raises:
         CorruptFile: it is missing, or its header is not one of a file of this size.
     """
     try:
         head = store.read_range(path, 0, 8)
-        length = header_length(head, file_bytes, store.locate(path))
+        length = header_length(head, file_bytes, store.locate(path), limit)
         body = store.read_range(path, 8, 8 + length)
     except FileNotFoundError:
         raise CorruptFile(f"{store.locate(path)} is missing, though a manifest covers it") from None
     return head + body, parse_header(body, 8 + length, file_bytes, store.locate(path))
 
 
-def header_length(head: bytes, file_bytes: int, file: str) -> int:
+def header_limit(names: Iterable[str]) -> int:
+    """Most bytes of a header of tensors of these names, generously: names may be escaped, metadata added."""
+    return min(HEADER_LIMIT, 65536 + sum(512 + 6 * len(name) for name in names))
+
+
+def header_length(head: bytes, file_bytes: int, file: str, limit: int = HEADER_LIMIT) -> int:
     """The JSON's length from a file's first 8 bytes. Raises CorruptFile when it cannot be one."""
     length = int.from_bytes(head, "little")
-    if len(head) < 8 or not 2 <= length <= min(HEADER_LIMIT, file_bytes - 8):
+    if len(head) < 8 or not 2 <= length <= min(limit, file_bytes - 8):
         raise CorruptFile(f"{file} is no safetensors file of {file_bytes} bytes: its header claims {length} bytes")
     return length
 

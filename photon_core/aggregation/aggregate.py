@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.aggregation.check import TOKEN_LIMIT, check_manifest
+from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifest
 from photon_core.aggregation.mean import token_weights, weighted_mean
 from photon_core.aggregation.norms import Norms
 from photon_core.aggregation.server_optimizer import OPTIMIZERS
@@ -57,6 +57,7 @@ def aggregate(
     chunk_elements: int = CHUNK_ELEMENTS,
     max_shard_bytes: int = SHARD_BYTES,
     token_limit: int = TOKEN_LIMIT,
+    step_limit: int = STEP_LIMIT,
     threads: int | None = None,
 ) -> Aggregate:
     """theta' = ServerOpt(theta, token-weighted mean of theta_k): writes round t's model and optimizer shards.
@@ -69,7 +70,7 @@ def aggregate(
         server: the server optimizer and its numbers.
         chunk_elements: elements of a piece; no bit of the model depends on it.
         max_shard_bytes: size of the files.
-        token_limit: most tokens that a site can have trained in a round.
+        token_limit, step_limit: most tokens and local steps that a site can have trained in a round.
         threads: that read ahead and write behind; 0 for none.
 
     Raises:
@@ -82,7 +83,7 @@ def aggregate(
     if not updates:
         raise PhotonError(f"round {t} cannot be aggregated: there are no updates")
     for site in sorted(updates):
-        check_manifest(run, base, t, site, updates[site], token_limit)
+        check_manifest(run, base, t, site, updates[site], token_limit, step_limit)
     if threads is None:
         threads = max(2, min(8, os.cpu_count() or 1))
     with ExitStack() as stack:

@@ -1,5 +1,6 @@
 """What an update's manifest must say before any of its bytes are read."""
 
+import math
 from collections.abc import Mapping
 
 from photon_core.errors import PhotonError, UpdateRejected
@@ -10,10 +11,18 @@ from photon_core.update.codec import get_codec
 from schemas.manifests import RoundManifest, TensorEntry, UpdateManifest
 
 TOKEN_LIMIT = 10**15  # more than any site trains in a round; a claim beyond it would drown the others' weights
+STEP_LIMIT = 10**9  # the largest count moves everyone's learning-rate schedule
+METRICS_LIMIT = 1000
 
 
 def check_manifest(
-    run: Run, base: RoundManifest, t: int, site: str, update: UpdateManifest, token_limit: int = TOKEN_LIMIT
+    run: Run,
+    base: RoundManifest,
+    t: int,
+    site: str,
+    update: UpdateManifest,
+    token_limit: int = TOKEN_LIMIT,
+    step_limit: int = STEP_LIMIT,
 ) -> None:
     """Refuse an update that cannot belong to round t.
 
@@ -22,7 +31,7 @@ def check_manifest(
         base: the manifest of round t-1.
         t, site: whose update it should be.
         update: what its manifest says.
-        token_limit: most tokens that a site can have trained in a round.
+        token_limit, step_limit: most tokens and local steps that a site can have trained in a round.
 
     Raises:
         UpdateRejected: naming the site and the reason.
@@ -35,10 +44,12 @@ def check_manifest(
         raise UpdateRejected(site, f"it starts from model {wrong}, but round {t - 1}'s model is {right}")
     if update.previous_sha256 != run.round_sha256(t - 1):
         raise UpdateRejected(site, f"it follows another manifest of round {t - 1} than the committed one")
-    if update.tokens <= 0:
-        raise UpdateRejected(site, f"it claims {update.tokens} trained tokens; at least 1 is needed")
-    if update.tokens > token_limit:
-        raise UpdateRejected(site, f"it claims {update.tokens} trained tokens; at most {token_limit} are possible")
+    for what, count, limit in (("tokens", update.tokens, token_limit), ("steps", update.steps, step_limit)):
+        if count <= 0:
+            raise UpdateRejected(site, f"it claims {_number(count)} trained {what}; at least 1 is needed")
+        if count > limit:
+            raise UpdateRejected(site, f"it claims {_number(count)} trained {what}; at most {limit} are possible")
+    _check_metrics(site, update.metrics)
     try:
         codec = get_codec(update.codec)
         for entry in update.files:
@@ -51,6 +62,21 @@ def check_manifest(
     _check_tensors(site, all_tensors(base.model), found, codec.dtype)
 
 
+def _check_metrics(site: str, metrics: Mapping[str, float]) -> None:
+    if len(metrics) > METRICS_LIMIT:
+        raise UpdateRejected(site, f"it brings {len(metrics)} metrics; at most {METRICS_LIMIT} are read")
+    if "train_loss" not in metrics:
+        raise UpdateRejected(site, "its metrics have no train_loss")
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UpdateRejected(site, f"its metric '{name[:200]}' is {value}")
+
+
+def _number(value: int) -> str:
+    """A whole number as text; Python refuses to write those of thousands of digits."""
+    return str(value) if abs(value) < 10**40 else f"about 2^{value.bit_length()}"
+
+
 def _check_tensors(
     site: str, expected: Mapping[str, TensorEntry], found: Mapping[str, TensorEntry], dtype: str
 ) -> None:
@@ -60,7 +86,8 @@ def _check_tensors(
         raise UpdateRejected(site, f"the model has no tensor '{extra[0][:200]}' ({len(extra)} too many)")
     for name, tensor in found.items():
         if tensor.shape != expected[name].shape:
-            shapes = f"{list(tensor.shape)}, the model's is {list(expected[name].shape)}"
-            raise UpdateRejected(site, f"tensor '{name}' has shape {shapes[:400]}")
+            shown = ", ".join(map(_number, tensor.shape[:8])) + (", ..." if len(tensor.shape) > 8 else "")
+            right = list(expected[name].shape)
+            raise UpdateRejected(site, f"tensor '{name}' has shape [{shown}], the model's is {right}")
         if tensor.dtype != dtype:
             raise UpdateRejected(site, f"tensor '{name}' is {tensor.dtype[:16]}; its codec writes {dtype}")

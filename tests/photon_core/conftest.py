@@ -82,7 +82,7 @@ def make_run() -> Callable[..., tuple[Run, dict[str, UpdateManifest]]]:
                 files=_write(store, run.site_dir(1, site, 1), "", changes, max_bytes),
                 tokens=tokens,
                 steps=1,
-                metrics={},
+                metrics={"train_loss": 1.0},
                 data_sha256="",
                 previous_sha256=run.round_sha256(0),
                 **common,
