@@ -27,6 +27,7 @@ from schemas.manifests import FileEntry, RoundManifest, RunManifest, UpdateManif
 
 SCORES = {"loss", "perplexity", "tokens"}
 EVALUATION_LIMIT = 4096  # bytes
+NOTES_LIMIT = 20  # of a site's own notes in a round's manifest
 SCORE_LIMIT = 1e15  # of loss and tokens; beyond it a mean over the sites might not be finite
 FROZEN = ("model", "tokenizer", "seed")  # what makes two rounds parts of one run
 
@@ -309,7 +310,10 @@ def commit(
 
 def _incidents(updates: dict[str, UpdateManifest], coordinator: dict[str, list[str]]) -> dict[str, list[str]]:
     """What the coordinator saw of each site, and what the site says itself."""
-    found = {site: [*coordinator.get(site, []), *update.notes] for site, update in updates.items()}
+    found = {
+        site: [*coordinator.get(site, []), *(printable(note, 300) for note in update.notes[:NOTES_LIMIT])]
+        for site, update in updates.items()
+    }
     return {site: notes for site, notes in found.items() if notes}
 
 
