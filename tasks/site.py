@@ -35,7 +35,7 @@ def _again(_task: Any, _run: Any, state: Any) -> bool:
     return not isinstance(error, PhotonError)
 
 
-@task(task_run_name="{site} / validate", cache_policy=NO_CACHE)
+@task(task_run_name="{site} / validate", cache_policy=NO_CACHE, retries=1, retry_condition_fn=_again)
 def validate(federation: Federation, site: str, t: int) -> dict[str, Any]:
     """Check the site's shards: every file by its hash, then the expectation suite `shards`.
 
@@ -109,7 +109,7 @@ def upload(federation: Federation, site: str, t: int, trained: "Trained | None")
         out.update(bytes=sum(entry.bytes for entry in manifest.files))
 
 
-@task(task_run_name="{site} / evaluate", cache_policy=NO_CACHE)
+@task(task_run_name="{site} / evaluate", cache_policy=NO_CACHE, retries=1, retry_condition_fn=_again)
 def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> dict[str, float]:
     """Loss and perplexity of a global model on the site's held-out text."""
     with step(t, "evaluate", site) as out:
