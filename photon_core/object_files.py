@@ -10,7 +10,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from photon_core.errors import PhotonError
+from photon_core.errors import PhotonError, StoreConflict
 from photon_core.patience import error_code
 
 PART = 16 << 20  # bytes; S3 takes 10,000 parts of an object, so 156 GiB
@@ -29,10 +29,12 @@ class ObjectWriter:
     Args:
         call: S3's API for this object.
         size: bytes of the object of that name now; None if there is none.
+        only_new: ask the server not to replace an object (If-None-Match).
     """
 
-    def __init__(self, call: Call, size: Callable[[], int | None]) -> None:
+    def __init__(self, call: Call, size: Callable[[], int | None], only_new: bool) -> None:
         self._call, self._size = call, size
+        self._condition: dict[str, Any] = {"IfNoneMatch": "*"} if only_new else {}
         self._buffer = bytearray()
         self._sent = 0
         self._upload = ""
@@ -46,14 +48,17 @@ class ObjectWriter:
         return len(data)
 
     def close(self) -> None:
+        """Make it appear. Raises StoreConflict when another object has its name."""
         if not self._open:
             return
         try:
             if self._upload:
                 self._send(len(self._buffer))
-                self._complete()
+                parts = [{"PartNumber": n, "ETag": tag} for n, tag in enumerate(self._tags, 1)]
+                upload = {"UploadId": self._upload, "MultipartUpload": {"Parts": parts}}
+                self._finish("complete_multipart_upload", self._sent, **upload)
             else:
-                self._call("put_object", Body=bytes(self._buffer))
+                self._finish("put_object", len(self._buffer), Body=bytes(self._buffer))
         except BaseException:
             self.discard()
             raise
@@ -80,14 +85,16 @@ class ObjectWriter:
         self._sent += count
         del self._buffer[:count]
 
-    def _complete(self) -> None:
-        parts = [{"PartNumber": n, "ETag": tag} for n, tag in enumerate(self._tags, 1)]
+    def _finish(self, method: str, size: int, **arguments: Any) -> None:
         try:
-            self._call("complete_multipart_upload", UploadId=self._upload, MultipartUpload={"Parts": parts})
+            self._call(method, **arguments, **self._condition)
         except OSError as error:
-            # the answer to an earlier try was lost: the upload is over because it is done
-            if error_code(error) != "NoSuchUpload" or self._size() != self._sent:
+            code = error_code(error)
+            if code not in ("NoSuchUpload", "PreconditionFailed", "412"):
                 raise
+            # the answer to an earlier try was lost: it cannot be done because it is done
+            if self._size() != size:
+                raise StoreConflict("the name was taken by another writer") from None
 
     def __enter__(self) -> Self:
         return self

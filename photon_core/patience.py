@@ -19,12 +19,8 @@ PATIENCE = 120.0  # s that a server may be away before a step gives up; the step
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # s
 BUSY = {429, 500, 502, 503, 504}
 PASSING = {
-    "InternalError",
-    "RequestTimeout",
-    "ServiceUnavailable",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
+    *("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException"),
+    *("ConditionalRequestConflict", "OperationAborted"),  # another writer is at it: whoever asks again learns more
 }
 REFUSED = {401, 403}
 

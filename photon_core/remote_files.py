@@ -8,7 +8,6 @@ Every call has a time of its own and is repeated, patiently, while the server is
 import io
 import json
 import os
-import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,7 +26,6 @@ HIDDEN = "."
 S3 = {"s3", "s3a"}
 CONDITIONAL = S3 | {"gs", "gcs"}  # protocols whose pipe_file(mode="create") asks the server
 MEMORY_LOCK = Lock()
-CONFLICT_RETRIES = 8
 CALL_SECONDS = 300.0  # for one request: a part of 16 MiB through a link of 0.5 Mbit/s
 BRIEFLY = 5.0  # s; for what may also be left undone
 CLIENT = {
@@ -187,7 +185,10 @@ class RemoteFiles:
 
             return self._do(f"write ({method})", path, once, patience)
 
-        return ObjectWriter(call, lambda: self.size(path) if self.exists(path) else None)
+        def size() -> int | None:
+            return self.size(path) if self.exists(path) else None
+
+        return ObjectWriter(call, size, only_new=not self._single_writer)
 
     def remove(self, path: str) -> None:
         with suppress(FileNotFoundError):
@@ -204,27 +205,31 @@ class RemoteFiles:
 
     def _create_if_absent(self, path: str, data: bytes) -> bool:
         """Whether this call created the object (False: it was there)."""
-        for attempt in range(CONFLICT_RETRIES):
-            try:
-                self._do(
-                    "create",
-                    path,
-                    lambda **limit: self.fs.pipe_file(self._full(path), data, mode="create", **limit),
-                )
-                return True
-            except FileExistsError:
+
+        def create(**limit: Any) -> None:
+            self.fs.pipe_file(self._full(path), data, mode="create", **limit)
+
+        try:
+            self._do("create", path, create)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            raise self._no_bucket() from None
+        except OSError as error:
+            code = error_code(error)
+            if code in ("PreconditionFailed", "412"):
                 return False
-            except FileNotFoundError:
-                raise self._no_bucket() from None
-            except OSError as error:
-                code = error_code(error)
-                if code in ("PreconditionFailed", "412"):
-                    return False
-                # S3 answers 409 while another conditional write is under way: whoever asks again learns more
-                if code not in ("ConditionalRequestConflict", "409") or attempt == CONFLICT_RETRIES - 1:
-                    raise
-            time.sleep(0.05 * 2**attempt)
-        return False
+            if code in ("NotImplemented", "501"):
+                raise self._careless("does not know") from None
+            raise
+        return True
+
+    def _careless(self, verb: str) -> PhotonError:
+        return PhotonError(
+            f"the server of {self.protocol}://{self.root} {verb} If-None-Match, so two writers could both commit; "
+            "use one that honours it, or write storage: {single_writer: true} when nothing else ever writes to "
+            "this run"
+        )
 
     def _probe(self, path: str) -> None:
         """Refuse a server that lets a second create-only write through."""
@@ -242,11 +247,7 @@ class RemoteFiles:
         with suppress(OSError, PhotonError):  # a site may write but not delete
             self.remove(probe)
         if second:
-            raise PhotonError(
-                f"the server of {self.protocol}://{self.root} ignores If-None-Match, so two writers could "
-                "both commit; use one that honours it, or write storage: {single_writer: true} when nothing "
-                "else ever writes to this run"
-            )
+            raise self._careless("ignores")
         _proven.add(self._place)
 
 

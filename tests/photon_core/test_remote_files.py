@@ -14,7 +14,7 @@ from photon_core.errors import CorruptFile, PhotonError, StoreConflict, StoreRef
 from photon_core.layout import Run
 from photon_core.store import Store
 from schemas.manifests import FileEntry
-from tests.s3_server import SECRETS, FaultProxy, Request
+from tests.s3_server import BUSY, SECRETS, FaultProxy, Request
 
 MIB = 1 << 20
 
@@ -231,9 +231,8 @@ def test_a_missing_bucket_and_missing_credentials_are_named(
 def test_what_is_refused_is_told_at_once_and_without_the_key(store: Store, s3_proxy: FaultProxy) -> None:
     key = os.environ["AWS_ACCESS_KEY_ID"]
     body = f"<Error><Code>InvalidAccessKeyId</Code><Message>No {key}</Message></Error>".encode()
-    import tests.s3_server as server
 
-    refusal = server.BUSY.replace(b"503 Service Unavailable", b"403 Forbidden")
+    refusal = BUSY.replace(b"503 Service Unavailable", b"403 Forbidden")
     s3_proxy.answer = refusal % (len(body), body)
     s3_proxy.fault = lambda request: "answer"
     calls = (lambda: store.read("x"), lambda: store.create("a/b", b""), lambda: store.ls("a"))
@@ -254,3 +253,32 @@ def test_a_hash_in_a_manifest_cannot_name_a_file_of_the_cache(store: Store, tmp_
     store.create("run/shard", b"x")
     with pytest.raises(CorruptFile, match="is not a hash"):
         store.fetch(FileEntry(path="shard", sha256="../../x", bytes=1), "run", tmp_path)
+
+
+def test_a_data_file_is_never_replaced(store: Store, s3_proxy: FaultProxy, small_parts: None) -> None:
+    for size in (1000, 6 * MIB):
+        first, second = store.open_write(f"run/{size}"), store.open_write(f"run/{size}")
+        first.write(content(size))
+        second.write(b"other" + content(size))
+        first.close()
+        with pytest.raises(StoreConflict):
+            second.close()
+        store.check(entry(str(size), content(size)), "run")
+    assert uploads(store) == []
+
+
+def test_a_server_that_does_not_know_if_none_match_is_refused(store: Store, s3_proxy: FaultProxy) -> None:
+    body = b"<Error><Code>NotImplemented</Code><Message>A header you provided</Message></Error>"
+    s3_proxy.answer = BUSY.replace(b"503 Service Unavailable", b"501 Not Implemented") % (len(body), body)
+    s3_proxy.fault = lambda request: "answer" if "if-none-match" in request.headers.lower() else None
+    with pytest.raises(PhotonError, match="does not know If-None-Match"):
+        store.create("run/run.json", b"mine")
+
+
+def test_a_write_that_meets_another_is_repeated(store: Store, s3_proxy: FaultProxy) -> None:
+    body = b"<Error><Code>ConditionalRequestConflict</Code><Message>busy</Message></Error>"
+    s3_proxy.answer = BUSY.replace(b"503 Service Unavailable", b"409 Conflict") % (len(body), body)
+    s3_proxy.fault = lambda request: "answer" if request.method == "PUT" and len(s3_proxy.broken) < 3 else None
+    store.create("run/run.json", b"mine")
+    assert store.read("run/run.json") == b"mine"
+    assert len(s3_proxy.broken) == 3
