@@ -40,7 +40,7 @@ local:
   steps: {steps}
   batch_size: 8
   device: cpu
-  optimizer: {{name: adamw, lr: 2.0e-3}}
+  optimizer: {{name: adamw, lr: 4.0e-3}}
   schedule: {{name: cosine, warmup_steps: {warmup}, alpha: 0.1}}
 server: {{optimizer: nesterov, lr: 0.7, momentum: 0.6}}
 data: {{evaluation_sequences: 16, validation_share: 0.02}}
@@ -52,8 +52,8 @@ SITE = "  - {{name: {name}, state_dir: sites/{name}, streams: [{{name: text, sou
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the domains")
-    parser.add_argument("--rounds", type=int, default=40, help="of the federation")
-    parser.add_argument("--quick", action="store_true", help="under 2 minutes: three short rounds, no result")
+    parser.add_argument("--rounds", type=int, default=120, help="of the federation")
+    parser.add_argument("--quick", action="store_true", help="under 2 minutes: two short rounds, no result")
     arguments = parser.parse_args()
     domains = sorted(path.parent.name for path in arguments.data.glob("*/train.jsonl.gz"))
     if not domains:
@@ -63,7 +63,7 @@ def main() -> None:
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-six-") as name:
         work = Path(name)
-        rounds, steps = (2, 5) if arguments.quick else (arguments.rounds, 20)
+        rounds, steps = (2, 5) if arguments.quick else (arguments.rounds, 10)
         text = FILE.format(rounds=rounds, steps=steps, warmup=min(50, rounds * steps // 4))
         result = measure(work, arguments.data.resolve(), domains, text)
     show(at, neighbours.share(), result, quick=arguments.quick)
