@@ -1,10 +1,13 @@
 """A federation whose store and text are on S3, over real HTTP: the same model as on a disk, outages or not."""
 
+import json
 import logging
 import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import yaml
@@ -12,9 +15,10 @@ import yaml
 from photon_core.rounds import history, run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from tests.s3_server import SECRETS, FaultProxy
+from tests.s3_server import SECRETS, FaultProxy, Request
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+VERBS = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "POST": "PutObject"}
 
 
 def run(federation: Federation, rounds: int | None = None) -> list[RoundManifest]:
@@ -66,15 +70,25 @@ def test_s3_gives_the_same_model_keeps_secrets_and_sites_to_their_places(
     assert run(federation, rounds=1)[-1].model_sha256 == here[1].model_sha256
     s3_proxy.requests.clear()
     site_alone(federation, "a", 2)
-    check_writes(s3_proxy, f"/{s3_bucket}/x/tiny/rounds/000002/sites/a/")
+    check_requests(s3_proxy, s3_bucket, "a")
+    check_policy(s3_bucket)
 
     s3_proxy.away_for(6.0)
+    away = s3_proxy.fault
+    s3_proxy.fault = lambda request: cut_once(s3_proxy, request) or away(request)
     there = run(federation)
+    assert sum(request.method == "PUT" and "/sites/b/" in request.path for request in s3_proxy.broken) >= 1
     assert len(s3_proxy.broken) >= 4
     assert [r.model_sha256 for r in there] == [r.model_sha256 for r in here]
     assert not any(r.left_out for r in there)
 
     check_secrets(federation, caplog.text + "".join(capfd.readouterr()))
+
+
+def cut_once(proxy: FaultProxy, request: Request) -> Any:
+    """The first upload of a site's shard ends in the middle."""
+    shard = request.method == "PUT" and "/sites/" in request.path and request.path.endswith(".safetensors")
+    return ("cut", 3000) if shard and not any(r.path == request.path for r in proxy.broken) else None
 
 
 def site_alone(federation: Federation, site: str, t: int) -> None:
@@ -99,12 +113,59 @@ def candidate_of(federation: Federation, t: int) -> Any:
     return manifest.model
 
 
-def check_writes(proxy: FaultProxy, prefix: str) -> None:
+def check_requests(proxy: FaultProxy, bucket: str, site: str) -> None:
+    """The site wrote under its own prefix only, and did nothing that the documented policy does not allow it."""
     written = [request.path for request in proxy.requests if request.method not in ("GET", "HEAD")]
     assert any(path.endswith("/update.json") for path in written)
     assert any(re.search(r"/evaluation-\w+\.json$", path) for path in written)
     assert any(path.endswith(".safetensors") for path in written)
+    prefix = f"/{bucket}/x/tiny/rounds/000002/sites/{site}/"
     assert [path for path in written if not path.startswith(prefix)] == []
+    assert [r for r in proxy.requests if not allowed(r, bucket, site) and "/text/" not in r.path] == []
+
+
+def allowed(request: Request, bucket: str, site: str) -> bool:
+    """Whether the policy of docs/store.md, with the names of this test in it, allows a request of the site."""
+    text = (Path(__file__).parents[2] / "docs" / "store.md").read_text().split("```json\n")[1].split("```")[0]
+    for documented, here in (("federation/photon/notes", f"{bucket}/x/tiny"), ("berlin", site)):
+        text = text.replace(documented, here)
+    text = text.replace("s3:::federation", f"s3:::{bucket}").replace("photon/notes/", "x/tiny/")
+    verb = "ListBucket" if "list-type=2" in request.query else VERBS.get(request.method, request.method)
+    part = "partNumber" in request.query or "uploads" in request.query
+    unconditional = not part and "if-none-match: *" not in request.headers.lower()
+    effects = set()
+    for statement in json.loads(text)["Statement"]:
+        fits = f"s3:{verb}" in _list(statement["Action"]) and f"photon-{site}" in str(statement["Principal"])
+        if statement["Effect"] == "Deny":  # the condition of NobodyOverwrites
+            fits = verb == "PutObject" and unconditional
+        elif verb == "ListBucket":
+            wanted = statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix", "")
+            fits = fits and fnmatchcase(parse_qs(request.query)["prefix"][0], wanted)
+        else:
+            name = f"arn:aws:s3:::{request.path[1:]}"
+            fits = fits and any(fnmatchcase(name, resource) for resource in _list(statement["Resource"]))
+        if fits:
+            effects.add(statement["Effect"])
+    return effects == {"Allow"}
+
+
+def check_policy(bucket: str) -> None:
+    """What the policy is there to refuse."""
+    rounds = f"/{bucket}/x/tiny/rounds/000002"
+    refused = [
+        Request("PUT", f"{rounds}/{path}", "", "If-None-Match: *", 1)
+        for path in ("round.json", "model/x", "sites/b/0001/x", "sites/b/sites/a/x", "../000002/sites/a/x")
+    ]
+    refused += [
+        Request("GET", f"{rounds}/sites/b/0001/x", "", "", 0),
+        Request("PUT", f"{rounds}/sites/a/x", "", "", 1),
+    ]
+    assert [r for r in refused if allowed(r, bucket, "a")] == []
+    assert allowed(Request("PUT", f"{rounds}/sites/a/0001/x", "", "If-None-Match: *", 1), bucket, "a")
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def check_secrets(federation: Federation, output: str) -> None:
