@@ -12,7 +12,7 @@ from prefect.runtime import task_run
 
 from photon_core import rounds
 from photon_core.data.paths import cache_dir, state_dir
-from photon_core.errors import ChildFailed, DeadlinePassed, PhotonError
+from photon_core.errors import ChildFailed, DeadlinePassed, PhotonError, StoreUnavailable
 from photon_core.rounds import is_done, last_contribution, next_attempt, run_of
 from photon_core.update.upload import upload_update
 from schemas.federation import Federation
@@ -28,11 +28,11 @@ VALIDATION_TIMEOUT = 3600.0
 
 
 def _again(_task: Any, _run: Any, state: Any) -> bool:
-    """Try once more what was killed or broke; not what was refused, cancelled, or out of time."""
+    """Try once more what was killed or broke, or missed the store; not what was refused, cancelled or too late."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, ChildFailed):
         return not isinstance(error, DeadlinePassed) and "cancelled" not in str(error)
-    return not isinstance(error, PhotonError)
+    return isinstance(error, StoreUnavailable) or not isinstance(error, PhotonError)
 
 
 @task(task_run_name="{site} / validate", cache_policy=NO_CACHE, retries=1, retry_condition_fn=_again)
