@@ -58,8 +58,9 @@ def main() -> None:
         quick = arguments.quick
         bench = measure(work / "bench", BENCH, rounds=1 if quick else 2, steps=5 if quick else 50, quick=quick)
         demo = measure(work / "demo", None, rounds=2 if quick else 6, steps=10 if quick else None, quick=quick)
+    others = neighbours.share()  # before Flower: its daemons are not our children
     flower = {} if arguments.no_flower else flower_figures(quick=quick)
-    show(at, neighbours.share(), bench, demo, flower, quick=quick)
+    show(at, others, bench, demo, flower, quick=quick)
 
 
 def measure(folder: Path, text: str | None, *, rounds: int, steps: int | None, quick: bool) -> dict[str, Any]:
