@@ -7,9 +7,22 @@ import pickle
 import select
 import socket
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 HEADER = struct.Struct("!Q")
+
+
+def readable(descriptors: Iterable[int], timeout: float | None = None) -> set[int]:
+    """Those that have something to read, or whose other end is gone. Not select(): it ends at descriptor 1023.
+
+    Args:
+        timeout: seconds to wait for the first of them; for ever if None.
+    """
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(None if timeout is None else timeout * 1000)}
 
 
 class ChannelClosed(Exception):
@@ -35,8 +48,7 @@ class Channel:
             ChannelClosed: the other end closed its socket or died.
         """
         while not self._complete():
-            readable, _, _ = select.select([self._socket], [], [], timeout)
-            if not readable:
+            if not readable([self._socket.fileno()], timeout):
                 return None
             try:
                 data = self._socket.recv(1 << 20)

@@ -14,7 +14,6 @@ import gc
 import importlib
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -24,6 +23,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn
 
+from photon_core.training.channel import readable
 from photon_core.training.scratch import remove_job
 from photon_core.training.serving import ENVIRONMENT
 
@@ -109,9 +109,9 @@ class _Server:
     def forsaken(self) -> bool:
         """Whether the only launcher is gone, or the shared server's lifeline is cut."""
         if self.lifeline is not None:
-            return bool(select.select([self.lifeline], [], [], 0)[0])
+            return bool(readable([self.lifeline], 0))
         control = self.clients[0].control
-        return bool(select.select([control], [], [], 0)[0]) and not control.recv(1, socket.MSG_PEEK)
+        return bool(readable([control.fileno()], 0)) and not control.recv(1, socket.MSG_PEEK)
 
     def serve(self) -> None:
         """Until the last client is gone and no other can come."""
@@ -131,17 +131,17 @@ class _Server:
         present = {client.control.fileno(): client for client in self.clients if not client.gone}
         doors = [self.listener.fileno()] if self.listener is not None else []
         lines = [self.lifeline] if self.lifeline is not None else []
-        readable, _, _ = select.select([self.wake_read, *present, *doors, *lines], [], [])
-        if self.wake_read in readable:
+        ready = readable([self.wake_read, *present, *doors, *lines])
+        if self.wake_read in ready:
             os.read(self.wake_read, 4096)
             self.reap()
         for descriptor, client in present.items():
-            if descriptor in readable and not self.handle(client):
+            if descriptor in ready and not self.handle(client):
                 self.leave(client)
-        if self.listener is not None and self.listener.fileno() in readable:
+        if self.listener is not None and self.listener.fileno() in ready:
             with contextlib.suppress(OSError):  # it has changed its mind
                 self.clients.append(_Client(self.listener.accept()[0]))
-        if self.lifeline in readable:
+        if self.lifeline in ready:
             self.close_door()
 
     def close_door(self) -> None:

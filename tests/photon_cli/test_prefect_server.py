@@ -4,6 +4,7 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +13,18 @@ import pytest
 from photon_cli.server import EmbeddedServer
 
 
+@pytest.fixture
+def own_environment() -> Iterator[None]:
+    """The environment of a process that has no other server; afterwards it is as it was."""
+    before = dict(os.environ)
+    os.environ.pop("PREFECT_API_URL", None)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.mark.slow
-def test_simultaneous_requests_are_all_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", os.environ.copy())
+def test_simultaneous_requests_are_all_answered(tmp_path: Path, own_environment: None) -> None:
     with EmbeddedServer(tmp_path) as server:
         server.wait()
 

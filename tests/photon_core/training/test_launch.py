@@ -1,5 +1,6 @@
 """The launcher: results, errors, kills, deadlines, cancellation, and that nothing is left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -320,3 +321,11 @@ def test_leftovers_of_dead_launchers_are_swept(tmp_path: Path, monkeypatch: pyte
     finally:
         ours.unlink(missing_ok=True)
         theirs.unlink(missing_ok=True)
+
+
+def test_more_than_a_thousand_open_files_are_no_hindrance() -> None:
+    with contextlib.ExitStack() as files:
+        for _ in range(1100):
+            files.enter_context(Path(os.devnull).open())
+        with Launcher(1, preload=("json",)) as late:
+            assert late.run(os.getpid, label="pid") != os.getpid()
