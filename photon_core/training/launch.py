@@ -25,7 +25,7 @@ from photon_core.errors import ChildFailed, DeadlinePassed
 from photon_core.training.channel import Channel, ChannelClosed
 from photon_core.training.child import REQUEST
 from photon_core.training.scratch import create_scratch
-from photon_core.training.serving import PRELOAD, connect, start_process
+from photon_core.training.serving import PRELOAD, connect, last_words, start_process
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 TICK = 0.25  # seconds between looks at the clock while a child is silent
@@ -138,31 +138,19 @@ class Launcher:
                 data = control.recv(1 << 16)
             except OSError:
                 data = b""
-            last_words = "" if data else self._last_words()
+            ending = "" if data else last_words(self._server, self._scratch)
             with self._changed:
                 if data:
                     self._take(json.loads(data))
                 elif self._control is control:
                     self._control = None
-                    self._failure = self._failure or last_words
+                    self._failure = self._failure or ending
                     for job in self._jobs.values():
                         job.ended = True
                 self._changed.notify_all()
             if not data:
                 control.close()
                 return
-
-    def _last_words(self) -> str:
-        """How our own fork server ended, and the end of its log."""
-        server, scratch = self._server, self._scratch
-        if server is None or scratch is None:
-            return ""
-        text = ""
-        with suppress(subprocess.TimeoutExpired):
-            text = f"Exit code {server.wait(GRACE)}. "
-        with suppress(OSError):
-            text += " ".join((scratch / "server.log").read_text(errors="replace").split("\n")[-4:]).strip()
-        return text
 
     def _take(self, message: dict[str, Any]) -> None:
         if message["op"] == "ready":

@@ -44,6 +44,18 @@ def start_process(call: str, descriptors: Sequence[int], log: Path) -> subproces
         )
 
 
+def last_words(server: subprocess.Popen[bytes] | None, scratch: Path | None) -> str:
+    """How a launcher's own fork server ended, and the end of its log."""
+    if server is None or scratch is None:
+        return ""
+    text = ""
+    with suppress(subprocess.TimeoutExpired):
+        text = f"Exit code {server.wait(GRACE)}. "
+    with suppress(OSError):
+        text += " ".join((scratch / "server.log").read_text(errors="replace").split("\n")[-4:]).strip()
+    return text
+
+
 @contextmanager
 def serve(preload: Sequence[str] = PRELOAD) -> Iterator[dict[str, str]]:
     """A fork server that other processes attach to, for the length of the block.
