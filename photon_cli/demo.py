@@ -35,10 +35,10 @@ model: {{n_layers: 3, d_model: 192, n_heads: 6, vocab_size: 257, max_seq_len: 12
 rounds: {{count: {rounds}, quorum: 3, deadline: 10m}}
 
 local:
-  steps: 30
+  steps: 60
   batch_size: 16
   optimizer: {{name: adamw, lr: 4.0e-3}}
-  schedule: {{name: cosine, warmup_steps: 10, total_steps: 300}}
+  schedule: {{name: cosine, warmup_steps: 20, total_steps: 600}}
 
 server: {{optimizer: nesterov, lr: 0.9, momentum: 0.3}}
 

@@ -54,17 +54,21 @@ class Lines:
         self._printed: dict[str, tuple[bool, float]] = {}
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        self._print(text)
 
     def activity(self, name: str, text: str, done: int = 0, total: int | None = None) -> None:
         counting, now = bool(done), time.monotonic()
         was = self._printed.get(name)
         if was is None or was[0] != counting or now - was[1] > PLAIN_SECONDS:
             self._printed[name] = (counting, now)
-            print(f"{name}: {text}" + (f" ({done}/{total})" if counting and total else ""), flush=True)
+            self._print(f"{name}: {text}" + (f" ({done}/{total})" if counting and total else ""))
 
     def finish(self, name: str) -> None:
         self._printed.pop(name, None)
+
+    @staticmethod
+    def _print(line: str) -> None:
+        print(f"{line}\n", end="", flush=True)  # in one piece: sites report from threads of their own
 
 
 class Silence:

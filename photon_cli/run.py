@@ -1,6 +1,7 @@
 """photon run: the flows on this machine, with a Prefect server of their own that ends with them."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -80,8 +81,9 @@ def show_result(federation: Federation, file: Path) -> None:
 
     console, run = Console(soft_wrap=True), run_of(federation)
     console.print(rounds_table(history(run)[1:]))
+    prefect = Path(sys.executable).with_name("prefect")
     console.print(f"\nstore:       {run.store.url}/{federation.run}", highlight=False)
-    console.print(f"Prefect UI:  PREFECT_HOME={prefect_home(file)} prefect server start", highlight=False)
+    console.print(f"Prefect UI:  PREFECT_HOME={prefect_home(file)} {prefect} server start", highlight=False)
 
 
 def prefect_home(file: Path) -> Path:
