@@ -15,7 +15,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from schemas.federation import Federation, Model
+from schemas.federation import Federation
+from schemas.model import Model
 
 
 @dataclass

@@ -5,44 +5,16 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.deploy import Deploy, PoolType, Storage, check_environment
+from schemas.deploy import Deploy, PoolType, Storage
+from schemas.local import Local
+from schemas.model import Model
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
 from schemas.section import Section
-from schemas.values import Beta, Fraction, Name, Place, Seconds, Text, wrong
+from schemas.server import Server
+from schemas.sites import Site
+from schemas.values import Fraction, Name, Place, Seconds, Text, unique, wrong
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
-
-
-class Model(Section):
-    """The decoder-only transformer: learned positions, tied embeddings, GELU, biases (as MPT)."""
-
-    preset: Literal["75M", "125M", "350M", "1.3B", "3B", "7B"] | None = Field(
-        default=None, description="a published shape; other keys of this section override it"
-    )
-    n_layers: int = Field(ge=1, description="transformer blocks", examples=[12])
-    d_model: int = Field(ge=1, description="width", examples=[768])
-    n_heads: int = Field(ge=1, description="attention heads; must divide d_model", examples=[12])
-    expansion_ratio: int = Field(default=4, ge=1, description="MLP width / d_model")
-    vocab_size: int = Field(
-        default=50_368, ge=2, description="rows of the embedding; at least the tokenizer's size"
-    )
-    max_seq_len: int = Field(default=2048, ge=2, description="tokens a sequence")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, data: Any) -> Any:
-        name = data.get("preset") if isinstance(data, dict) else None
-        return {**MODEL_PRESETS[name], **data} if isinstance(name, str) and name in MODEL_PRESETS else data
-
-    @model_validator(mode="after")
-    def _heads(self) -> "Model":
-        if self.d_model % self.n_heads:
-            width = self.n_heads * max(1, round(self.d_model / self.n_heads))
-            raise wrong(
-                f"{self.d_model} is not a multiple of n_heads {self.n_heads}; write {width} or change it",
-                "d_model",
-            )
-        return self
 
 
 class Rounds(Section):
@@ -61,84 +33,6 @@ class Rounds(Section):
     )
 
 
-class Optimizer(Section):
-    """The inner optimizer, AdamW."""
-
-    name: Literal["adamw"] = "adamw"
-    lr: float = Field(default=6e-4, gt=0, description="maximum learning rate", examples=[6e-4])
-    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), examples=[[0.9, 0.95]])
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-
-
-class Schedule(Section):
-    """Learning rate against the global step count; it does not restart with a round."""
-
-    name: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = Field(default=0, ge=0)
-    total_steps: int | None = Field(
-        default=None, ge=1, description="T of the cosine; rounds.count x local.steps if left out"
-    )
-    alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
-
-
-class Logger(Section):
-    """One of Composer's own loggers."""
-
-    name: Literal["tensorboard", "mlflow", "wandb", "file"]
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of Composer's logger")
-
-
-class Local(Section):
-    """What a site does between two synchronisations."""
-
-    steps: int = Field(ge=1, description="H, optimizer steps a round", examples=[128])
-    batch_size: int = Field(ge=1, description="sequences a step and site", examples=[32])
-    optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
-    precision: Literal["fp32", "amp_bf16"] = "fp32"
-    clip_norm: float | None = Field(default=1.0, gt=0, description="gradient norm limit; null for none")
-    optimizer_state: Literal["keep", "reset"] = Field(
-        default="keep", description="AdamW's moments across rounds, at the site"
-    )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    checkpoint_steps: int | None = Field(
-        default=100,
-        ge=1,
-        description="local steps between the site's own checkpoints, from which a killed training goes on; "
-        "null for none",
-    )
-    loggers: list[Logger] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _precision(self) -> "Local":
-        if self.device == "cpu" and self.precision == "amp_bf16":
-            raise wrong("amp_bf16 does not train on the CPU; write fp32, or device: cuda", "precision")
-        return self
-
-
-class Server(Section):
-    """ServerOpt of Algorithm 1, on pseudo-gradients."""
-
-    optimizer: Literal["fedavg", "nesterov", "fedmom"] = "fedavg"
-    lr: float = Field(
-        default=1.0,
-        gt=0,
-        description="eta; 1 with fedavg takes the mean of the sites' models",
-        examples=[1.0],
-    )
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="mu, for nesterov and fedmom", examples=[0.9])
-
-    @model_validator(mode="after")
-    def _momentum(self) -> "Server":
-        if self.optimizer == "fedavg" and self.momentum:
-            raise wrong(
-                f"fedavg has no momentum, but {self.momentum:g} is given; drop it or use nesterov",
-                "momentum",
-            )
-        return self
-
-
 class Data(Section):
     """Preparation and the limits that the expectation suites enforce."""
 
@@ -154,62 +48,6 @@ class Data(Section):
     evaluation_sequences: int = Field(
         default=64, ge=1, description="held-out sequences a site evaluates each round"
     )
-
-
-class Stream(Section):
-    """One data source of a site."""
-
-    name: Name
-    source: Place = Field(
-        examples=["texts/*.jsonl"],
-        description="fsspec URL or path, globs allowed: .jsonl .txt .parquet (.gz .zst)",
-    )
-    text_key: Text = Field(default="text", description="the column or key that holds a document's text")
-    proportion: float = Field(
-        default=1.0, gt=0, le=1, description="share of the site's samples; a site's streams sum to 1"
-    )
-
-
-class Site(Section):
-    name: Name
-    pool: Name | None = Field(default=None, description="Prefect work pool; photon-<site> if left out")
-    pool_type: PoolType | None = Field(default=None, description="its type; deploy.pool_type if left out")
-    job_variables: dict[str, Any] = Field(
-        default_factory=dict,
-        description="what the pool's jobs get: env, image, resources; any key that the pool's template has",
-    )
-    streams: list[Stream] = Field(min_length=1, examples=["- {name: web, source: web/*.jsonl}"])
-    state_dir: Text | None = Field(
-        default=None,
-        description="private folder of the site, on its own disk; photon-sites/<run>/<site> if left out",
-    )
-
-    @field_validator("streams")
-    @classmethod
-    def _streams(cls, streams: list[Stream]) -> list[Stream]:
-        _unique("stream", [s.name for s in streams])
-        total = sum(s.proportion for s in streams)
-        if abs(total - 1) > 1e-6:
-            given = " + ".join(f"{s.proportion:g}" for s in streams)
-            scaled = [round(s.proportion / total, 4) for s in streams[:-1]]
-            scaled.append(round(1 - sum(scaled), 4))
-            raise wrong(
-                f"the proportions {given} sum to {total:g}, not to 1; write {' + '.join(map(str, scaled))}"
-            )
-        return streams
-
-    @field_validator("job_variables")
-    @classmethod
-    def _job_variables(cls, variables: dict[str, Any]) -> dict[str, Any]:
-        check_environment(variables.get("env", {}))
-        return variables
-
-    @field_validator("state_dir")
-    @classmethod
-    def _state_dir(cls, state_dir: str | None) -> str | None:
-        if state_dir is not None and "://" in state_dir:
-            raise ValueError("is a URL, but private state stays on the site's own disk; write a folder")
-        return state_dir
 
 
 class Federation(Section):
@@ -242,7 +80,7 @@ class Federation(Section):
     @field_validator("sites")
     @classmethod
     def _sites(cls, sites: list[Site]) -> list[Site]:
-        _unique("site", [s.name for s in sites])
+        unique("site", [s.name for s in sites])
         return sites
 
     @field_validator("preset", mode="before")
@@ -356,12 +194,3 @@ class Federation(Section):
             if site.name == name:
                 return site
         raise KeyError(name)
-
-
-def _unique(kind: str, names: list[str]) -> None:
-    seen: dict[str, str] = {}
-    for index, name in enumerate(names):
-        other = seen.setdefault(name.lower(), name)
-        if name in names[:index] or other != name:
-            what = "is there twice" if other == name else f"differs from '{other}' only in case"
-            raise wrong(f"the {kind} '{name}' {what}; give every {kind} a name of its own", index, "name")

@@ -10,7 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from schemas.federation import Federation, Local, Model, Rounds
+from schemas.federation import Federation, Rounds
+from schemas.local import Local
+from schemas.model import Model
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS
 
 PATH = Path(__file__).with_name("federation.schema.json")

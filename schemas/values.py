@@ -78,3 +78,13 @@ Seconds = Annotated[
 ]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def unique(kind: str, names: list[str]) -> None:
+    """Refuse names that are there twice, or differ only in case (they are folders on disks that fold it)."""
+    seen: dict[str, str] = {}
+    for index, name in enumerate(names):
+        other = seen.setdefault(name.lower(), name)
+        if name in names[:index] or other != name:
+            what = "is there twice" if other == name else f"differs from '{other}' only in case"
+            raise wrong(f"the {kind} '{name}' {what}; give every {kind} a name of its own", index, "name")

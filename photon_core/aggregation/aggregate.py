@@ -24,8 +24,8 @@ from photon_core.shard_writer import ShardWriter
 from photon_core.tensor_reader import Array, Piece, TensorReader
 from photon_core.tensors import SHARD_BYTES, all_tensors
 from photon_core.update.codec import get_codec
-from schemas.federation import Server
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
+from schemas.server import Server
 
 Float32 = NDArray[np.float32]
 CHUNK_ELEMENTS = 1 << 17  # 0.5 MiB of float32: a handful of such pieces fit a core's cache

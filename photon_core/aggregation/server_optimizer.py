@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.federation import Server
+from schemas.server import Server
 
 Float32 = NDArray[np.float32]
 Step = Callable[[Float32, Float32, Float32, Sequence[Float32], Server, Float32], Float32]

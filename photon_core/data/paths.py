@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from photon_core.errors import FederationError
-from schemas.federation import Federation, Site
+from schemas.federation import Federation
+from schemas.sites import Site
 
 
 def find_site(federation: Federation, site: str) -> Site:

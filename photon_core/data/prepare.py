@@ -33,8 +33,9 @@ from photon_core.data.tokenizer import Tokenizer, load_tokenizer
 from photon_core.data.verify import VerifiedFiles, check_entries, verify_files
 from photon_core.errors import CorruptFile, DataError, FederationError
 from photon_core.hashing import canonical_json, sha256_bytes
-from schemas.federation import Federation, Stream
+from schemas.federation import Federation
 from schemas.manifests import DataManifest
+from schemas.sites import Stream
 
 __all__ = ["load_manifest", "prepare_site"]
 

@@ -21,7 +21,7 @@ from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.training.model import PhotonModel
 from photon_core.training.schedule import learning_rate
 from schemas.federation import Federation
-from schemas.federation import Logger as LoggerSection
+from schemas.local import Logger as LoggerSection
 
 REPORT_SECONDS = 1.0
 LOGGERS = {

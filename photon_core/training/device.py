@@ -3,7 +3,7 @@
 import torch
 
 from photon_core.errors import FederationError
-from schemas.federation import Local
+from schemas.local import Local
 
 
 def choose_device(local: Local) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.training.shapes import parameter_shapes
-from schemas.federation import Federation, Model
+from schemas.federation import Federation
 from schemas.manifests import TensorEntry
+from schemas.model import Model
 
 RESIDUAL = ("attn.out_proj.weight", "ffn.down_proj.weight")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from photon_core.training.initial import initial_tensor
 from photon_core.training.shapes import parameter_shapes
-from schemas.federation import Model
+from schemas.model import Model
 
 IGNORED = -100  # target of the last position, which has no next token
 

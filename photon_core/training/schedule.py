@@ -2,7 +2,7 @@
 
 import math
 
-from schemas.federation import Optimizer, Schedule
+from schemas.local import Optimizer, Schedule
 
 
 def learning_rate(step: int, optimizer: Optimizer, schedule: Schedule, total_steps: int) -> float:

@@ -1,6 +1,6 @@
 """The model's parameters by name and shape, without torch: what the start, the plan and the checks share."""
 
-from schemas.federation import Model
+from schemas.model import Model
 
 
 def parameter_shapes(model: Model) -> dict[str, tuple[int, ...]]:

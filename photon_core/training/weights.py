@@ -13,8 +13,8 @@ from photon_core.tensors import file_entry, shard_plan
 from photon_core.training.shapes import parameter_shapes
 from photon_core.training.state import UPDATE
 from photon_core.update.codec import get_codec
-from schemas.federation import Model
 from schemas.manifests import FileEntry, TensorEntry
+from schemas.model import Model
 
 
 class Theta:

@@ -12,8 +12,8 @@ from photon_core.aggregation.aggregate import aggregate
 from photon_core.errors import StoreConflict
 from photon_core.layout import Run, model_sha256
 from photon_core.store import Store
-from schemas.federation import Server
 from schemas.manifests import RoundManifest
+from schemas.server import Server
 
 WATCHED = ("open", "write", "fsync", "link", "unlink", "mkdir", "close")
 

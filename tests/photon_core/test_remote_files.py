@@ -193,7 +193,7 @@ def test_an_aggregation_outlives_a_server_that_is_away(
 
     from photon_core.aggregation.aggregate import aggregate
     from photon_core.layout import model_sha256
-    from schemas.federation import Server
+    from schemas.server import Server
 
     theta = {"w": np.linspace(-1, 1, 50_000, dtype=np.float32)}
     sites = {name: ({"w": theta["w"] + np.float32(i)}, 10) for i, name in enumerate("ab")}

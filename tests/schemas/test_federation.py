@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from schemas.federation import Federation, Server, Site
+from schemas.federation import Federation
+from schemas.server import Server
+from schemas.sites import Site
 
 
 def site(name: str, **more: Any) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from schemas.federation import Federation, Model
+from schemas.federation import Federation
+from schemas.model import Model
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
 
 #            blocks     d  heads   seq

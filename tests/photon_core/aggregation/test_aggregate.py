@@ -12,8 +12,8 @@ from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
 from photon_core.layout import Run, model_sha256
 from photon_core.store import Store
 from photon_core.tensor_reader import TensorReader
-from schemas.federation import Server
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
+from schemas.server import Server
 
 Arrays = dict[str, np.ndarray]
 MakeRun = Callable[..., tuple[Run, dict[str, UpdateManifest]]]

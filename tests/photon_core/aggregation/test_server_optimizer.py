@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from photon_core.aggregation.server_optimizer import OPTIMIZERS
-from schemas.federation import Server
+from schemas.server import Server
 
 SIZE, STEPS = 1000, 10
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from photon_core.training import initial
 from photon_core.training.initial import initial_model, initial_tensor
 from photon_core.training.shapes import parameter_shapes
-from schemas.federation import Model
+from schemas.model import Model
 
 MODEL = Model(n_layers=4, d_model=128, n_heads=4, vocab_size=257, max_seq_len=128)
 GOLDEN = "b81de48bce318c6b801bec0462f51587510bb782add667082b4ad6ba84d1c391"

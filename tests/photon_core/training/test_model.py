@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from photon_core.training.model import PhotonModel, initial_decoder, load_decoder, next_token_loss
-from schemas.federation import Model
+from schemas.model import Model
 
 MODEL = Model(n_layers=2, d_model=24, n_heads=3, vocab_size=31, max_seq_len=10)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from photon_core.training.schedule import learning_rate
-from schemas.federation import Optimizer, Schedule
+from schemas.local import Optimizer, Schedule
 
 OPTIMIZER = Optimizer(lr=6e-4)
 

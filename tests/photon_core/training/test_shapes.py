@@ -3,7 +3,7 @@
 import pytest
 
 from photon_core.training.shapes import parameter_count, parameter_shapes
-from schemas.federation import Model
+from schemas.model import Model
 
 
 @pytest.mark.parametrize(

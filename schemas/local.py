@@ -1,0 +1,64 @@
+"""The federation file's `local`: what a site does between two synchronisations."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from schemas.section import Section
+from schemas.values import Beta, wrong
+
+
+class Optimizer(Section):
+    """The inner optimizer, AdamW."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = Field(default=6e-4, gt=0, description="maximum learning rate", examples=[6e-4])
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), examples=[[0.9, 0.95]])
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class Schedule(Section):
+    """Learning rate against the global step count; it does not restart with a round."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+    total_steps: int | None = Field(
+        default=None, ge=1, description="T of the cosine; rounds.count x local.steps if left out"
+    )
+    alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
+
+
+class Logger(Section):
+    """One of Composer's own loggers."""
+
+    name: Literal["tensorboard", "mlflow", "wandb", "file"]
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of Composer's logger")
+
+
+class Local(Section):
+    """What a site does between two synchronisations."""
+
+    steps: int = Field(ge=1, description="H, optimizer steps a round", examples=[128])
+    batch_size: int = Field(ge=1, description="sequences a step and site", examples=[32])
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    precision: Literal["fp32", "amp_bf16"] = "fp32"
+    clip_norm: float | None = Field(default=1.0, gt=0, description="gradient norm limit; null for none")
+    optimizer_state: Literal["keep", "reset"] = Field(
+        default="keep", description="AdamW's moments across rounds, at the site"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_steps: int | None = Field(
+        default=100,
+        ge=1,
+        description="local steps between the site's own checkpoints, from which a killed training goes on; "
+        "null for none",
+    )
+    loggers: list[Logger] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _precision(self) -> "Local":
+        if self.device == "cpu" and self.precision == "amp_bf16":
+            raise wrong("amp_bf16 does not train on the CPU; write fp32, or device: cuda", "precision")
+        return self
