@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.8
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test browser lint lock clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,12 @@ demo: $(VENV)/.installed   ## a whole federation on this machine
 
 test: lint                 ## everything that must hold
 	$(BIN)/python -m pytest
+
+browser:                   ## Chromium, for the tests that look at the Prefect UI and at reports (skipped without)
+	@command -v chromium chromium-browser google-chrome && exit 0; \
+	command -v apt-get >/dev/null || { echo "make browser needs Debian's or Ubuntu's apt-get: install Chromium"; exit 1; }; \
+	[ "$$(id -u)" = 0 ] || { echo "make browser needs root: sudo make browser"; exit 1; }; \
+	apt-get update && apt-get install --yes --no-install-recommends chromium
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import yaml
 
 from schemas.federation import Federation
 
-pytest_plugins = ["tests.s3_server"]
+pytest_plugins = ["tests.browser", "tests.s3_server"]
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
