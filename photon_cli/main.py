@@ -133,6 +133,37 @@ def join(
     serve(load_federation(file), site, unprepared, check, quiet)
 
 
+@app.command()
+def export(
+    to: Annotated[Path, typer.Option("--to", help="a new folder")],
+    file: File = HERE,
+    t: Annotated[int | None, typer.Option("--round", "-r", min=0, help="the last one if left out")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a round's model as a folder that Hugging Face's transformers loads."""
+    from photon_cli.export import export as take_away
+    from schemas.load import load_federation
+
+    take_away(load_federation(file), t, to, quiet)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="text that the model continues")],
+    file: File = HERE,
+    t: Annotated[int | None, typer.Option("--round", "-r", min=0, help="the last one if left out")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="most tokens to add")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="draw from the k likeliest tokens only; 0 for all")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="of the drawing")] = 17,
+) -> None:
+    """Print text from a round's model."""
+    from photon_cli.export import generate as speak
+    from schemas.load import load_federation
+
+    speak(load_federation(file), t, prompt, tokens, temperature, top_k, seed)
+
+
 def main() -> None:
     """Entry point of the command `photon`: errors in one line, documented exit codes."""
     try:

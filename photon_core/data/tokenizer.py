@@ -53,7 +53,12 @@ class ByteTokenizer(Tokenizer):
 
 
 class FileTokenizer(Tokenizer):
-    """A Hugging Face tokenizer, from the bytes of its tokenizer.json."""
+    """A Hugging Face tokenizer, from the bytes of its tokenizer.json.
+
+    Attributes:
+        content: those bytes.
+        end_of_text: the token whose id is `eot`.
+    """
 
     def __init__(self, content: bytes, where: str) -> None:
         """Read a tokenizer.json.
@@ -76,14 +81,14 @@ class FileTokenizer(Tokenizer):
         inner.no_padding()
         # a document that spells out a special token must not be able to end itself
         inner.encode_special_tokens = True
-        known = [(name, inner.token_to_id(name)) for name in END_OF_TEXT]
-        eot = next((i for _, i in known if i is not None), None)
-        if eot is None:
+        end = next((name for name in END_OF_TEXT if inner.token_to_id(name) is not None), None)
+        if end is None:
             raise FederationError(
                 f"tokenizer: {where} has no end-of-text token; add one of {', '.join(END_OF_TEXT)} to it"
             )
         self._inner = inner
-        self.eot = int(eot)
+        self.content, self.end_of_text = content, end
+        self.eot = int(inner.token_to_id(end))
         self.size = max(inner.get_vocab(with_added_tokens=True).values()) + 1
         self.sha256 = sha256_bytes(content)
 

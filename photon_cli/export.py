@@ -1,0 +1,35 @@
+"""photon export and photon generate: a round's model to take away, and text from it."""
+
+import sys
+from pathlib import Path
+
+from photon_cli.progress import display
+from photon_cli.tables import size
+from schemas.federation import Federation
+
+
+def export(federation: Federation, t: int | None, folder: Path, quiet: bool) -> None:
+    """Write the folder and say what is in it."""
+    from photon_core.export.export import export_round
+
+    with display(quiet) as show:
+        show.activity("export", f"round {'the last' if t is None else t} to {folder}")
+        manifest = export_round(federation, t, folder)
+        show.finish("export")
+    total = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"round {manifest.round} of run {federation.run} is in {folder} ({size(total)}), for transformers")
+
+
+def generate(
+    federation: Federation, t: int | None, prompt: str, tokens: int, temperature: float, top_k: int, seed: int
+) -> None:
+    """Print the prompt and what the model makes of it, as it comes."""
+    from photon_core.export.generate import generate as continue_text
+
+    def say(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    say(prompt)
+    continue_text(federation, t, prompt, tokens, temperature, top_k, seed, say)
+    say("\n")

@@ -1,0 +1,134 @@
+"""The model card of an export: what the model was trained on and how well it does, from the manifests alone."""
+
+from photon_core.training.shapes import parameter_count
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [federated-learning, photon]
+---
+
+# {run}, round {round}
+
+A decoder-only transformer of {parameters:,} parameters, pre-trained by {sites} sites that did not share their
+text: in each round the sites trained the global model for up to {steps} local steps and sent only the change.
+It has the shape of GPT-2: {n_layers} blocks, width {d_model}, {n_heads} heads, {vocab_size:,} tokens,
+{max_seq_len:,} positions.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+text = model.generate(**tokenizer("The", return_tensors="pt"), max_new_tokens=50)
+print(tokenizer.decode(text[0]))
+```
+
+## Data
+
+{tokens:,} tokens in {rounds} rounds. Text never left its site; the streams are named as in the federation file.
+
+| site | streams | rounds | tokens trained | share of the tokens |
+|---|---|--:|--:|--:|
+{data}
+
+## Results
+
+Perplexity on text that each site holds out, by token of this model's tokenizer: comparable between models with the
+same tokenizer and the same held-out text only.
+
+| held-out text of | perplexity | tokens |
+|---|--:|--:|
+{results}
+
+{curve}
+
+## Limits
+
+- A base model: it continues text. It was neither instructed nor aligned, and repeats what is wrong or hurtful in
+  its data.
+- Nothing here says that the training text cannot be drawn out of the model.
+- Sequences of more than {max_seq_len:,} tokens are beyond it.
+- Who may use it follows from the rights in the sites' text, which this card does not know.
+
+## Origin
+
+| | |
+|---|---|
+| run | `{run}` |
+| model | `sha256 {model_sha256}` |
+| federation file | `sha256 {federation_sha256}` |
+| theta of round 0 | {start} |
+| committed | {created} |
+| versions | {versions} |
+"""
+
+
+def model_card(federation: Federation, rounds: list[RoundManifest]) -> str:
+    """README.md of an export.
+
+    Args:
+        federation: the federation file, for names and shapes.
+        rounds: every round's manifest from 0 to the one that is exported.
+    """
+    last = rounds[-1]
+    return CARD.format(
+        **federation.model.model_dump(),
+        run=last.run,
+        round=last.round,
+        parameters=parameter_count(federation.model),
+        sites=len({site for manifest in rounds for site in manifest.updates}),
+        steps=max((update.steps for m in rounds for update in m.updates.values()), default=0),
+        rounds=last.round,
+        tokens=last.total_tokens,
+        data=_data(federation, rounds),
+        results=_results(last),
+        curve=_curve(rounds),
+        model_sha256=last.model_sha256,
+        federation_sha256=last.federation_sha256,
+        start="a function of the seed",
+        created=last.created,
+        versions=", ".join(f"{name} {version}" for name, version in sorted(last.versions.items())),
+    )
+
+
+def _data(federation: Federation, rounds: list[RoundManifest]) -> str:
+    """A row for each site that ever contributed; one that has left the file since has no streams to name."""
+    streams = {site.name: ", ".join(stream.name for stream in site.streams) for site in federation.sites}
+    tokens: dict[str, list[int]] = {}
+    for manifest in rounds:
+        for site, update in manifest.updates.items():
+            tokens.setdefault(site, []).append(update.tokens)
+    total = sum(map(sum, tokens.values()))
+    return "\n".join(
+        f"| {site} | {streams.get(site, '-')} | {len(counts)} | {sum(counts):,} | {sum(counts) / total:.1%} |"
+        for site, counts in sorted(tokens.items())
+    )
+
+
+def _results(last: RoundManifest) -> str:
+    rows = [
+        f"| {site} | {scores['perplexity']:.2f} | {scores['tokens']:,.0f} |"
+        for site, scores in sorted(last.evaluations.items())
+    ]
+    if "perplexity" in last.metrics:
+        tokens = sum(scores["tokens"] for scores in last.evaluations.values())
+        rows.append(f"| all | {last.metrics['perplexity']:.2f} | {tokens:,.0f} |")
+    return "\n".join(rows) or "| not evaluated | | |"
+
+
+def _curve(rounds: list[RoundManifest]) -> str:
+    """Perplexity over the rounds, at most some ten of them."""
+    scored = [manifest for manifest in rounds if "perplexity" in manifest.metrics]
+    if len(scored) < 2:
+        return ""
+    step = max(1, len(scored) // 10)
+    shown = [*scored[:-1:step], scored[-1]]
+    rows = [
+        f"| {m.round} | {m.total_tokens:,} | {len(m.updates)} | {m.metrics['perplexity']:.2f} |" for m in shown
+    ]
+    return "\n".join(["| round | tokens | sites | perplexity |", "|--:|--:|--:|--:|", *rows])

@@ -1,0 +1,87 @@
+"""A round's model as a folder that transformers loads without a network: weights, tokenizer, card."""
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+
+from photon_core.data.tokenizer import Tokenizer, load_tokenizer
+from photon_core.errors import FederationError, PhotonError
+from photon_core.export.card import model_card
+from photon_core.export.gpt2 import gpt2_config
+from photon_core.export.tokenizer import write_tokenizer
+from photon_core.export.weights import write_weights
+from photon_core.layout import Run
+from photon_core.rounds import check_frozen, history, run_of
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+
+
+def export_round(federation: Federation, t: int | None, folder: Path) -> RoundManifest:
+    """Write the model of round t (the last one if None) into a new folder, which appears whole or not at all.
+
+    Raises:
+        FederationError: there is something at the folder's place, or the file is not the run's.
+        PhotonError: the round is not committed.
+        CorruptFile: the store's files are not those that the manifests cover.
+    """
+    check_free(folder)
+    run, manifest, tokenizer = open_committed(federation, t)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.part")
+    made.mkdir()
+    try:
+        write_weights(run, manifest, federation.model, made)
+        write_tokenizer(tokenizer, made, federation.model.max_seq_len)
+        config = gpt2_config(federation.model, tokenizer.eot)
+        _write_json(made / "config.json", config)
+        _write_json(made / "generation_config.json", generation_config(federation, tokenizer))
+        rounds = [past for past in history(run) if past.round <= manifest.round]
+        (made / "README.md").write_text(model_card(federation, rounds), "utf-8")
+        check_free(folder)
+        made.replace(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return manifest
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a place where something is. An empty folder may be filled."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise FederationError(f"--to {folder}: is a file or a link; write a folder that does not exist yet")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FederationError(f"--to {folder}: the folder is not empty, and nothing is overwritten; write another")
+
+
+def open_committed(federation: Federation, t: int | None) -> tuple[Run, RoundManifest, Tokenizer]:
+    """The run, one of its committed rounds, and its tokenizer, all checked against the federation file.
+
+    Raises:
+        FederationError: the file's model or tokenizer is not the run's.
+        PhotonError: the round is not committed.
+    """
+    run = run_of(federation)
+    birth, latest = run.birth(), run.latest()
+    if birth is None or latest is None:
+        raise PhotonError(f"run '{federation.run}' has no rounds in {run.store.url} yet. Write: photon run")
+    tokenizer = load_tokenizer(federation.tokenizer)
+    check_frozen(birth, federation, tokenizer.sha256)
+    manifest = run.round(latest if t is None else t)
+    if manifest is None:
+        raise PhotonError(f"round {t} of run '{federation.run}' is not committed; write --round 0 to {latest}")
+    return run, manifest, tokenizer
+
+
+def generation_config(federation: Federation, tokenizer: Tokenizer) -> dict[str, object]:
+    """generation_config.json: when transformers stops, if nothing else is asked for."""
+    return {
+        "bos_token_id": tokenizer.eot,
+        "eos_token_id": tokenizer.eot,
+        "pad_token_id": tokenizer.eot,
+        "do_sample": True,
+        "max_length": federation.model.max_seq_len,
+    }
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

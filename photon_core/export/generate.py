@@ -1,0 +1,109 @@
+"""Text from a round's model. Imports torch and transformers, and nothing of Composer's."""
+
+from collections.abc import Callable
+from typing import Any
+
+from photon_core.errors import FederationError
+from photon_core.export.export import open_committed
+from photon_core.export.gpt2 import gpt2_config, gpt2_places
+from photon_core.export.weights import read_tensor
+from photon_core.layout import Run
+from photon_core.tensor_reader import TensorReader
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+
+
+def generate(
+    federation: Federation,
+    t: int | None,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> str:
+    """Continue a prompt with the model of round t (the last one if None), up to end-of-text.
+
+    Args:
+        tokens: most tokens to add.
+        temperature: the logits are divided by it; 0 takes the likeliest token each time.
+        top_k: only the k likeliest tokens are drawn from; 0 for all.
+        seed: of the drawing: equal arguments give equal text on one machine.
+        say: called with pieces of the text as they come, prompt excluded.
+
+    Returns:
+        the text that was added.
+
+    Raises:
+        FederationError: an argument is out of range.
+        PhotonError: the round is not committed.
+    """
+    room = federation.model.max_seq_len
+    if tokens >= room:
+        raise FederationError(f"--tokens {tokens}: the model has {room} positions; write at most {room - 1}")
+    run, manifest, tokenizer = open_committed(federation, t)
+    import torch
+
+    ids = [int(i) for i in tokenizer.encode_batch([prompt])[0]][-(room - tokens) :] or [tokenizer.eot]
+    model = _load(run, manifest, federation, tokenizer.eot)
+    torch.manual_seed(seed)
+    drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": 1.0}
+    spoken = _Spoken(lambda added: tokenizer.decode(i for i in added if i != tokenizer.eot), say)
+    given = torch.tensor([ids], device=model.device)
+    with torch.inference_mode():
+        model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=tokens,
+            streamer=spoken,
+            pad_token_id=tokenizer.eot,
+            **(drawing if temperature else {"do_sample": False}),
+        )
+    return spoken.text
+
+
+def _load(run: Run, manifest: RoundManifest, federation: Federation, end_of_text: int) -> Any:
+    """The round's model as transformers' GPT-2, on the GPU if there is one."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    set_verbosity_error()
+    disable_progress_bar()
+    places, state = gpt2_places(federation.model), {}
+    with TensorReader(run.store, run.round_dir(manifest.round), manifest.model) as reader:
+        for name in reader.tensors:
+            array = read_tensor(reader, name)
+            state[places[name].name] = torch.from_numpy(array.T if places[name].transposed else array)
+        reader.verify()
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    config = GPT2Config(**gpt2_config(federation.model, end_of_text))
+    model = GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=state)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+class _Spoken:
+    """Passes tokens on as text, held back while the last character is not whole. A streamer of transformers."""
+
+    def __init__(self, decode: Callable[[list[int]], str], say: Callable[[str], None]) -> None:
+        self._decode, self._say = decode, say
+        self._ids: list[int] = []
+        self._prompt_seen = False
+        self.text = ""
+
+    def put(self, value: Any) -> None:
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self._ids += value.reshape(-1).tolist()
+        self._speak(whole=False)
+
+    def end(self) -> None:
+        self._speak(whole=True)
+
+    def _speak(self, whole: bool) -> None:
+        text = self._decode(self._ids)
+        if whole or not text.endswith("\ufffd"):
+            self._say(text[len(self.text) :])
+            self.text = text

@@ -1,0 +1,66 @@
+"""A round's model as Hugging Face's safetensors files, one tensor after the other."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photon_core.export.gpt2 import gpt2_places
+from photon_core.layout import Run
+from photon_core.tensor_reader import TensorReader
+from photon_core.tensors import make_header
+from schemas.manifests import RoundManifest, TensorEntry
+from schemas.model import Model
+
+CHUNK = 4 << 20  # elements read at a time
+
+
+def write_weights(run: Run, manifest: RoundManifest, model: Model, folder: Path) -> None:
+    """Write model.safetensors, or numbered files and their index where the round's model has several.
+
+    Every file of the round becomes one of the export, so that all is read once, front to back, and its hash is
+    checked in passing. In memory are a few chunks, and the largest matrix of a block twice (it is transposed).
+
+    Raises:
+        CorruptFile: the store's files are not those that the manifest covers.
+    """
+    places = gpt2_places(model)
+    count, index = len(manifest.model), dict[str, str]()
+    with TensorReader(run.store, run.round_dir(manifest.round), manifest.model) as reader:
+        for number, entry in enumerate(manifest.model, 1):
+            file = f"model-{number:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
+            there = {
+                places[name].name: TensorEntry(dtype="F32", shape=places[name].shape) for name in entry.tensors
+            }
+            with (folder / file).open("wb") as sink:
+                sink.write(make_header(there))
+                for name, tensor in entry.tensors.items():
+                    for part in _parts(reader, name, tensor.shape, places[name].transposed):
+                        sink.write(np.ascontiguousarray(part).data)
+            index.update(dict.fromkeys(there, file))
+        reader.verify()
+    if count > 1:
+        total = sum(4 * int(np.prod(place.shape)) for place in places.values())
+        content = {"metadata": {"total_size": total}, "weight_map": index}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_tensor(reader: TensorReader, name: str) -> NDArray[np.float32]:
+    """One whole tensor."""
+    shape = reader.tensors[name].shape
+    flat = np.empty(int(np.prod(shape)), np.float32)
+    at = 0
+    for chunk in reader.chunks(name, CHUNK):
+        flat[at : at + len(chunk)] = chunk
+        at += len(chunk)
+    return flat.reshape(shape)
+
+
+def _parts(reader: TensorReader, name: str, shape: tuple[int, ...], transposed: bool) -> Iterator[NDArray[Any]]:
+    if transposed:
+        yield read_tensor(reader, name).T
+    else:
+        yield from reader.chunks(name, CHUNK)
