@@ -43,3 +43,8 @@ def parameter_count(model: Model) -> int:
             size *= length
         total += size
     return total
+
+
+def is_hidden_matrix(name: str) -> bool:
+    """Whether the parameter is a matrix between two hidden layers: no embedding, bias or norm."""
+    return name.startswith("blocks.") and name.endswith(("Wqkv.weight", "_proj.weight"))
