@@ -22,7 +22,7 @@ class Memory:
     Args:
         parameters, gradients: float32, whatever the precision of the arithmetic.
         optimizer: its state.
-        copies: under amp_bf16 the matrices in bfloat16; with several shards what is gathered for the units at work.
+        copies: under amp_bf16 the matrices in bfloat16; with shards what is gathered for the units at work.
         activations: what the forward pass keeps for the backward pass.
         transient: the largest buffers of a moment: the logits and their gradient, or those of one block.
     """
@@ -95,5 +95,5 @@ def _activations(model: Model, element: int) -> int:
 
 
 def _block_gradients(model: Model, element: int) -> int:
-    """Bytes a token of the gradients that a block's backward pass holds at once: around the GELU, and its input."""
+    """Bytes a token of the gradients that the backward pass of a block holds at once: around the GELU."""
     return element * 2 * model.d_model * model.expansion_ratio + FLOAT * model.d_model
