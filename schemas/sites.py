@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from schemas.deploy import PoolType, check_environment
+from schemas.hardware import Hardware, Link
 from schemas.section import Section
 from schemas.values import Name, Place, Text, unique, wrong
 
@@ -36,6 +37,9 @@ class Site(Section):
         default=None,
         description="private folder of the site, on its own disk; photon-sites/<run>/<site> if left out",
     )
+
+    hardware: Hardware | None = Field(default=None, description="what trains there, for photon plan")
+    link: Link | None = Field(default=None, description="how it reaches the store, for photon plan")
 
     @field_validator("streams")
     @classmethod
