@@ -120,7 +120,7 @@ def _places(federation: Federation, site: str | None) -> list[tuple[str, Any]]:
     if site is None:
         return common
     here = federation.site(site).model_dump(mode="json")
-    return [*common, *((f"sites[{site}].{key}", here[key]) for key in ("state_dir", "streams"))]
+    return [*common, *((f"sites[{site}].{key}", here[key]) for key in ("state_dir", "streams", "shards"))]
 
 
 def _store(federation: Federation, site: str | None) -> str:
@@ -128,7 +128,7 @@ def _store(federation: Federation, site: str | None) -> str:
     from photon_core.layout import Run
     from photon_core.store import Store
 
-    run = Run(Store(federation.store, **federation.storage.options()), federation.run)
+    run = Run(Store(federation.store, **federation.storage.store_options()), federation.run)
     folder = run.round_dir(0) + (f"/sites/{site}" if site else "")
     probe = f"{folder}/probe-{uuid.uuid4().hex}"
     try:
@@ -162,16 +162,16 @@ def _device(federation: Federation) -> str:
 
 def _data(federation: Federation, site: str, unprepared: bool) -> str:
     """The site's shards are prepared, or can be."""
-    from photon_core.data.manifest import load_manifest
     from photon_core.data.paths import data_dir
+    from photon_core.data.shards import available
 
-    manifest = load_manifest(federation, site)
+    manifest = available(federation, site)
     if manifest is None and unprepared:
         check_paths(federation, [site])
         return "not prepared yet; the text is there"
     if manifest is None:
         raise DataError(f"not prepared yet. Write: photon prepare FILE --site {site} (or join with --unprepared)")
-    return f"{manifest.train_tokens:,} tokens in {data_dir(federation, site)}"
+    return f"{manifest.train_tokens:,} tokens in {federation.site(site).shards or data_dir(federation, site)}"
 
 
 def _become_worker(federation: Federation, site: str | None, pool: str, kind: str) -> NoReturn:

@@ -10,7 +10,7 @@ from types import FrameType
 
 from photon_cli.progress import Display, display, follow
 from photon_cli.server import EmbeddedServer
-from photon_core.data.manifest import load_manifest
+from photon_core.data.shards import available
 from photon_core.errors import DataError
 from photon_core.rounds import history, run_of
 from schemas.federation import Federation
@@ -35,7 +35,7 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
 
 def check_prepared(federation: Federation, file: Path) -> None:
     """Refuse to start before every site's shards are there."""
-    missing = [site.name for site in federation.sites if load_manifest(federation, site.name) is None]
+    missing = [site.name for site in federation.sites if available(federation, site.name) is None]
     if missing:
         raise DataError(f"not prepared yet: {', '.join(missing)}. Write: photon prepare {file}")
 

@@ -34,7 +34,7 @@ FROZEN = ("model", "tokenizer", "seed")  # what makes two rounds parts of one ru
 
 def run_of(federation: Federation) -> Run:
     """The federation's run in its store."""
-    return Run(Store(federation.store, **federation.storage.options()), federation.run)
+    return Run(Store(federation.store, **federation.storage.store_options()), federation.run)
 
 
 def federation_sha256(federation: Federation) -> str:

@@ -34,8 +34,8 @@ def check_environment(env: Any) -> None:
             )
 
 
-class Storage(Section):
-    """How the store's server is reached. Never who is allowed to: credentials stay out of the file."""
+class ObjectServer(Section):
+    """How the server of s3:// places is reached. Never who is allowed to: credentials stay out of the file."""
 
     endpoint_url: Place | None = Field(
         default=None,
@@ -44,6 +44,29 @@ class Storage(Section):
     )
     region: Text | None = Field(default=None, description="AWS region", examples=["eu-central-1"])
     profile: Text | None = Field(default=None, description="profile of ~/.aws/credentials, on every machine")
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _endpoint(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"https?://[^/\s]+", url):
+            raise ValueError("is not an address; write http:// or https:// and the host")
+        return url
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for fsspec; the credentials come from the environment."""
+        found: dict[str, Any] = {}
+        if self.endpoint_url:
+            found["endpoint_url"] = self.endpoint_url
+        if self.profile:
+            found["profile"] = self.profile
+        if self.region:
+            found["client_kwargs"] = {"region_name": self.region}
+        return found
+
+
+class Storage(ObjectServer):
+    """The store's server."""
+
     block: Text | None = Field(
         default=None,
         description="Prefect block with AWS credentials, as type/name; the environment's if left out",
@@ -53,13 +76,6 @@ class Storage(Section):
         default=False,
         description="accept a server without create-only writes (If-None-Match): only one process commits rounds",
     )
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _endpoint(cls, url: str | None) -> str | None:
-        if url is not None and not re.match(r"https?://[^/\s]+", url):
-            raise ValueError("is not an address; write http:// or https:// and the host")
-        return url
 
     @field_validator("block")
     @classmethod
@@ -77,16 +93,9 @@ class Storage(Section):
         """The given keys that only an S3 store can use."""
         return [name for name in ("endpoint_url", "region", "profile", "block") if getattr(self, name)]
 
-    def options(self) -> dict[str, Any]:
+    def store_options(self) -> dict[str, Any]:
         """Keyword arguments for photon_core.store.Store; the block's credentials go through the environment."""
-        found: dict[str, Any] = {"single_writer": True} if self.single_writer else {}
-        if self.endpoint_url:
-            found["endpoint_url"] = self.endpoint_url
-        if self.profile:
-            found["profile"] = self.profile
-        if self.region:
-            found["client_kwargs"] = {"region_name": self.region}
-        return found
+        return self.options() | ({"single_writer": True} if self.single_writer else {})
 
 
 class Notify(Section):

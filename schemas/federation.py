@@ -12,7 +12,7 @@ from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
 from schemas.section import Section
 from schemas.server import Server
 from schemas.sites import Site
-from schemas.values import Fraction, Name, Place, Seconds, Text, unique, wrong
+from schemas.values import Fraction, Name, Place, Seconds, Text, is_s3, unique, wrong
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
 
@@ -144,6 +144,21 @@ class Federation(Section):
         return self
 
     @model_validator(mode="after")
+    def _shards(self) -> "Federation":
+        """Prepared shards are text: they are one site's alone, and never in the shared store."""
+        shared = f"{self.store.rstrip('/')}/"
+        taken: dict[str, str] = {}
+        for i, site in enumerate(self.sites):
+            if site.shards is None:
+                continue
+            folder, at = f"{site.shards.rstrip('/')}/", ("sites", i, "shards")
+            if folder.startswith(shared):
+                raise wrong(f"'{site.shards}' is in the store, which all share; write a place outside it", *at)
+            if taken.setdefault(folder, site.name) != site.name:
+                raise wrong(f"'{site.shards}' belongs to site '{taken[folder]}'; give each site its own", *at)
+        return self
+
+    @model_validator(mode="after")
     def _pools(self) -> "Federation":
         """A work pool has one type, whoever shares it."""
         types = {self.coordinator_pool: self.deploy.pool_type}
@@ -160,7 +175,7 @@ class Federation(Section):
     @model_validator(mode="after")
     def _storage(self) -> "Federation":
         for name in self.storage.for_s3:
-            if not self.store.startswith(("s3://", "s3a://")):
+            if not is_s3(self.store):
                 raise wrong(f"is for s3:// stores, but store is '{self.store}'; drop it", "storage", name)
         return self
 
@@ -175,6 +190,10 @@ class Federation(Section):
 
     def site_pool_type(self, name: str) -> PoolType:
         return self.site(name).pool_type or self.deploy.pool_type
+
+    def data_options(self, site: str, place: str) -> dict[str, Any]:
+        """Keyword arguments for fsspec to reach a source or the shards of a site."""
+        return (self.site(site).storage or self.storage).options() if is_s3(place) else {}
 
     @property
     def sites_per_round(self) -> int:

@@ -74,6 +74,8 @@ def _resolve_site(site: Any, run: Any, folder: Path, absolute: Any) -> Any:
             {**s, "source": absolute(s["source"])} if isinstance(s, dict) and "source" in s else s
             for s in site["streams"]
         ]
+    if "shards" in site:
+        site["shards"] = absolute(site["shards"])
     return site
 
 
@@ -98,7 +100,10 @@ def check_paths(
         if wanted is not None and site.name not in wanted:
             continue
         for j, stream in enumerate(site.streams):
-            _add(problems, ("sites", i, "streams", j, "source"), _source_problem(stream.source))
+            options = federation.data_options(site.name, stream.source)
+            _add(problems, ("sites", i, "streams", j, "source"), _source_problem(stream.source, options))
+        if site.shards is not None:
+            _add(problems, ("sites", i, "shards"), _store_problem(site.shards))
         if site.state_dir is not None:
             _add(problems, ("sites", i, "state_dir"), _folder_problem(Path(site.state_dir)))
     if not problems:
@@ -148,10 +153,10 @@ def _tokenizer_problem(spec: str) -> str | None:
     return None
 
 
-def _source_problem(source: str) -> str | None:
+def _source_problem(source: str, options: dict[str, Any]) -> str | None:
     path = local_path(source)
     if path is None:
-        return _remote_problem(source)
+        return _remote_problem(source, options)
     if path.is_dir():
         if any(SOURCE_FILE.search(below.name) for below in path.rglob("*")):
             return None
@@ -179,14 +184,14 @@ def _protocol_problem(url: str) -> str | None:
     return None
 
 
-def _remote_problem(url: str) -> str | None:
+def _remote_problem(url: str, options: dict[str, Any] | None = None) -> str | None:
     import fsspec
 
     problem = _protocol_problem(url)
     if problem:
         return problem
     try:
-        fs, path = fsspec.url_to_fs(url)
+        fs, path = fsspec.url_to_fs(url, **(options or {}))
         found = bool(fs.glob(path)) if glob.has_magic(path) else fs.exists(path)
     except Exception as error:  # every filesystem has errors of its own
         return f"'{url}' cannot be reached ({type(error).__name__}: {error}); check address and credentials"

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from schemas.deploy import PoolType, check_environment
+from schemas.deploy import ObjectServer, PoolType, check_environment
 from schemas.hardware import Hardware, Link
 from schemas.section import Section
-from schemas.values import Name, Place, Text, unique, wrong
+from schemas.values import Name, Place, Text, is_s3, unique, wrong
 
 
 class Stream(Section):
@@ -40,6 +40,20 @@ class Site(Section):
 
     hardware: Hardware | None = Field(default=None, description="what trains there, for photon plan")
     link: Link | None = Field(default=None, description="how it reaches the store, for photon plan")
+    shards: Place | None = Field(
+        default=None,
+        description="the site's own folder or URL for prepared shards: photon prepare puts them there, and each "
+        "of the site's machines copies them to its state_dir; in state_dir alone if left out",
+        examples=["s3://private-bucket/shards"],
+    )
+    storage: ObjectServer | None = Field(
+        default=None, description="the server of the site's s3:// places (source, shards); the store's if left out"
+    )
+
+    @property
+    def on_s3(self) -> bool:
+        """Whether a source or the shards are on S3."""
+        return any(is_s3(place) for place in (self.shards or "", *(stream.source for stream in self.streams)))
 
     @field_validator("streams")
     @classmethod
@@ -67,3 +81,9 @@ class Site(Section):
         if state_dir is not None and "://" in state_dir:
             raise ValueError("is a URL, but private state stays on the site's own disk; write a folder")
         return state_dir
+
+    @model_validator(mode="after")
+    def _storage(self) -> "Site":
+        if self.storage is not None and not self.on_s3:
+            raise wrong("is for s3:// places, but neither a source nor shards is one; drop it", "storage")
+        return self

@@ -17,6 +17,10 @@ def wrong(message: str, *at: str | int) -> PydanticCustomError:
     return PydanticCustomError("wrong", "{message}", {"message": message, "at": at})
 
 
+def is_s3(place: str) -> bool:
+    return place.startswith(("s3://", "s3a://"))
+
+
 def _name(value: Any) -> Any:
     if isinstance(value, str) and (not NAME.fullmatch(value) or ".." in value):
         raise ValueError(

@@ -22,13 +22,27 @@ def load_manifest(federation: Federation, site: str) -> DataManifest | None:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
+    return data_manifest(content, str(path), site)
+
+
+def data_manifest(content: bytes, name: str, site: str) -> DataManifest:
+    """The data manifest that these bytes are.
+
+    Args:
+        content: of data.json.
+        name: where it is, for messages.
+        site: whose.
+
+    Raises:
+        DataError: they are none.
+    """
     try:
         return DataManifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
         raise DataError(
-            f"{path}: not a data manifest ({where}: {first['msg']}); "
+            f"{name}: not a data manifest ({where}: {first['msg']}); "
             f"remove it and run photon prepare --site {site}"
         ) from error
 

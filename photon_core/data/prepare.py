@@ -28,6 +28,7 @@ from photon_core.data.record import (
     stream_data,
     write_atomically,
 )
+from photon_core.data.shards import publish
 from photon_core.data.sources import SourceFile, list_files
 from photon_core.data.tokenizer import Tokenizer, load_tokenizer
 from photon_core.data.verify import VerifiedFiles, check_entries, verify_files
@@ -68,10 +69,11 @@ def prepare_site(federation: Federation, site: str, progress: Progress | None = 
     root = data_dir(federation, site)
     root.mkdir(parents=True, exist_ok=True)
     with folder_lock(root):
-        plans = {stream.name: _settings(federation, stream, tokenizer) for stream in section.streams}
+        plans = {stream.name: _settings(federation, site, stream, tokenizer) for stream in section.streams}
         settings = sha256_bytes(canonical_json([site, plans]))
         done = _finished(federation, site, settings)
         if done is not None:
+            publish(federation, site)
             return done
         # from here on nothing is committed until all streams are whole
         (root / data_manifest.NAME).unlink(missing_ok=True)
@@ -84,6 +86,7 @@ def prepare_site(federation: Federation, site: str, progress: Progress | None = 
             records[stream.name] = record
         made = _assemble(federation, site, tokenizer, records, settings)
         write_atomically(root / data_manifest.NAME, made.model_dump_json(indent=1).encode() + b"\n")
+        publish(federation, site)
         return made
 
 
@@ -91,13 +94,13 @@ def _silent(what: str, done: int, total: int) -> None:
     """No progress wanted."""
 
 
-def _settings(federation: Federation, stream: Stream, tokenizer: Tokenizer) -> str:
+def _settings(federation: Federation, site: str, stream: Stream, tokenizer: Tokenizer) -> str:
     """Hash of everything that a stream's shards depend on."""
     if stream.name.lower() == data_manifest.NAME:
         raise FederationError(f"a stream cannot be named '{stream.name}'; write another name")
     from photon_core.data.expectations import load_suite
 
-    files = list_files(stream.source)
+    files = _files(federation, site, stream)
     return sha256_bytes(
         canonical_json(
             {
@@ -114,6 +117,10 @@ def _settings(federation: Federation, stream: Stream, tokenizer: Tokenizer) -> s
             }
         )
     )
+
+
+def _files(federation: Federation, site: str, stream: Stream) -> list[SourceFile]:
+    return list_files(stream.source, federation.data_options(site, stream.source))
 
 
 def _finished(federation: Federation, site: str, settings: str) -> DataManifest | None:
@@ -151,7 +158,7 @@ def _make(
 ) -> StreamRecord:
     root = data_dir(federation, site)
     final, folder = root / stream.name, root / f".{stream.name}.unfinished"
-    files = list_files(stream.source)
+    files = _files(federation, site, stream)
     features, source_sha256 = _look(federation, stream, files, progress)
     checks = check_documents(federation, site, stream.name, features)
     splits = pack_stream(
@@ -165,7 +172,7 @@ def _make(
         lambda done: progress(f"{stream.name}: tokenising", done, features.documents),
     )
     _refuse_empty(site, stream, splits)
-    if [f.fingerprint for f in list_files(stream.source)] != [f.fingerprint for f in files]:
+    if [f.fingerprint for f in _files(federation, site, stream)] != [f.fingerprint for f in files]:
         raise DataError(f"{stream.source}: changed while it was read; run photon prepare --site {site} again")
     record = StreamRecord(
         settings_sha256=settings,

@@ -15,6 +15,7 @@ from photon_core.data.features import DocumentFeatures, shard_features
 from photon_core.data.manifest import data_sha256, require_manifest
 from photon_core.data.paths import cache_dir, data_dir, find_site
 from photon_core.data.record import read_record
+from photon_core.data.shards import stage
 from photon_core.data.verify import verify_files
 from photon_core.errors import DataError
 from photon_core.hashing import canonical_json
@@ -54,6 +55,7 @@ def check_shards(federation: Federation, site: str, tokenizer_sha256: str) -> Ch
         CorruptFile: a file is missing, truncated or corrupt.
         ExpectationFailed: with site, expectation, column and observed value.
     """
+    stage(federation, site)
     manifest = require_manifest(federation, site)
     wanted = [stream.name for stream in find_site(federation, site).streams]
     missing = [name for name in wanted if name not in manifest.streams]

@@ -1,7 +1,7 @@
 """A stream's raw files: which there are, what they looked like, and how their bytes are read."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +32,12 @@ class SourceFile:
     path: str
 
 
-def list_files(source: str) -> list[SourceFile]:
+def list_files(source: str, options: Mapping[str, Any] | None = None) -> list[SourceFile]:
     """The raw files that a stream's source names, sorted by name.
 
     Args:
         source: path or fsspec URL of a file, a glob, or a folder (all its .jsonl, .txt and .parquet files).
+        options: keyword arguments of its filesystem.
 
     Raises:
         DataError: no file is there, or a file has an ending that we cannot read.
@@ -44,7 +45,7 @@ def list_files(source: str) -> list[SourceFile]:
     import fsspec
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(source)
+        filesystem, path = fsspec.core.url_to_fs(source, **(options or {}))
         paths = _expand(filesystem, path)
         files = [_describe(filesystem, p) for p in sorted(paths)]
     except DataError:

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from photon_core.data.shards import stage
 from photon_core.data.stream import valid_sequences
 from photon_core.errors import DataError
 from photon_core.training.device import choose_device
@@ -28,6 +29,7 @@ def evaluate(federation: Federation, site: str, files: list[str], threads: int) 
     """
     torch.set_num_threads(threads)
     device = choose_device(federation.local)
+    stage(federation, site)  # a site that was not sampled has not validated its shards
     sequences = valid_sequences(federation, site, federation.data.evaluation_sequences)
     if not len(sequences):
         raise DataError(f"site '{site}' holds no sequences out; raise data.validation_share and prepare again")

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,9 +30,10 @@ def run(federation: Federation, rounds: int | None = None) -> list[RoundManifest
 
 
 def on_s3(file: Path, bucket: str, endpoint: str) -> Federation:
-    """The federation of a file, moved: its store and its text are in a bucket, its private state stays here."""
+    """The federation of a file, moved: store, text and shards are in a bucket, private state stays here."""
     import s3fs
 
+    from photon_core.data.paths import data_dir
     from photon_core.data.prepare import prepare_site
     from schemas.load import load_federation
 
@@ -43,12 +45,14 @@ def on_s3(file: Path, bucket: str, endpoint: str) -> Federation:
         site |= {
             "state_dir": f"remote/{site['name']}",
             "streams": [{"name": "text", "source": f"s3://{bucket}/{text}"}],
+            "shards": f"s3://{bucket}/private/{site['name']}",
         }
     moved = file.with_name("moved.yaml")
     moved.write_text(yaml.safe_dump(data))
     federation = load_federation(moved)
     for site in federation.sites:
         prepare_site(federation, site.name)
+        shutil.rmtree(data_dir(federation, site.name))  # what trains has to bring its shards from the bucket
     return federation
 
 
@@ -57,12 +61,10 @@ def test_s3_gives_the_same_model_keeps_secrets_and_sites_to_their_places(
     write_federation: Callable[..., Path],
     s3_bucket: str,
     s3_proxy: FaultProxy,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     here = run(prepared())
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_proxy.url)  # what the text is read with
     federation = on_s3(write_federation(folder="there"), s3_bucket, s3_proxy.url)
 
     caplog.set_level(logging.DEBUG)
@@ -121,7 +123,9 @@ def check_requests(proxy: FaultProxy, bucket: str, site: str) -> None:
     assert any(path.endswith(".safetensors") for path in written)
     prefix = f"/{bucket}/x/tiny/rounds/000002/sites/{site}/"
     assert [path for path in written if not path.startswith(prefix)] == []
-    assert [r for r in proxy.requests if not allowed(r, bucket, site) and "/text/" not in r.path] == []
+    data = [r for r in proxy.requests if f"private/{site}/" in r.path or f"private%2F{site}" in r.query]
+    assert data and {r.method for r in data} <= {"GET", "HEAD"}  # its own, not the store's
+    assert [r for r in proxy.requests if r not in data and not allowed(r, bucket, site)] == []
 
 
 def allowed(request: Request, bucket: str, site: str) -> bool:

@@ -33,18 +33,18 @@ def test_defaults(tmp_path: Path) -> None:
     assert (federation.coordinator_pool, federation.site_pool("a")) == ("photon-r", "photon-a")
     assert federation.site_pool_type("a") == "process"
     assert (federation.deploy.heartbeat, federation.deploy.zombie_after) == (60, 300)
-    assert federation.storage.options() == {}
+    assert federation.storage.store_options() == {}
 
 
 def test_options_for_the_store(tmp_path: Path) -> None:
     given = {"endpoint_url": "http://127.0.0.1:9000", "region": "eu-central-1", "single_writer": True}
-    assert load(tmp_path, storage=given).storage.options() == {
+    assert load(tmp_path, storage=given).storage.store_options() == {
         "endpoint_url": "http://127.0.0.1:9000",
         "client_kwargs": {"region_name": "eu-central-1"},
         "single_writer": True,
     }
-    assert load(tmp_path, storage={"profile": "lab"}).storage.options() == {"profile": "lab"}
-    assert load(tmp_path, storage={"block": "aws-credentials/lab"}).storage.options() == {}
+    assert load(tmp_path, storage={"profile": "lab"}).storage.store_options() == {"profile": "lab"}
+    assert load(tmp_path, storage={"block": "aws-credentials/lab"}).storage.store_options() == {}
 
 
 def test_a_site_chooses_its_own_pool(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""A site's prepared shards in a place of its own (`sites[].shards`), from which each of its machines copies them.
+
+    <shards>/0001-1a2b3c4d5e6f7a8b/<stream>/{train,valid}/...   what `photon prepare` made, named by its manifest
+    <shards>/0001-1a2b3c4d5e6f7a8b/data.json                    written last
+
+The newest folder with a data.json counts. Nothing is overwritten: text that was prepared anew is a new folder.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from photon_core.data.locks import folder_lock
+from photon_core.data.manifest import NAME, data_manifest, load_manifest
+from photon_core.data.paths import cache_dir, data_dir, find_site
+from photon_core.data.record import write_atomically
+from photon_core.data.verify import VerifiedFiles
+from photon_core.errors import CorruptFile
+from photon_core.hashing import sha256_bytes
+from photon_core.store import Store, StoreConflict
+from schemas.federation import Federation
+from schemas.manifests import DataManifest, FileEntry
+
+FOLDER = re.compile(r"(\d{4,})-([0-9a-f]{16})")
+MANIFEST_LIMIT = 256 << 20  # bytes; 200 for each shard of 64 MB
+
+
+def available(federation: Federation, site: str) -> DataManifest | None:
+    """The manifest of what the site has prepared, here or in its place for shards; None where it has not.
+
+    Raises:
+        DataError: there is one, and it is damaged.
+        StoreUnavailable, StoreRefused: the place for shards cannot be read.
+    """
+    place = _place(federation, site)
+    newest = _newest(place) if place is not None else None
+    if place is None or newest is None:
+        return load_manifest(federation, site)
+    folder, content = newest
+    return data_manifest(content, place.locate(f"{folder}/{NAME}"), site)
+
+
+def publish(federation: Federation, site: str) -> None:
+    """Put the site's prepared shards into its place for them; nothing where the file names none, or it has them.
+
+    Raises:
+        StoreUnavailable, StoreRefused: they cannot be written.
+    """
+    place = _place(federation, site)
+    if place is None:
+        return
+    root = data_dir(federation, site)
+    content = (root / NAME).read_bytes()
+    newest = _newest(place)
+    if newest is not None and newest[1] == content:
+        return
+    # the same folder again after an upload that was cut off
+    number = int(newest[0].partition("-")[0]) + 1 if newest is not None else 1
+    folder = f"{number:04d}-{sha256_bytes(content)[:16]}"
+    for entry in _entries(data_manifest(content, str(root / NAME), site)):
+        path = f"{folder}/{entry.path}"
+        if not place.exists(path):
+            place.put(root / entry.path, path)
+    try:
+        place.create(f"{folder}/{NAME}", content)
+    except StoreConflict:
+        pass  # another machine of the site put the same there
+
+
+def stage(federation: Federation, site: str) -> None:
+    """Have the newest shards of the site's place for them in its state_dir, every file verified by its hash.
+
+    Nothing where the file names no such place, or nothing is there yet. What is damaged here is copied again.
+
+    Raises:
+        CorruptFile: a file is missing there, or is not the one that its manifest covers.
+        DataError: the manifest there is damaged.
+        StoreUnavailable, StoreRefused: the place cannot be read.
+    """
+    place = _place(federation, site)
+    newest = _newest(place) if place is not None else None
+    if place is None or newest is None:
+        return
+    folder, content = newest
+    manifest = data_manifest(content, place.locate(f"{folder}/{NAME}"), site)
+    root = data_dir(federation, site)
+    root.mkdir(parents=True, exist_ok=True)
+    with folder_lock(root):
+        committed = root / NAME
+        if not committed.exists() or committed.read_bytes() != content:
+            committed.unlink(missing_ok=True)  # until all files are those of the new manifest
+            _drop_others(root, {entry.path for entry in _entries(manifest)})
+        cache = VerifiedFiles(cache_dir(federation, site) / "verified.json")
+        for entry in _entries(manifest):
+            if not _is_here(root / entry.path, entry, cache):
+                _copy(place, folder, entry, root, cache_dir(federation, site) / "shards")
+        cache.save()
+        if not committed.exists():
+            write_atomically(committed, content)
+
+
+def _place(federation: Federation, site: str) -> Store | None:
+    shards = find_site(federation, site).shards
+    if shards is None:
+        return None
+    # only this site writes there, and under names that hold a hash: no server needs to know If-None-Match for it
+    return Store(shards, single_writer=True, **federation.data_options(site, shards))
+
+
+def _newest(place: Store) -> tuple[str, bytes] | None:
+    """The newest folder that is whole, and its data.json."""
+    for folder in sorted(filter(FOLDER.fullmatch, place.ls("")), key=_number, reverse=True):
+        try:
+            return folder, place.read(f"{folder}/{NAME}", MANIFEST_LIMIT)
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def _number(folder: str) -> tuple[int, str]:
+    number, _, name = folder.partition("-")
+    return int(number), name
+
+
+def _entries(manifest: DataManifest) -> list[FileEntry]:
+    return [entry for stream in manifest.streams.values() for entry in stream.files]
+
+
+def _is_here(path: Path, entry: FileEntry, cache: VerifiedFiles) -> bool:
+    try:
+        return path.stat().st_size == entry.bytes and cache.matches(path, entry.sha256)
+    except FileNotFoundError:
+        return False
+
+
+def _copy(place: Store, folder: str, entry: FileEntry, root: Path, downloads: Path) -> None:
+    found = place.fetch(entry, folder, downloads)  # refuses a path that would leave its folder
+    target = root / entry.path
+    if not target.parent.resolve().is_relative_to(root.resolve()):
+        raise CorruptFile(f"{place.locate(folder)} names '{entry.path}', outside its own folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_local:
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.copyfile(found, temporary)
+        temporary.replace(target)
+    else:
+        found.replace(target)
+
+
+def _drop_others(root: Path, kept: set[str]) -> None:
+    for path in [p for p in root.rglob("*") if p.is_file()]:
+        if path.relative_to(root).as_posix() not in kept:
+            path.unlink()

@@ -1,0 +1,142 @@
+"""Prepared shards in a place of the site's own: every machine has the same, and nothing is overwritten."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from photon_core.data.manifest import NAME
+from photon_core.data.paths import data_dir
+from photon_core.data.prepare import prepare_site
+from photon_core.data.quality import check_shards
+from photon_core.data.shards import available, stage
+from photon_core.data.tokenizer import load_tokenizer
+from photon_core.errors import CorruptFile, DataError, PhotonError
+from photon_core.store import Store
+from schemas.federation import Federation
+
+
+@pytest.fixture(params=["folder", "s3"])
+def at_site(
+    request: pytest.FixtureRequest, two_streams: Federation, tmp_path: Path
+) -> Callable[[str], Federation]:
+    """Function: the federation as a machine of the site has it; each has a disk of its own."""
+    if request.param == "s3":
+        bucket, endpoint = request.getfixturevalue("s3_bucket"), request.getfixturevalue("s3_endpoint")
+        place = {"shards": f"s3://{bucket}/shards", "storage": {"endpoint_url": endpoint}}
+    else:
+        place = {"shards": str(tmp_path / "shared" / "shards")}
+
+    def machine(name: str) -> Federation:
+        data = two_streams.model_dump()
+        data["sites"][0] |= {**place, "state_dir": str(tmp_path / name)}
+        return Federation.model_validate(data)
+
+    return machine
+
+
+def contents(federation: Federation) -> dict[str, bytes]:
+    root = data_dir(federation, "s")
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def place_of(federation: Federation) -> Store:
+    shards = federation.site("s").shards
+    assert shards
+    return Store(shards, **federation.data_options("s", shards))
+
+
+def test_another_machine_has_the_same_shards(at_site: Callable[[str], Federation]) -> None:
+    first, second = at_site("first"), at_site("second")
+    assert available(second, "s") is None
+    made = prepare_site(first, "s")
+    assert available(second, "s") == made
+    check_shards(second, "s", load_tokenizer("bytes").sha256)
+    assert contents(second) == contents(first)
+    prepare_site(first, "s")
+    assert len(place_of(first).ls("")) == 1
+
+
+def test_what_was_prepared_anew_counts_and_the_old_stays_there(
+    at_site: Callable[[str], Federation], tmp_path: Path, library_texts: Callable[..., list[str]]
+) -> None:
+    first, second = at_site("first"), at_site("second")
+    prepare_site(first, "s")
+    stage(second, "s")
+    before = contents(second)
+    (tmp_path / "raw" / "two" / "more.txt").write_text("\n".join(library_texts("string")))
+    prepare_site(first, "s")
+    stage(second, "s")
+    assert contents(second) == contents(first) != before
+    assert [name.partition("-")[0] for name in place_of(first).ls("")] == ["0001", "0002"]
+
+
+def test_an_upload_that_was_cut_off_is_not_seen_and_goes_on(
+    at_site: Callable[[str], Federation], tmp_path: Path
+) -> None:
+    first, second = at_site("first"), at_site("second")
+    prepare_site(first, "s")
+    place = place_of(first)
+    (folder,) = place.ls("")
+    place.discard(f"{folder}/{NAME}")
+    place.discard(f"{folder}/one/train/index.json")
+    assert available(second, "s") is None
+    prepare_site(first, "s")
+    assert place.ls("") == [folder]
+    stage(second, "s")
+    assert contents(second) == contents(first)
+
+
+def test_what_is_damaged_here_is_copied_again(at_site: Callable[[str], Federation]) -> None:
+    first, second = at_site("first"), at_site("second")
+    prepare_site(first, "s")
+    stage(second, "s")
+    root = data_dir(second, "s")
+    next((root / "one" / "train").glob("shard*")).write_bytes(b"x")
+    (root / "two" / "valid" / "index.json").unlink()
+    check_shards(second, "s", load_tokenizer("bytes").sha256)
+    assert contents(second) == contents(first)
+
+
+def test_what_is_damaged_there_is_named(at_site: Callable[[str], Federation]) -> None:
+    first, second = at_site("first"), at_site("second")
+    prepare_site(first, "s")
+    place = place_of(first)
+    (folder,) = place.ls("")
+    broken = f"{folder}/two/stream.json"
+    size = place.size(broken)
+    place.discard(broken)
+    place.create(broken, b"x" * size)
+    with pytest.raises(CorruptFile, match=r"two/stream\.json has sha256"):
+        stage(second, "s")
+    assert not (data_dir(second, "s") / NAME).exists()
+
+
+@pytest.mark.parametrize("path", ["../outside", "/tmp/outside", "one/../../outside"])
+def test_a_manifest_cannot_leave_its_folder(at_site: Callable[[str], Federation], path: str) -> None:
+    first, second = at_site("first"), at_site("second")
+    prepare_site(first, "s")
+    place = place_of(first)
+    (folder,) = place.ls("")
+    manifest = json.loads(place.read(f"{folder}/{NAME}"))
+    manifest["streams"]["one"]["files"][0]["path"] = path
+    place.create(f"0002-{'0' * 16}/{NAME}", json.dumps(manifest).encode())
+    with pytest.raises(PhotonError, match="is not a path inside the store"):
+        stage(second, "s")
+
+
+def test_a_manifest_that_is_none_is_named(at_site: Callable[[str], Federation]) -> None:
+    federation = at_site("first")
+    place_of(federation).create(f"0001-{'0' * 16}/{NAME}", b"{}")
+    with pytest.raises(DataError, match=r"0001-0000000000000000/data\.json: not a data manifest"):
+        available(federation, "s")
+
+
+def test_without_such_a_place_nothing_is_copied(two_streams: Federation) -> None:
+    made = prepare_site(two_streams, "s")
+    assert available(two_streams, "s") == made
+    shutil.rmtree(data_dir(two_streams, "s"))
+    stage(two_streams, "s")
+    assert available(two_streams, "s") is None
