@@ -9,13 +9,23 @@ from schemas.values import Beta, wrong
 
 
 class Optimizer(Section):
-    """The inner optimizer, AdamW."""
+    """The inner optimizer: AdamW; or Muon for the hidden matrices, with AdamW for embeddings, biases and norms."""
 
-    name: Literal["adamw"] = "adamw"
-    lr: float = Field(default=6e-4, gt=0, description="maximum learning rate", examples=[6e-4])
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(default=6e-4, gt=0, description="maximum learning rate of AdamW", examples=[6e-4])
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), examples=[[0.9, 0.95]])
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
+    matrix_lr: float = Field(default=0.02, gt=0, description="muon: maximum learning rate of the hidden matrices")
+    momentum: Beta = Field(default=0.95, description="muon: of the hidden matrices' gradients")
+
+    @model_validator(mode="after")
+    def _muon(self) -> "Optimizer":
+        for name in ("matrix_lr", "momentum"):
+            value = getattr(self, name)
+            if self.name == "adamw" and value != type(self).model_fields[name].default:
+                raise wrong(f"{value:g} is a number of muon's, but the optimizer is adamw; write name: muon", name)
+        return self
 
 
 class Schedule(Section):
@@ -46,7 +56,7 @@ class Local(Section):
     precision: Literal["fp32", "amp_bf16"] = "fp32"
     clip_norm: float | None = Field(default=1.0, gt=0, description="gradient norm limit; null for none")
     optimizer_state: Literal["keep", "reset"] = Field(
-        default="keep", description="AdamW's moments across rounds, at the site"
+        default="keep", description="the optimizer's moments across rounds, at the site"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_steps: int | None = Field(

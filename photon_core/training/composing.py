@@ -19,6 +19,7 @@ from streaming import StreamingDataLoader, StreamingDataset
 
 from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.training.model import PhotonModel
+from photon_core.training.optimizers import peak_rates
 from photon_core.training.schedule import learning_rate
 from schemas.federation import Federation
 from schemas.local import Logger as LoggerSection
@@ -52,18 +53,6 @@ def make_loader(dataset: StreamingDataset, batch_size: int, device: str) -> Stre
         # each pass draws a seed that only workers use: from the global generator, it would tell a training that
         # was interrupted from one that was not
         generator=torch.Generator(),
-    )
-
-
-def make_optimizer(model: PhotonModel, federation: Federation) -> torch.optim.AdamW:
-    section = federation.local.optimizer
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=section.lr,
-        betas=section.betas,
-        eps=section.eps,
-        weight_decay=section.weight_decay,
-        fused=True,
     )
 
 
@@ -109,6 +98,7 @@ class RoundCallback(Callback):
         progress: Progress,
     ) -> None:
         self.local = federation.local
+        self.peaks = peak_rates(federation.local.optimizer)
         self.total_steps = federation.schedule_steps
         self.site = site
         self.samples = samples
@@ -123,10 +113,8 @@ class RoundCallback(Callback):
 
     def batch_start(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
-        rate = learning_rate(step, self.local.optimizer, self.local.schedule, self.total_steps)
-        for optimizer in state.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        for group, peak in zip(state.optimizers[0].param_groups, self.peaks, strict=True):
+            group["lr"] = rate = learning_rate(step, peak, self.local.schedule, self.total_steps)
         if logger.destinations:
             logger.log_metrics({"learning_rate": rate})
 

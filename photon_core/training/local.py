@@ -26,12 +26,12 @@ from photon_core.training.composing import (
     RoundCallback,
     make_loader,
     make_loggers,
-    make_optimizer,
     make_trainer,
 )
 from photon_core.training.device import choose_device
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.model import PhotonModel, load_decoder
+from photon_core.training.optimizers import make_optimizer
 from photon_core.training.past import Past, load_past
 from photon_core.training.random_state import get_random_state, set_random_state
 from photon_core.training.state import SAMPLES, TRAINING, exclusive, find_result, publish, writing
@@ -102,7 +102,7 @@ def _train(
         mix = stream_hash(federation, job.site)
         past = load_past(job, folder, mix, checkpoints)
         model = PhotonModel(load_decoder(federation.model, past.parameters or theta.tensors(), device))
-        optimizer = make_optimizer(model, federation)
+        optimizer = make_optimizer(model.decoder, federation.local.optimizer)
         _load_optimizer(optimizer, past, federation.local.optimizer_state)
         progress, tokens_before = past.progress, past.progress.tokens
     with clock.phase("dataset"):
@@ -116,14 +116,14 @@ def _train(
 
             def checkpoint() -> None:
                 samples.flush()
-                state = _state(optimizer, loader, mix, past.samples)
+                state = _state(job, optimizer, loader, mix, past.samples)
                 with clock.phase("checkpoint"):
                     _checkpoint(checkpoints, past, state, model, written / SAMPLES)
 
             callback = RoundCallback(federation, job.site, samples, report, checkpoint, progress)
             _fit(job, model, loader, optimizer, callback, past, clock, device, folder)
         with clock.phase("save"):
-            state = _state(optimizer, loader, mix, past.samples + progress.count)
+            state = _state(job, optimizer, loader, mix, past.samples + progress.count)
             if federation.local.optimizer_state == "reset":
                 state["optimizer"] = None
             torch.save(state, written / TRAINING)
@@ -201,10 +201,11 @@ def _fit(
 
 
 def _state(
-    optimizer: torch.optim.Optimizer, loader: StreamingDataLoader, mix: str, samples: int
+    job: LocalJob, optimizer: torch.optim.Optimizer, loader: StreamingDataLoader, mix: str, samples: int
 ) -> dict[str, Any]:
     return {
         "optimizer": optimizer.state_dict()["state"],
+        "optimizer_name": job.federation.local.optimizer.name,
         "stream": loader.state_dict(),
         "mix": mix,  # the stream's own state does not say which streams it belongs to
         "random": get_random_state(),

@@ -78,8 +78,14 @@ def _load_state(job: LocalJob, folder: Path, mix: str) -> Past:
     if saved is None:
         note = f"{name} is missing or damaged: optimizer state and data stream start afresh"
         return Past(None, [note], {"state_lost": 1.0})
+    past = Past(saved)
     if saved["mix"] != mix:
         saved["stream"] = None
-        note = f"{name} belongs to another mix of streams: the data stream starts afresh"
-        return Past(saved, [note], {"stream_restarted": 1.0})
-    return Past(saved)
+        past.notes.append(f"{name} belongs to another mix of streams: the data stream starts afresh")
+        past.metrics["stream_restarted"] = 1.0
+    before, now = saved.get("optimizer_name", "adamw"), job.federation.local.optimizer.name
+    if saved["optimizer"] and before != now:
+        saved["optimizer"] = None
+        past.notes.append(f"{name} belongs to the optimizer {before}: the state of {now} starts afresh")
+        past.metrics["state_lost"] = 1.0
+    return past

@@ -2,27 +2,27 @@
 
 import math
 
-from schemas.local import Optimizer, Schedule
+from schemas.local import Schedule
 
 
-def learning_rate(step: int, optimizer: Optimizer, schedule: Schedule, total_steps: int) -> float:
+def learning_rate(step: int, peak: float, schedule: Schedule, total_steps: int) -> float:
     """The learning rate of update number `step`.
 
-    Linear warm-up from lr / warmup_steps to lr over the first warmup_steps updates, then a cosine that
-    reaches alpha lr at total_steps and stays there (or lr for ever, if the schedule is constant).
+    Linear warm-up from peak / warmup_steps to peak over the first warmup_steps updates, then a cosine that
+    reaches alpha peak at total_steps and stays there (or peak for ever, if the schedule is constant).
 
     Args:
         step: updates made so far, over all rounds; 0 for the first.
-        optimizer: its lr is the maximum.
+        peak: the maximum.
         schedule: shape of the curve.
         total_steps: T of the cosine.
     """
     warmup = schedule.warmup_steps
     if step < warmup:
-        return optimizer.lr * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     if schedule.name == "constant":
-        return optimizer.lr
+        return peak
     length = total_steps - warmup
     done = min(1.0, (step - warmup) / length) if length > 0 else 1.0
     share = schedule.alpha + (1 - schedule.alpha) * 0.5 * (1 + math.cos(math.pi * done))
-    return optimizer.lr * share
+    return peak * share

@@ -79,6 +79,14 @@ def test_only_the_newest_is_kept_and_none_once_published(
     assert left(federation) == []
 
 
+def test_muon_resumes_within_a_round_bit_for_bit(make_site: Make, tmp_path: Path, interrupt: Interrupt) -> None:
+    job = make_job(make_site(checkpoint_steps=2, optimizer={"name": "muon"}), tmp_path)
+    interrupt(job, 3)
+    resumed = train(job, silent)
+    assert resumed.metrics["resumed_at_step"] == 2.0
+    assert result(resumed) == result(train(dataclasses.replace(job, attempt=2), silent))
+
+
 def test_one_that_outlived_its_rounds_publication_is_removed(make_site: Make, tmp_path: Path) -> None:
     federation = make_site()
     job = make_job(federation, tmp_path)
