@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
+from photon_core.aggregation.server_schedule import server_at
 from photon_core.errors import (
     CorruptFile,
     FederationError,
@@ -24,6 +25,7 @@ from photon_core.store import Store
 from photon_core.tensors import file_entry
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, UpdateManifest, UpdateRef
+from schemas.server import Server
 
 SCORES = {"loss", "perplexity", "tokens"}
 EVALUATION_LIMIT = 4096  # bytes
@@ -222,6 +224,7 @@ class Candidate:
     t: int
     result: Aggregate
     updates: dict[str, UpdateManifest]
+    server: Server
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -247,12 +250,11 @@ def aggregate_round(
         else:
             left_out.setdefault(site, "no update was committed")
     token_limit = federation.local.steps * federation.local.batch_size * federation.model.max_seq_len
+    server = server_at(t, federation.server, federation.rounds.count)
     while len(updates) >= federation.quorum:
         try:
-            result = aggregate(
-                run, t, updates, federation.server, token_limit=token_limit, step_limit=federation.local.steps
-            )
-            return Candidate(t, result, updates, left_out)
+            result = aggregate(run, t, updates, server, token_limit=token_limit, step_limit=federation.local.steps)
+            return Candidate(t, result, updates, server, left_out)
         except UpdateRejected as rejected:
             del updates[rejected.site]
             left_out[rejected.site] = rejected.reason
@@ -292,7 +294,7 @@ def commit(
         updates={site: _ref(run, update, candidate.result.weights[site]) for site, update in updates.items()},
         left_out=candidate.left_out,
         incidents=_incidents(updates, incidents),
-        server=federation.server.model_dump(mode="json"),
+        server=candidate.server.model_dump(mode="json"),
         global_step=before.global_step + max(update.steps for update in updates.values()),
         total_tokens=before.total_tokens + tokens,
         metrics=_metrics(candidate, evaluations),

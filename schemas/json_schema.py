@@ -19,14 +19,14 @@ PATH = Path(__file__).with_name("federation.schema.json")
 
 
 def federation_schema() -> dict[str, Any]:
-    """Federation's schema, with the keys that a preset brings asked for only where no preset is named."""
+    """Federation's schema; the keys that a preset or a recipe may bring are asked for only where none is named."""
     schema = Federation.model_json_schema()
     brought = next(iter(FEDERATED_PRESETS.values()))
     shape = list(next(iter(MODEL_PRESETS.values())))
     _allow(schema, _required(Federation), brought)
     _allow(schema["$defs"]["Model"], _required(Model), shape)
     _allow(schema["$defs"]["Rounds"], _required(Rounds), brought["rounds"])
-    _allow(schema["$defs"]["Local"], _required(Local), brought["local"])
+    _allow(schema["$defs"]["Local"], _required(Local), {**brought["local"], "steps": None})
     without_preset: dict[str, Any] = {
         "required": [name for name in _required(Federation) if name in brought],
         "properties": {
@@ -40,8 +40,13 @@ def federation_schema() -> dict[str, Any]:
         "title": "Photon federation",
         "description": "Everything about a federation. Checked by schemas/federation.py; generated from it.",
         **{key: value for key, value in schema.items() if key not in ("title", "description")},
-        "if": {"required": ["preset"], "properties": {"preset": {"type": "string"}}},
-        "else": without_preset,
+        "allOf": [
+            {"if": {"anyOf": [_named("preset"), _named("recipe")]}, "else": without_preset},
+            {
+                "if": _named("recipe"),
+                "else": {"required": ["local"], "properties": {"local": {"required": ["steps"]}}},
+            },
+        ],
     }
 
 
@@ -49,13 +54,17 @@ def text() -> str:
     return json.dumps(federation_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
+def _named(key: str) -> dict[str, Any]:
+    return {"required": [key], "properties": {key: {"type": "string"}}}
+
+
 def _required(section: type[BaseModel]) -> list[str]:
     return [name for name, field in section.model_fields.items() if field.is_required()]
 
 
 def _allow(schema: dict[str, Any], required: list[str], brought: Any) -> None:
-    """Ask only for what a preset does not bring; Local stays required, since no preset names its steps."""
-    keep = [name for name in required if name not in brought or name == "local"]
+    """Ask only for what neither a preset nor a recipe brings."""
+    keep = [name for name in required if name not in brought]
     schema.pop("required", None)
     if keep:
         schema["required"] = keep

@@ -1,9 +1,14 @@
-"""The published settings: shapes of the Photon papers, and the tech report's federated settings.
+"""The published settings: shapes of the Photon papers, the tech report's federated settings, and named recipes.
 
 Source: "The Future of Large Language Model Pre-training is Federated" (arXiv 2405.10853), tables of the
-model and federated hyperparameters; "Photon: Federated LLM Pre-Training" (arXiv 2411.02908).
+model and federated hyperparameters; "Photon: Federated LLM Pre-Training" (arXiv 2411.02908) and its released
+script for the 125M model; "DiLoCo" (arXiv 2311.08105).
+
+A preset says how large: shape, rounds, batch, learning rate, horizon. A recipe says how: what is done at the site
+and at the server. A recipe's values go over the preset's, the file's own over both.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -49,22 +54,80 @@ FEDERATED_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def apply_preset(data: dict[str, Any]) -> dict[str, Any]:
-    """Federation data with its preset's values under the user's own; mappings are merged.
+PHOTON_STEPS = 128
+PHOTON_SITES = 8  # the central batch is shared among so many
 
-    The preset's server numbers belong to its server optimizer: a file that names another takes none of them.
+
+def _photon(size: dict[str, Any]) -> dict[str, Any]:
+    """The later paper's recipe: a site's batch is small, its learning rate that of the large batch, the schedule
+    stretched by central batch / local batch, plain averaging; without a size, the released script's for 125M."""
+    local: dict[str, Any] = {
+        "steps": PHOTON_STEPS,
+        "batch_size": 32,
+        "optimizer": {"name": "adamw", "lr": 6e-4, "betas": [0.9, 0.95]},
+        "schedule": {"name": "cosine", "alpha": 0.1, "warmup_steps": 800},
+        "optimizer_state": "keep",
+        "clip_norm": 1.0,
+    }
+    rounds = 320
+    if size:
+        total = size["local"]["schedule"]["total_steps"] * PHOTON_SITES
+        local["batch_size"] = size["local"]["batch_size"] // PHOTON_SITES
+        local["optimizer"] = size["local"]["optimizer"]
+        local["schedule"] = {**size["local"]["schedule"], "total_steps": total, "warmup_steps": 800}
+        rounds = -(-total // PHOTON_STEPS)
+    return {"rounds": {"count": rounds}, "local": local, "server": {"optimizer": "fedavg", "lr": 1.0}}
+
+
+def _fedmom(size: dict[str, Any]) -> dict[str, Any]:
+    """The tech report's tables: what every size has in common."""
+    return {
+        "local": {"optimizer": {"name": "adamw", "betas": [0.9, 0.95]}, "schedule": {"name": "cosine"}},
+        "server": {"optimizer": "fedmom", "lr": 0.2, "momentum": 0.9},
+    }
+
+
+def _diloco(size: dict[str, Any]) -> dict[str, Any]:
+    """DiLoCo: AdamW inside, Nesterov outside, 500 local steps."""
+    return {
+        "local": {"steps": 500, "optimizer": {"name": "adamw"}, "optimizer_state": "keep"},
+        "server": {"optimizer": "nesterov", "lr": 0.7, "momentum": 0.9},
+    }
+
+
+def _local_sgd(size: dict[str, Any]) -> dict[str, Any]:
+    """Local SGD's outer loop (Stich 2018): the parameters are averaged, and nothing else is kept."""
+    return {
+        "local": {"optimizer_state": "reset"},
+        "server": {"optimizer": "fedavg", "lr": 1.0},
+    }
+
+
+RECIPES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "photon": _photon,
+    "fedmom": _fedmom,
+    "diloco": _diloco,
+    "local-sgd": _local_sgd,
+}
+
+
+def apply_preset(data: dict[str, Any]) -> dict[str, Any]:
+    """Federation data with its preset's and its recipe's values under the user's own; mappings are merged.
+
+    Server numbers belong to their server optimizer: whoever names another takes none of them.
     """
-    name = data.get("preset")
-    preset = FEDERATED_PRESETS.get(name) if isinstance(name, str) else None
-    if preset is None:
-        return data
-    server = data.get("server")
-    if (
-        isinstance(server, dict)
-        and server.get("optimizer", preset["server"]["optimizer"]) != preset["server"]["optimizer"]
-    ):
-        preset = {key: value for key, value in preset.items() if key != "server"}
-    return _merge(preset, data)
+    name, recipe = data.get("preset"), data.get("recipe")
+    below = FEDERATED_PRESETS.get(name, {}) if isinstance(name, str) else {}
+    if isinstance(recipe, str) and recipe in RECIPES:
+        below = _over(below, RECIPES[recipe](below))
+    return _over(below, data) if below else data
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    mine, other = below.get("server"), above.get("server")
+    if mine and isinstance(other, dict) and other.get("optimizer", mine["optimizer"]) != mine["optimizer"]:
+        below = {key: value for key, value in below.items() if key != "server"}
+    return _merge(below, above)
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -164,11 +164,12 @@ class _Pass:
         return self._writer(f"optimizer/{name}-", tensors, max_bytes)
 
     def _state_stream(self, name: str, pieces: Sequence[Piece]) -> Iterator[Array]:
-        """The optimizer's state; zeros when no round has kept it yet."""
+        """The optimizer's state; what it starts at when no round has kept it yet."""
         wanted = {f"{name}.{tensor}": entry for tensor, entry in self.tensors.items()}
         kept = {tensor: self.state.tensors[tensor] for tensor in wanted if tensor in self.state.tensors}
         if not kept:
-            return (np.zeros(piece.end - piece.start, np.float32) for piece in pieces)
+            start = np.float32(self.optimizer.state[name](self.server))
+            return (np.full(piece.end - piece.start, start, np.float32) for piece in pieces)
         if kept != wanted:
             raise CorruptFile(f"round {self.t - 1}'s optimizer state '{name}' does not fit its model")
         return self._stream(self.state, pieces, f"{name}.")

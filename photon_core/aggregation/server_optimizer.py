@@ -2,16 +2,17 @@
 
 g = theta - mean is the weighted mean of the pseudo-gradients theta - theta_k, because the weights sum to 1.
 Every optimizer works element by element, so it may be given any piece of the parameters. To add one, write
-its step, name its state tensors (zeros before the first round) in OPTIMIZERS, and its name in
-schemas.federation.Server.
+its step, name its state tensors and what they start at in OPTIMIZERS, and its name in schemas.server.Server.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from photon_core.errors import PhotonError
 from schemas.server import Server
 
 Float32 = NDArray[np.float32]
@@ -23,12 +24,12 @@ class ServerOptimizer:
     """One server optimizer.
 
     Args:
-        state: names of its state tensors; each has theta's shapes and starts at zero.
+        state: names of its state tensors, which have theta's shapes, and the number that fills each at first.
         step: (theta, mean, g, state, server, out) -> out: the new theta. `state` is changed in place; `out`
             is none of the others.
     """
 
-    state: tuple[str, ...]
+    state: Mapping[str, Callable[[Server], float]]
     step: Step
 
 
@@ -56,7 +57,8 @@ def nesterov(
 
     FedMom (Huo et al. 2020) is the same map. It is published as v' = theta - lr g;
     theta <- v' + mu (v' - v); v <- v', from v = theta^0. Put v - theta = lr mu m: then v' - v =
-    -lr (g + mu m) = -lr m', so theta <- v' - lr mu m', and v' - theta keeps the form; m = 0 at the start.
+    -lr (g + mu m) = -lr m', so theta <- v' - lr mu m', and v' - theta keeps the form; m = 0 at the start. That
+    holds for one lr; where a schedule or the guard changes it, this form is what both names mean.
     """
     (momentum,) = state
     np.multiply(momentum, np.float32(server.momentum), out=momentum)
@@ -65,8 +67,78 @@ def nesterov(
     return np.subtract(out, momentum * np.float32(server.lr * server.momentum), out=out)
 
 
+def fedadagrad(
+    theta: Float32, mean: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32
+) -> Float32:
+    """v <- v + g^2, in the step of `_adaptive`."""
+    np.multiply(g, g, out=out)
+    np.add(state[1], out, out=state[1])
+    return _adaptive(theta, g, state, server, out)
+
+
+def fedyogi(
+    theta: Float32, mean: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32
+) -> Float32:
+    """v <- v - (1 - b2) g^2 sign(v - g^2), in the step of `_adaptive`."""
+    v = state[1]
+    np.multiply(g, g, out=out)
+    sign = np.subtract(v, out)
+    np.sign(sign, out=sign)
+    np.multiply(out, np.float32(1 - server.betas[1]), out=out)
+    np.multiply(out, sign, out=out)
+    np.subtract(v, out, out=v)
+    return _adaptive(theta, g, state, server, out)
+
+
+def fedadam(
+    theta: Float32, mean: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32
+) -> Float32:
+    """v <- b2 v + (1 - b2) g^2, in the step of `_adaptive`."""
+    v = state[1]
+    np.multiply(g, g, out=out)
+    np.multiply(out, np.float32(1 - server.betas[1]), out=out)
+    np.multiply(v, np.float32(server.betas[1]), out=v)
+    np.add(v, out, out=v)
+    return _adaptive(theta, g, state, server, out)
+
+
+def _adaptive(theta: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32) -> Float32:
+    """m <- b1 m + (1 - b1) g; theta <- theta - lr m / (sqrt(v) + tau), v being the round's already.
+
+    Reddi et al. 2020 (arXiv 2003.00295), Algorithm 2, whose Delta is -g: m starts at 0, v at tau^2, and there is
+    no correction of the moments' bias, which is how torch's Adam differs.
+
+    Raises:
+        PhotonError: v is not finite any more.
+    """
+    m, v = state
+    np.multiply(m, np.float32(server.betas[0]), out=m)
+    np.multiply(g, np.float32(1 - server.betas[0]), out=out)
+    np.add(m, out, out=m)
+    np.sqrt(v, out=out)
+    if not math.isfinite(float(out.max(initial=0))):
+        raise PhotonError(f"{server.optimizer}'s second moment overflows: the updates are too large for float32")
+    np.add(out, np.float32(server.tau), out=out)
+    np.divide(m, out, out=out)
+    np.multiply(out, np.float32(server.lr), out=out)
+    return np.subtract(theta, out, out=out)
+
+
+def _zero(server: Server) -> float:
+    return 0.0
+
+
+def _tau_squared(server: Server) -> float:
+    return server.tau**2
+
+
+MOMENTUM = {"momentum": _zero}
+MOMENTS = {"first_moment": _zero, "second_moment": _tau_squared}
 OPTIMIZERS = {
-    "fedavg": ServerOptimizer((), fedavg),
-    "nesterov": ServerOptimizer(("momentum",), nesterov),
-    "fedmom": ServerOptimizer(("momentum",), nesterov),
+    "fedavg": ServerOptimizer({}, fedavg),
+    "nesterov": ServerOptimizer(MOMENTUM, nesterov),
+    "fedmom": ServerOptimizer(MOMENTUM, nesterov),
+    "fedadagrad": ServerOptimizer(MOMENTS, fedadagrad),
+    "fedyogi": ServerOptimizer(MOMENTS, fedyogi),
+    "fedadam": ServerOptimizer(MOMENTS, fedadam),
 }

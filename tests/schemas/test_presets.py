@@ -72,6 +72,57 @@ def test_the_files_own_values_go_over_the_presets() -> None:
     assert federation.server.momentum == 0.9
 
 
+def recipe(name: str, preset: str | None = None, **more: Any) -> Federation:
+    model = {"n_layers": 1, "d_model": 32, "n_heads": 2, "vocab_size": 50_368}
+    data = minimal(preset, recipe=name, **({} if preset else {"model": model}), **more)
+    return Federation.model_validate({key: value for key, value in data.items() if key != "local" or key in more})
+
+
+def test_the_photon_recipe_is_the_released_script_for_125m() -> None:
+    federation = recipe("photon")
+    local, server = federation.local, federation.server
+    assert (local.batch_size, local.steps, federation.rounds.count) == (32, 128, 320)
+    assert (local.optimizer.lr, local.schedule.warmup_steps, local.schedule.alpha) == (6e-4, 800, 0.1)
+    assert (server.optimizer, server.lr, server.momentum, local.clip_norm) == ("fedavg", 1.0, 0.0, 1.0)
+    assert local.optimizer_state == "keep"
+    assert federation.schedule_steps == 320 * 128
+
+
+def test_the_photon_recipe_stretches_a_presets_schedule() -> None:
+    """The batch an eighth, the large batch's learning rate, eight times the steps: the same tokens."""
+    federation = recipe("photon", "1.3B")
+    local = federation.local
+    assert (local.batch_size, local.optimizer.lr, local.schedule.alpha) == (64, 2e-4, 0.1)
+    assert local.schedule.total_steps == 8 * 24_800
+    assert federation.rounds.count * local.steps == 8 * 24_800
+    assert (federation.server.optimizer, federation.server.lr) == ("fedavg", 1.0)
+    assert federation.model == Model.model_validate({"preset": "1.3B"})
+
+
+def test_the_other_recipes() -> None:
+    rest = {"rounds": {"count": 3}, "local": {"batch_size": 8}}
+    diloco = recipe("diloco", **rest)
+    assert (diloco.local.steps, diloco.server.optimizer) == (500, "nesterov")
+    assert (diloco.server.lr, diloco.server.momentum) == (0.7, 0.9)
+    rest["local"]["steps"] = 5
+    fedmom = recipe("fedmom", **rest).server
+    assert (fedmom.optimizer, fedmom.lr, fedmom.momentum) == ("fedmom", 0.2, 0.9)
+    local = recipe("local-sgd", **rest)
+    assert (local.local.optimizer_state, local.server.optimizer, local.server.lr) == ("reset", "fedavg", 1.0)
+
+
+def test_a_recipe_goes_over_the_preset_and_the_file_over_both() -> None:
+    federation = recipe("diloco", "125M", server={"momentum": 0.6}, local={"batch_size": 16})
+    assert (federation.local.steps, federation.local.batch_size, federation.local.optimizer.lr) == (500, 16, 3e-4)
+    assert (federation.server.optimizer, federation.server.lr, federation.server.momentum) == (
+        "nesterov",
+        0.7,
+        0.6,
+    )
+    own = recipe("diloco", "125M", server={"optimizer": "fedavg"}, local={"steps": 10})
+    assert (own.local.steps, own.server.lr, own.server.momentum) == (10, 1.0, 0.0)
+
+
 def test_another_server_optimizer_takes_none_of_the_presets_numbers() -> None:
     fedavg = Federation.model_validate(minimal("125M", server={"optimizer": "fedavg"})).server
     assert (fedavg.lr, fedavg.momentum) == (1.0, 0.0)

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
+from photon_core.aggregation.server_optimizer import OPTIMIZERS
+from photon_core.aggregation.server_schedule import server_at
 from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
 from photon_core.layout import Run, model_sha256
 from photon_core.store import Store
 from photon_core.tensor_reader import TensorReader
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
-from schemas.server import Server
+from schemas.server import WITH_MOMENTUM, Server, ServerSchedule
 
 Arrays = dict[str, np.ndarray]
 MakeRun = Callable[..., tuple[Run, dict[str, UpdateManifest]]]
@@ -159,6 +161,31 @@ def test_momentum_is_kept_between_rounds(tmp_path: Path, make_run: MakeRun) -> N
     for name, found in load(run, 2, second.model).items():
         m = 0.9 * g[name].astype(np.float64) + g_2[name]
         assert np.allclose(found, theta_1[name] - 0.2 * (g_2[name] + 0.9 * m), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_resume_between_any_two_rounds_changes_no_bit(tmp_path: Path, make_run: MakeRun, optimizer: Any) -> None:
+    """Every round in a process that knows nothing but the store, against the steps in memory."""
+    schedule, momentum = ServerSchedule(name="cosine", warmup_rounds=2), 0.9 * (optimizer in WITH_MOMENTUM)
+    server = Server(optimizer=optimizer, lr=0.3, momentum=momentum, schedule=schedule)
+    theta = arrays(0)
+    kept = {n: [np.full_like(theta[n], f(server)) for f in OPTIMIZERS[optimizer].state.values()] for n in SHAPES}
+    run, updates = make_run(Store(str(tmp_path)), theta, {"a": (arrays(1, 0.1, theta), 1)})
+    update = updates["a"]
+    for t in range(1, 6):
+        now, theta_k = server_at(t, server, 5), arrays(t, 0.1, theta)
+        expected = {}
+        for name in SHAPES:
+            old, mean, out = theta[name].reshape(-1), theta_k[name].reshape(-1), np.empty(theta[name].size, "f4")
+            state = [values.reshape(-1) for values in kept[name]]
+            expected[name] = OPTIMIZERS[optimizer].step(old, mean, old - mean, state, now, out)
+        commit(run, t, aggregate(run, t, {"a": update}, now))
+        run = Run(Store(str(tmp_path)), "run")
+        manifest = run.round(t)
+        assert manifest is not None
+        theta = load(run, t, manifest.model)
+        assert all(theta[name].tobytes() == expected[name].tobytes() for name in SHAPES)
+        update = _update(run, t + 1, "a", theta, arrays(t + 1, 0.1, theta))
 
 
 def _update(run: Run, t: int, site: str, theta: Arrays, theta_k: Arrays) -> UpdateManifest:
