@@ -102,6 +102,23 @@ def status(
 
 
 @app.command()
+def gc(
+    file: File = HERE,
+    last: Annotated[int, typer.Option("--keep-last", min=1, help="newest rounds that are kept whole")] = 3,
+    every: Annotated[int | None, typer.Option("--keep-every", min=1, help="also keep every M-th round")] = None,
+    litter: Annotated[
+        str, typer.Option("--litter-age", help="age from which files that no manifest names go: 12h, 1d")
+    ] = "1d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+) -> None:
+    """Remove the tensors of old rounds from the store, and litter; what has happened stays on record."""
+    from photon_cli.gc import collect
+    from schemas.load import load_federation
+
+    collect(load_federation(file), last, every, litter, dry_run)
+
+
+@app.command()
 def deploy(
     file: File = HERE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,

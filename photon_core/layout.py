@@ -3,6 +3,7 @@
     <store>/<run>/run.json
     <store>/<run>/rounds/000007/{model,optimizer}/*.safetensors, round.json (written last)
     <store>/<run>/rounds/000007/sites/<site>/0001/*.safetensors, update.json (written last)
+    <store>/<run>/rounds/000007/removed.json (photon gc has taken the tensors away)
 
 Round 0 holds the initial model. The sites of round t start from the model of round t-1 and write under
 rounds/<t>/sites; rounds/<t>/model is the result.
@@ -18,14 +19,22 @@ from pydantic import ValidationError
 from photon_core.errors import CorruptFile, PhotonError
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.store import Store, check_path
-from schemas.manifests import FileEntry, Manifest, RoundManifest, RunManifest, UpdateManifest
+from schemas.manifests import (
+    FileEntry,
+    Manifest,
+    RemovalManifest,
+    RoundManifest,
+    RunManifest,
+    UpdateManifest,
+)
 from schemas.values import NAME
 
 MANIFEST_LIMIT = 64 << 20  # bytes; a 7B model's manifest is a few hundred kB
 UPDATE_LIMIT = 1 << 20  # bytes of an update's manifest beyond four times those of the round that it follows
+REMOVED = "removed.json"
 PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "prefect", "numpy")
 
-AnyManifest = TypeVar("AnyManifest", RunManifest, RoundManifest, UpdateManifest)
+AnyManifest = TypeVar("AnyManifest", RunManifest, RoundManifest, UpdateManifest, RemovalManifest)
 
 
 class Run:
@@ -134,6 +143,15 @@ class Run:
         if data is None:
             raise PhotonError(f"attempt {attempt} of site '{site}' for round {t} is not committed")
         return sha256_bytes(data)
+
+    def removed(self, t: int) -> RemovalManifest | None:
+        """The note that `photon gc` took round t's tensors away; None while they are there."""
+        return self._load(RemovalManifest, f"{self.round_dir(t)}/{REMOVED}")
+
+    def record_removal(self, manifest: RemovalManifest) -> None:
+        """Write that note, before anything is removed. Raises StoreConflict when it is there."""
+        self._same("run", manifest.run, self.run)
+        self._commit(f"{self.round_dir(manifest.round)}/{REMOVED}", manifest)
 
     def next_attempt(self, t: int, site: str) -> int:
         """The first attempt number that nobody has used, committed or not."""

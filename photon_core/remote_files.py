@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar, cast
 
 from photon_core.errors import PhotonError, StoreConflict
+from photon_core.listing import Found, walk_remote
 from photon_core.object_files import ObjectReader, ObjectWriter
 from photon_core.patience import PATIENCE, error_code, patiently
 
@@ -143,6 +144,15 @@ class RemoteFiles:
         below = folder.lstrip("/") + "/"
         names = {c.lstrip("/")[len(below) :] for c in children if c.lstrip("/").startswith(below)}
         return sorted(name for name in names if name and not name.startswith(HIDDEN))
+
+    def walk(self, path: str) -> list[Found]:
+        folder = self._full(path)
+        self.fs.invalidate_cache()
+        try:
+            found = self._do("list", path, lambda **limit: self.fs.find(folder, detail=True, **limit))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return walk_remote(found, self.root)
 
     def create(self, path: str, data: bytes) -> None:
         if self.protocol == "memory" or (self._single_writer and self.protocol not in CONDITIONAL):

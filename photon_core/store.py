@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict
+from photon_core.listing import Found, walk_local
 from photon_core.local_files import LocalFiles
 from photon_core.remote_files import RemoteFiles
 
@@ -107,6 +108,12 @@ class Store:
         """Names of a folder's children, sorted, temporary ones left out; [] where there is no such folder."""
         return self._files.ls(check_path(path) if path else "")
 
+    def walk(self, path: str) -> list[Found]:
+        """Every file below a folder, temporary ones too, sorted by path."""
+        check_path(path)
+        files = self._files
+        return walk_local(files.root, path) if isinstance(files, LocalFiles) else files.walk(path)
+
     def create(self, path: str, data: bytes) -> None:
         """Commit: the file appears whole, if and only if it was absent.
 
@@ -131,7 +138,7 @@ class Store:
         return self._files.open_write(check_path(path))
 
     def discard(self, path: str) -> None:
-        """Remove one's own data file that no manifest names. Never for anything else."""
+        """Remove one's own data file that no manifest names, or one that `photon gc` collects. Nothing else."""
         self._files.remove(check_path(path))
 
     def fetch(self, entry: "FileEntry", folder: str, cache_dir: Path) -> Path:

@@ -127,3 +127,13 @@ class RoundManifest(Manifest):
     seconds: dict[str, float] = Field(default_factory=dict)
     created: str
     versions: dict[str, str]
+
+
+class RemovalManifest(Manifest):
+    """rounds/<t>/removed.json: `photon gc` took the round's tensors away. Its other manifests stay."""
+
+    run: str
+    round: int
+    files: int = Field(description="removed, or about to be, when this was written")
+    bytes: int
+    created: str = Field(description="UTC, ISO 8601")

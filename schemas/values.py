@@ -35,7 +35,8 @@ def _better(value: str) -> str:
     return f", such as '{near}'" if NAME.fullmatch(near) else ""
 
 
-def _seconds(value: Any) -> Any:
+def duration(value: Any) -> Any:
+    """Seconds of a text such as 30m; other values as they are. Raises ValueError."""
     if isinstance(value, str):
         match = DURATION.fullmatch(value.strip())
         if not match:
@@ -69,7 +70,7 @@ Name = Annotated[
 ]
 Seconds = Annotated[
     float,
-    BeforeValidator(_seconds),
+    BeforeValidator(duration),
     Field(gt=0),
     WithJsonSchema(
         {

@@ -11,6 +11,7 @@ from photon_core.export.card import model_card
 from photon_core.export.gpt2 import gpt2_config
 from photon_core.export.tokenizer import write_tokenizer
 from photon_core.export.weights import write_weights
+from photon_core.garbage import check_kept
 from photon_core.layout import Run
 from photon_core.rounds import check_frozen, history, run_of
 from schemas.federation import Federation
@@ -22,7 +23,7 @@ def export_round(federation: Federation, t: int | None, folder: Path) -> RoundMa
 
     Raises:
         FederationError: there is something at the folder's place, or the file is not the run's.
-        PhotonError: the round is not committed.
+        PhotonError: the round is not committed, or photon gc removed its model.
         CorruptFile: the store's files are not those that the manifests cover.
     """
     check_free(folder)
@@ -69,6 +70,7 @@ def open_committed(federation: Federation, t: int | None) -> tuple[Run, RoundMan
     manifest = run.round(latest if t is None else t)
     if manifest is None:
         raise PhotonError(f"round {t} of run '{federation.run}' is not committed; write --round 0 to {latest}")
+    check_kept(run, manifest.round)
     return run, manifest, tokenizer
 
 

@@ -1,0 +1,184 @@
+"""What of a run's tensors may go, and taking it away: old rounds, and litter that no manifest names.
+
+Manifests (JSON) always stay, so that the chain of rounds, `photon status` and reports go on. Rounds that are not
+committed are never touched: updates wait there to be aggregated, and uploads may be going on. What is decided
+from a look at a store stays right while a run goes on: later commits only add rounds, and the latest round seen
+is always kept whole.
+"""
+
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from photon_core.errors import CorruptFile, PhotonError, StoreConflict
+from photon_core.layout import REMOVED, Run
+from photon_core.listing import Found
+from photon_core.rounds import utc_now
+from schemas.manifests import FileEntry, RemovalManifest
+
+PLACE = re.compile(r"[^/]+/rounds/(?P<t>\d{6,})/(?P<rest>.+)")
+TEMPORARY = re.compile(r"\.(probe-[0-9a-f]{32}|[0-9a-f]{32}\.tmp)")
+UPDATE = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4})/update\.json")
+DATA = ".safetensors"
+DAY = 86_400.0
+THREADS = 8  # removals at a time
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is kept.
+
+    Args:
+        last: the newest so many committed rounds, at least 1.
+        every: also every round whose number is a multiple of this.
+        litter_seconds: age from which a file that no manifest names goes.
+    """
+
+    last: int = 3
+    every: int | None = None
+    litter_seconds: float = DAY
+
+    def keeps(self, t: int, latest: int) -> bool:
+        return t > latest - self.last or bool(self.every and t % self.every == 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may go.
+
+    Args:
+        latest: the last committed round.
+        kept: committed rounds whose tensors stay.
+        rounds: those whose tensors go, with the files that are still there.
+        litter: files that no manifest names.
+    """
+
+    latest: int
+    kept: list[int]
+    rounds: dict[int, list[Found]] = field(default_factory=dict)
+    litter: list[Found] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[Found]:
+        return [*(file for files in self.rounds.values() for file in files), *self.litter]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+def plan(
+    found: Iterable[Found], named: Mapping[str, int], committed: Sequence[int], rule: Rule, now: float
+) -> Plan:
+    """What may go. Looks at nothing but its arguments.
+
+    Args:
+        found: every file of the run's folder.
+        named: path -> the committed round, or the latest of several, whose manifests cover the file.
+        committed: numbers of the committed rounds, ascending, at least one.
+        rule: what is kept.
+        now: seconds since the epoch.
+    """
+    if rule.last < 1 or (rule.every is not None and rule.every < 1):
+        raise PhotonError("photon gc keeps at least the latest round: --keep-last and --keep-every are 1 or more")
+    latest = committed[-1]
+    result = Plan(latest, [t for t in committed if rule.keeps(t, latest)])
+    for file in found:
+        place = PLACE.fullmatch(file.path)
+        if place is None or int(place["t"]) > latest:
+            continue
+        if not file.path.endswith(DATA) and not TEMPORARY.fullmatch(file.path.rpartition("/")[2]):
+            continue
+        if file.path in named:
+            if not rule.keeps(named[file.path], latest):
+                result.rounds.setdefault(int(place["t"]), []).append(file)
+        elif now - file.modified >= rule.litter_seconds:
+            result.litter.append(file)
+    return result
+
+
+def look(run: Run, rule: Rule, now: float | None = None) -> Plan:
+    """The plan for a run as its store is now; reads manifests only.
+
+    Raises:
+        PhotonError: nothing is committed yet, or the chain of rounds is broken.
+    """
+    latest = run.latest()
+    if latest is None:
+        raise PhotonError(f"run '{run.run}' has no rounds in {run.store.url} yet: there is nothing to collect")
+    found = run.store.walk(run.run)
+    return plan(found, _named(run, found, latest), range(latest + 1), rule, time.time() if now is None else now)
+
+
+def remove(run: Run, plan: Plan) -> None:
+    """Take away what the plan says. Stopped anywhere, it may be done again.
+
+    A note of each round comes first, so that what is missing is never taken for damage.
+    """
+    for t, files in plan.rounds.items():
+        size = sum(file.bytes for file in files)
+        note = RemovalManifest(run=run.run, round=t, files=len(files), bytes=size, created=utc_now())
+        try:
+            run.record_removal(note)
+        except StoreConflict:
+            pass  # another collection, or an earlier one that was stopped
+    with ThreadPoolExecutor(THREADS, "gc") as pool:
+        for _ in pool.map(lambda file: run.store.discard(file.path), plan.files):
+            pass
+
+
+def check_kept(run: Run, t: int) -> None:
+    """Refuse to read the tensors of a round that garbage collection took.
+
+    Raises:
+        PhotonError: it did; which rounds are kept is in the message.
+    """
+    note = run.removed(t)
+    if note is None:
+        return
+    places = [place for file in run.store.walk(run.run) if (place := PLACE.fullmatch(file.path))]
+    with_note = {int(place["t"]) for place in places if place["rest"] == REMOVED}
+    committed = {int(place["t"]) for place in places if place["rest"] == "round.json"}
+    raise PhotonError(
+        f"round {t}'s model was removed by photon gc ({note.created}); "
+        f"kept rounds are {ranges(sorted(committed - with_note))}"
+    )
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """[0, 10, 11, 12] as '0, 10 to 12'."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(" to ".join(map(str, (r[0], r[-1]))) if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
+
+
+def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
+    """Path -> the latest round whose manifests cover it. Rounds without data are not looked into."""
+    with_data = {int(p["t"]) for f in found if f.path.endswith(DATA) and (p := PLACE.fullmatch(f.path))}
+    named: dict[str, int] = {}
+
+    def cover(t: int, folder: str, entries: Iterable[FileEntry]) -> None:
+        for entry in entries:
+            path = f"{folder}/{entry.path}"
+            named[path] = max(t, named.get(path, 0))
+
+    for file in found:
+        place = PLACE.fullmatch(file.path)
+        if place is None or (t := int(place["t"])) not in with_data:
+            continue
+        if place["rest"] == "round.json" and (manifest := run.round(t)):
+            cover(t, run.round_dir(t), [*manifest.model, *manifest.optimizer])
+        elif at := UPDATE.fullmatch(place["rest"]):
+            try:
+                update = run.update(t, at["site"], int(at["attempt"]))
+            except CorruptFile:  # no manifest: what lies beside it is litter
+                continue
+            if update:
+                cover(t, run.site_dir(t, at["site"], update.attempt), update.files)
+    return named

@@ -1,0 +1,59 @@
+"""Everything below a folder of a store, with size and age: what garbage collection looks at."""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Found(NamedTuple):
+    """A file of a store.
+
+    Args:
+        path: relative to the store.
+        bytes: its size.
+        modified: seconds since the epoch.
+    """
+
+    path: str
+    bytes: int
+    modified: float
+
+
+def walk_local(root: Path, path: str) -> list[Found]:
+    """Plain files below root/path, sorted by path. What vanishes while it looks was another's temporary file."""
+    found = []
+    for folder, _, names in os.walk(root / path):
+        for name in names:
+            file = Path(folder, name)
+            try:
+                info = file.lstat()
+            except FileNotFoundError:
+                continue
+            found.append(Found(file.relative_to(root).as_posix(), info.st_size, info.st_mtime))
+    return sorted(found)
+
+
+def walk_remote(infos: Mapping[str, Mapping[str, Any]], root: str) -> list[Found]:
+    """The same from what fsspec's `find(detail=True)` answered for a folder below `root`."""
+    below = root.strip("/") + "/"
+    found = []
+    for name, info in infos.items():
+        path = str(name).lstrip("/")
+        if info.get("type") == "file" and path.startswith(below):
+            found.append(Found(path[len(below) :], int(info["size"] or 0), _modified(info)))
+    return sorted(found)
+
+
+def _modified(info: Mapping[str, Any]) -> float:
+    """A file without a known time counts as new."""
+    for key in ("LastModified", "mtime", "updated", "created"):
+        value = info.get(key)
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return float("inf")

@@ -1,0 +1,57 @@
+"""photon gc as a user has it: says first, then does; what is gone is named when it is asked for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from photon_cli.gc import collect
+from photon_cli.status import show_status
+from photon_core.errors import FederationError, PhotonError
+from photon_core.export.export import open_committed
+from photon_core.rounds import open_run, run_of
+from schemas.load import load_federation
+from tests.photon_core.test_garbage import data, go_on, theta
+
+
+@pytest.fixture
+def file(write_federation: Callable[..., Path], tmp_path: Path) -> Path:
+    """A federation with rounds 0 to 3 in its store."""
+    from safetensors.numpy import save_file
+
+    from photon_core.data.tokenizer import load_tokenizer
+
+    file = write_federation()
+    federation = load_federation(file)
+    save_file(theta(0), tmp_path / "m.safetensors")
+    run = run_of(federation)
+    open_run(run, federation, load_tokenizer("bytes").sha256, lambda: [tmp_path / "m.safetensors"])
+    for t in range(1, 4):
+        go_on(run, t)
+    return file
+
+
+def test_gc_says_first_then_does(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    federation = load_federation(file)
+    run = run_of(federation)
+    whole = data(run)
+    collect(federation, 1, None, "1d", dry_run=True)
+    said = capsys.readouterr().out
+    assert "kept whole: round 3" in said and "round 2: 4 files, " in said and "would remove 9 files" in said
+    assert data(run) == whole
+    collect(federation, 1, None, "1d", dry_run=False)
+    assert "removed 9 files" in capsys.readouterr().out
+    assert data(run) == {3: 4}
+    collect(federation, 1, None, "1d", dry_run=False)
+    assert "nothing to remove" in capsys.readouterr().out
+
+    show_status(federation, as_json=False)
+    assert "3 of 2 rounds" in capsys.readouterr().out
+    assert open_committed(federation, None)[1].round == 3
+    with pytest.raises(PhotonError, match="round 1's model was removed by photon gc"):
+        open_committed(federation, 1)
+
+
+def test_an_age_is_a_duration(file: Path) -> None:
+    with pytest.raises(FederationError, match="--litter-age 'soon' is not a duration"):
+        collect(load_federation(file), 1, None, "soon", dry_run=True)
