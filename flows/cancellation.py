@@ -14,7 +14,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Cancelling, State
 
-SITE_FLOWS = ["site-round", "site-evaluate"]
+SITE_FLOWS = ["site-round", "site-evaluate", "site-start"]
 LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
 
 

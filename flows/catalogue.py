@@ -166,6 +166,7 @@ def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
         "site_evaluate": "{site} evaluates a global model on its held-out text.",
         "prepare_site": "{site} turns its text into validated shards.",
     }
+    start = {"site_start": "{site} uploads the model that the run starts from."}
     return tuple(
         Deployment(
             **_flow(function),
@@ -180,7 +181,7 @@ def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
             description=f"Run {federation.run}: " + text.format(site=f"site {site.name}"),
         )
         for site in federation.sites
-        for function, text in flows.items()
+        for function, text in (flows | (start if site.name == federation.start.site else {})).items()
     )
 
 

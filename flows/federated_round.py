@@ -23,6 +23,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.cancellation import cancel_sites
 from flows.outcome import failure
 from flows.site_round import site_steps
+from flows.start import start_at_site
 from photon_core.rounds import Candidate
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
@@ -60,6 +61,8 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
         QuorumMissed: too few sites committed a usable update in time; every one's reason is in the message.
         StoreConflict: another coordinator committed this round first.
     """
+    if t is None:
+        start_at_site(federation, deployed)
     t = coordinator.open_round(federation, t)
     clock = time.monotonic()
     sampled = coordinator.sample(federation, t)

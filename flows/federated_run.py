@@ -5,6 +5,7 @@ from prefect.states import Completed, State
 
 from flows.cancellation import cancel_sites
 from flows.federated_round import federated_round
+from flows.start import start_at_site
 from schemas.federation import Federation
 from tasks import coordinator
 
@@ -19,6 +20,7 @@ def federated_run(federation: Federation, rounds: int | None = None, deployed: b
         deployed: have each site's own worker do its part.
     """
     with tags(f"run:{federation.run}"):
+        start_at_site(federation, deployed)
         latest = coordinator.open_run(federation)
         last = federation.rounds.count if rounds is None else min(federation.rounds.count, latest + rounds)
         for t in range(latest + 1, last + 1):

@@ -13,6 +13,7 @@ from photon_cli.server import EmbeddedServer
 from photon_core.data.shards import available
 from photon_core.errors import DataError
 from photon_core.rounds import history, run_of
+from photon_core.start import check_start
 from schemas.federation import Federation
 from schemas.load import check_paths
 
@@ -28,6 +29,8 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
     """
     check_paths(federation, sites=[], file=file)  # raw text may be gone once it is prepared
     check_prepared(federation, file)
+    if run_of(federation).birth() is None:
+        check_start(federation)
     with display(quiet) as show:
         run_flow(federation, file, rounds, show)
     show_result(federation, file)

@@ -21,17 +21,19 @@ from photon_core.errors import (
 )
 from photon_core.hashing import canonical_json, sha256_bytes, sha256_file
 from photon_core.layout import Run, model_sha256, versions
+from photon_core.start import Initial, check_start
 from photon_core.store import Store
 from photon_core.tensors import file_entry
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, UpdateManifest, UpdateRef
 from schemas.server import Server
+from schemas.start import Start
 
 SCORES = {"loss", "perplexity", "tokens"}
 EVALUATION_LIMIT = 4096  # bytes
 NOTES_LIMIT = 20  # of a site's own notes in a round's manifest
 SCORE_LIMIT = 1e15  # of loss and tokens; beyond it a mean over the sites might not be finite
-FROZEN = ("model", "tokenizer", "seed")  # what makes two rounds parts of one run
+FROZEN = ("model", "tokenizer", "seed", "start")  # what makes two rounds parts of one run
 
 
 def run_of(federation: Federation) -> Run:
@@ -56,10 +58,9 @@ def check_frozen(birth: RunManifest, federation: Federation, tokenizer_sha256: s
     now = federation.model_dump(mode="json")
     remedy = f"restore it, or give the changed federation a new name under run: (this run is '{birth.run}')"
     for key in FROZEN:
-        if key != "tokenizer" and now[key] != birth.federation[key]:
-            raise FederationError(
-                f"{key} is {now[key]}, but the run was started with {birth.federation[key]}: {remedy}"
-            )
+        then = birth.federation.get(key, Start().model_dump(mode="json"))  # older runs have no start
+        if key != "tokenizer" and now[key] != then:
+            raise FederationError(f"{key} is {now[key]}, but the run was started with {then}: {remedy}")
     if birth.tokenizer_sha256 != tokenizer_sha256:
         raise FederationError(
             f"tokenizer '{federation.tokenizer}' is not the one that the run was started with: {remedy}"
@@ -67,14 +68,18 @@ def check_frozen(birth: RunManifest, federation: Federation, tokenizer_sha256: s
 
 
 def open_run(
-    run: Run, federation: Federation, tokenizer_sha256: str, initial_model: Callable[[], Iterable[Path]]
+    run: Run, federation: Federation, tokenizer_sha256: str, initial_model: Callable[[], Initial]
 ) -> RunManifest:
     """Create run.json and round 0 (the initial model) where they are missing; check that they are this run's.
 
     Safe to call from many processes at once: the store's commit lets one of them win.
+
+    Raises:
+        FederationError: the model to start from is not the file's; nothing was created.
     """
     birth = run.birth()
     if birth is None:
+        check_start(federation)
         try:
             run.create_birth(
                 RunManifest(
@@ -92,12 +97,14 @@ def open_run(
         assert birth is not None
     check_frozen(birth, federation, tokenizer_sha256)
     if run.round(0) is None:
-        files = put_files(run, f"{run.round_dir(0)}/model", initial_model(), prefix="model/")
+        initial = initial_model()
+        files = put_files(run, f"{run.round_dir(0)}/model", initial.files, prefix="model/")
         manifest = RoundManifest(
             run=federation.run,
             round=0,
             model_sha256=model_sha256(files),
             model=files,
+            start=initial.start,
             federation_sha256=federation_sha256(federation),
             created=utc_now(),
             versions=versions(),
@@ -105,7 +112,7 @@ def open_run(
         try:
             run.commit_round(manifest)
         except StoreConflict:
-            pass  # theta^0 is a function of the seed: the other's is the same
+            pass  # the other's theta^0 has the same origin, and stands
     return birth
 
 

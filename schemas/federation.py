@@ -12,6 +12,7 @@ from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
 from schemas.section import Section
 from schemas.server import Server
 from schemas.sites import Site
+from schemas.start import Start
 from schemas.values import Fraction, Name, Place, Seconds, Text, is_s3, unique, wrong
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
@@ -69,6 +70,7 @@ class Federation(Section):
         description="'bytes', a path to a tokenizer.json, or a Hugging Face name", examples=["bytes"]
     )
     model: Model
+    start: Start = Start()
     rounds: Rounds
     local: Local
     server: Server = Server()
@@ -131,6 +133,15 @@ class Federation(Section):
                 f"write at least {BYTES_VOCABULARY}",
                 *("model", "vocab_size"),
             )
+        return self
+
+    @model_validator(mode="after")
+    def _start(self) -> "Federation":
+        start, names = self.start, [site.name for site in self.sites]
+        if start.site is not None and start.site not in names:
+            raise wrong(f"there is no site '{start.site}'; write one of {', '.join(names)}", "start", "site")
+        if start.run == self.run and start.store in (None, self.store):
+            raise wrong("is this run itself; write another run's name, or drop it", "start", "run")
         return self
 
     @model_validator(mode="after")

@@ -100,6 +100,25 @@ class UpdateRef(Manifest):
     metrics: dict[str, float]
 
 
+class StartRef(Manifest):
+    """Where the model of round 0 came from, when it is not a function of the seed."""
+
+    kind: str = Field(description="checkpoint, run or site")
+    source: str = Field(description="path or URL, the run's place and round, or the site's name")
+    sha256: dict[str, str] = Field(description="hash of every file (or manifest) that it was made from")
+    notes: list[str] = Field(default_factory=list, description="what the operator should know")
+
+
+class StartManifest(Manifest):
+    """rounds/000000/sites/<site>/0001/start.json: the model that a site holds and the run starts from."""
+
+    run: str
+    site: str
+    files: list[FileEntry]
+    sha256: dict[str, str] = Field(description="hash of every file of the site's checkpoint, by file name")
+    notes: list[str] = Field(default_factory=list)
+
+
 class RoundManifest(Manifest):
     """rounds/<t>/round.json: the commit of round t, written last. Round 0 holds the initial model."""
 
@@ -114,6 +133,7 @@ class RoundManifest(Manifest):
     incidents: dict[str, list[str]] = Field(
         default_factory=dict, description="site -> retries, restarts, lost states of an update that was aggregated"
     )
+    start: StartRef | None = Field(default=None, description="of round 0, unless its model is made from the seed")
     server: dict[str, Any] = Field(default_factory=dict, description="server optimizer and its numbers, as used")
     global_step: int = Field(default=0, description="local steps so far: grows by the round's largest step count")
     total_tokens: int = 0

@@ -56,6 +56,9 @@ def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         beside = tokenizer.isprintable() and len(tokenizer) < 200 and (folder / tokenizer).is_file()
         if is_tokenizer_file(tokenizer) or beside:
             data["tokenizer"] = absolute(tokenizer)
+    if isinstance(data.get("start"), dict):
+        start = data["start"]
+        data["start"] = {k: absolute(v) if k in ("checkpoint", "store") else v for k, v in start.items()}
     if isinstance(data.get("sites"), list):
         data["sites"] = [_resolve_site(s, data.get("run"), folder, absolute) for s in data["sites"]]
     return data

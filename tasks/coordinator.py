@@ -14,6 +14,7 @@ from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
 from photon_core.rounds import Candidate, run_of
 from photon_core.sampling import sample_sites
+from photon_core.start import Initial
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.events import LEFT_OUT
@@ -33,9 +34,9 @@ def open_run(federation: Federation) -> int:
     with step(0, "open"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
         run = run_of(federation)
 
-        def initial_model() -> list[Path]:
-            made: list[Path] = launcher().run(
-                "photon_core.training.initial:initial_model",
+        def initial_model() -> Initial:
+            made: Initial = launcher().run(
+                "photon_core.start:make_initial",
                 {"federation": federation, "folder": Path(folder)},
                 label=f"{federation.run}/initial",
                 timeout=INITIAL_MODEL_TIMEOUT,

@@ -12,6 +12,7 @@ from prefect.states import AwaitingRetry, Cancelled, Cancelling
 
 from photon_core.errors import DeadlinePassed, PhotonError
 from photon_core.rounds import evaluation, is_done, run_of
+from photon_core.start import site_start
 from schemas.federation import Federation
 from schemas.manifests import FileEntry
 from tasks.progress import step
@@ -46,6 +47,23 @@ def dispatch_round(federation: Federation, site: str, t: int, deadline: float, a
             key=f"{federation.run}/{t}/{site}/{attempt}",
             tags=[f"round:{t}"],
             done=lambda: is_done(run, t, site, attempt) is not None,
+            deadline=deadline,
+        )
+
+
+@task(task_run_name="{site} / start", cache_policy=NO_CACHE)
+def dispatch_start(federation: Federation, site: str, deadline: float) -> None:
+    """Return when the model that the site holds is in the store. Raises DeadlinePassed as the round's does."""
+    run = run_of(federation)
+    with step(0, "start", site):
+        _on_site(
+            "site-start",
+            federation,
+            site,
+            {"federation": federation.model_dump(mode="json"), "site": site},
+            key=f"{federation.run}/start/{site}",
+            tags=["round:0"],
+            done=lambda: site_start(run, site) is not None,
             deadline=deadline,
         )
 

@@ -1,5 +1,6 @@
 """A site's steps in a round: validate its shards, train H local steps, upload the update; and evaluate."""
 
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,23 @@ def _again(_task: Any, _run: Any, state: Any) -> bool:
     if isinstance(error, ChildFailed):
         return not isinstance(error, DeadlinePassed) and "cancelled" not in str(error)
     return isinstance(error, StoreUnavailable) or not isinstance(error, PhotonError)
+
+
+@task(task_run_name="{site} / start", cache_policy=NO_CACHE, retries=1, retry_condition_fn=_again)
+def start(federation: Federation, site: str) -> None:
+    """Upload the checkpoint that the site holds and the run starts from, as a model of ours.
+
+    Raises:
+        FederationError: it is not of the file's model.
+    """
+    with step(0, "start", site), tempfile.TemporaryDirectory(prefix="photon-") as folder:
+        launcher().run(
+            "photon_core.start:upload_start",
+            {"federation": federation, "site": site, "folder": Path(folder)},
+            label=_label(federation, 0, site),
+            timeout=federation.rounds.deadline,
+            log_path=_log(federation, site),
+        )
 
 
 @task(task_run_name="{site} / validate", cache_policy=NO_CACHE, retries=1, retry_condition_fn=_again)

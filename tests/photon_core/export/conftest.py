@@ -10,6 +10,7 @@ import pytest
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.layout import Run, model_sha256
 from photon_core.rounds import open_run, put_files, run_of
+from photon_core.start import Initial
 from photon_core.training.shapes import parameter_shapes
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest, UpdateRef
@@ -59,7 +60,7 @@ def make_rounds(tmp_path: Path) -> Callable[..., tuple[Federation, Run]]:
         fed = federation(tmp_path, **sections)
         run = run_of(fed)
         tokenizer = load_tokenizer(fed.tokenizer).sha256
-        open_run(run, fed, tokenizer, lambda: random_model(fed, tmp_path, 0))
+        open_run(run, fed, tokenizer, lambda: Initial(random_model(fed, tmp_path, 0)))
         files = put_files(run, f"{run.round_dir(1)}/model", random_model(fed, tmp_path, 1), prefix="model/")
         ref = {"attempt": 1, "sha256": "0", "weight": 0.5, "bytes": 7, "metrics": {"train_loss": 2.0}}
         scores = {"loss": 1.0, "perplexity": 2.71828, "tokens": 1000.0}

@@ -1,0 +1,211 @@
+"""Where theta^0 comes from (InitModel): the seed, a checkpoint, another run's round, or one site's checkpoint."""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict
+from photon_core.export.checkpoint import Checkpoint
+from photon_core.hashing import canonical_json, sha256_file
+from photon_core.layout import Run
+from photon_core.store import Store
+from photon_core.tensor_reader import TensorReader
+from photon_core.tensors import all_tensors, file_entry
+from photon_core.training.initial import initial_model
+from photon_core.training.shapes import parameter_shapes
+from schemas.federation import Federation
+from schemas.manifests import FileEntry, RoundManifest, StartManifest, StartRef
+from schemas.model import Model
+
+MANIFEST_LIMIT = 16 << 20  # bytes
+CHUNK = 4 << 20  # elements
+
+
+@dataclass(frozen=True)
+class Initial:
+    """theta^0.
+
+    Args:
+        files: safetensors files on this machine.
+        start: where it came from; None for the seed.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    start: StartRef | None = None
+
+
+def check_start(federation: Federation) -> None:
+    """Look, before any work, whether there is a model of the right shape to start from. Reads headers only.
+
+    A site's checkpoint is looked at by the site.
+
+    Raises:
+        FederationError: there is none; the text names the tensor and both shapes, or what else is wrong.
+    """
+    start = federation.start
+    if start.run is not None:
+        _other_round(federation)
+    elif start.checkpoint is not None and start.site is None:
+        Checkpoint(start.checkpoint, federation.model, federation.storage.options())
+
+
+def make_initial(federation: Federation, folder: Path) -> Initial:
+    """Write theta^0 into a folder of the coordinator's, whatever it comes from.
+
+    Raises:
+        FederationError: it is not of the file's model.
+        PhotonError: the site has not uploaded its checkpoint.
+        CorruptFile: a file is not what the manifest that covers it says.
+    """
+    start = federation.start
+    if start.from_seed:
+        return Initial(initial_model(federation, folder))
+    if start.run is not None:
+        return _from_run(federation, folder)
+    if start.site is not None:
+        return _from_site(federation, start.site, folder)
+    assert start.checkpoint is not None
+    checkpoint = Checkpoint(start.checkpoint, federation.model, federation.storage.options())
+    files, hashes = checkpoint.write(folder)
+    return Initial(
+        files, StartRef(kind="checkpoint", source=start.checkpoint, sha256=hashes, notes=checkpoint.notes)
+    )
+
+
+def upload_start(federation: Federation, site: str, folder: Path) -> StartManifest:
+    """At a site: convert its checkpoint, put it at the site's own place of round 0, and commit that.
+
+    Safe to repeat: what is committed stands.
+
+    Args:
+        folder: scratch space on this machine.
+
+    Raises:
+        FederationError: the checkpoint is not of the file's model.
+    """
+    run = _run(federation)
+    committed = site_start(run, site)
+    if committed is not None:
+        return committed
+    assert federation.start.checkpoint is not None
+    checkpoint = Checkpoint(federation.start.checkpoint, federation.model, {})
+    files, hashes = checkpoint.write(folder)
+    place = run.site_dir(0, site, 1)
+    entries = []
+    for path in files:
+        sha256 = sha256_file(path)
+        name = f"{path.stem}-{sha256[:8]}.safetensors"
+        try:
+            run.store.put(path, f"{place}/{name}")
+        except StoreConflict:
+            pass  # the same bytes, of an earlier try
+        entries.append(file_entry(path, name, sha256))
+    names = {Path(name).name: sha256 for name, sha256 in hashes.items()}
+    manifest = StartManifest(run=run.run, site=site, files=entries, sha256=names, notes=checkpoint.notes)
+    try:
+        run.store.create(f"{place}/start.json", canonical_json(manifest.model_dump(mode="json")) + b"\n")
+    except StoreConflict:
+        pass
+    committed = site_start(run, site)
+    assert committed is not None
+    return committed
+
+
+def site_start(run: Run, site: str) -> StartManifest | None:
+    """What a site has committed to start from, or None. Raises CorruptFile when it is not a manifest."""
+    path = f"{run.site_dir(0, site, 1)}/start.json"
+    try:
+        data = run.store.read(path, MANIFEST_LIMIT)
+    except FileNotFoundError:
+        return None
+    try:
+        manifest = StartManifest.model_validate_json(data)
+    except ValueError:
+        raise CorruptFile(f"{run.store.locate(path)} is not a manifest") from None
+    if (manifest.run, manifest.site) != (run.run, site):
+        raise CorruptFile(f"{run.store.locate(path)} speaks of another run or site than its place says")
+    return manifest
+
+
+def _run(federation: Federation) -> Run:
+    return Run(Store(federation.store, **federation.storage.options()), federation.run)
+
+
+def _from_site(federation: Federation, site: str, folder: Path) -> Initial:
+    """A site's model crosses a trust boundary: names, shapes, types and numbers are checked."""
+    run = _run(federation)
+    manifest = site_start(run, site)
+    if manifest is None:
+        raise PhotonError(f"site '{site}' has not uploaded the checkpoint that run '{run.run}' starts from")
+    place = run.site_dir(0, site, 1)
+    _check_shapes(manifest.files, federation.model, f"start.site: the checkpoint of '{site}'")
+    files = _copy(run.store, place, manifest.files, folder)
+    with TensorReader(run.store, place, manifest.files) as reader:
+        for name in reader.tensors:
+            if not all(np.isfinite(chunk).all() for chunk in reader.chunks(name, CHUNK)):
+                raise FederationError(f"start.site: tensor '{name}' of '{site}' holds NaN or infinity")
+    return Initial(files, StartRef(kind="site", source=site, sha256=manifest.sha256, notes=manifest.notes))
+
+
+def _from_run(federation: Federation, folder: Path) -> Initial:
+    other, manifest = _other_round(federation)
+    files = _copy(other.store, other.round_dir(manifest.round), manifest.model, folder)
+    source = f"{other.store.url}/{other.run} round {manifest.round}"
+    hashes = {"round.json": other.round_sha256(manifest.round), "model": manifest.model_sha256}
+    return Initial(files, StartRef(kind="run", source=source, sha256=hashes))
+
+
+def _other_round(federation: Federation) -> tuple[Run, RoundManifest]:
+    """The round that the file starts from, of the same model and tokenizer."""
+    from photon_core.data.tokenizer import load_tokenizer
+
+    start = federation.start
+    assert start.run is not None
+    other = Run(Store(start.store or federation.store, **federation.storage.options()), start.run)
+    birth, latest = other.birth(), other.latest()
+    if birth is None or latest is None:
+        raise FederationError(
+            f"start.run: there is no run '{start.run}' with rounds in {other.store.url}; correct run: or store:"
+        )
+    t = latest if start.round is None else start.round
+    manifest = other.round(t)
+    if manifest is None:
+        raise FederationError(f"start.round: round {t} of run '{start.run}' is not committed; write 0 to {latest}")
+    theirs, ours = birth.federation["model"], federation.model.model_dump(mode="json")
+    for key in ours:
+        if key != "preset" and theirs.get(key) != ours[key]:
+            raise FederationError(
+                f"start.run: the model of run '{start.run}' has {key} {theirs.get(key)}, this file's has "
+                f"{ours[key]}; write its model:"
+            )
+    _check_shapes(manifest.model, federation.model, f"start.run: round {t} of run '{start.run}'")
+    if birth.tokenizer_sha256 != load_tokenizer(federation.tokenizer).sha256:
+        raise FederationError(
+            f"start.run: run '{start.run}' has another tokenizer than '{federation.tokenizer}'; "
+            "write its tokenizer"
+        )
+    return other, manifest
+
+
+def _check_shapes(files: list[FileEntry], model: Model, what: str) -> None:
+    expected, found = parameter_shapes(model), all_tensors(files)
+    for name in sorted(expected.keys() | found.keys()):
+        there = f"{found[name].dtype} {list(found[name].shape)}" if name in found else "absent"
+        needed = f"F32 {list(expected[name])}" if name in expected else "absent"
+        if there != needed:
+            raise FederationError(
+                f"{what}: tensor '{name[:200]}' is {there}, but the file's model has it {needed}"
+            )
+
+
+def _copy(store: Store, place: str, entries: list[FileEntry], folder: Path) -> list[Path]:
+    """Copies of a manifest's files on this machine, verified."""
+    paths = []
+    for number, entry in enumerate(entries, 1):
+        found = store.fetch(entry, place, folder / "fetched")
+        path = folder / f"{number:05d}-of-{len(entries):05d}.safetensors"
+        shutil.copyfile(found, path)
+        paths.append(path)
+    return paths
