@@ -155,6 +155,20 @@ def test_a_forced_rerun_is_a_new_attempt_beside_the_old(deployed: Callable[..., 
     assert history(run)[2].updates["a"].attempt == 2
 
 
+def test_a_site_uploads_the_model_that_the_run_starts_from(deployed: Callable[..., Deployed], tmp_path: Path):
+    from flows.start import start_at_site
+    from photon_core.start import site_start
+    from photon_core.training.initial import initial_model
+
+    (tmp_path / "held").mkdir()
+    start = {"site": "b", "checkpoint": str(tmp_path / "held")}
+    two = deployed(run="held", start=start)
+    initial_model(two.federation, tmp_path / "held")
+    start_at_site(two.federation, deployed=True)
+    uploaded = site_start(run_of(two.federation), "b")
+    assert uploaded is not None and uploaded.site == "b"
+
+
 def damage(deployed: Deployed, site: str) -> tuple[Path, bytes]:
     """Flip a byte of the site's first shard. Returns the shard and what it was."""
     folder = Path(deployed.federation.site(site).state_dir or "") / "data" / "text" / "train"

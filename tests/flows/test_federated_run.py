@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from photon_core.errors import QuorumMissed, StoreConflict
+from photon_core.hashing import sha256_file
 from photon_core.rounds import history, run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
@@ -138,3 +139,19 @@ def test_the_graph_names_sites_and_steps(prepared: Callable[..., Federation]):
         assert expected | {"sample sites", "aggregate", "publish"} <= names
         key = ArtifactFilter(key=ArtifactFilterKey(any_=["photon-graphed-round"]))
         assert len(client.read_artifacts(artifact_filter=key)) == 1
+
+
+def test_a_run_starts_from_the_model_that_a_site_holds(prepared: Callable[..., Federation], tmp_path: Path):
+    from photon_core.export.checkpoint import Checkpoint
+    from photon_core.training.initial import initial_model
+
+    federation = prepared(run="started", rounds={"count": 1})
+    (tmp_path / "held").mkdir()
+    (tmp_path / "wanted").mkdir()
+    initial_model(changed(federation, seed=99), tmp_path / "held")
+    start = {"site": "b", "checkpoint": str(tmp_path / "held")}
+    first, last = run(changed(federation, start=start))
+    (wanted,), hashes = Checkpoint(start["checkpoint"], federation.model, {}).write(tmp_path / "wanted")
+    assert first.start is not None and (first.start.source, first.start.sha256) == ("b", hashes)
+    assert [entry.sha256 for entry in first.model] == [sha256_file(wanted)]
+    assert set(last.updates) == {"a", "b"}

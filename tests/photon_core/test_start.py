@@ -1,4 +1,4 @@
-"""Where theta^0 comes from: another run's round, a checkpoint, a site; recorded in round 0 and not to be changed."""
+"""Where theta^0 comes from: a run's round, a checkpoint, a site; recorded in round 0 and not to be changed."""
 
 import shutil
 from collections.abc import Callable
@@ -116,7 +116,7 @@ def test_nothing_is_created_for_a_start_that_does_not_fit(make_rounds: Rounds, t
         started(federation, tmp_path, run="nobody")
     with pytest.raises(FederationError, match="round 9 of run 'small' is not committed; write 0 to 1"):
         started(federation, tmp_path, run="small", round=9)
-    with pytest.raises(FederationError, match="there is no .safetensors file"):
+    with pytest.raises(FederationError, match=r"there is no \.safetensors file"):
         started(federation, tmp_path, checkpoint=str(tmp_path / "nothing"))
     new = Federation.model_validate({**federation.model_dump(), "run": "next"})
     assert run_of(new).birth() is None
