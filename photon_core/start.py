@@ -89,8 +89,9 @@ def upload_start(federation: Federation, site: str, folder: Path) -> StartManife
     committed = site_start(run, site)
     if committed is not None:
         return committed
-    assert federation.start.checkpoint is not None
-    checkpoint = Checkpoint(federation.start.checkpoint, federation.model, {})
+    place = federation.start.checkpoint
+    assert place is not None
+    checkpoint = Checkpoint(place, federation.model, federation.data_options(site, place))
     files, hashes = checkpoint.write(folder)
     place = run.site_dir(0, site, 1)
     entries = []
@@ -130,7 +131,7 @@ def site_start(run: Run, site: str) -> StartManifest | None:
 
 
 def _run(federation: Federation) -> Run:
-    return Run(Store(federation.store, **federation.storage.options()), federation.run)
+    return Run(Store(federation.store, **federation.storage.store_options()), federation.run)
 
 
 def _from_site(federation: Federation, site: str, folder: Path) -> Initial:
@@ -163,7 +164,7 @@ def _other_round(federation: Federation) -> tuple[Run, RoundManifest]:
 
     start = federation.start
     assert start.run is not None
-    other = Run(Store(start.store or federation.store, **federation.storage.options()), start.run)
+    other = Run(Store(start.store or federation.store, **federation.storage.store_options()), start.run)
     birth, latest = other.birth(), other.latest()
     if birth is None or latest is None:
         raise FederationError(
