@@ -76,7 +76,7 @@ def _server(federation: Federation, site: str | None, pool: str, kind: str) -> s
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
-    from flows.blocks import credentials
+    from photon_cli.credentials import take_credentials
 
     url = require_server()
     with get_client(sync_client=True) as client:
@@ -87,8 +87,7 @@ def _server(federation: Federation, site: str | None, pool: str, kind: str) -> s
         if there.type != kind:
             raise NotReady(f"the work pool '{pool}' is of type {there.type}, and the file says {kind}")
         _check_deployed(client, federation, site)
-        if federation.storage.block:
-            os.environ.update(credentials(client, federation.storage.block))
+    take_credentials(federation)
     package = WORKER_PACKAGES.get(kind)
     if package and find_spec(package) is None:
         raise NotReady(f"a worker of type {kind} needs a package: pip install {package.replace('_', '-')}")

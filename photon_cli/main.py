@@ -3,11 +3,14 @@
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from photon_core.errors import PhotonError, QuorumMissed, StoreConflict
+
+if TYPE_CHECKING:
+    from schemas.federation import Federation
 
 EXIT_WRONG_USE, EXIT_QUORUM, EXIT_CONFLICT, EXIT_INTERRUPTED = 2, 3, 4, 130
 
@@ -36,6 +39,16 @@ def options(
     """Options of every command."""
 
 
+def _federation(file: Path) -> "Federation":
+    """The file, checked, with the store's credentials at hand where they are in a block."""
+    from photon_cli.credentials import take_credentials
+    from schemas.load import load_federation
+
+    federation = load_federation(file)
+    take_credentials(federation)
+    return federation
+
+
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--to", help="where the demo keeps everything")] = Path("photon-demo"),
@@ -56,9 +69,8 @@ def prepare(
 ) -> None:
     """Turn a site's text into validated, tokenised shards."""
     from photon_cli.prepare import prepare_sites
-    from schemas.load import load_federation
 
-    prepare_sites(load_federation(file), file, site, quiet)
+    prepare_sites(_federation(file), file, site, quiet)
 
 
 @app.command()
@@ -69,9 +81,8 @@ def run(
 ) -> None:
     """Run rounds here, with an embedded Prefect server, until the file's count is reached."""
     from photon_cli.run import run_embedded
-    from schemas.load import load_federation
 
-    run_embedded(load_federation(file), file, rounds, quiet)
+    run_embedded(_federation(file), file, rounds, quiet)
 
 
 @app.command()
@@ -84,9 +95,8 @@ def rerun(
 ) -> None:
     """Have one site train again for a round that is not aggregated yet."""
     from photon_cli.rerun import rerun as again
-    from schemas.load import load_federation
 
-    again(load_federation(file), file, t, site, force, quiet)
+    again(_federation(file), file, t, site, force, quiet)
 
 
 @app.command()
@@ -96,9 +106,8 @@ def status(
 ) -> None:
     """Show the run's committed rounds."""
     from photon_cli.status import show_status
-    from schemas.load import load_federation
 
-    show_status(load_federation(file), as_json)
+    show_status(_federation(file), as_json)
 
 
 @app.command()
@@ -159,9 +168,8 @@ def export(
 ) -> None:
     """Write a round's model as a folder that Hugging Face's transformers loads."""
     from photon_cli.export import export as take_away
-    from schemas.load import load_federation
 
-    take_away(load_federation(file), t, to, quiet)
+    take_away(_federation(file), t, to, quiet)
 
 
 @app.command()
@@ -176,9 +184,8 @@ def generate(
 ) -> None:
     """Print text from a round's model."""
     from photon_cli.export import generate as speak
-    from schemas.load import load_federation
 
-    speak(load_federation(file), t, prompt, tokens, temperature, top_k, seed)
+    speak(_federation(file), t, prompt, tokens, temperature, top_k, seed)
 
 
 def main() -> None:
