@@ -145,6 +145,16 @@ class Federation(Section):
         return self
 
     @model_validator(mode="after")
+    def _budgets(self) -> "Federation":
+        for i, site in enumerate(self.sites):
+            if site.steps is not None and site.steps > self.local.steps:
+                raise wrong(
+                    f"{site.steps} steps, but local.steps is {self.local.steps}; write at most that",
+                    *("sites", i, "steps"),
+                )
+        return self
+
+    @model_validator(mode="after")
     def _state_dirs(self) -> "Federation":
         """Private state is one site's alone, and never under the run's folder in the shared store."""
         shared = None if "://" in self.store else PurePath(self.store, self.run)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from schemas.section import Section
-from schemas.values import Beta, wrong
+from schemas.values import Beta, MicroBatch, wrong
 
 
 class Optimizer(Section):
@@ -53,6 +53,17 @@ class Local(Section):
     batch_size: int = Field(ge=1, description="sequences a step and site", examples=[32])
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    micro_batch: MicroBatch = Field(
+        default=None,
+        description="sequences that go through the model at once, gradients are accumulated; auto: the most that "
+        "fit the site's device; the whole batch if left out",
+    )
+    memory_gb: float | None = Field(
+        default=None, gt=0, description="micro_batch auto: most memory that training may take, in 10^9 bytes"
+    )
+    proximal: float | None = Field(
+        default=None, gt=0, description="mu of FedProx: adds mu/2 |theta_k - theta|^2 to the site's loss"
+    )
     precision: Literal["fp32", "amp_bf16"] = "fp32"
     clip_norm: float | None = Field(default=1.0, gt=0, description="gradient norm limit; null for none")
     optimizer_state: Literal["keep", "reset"] = Field(

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas.deploy import ObjectServer, PoolType, check_environment
 from schemas.hardware import Hardware, Link
 from schemas.section import Section
-from schemas.values import Name, Place, Text, is_s3, unique, wrong
+from schemas.values import MicroBatch, Name, Place, Seconds, Text, is_s3, unique, wrong
 
 
 class Stream(Section):
@@ -38,6 +38,11 @@ class Site(Section):
         description="private folder of the site, on its own disk; photon-sites/<run>/<site> if left out",
     )
 
+    steps: int | None = Field(default=None, ge=1, description="its local steps a round; local.steps if left out")
+    time_limit: Seconds | None = Field(
+        default=None, description="its local training of a round ends after so long (s, or 30m, 2h), or its steps"
+    )
+    micro_batch: MicroBatch = Field(default=None, description="its own; local.micro_batch if left out")
     hardware: Hardware | None = Field(default=None, description="what trains there, for photon plan")
     link: Link | None = Field(default=None, description="how it reaches the store, for photon plan")
     shards: Place | None = Field(

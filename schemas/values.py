@@ -1,7 +1,7 @@
 """The kinds of values in a federation file: names, places, durations, shares."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -47,6 +47,13 @@ def duration(value: Any) -> Any:
     return value
 
 
+def _micro_batch(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not number and value not in ("auto", None):
+        raise ValueError("is not a micro-batch; write auto, or a number of sequences of at least 1")
+    return value
+
+
 def _text(value: str) -> str:
     if not value.strip():
         raise ValueError("is blank; write a value")
@@ -83,6 +90,11 @@ Seconds = Annotated[
 ]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+MicroBatch = Annotated[
+    int | Literal["auto"] | None,
+    BeforeValidator(_micro_batch),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}, {"type": "null"}]}),
+]
 
 
 def unique(kind: str, names: list[str]) -> None:

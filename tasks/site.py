@@ -105,7 +105,7 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
             {"job": job},
             label=_label(federation, t, site),
             timeout=federation.rounds.deadline,
-            on_report=_Progress(site, t, job.federation.local.steps),
+            on_report=_Progress(site, t, job.steps),
             log_path=_log(federation, site),
         )
         if (starts := task_run.run_count or 1) > 1:

@@ -35,6 +35,16 @@ class LocalJob:
     threads: int = 1
 
     @property
+    def steps(self) -> int:
+        """H, the local steps that the site is to make, unless its time limit ends them."""
+        return self.federation.site(self.site).steps or self.federation.local.steps
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds after which local training ends with the step under way."""
+        return self.federation.site(self.site).time_limit
+
+    @property
     def key(self) -> str:
         """Hash of all that the result depends on: equal keys, equal training."""
         federation = self.federation.model_dump(mode="json")
@@ -52,8 +62,10 @@ class Trained:
         tokens: tokens really trained, the update's weight.
         steps: local steps made.
         metrics: train_loss (mean over the round's tokens), last_loss, tokens_per_second, seconds, delta_norm,
-            samples, and 1.0 under state_lost or stream_restarted where that has happened; resumed_at_step is
-            the local step of the checkpoint that an interrupted training went on from.
+            samples; gradient_norm (before clipping) and activation_norm as means over the steps; mfu where the
+            site declares its hardware; loss/<stream> and samples/<stream> where it has several streams;
+            micro_batch where one is used; 1.0 under state_lost or stream_restarted where that has happened;
+            resumed_at_step is the local step of the checkpoint that an interrupted training went on from.
         files: the update's shards, paths relative to `folder`.
         folder: the private state of this round and attempt.
         seconds: where the time of the process that finished went: load, dataset, trainer, fit, encode, save,

@@ -16,24 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from composer import Trainer
 from streaming import StreamingDataLoader, StreamingDataset
 
 from photon_core.data.paths import state_dir
 from photon_core.data.stream import release, stream_hash, train_dataset
 from photon_core.errors import UpdateRejected
 from photon_core.training.checkpoint import Checkpoints
-from photon_core.training.composing import (
-    RoundCallback,
-    make_loader,
-    make_loggers,
-    make_trainer,
-)
+from photon_core.training.composing import make_loader, make_loggers, make_trainer
 from photon_core.training.device import choose_device
+from photon_core.training.gradients import Gradients
 from photon_core.training.job import LocalJob, Trained
+from photon_core.training.meter import ActivationNorm, StreamLosses
+from photon_core.training.metrics import round_metrics
+from photon_core.training.micro_batch import find_micro_batch
 from photon_core.training.model import PhotonModel, load_decoder
 from photon_core.training.optimizers import make_optimizer
 from photon_core.training.past import Past, load_past
 from photon_core.training.random_state import get_random_state, set_random_state
+from photon_core.training.round_callback import RoundCallback
 from photon_core.training.state import SAMPLES, TRAINING, exclusive, find_result, publish, writing
 from photon_core.training.weights import Theta, write_update
 
@@ -96,13 +97,16 @@ def _train(
 ) -> Trained:
     federation, clock = job.federation, Clock()
     started = time.monotonic()
+    streams = federation.site(job.site).streams
+    micro_batch = find_micro_batch(federation, job.site, folder)  # before this process touches a GPU
     with clock.phase("load"):
         device = choose_device(federation.local)
         theta = Theta(job.base_files, federation.model)
         mix = stream_hash(federation, job.site)
         past = load_past(job, folder, mix, checkpoints)
-        model = PhotonModel(load_decoder(federation.model, past.parameters or theta.tensors(), device))
-        optimizer = make_optimizer(model.decoder, federation.local.optimizer)
+        decoder = load_decoder(federation.model, past.parameters or theta.tensors(), device)
+        model = PhotonModel(decoder, by_sample=len(streams) > 1)
+        optimizer = make_optimizer(decoder, federation.local.optimizer)
         _load_optimizer(optimizer, past, federation.local.optimizer_state)
         progress, tokens_before = past.progress, past.progress.tokens
     with clock.phase("dataset"):
@@ -120,8 +124,31 @@ def _train(
                 with clock.phase("checkpoint"):
                     _checkpoint(checkpoints, past, state, model, written / SAMPLES)
 
-            callback = RoundCallback(federation, job.site, samples, report, checkpoint, progress)
-            _fit(job, model, loader, optimizer, callback, past, clock, device, folder)
+            gradients = _gradients(job, theta, model, device)
+            meter = None
+            if len(streams) > 1:
+                counts = [int(count) for count in dataset.samples_per_stream]
+                meter = StreamLosses([stream.name for stream in streams], counts, progress.streams)
+            activations = ActivationNorm(decoder.norm_f)
+            callback = RoundCallback(
+                job, samples, report, checkpoint, progress, model, gradients, activations, meter
+            )
+            with clock.phase("trainer"):
+                trainer = make_trainer(
+                    federation,
+                    job.site,
+                    model,
+                    loader,
+                    optimizer,
+                    [gradients, callback],
+                    device=device,
+                    global_step=job.global_step + progress.steps,
+                    micro_batch=micro_batch,
+                    loggers=make_loggers(federation.local.loggers, folder / "log"),
+                )
+                if past.state:
+                    set_random_state(past.state["random"])
+            _fit(trainer, job.steps - progress.steps, clock)
         with clock.phase("save"):
             state = _state(job, optimizer, loader, mix, past.samples + progress.count)
             if federation.local.optimizer_state == "reset":
@@ -136,12 +163,11 @@ def _train(
     for note in past.notes:
         print(note)
     metrics = {
-        "train_loss": progress.loss_sum / progress.tokens,
-        "last_loss": progress.last_loss,
+        **round_metrics(job, progress),
         "tokens_per_second": (progress.tokens - tokens_before) / clock.seconds["fit"],
         "seconds": time.monotonic() - started,
         "delta_norm": delta_norm,
-        "samples": float(progress.count),
+        **({"micro_batch": float(micro_batch)} if micro_batch else {}),
         **past.metrics,
     }
     return Trained(
@@ -166,35 +192,19 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, past: Past, keep: str) -> 
         optimizer.load_state_dict({"state": past.state["optimizer"], "param_groups": groups})
 
 
-def _fit(
-    job: LocalJob,
-    model: PhotonModel,
-    loader: StreamingDataLoader,
-    optimizer: torch.optim.Optimizer,
-    callback: RoundCallback,
-    past: Past,
-    clock: Clock,
-    device: str,
-    folder: Path,
-) -> None:
-    federation, done = job.federation, past.progress.steps
-    with clock.phase("trainer"):
-        trainer = make_trainer(
-            federation,
-            job.site,
-            model,
-            loader,
-            optimizer,
-            callback,
-            device=device,
-            global_step=job.global_step + done,
-            loggers=make_loggers(federation.local.loggers, folder / "log"),
-        )
-        if past.state:
-            set_random_state(past.state["random"])
+def _gradients(job: LocalJob, theta: Theta, model: PhotonModel, device: str) -> Gradients:
+    local = job.federation.local
+    start = []
+    if local.proximal is not None:
+        tensors = theta.tensors()
+        start = [tensors[name].to(device) for name, _ in model.decoder.named_parameters()]
+    return Gradients(local.clip_norm, local.proximal, start)
+
+
+def _fit(trainer: Trainer, steps: int, clock: Clock) -> None:
     try:
         with clock.phase("fit"):
-            trainer.fit(duration=f"{federation.local.steps - done}ba")
+            trainer.fit(duration=f"{steps}ba")
     finally:
         with clock.phase("trainer"):
             trainer.close()

@@ -88,18 +88,43 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
-class PhotonModel(ComposerModel):
-    """The decoder as Composer wants it; a batch is {"tokens": int64 (B, T), "id": int64 (B,)}."""
+def losses_by_sample(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """`next_token_loss`, bit for bit, and beside it the mean loss of every sample, (B,), without a gradient."""
+    targets = F.pad(tokens[:, 1:], (0, 1), value=IGNORED)
+    scores = F.log_softmax(logits.flatten(0, 1), -1)  # what cross_entropy does, in two
+    loss = F.nll_loss(scores, targets.flatten(), ignore_index=IGNORED)
+    each = F.nll_loss(scores.detach(), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return loss, each.view(tokens.shape).sum(1) / (tokens.shape[1] - 1)
 
-    def __init__(self, decoder: Decoder) -> None:
+
+class PhotonModel(ComposerModel):
+    """The decoder as Composer wants it; a batch is {"tokens": int64 (B, T), "id": int64 (B,)}.
+
+    Args:
+        decoder: what is trained.
+        by_sample: keep each sample's loss, until `take_losses`.
+    """
+
+    def __init__(self, decoder: Decoder, by_sample: bool = False) -> None:
         super().__init__()
         self.decoder = decoder
+        self._losses: list[Tensor] | None = [] if by_sample else None
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         return self.decoder(batch["tokens"])
 
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        return next_token_loss(outputs, batch["tokens"])
+        if self._losses is None:
+            return next_token_loss(outputs, batch["tokens"])
+        loss, losses = losses_by_sample(outputs, batch["tokens"])
+        self._losses.append(losses)
+        return loss
+
+    def take_losses(self) -> list[float]:
+        """Mean loss of every sample since the last call, in the order of the batches."""
+        taken = torch.cat(self._losses).tolist() if self._losses else []
+        self._losses = []
+        return taken
 
     def eval_forward(self, batch: dict[str, Tensor], outputs: Tensor | None = None) -> Tensor:
         return self.forward(batch) if outputs is None else outputs

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from photon_core.training.checkpoint import Checkpoints
-from photon_core.training.composing import Progress
 from photon_core.training.job import LocalJob
+from photon_core.training.round_callback import Progress
 from photon_core.training.state import TRAINING, find
 
 
@@ -48,7 +48,7 @@ def load_past(job: LocalJob, folder: Path, mix: str, checkpoints: Checkpoints) -
     notes = []
     if saved := checkpoints.read():
         step = saved["progress"]["steps"]
-        name = f"site '{job.site}': the local checkpoint at step {step} of {job.federation.local.steps}"
+        name = f"site '{job.site}': the local checkpoint at step {step} of {job.steps}"
         if saved["state"]["mix"] == mix:
             return Past(
                 saved["state"],

@@ -13,7 +13,7 @@ import torch
 
 from photon_core.data.paths import state_dir
 from photon_core.errors import UpdateRejected
-from photon_core.training import composing
+from photon_core.training import round_callback
 from photon_core.training.checkpoint import Checkpoints
 from photon_core.training.initial import initial_model
 from photon_core.training.job import LocalJob, Trained
@@ -39,7 +39,7 @@ def silent(_: dict[str, Any]) -> None:
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalJob, int], None]:
     """Train until that local step and no further."""
-    monkeypatch.setattr(composing, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(round_callback, "REPORT_SECONDS", 0.0)
 
     def until(job: LocalJob, step: int) -> None:
         def report(values: dict[str, Any]) -> None:

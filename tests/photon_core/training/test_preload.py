@@ -30,10 +30,10 @@ def launcher() -> Iterator[Launcher]:
 
 def train_and_die(job: LocalJob, step: int) -> None:
     """Train until that local step, then be killed as by the kernel."""
-    from photon_core.training import composing
+    from photon_core.training import round_callback
     from photon_core.training.local import train
 
-    composing.REPORT_SECONDS = 0.0
+    round_callback.REPORT_SECONDS = 0.0
 
     def report(values: dict[str, Any]) -> None:
         if values["step"] == step:

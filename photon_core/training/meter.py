@@ -1,0 +1,54 @@
+"""What is measured of a training beside its loss: norms, and the loss of each of a site's streams."""
+
+import bisect
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ActivationNorm:
+    """Mean over tokens of the Euclidean norm of the residual stream behind the last block.
+
+    Args:
+        norm_f: the decoder's last norm, whose input that is.
+    """
+
+    def __init__(self, norm_f: nn.Module) -> None:
+        self._sum: Tensor | None = None
+        self._tokens = 0
+        norm_f.register_forward_pre_hook(self._add)
+
+    def _add(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        norms = inputs[0].detach().float().norm(dim=-1)
+        self._sum = norms.sum() if self._sum is None else self._sum + norms.sum()
+        self._tokens += norms.numel()
+
+    def take(self) -> float:
+        """The mean since the last call."""
+        mean = 0.0 if self._sum is None else float(self._sum) / self._tokens
+        self._sum, self._tokens = None, 0
+        return mean
+
+
+class StreamLosses:
+    """Sums of the samples' losses by stream.
+
+    Args:
+        names: the streams.
+        counts: training samples of each; sample numbers run through them in this order.
+        sums: as `sums` of the process that this one goes on for: name -> [loss, samples].
+    """
+
+    def __init__(self, names: Sequence[str], counts: Sequence[int], sums: dict[str, list[float]]) -> None:
+        self._names = list(names)
+        self._starts = list(accumulate(counts, initial=0))[:-1]
+        self.sums = sums
+
+    def add(self, numbers: Sequence[int], losses: Sequence[float]) -> None:
+        """Take in a batch: the samples' numbers, and their mean losses in nats a token."""
+        for number, loss in zip(numbers, losses, strict=True):
+            entry = self.sums.setdefault(self._names[bisect.bisect_right(self._starts, number) - 1], [0.0, 0.0])
+            entry[0] += loss
+            entry[1] += 1

@@ -1,0 +1,249 @@
+"""CalcBatchSize (Photon, Algorithm 1): the largest micro-batch that fits a site's device, found once.
+
+Kept in the site's private folder under a hash of all that it depends on: the model, the optimizer, the precision,
+the batch, the hardware and its limit, torch. Gradients are accumulated, so the effective batch never changes.
+Every trial is a training step in a child process of its own, which may die of it. Child processes only.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from photon_core.errors import FederationError, PhotonError
+from photon_core.hashing import canonical_json, sha256_bytes
+from photon_core.training.device import choose_device
+from photon_core.training.memory import training_memory
+from photon_core.training.model import empty_decoder, next_token_loss
+from photon_core.training.optimizers import make_optimizer
+from schemas.federation import Federation
+from schemas.local import Local
+from schemas.model import Model
+
+FILE = "micro_batch.json"
+MARGIN = 0.95  # of the limit; training holds a little more than a trial: a batch ahead, a logger
+GIGABYTE = 10**9
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a search answers, and depends on.
+
+    Args:
+        model, local: of the federation file.
+        device: cpu or cuda.
+        limit: bytes that training may take; None for what the machine has.
+    """
+
+    model: Model
+    local: Local
+    device: str
+    limit: int | None
+
+    @property
+    def key(self) -> str:
+        local = self.local
+        work = [local.batch_size, local.precision, local.optimizer.name, local.proximal is not None]
+        hardware = [self.device, self.limit, _in_child(_hardware, self.device), torch.__version__]
+        return sha256_bytes(canonical_json([self.model.model_dump(mode="json"), work, hardware]))
+
+
+def find_micro_batch(federation: Federation, site: str, folder: Path) -> int | None:
+    """Sequences that go through the model at once at this site; None for the whole batch.
+
+    Args:
+        federation: its local.micro_batch, or the site's, may be a number, auto, or nothing.
+        site: name of the site.
+        folder: the site's private folder, where the number that was found is kept.
+
+    Raises:
+        FederationError: not one sequence fits.
+    """
+    section = federation.site(site)
+    wanted = section.micro_batch or federation.local.micro_batch
+    if wanted != "auto":
+        return wanted
+    declared = section.hardware.memory_gb if section.hardware else None
+    gigabytes = declared or federation.local.memory_gb
+    limit = None if gigabytes is None else int(gigabytes * GIGABYTE)
+    question = Question(federation.model, federation.local, choose_device(federation.local), limit)
+    kept = _read(folder / FILE)
+    if kept.get("key") == question.key:
+        return int(kept["micro_batch"])
+    batch = federation.local.batch_size
+    found, trials = search(batch, first_guess(question), lambda size: fits(question, size))
+    if not found:
+        room = "the memory of its device" if limit is None else f"{gigabytes:g} GB"
+        raise FederationError(
+            f"site '{site}': not one sequence of {federation.model.max_seq_len} tokens trains in {room}; raise "
+            "the site's hardware.memory_gb or local.memory_gb, or take a smaller model"
+        )
+    _write(folder / FILE, {"key": question.key, "micro_batch": found, "trials": trials})
+    return found
+
+
+def search(largest: int, guess: int, fits: Callable[[int], bool]) -> tuple[int, dict[int, bool]]:
+    """The largest of 1 to `largest` that fits, by bisection from a first guess.
+
+    Args:
+        largest: the whole batch.
+        guess: where to begin; a good one saves trials.
+        fits: whether a size does; if one does, so do the smaller ones.
+
+    Returns:
+        that size, 0 if not even 1 fits; and what was tried.
+    """
+    trials: dict[int, bool] = {}
+    low, high = 0, largest + 1  # low fits, high does not
+    size = min(max(1, guess), largest)
+    while high - low > 1:
+        trials[size] = fits(size)
+        low, high = (size, high) if trials[size] else (low, size)
+        near = low + max(1, low // 4) if trials[size] else high - max(1, high // 4)
+        # beside the guess first, which is seldom far off; from the third trial on in the middle
+        size = near if len(trials) < 3 and low < near < high else (low + high) // 2
+    return low, trials
+
+
+def first_guess(question: Question) -> int:
+    """The most sequences that the estimate of photon_core.training.memory lets fit; at least 1."""
+    room = question.limit if question.limit is not None else _in_child(_free, question.device) or 0
+    local, model = question.local, question.model
+    one, two = (training_memory(model, size, local.precision, local.optimizer.name).total for size in (1, 2))
+    return max(1, 1 + int((MARGIN * room - one) // (two - one)))
+
+
+def fits(question: Question, size: int) -> bool:
+    """Whether training steps with micro-batches of this size stay within the limit; tried in a child process."""
+    return bool(_in_child(_try, question, size, _status("VmRSS")))
+
+
+def _in_child(function: Callable[..., Any], *args: Any) -> Any:
+    """What the function returns in a forked child; None if it ran out of memory, or the kernel killed it for it.
+
+    This process must not have touched CUDA.
+    """
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(there, function, args), daemon=True)
+    child.start()
+    there.close()
+    try:
+        answer = here.recv()
+    except EOFError:
+        answer = None
+    child.join()
+    here.close()
+    if isinstance(answer, str):
+        raise PhotonError(f"the search for a micro-batch: {answer}")
+    return answer
+
+
+def _answer(channel: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    try:
+        channel.send(function(*args))
+    except Exception as error:
+        # torch's out-of-memory errors are RuntimeErrors
+        starved = isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)
+        channel.send(None if starved else f"{type(error).__name__}: {error}")
+    finally:
+        channel.close()
+        os._exit(0)
+
+
+def _try(question: Question, size: int, resident: int) -> bool:
+    """Train twice on zeros: the second pass runs beside the gradients and the optimizer's state.
+
+    Args:
+        question: what is trained, and where.
+        size: of the micro-batch.
+        resident: bytes that the process had in memory which will train; a forked child shares some of them.
+    """
+    model, local = question.model, question.local
+    free = _free(question.device)
+    room = int(MARGIN * free) if question.limit is None else min(int(MARGIN * question.limit) - resident, free)
+    before = _status("VmRSS")
+    _forbid_more(question.device, room)
+    decoder = empty_decoder(model, question.device)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+    kept = [parameter.detach().clone() for parameter in decoder.parameters()] if local.proximal else []
+    optimizer = make_optimizer(decoder, local.optimizer)
+    tokens = torch.zeros((size, model.max_seq_len), dtype=torch.int64, device=question.device)
+    for number in range(2):
+        with torch.autocast(question.device, torch.bfloat16, enabled=local.precision == "amp_bf16"):
+            loss = next_token_loss(decoder(tokens), tokens)
+        loss.backward()
+        if not number:
+            optimizer.step()
+    del kept
+    return question.device == "cuda" or _peak() - before <= room
+
+
+def _forbid_more(device: str, room: int) -> None:
+    """Have allocations beyond so many bytes fail, before the machine runs out of memory."""
+    if room <= 0:
+        raise MemoryError
+    if device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1.0, room / torch.cuda.mem_get_info()[1]))
+    else:
+        resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + room, resource.RLIM_INFINITY))
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _status(name: str) -> int:
+    """A number of bytes from the kernel's page about this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
+def _free(device: str) -> int:
+    """Bytes that a process may take now: the GPU's free ones, or the machine's within its control group."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    with suppress(OSError, ValueError):  # no such file, or no limit
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free
+
+
+def _hardware(device: str) -> list[Any]:
+    """What the trials run on: the GPU by name and memory, or the processor."""
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        return [properties.name, properties.total_memory]
+    return [platform.machine(), os.cpu_count(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".writing")
+    temporary.write_bytes(canonical_json(values))
+    temporary.replace(path)

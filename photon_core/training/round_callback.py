@@ -1,0 +1,144 @@
+"""What accompanies a site's local training step by step. Child processes only."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from composer import Callback, Logger, State
+
+from photon_core.errors import UpdateRejected
+from photon_core.training.gradients import Gradients
+from photon_core.training.job import LocalJob
+from photon_core.training.meter import ActivationNorm, StreamLosses
+from photon_core.training.model import PhotonModel
+from photon_core.training.optimizers import peak_rates
+from photon_core.training.schedule import learning_rate
+
+REPORT_SECONDS = 1.0
+
+
+@dataclass
+class Progress:
+    """How far a round's local training has come.
+
+    Args:
+        steps: local steps made.
+        tokens: tokens trained.
+        count: samples trained.
+        loss_sum: sum over the steps of mean loss times tokens.
+        last_loss: mean loss of the last step.
+        seconds: spent on the steps.
+        gradient_norms, activation_norms: sums over the steps.
+        streams: sums of the samples' losses by stream: [loss, samples]; empty for a site with one stream.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    count: int = 0
+    loss_sum: float = 0.0
+    last_loss: float = 0.0
+    seconds: float = 0.0
+    gradient_norms: float = 0.0
+    activation_norms: float = 0.0
+    streams: dict[str, list[float]] = field(default_factory=dict)
+
+
+class RoundCallback(Callback):
+    """Sets the learning rate of every step, notes the samples, measures, reports, and asks for checkpoints.
+
+    Args:
+        job: what is trained; training ends early when its time limit has passed, after a step at least.
+        samples: binary file that the samples' numbers (see photon_core.data.trail) are appended to, as
+            little-endian uint32.
+        report: called with step, steps, loss, tokens, tokens_per_second; at most once a second, and at the end.
+        checkpoint: called between two steps, every `local.checkpoint_steps` steps.
+        progress: what has been trained already, by the process that this one goes on for.
+        model: what is trained.
+        gradients, activations, losses: what measures; `losses` for a site with several streams only.
+    """
+
+    def __init__(
+        self,
+        job: LocalJob,
+        samples: BinaryIO,
+        report: Callable[[dict[str, Any]], None],
+        checkpoint: Callable[[], None],
+        progress: Progress,
+        model: PhotonModel,
+        gradients: Gradients,
+        activations: ActivationNorm,
+        losses: StreamLosses | None,
+    ) -> None:
+        self.job = job
+        self.local = job.federation.local
+        self.peaks = peak_rates(self.local.optimizer)
+        self.total_steps = job.federation.schedule_steps
+        self.samples = samples
+        self.report = report
+        self.checkpoint = checkpoint
+        self.progress = progress
+        self.model = model
+        self.gradients = gradients
+        self.activations = activations
+        self.losses = losses
+        self.tokens_before = progress.tokens
+        self.seconds_before = progress.seconds
+        self.started = self.reported = 0.0
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self.started = self.reported = time.monotonic()
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        step = state.timestamp.batch.value
+        for group, peak in zip(state.optimizers[0].param_groups, self.peaks, strict=True):
+            group["lr"] = rate = learning_rate(step, peak, self.local.schedule, self.total_steps)
+        if logger.destinations:
+            logger.log_metrics({"learning_rate": rate})
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        loss, now = state.total_loss_dict["loss/train/total"], time.monotonic()
+        self._count(state, loss, now)
+        progress, limit = self.progress, self.job.time_limit
+        last, interval = progress.steps == self.job.steps, self.local.checkpoint_steps
+        if limit is not None and progress.seconds >= limit and not last:
+            last = True
+            state.stop_training()
+        if interval is not None and progress.steps % interval == 0 and not last:
+            self.checkpoint()
+        if last or now - self.reported > REPORT_SECONDS:
+            self.reported = now
+            self.report(
+                {
+                    "step": progress.steps,
+                    "steps": self.job.steps,
+                    "loss": loss,
+                    "tokens": progress.tokens,
+                    "tokens_per_second": (progress.tokens - self.tokens_before) / max(now - self.started, 1e-9),
+                }
+            )
+
+    def _count(self, state: State, loss: float, now: float) -> None:
+        """Add the step that has just been made to the progress.
+
+        Raises:
+            UpdateRejected: its loss is not finite.
+        """
+        batch, progress = state.batch, self.progress
+        if not math.isfinite(loss):
+            raise UpdateRejected(
+                self.job.site, f"training diverged: the loss of local step {progress.steps + 1} is {loss}"
+            )
+        tokens = batch["tokens"].numel()
+        self.samples.write(batch["id"].numpy().astype("<u4").tobytes())
+        progress.steps += 1
+        progress.tokens += tokens
+        progress.count += len(batch["id"])
+        progress.loss_sum += loss * tokens
+        progress.last_loss = loss
+        progress.seconds = self.seconds_before + now - self.started
+        progress.gradient_norms += float(self.gradients.norm)
+        progress.activation_norms += self.activations.take()
+        if self.losses is not None:
+            self.losses.add(batch["id"].tolist(), self.model.take_losses())

@@ -1,0 +1,140 @@
+"""The search for the micro-batch: right for every threshold, within a real limit, kept, and searched again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from photon_core.data.paths import state_dir
+from photon_core.errors import FederationError
+from photon_core.training import micro_batch
+from photon_core.training.initial import initial_tensor
+from photon_core.training.job import LocalJob
+from photon_core.training.local import train
+from photon_core.training.memory import training_memory
+from photon_core.training.micro_batch import FILE, GIGABYTE, find_micro_batch, search
+from photon_core.training.shapes import parameter_shapes
+from photon_core.update.codec import get_codec
+from schemas.federation import Federation
+
+Make = Callable[..., Federation]
+LONG = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": 257, "max_seq_len": 512}
+
+
+def test_the_search_finds_every_threshold_from_any_guess() -> None:
+    for largest in (1, 2, 7, 64):
+        for threshold in range(largest + 1):
+            for guess in (1, largest // 2, threshold, 10 * largest):
+                found, trials = search(largest, guess, lambda size, t=threshold: size <= t)
+                assert found == threshold
+                assert len(trials) <= 3 + largest.bit_length()
+    assert list(search(64, 20, lambda size: size <= 21)[1]) == [20, 25, 22, 21]
+
+
+def with_memory(federation: Federation, gigabytes: float | None, **model: Any) -> Federation:
+    values = federation.model_dump(mode="json")
+    values["local"] |= {"memory_gb": gigabytes, "micro_batch": "auto", "batch_size": 32}
+    values["model"] |= model
+    return Federation.model_validate(values)
+
+
+@pytest.mark.slow
+def test_the_largest_that_stays_within_the_limit(make_site: Make, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    federation = make_site()
+    resident = micro_batch._status("VmRSS")
+    model = federation.model.model_copy(update=LONG)
+    room = 120e6 + 1.4 * training_memory(model, 12).total  # the libraries' own, and a CPU allocator's waste
+    limit = (resident + room) / micro_batch.MARGIN / GIGABYTE
+    found = find_micro_batch(with_memory(federation, limit, **LONG), "alpha", tmp_path)
+    kept = json.loads((tmp_path / FILE).read_bytes())
+    assert found is not None and kept["trials"][str(found)] and not kept["trials"][str(found + 1)]
+    assert 6 <= found <= 24, "the estimate, which is no measurement, says 12"
+
+
+def test_found_once_and_again_when_anything_changes(
+    make_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = micro_batch.fits
+    monkeypatch.setattr(micro_batch, "fits", lambda question, size: asked.append(size) or real(question, size))
+    federation = make_site()
+    find = lambda **options: find_micro_batch(with_memory(federation, **options), "alpha", tmp_path)  # noqa: E731
+    assert find(gigabytes=None) == 32 and asked == [32], "everything fits: one trial"
+    assert find(gigabytes=None) == 32 and len(asked) == 1
+    assert find(gigabytes=100) == 32 and len(asked) == 2, "another limit"
+    assert find(gigabytes=100, n_layers=3) == 32 and len(asked) == 3, "another model"
+    (tmp_path / FILE).write_bytes(b"damaged")
+    assert find(gigabytes=100, n_layers=3) == 32 and len(asked) == 4
+
+
+def test_a_number_is_taken_as_it_is(make_site: Make, tmp_path: Path) -> None:
+    assert find_micro_batch(make_site(), "alpha", tmp_path) is None
+    federation = make_site(micro_batch=3)
+    assert find_micro_batch(federation, "alpha", tmp_path) == 3
+    site = federation.sites[0].model_copy(update={"micro_batch": 2})
+    assert find_micro_batch(federation.model_copy(update={"sites": [site]}), "alpha", tmp_path) == 2
+    assert not (tmp_path / FILE).exists()
+
+
+def test_too_little_for_one_sequence(make_site: Make, tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match=r"site 'alpha': not one sequence of 16 tokens trains in 0\.01 GB"):
+        find_micro_batch(with_memory(make_site(), 0.01), "alpha", tmp_path)
+
+
+def _die() -> None:
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _allocate(gigabytes: int) -> int:
+    micro_batch._forbid_more("cpu", GIGABYTE)
+    return torch.ones(gigabytes * GIGABYTE // 4).numel()
+
+
+def test_what_a_trial_dies_of_is_an_answer_and_not_the_end() -> None:
+    assert micro_batch._in_child(_die) is None
+    assert micro_batch._in_child(_allocate, 100) is None
+    assert micro_batch._in_child(_allocate, 0) == 0
+
+
+def test_micro_batches_leave_the_result_as_it_is(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site(batch_size=8)
+    theta = {
+        name: initial_tensor(name, federation.model, federation.seed)
+        for name in parameter_shapes(federation.model)
+    }
+    file = tmp_path / "theta.safetensors"
+    save_file(theta, file)
+    ends = []
+    for attempt, size in enumerate((None, 3, 8, "auto"), 1):
+        federation = make_site(batch_size=8, micro_batch=size)
+        trained = train(LocalJob(federation, "alpha", 1, attempt, [str(file)], "0", 0), lambda _: None)
+        ends.append(_end(theta, trained))
+        assert trained.metrics.get("micro_batch") == {"auto": 8.0, None: None}.get(size, size)
+        assert trained.tokens == 5 * 8 * 16
+    for end in ends[1:]:
+        assert all(np.abs(end[name] - ends[0][name]).max() < 1e-5 for name in theta)
+    assert all(np.array_equal(ends[0][name], ends[2][name]) for name in theta), "one micro-batch is the batch"
+    assert (state_dir(federation, "alpha") / FILE).exists()
+
+
+def _end(theta: dict[str, Any], trained: Any) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    decode = get_codec(trained.codec).decode
+    changes = {}
+    for entry in trained.files:
+        changes.update(load_file(Path(trained.folder, entry.path)))
+    end = {name: decode(theta[name], changes[name]) for name in theta}
+    for name in end:
+        if name.endswith("Wqkv.bias"):  # softmax does not see keys' biases: their gradient is rounding alone
+            end[name] = np.delete(end[name], np.s_[32:64])
+    return end
