@@ -13,6 +13,7 @@ from schemas.section import Section
 from schemas.server import Server
 from schemas.sites import Site
 from schemas.start import Start
+from schemas.update import Update
 from schemas.values import Fraction, Name, Place, Seconds, Text, is_s3, unique, wrong
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
@@ -73,6 +74,7 @@ class Federation(Section):
     start: Start = Start()
     rounds: Rounds
     local: Local
+    update: Update = Update()
     server: Server = Server()
     data: Data = Data()
     storage: Storage = Storage()

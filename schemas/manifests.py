@@ -78,6 +78,10 @@ class UpdateManifest(Manifest):
     attempt: int
     base_sha256: str = Field(description="model hash of the theta that local training started from")
     codec: str
+    clip_norm: float | None = Field(default=None, description="largest norm of the change before noise and codec")
+    noise_multiplier: float = Field(
+        default=0.0, description="standard deviation of the noise that the site added, over clip_norm"
+    )
     files: list[FileEntry]
     tokens: int = Field(description="tokens really trained: the update's weight")
     steps: int

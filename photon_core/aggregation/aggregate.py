@@ -6,7 +6,7 @@ threads read ahead and write behind; the order of the arithmetic, and so every b
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from photon_core.layout import Run
 from photon_core.shard_writer import ShardWriter
 from photon_core.tensor_reader import Array, Piece, TensorReader
 from photon_core.tensors import SHARD_BYTES, all_tensors
-from photon_core.update.codec import get_codec
+from photon_core.update.codec import Codec, get_codec
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
 from schemas.server import Server
 
@@ -122,21 +122,22 @@ class _Pass:
     def work(self, chunk_elements: int, max_shard_bytes: int) -> Aggregate:
         model = self._writer("model/", self.tensors, max_shard_bytes)
         kept = {name: self._state_writer(name, max_shard_bytes) for name in self.optimizer.state}
+        block = max(codec.block for codec in self.codecs)  # of whole blocks, so that every codec can be cut
+        chunk_elements = -(-chunk_elements // block) * block
         pieces = [piece for name in model.order for piece in self.base.pieces(name, chunk_elements)]
         norms = Norms(list(self.sites))
         thetas = self._stream(self.base, pieces)
         states = [self._state_stream(name, pieces) for name in kept]
-        updates = [_blame(site, self._stream(reader, pieces)) for site, reader in self.sites.items()]
+        updates = [
+            self._parameters(site, codec, pieces) for site, codec in zip(self.sites, self.codecs, strict=True)
+        ]
         weights = list(self.weights.values())
         buffers = [np.empty(max((p.end - p.start for p in pieces), default=0), np.float32) for _ in range(4)]
         with np.errstate(all="ignore"):  # what is not finite is found, and the site named
             for piece, theta in zip(pieces, thetas, strict=True):
                 mean, g, scratch, result = (buffer[: theta.size] for buffer in buffers)
                 state = [next(stream) for stream in states]
-                parameters = [
-                    codec.decode(theta, encoded, out=encoded.view(np.float32))
-                    for codec, encoded in zip(self.codecs, map(next, updates), strict=True)
-                ]
+                parameters = [decode(theta) for decode in map(next, updates)]
                 weighted_mean(parameters, weights, mean, scratch)
                 np.subtract(theta, mean, out=g)
                 norms.add(piece.name, theta, parameters, g, scratch)
@@ -158,6 +159,24 @@ class _Pass:
 
     def _stream(self, reader: TensorReader, pieces: Sequence[Piece], prefix: str = "") -> Iterator[Array]:
         return self.stack.enter_context(closing(reader.stream(pieces, prefix)))
+
+    def _parameters(
+        self, site: str, codec: Codec, pieces: Sequence[Piece]
+    ) -> Iterator[Callable[[Float32], Float32]]:
+        """For every piece, what gives the site's parameters of it when given theta's."""
+        encoded_pieces = [Piece(p.name, codec.position(p.start), codec.position(p.end)) for p in pieces]
+        size = 0 if codec.lossless else max((p.end - p.start for p in pieces), default=0)
+        buffer = np.empty(size, np.float32)
+        for encoded in _blame(site, self._stream(self.sites[site], encoded_pieces)):
+
+            def decode(theta: Float32, encoded: Array = encoded) -> Float32:
+                out = encoded.view(np.float32) if codec.lossless else buffer[: theta.size]
+                try:
+                    return codec.decode(theta, encoded, out)
+                except CorruptFile as error:
+                    raise UpdateRejected(site, str(error)) from error
+
+            yield decode
 
     def _state_writer(self, name: str, max_bytes: int) -> ShardWriter:
         tensors = {f"{name}.{tensor}": entry for tensor, entry in self.tensors.items()}

@@ -7,7 +7,7 @@ from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.layout import Run
 from photon_core.store import SHA256, check_path
 from photon_core.tensors import all_tensors
-from photon_core.update.codec import get_codec
+from photon_core.update.codec import Codec, get_codec
 from schemas.manifests import RoundManifest, TensorEntry, UpdateManifest
 
 TOKEN_LIMIT = 10**15  # more than any site trains in a round; a claim beyond it would drown the others' weights
@@ -59,7 +59,7 @@ def check_manifest(
         found = all_tensors(update.files)
     except PhotonError as error:
         raise UpdateRejected(site, str(error)) from error
-    _check_tensors(site, all_tensors(base.model), found, codec.dtype)
+    _check_tensors(site, all_tensors(base.model), found, codec)
 
 
 def _check_metrics(site: str, metrics: Mapping[str, float]) -> None:
@@ -78,16 +78,17 @@ def _number(value: int) -> str:
 
 
 def _check_tensors(
-    site: str, expected: Mapping[str, TensorEntry], found: Mapping[str, TensorEntry], dtype: str
+    site: str, expected: Mapping[str, TensorEntry], found: Mapping[str, TensorEntry], codec: Codec
 ) -> None:
     if missing := sorted(expected.keys() - found.keys()):
         raise UpdateRejected(site, f"it has no tensor '{missing[0]}' ({len(missing)} missing)")
     if extra := sorted(found.keys() - expected.keys()):
         raise UpdateRejected(site, f"the model has no tensor '{extra[0][:200]}' ({len(extra)} too many)")
     for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
+        right = codec.shape(expected[name].shape)
+        if tensor.shape != right:
             shown = ", ".join(map(_number, tensor.shape[:8])) + (", ..." if len(tensor.shape) > 8 else "")
-            right = list(expected[name].shape)
-            raise UpdateRejected(site, f"tensor '{name}' has shape [{shown}], the model's is {right}")
-        if tensor.dtype != dtype:
-            raise UpdateRejected(site, f"tensor '{name}' is {tensor.dtype[:16]}; its codec writes {dtype}")
+            whose = "the model's is" if codec.lossless else f"the model's in codec {codec.name} is"
+            raise UpdateRejected(site, f"tensor '{name}' has shape [{shown}], {whose} {list(right)}")
+        if tensor.dtype != codec.dtype:
+            raise UpdateRejected(site, f"tensor '{name}' is {tensor.dtype[:16]}; its codec writes {codec.dtype}")

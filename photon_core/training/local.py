@@ -36,9 +36,10 @@ from photon_core.training.past import Past, load_past
 from photon_core.training.random_state import get_random_state, set_random_state
 from photon_core.training.round_callback import RoundCallback
 from photon_core.training.state import SAMPLES, TRAINING, exclusive, find_result, publish, writing
-from photon_core.training.weights import Theta, write_update
+from photon_core.training.weights import Theta, Written, write_update
+from photon_core.update.post_process import noise_generator
 
-CODEC = "float32"
+NOISE_KEY = "noise.key"
 
 
 class Clock:
@@ -149,24 +150,23 @@ def _train(
                 if past.state:
                     set_random_state(past.state["random"])
             _fit(trainer, job.steps - progress.steps, clock)
+        with clock.phase("encode"):
+            update = _encode(job, theta, model, past, folder, written)
         with clock.phase("save"):
             state = _state(job, optimizer, loader, mix, past.samples + progress.count)
             if federation.local.optimizer_state == "reset":
                 state["optimizer"] = None
-            torch.save(state, written / TRAINING)
+            torch.save({**state, "feedback": update.feedback}, written / TRAINING)
     finally:
         with clock.phase("dataset"):
             _close(dataset)
-    with clock.phase("encode"):
-        parameters = dict(model.decoder.named_parameters())
-        files, delta_norm = write_update(theta, parameters, written, CODEC)
     for note in past.notes:
         print(note)
     metrics = {
         **round_metrics(job, progress),
         "tokens_per_second": (progress.tokens - tokens_before) / clock.seconds["fit"],
         "seconds": time.monotonic() - started,
-        "delta_norm": delta_norm,
+        **update.metrics,
         **({"micro_batch": float(micro_batch)} if micro_batch else {}),
         **past.metrics,
     }
@@ -174,15 +174,25 @@ def _train(
         round=job.round,
         attempt=job.attempt,
         base_sha256=job.base_sha256,
-        codec=CODEC,
+        codec=update.codec,
         tokens=progress.tokens,
         steps=progress.steps,
         metrics=metrics,
-        files=files,
+        files=update.files,
         folder="",
         seconds=clock.seconds,
         notes=past.notes,
     )
+
+
+def _encode(job: LocalJob, theta: Theta, model: PhotonModel, past: Past, folder: Path, written: Path) -> Written:
+    """PostProcess: what was trained becomes what is sent; what the codec loses goes on from the last update."""
+    settings = job.federation.update
+    noise = None
+    if settings.noise_multiplier:
+        noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt}")
+    parameters = dict(model.decoder.named_parameters())
+    return write_update(theta, parameters, written, settings, (past.state or {}).get("feedback"), noise)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, past: Past, keep: str) -> None:
@@ -228,7 +238,7 @@ def _checkpoint(
 ) -> None:
     """Write a checkpoint; a disk that does not take it costs the checkpoint, not the round."""
     saved = {
-        "state": state,
+        "state": {**state, "feedback": (past.state or {}).get("feedback")},
         "parameters": model.decoder.state_dict(),
         "progress": asdict(past.progress),
         "trail": torch.from_numpy(np.fromfile(trail, np.uint8)),

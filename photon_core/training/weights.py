@@ -1,20 +1,39 @@
 """Parameters between safetensors files and torch: theta in, the encoded update out. Child processes only."""
 
-import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
 
 from photon_core.errors import CorruptFile
 from photon_core.tensors import file_entry, shard_plan
 from photon_core.training.shapes import parameter_shapes
 from photon_core.training.state import UPDATE
-from photon_core.update.codec import get_codec
+from photon_core.update.post_process import PostProcess
 from schemas.manifests import FileEntry, TensorEntry
 from schemas.model import Model
+from schemas.update import Update
+
+
+@dataclass(frozen=True)
+class Written:
+    """An update on the site's disk.
+
+    Args:
+        files: its shards, paths relative to the folder that `write_update` was given.
+        codec: how they are encoded.
+        metrics: delta_norm and, with clipping, unclipped_norm.
+        feedback: what the codec has lost, for the site's next update.
+    """
+
+    files: list[FileEntry]
+    codec: str
+    metrics: dict[str, float]
+    feedback: dict[str, torch.Tensor]
 
 
 class Theta:
@@ -58,33 +77,47 @@ def _describe(found: tuple[str, tuple[int, ...]] | None) -> str:
 
 
 def write_update(
-    theta: Theta, parameters: dict[str, torch.Tensor], folder: Path, codec_name: str
-) -> tuple[list[FileEntry], float]:
-    """Encode the change of every parameter into safetensors shards under folder/update.
+    theta: Theta,
+    parameters: dict[str, torch.Tensor],
+    folder: Path,
+    settings: Update,
+    feedback: dict[str, torch.Tensor] | None = None,
+    noise: np.random.Generator | None = None,
+) -> Written:
+    """Clip, noise and encode the change of every parameter (PostProcess) into safetensors shards under
+    folder/update.
 
     Args:
         theta: what training started from.
         parameters: what it ended with, on any device.
         folder: holds the new folder `update`; the entries' paths are relative to it.
-        codec_name: of photon_core.update.codec.
-
-    Returns:
-        the files, and the Euclidean norm of theta_k - theta.
+        settings: the federation file's `update`.
+        feedback: what the codec lost of the site's last update.
+        noise: generator, where the settings ask for noise.
     """
-    codec = get_codec(codec_name)
+    lost = {name: value.numpy() for name, value in (feedback or {}).items()}
+    process = PostProcess(
+        settings, theta.array, lambda name: parameters[name].detach().cpu().numpy(), parameters, lost, noise
+    )
+    codec = process.codec
     (folder / UPDATE).mkdir()
-    layout = {name: TensorEntry(dtype=codec.dtype, shape=tuple(value.shape)) for name, value in parameters.items()}
+    layout = {
+        name: TensorEntry(dtype=codec.dtype, shape=codec.shape(tuple(value.shape)))
+        for name, value in parameters.items()
+    }
     shards = shard_plan(layout)
-    squares = 0.0
     entries = []
     for number, names in enumerate(shards, 1):
-        encoded = {}
-        for name in names:
-            start, end = theta.array(name), parameters[name].detach().cpu().numpy()
-            change = (end - start).ravel()
-            squares += float(np.dot(change, change))
-            encoded[name] = codec.encode(start, end)
+        encoded = {name: torch.from_numpy(_signed(process.encode(name))) for name in names}
+        if codec.dtype == "BF16":
+            encoded = {name: value.view(torch.bfloat16) for name, value in encoded.items()}
         path = f"{UPDATE}/{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(encoded, folder / path)
         entries.append(file_entry(folder / path, path))
-    return entries, math.sqrt(squares)
+    kept = {name: torch.from_numpy(value) for name, value in process.kept.items()}
+    return Written(entries, codec.name, process.metrics(), kept)
+
+
+def _signed(encoded: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """torch has few unsigned types."""
+    return encoded.view(np.int16) if encoded.dtype == np.uint16 else encoded

@@ -1,36 +1,19 @@
-"""The ways an update's tensors can be written: a registry of codecs by name."""
+"""The ways an update's tensors can be written, by name, with their numbers: float32, int8:256, topk:256:16."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from photon_core.errors import PhotonError
-from photon_core.update import lossless
+from photon_core.update.blocks import Int4, Int8
+from photon_core.update.coding import Codec, Lossy
+from photon_core.update.floats import BFloat16, Float16
+from photon_core.update.lossless import Lossless
+from photon_core.update.top_k import TopK
+from schemas.update import LARGEST_BLOCK, LEAST_BLOCK
 
-Float32 = NDArray[np.float32]
+__all__ = ["Codec", "Lossless", "Lossy", "get_codec"]
 
-
-@dataclass(frozen=True)
-class Codec:
-    """How a site's parameters are written against the theta that they started from.
-
-    Args:
-        name: as in update manifests.
-        dtype: safetensors' name of the encoded tensors' element type; shapes are those of theta.
-        encode: (theta, theta_k) -> encoded array.
-        decode: (theta, encoded, out=None) -> theta_k; `out` may be any float32 array of theta's shape.
-    """
-
-    name: str
-    dtype: str
-    encode: Callable[[Float32, Float32], NDArray[Any]]
-    decode: Callable[..., Float32]
-
-
-CODECS = {"float32": Codec("float32", "I32", lossless.encode, lossless.decode)}
+PLAIN: dict[str, Callable[[], Codec]] = {"float32": Lossless, "bfloat16": BFloat16, "float16": Float16}
 
 
 def get_codec(name: str) -> Codec:
@@ -39,7 +22,16 @@ def get_codec(name: str) -> Codec:
     Raises:
         PhotonError: there is none.
     """
-    try:
-        return CODECS[name]
-    except KeyError:
-        raise PhotonError(f"codec '{name[:64]}' is not known; use one of: {', '.join(sorted(CODECS))}") from None
+    if name in PLAIN:
+        return PLAIN[name]()
+    if found := re.fullmatch(r"(int8|int4|topk):([1-9][0-9]{0,3})(?::([1-9][0-9]{0,3}))?", name):
+        kind, block, kept = found[1], int(found[2]), int(found[3] or 0)
+        fits = LEAST_BLOCK <= block <= LARGEST_BLOCK and not block & (block - 1)
+        if fits and kind == "topk" and 1 <= kept <= block:
+            return TopK(block, kept)
+        if fits and kind != "topk" and found[3] is None:
+            return Int8(block) if kind == "int8" else Int4(block)
+    raise PhotonError(
+        f"codec '{name[:64]}' is not known; use one of: bfloat16, float16, float32, int4:BLOCK, int8:BLOCK, "
+        f"topk:BLOCK:KEPT, BLOCK being a power of two from {LEAST_BLOCK} to {LARGEST_BLOCK}"
+    )

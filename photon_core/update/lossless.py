@@ -8,6 +8,8 @@ is small, so it compresses well.
 import numpy as np
 from numpy.typing import NDArray
 
+from photon_core.update.coding import Codec
+
 
 def encode(theta: NDArray[np.float32], theta_k: NDArray[np.float32]) -> NDArray[np.int32]:
     """bits(theta_k) - bits(theta) mod 2^32.
@@ -42,6 +44,20 @@ def decode(
     result = np.empty(theta.shape, np.float32) if out is None else out
     np.add(_bits(theta), change, out=result.view(np.int32))
     return result
+
+
+class Lossless(Codec):
+    """The codec of this module."""
+
+    name, dtype, lossless = "float32", "I32", True
+
+    def encode(self, theta: NDArray[np.float32], theta_k: NDArray[np.float32]) -> NDArray[np.int32]:
+        return encode(theta, theta_k)
+
+    def decode(
+        self, theta: NDArray[np.float32], encoded: NDArray[np.int32], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        return decode(theta, encoded, out)
 
 
 def _bits(values: NDArray[np.float32]) -> NDArray[np.int32]:

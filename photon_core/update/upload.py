@@ -37,6 +37,8 @@ def upload_update(run: Run, federation: Federation, site: str, t: int, trained: 
         attempt=trained.attempt,
         base_sha256=trained.base_sha256,
         codec=trained.codec,
+        clip_norm=federation.update.clip_norm,
+        noise_multiplier=federation.update.noise_multiplier,
         files=files,
         tokens=trained.tokens,
         steps=trained.steps,

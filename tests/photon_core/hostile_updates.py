@@ -22,8 +22,9 @@ from photon_core.layout import Run, model_sha256
 from photon_core.rounds import aggregate_round, commit
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import Store
-from photon_core.tensors import make_header
+from photon_core.tensors import make_header, tensor_bytes
 from photon_core.update import lossless
+from photon_core.update.codec import get_codec
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
 
@@ -78,6 +79,21 @@ def _values(value: float) -> Callable[[Update], None]:
             + lossless.encode(theta, np.float32([value])).tobytes()
             + u.shard[u.data_start + 4 :]
         )
+
+    return change
+
+
+def _codec(name: str, fill: bytes) -> Callable[[Update], None]:
+    """The whole update in another codec, every byte of its blocks as given."""
+
+    def change(u: Update) -> None:
+        codec = get_codec(name)
+        tensors = {n: TensorEntry(dtype=codec.dtype, shape=codec.shape(a.shape)) for n, a in THETA.items()}
+        header = make_header(tensors)
+        size = sum(tensor_bytes(tensor) for tensor in tensors.values())
+        u.reshard(header + (fill * size)[:size])
+        u.manifest["codec"] = name
+        u.file["tensors"] = {n: {"dtype": t.dtype, "shape": list(t.shape)} for n, t in tensors.items()}
 
     return change
 
@@ -146,6 +162,15 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "wrong previous": (_set(previous_sha256="e" * 64), "follows another manifest"),
     "another site's": (_set(site="a"), "speaks of run, round, site, attempt ('run', 1, 'a', 1)"),
     "unknown codec": (_set(codec="\x1b[2Jpickle"), "codec '?[2Jpickle' is not known"),
+    "codec without its block": (_set(codec="int8"), "codec 'int8' is not known"),
+    "codec of endless blocks": (_set(codec="int8:1" + "0" * 1000), "is not known; use one of"),
+    "another codec's tensors": (_set(codec="int8:256"), "has shape [200, 200], the model's in codec int8:256 is"),
+    "endless scale": (_codec("int8:256", b"\x00\x00\x80\x7f"), "holds NaN or Inf"),
+    "scale that is NaN": (_codec("int4:256", b"\xff"), "holds NaN or Inf"),
+    "bfloat16 that is not finite": (_codec("bfloat16", b"\x80\x7f"), "holds NaN or Inf"),
+    "huge scale": (_codec("int8:256", b"\x7f"), "holds NaN or Inf"),
+    "indices out of their block": (_codec("topk:16:4", b"\x11"), "do not ascend within their block"),
+    "one index many times": (_codec("topk:256:16", b"\x01"), "do not ascend within their block"),
     "unknown key": (_set(evil=1), "is not a manifest: evil"),
     "no manifest": (_raw(lambda: b"\x80\x04cos\nsystem\n"), "is not a manifest"),
     "deep manifest": (_raw(lambda: b"[" * 900_000), "is not a manifest"),

@@ -14,6 +14,7 @@ from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
 from photon_core.layout import Run, model_sha256
 from photon_core.store import Store
 from photon_core.tensor_reader import TensorReader
+from photon_core.update.codec import Lossless, Lossy, get_codec
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
 from schemas.server import WITH_MOMENTUM, Server, ServerSchedule
 
@@ -188,17 +189,45 @@ def test_a_resume_between_any_two_rounds_changes_no_bit(tmp_path: Path, make_run
         update = _update(run, t + 1, "a", theta, arrays(t + 1, 0.1, theta))
 
 
-def _update(run: Run, t: int, site: str, theta: Arrays, theta_k: Arrays) -> UpdateManifest:
+@pytest.mark.parametrize("codec", ["bfloat16", "float16", "int8:16", "int4:32", "topk:16:4"])
+def test_sites_may_each_send_in_a_codec_of_their_own(
+    tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any, codec: str
+) -> None:
+    """The lossy one's parameters are those that its codec decodes; pieces and threads change no bit."""
+    run, updates = make_run(Store(str(tmp_path)), theta, {"site0": sites["site0"]})
+    updates["site1"] = _update(run, 1, "site1", theta, sites["site1"][0], codec)
+    lossy = get_codec(codec)
+    assert isinstance(lossy, Lossy)
+    decoded = {
+        n: lossy.decode(theta[n], lossy.encode(np.asarray(sites["site1"][0][n] - theta[n], np.float32)))
+        for n in SHAPES
+    }
+    found = [
+        aggregate(run, 1, updates, Server(), chunk_elements=elements, threads=threads)
+        for elements, threads in [(1, 0), (40, 3), (1 << 20, 1)]
+    ]
+    assert len({model_sha256(result.model) for result in found}) == 1
+    weights = found[0].weights
+    for name, mean in load(run, 1, found[0].model).items():
+        expected = weights["site0"] * sites["site0"][0][name].astype(np.float64)
+        assert np.allclose(mean, expected + weights["site1"] * decoded[name], rtol=0, atol=1e-6)
+
+
+def _update(
+    run: Run, t: int, site: str, theta: Arrays, theta_k: Arrays, codec_name: str = "float32"
+) -> UpdateManifest:
     from photon_core.shard_writer import ShardWriter
-    from photon_core.update import lossless
 
     base = run.round(t - 1)
     assert base is not None
-    tensors = {n: TensorEntry(dtype="I32", shape=a.shape) for n, a in theta.items()}
+    codec = get_codec(codec_name)
+    tensors = {n: TensorEntry(dtype=codec.dtype, shape=codec.shape(a.shape)) for n, a in theta.items()}
     with ShardWriter(run.store, run.site_dir(t, site, 1), "", tensors) as writer:
         for name in writer.order:
-            if theta[name].size:
-                writer.write(name, lossless.encode(theta[name], theta_k[name]).reshape(-1))
+            if theta[name].size and isinstance(codec, Lossless):
+                writer.write(name, codec.encode(theta[name], theta_k[name]).reshape(-1))
+            elif theta[name].size and isinstance(codec, Lossy):
+                writer.write(name, codec.encode(np.asarray(theta_k[name] - theta[name], np.float32)).reshape(-1))
         files = writer.close()
     return UpdateManifest(
         run="run",
@@ -206,7 +235,7 @@ def _update(run: Run, t: int, site: str, theta: Arrays, theta_k: Arrays) -> Upda
         site=site,
         attempt=1,
         base_sha256=base.model_sha256,
-        codec="float32",
+        codec=codec_name,
         files=files,
         tokens=1,
         steps=1,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from photon_core.training.shapes import parameter_shapes
 from photon_core.training.state import state_folder
 from photon_core.update.codec import get_codec
 from schemas.federation import Federation
+from schemas.update import Update
 
 Make = Callable[..., Federation]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -309,3 +311,27 @@ def test_wrong_logger_options_are_named(make_site: Make, tmp_path: Path) -> None
     federation = make_site(loggers=[{"name": "file", "options": {"colour": "red"}}])
     with pytest.raises(PhotonError, match=r"local\.loggers: cannot start 'file'.*colour"):
         train(make_job(federation, theta_zero(federation), tmp_path), silent)
+
+
+def test_what_a_lossy_codec_loses_goes_on_to_the_next_round(make_site: Make, tmp_path: Path) -> None:
+    """Kept in the private state, damaged nowhere by a kill in between; the update is much smaller."""
+    federation = make_site(200)
+    update = Update(codec="topk", block=64, top_k=0.125, clip_norm=0.2, noise_multiplier=1e-4)
+    federation = federation.model_copy(update={"update": update})
+    theta = theta_zero(federation)
+    first = train(make_job(federation, theta, tmp_path, 1), silent)
+    assert first.codec == "topk:64:8"
+    assert sum(entry.bytes for entry in first.files) * 8 < sum(a.nbytes for a in theta.values())
+    assert first.metrics["unclipped_norm"] > 0.2
+    kept = torch.load(Path(first.folder, "training.pt"), weights_only=True)["feedback"]
+    assert kept.keys() == theta.keys()
+
+    theta_1 = apply(theta, first)
+    second = train(make_job(federation, theta_1, tmp_path, 2), silent)
+    again = train(make_job(federation, theta_1, tmp_path, 2, attempt=2), silent)  # a retry: other noise
+    assert [e.sha256 for e in again.files] != [e.sha256 for e in second.files]
+    shutil.rmtree(again.folder)
+    once_more = train(make_job(federation, theta_1, tmp_path, 2, attempt=2), silent)
+    assert [e.sha256 for e in once_more.files] == [e.sha256 for e in again.files]
+    kept_2 = torch.load(Path(second.folder, "training.pt"), weights_only=True)["feedback"]
+    assert any(not torch.equal(kept[name], kept_2[name]) for name in kept)
