@@ -64,7 +64,7 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
     if t is None:
         start_at_site(federation, deployed)
     t = coordinator.open_round(federation, t)
-    clock = time.monotonic()
+    opened, clock = time.time(), time.monotonic()
     sampled = coordinator.sample(federation, t)
     deadline = time.time() + federation.rounds.deadline
     futures: SiteFutures = {}
@@ -89,7 +89,9 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
     incidents = {
         site: found["round"].result() for site, found in futures.items() if deployed and site not in left_out
     }
-    manifest = coordinator.publish(federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents)
+    manifest = coordinator.publish(
+        federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents, opened
+    )
     return Completed(message=_message(manifest))
 
 

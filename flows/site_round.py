@@ -15,7 +15,7 @@ def site_steps(federation: Federation, site: str, t: int, attempt: int = 1) -> d
     """Submit the site's steps to the flow run that this is called in; each waits for the one before."""
     checked = steps.validate.submit(federation, site, t)
     trained = steps.train.submit(federation, site, t, attempt, wait_for=[checked])
-    uploaded = steps.upload.submit(federation, site, t, trained)
+    uploaded = steps.upload.submit(federation, site, t, trained, checked)
     return {"validate": checked, "train": trained, "upload": uploaded}
 
 

@@ -128,6 +128,19 @@ def gc(
 
 
 @app.command()
+def report(
+    file: File = HERE,
+    to: Annotated[Path | None, typer.Option("--to", help="the page; <run>-report.html if left out")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML page about the run: curves, timelines, traffic, what went wrong, how to make it again."""
+    from photon_cli.report import report as write
+    from schemas.load import load_federation
+
+    write(load_federation(file), to, quiet)
+
+
+@app.command()
 def deploy(
     file: File = HERE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,

@@ -21,11 +21,12 @@ from photon_core.errors import (
 )
 from photon_core.hashing import canonical_json, sha256_bytes, sha256_file
 from photon_core.layout import Run, model_sha256, versions
+from photon_core.spans import timeline
 from photon_core.start import Initial, check_start
 from photon_core.store import Store
 from photon_core.tensors import file_entry
 from schemas.federation import Federation
-from schemas.manifests import FileEntry, RoundManifest, RunManifest, UpdateManifest, UpdateRef
+from schemas.manifests import FileEntry, RoundManifest, RunManifest, Span, UpdateManifest, UpdateRef
 from schemas.server import Server
 from schemas.start import Start
 
@@ -281,8 +282,12 @@ def commit(
     not_evaluated: dict[str, str],
     seconds: dict[str, float],
     incidents: dict[str, list[str]],
+    opened: float = 0.0,
+    spans: dict[str, list[Span]] | None = None,
 ) -> RoundManifest:
     """Write round.json of the candidate: from here on it is the global model.
+
+    `opened` is Unix time; `spans` what the coordinator itself knows, by its own clock, of who did what when.
 
     Raises:
         StoreConflict: another writer committed this round first. Its result stands.
@@ -290,6 +295,7 @@ def commit(
     before = run.round(candidate.t - 1)
     assert before is not None
     updates = candidate.updates
+    site_spans, clocks = timeline(updates, spans or {}, opened)
     tokens = sum(update.tokens for update in updates.values())
     manifest = RoundManifest(
         run=federation.run,
@@ -310,6 +316,9 @@ def commit(
         federation_sha256=federation_sha256(federation),
         previous_sha256=run.round_sha256(candidate.t - 1),
         seconds=seconds,
+        opened=datetime.fromtimestamp(opened, UTC).isoformat(timespec="milliseconds") if opened else "",
+        spans=site_spans,
+        clocks=clocks,
         created=utc_now(),
         versions=versions(),
     )

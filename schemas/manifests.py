@@ -69,6 +69,16 @@ class DataManifest(Manifest):
     versions: dict[str, str]
 
 
+class Span(Manifest):
+    """Something that a site did in a round, from when to when."""
+
+    phase: str = Field(description="validate, download, train, encode, upload or evaluate")
+    start: float = Field(
+        description="in an update: Unix time by the site's clock; in a round: seconds after the round was opened"
+    )
+    seconds: float
+
+
 class UpdateManifest(Manifest):
     """rounds/<t>/sites/<site>/<attempt>/update.json: a site's committed work for one round."""
 
@@ -88,6 +98,11 @@ class UpdateManifest(Manifest):
     metrics: dict[str, float] = Field(description="train_loss, tokens_per_second, seconds, delta_norm, ...")
     data_sha256: str
     notes: list[str] = Field(default_factory=list, description="what the operator should know, a sentence each")
+    spans: list[Span] = Field(default_factory=list, description="what the site did, and when")
+    checks: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="what the data met before training: expectation, column, observed, limit, success",
+    )
     versions: dict[str, str]
     previous_sha256: str = Field(description="hash of the previous round's round.json")
 
@@ -149,6 +164,12 @@ class RoundManifest(Manifest):
     federation_sha256: str
     previous_sha256: str = Field(default="", description="hash of round t-1's round.json; empty for round 0")
     seconds: dict[str, float] = Field(default_factory=dict)
+    opened: str = Field(default="", description="UTC, ISO 8601: when the round began; empty in early manifests")
+    spans: dict[str, list[Span]] = Field(default_factory=dict, description="site -> what it did, and when")
+    clocks: dict[str, float] = Field(
+        default_factory=dict,
+        description="site -> seconds that its spans had to be moved by to fit into the round: its clock is off",
+    )
     created: str
     versions: dict[str, str]
 

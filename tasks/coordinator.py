@@ -20,6 +20,7 @@ from schemas.manifests import RoundManifest
 from tasks.events import LEFT_OUT
 from tasks.processes import launcher
 from tasks.progress import step
+from tasks.site import SPANS
 
 INITIAL_MODEL_TIMEOUT = 3600.0
 
@@ -103,12 +104,15 @@ def publish(
     not_evaluated: dict[str, str],
     seconds: dict[str, float],
     incidents: dict[str, list[str]],
+    opened: float = 0.0,
 ) -> RoundManifest:
     """Commit the round and show it as a table artifact."""
     with step(candidate.t, "publish") as out:
+        spans = SPANS.take(federation.run, candidate.t)
         manifest = rounds.commit(
-            run_of(federation), federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents
-        )
+            run_of(federation), federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents,
+            opened=opened, spans=spans,
+        )  # fmt: skip
         create_table_artifact(
             rounds.summary(manifest),
             key=re.sub(r"[^a-z0-9-]+", "-", f"photon-{federation.run}-round".lower()),

@@ -12,10 +12,12 @@ from prefect.states import AwaitingRetry, Cancelled, Cancelling
 
 from photon_core.errors import DeadlinePassed, PhotonError
 from photon_core.rounds import evaluation, is_done, run_of
+from photon_core.spans import WHOLE
 from photon_core.start import site_start
 from schemas.federation import Federation
 from schemas.manifests import FileEntry
 from tasks.progress import step
+from tasks.site import SPANS
 
 POLL_SECONDS = 2.0
 SETTLE_SECONDS = 30.0  # after a crash: a worker reports it again some 15 s later, over whatever came since
@@ -38,7 +40,7 @@ def dispatch_round(federation: Federation, site: str, t: int, deadline: float, a
         DeadlinePassed: it is not; the message ends with the state of the site's flow run.
     """
     run = run_of(federation)
-    with step(t, "site round", site):
+    with step(t, "site round", site), SPANS.span((federation.run, t, site), WHOLE):
         return _on_site(
             "site-round",
             federation,
@@ -74,7 +76,7 @@ def dispatch_evaluation(
 ) -> dict[str, float]:
     """The site's scores of a candidate for round t. Raises DeadlinePassed as `dispatch_round` does."""
     run = run_of(federation)
-    with step(t, "evaluate", site) as out:
+    with step(t, "evaluate", site) as out, SPANS.span((federation.run, t, site), "evaluate"):
         _on_site(
             "site-evaluate",
             federation,

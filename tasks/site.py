@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from photon_core import rounds
 from photon_core.data.paths import cache_dir, state_dir
 from photon_core.errors import ChildFailed, DeadlinePassed, PhotonError, StoreUnavailable
 from photon_core.rounds import is_done, last_contribution, next_attempt, run_of
+from photon_core.spans import Begin, Spans
 from photon_core.update.upload import upload_update
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RunManifest
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 REPORT_SECONDS = 5.0  # between two progress updates in the Prefect UI
 VALIDATION_TIMEOUT = 3600.0
+
+SPANS = Spans()  # what the sites' steps in this process did when: a site's own into its update's manifest
 
 
 def _again(_task: Any, _run: Any, state: Any) -> bool:
@@ -54,16 +57,16 @@ def start(federation: Federation, site: str) -> None:
 
 
 @task(task_run_name="{site} / validate", cache_policy=NO_CACHE, retries=1, retry_condition_fn=_again)
-def validate(federation: Federation, site: str, t: int) -> dict[str, Any]:
+def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
     """Check the site's shards: every file by its hash, then the expectation suite `shards`.
 
     Returns:
-        Number of expectations that were checked.
+        What was checked, for the update's manifest: expectation, column, observed, limit, success.
 
     Raises:
         DataError: a shard is missing or corrupt, or an expectation failed (named, with the observed value).
     """
-    with step(t, "validate", site):
+    with step(t, "validate", site), SPANS.span((federation.run, t, site), "validate") as begin:
         result = launcher().run(
             "photon_core.data.quality:check_shards",
             {
@@ -74,8 +77,9 @@ def validate(federation: Federation, site: str, t: int) -> dict[str, Any]:
             label=_label(federation, t, site),
             timeout=VALIDATION_TIMEOUT,
             log_path=_log(federation, site),
+            on_start=begin,
         )
-        return {"expectations": len(result.checks)}
+        return [asdict(check) for check in result.checks]
 
 
 @task(
@@ -98,16 +102,24 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
         logger.info("the update of round %d is committed already (attempt %d): nothing to train", t, done.attempt)
         emit(t, "train", "finished", site, loss=done.metrics["train_loss"], tokens=done.tokens)
         return None
+    key = (federation.run, t, site)
     with step(t, "train", site) as out:
-        job = _job(federation, site, t)
-        trained: Trained = launcher().run(
-            "photon_core.training.local:train",
-            {"job": job},
-            label=_label(federation, t, site),
-            timeout=federation.rounds.deadline,
-            on_report=_Progress(site, t, job.steps),
-            log_path=_log(federation, site),
-        )
+        with SPANS.span(key, "download"):
+            job = _job(federation, site, t)
+        begin, encoding = Begin(), 0.0
+        try:
+            trained: Trained = launcher().run(
+                "photon_core.training.local:train",
+                {"job": job},
+                label=_label(federation, t, site),
+                timeout=federation.rounds.deadline,
+                on_report=_Progress(site, t, job.steps),
+                log_path=_log(federation, site),
+                on_start=begin,
+            )
+            encoding = trained.seconds.get("encode", 0.0)
+        finally:
+            SPANS.add(key, *begin.split("train", "encode", encoding))
         if (starts := task_run.run_count or 1) > 1:
             trained = replace(trained, notes=[*trained.notes, f"local training was started {starts} times"])
         for note in trained.notes:
@@ -118,19 +130,23 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
 
 
 @task(task_run_name="{site} / upload", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[2, 10, 30])
-def upload(federation: Federation, site: str, t: int, trained: "Trained | None") -> None:
+def upload(
+    federation: Federation, site: str, t: int, trained: "Trained | None", checks: list[dict[str, Any]]
+) -> None:
     """Put the update's shards into the store, then commit its manifest."""
     if trained is None:
         return
-    with step(t, "upload", site) as out:
-        manifest = upload_update(run_of(federation), federation, site, t, trained)
+    key = (federation.run, t, site)
+    with step(t, "upload", site) as out, SPANS.span(key, "upload"):
+        spans = SPANS.of(key)
+        manifest = upload_update(run_of(federation), federation, site, t, trained, spans, checks)
         out.update(bytes=sum(entry.bytes for entry in manifest.files))
 
 
 @task(task_run_name="{site} / evaluate", cache_policy=NO_CACHE, retries=1, retry_condition_fn=_again)
 def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> dict[str, float]:
     """Loss and perplexity of a global model on the site's held-out text."""
-    with step(t, "evaluate", site) as out:
+    with step(t, "evaluate", site) as out, SPANS.span((federation.run, t, site), "evaluate") as begin:
         scores: dict[str, float] = launcher().run(
             "photon_core.training.evaluate:evaluate",
             {
@@ -142,6 +158,7 @@ def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) 
             label=_label(federation, t, site),
             timeout=federation.rounds.evaluation_deadline,
             log_path=_log(federation, site),
+            on_start=begin,
         )
         rounds.commit_evaluation(run_of(federation), t, site, model, scores)
         out.update(scores)

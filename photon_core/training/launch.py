@@ -175,6 +175,7 @@ class Launcher:
         on_report: Callable[[dict[str, Any]], None] | None = None,
         log_path: str | Path | None = None,
         threads: int | None = None,
+        on_start: Callable[[], None] = lambda: None,
     ) -> Any:
         """Call `function(**kwargs)` in a child process and return what it returns. Blocks.
 
@@ -187,6 +188,7 @@ class Launcher:
             on_report: called in this thread with every report.
             log_path: file to which the child's standard output and error are appended.
             threads: torch threads of the child; `self.threads` if left out.
+            on_start: called here when a slot is free and the child is about to start.
 
         Raises:
             PhotonError: as the function raised it.
@@ -196,6 +198,7 @@ class Launcher:
         deadline = time.monotonic() + timeout if timeout is not None else None
         call = pickle.dumps((function, dict(kwargs or {})))
         with self._slot(label, deadline) as job:
+            on_start()
             answer = self._try(job, call, deadline, on_report, log_path, threads)
             if answer is None and self._forsaken(job):
                 answer = self._try(job, call, deadline, on_report, log_path, threads)

@@ -1,21 +1,37 @@
 """A site's trained update on its way into the store: shards first, then the manifest that commits it."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from photon_core.data.manifest import data_sha256
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.layout import Run, versions
 from photon_core.rounds import put_files
+from photon_core.spans import Begin
 from schemas.federation import Federation
-from schemas.manifests import UpdateManifest
+from schemas.manifests import Span, UpdateManifest
 
 if TYPE_CHECKING:
     from photon_core.training.job import Trained
 
 
-def upload_update(run: Run, federation: Federation, site: str, t: int, trained: "Trained") -> UpdateManifest:
+def upload_update(
+    run: Run,
+    federation: Federation,
+    site: str,
+    t: int,
+    trained: "Trained",
+    spans: Sequence[Span] = (),
+    checks: Sequence[dict[str, Any]] = (),
+) -> UpdateManifest:
     """Commit what a site trained for round t.
+
+    Args:
+        run, federation, site, t: whose work.
+        trained: the work.
+        spans: what the site did before this upload, and when, for the round's timeline.
+        checks: what its data met before training.
 
     Safe to repeat: shards have content-addressed names, and the manifest is created once. If another process
     of the site has committed this attempt, its update stands and is returned.
@@ -29,6 +45,7 @@ def upload_update(run: Run, federation: Federation, site: str, t: int, trained: 
             f"round {t}, site '{site}': trained from a model that is not the committed one of round {t - 1}"
         )
     folder = run.site_dir(t, site, trained.attempt)
+    begin = Begin()
     files = put_files(run, folder, [Path(trained.folder) / entry.path for entry in trained.files])
     manifest = UpdateManifest(
         run=federation.run,
@@ -45,6 +62,8 @@ def upload_update(run: Run, federation: Federation, site: str, t: int, trained: 
         metrics=trained.metrics,
         data_sha256=data_sha256(federation, site),
         notes=trained.notes,
+        spans=[*spans, Span(phase="upload", start=begin.unix, seconds=begin.elapsed())],
+        checks=list(checks),
         versions=versions(),
         previous_sha256=run.round_sha256(t - 1),
     )

@@ -1,0 +1,32 @@
+"""photon report: one HTML page about a run, from its store. Needs no server and no torch."""
+
+from pathlib import Path
+
+from photon_cli.progress import display
+from photon_core.rounds import run_of
+from schemas.federation import Federation
+
+
+def report(federation: Federation, to: Path | None, quiet: bool) -> None:
+    """Write the page, and say where it is.
+
+    Args:
+        federation: the federation file.
+        to: the page's file, overwritten; <run>-report.html in the current folder if None.
+        quiet: say nothing.
+    """
+    target = to or Path(f"{federation.run}-report.html")
+    with display(quiet) as show:
+        show.activity("report", "reading the rounds")
+        from photon_core.report.page import render
+        from photon_core.report.record import read_record
+
+        record = read_record(run_of(federation), federation.rounds.count)
+        show.activity("report", "drawing")
+        page = render(record)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, "utf-8")
+        show.finish("report")
+        show.say(
+            f"{target}: {len(record.trained)} rounds, {len(page.encode()) / 1e6:.1f} MB; open it in a browser"
+        )

@@ -1,0 +1,1 @@
+"""A run's report: manifests to figures to one page that needs nothing but a browser."""

@@ -1,0 +1,299 @@
+"""Figures over rounds: perplexity, losses, norms, cosines, traffic, time."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from photon_core.report.record import Record, thin, traffic
+from photon_core.report.style import COLOURS, FAINT, INK, SOFT, Picture, draw, label_ends, rounds_axis, short
+from schemas.manifests import RoundManifest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+POINTS = 200  # of a line
+LINES = len(COLOURS)  # sites with a line each; of more, a band is shown
+OUTLIERS = 2  # sites named beside a band
+
+Line = list[tuple[int, float]]  # (round, value)
+
+
+def perplexity(record: Record) -> Picture | None:
+    """Of the global model on held-out text, over all sites and at each."""
+    whole = [(m.round, m.metrics["perplexity"]) for m in record.rounds if "perplexity" in m.metrics]
+    if not whole:
+        return None
+    sites = {site: line for site in record.sites if (line := _evaluated(record, site, "perplexity"))}
+    best = min(whole, key=lambda point: point[1])
+    alt = (
+        f"Perplexity of the global model on held-out text, by round: {whole[0][1]:.4g} after round {whole[0][0]}, "
+        f"{whole[-1][1]:.4g} after round {whole[-1][0]}; lowest {best[1]:.4g} in round {best[0]}. "
+        + _last_values("By site", sites)
+    )
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        axes.set_yscale("log")
+        _plain_log(axes)
+        axes.set_ylabel("perplexity, held-out text")
+        _lines(axes, sites, {"all sites": whole})
+
+    return draw("perplexity", "Perplexity of the global model", alt, 330, paint)
+
+
+def before_and_after(record: Record) -> Picture | None:
+    """Each site's loss at the end of its local steps, and the averaged model's on the site's held-out text."""
+    local = {site: line for site in record.sites if (line := _local(record, site))}
+    after = {site: _evaluated(record, site, "loss") for site in local}
+    shown = thin(sorted(local, key=lambda site: -local[site][-1][1]), 12) if len(local) > 12 else list(local)
+    if not shown:
+        return None
+    held_out = any("valid_loss" in update.metrics for m in record.trained for update in m.updates.values())
+    before = "its own model before averaging" if held_out else "its last local step"
+    alt = (
+        f"Loss of each site by round: {before}, and the averaged model on the site's held-out text. "
+        + _last_values("Before", {site: local[site] for site in shown})
+        + _last_values(" After", {site: after[site] for site in shown if after[site]})
+    )
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+
+    def paint(figure: "Figure") -> None:
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axes, site in zip(grid.flat, shown, strict=False):
+            _plot(axes, local[site], COLOURS[1], 1.6)
+            if after[site]:
+                _plot(axes, after[site], COLOURS[0], 1.6)
+            axes.set_title(short(site, 24), fontsize=12.5, loc="left", color=INK)
+        for axes in list(grid.flat)[len(shown) :]:
+            axes.set_visible(False)
+        for axes in grid[-1]:
+            rounds_axis(axes, record.rounds[-1].round)
+        grid[0][0].set_ylabel("loss, nats a token")
+        figure.legend(
+            handles=[_handle(COLOURS[1], "its own model, before"), _handle(COLOURS[0], "averaged, after")],
+            loc="outside upper left", ncols=2, frameon=False, fontsize=12,
+        )  # fmt: skip
+
+    return draw("losses", "Each site's loss, before and after averaging", alt, 40 + 130 * rows, paint)
+
+
+def norms(record: Record) -> Picture | None:
+    """How far each site has gone from the global model, and how far their mean has."""
+    sites = _by_site(record, "delta_norm/")
+    mean = _metric(record.trained, "pseudo_gradient_norm")
+    if not sites or not mean:
+        return None
+    alt = (
+        f"L2 norm of the sites' updates and of their mean, by round. The mean's is {mean[-1][1]:.4g} in round "
+        f"{mean[-1][0]}. " + _last_values("By site", sites)
+    )
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        _lines(axes, sites, {"their mean": mean}, low=0.0)
+        axes.set_ylabel("norm of the update")
+
+    return draw("norms", "How far the sites go", alt, 290, paint)
+
+
+def cosines(record: Record) -> Picture | None:
+    """Between each site's update and the mean of all: who pulls away."""
+    sites = _by_site(record, "cosine/")
+    if not sites:
+        return None
+    alt = "Cosine between each site's update and the mean of all, by round. " + _last_values("By site", sites)
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        low = min(value for line in sites.values() for _, value in line)
+        _lines(axes, sites, {}, low=min(0.0, 1.1 * low), high=1.0)
+        axes.set_ylabel("cosine with the mean")
+
+    return draw("cosines", "Who pulls away", alt, 290, paint)
+
+
+def bytes_moved(record: Record) -> Picture | None:
+    """Bytes moved so far, by this run and by data-parallel training of the same steps."""
+    sums = traffic(record)
+    if not sums or not sums[-1][0]:
+        return None
+    ours = [(t, used) for t, (used, _) in enumerate(sums, 1)]
+    theirs = [(t, would) for t, (_, would) in enumerate(sums, 1) if would]
+    alt = f"Bytes moved so far: {amount(ours[-1][1])}." + (
+        f" Data-parallel training of the same steps: {amount(theirs[-1][1])}, "
+        f"{theirs[-1][1] / ours[-1][1]:.3g} times as much." if theirs else ""
+    )  # fmt: skip
+
+    def paint(figure: "Figure") -> None:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+        axes = figure.subplots()
+        axes.set_yscale("log")
+        ends = [(ours[-1][1], "this run", COLOURS[0])]
+        _plot(axes, ours, COLOURS[0], 2.4)
+        if theirs:
+            _plot(axes, theirs, SOFT, 2.0, dashed=True)
+            ends.append((theirs[-1][1], "data-parallel", SOFT))
+            axes.fill_between(*_xy(theirs), _xy(ours)[1][-len(theirs) :], color=FAINT, alpha=0.18, linewidth=0)
+        values = [value for line in (ours, theirs) for _, value in line]
+        axes.set_ylim(min(values) / 2, max(values) * 2)
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
+        rounds_axis(axes, ours[-1][0])
+        label_ends(axes, ours[-1][0], ends)
+
+    return draw("bytes", "Bytes moved", alt, 260, paint)
+
+
+def speed(record: Record) -> Picture | None:
+    """Tokens a second of each site while it trains."""
+    sites = {
+        site: [
+            (m.round, m.updates[site].metrics["tokens_per_second"])
+            for m in record.trained
+            if site in m.updates and "tokens_per_second" in m.updates[site].metrics
+        ]
+        for site in record.sites
+    }
+    sites = {site: line for site, line in sites.items() if line}
+    if not sites:
+        return None
+    alt = "Tokens a second of each site while it trains, by round. " + _last_values("By site", sites)
+
+    def paint(figure: "Figure") -> None:
+        axes = figure.subplots()
+        _lines(axes, sites, {}, low=0.0)
+        axes.set_ylabel("tokens a second")
+
+    return draw("speed", "Speed of the sites", alt, 260, paint)
+
+
+def amount(count: float) -> str:
+    """Bytes for people: 4.4 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} PB"
+
+
+def _lines(
+    axes: "Axes",
+    sites: Mapping[str, Line],
+    whole: Mapping[str, Line],
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """A line for each site with its name at the end, or for many sites their range; `whole` stands out.
+
+    Args:
+        axes: an empty one.
+        sites, whole: name -> line.
+        low, high: limits of the values; as the data are if left out.
+    """
+    last = max(t for line in (*sites.values(), *whole.values()) for t, _ in line)
+    ends: list[tuple[float, str, str]] = []
+    if len(sites) <= LINES:
+        for (site, line), colour in zip(sites.items(), COLOURS, strict=False):
+            _plot(axes, line, colour, 1.5)
+            ends.append((line[-1][1], short(site), colour))
+    else:
+        ends += _band(axes, sites, last)
+    for name, line in whole.items():
+        _plot(axes, line, INK, 3.0)
+        ends.append((line[-1][1], name, INK))
+    axes.set_ylim(low, high)
+    rounds_axis(axes, last)
+    label_ends(axes, last, ends)
+
+
+def _band(axes: "Axes", sites: Mapping[str, Line], last: int) -> list[tuple[float, str, str]]:
+    """The range and the middle half of many sites, and the farthest from the middle of them by name."""
+    import numpy as np
+
+    values = {site: dict(line) for site, line in sites.items()}
+    rounds = thin(sorted({t for line in values.values() for t in line}), POINTS)
+    columns = [[line[t] for line in values.values() if t in line] for t in rounds]
+    low, first, middle, third, high = np.array([np.quantile(c, (0, 0.25, 0.5, 0.75, 1)) for c in columns]).T
+    axes.fill_between(rounds, low, high, color=COLOURS[5], alpha=0.20, linewidth=0)
+    axes.fill_between(rounds, first, third, color=COLOURS[0], alpha=0.25, linewidth=0)
+    axes.plot(rounds, middle, color=COLOURS[0], linewidth=1.5)
+    ends = [(float(middle[-1]), f"median of {len(sites)}", COLOURS[0])]
+    current = {site: line[-1][1] for site, line in sites.items() if line[-1][0] == last}
+    far = sorted(current, key=lambda site: -abs(current[site] - float(middle[-1])))[:OUTLIERS]
+    for site, colour in zip(far, COLOURS[1:], strict=False):
+        _plot(axes, sites[site], colour, 1.2)
+        ends.append((current[site], short(site), colour))
+    return ends
+
+
+def _plot(axes: "Axes", line: Line, colour: str, width: float, dashed: bool = False) -> None:
+    shown = thin(line, POINTS)
+    marker = "o" if len(shown) <= 12 else ""
+    axes.plot(*_xy(shown), color=colour, linewidth=width, marker=marker, markersize=2.2 * width,
+              markeredgewidth=0, linestyle="--" if dashed else "-", clip_on=False)  # fmt: skip
+
+
+def _xy(line: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [t for t, _ in line], [value for _, value in line]
+
+
+def _plain_log(axes: "Axes") -> None:
+    """A logarithmic axis with ordinary numbers, also where it spans less than a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _handle(colour: str, text: str) -> "object":
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, linewidth=2, marker="o", markersize=4, label=text)
+
+
+def _evaluated(record: Record, site: str, score: str) -> Line:
+    return [(m.round, m.evaluations[site][score]) for m in record.rounds if site in m.evaluations]
+
+
+def _local(record: Record, site: str) -> Line:
+    """The site's own model before averaging: on held-out text where it says so, else on its last local steps."""
+    found: Line = []
+    for manifest in record.trained:
+        metrics = manifest.updates[site].metrics if site in manifest.updates else {}
+        value = metrics.get("valid_loss", metrics.get("last_loss", metrics.get("train_loss")))
+        if value is not None:
+            found.append((manifest.round, value))
+    return found
+
+
+def _by_site(record: Record, prefix: str) -> dict[str, Line]:
+    lines = {site: _metric(record.trained, prefix + site) for site in record.sites}
+    return {site: line for site, line in lines.items() if line}
+
+
+def _metric(rounds: Sequence[RoundManifest], name: str) -> Line:
+    return [(m.round, m.metrics[name]) for m in rounds if name in m.metrics]
+
+
+def _last_values(what: str, lines: Mapping[str, Line]) -> str:
+    """The newest values in words; of many sites, only the extremes."""
+    ends = sorted(((line[-1][1], site) for site, line in lines.items() if line), reverse=True)
+    if len(ends) > 8:
+        (high, first), (low, last) = ends[0], ends[-1]
+        text = f"{first} {high:.4g} is the highest of {len(ends)}, {last} {low:.4g} the lowest"
+    else:
+        text = ", ".join(f"{site} {value:.4g}" for value, site in ends)
+    return f"{what}: {text}." if text else ""
+
+
+def count(number: float) -> str:
+    """A count for people: 1.2 M."""
+    for unit in ("", " k", " M", " B", " T"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:,.3g} quadrillion"

@@ -1,0 +1,259 @@
+"""The page: everything about a run, from its manifests, in one HTML file without scripts.
+
+Site names and reasons were written by strangers: the template escapes everything but the figures, and the page's
+own policy lets a browser load nothing and run nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from photon_core.report import curves, similarity, tables, times
+from photon_core.report.record import Record, thin, traffic
+from photon_core.report.style import Picture
+from photon_core.report.tables import Table
+from schemas.manifests import RoundManifest
+
+HERE = Path(__file__).parent
+TIMELINES = 24  # rounds with a timeline each; of more rounds an even choice
+BARS = 400  # sites x rounds of all timelines together: the page stays small with many sites
+
+
+@dataclass(frozen=True)
+class Fold:
+    summary: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page, left out if there is nothing in it."""
+
+    id: str
+    title: str
+    text: str = ""
+    pictures: Sequence[Picture | None] = ()
+    tables: Sequence[Table] = ()
+    folds: Sequence[Fold] = ()
+    source: str = ""
+    source_title: str = ""
+    always: bool = False
+
+    def shown(self) -> "Section":
+        there = [picture for picture in self.pictures if picture is not None]
+        full = [table for table in self.tables if table.rows]
+        return replace(self, pictures=there, tables=full)
+
+    @property
+    def empty(self) -> bool:
+        return not (self.pictures or self.tables or self.folds or self.source or self.always)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One number of the run at a glance."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def render(record: Record, timelines: int = TIMELINES) -> str:
+    """The whole page.
+
+    Args:
+        record: the run.
+        timelines: most rounds that get a timeline.
+    """
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
+
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    sections = [section.shown() for section in _sections(record, timelines)]
+    svg: Callable[[Picture], dict[str, str]] = lambda p: {"name": p.name, "title": p.title, "svg": Markup(p.svg)}  # noqa: E731
+    shown = [
+        {
+            **vars(section),
+            "pictures": [svg(picture) for picture in section.pictures if picture],
+            "folds": [{"summary": f.summary, "pictures": [svg(p) for p in f.pictures]} for f in section.folds],
+        }
+        for section in sections
+        if not section.empty
+    ]
+    return environment.get_template("page.html").render(
+        title=record.run,
+        css=Markup((HERE / "page.css").read_text("utf-8")),
+        lead=lead(record),
+        glance=glance(record),
+        notes=notes(record),
+        sections=shown,
+        footer=f"Made from the manifests in {record.url}. Nothing here was measured twice; nothing is loaded.",
+    )
+
+
+def lead(record: Record) -> str:
+    """The run in a sentence or two."""
+    if not record.birth:
+        return f"Nothing has happened yet: {record.url} has no run of this name."
+    model, local = record.federation["model"], record.federation["local"]
+    shape = f"{model['n_layers']} layers of width {model['d_model']}"
+    server = record.federation["server"]["optimizer"]
+    size = f"{curves.count(record.parameters)} parameters ({shape})" if record.rounds else shape
+    return (
+        f"{len(record.sites)} sites train one model of {size} on text that stays where it is: "
+        f"{local['steps']} local steps a round with batches of {local['batch_size']} sequences, "
+        f"{server} at the server."
+    )
+
+
+def glance(record: Record) -> list[Fact]:
+    """The federation at a glance."""
+    done = record.trained
+    facts = [Fact("rounds", f"{len(done)}" + (f" of {record.count}" if record.count else ""), _when(record))]
+    scored = [m for m in record.rounds if "perplexity" in m.metrics]
+    if scored:
+        first, best = scored[0], min(scored, key=lambda m: m.metrics["perplexity"])
+        facts.append(
+            Fact(
+                "perplexity",
+                f"{scored[-1].metrics['perplexity']:.2f}",
+                f"{first.metrics['perplexity']:.2f} after round {first.round}"
+                + (f", best {best.metrics['perplexity']:.2f} in {best.round}" if best is not scored[-1] else ""),
+            )
+        )
+    if not done:
+        return facts
+    last = done[-1]
+    absent = len(last.left_out)
+    facts.append(
+        Fact(
+            "sites",
+            f"{len(last.updates)} of {len(last.sampled)}",
+            f"left out: {absent}" if absent else "in the last round",
+        )
+    )
+    facts.append(Fact("tokens trained", curves.count(last.total_tokens), f"{last.global_step:,} local steps"))
+    ours, theirs = traffic(record)[-1]
+    ratio = f"{theirs / ours:,.0f} times less than data-parallel" if ours and theirs else ""
+    facts.append(Fact("bytes moved", curves.amount(ours), ratio))
+    took = sum(sum(m.seconds.values()) for m in done)
+    slow = times.straggler(last)
+    facts.append(
+        Fact("time in rounds", duration(took), f"last waited for {slow[0]}, {slow[1]:.1f} s" if slow else "")
+    )
+    return facts
+
+
+def notes(record: Record) -> list[str]:
+    """What must be seen first."""
+    found = []
+    if not record.trained:
+        return ["No round is committed yet: what there is to see comes with the first."] if record.birth else []
+    last = record.trained[-1]
+    found += [f"Round {last.round} went without {site}: {why}" for site, why in sorted(last.left_out.items())[:5]]
+    if len(last.left_out) > 5:
+        found.append(f"and without {len(last.left_out) - 5} more, listed below.")
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42 s, 3 min 20 s, 5 h 7 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 100 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole / 86400:.1f} days"
+
+
+def _when(record: Record) -> str:
+    if not record.rounds:
+        return ""
+    return f"last on {record.rounds[-1].created[:16].replace('T', ' ')} UTC"
+
+
+def _sections(record: Record, timelines: int) -> list[Section]:
+    trouble = tables.trouble_table(record)
+    checks = tables.check_table(record)
+    failed = sum(row.mark == "bad" for row in checks.rows)
+    return [
+        Section(
+            "learning", "Learning",
+            "Perplexity of the averaged model on text that every site holds out, and the sites' own losses. "
+            "A site whose curve stays away from the others has other text.",
+            [curves.perplexity(record), curves.before_and_after(record)],
+        ),
+        Section(
+            "sites", "Sites",
+            "Who contributes what. Loss is the mean over the site's local steps of its last round, perplexity the "
+            "averaged model's on the site's held-out text, last the seconds until its update was there.",
+            tables=[tables.site_table(record), tables.round_table(record)],
+        ),
+        _time_section(record, timelines),
+        Section(
+            "agreement", "Agreement",
+            "How far each site's update goes, and whether it points where the others point. The longer a site "
+            "trains alone, or the more its text differs, the smaller its cosine.",
+            [curves.norms(record), curves.cosines(record), similarity.matrix(record)],
+        ),
+        Section(
+            "traffic", "Traffic and speed",
+            "Every download of the model and every upload of an update, against the gradients that data-parallel "
+            "training of the same steps would have moved with a ring all-reduce in float32.",
+            [curves.bytes_moved(record), curves.speed(record)],
+        ),
+        Section(
+            "trouble", "Left out, tried again",
+            "" if trouble.rows else "Nothing: every sampled site's update was used, at the first attempt.",
+            tables=[trouble], always=bool(record.trained),
+        ),
+        Section(
+            "data", "Data checks",
+            f"{len(checks.rows)} expectations at {len({row.cells[0] for row in checks.rows})} sites before the "
+            + (f"last round's training; {failed} not met." if failed else "last round's training, all met."),
+            tables=[checks],
+        ),
+        Section(
+            "again", "How to make it again",
+            "The same file, data, versions and seed give the same model, bit for bit.",
+            tables=[tables.hash_table(record), tables.version_table(record)],
+            source=_yaml(record), source_title="The federation file, all defaults filled in",
+        ),
+    ]  # fmt: skip
+
+
+def _time_section(record: Record, timelines: int) -> Section:
+    timed = [m for m in record.trained if times.has_timeline(m)]
+    most = max(1, min(timelines, BARS // max(1, len(record.sites))))
+    shown = thin(timed, most)
+    pictures = {m.round: picture for m in shown if (picture := times.gantt(m))}
+    newest = pictures.pop(shown[-1].round, None) if shown else None
+    return Section(
+        "time", "Time",
+        "Who did what when. The site at the bottom of a timeline, in bold, is the one that the round waited for; "
+        "the dotted line is where aggregation began." if timed else "",
+        [newest, times.site_seconds(record)],
+        folds=[Fold(_earlier(timed, shown), list(reversed(pictures.values())))] if pictures else [],
+    )  # fmt: skip
+
+
+def _earlier(timed: Sequence[RoundManifest], shown: Sequence[RoundManifest]) -> str:
+    if len(shown) == len(timed):
+        return (
+            f"Timelines of the {len(shown) - 1} rounds before"
+            if len(shown) > 2
+            else "Timeline of the round before"
+        )
+    return f"Timelines of {len(shown) - 1} of the {len(timed) - 1} rounds before"
+
+
+def _yaml(record: Record) -> str:
+    if not record.birth:
+        return ""
+    import yaml
+
+    return yaml.safe_dump(
+        record.federation, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+    )

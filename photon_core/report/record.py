@@ -1,0 +1,153 @@
+"""What a report is made of: the manifests of a run, and the few sums over them that are shown."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from photon_core.errors import CorruptFile, PhotonError
+from photon_core.layout import Run
+from schemas.manifests import RoundManifest, RunManifest, UpdateManifest
+
+READERS = 16  # manifests read at the same time: a store far away answers each in some 50 ms
+PHASES = ("wait", "validate", "download", "train", "encode", "upload", "aggregate", "evaluate")
+FLOAT32_BYTES = 4
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as its store has it.
+
+    Args:
+        run: its name.
+        url: its folder in the store.
+        birth: run.json, None before the run is born.
+        rounds: every committed round, from 0; none before the run is born.
+        updates: the sites' updates of the last round.
+        last_sha256: hash of the last round's round.json.
+        count: rounds that the federation file asks for.
+    """
+
+    run: str
+    url: str
+    birth: RunManifest | None
+    rounds: list[RoundManifest]
+    updates: dict[str, UpdateManifest] = field(default_factory=dict)
+    last_sha256: str = ""
+    count: int | None = None
+
+    @property
+    def trained(self) -> list[RoundManifest]:
+        """The rounds in which sites trained: all but round 0."""
+        return self.rounds[1:]
+
+    @property
+    def federation(self) -> dict[str, Any]:
+        """The federation file as first run."""
+        return self.birth.federation if self.birth else {}
+
+    @property
+    def sites(self) -> list[str]:
+        """Every site of the file, in its order, then those that only rounds know."""
+        names = dict.fromkeys(str(site["name"]) for site in self.federation.get("sites", []))
+        for manifest in self.rounds:
+            names |= dict.fromkeys([*manifest.sampled, *sorted(manifest.evaluations)])
+        return list(names)
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the global model as it is stored: float32."""
+        return sum(entry.bytes for entry in self.rounds[0].model) if self.rounds else 0
+
+    @property
+    def parameters(self) -> int:
+        tensors = [tensor for entry in self.rounds[0].model for tensor in entry.tensors.values()]
+        return sum(_product(tensor.shape) for tensor in tensors)
+
+
+def read_record(run: Run, count: int | None = None) -> Record:
+    """Everything that a report shows, from the store.
+
+    Args:
+        run: the run.
+        count: rounds that the federation file asks for.
+
+    Raises:
+        PhotonError: a round is missing, or a manifest is damaged.
+    """
+    latest = run.latest()
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(run.round, range(0 if latest is None else latest + 1)))
+        rounds = [manifest for manifest in found if manifest is not None]
+        if len(rounds) != len(found):
+            raise PhotonError(f"{run.store.url}: round {found.index(None)} of run '{run.run}' is missing")
+        places = rounds[-1].updates if rounds else {}
+        updates = pool.map(lambda site: _update(run, latest or 0, site, places[site].attempt), places)
+        there = {update.site: update for update in updates if update is not None}
+    return Record(
+        run=run.run,
+        url=f"{run.store.url}/{run.run}",
+        birth=run.birth(),
+        rounds=rounds,
+        updates=there,
+        last_sha256=run.round_sha256(latest) if latest is not None else "",
+        count=count,
+    )
+
+
+def _update(run: Run, t: int, site: str, attempt: int) -> UpdateManifest | None:
+    try:
+        return run.update(t, site, attempt)
+    except CorruptFile:  # damaged after it was aggregated: the round's manifest still has what counts
+        return None
+
+
+def traffic(record: Record) -> list[tuple[float, float]]:
+    """Bytes that this run has moved and that data-parallel training would have, summed up to each round.
+
+    This run: every sampled site downloads the model of the round before (S bytes) and uploads its update; both are
+    counted, as stored. Data-parallel training of the same steps over the same K sites synchronises float32
+    gradients of N parameters at every step; with the ring all-reduce, which moves the least, every site then sends
+    2 (K - 1) / K * 4 N bytes a step, so K sites send
+
+        2 (K - 1) * 4 N * H     bytes a round of H local steps
+
+    (Patarasuk and Yuan, 2009, https://doi.org/10.1016/j.jpdc.2008.09.002). H is the largest number of steps that a
+    site made; K the sites whose updates were aggregated.
+    """
+    sums, ours, theirs = [], 0.0, 0.0
+    for manifest in record.trained:
+        ours += sum(update.bytes for update in manifest.updates.values())
+        ours += len(manifest.sampled) * record.model_bytes
+        steps = max((update.steps for update in manifest.updates.values()), default=0)
+        theirs += 2 * max(0, len(manifest.updates) - 1) * FLOAT32_BYTES * record.parameters * steps
+        sums.append((ours, theirs))
+    return sums
+
+
+def busy(manifest: RoundManifest, site: str) -> float | None:
+    """Seconds from the opening of a round until the site's update was there; None if that is not known."""
+    ends = [span.start + span.seconds for span in manifest.spans.get(site, []) if span.phase != "evaluate"]
+    if ends and site in manifest.updates:
+        return max(ends)
+    update = manifest.updates.get(site)
+    return update.metrics.get("seconds") if update else None
+
+
+def thin(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most `limit` items, evenly spread, with the first and the last."""
+    if len(items) <= limit:
+        return list(items)
+    if limit == 1:
+        return [items[-1]]
+    step = (len(items) - 1) / (limit - 1)
+    return [items[round(i * step)] for i in range(limit)]
+
+
+def _product(shape: Iterable[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product

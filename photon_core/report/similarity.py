@@ -1,0 +1,86 @@
+"""The figure of who agrees with whom: cosines between the updates of each two sites."""
+
+from typing import TYPE_CHECKING
+
+from photon_core.report.record import Record
+from photon_core.report.style import INK, Picture, draw, short
+from schemas.manifests import RoundManifest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PREFIX = "cosine_pair/"  # cosine_pair/<site>/<site> in a round's metrics, the names in order
+MEAN = "mean"
+
+
+def pairs(manifest: RoundManifest) -> tuple[list[str], dict[tuple[str, str], float]]:
+    """The sites of a round and the cosines that its manifest knows: between pairs, and with the mean."""
+    names = sorted(manifest.updates)
+    found: dict[tuple[str, str], float] = {}
+    for i, one in enumerate(names):
+        found[one, one] = 1.0
+        for other in names[i + 1 :]:
+            value = manifest.metrics.get(f"{PREFIX}{one}/{other}")
+            if value is not None:
+                found[one, other] = found[other, one] = value
+    return names, found
+
+
+def matrix(record: Record) -> Picture | None:
+    """Of the last round that has them: a square a pair of sites, blue where they agree, red where they do not."""
+    manifest = next((m for m in reversed(record.trained) if any(k.startswith(PREFIX) for k in m.metrics)), None)
+    if manifest is None:
+        return None
+    names, found = pairs(manifest)
+    with_mean = {
+        site: manifest.metrics[f"cosine/{site}"] for site in names if f"cosine/{site}" in manifest.metrics
+    }
+    different = {pair: value for pair, value in found.items() if pair[0] < pair[1]}
+    least = min(different, key=different.__getitem__)
+    most = max(different, key=different.__getitem__)
+    alt = (
+        f"Cosines between the updates of each two of {len(names)} sites in round {manifest.round}: "
+        f"{least[0]} and {least[1]} agree least ({different[least]:.2f}), {most[0]} and {most[1]} most "
+        f"({different[most]:.2f})."
+    )
+    columns = [*names, MEAN]
+
+    def paint(figure: "Figure") -> None:
+        import numpy as np
+
+        axes = figure.subplots()
+        values = np.full((len(names), len(columns)), np.nan)
+        for y, one in enumerate(names):
+            for x, other in enumerate(names):
+                if one != other:
+                    values[y, x] = found.get((one, other), np.nan)
+            values[y, -1] = with_mean.get(one, np.nan)
+        edges = np.arange(len(columns) + 1)
+        axes.pcolormesh(edges, np.arange(len(names) + 1), values, cmap="RdBu", vmin=-1, vmax=1, edgecolors="white",
+                        linewidth=1.5)  # fmt: skip
+        size = 11.0 if len(names) <= 6 else 8.5 if len(names) <= 10 else 6.5
+        for y in range(len(names)):
+            for x in range(len(columns)):
+                value = values[y, x]
+                if np.isfinite(value):
+                    colour = "white" if abs(value) > 0.6 else INK
+                    axes.text(
+                        x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=size
+                    )
+        axes.axvline(len(names), color="white", linewidth=6)
+        axes.invert_yaxis()
+        axes.set_yticks(np.arange(len(names)) + 0.5, [short(name) for name in names])
+        turn = 0 if len(names) <= 4 else 45
+        axes.set_xticks(
+            np.arange(len(columns)) + 0.5, [short(name, 13) for name in columns], rotation=turn,
+            ha="center" if not turn else "left", fontsize=10 if len(names) <= 4 else 9,
+        )  # fmt: skip
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        for side in axes.spines.values():
+            side.set_visible(False)
+
+    return draw(
+        "matrix", f"Who agrees with whom, round {manifest.round}", alt, 70 + min(44 * len(names), 400), paint
+    )

@@ -1,0 +1,189 @@
+"""The tables of a report: the sites, what went wrong, the data checks, how to make it again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from photon_core.report.curves import amount
+from photon_core.report.record import Record, busy, thin
+from photon_core.report.times import straggler
+
+ROUNDS = 60  # of a table
+TROUBLES = 300
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    cells: Sequence[str]
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Args:
+        head: the columns.
+        rows: as many cells each.
+        title: above it; the section's if left out.
+        words: text, to the left; else numbers, to the right, after a name.
+        fold: closed until it is asked for.
+        note: below it.
+    """
+
+    head: Sequence[str]
+    rows: list[Row] = field(default_factory=list)
+    title: str = ""
+    words: bool = False
+    fold: bool = False
+    note: str = ""
+
+
+def site_table(record: Record) -> Table:
+    """What each site has contributed, over all rounds and in the last."""
+    table = Table(("site", "rounds", "tokens", "tokens/s", "bytes sent", "last", "loss", "perplexity", "left out"))
+    for site in record.sites:
+        updates = [m.updates[site] for m in record.trained if site in m.updates]
+        scores = [m.evaluations[site]["perplexity"] for m in record.rounds if site in m.evaluations]
+        left_out = sum(site in m.left_out for m in record.trained)
+        speed = updates[-1].metrics.get("tokens_per_second") if updates else None
+        last = next((m for m in reversed(record.trained) if site in m.updates), None)
+        cells = (
+            site,
+            str(len(updates)),
+            f"{sum(update.tokens for update in updates):,}",
+            f"{speed:,.0f}" if speed is not None else NOTHING,
+            amount(sum(update.bytes for update in updates)),
+            seconds(busy(last, site)) if last else NOTHING,
+            f"{updates[-1].metrics['train_loss']:.3f}" if updates else NOTHING,
+            f"{scores[-1]:.2f}" if scores else NOTHING,
+            str(left_out) if left_out else "",
+        )
+        table.rows.append(Row(cells, "bad" if left_out and not updates else ""))
+    return table
+
+
+def round_table(record: Record) -> Table:
+    """A row a round, the newest first."""
+    rounds = thin(record.trained, ROUNDS)
+    hidden = len(record.trained) - len(rounds)
+    table = Table(
+        ("round", "perplexity", "train loss", "sites", "tokens", "bytes sent", "seconds", "waited for"),
+        title="All rounds", fold=True, note=f"{hidden} rounds in between are not listed." if hidden else "",
+    )  # fmt: skip
+    for manifest in reversed(rounds):
+        last = straggler(manifest)
+        cells = (
+            str(manifest.round),
+            f"{manifest.metrics['perplexity']:.2f}" if "perplexity" in manifest.metrics else NOTHING,
+            f"{manifest.metrics['train_loss']:.3f}" if "train_loss" in manifest.metrics else NOTHING,
+            f"{len(manifest.updates)} of {len(manifest.sampled)}",
+            f"{sum(update.tokens for update in manifest.updates.values()):,}",
+            amount(sum(update.bytes for update in manifest.updates.values())),
+            f"{sum(manifest.seconds.values()):,.1f}",
+            f"{last[0]} (+{last[1]:.1f} s)" if last else NOTHING,
+        )
+        table.rows.append(Row(cells, "bad" if manifest.left_out else ""))
+    return table
+
+
+def trouble_table(record: Record) -> Table:
+    """Every site left out, not evaluated, tried again, or with a clock of its own; newest first."""
+    found: list[tuple[str, str, str, str]] = []
+    for manifest in reversed(record.trained):
+        t = str(manifest.round)
+        found += [(t, site, "left out", why) for site, why in sorted(manifest.left_out.items())]
+        found += [(t, site, "not evaluated", why) for site, why in sorted(manifest.not_evaluated.items())]
+        found += [
+            (t, site, "went on", note) for site, notes in sorted(manifest.incidents.items()) for note in notes
+        ]
+        found += [
+            (t, site, "clock", f"its clock is off by {abs(by):,.1f} s or more; its steps were moved by that much")
+            for site, by in sorted(manifest.clocks.items())
+        ]
+    rows = [Row(cells, "bad" if cells[2] == "left out" else "") for cells in found[:TROUBLES]]
+    more = len(found) - len(rows)
+    return Table(
+        ("round", "site", "what", "why"),
+        rows,
+        words=True,
+        note=f"{more} older ones are not listed." if more > 0 else "",
+    )
+
+
+def check_table(record: Record) -> Table:
+    """What the sites' data met before the last round's training, as the sites say."""
+    rows = []
+    for site, update in sorted(record.updates.items()):
+        for check in update.checks[:50]:
+            good = bool(check.get("success"))
+            expectation = str(check.get("expectation", ""))[:80].removeprefix("expect_column_").replace("_", " ")
+            cells = (
+                site, str(check.get("column", ""))[:80], short_value(check.get("observed")),
+                expectation, limits(check.get("limit")), "met" if good else "NOT MET",
+            )  # fmt: skip
+            rows.append(Row(cells, "" if good else "bad"))
+    return Table(("site", "column", "observed", "expected", "limit", "result"), rows, words=True, fold=True,
+                 title="Every expectation of every site")  # fmt: skip
+
+
+def limits(limit: Any) -> str:
+    if not isinstance(limit, dict):
+        return ""
+    words = {"min_value": "at least", "max_value": "at most", "value_set": "one of"}
+    return ", ".join(f"{words.get(name, name)} {short_value(value)}" for name, value in list(limit.items())[:4])[
+        :200
+    ]
+
+
+def short_value(value: Any) -> str:
+    """A value that a site gave, on one line."""
+    if isinstance(value, list):
+        return ", ".join(short_value(item) for item in value[:3])
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if abs(value) < 10**18 else "?"
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:12]}…"
+
+
+def seconds(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,.1f} s"
+
+
+def version_table(record: Record) -> Table:
+    """Versions of the coordinator, and of sites that have others."""
+    ours = record.rounds[-1].versions if record.rounds else (record.birth.versions if record.birth else {})
+    rows = [Row((name, version, _others(record, name, version))) for name, version in ours.items()]
+    return Table(("package", "version", "elsewhere"), rows, words=True, title="Versions")
+
+
+def _others(record: Record, name: str, version: str) -> str:
+    other: dict[str, list[str]] = {}
+    for site, update in sorted(record.updates.items()):
+        if (found := update.versions.get(name, "absent")) != version:
+            other.setdefault(found[:40], []).append(site)
+    return "; ".join(f"{found} at {', '.join(sites)}" for found, sites in other.items())
+
+
+def hash_table(record: Record) -> Table:
+    """What names the run's inputs and results beyond doubt."""
+    rows = []
+    if record.birth:
+        rows += [
+            Row(("federation file", record.birth.federation_sha256)),
+            Row(("tokenizer", record.birth.tokenizer_sha256)),
+        ]
+    if record.rounds:
+        last = record.rounds[-1]
+        rows += [
+            Row(("initial model", record.rounds[0].model_sha256)),
+            Row((f"model of round {last.round}", last.model_sha256)),
+            Row((f"manifest of round {last.round}, and through it all before", record.last_sha256)),
+        ]
+        if last.federation_sha256 != (record.birth.federation_sha256 if record.birth else ""):
+            rows.append(Row((f"federation file at round {last.round}", last.federation_sha256)))
+    rows += [Row((f"data of {site}", update.data_sha256)) for site, update in sorted(record.updates.items())]
+    return Table(("what", "sha256"), rows, words=True, title="Hashes")

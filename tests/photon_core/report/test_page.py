@@ -1,0 +1,91 @@
+"""One page that needs nothing else, whatever the size of the run, and whatever strangers have written."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+
+from photon_core.report.page import render
+from photon_core.report.record import Record, thin, traffic
+
+SIZES = [(0, 4), (1, 1), (1, 64), (7, 4), (40, 64), (1000, 8)]
+
+
+class Elements(HTMLParser):
+    """Every element of a page, and every id."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "src") or (value and "url(" in value):
+                self.references.append(value or "")
+
+
+@pytest.mark.parametrize(("rounds", "sites"), SIZES)
+def test_a_run_of_any_size_is_one_small_page_that_loads_nothing(
+    make_record: Callable[..., Record], rounds: int, sites: int
+):
+    page = render(make_record(rounds, sites))
+    elements = Elements(page)
+    assert len(page.encode()) < 3e6
+    assert "script" not in elements.names and "http-equiv" in page
+    assert all(reference.startswith(("#", "data:")) or "url(#" in reference for reference in elements.references)
+    assert len(elements.ids) == len(set(elements.ids)), "ids are unique on the page, between figures too"
+    assert page.count("<svg") == page.count("</svg>") == page.count('role="img"')
+    assert (page.count("<svg") >= 8) == (rounds > 0)
+
+
+def test_text_in_figures_is_text_and_every_figure_says_what_it_shows(make_record: Callable[..., Record]):
+    page = render(make_record(7, 4))
+    figures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert all(re.search(r'aria-label="[^"]{40,}"', figure) for figure in figures)
+    assert all("site-01" in figure for figure in figures if 'aria-label="Cosine' in figure)
+    assert "site-03 2.3" in page, "the norms are in the words, too"
+
+
+def test_what_strangers_write_stays_text(make_record: Callable[..., Record]):
+    page = render(make_record(3, 4))
+    assert "&lt;script&gt;alert(" in page and "<script>alert" not in page
+    assert "{{ 7 * 7 }}" in page
+
+
+def test_it_says_what_went_wrong(make_record: Callable[..., Record]):
+    page = render(make_record(6, 4))
+    assert "Round 6 went without site-03" in page
+    assert "local training was started 2 times" in page
+    assert "2.6.0 at site-00" in page, "a site's other versions"
+    whole = render(make_record(1, 4))
+    assert "Nothing: every sampled site" in whole
+
+
+def test_a_run_that_is_not_born_has_a_page(make_record: Callable[..., Record]):
+    assert "Nothing has happened yet" in render(make_record(0, 2, birth=None, rounds=[], updates={}))
+
+
+def test_manifests_without_spans_have_curves_and_no_timeline(make_record: Callable[..., Record]):
+    record = make_record(3, 3)
+    early = [manifest.model_copy(update={"spans": {}, "opened": ""}) for manifest in record.rounds]
+    page = render(make_record(3, 3, rounds=early))
+    assert 'id="perplexity"' in page and 'id="seconds"' in page and 'id="round-3"' not in page
+
+
+def test_traffic_is_the_rings(make_record: Callable[..., Record]):
+    # 2 rounds of 10 steps, 4 sites, 1000 parameters: each sends 2 * 3/4 * 4000 bytes a step to its neighbour
+    ours, theirs = traffic(make_record(2, 4))[-1]
+    assert theirs == 2 * 10 * 4 * (2 * 3 / 4 * 4000)
+    assert ours == 2 * 4 * (4096 + 3000)
+
+
+def test_thin_keeps_the_ends():
+    assert thin(range(1000), 4) == [0, 333, 666, 999]
+    assert thin([1, 2], 5) == [1, 2] and thin([1, 2, 3], 1) == [3]
