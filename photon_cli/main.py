@@ -173,6 +173,19 @@ def join(
 
 
 @app.command()
+def plan(
+    file: File = HERE,
+    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="a page (.html) or a picture (.svg), too")] = None,
+) -> None:
+    """Predict memory, time and bytes from the file, and from the rounds so far where there are any."""
+    from photon_cli.plan import show_plan
+    from schemas.load import load_federation
+
+    show_plan(load_federation(file), as_json, to)
+
+
+@app.command()
 def export(
     to: Annotated[Path, typer.Option("--to", help="a new folder")],
     file: File = HERE,

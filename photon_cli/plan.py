@@ -1,0 +1,223 @@
+"""photon plan: memory, time and bytes before they are spent, and against what the rounds so far have taken."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from photon_cli.tables import size
+from photon_core.errors import FederationError
+from photon_core.plan.check import compared
+from photon_core.plan.measured import Measured, measure
+from photon_core.plan.picture import draw
+from photon_core.plan.predict import Prediction, SitePlan, predict
+from photon_core.plan.sweep import best, sweep
+from photon_core.plan.wall_time import TOPOLOGIES
+from photon_core.rounds import history, run_of
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+
+BAR = 30  # characters
+ENDINGS = (".svg", ".html")
+PAGE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Plan of {run}</title>
+<style>body{{font-family:system-ui,sans-serif;max-width:60rem;margin:auto;padding:1rem}}
+svg{{max-width:100%;height:auto}} pre{{overflow-x:auto}}</style></head>
+<body>{svg}{text}</body></html>
+"""
+
+
+def show_plan(federation: Federation, as_json: bool, to: Path | None) -> None:
+    """Print the plan; write it as a page or a picture, too, where asked for.
+
+    Raises:
+        FederationError: the file's ending is neither .svg nor .html, or there is no time to draw.
+    """
+    if to is not None and to.suffix not in ENDINGS:
+        raise FederationError(f"--to {to}: write a file that ends in .svg or .html")
+    rounds = history(run_of(federation))
+    measured = measure(federation, rounds)
+    now = predict(federation, measured)
+    predictions = sweep(federation, measured)
+    if as_json:
+        print(json.dumps(_facts(now, best(predictions)), indent=2))
+    else:
+        _print(Console(), federation, now, predictions, rounds, measured)
+    if to is not None:
+        if now.round_seconds is None:
+            raise FederationError(f"--to {to}: there is no time to draw; {_remedy(now)}")
+        _write(federation, now, predictions, rounds, measured, to)
+
+
+def _print(
+    console: Console,
+    federation: Federation,
+    now: Prediction,
+    predictions: list[Prediction],
+    rounds: list[RoundManifest],
+    measured: Measured | None,
+) -> None:
+    source = f"calibrated on {now.calibrated} rounds" if now.calibrated else "from what the sites declare"
+    console.print(
+        f"run [bold]{federation.run}[/bold]: {now.parameters:,} parameters, {now.sampled} of {len(now.sites)} "
+        f"sites a round, {now.steps} local steps, {federation.rounds.count} rounds; {source}\n",
+        highlight=False,
+    )
+    console.print(_sites(now))
+    console.print(_totals(now))
+    advised = best(predictions)
+    if now.round_seconds is None:
+        console.print(f"\nNo times: {_remedy(now)}", style="yellow", highlight=False)
+    else:
+        console.print(_curve(predictions, now, advised))
+    if measured is not None:
+        console.print(_against(federation, rounds))
+
+
+def _sites(now: Prediction) -> Table:
+    names = ("site", "memory", "micro-batch", "step", "train", "download", "upload", "in all", "waits")
+    table = Table(*names, header_style="bold", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    slowest = max((site.seconds or 0.0 for site in now.sites), default=0.0)
+    for site in now.sites:
+        waits = None if site.seconds is None else slowest - site.seconds
+        style = "red" if site.fits is False else "bold" if waits == 0 and len(now.sites) > 1 else None
+        cells = (site.step, site.train, site.download, site.upload, site.seconds, waits)
+        table.add_row(site.name, _memory(site), _micro_batch(site), *map(duration, cells), style=style)
+    return table
+
+
+def _memory(site: SitePlan) -> str:
+    return size(site.memory.total) + ("" if site.fits is not False else ", too much")
+
+
+def _micro_batch(site: SitePlan) -> str:
+    return f"{site.micro_batch or 'none fits'}" + (f" (FSDP over {site.shards})" if site.shards > 1 else "")
+
+
+def _totals(now: Prediction) -> Table:
+    table = Table("exchange", "a round", "whole run", "bytes", header_style="bold", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.title, table.title_justify, table.title_style = "\nTime and bytes, all sites", "left", "bold"
+    table.add_row(
+        "through the store", *map(duration, (now.round_seconds, now.run_seconds)), size(int(now.run_bytes))
+    )
+    for parallel in (False, True):
+        for topology in TOPOLOGIES:
+            seconds = now.topology_seconds(topology, parallel)
+            each = None if seconds is None else seconds / now.rounds / (now.steps if parallel else 1)
+            name = f"data-parallel, {topology} (each step)" if parallel else topology
+            table.add_row(
+                name, duration(each), duration(seconds), size(int(now.topology_bytes(topology, parallel)))
+            )
+    return table
+
+
+def _curve(predictions: list[Prediction], now: Prediction, advised: Prediction | None) -> Table:
+    """Time against local steps, as bars."""
+    table = Table("local steps", "rounds", "whole run", "", header_style="bold", box=None, pad_edge=False)
+    table.title, table.title_justify, table.title_style = "\nTime against local steps a round", "left", "bold"
+    for column in table.columns[:3]:
+        column.justify = "right"
+    longest = max(p.run_seconds or 0.0 for p in predictions)
+    for p in predictions:
+        bar = "█" * max(1, round(BAR * (p.run_seconds or 0.0) / longest))
+        notes = (" the file's" if p.steps == now.steps else "") + (" ← best" if p is advised else "")
+        table.add_row(str(p.steps), f"{p.rounds:,.0f}", duration(p.run_seconds), bar + notes)
+    return table
+
+
+def _against(federation: Federation, rounds: list[RoundManifest]) -> Table:
+    table = Table("round", "predicted", "measured", "off by", header_style="bold", box=None, pad_edge=False)
+    table.title, table.title_justify = "\nEach round, predicted from those before it", "left"
+    table.title_style = "bold"
+    for column in table.columns:
+        column.justify = "right"
+    for t, predicted, seconds in compared(federation, rounds):
+        off = f"{predicted / seconds - 1:+.0%}" if seconds and predicted is not None else "-"
+        table.add_row(str(t), duration(predicted), duration(seconds), off)
+    return table
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people: 340 ms, 12.3 s, 4 min 05 s, 3.2 h, 2.1 d."""
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} d"
+
+
+def _remedy(now: Prediction) -> str:
+    unknown = ", ".join(site.name for site in now.sites if site.step is None)
+    return f"write hardware: {{tflops: ...}} for {unknown}, or run a round to measure it"
+
+
+def _write(
+    federation: Federation,
+    now: Prediction,
+    predictions: list[Prediction],
+    rounds: list[RoundManifest],
+    measured: Measured | None,
+    to: Path,
+) -> None:
+    advised = best(predictions)
+    if to.suffix == ".svg":
+        draw(predictions, now, advised, to)
+        return
+    picture = to.with_suffix(".svg.part")
+    try:
+        draw(predictions, now, advised, picture)
+        drawing = picture.read_text("utf-8")
+    finally:
+        picture.unlink(missing_ok=True)
+    with Path("/dev/null").open("w") as nowhere:
+        console = Console(record=True, width=110, file=nowhere)
+        _print(console, federation, now, predictions, rounds, measured)
+        text = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+    to.write_text(PAGE.format(run=federation.run, svg=drawing[drawing.index("<svg") :], text=text), "utf-8")
+
+
+def _facts(now: Prediction, advised: Prediction | None) -> dict[str, Any]:
+    return {
+        "parameters": now.parameters,
+        "calibrated_on_rounds": now.calibrated,
+        "round_seconds": now.round_seconds,
+        "run_seconds": now.run_seconds,
+        "run_bytes": now.run_bytes,
+        "data_parallel_seconds": now.data_parallel_seconds,
+        "best_local_steps": None if advised is None else advised.steps,
+        "sites": [
+            {
+                "site": site.name,
+                "memory_bytes": site.memory.total,
+                "fits": site.fits,
+                "micro_batch": site.micro_batch,
+                "step_seconds": site.step,
+                "train_seconds": site.train,
+                "download_seconds": site.download,
+                "upload_seconds": site.upload,
+                "seconds": site.seconds,
+            }
+            for site in now.sites
+        ],
+        "exchanges": {
+            topology: {
+                "run_seconds": now.topology_seconds(topology),
+                "run_bytes": now.topology_bytes(topology),
+                "data_parallel_seconds": now.topology_seconds(topology, data_parallel=True),
+                "data_parallel_bytes": now.topology_bytes(topology, data_parallel=True),
+            }
+            for topology in TOPOLOGIES
+        },
+    }

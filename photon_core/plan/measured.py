@@ -1,0 +1,73 @@
+"""What the rounds so far have taken, from their manifests: the plan's calibration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from photon_core.plan.transfer import link_seconds
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+
+WINDOW = 5  # rounds that count, the latest: machines and links change
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Medians over the latest rounds.
+
+    Args:
+        rounds: how many rounds they are of.
+        tokens_per_second: of each site's training.
+        overhead: seconds of each site beyond its training and its link: start, data, encoding.
+        concurrency: sites at work at a time: the sum of their seconds over the seconds that all of them took. It
+            holds all that makes a round longer than its sites: sites that share a machine, waiting, Prefect.
+        aggregate, evaluate: seconds of a round.
+        upload_bytes: of a site's update.
+    """
+
+    rounds: int
+    tokens_per_second: Mapping[str, float]
+    overhead: Mapping[str, float]
+    concurrency: float
+    aggregate: float
+    evaluate: float
+    upload_bytes: float
+
+
+def measure(federation: Federation, manifests: Sequence[RoundManifest]) -> Measured | None:
+    """The calibration, or None while no round says how long it took.
+
+    Args:
+        federation: for the declared links.
+        manifests: rounds in order; those without updates (round 0) do not count.
+    """
+    rounds = [m for m in manifests if m.updates and "sites" in m.seconds and _timed(m)][-WINDOW:]
+    if not rounds:
+        return None
+    speed: dict[str, list[float]] = {}
+    overhead: dict[str, list[float]] = {}
+    concurrency = []
+    for manifest in rounds:
+        total = 0.0
+        for site, update in manifest.updates.items():
+            rate, seconds = update.metrics["tokens_per_second"], update.metrics["seconds"]
+            speed.setdefault(site, []).append(rate)
+            overhead.setdefault(site, []).append(max(0.0, seconds - update.tokens / rate))
+            total += seconds + link_seconds(federation, site, update.bytes)
+        concurrency.append(total / max(manifest.seconds["sites"], 1e-9))
+    return Measured(
+        rounds=len(rounds),
+        tokens_per_second={site: median(values) for site, values in speed.items()},
+        overhead={site: median(values) for site, values in overhead.items()},
+        concurrency=median(concurrency),
+        aggregate=median(m.seconds.get("aggregate", 0.0) for m in rounds),
+        evaluate=median(m.seconds.get("evaluate", 0.0) for m in rounds),
+        upload_bytes=median(update.bytes for m in rounds for update in m.updates.values()),
+    )
+
+
+def _timed(manifest: RoundManifest) -> bool:
+    return all(
+        update.metrics.get("tokens_per_second", 0) > 0 and "seconds" in update.metrics
+        for update in manifest.updates.values()
+    )

@@ -1,0 +1,236 @@
+"""A round, and the whole run, before they are run: memory, seconds and bytes, site by site.
+
+Seconds of a site in a round = start + download + H steps + upload. A step takes flops_per_token times its tokens
+over what the site declares (devices x tflops x utilisation), or its tokens over the speed that was measured. The
+sites' part of a round ends with its slowest site; where rounds were measured, it is at least the sum of the sites'
+seconds over the number of them that were at work at a time (photon_core/plan/measured.py).
+"""
+
+from dataclasses import dataclass
+from math import isfinite
+
+from photon_core.plan.measured import Measured
+from photon_core.plan.transfer import model_bytes, slowest_link, transfer_seconds, update_bytes
+from photon_core.plan.wall_time import TOPOLOGIES, Topology, bytes_sent, communication_seconds, total_seconds
+from photon_core.training.flops import flops_per_token
+from photon_core.training.memory import Memory, training_memory
+from photon_core.training.shapes import parameter_count
+from schemas.federation import Federation
+from schemas.hardware import Hardware
+
+START_SECONDS = 2.0  # a child process with its data and its Trainer, until rounds say how long
+AGGREGATION_RATE = 0.5e9  # bytes of updates a second, until rounds say how many
+FREE = 0.9  # of a device's memory; the rest is the allocator's and the libraries'
+FORWARD = 1 / 3  # of training's operations
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """One site in one round. None: not known, because the site declares nothing and nothing was measured.
+
+    Args:
+        micro_batch: sequences at once, for gradients to be accumulated over; 0 if not even one fits.
+        memory: of one device at that micro-batch.
+        fits: whether it does; None where the site does not declare its memory.
+        shards: devices that FSDP spreads the model over; 1 for none.
+        step, train: seconds of one local step, and of all of a round.
+        start, download, upload: seconds.
+    """
+
+    name: str
+    micro_batch: int
+    memory: Memory
+    fits: bool | None
+    shards: int
+    step: float | None
+    train: float | None
+    start: float
+    download: float | None
+    upload: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        if self.train is None:
+            return None
+        return self.start + (self.download or 0.0) + self.train + (self.upload or 0.0)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One round and the whole run.
+
+    Args:
+        sites: every site of the file.
+        sampled: sites a round.
+        steps, rounds: local steps a round, rounds in all.
+        download_bytes, upload_bytes: of one site in one round.
+        sites_seconds: until every site of a round has uploaded; None if a site's speed is not known.
+        aggregate, evaluate: seconds.
+        bandwidth: bytes a second of the slowest link, None if a site declares none.
+        calibrated: rounds that it is calibrated on, 0 for none.
+    """
+
+    sites: list[SitePlan]
+    sampled: int
+    steps: int
+    rounds: float
+    parameters: int
+    download_bytes: int
+    upload_bytes: float
+    sites_seconds: float | None
+    aggregate: float
+    evaluate: float
+    bandwidth: float | None
+    calibrated: int
+
+    @property
+    def round_seconds(self) -> float | None:
+        return None if self.sites_seconds is None else self.sites_seconds + self.aggregate + self.evaluate
+
+    @property
+    def run_seconds(self) -> float | None:
+        return None if self.round_seconds is None else self.rounds * self.round_seconds
+
+    @property
+    def run_bytes(self) -> float:
+        """Down and up, of all sites in all rounds."""
+        return self.rounds * self.sampled * (self.download_bytes + self.upload_bytes)
+
+    @property
+    def local_seconds(self) -> float | None:
+        """The slowest site's training in a round."""
+        trained = [site.train for site in self.sites]
+        return None if None in trained else max(seconds for seconds in trained if seconds is not None)
+
+    def topology_seconds(self, topology: Topology, data_parallel: bool = False) -> float | None:
+        """Seconds of the whole run if the sites exchanged so, by Photon's wall-time model.
+
+        Args:
+            topology: how.
+            data_parallel: with an exchange of float32 gradients at every step instead of models once a round.
+        """
+        if self.local_seconds is None or self.bandwidth is None:
+            return None
+        size = 4.0 * self.parameters
+        exchange = communication_seconds(topology, self.sampled, size, self.bandwidth)
+        if data_parallel:
+            return total_seconds(self.rounds * self.steps, self.local_seconds / self.steps, exchange)
+        return total_seconds(self.rounds, self.local_seconds, exchange, self.aggregate)
+
+    def topology_bytes(self, topology: Topology, data_parallel: bool = False) -> float:
+        exchanges = self.rounds * (self.steps if data_parallel else 1)
+        return exchanges * bytes_sent(topology, self.sampled, 4.0 * self.parameters)
+
+    @property
+    def data_parallel_seconds(self) -> float | None:
+        """The least of the three, for data-parallel training over the same links."""
+        found = [self.topology_seconds(topology, data_parallel=True) for topology in TOPOLOGIES]
+        return min((seconds for seconds in found if seconds is not None), default=None)
+
+
+def predict(federation: Federation, measured: Measured | None = None, steps: int | None = None) -> Prediction:
+    """The plan of a federation file.
+
+    Args:
+        federation: the file.
+        measured: what its rounds so far took; None for declared hardware alone.
+        steps: local steps a round instead of the file's; the number of rounds follows, all steps stay the same.
+    """
+    local = federation.local
+    steps_a_round = local.steps if steps is None else steps
+    upload = measured.upload_bytes if measured else update_bytes(federation)
+    sites = [_site(federation, site.name, measured, steps_a_round, upload) for site in federation.sites]
+    sampled = federation.sites_per_round
+    return Prediction(
+        sites=sites,
+        sampled=sampled,
+        steps=steps_a_round,
+        rounds=federation.rounds.count * local.steps / steps_a_round,
+        parameters=parameter_count(federation.model),
+        download_bytes=model_bytes(federation),
+        upload_bytes=upload,
+        sites_seconds=_together(sites, sampled, measured),
+        aggregate=measured.aggregate if measured else sampled * upload / AGGREGATION_RATE,
+        evaluate=measured.evaluate if measured else _evaluate(federation, sites),
+        bandwidth=slowest_link(federation),
+        calibrated=measured.rounds if measured else 0,
+    )
+
+
+def _site(federation: Federation, name: str, measured: Measured | None, steps: int, upload: float) -> SitePlan:
+    hardware = federation.site(name).hardware
+    micro_batch, shards, memory = fitting(federation, hardware)
+    limit = _limit(hardware)
+    step = step_seconds(federation, name, measured)
+    down, up = transfer_seconds(federation, name, upload)
+    return SitePlan(
+        name=name,
+        micro_batch=micro_batch,
+        memory=memory,
+        fits=None if limit is None else memory.total <= limit,
+        shards=shards,
+        step=step,
+        train=None if step is None else steps * step,
+        start=measured.overhead.get(name, START_SECONDS) if measured else START_SECONDS,
+        download=down,
+        upload=up,
+    )
+
+
+def step_seconds(federation: Federation, name: str, measured: Measured | None) -> float | None:
+    """Seconds of one local step at a site: measured, else declared, else unknown (None)."""
+    tokens = federation.local.batch_size * federation.model.max_seq_len
+    if measured is not None and name in measured.tokens_per_second:
+        return tokens / measured.tokens_per_second[name]
+    hardware = federation.site(name).hardware
+    if hardware is None:
+        return None
+    rate = hardware.devices * hardware.tflops * 1e12 * hardware.utilisation
+    return tokens * flops_per_token(federation.model) / rate
+
+
+def fitting(federation: Federation, hardware: Hardware | None) -> tuple[int, int, Memory]:
+    """The largest micro-batch that halving the batch leads to and that fits, with FSDP only if it must be.
+
+    Returns:
+        sequences at once on one device, shards, and the memory of one device.
+    """
+    devices = 1 if hardware is None else hardware.devices
+    local, limit = federation.local, _limit(hardware)
+    whole = max(1, local.batch_size // devices)
+
+    def memory(micro_batch: int, shards: int) -> Memory:
+        return training_memory(federation.model, micro_batch, local.precision, local.optimizer.name, shards)
+
+    if limit is None:
+        return whole, 1, memory(whole, 1)
+    for shards in (1, devices):
+        micro_batch = whole
+        while micro_batch > 1 and memory(micro_batch, shards).total > limit:
+            micro_batch //= 2
+        if memory(micro_batch, shards).total <= limit:
+            return micro_batch, shards, memory(micro_batch, shards)
+    return 0, devices, memory(1, devices)
+
+
+def _limit(hardware: Hardware | None) -> float | None:
+    return None if hardware is None or hardware.memory_gb is None else hardware.memory_gb * 1e9 * FREE
+
+
+def _together(sites: list[SitePlan], sampled: int, measured: Measured | None) -> float | None:
+    """Seconds until the slowest of the sampled sites is done; any site may be sampled."""
+    seconds = [site.seconds for site in sites if site.seconds is not None and isfinite(site.seconds)]
+    if len(seconds) < len(sites):
+        return None
+    slowest = max(seconds)
+    if measured is None:
+        return slowest
+    total = sum(seconds) * sampled / len(seconds)
+    return max(slowest, total / measured.concurrency)
+
+
+def _evaluate(federation: Federation, sites: list[SitePlan]) -> float:
+    """The slowest site's download of the candidate and forward passes over its held-out sequences."""
+    share = FORWARD * federation.data.evaluation_sequences / federation.local.batch_size
+    found = [START_SECONDS + (s.download or 0.0) + share * s.step for s in sites if s.step is not None]
+    return max(found, default=0.0)

@@ -1,0 +1,95 @@
+"""photon plan: what it prints and writes, without torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from photon_cli.main import app
+from photon_cli.plan import duration
+from schemas.errors import FederationError
+
+SITES = [
+    {
+        "name": name,
+        "hardware": {"tflops": 100, "memory_gb": 80},
+        "link": {"up": up},
+        "streams": [{"name": "s", "source": "s.txt"}],
+    }
+    for name, up in (("north", 1), ("south", 0.1))
+]
+
+
+def write(folder: Path, **sections: Any) -> str:
+    data = {
+        "run": "r",
+        "store": "store",
+        "tokenizer": "bytes",
+        "model": {"preset": "125M"},
+        "rounds": {"count": 10},
+        "local": {"steps": 100, "batch_size": 8},
+        "sites": SITES,
+    }
+    (folder / "federation.yaml").write_text(yaml.safe_dump(data | sections))
+    return str(folder / "federation.yaml")
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=False, env={"COLUMNS": "140"})
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_tables(tmp_path: Path) -> None:
+    text = run(write(tmp_path))
+    assert "125,311,488 parameters, 2 of 2 sites a round, 100 local steps, 10 rounds; from what the sites" in text
+    for part in (
+        "north",
+        "ring all-reduce",
+        "data-parallel, parameter server (each step)",
+        "← best",
+        "the file's",
+    ):
+        assert part in text
+
+
+def test_json_is_what_the_tables_say(tmp_path: Path) -> None:
+    facts = json.loads(run(write(tmp_path), "--json"))
+    assert facts["run_seconds"] == pytest.approx(10 * facts["round_seconds"])
+    slow = facts["sites"][1]
+    assert slow["upload_seconds"] == pytest.approx(4 * 125_311_488 * 8 / 0.1e9)
+    assert facts["best_local_steps"] in (64, 128, 256, 512, 1000, 1024)
+    assert facts["data_parallel_seconds"] > facts["run_seconds"]
+
+
+def test_page_and_picture(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    run(file, "--to", str(tmp_path / "plan.html"))
+    run(file, "--to", str(tmp_path / "plan.svg"))
+    page, picture = (tmp_path / "plan.html").read_text(), (tmp_path / "plan.svg").read_text()
+    assert page.count("<svg") == 1 and "ring all-reduce" in page and len(page) < 500_000
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+    assert picture.startswith("<?xml")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["federation.yaml", "plan.html", "plan.svg"]
+
+
+def test_without_declared_hardware_it_says_what_to_write(tmp_path: Path) -> None:
+    file = write(tmp_path, sites=[{k: v for k, v in site.items() if k != "hardware"} for site in SITES])
+    assert "No times: write hardware: {tflops: ...} for north, south, or run a round to measure it" in run(file)
+    with pytest.raises(FederationError, match="there is no time to draw"):
+        run(file, "--to", str(tmp_path / "plan.svg"))
+    with pytest.raises(FederationError, match=r"plan\.pdf: write a file that ends in \.svg or \.html"):
+        run(file, "--to", str(tmp_path / "plan.pdf"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.25, "250 ms"), (12.34, "12.3 s"), (245, "4 min 05 s"), (11520, "3.2 h"), (190000, "2.2 d")],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,138 @@
+"""The plan: arithmetic on declared hardware and links, and the demo's measured rounds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from photon_core.plan.check import compared
+from photon_core.plan.measured import measure
+from photon_core.plan.predict import predict
+from photon_core.plan.sweep import best, sweep
+from photon_core.plan.transfer import update_bytes
+from photon_core.training.flops import flops_per_token
+from photon_core.training.shapes import parameter_count
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+from schemas.model import Model
+
+RECORDED = Path(__file__).with_name("demo_rounds.json")
+TOLERANCE = 0.25
+
+
+def federation(**sections: Any) -> Federation:
+    fast = {"hardware": {"devices": 8, "tflops": 1000, "memory_gb": 80}, "link": {"up": 1, "down": 8}}
+    slow = {"hardware": {"devices": 2, "tflops": 1000, "memory_gb": 80}, "link": {"up": 0.5}}
+    data = {
+        "run": "r",
+        "store": "s",
+        "tokenizer": "bytes",
+        "model": {"preset": "1.3B"},
+        "rounds": {"count": 10},
+        "local": {"steps": 100, "batch_size": 64},
+        "sites": [
+            {"name": name, **declared, "streams": [{"name": "s", "source": "s.txt"}]}
+            for name, declared in (("fast", fast), ("slow", slow))
+        ],
+    }
+    return Federation.model_validate(data | sections)
+
+
+def test_flops_of_gpt2_small_by_hand() -> None:
+    """6 x 124.3 M parameters that are multiplied with (GPT-2's 124.4 M less its 0.8 M positions, plus no head)."""
+    model = Model(n_layers=12, d_model=768, n_heads=12, vocab_size=50257, max_seq_len=1024)
+    assert flops_per_token(model) == 6 * (124_439_808 - 1024 * 768) + 12 * 12 * 768 * 1024
+
+
+def test_declared_hardware_and_links() -> None:
+    fed = federation()
+    plan = predict(fed)
+    fast, slow = plan.sites
+    flops = flops_per_token(fed.model) * 64 * 2048
+    assert fast.step == pytest.approx(flops / (8 * 1000e12 * 0.4))
+    assert slow.step == pytest.approx(4 * (fast.step or 0))
+    size = 4 * parameter_count(fed.model)
+    assert fast.download == pytest.approx(size / 1e9) and fast.upload == pytest.approx(size * 8 / 1e9)
+    assert slow.download == slow.upload == pytest.approx(size * 8 / 0.5e9)
+    assert plan.bandwidth == 0.5e9 / 8
+    assert plan.sites_seconds == slow.seconds == pytest.approx(2 + 100 * (slow.step or 0) + 2 * (slow.upload or 0))
+    assert plan.run_bytes == 10 * 2 * 2 * size
+    ring = plan.topology_seconds("ring all-reduce", data_parallel=True)
+    assert ring == pytest.approx(1000 * ((slow.step or 0) + 2 * size * 1 / 2 / (0.5e9 / 8)))
+    assert plan.data_parallel_seconds == ring  # with two sites it ties with all-reduce
+    assert plan.topology_bytes("ring all-reduce", data_parallel=True) == 100 * plan.topology_bytes(
+        "ring all-reduce"
+    )
+
+
+def test_memory_decides_on_the_micro_batch_and_on_fsdp() -> None:
+    def site(**hardware: Any) -> Any:
+        section = {"tflops": 100, **hardware}
+        sites = [{"name": "a", "hardware": section, "streams": [{"name": "s", "source": "s.txt"}]}]
+        return predict(federation(sites=sites)).sites[0]
+
+    roomy, tight, sharded, none = (
+        site(memory_gb=2000),
+        site(memory_gb=60),
+        site(memory_gb=16, devices=8),
+        site(memory_gb=4),
+    )
+    assert (roomy.micro_batch, roomy.shards, roomy.fits) == (64, 1, True)
+    assert 1 <= tight.micro_batch < 64 and tight.memory.total <= 0.9 * 60e9
+    assert sharded.shards == 8 and sharded.fits
+    assert (none.micro_batch, none.fits) == (0, False)
+    assert site().fits is None
+
+
+def test_what_is_not_declared_is_not_guessed() -> None:
+    plan = predict(federation(sites=[{"name": "a", "streams": [{"name": "s", "source": "s.txt"}]}]))
+    assert plan.round_seconds is plan.run_seconds is plan.bandwidth is plan.data_parallel_seconds is None
+    assert plan.run_bytes > 0 and plan.sites[0].memory.total > 0
+    assert best(sweep(federation(sites=[{"name": "a", "streams": [{"name": "s", "source": "s.txt"}]}]))) is None
+
+
+def test_best_is_the_fewest_steps_of_which_training_takes_nearly_all() -> None:
+    fed = federation(rounds={"count": 100})
+    predictions = sweep(fed)
+    advised = best(predictions)
+    assert advised is not None
+    share = {p.steps: (p.local_seconds or 0) / (p.round_seconds or 1) for p in predictions}
+    assert share[advised.steps] >= 0.95
+    assert all(share[p.steps] < 0.95 for p in predictions if p.steps < advised.steps)
+    assert {p.steps * p.rounds for p in predictions} == {10_000}
+    slower = [s.model_copy(update={"link": s.link.model_copy(update={"up": 0.05})}) for s in fed.sites if s.link]
+    over_slow_links = best(sweep(fed.model_copy(update={"sites": slower})))
+    assert over_slow_links is not None and over_slow_links.steps > advised.steps
+
+
+def recorded() -> tuple[Federation, list[RoundManifest]]:
+    data = json.loads(RECORDED.read_text("utf-8"))
+    return Federation.model_validate(data["federation"]), [RoundManifest.model_validate(r) for r in data["rounds"]]
+
+
+def test_a_demos_rounds_are_predicted_from_those_before_within_a_quarter() -> None:
+    """Rounds of a real photon demo (python -m benchmarks.plan --record), two of them to calibrate on."""
+    fed, rounds = recorded()
+    found = [(t, expected, seconds) for t, expected, seconds in compared(fed, rounds) if t >= 3]
+    assert len(found) >= 3
+    for t, expected, seconds in found:
+        assert expected == pytest.approx(seconds, rel=TOLERANCE), f"round {t}"
+
+
+def test_calibration_knows_what_changes_with_the_file() -> None:
+    fed, rounds = recorded()
+    measured = measure(fed, rounds)
+    assert measured is not None and measured.rounds == 5
+    assert 1 < measured.concurrency < 4.1  # four sites on two cores
+    once, twice = predict(fed, measured), predict(fed, measured, steps=2 * fed.local.steps)
+    assert (twice.sites_seconds or 0) == pytest.approx(2 * (once.sites_seconds or 0), rel=0.1)
+    assert twice.rounds == once.rounds / 2 and twice.aggregate == once.aggregate
+    assert once.upload_bytes == pytest.approx(update_bytes(fed), rel=0.01)  # the headers are in the measured one
+    assert measure(fed, rounds[:1]) is None  # round 0 took nobody's time
+
+
+def test_the_window_forgets_old_rounds() -> None:
+    fed, rounds = recorded()
+    slow = [r.model_copy(update={"seconds": {"sites": 9999.0}}) for r in rounds[1:2]]
+    assert measure(fed, [*slow, *rounds[1:]]) == measure(fed, rounds)
