@@ -4,12 +4,12 @@ from photon_core.plan.measured import Measured
 from photon_core.plan.predict import Prediction, predict
 from schemas.federation import Federation
 
-TRIED = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+TRIED = tuple(2**n for n in range(14))
 SMALL = 0.05  # share of the time that what is not training may take
 
 
 def sweep(federation: Federation, measured: Measured | None = None) -> list[Prediction]:
-    """Predictions for 1 to 2048 local steps, the file's own among them."""
+    """Predictions for 1 to 8192 local steps, the file's own among them."""
     total = federation.rounds.count * federation.local.steps
     tried = sorted({steps for steps in TRIED if steps <= total} | {federation.local.steps})
     return [predict(federation, measured, steps) for steps in tried]
