@@ -4,7 +4,7 @@
     for each site k in C, in parallel:
         theta_k <- validate data, train H local steps from theta, upload the change
     theta'  <- ServerOpt(theta, weighted mean of theta - theta_k)
-    evaluate theta' on every site's held-out text
+    evaluate theta' on every site's held-out text; if it has blown up, ServerOpt again with a lower learning rate
     commit theta'
 
 Embedded, the sites' steps are tasks of this flow run. Deployed, each site's steps are a flow run on the site's
@@ -24,7 +24,7 @@ from flows.cancellation import cancel_sites
 from flows.outcome import failure
 from flows.site_round import site_steps
 from flows.start import start_at_site
-from photon_core.rounds import Candidate
+from photon_core.candidate import Candidate
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks import coordinator, dispatch
@@ -84,6 +84,9 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
 
     clock = time.monotonic()
     evaluations, not_evaluated = _evaluate(federation, candidate, deployed)
+    while again := coordinator.apply_again(federation, candidate, evaluations):
+        candidate = again
+        evaluations, not_evaluated = _evaluate(federation, candidate, deployed)
     seconds["evaluate"] = time.monotonic() - clock
 
     incidents = {
@@ -131,6 +134,8 @@ def _message(manifest: RoundManifest) -> str:
     text = f"round {manifest.round}: {len(manifest.updates)} of {len(manifest.sampled)} sites"
     if "perplexity" in manifest.metrics:
         text += f", perplexity {manifest.metrics['perplexity']:.2f}"
+    for note in manifest.guard:
+        text += f". Guard: {note}"
     for site, reason in sorted(manifest.left_out.items()):
         text += f". Left out: {site} ({reason})"
     for site, notes in sorted(manifest.incidents.items()):

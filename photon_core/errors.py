@@ -71,3 +71,7 @@ class ChildFailed(PhotonError):
 
 class DeadlinePassed(ChildFailed):
     """A child process was ended because its time was up."""
+
+
+class StepOverflow(PhotonError):
+    """The server's step makes the model infinite, though the updates are finite."""

@@ -2,32 +2,24 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import exp, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from photon_core.aggregation.aggregate import Aggregate, aggregate
-from photon_core.aggregation.server_schedule import server_at
 from photon_core.errors import (
     CorruptFile,
     FederationError,
     PhotonError,
-    QuorumMissed,
     StoreConflict,
-    UpdateRejected,
-    printable,
 )
 from photon_core.hashing import canonical_json, sha256_bytes, sha256_file
 from photon_core.layout import Run, model_sha256, versions
-from photon_core.spans import timeline
 from photon_core.start import Initial, check_start
 from photon_core.store import Store
 from photon_core.tensors import file_entry
 from schemas.federation import Federation
-from schemas.manifests import FileEntry, RoundManifest, RunManifest, Span, UpdateManifest, UpdateRef
-from schemas.server import Server
+from schemas.manifests import FileEntry, RoundManifest, RunManifest, UpdateManifest
 from schemas.start import Start
 
 SCORES = {"loss", "perplexity", "tokens"}
@@ -155,13 +147,14 @@ def committed_update(run: Run, t: int, site: str) -> UpdateManifest | None:
         CorruptFile: its newest manifest is not one, or not of its place.
     """
     base = run.round(t - 1)
-    update = _newest_update(run, t, site)
+    update = newest_update(run, t, site)
     if update is None or base is None or update.base_sha256 != base.model_sha256:
         return None
     return update
 
 
-def _newest_update(run: Run, t: int, site: str) -> UpdateManifest | None:
+def newest_update(run: Run, t: int, site: str) -> UpdateManifest | None:
+    """The site's newest committed update for round t, whatever it starts from. Raises CorruptFile."""
     attempt = next_attempt(run, t, site) - 1
     return run.update(t, site, attempt) if attempt else None
 
@@ -223,142 +216,6 @@ def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str,
 
 def _evaluation_json(run: Run, t: int, site: str, model: list[FileEntry]) -> str:
     return f"{run.round_dir(t)}/sites/{site}/evaluation-{model_sha256(model)[:16]}.json"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The next global model, written but not committed."""
-
-    t: int
-    result: Aggregate
-    updates: dict[str, UpdateManifest]
-    server: Server
-    left_out: dict[str, str] = field(default_factory=dict)
-
-
-def aggregate_round(
-    run: Run, federation: Federation, t: int, sampled: list[str], left_out: dict[str, str]
-) -> Candidate:
-    """Aggregate what the sampled sites have committed; a bad update is left out by name.
-
-    Raises:
-        QuorumMissed: fewer sites than the quorum have a usable update; every reason is in the message.
-    """
-    left_out = dict(left_out)
-    updates = {}
-    for site in sampled:
-        try:
-            update = _newest_update(run, t, site)
-        except CorruptFile as error:
-            left_out[site] = printable(str(error))
-            continue
-        if update is not None:
-            updates[site] = update
-            left_out.pop(site, None)  # whatever its task said, the store has its work
-        else:
-            left_out.setdefault(site, "no update was committed")
-    token_limit = federation.local.steps * federation.local.batch_size * federation.model.max_seq_len
-    server = server_at(t, federation.server, federation.rounds.count)
-    while len(updates) >= federation.quorum:
-        try:
-            result = aggregate(run, t, updates, server, token_limit=token_limit, step_limit=federation.local.steps)
-            return Candidate(t, result, updates, server, left_out)
-        except UpdateRejected as rejected:
-            del updates[rejected.site]
-            left_out[rejected.site] = rejected.reason
-    reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(left_out.items()))
-    raise QuorumMissed(
-        f"round {t}: {len(updates)} of {len(sampled)} sampled sites have a usable update, "
-        f"the quorum is {federation.quorum}. Left out: {reasons}"
-    )
-
-
-def commit(
-    run: Run,
-    federation: Federation,
-    candidate: Candidate,
-    sampled: list[str],
-    evaluations: dict[str, dict[str, float]],
-    not_evaluated: dict[str, str],
-    seconds: dict[str, float],
-    incidents: dict[str, list[str]],
-    opened: float = 0.0,
-    spans: dict[str, list[Span]] | None = None,
-) -> RoundManifest:
-    """Write round.json of the candidate: from here on it is the global model.
-
-    `opened` is Unix time; `spans` what the coordinator itself knows, by its own clock, of who did what when.
-
-    Raises:
-        StoreConflict: another writer committed this round first. Its result stands.
-    """
-    before = run.round(candidate.t - 1)
-    assert before is not None
-    updates = candidate.updates
-    site_spans, clocks = timeline(updates, spans or {}, opened)
-    tokens = sum(update.tokens for update in updates.values())
-    manifest = RoundManifest(
-        run=federation.run,
-        round=candidate.t,
-        model_sha256=model_sha256(candidate.result.model),
-        model=candidate.result.model,
-        optimizer=candidate.result.optimizer,
-        sampled=sampled,
-        updates={site: _ref(run, update, candidate.result.weights[site]) for site, update in updates.items()},
-        left_out=candidate.left_out,
-        incidents=_incidents(updates, incidents),
-        server=candidate.server.model_dump(mode="json"),
-        global_step=before.global_step + max(update.steps for update in updates.values()),
-        total_tokens=before.total_tokens + tokens,
-        metrics=_metrics(candidate, evaluations),
-        evaluations=evaluations,
-        not_evaluated=not_evaluated,
-        federation_sha256=federation_sha256(federation),
-        previous_sha256=run.round_sha256(candidate.t - 1),
-        seconds=seconds,
-        opened=datetime.fromtimestamp(opened, UTC).isoformat(timespec="milliseconds") if opened else "",
-        spans=site_spans,
-        clocks=clocks,
-        created=utc_now(),
-        versions=versions(),
-    )
-    run.commit_round(manifest)
-    return manifest
-
-
-def _incidents(updates: dict[str, UpdateManifest], coordinator: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What the coordinator saw of each site, and what the site says itself."""
-    found = {
-        site: [*coordinator.get(site, []), *(printable(note, 300) for note in update.notes[:NOTES_LIMIT])]
-        for site, update in updates.items()
-    }
-    return {site: notes for site, notes in found.items() if notes}
-
-
-def _ref(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
-    return UpdateRef(
-        attempt=update.attempt,
-        sha256=run.update_sha256(update.round, update.site, update.attempt),
-        tokens=update.tokens,
-        weight=weight,
-        bytes=sum(entry.bytes for entry in update.files),
-        steps=update.steps,
-        metrics=update.metrics,
-    )
-
-
-def _metrics(candidate: Candidate, evaluations: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Means over the sites: losses weighted by tokens, as the parameters are."""
-    metrics: dict[str, float] = dict(candidate.result.norms)
-    weights = candidate.result.weights
-    metrics["train_loss"] = sum(
-        weights[site] * update.metrics["train_loss"] for site, update in candidate.updates.items()
-    )
-    tokens = sum(scores["tokens"] for scores in evaluations.values())
-    if tokens:
-        metrics["loss"] = sum(scores["loss"] * scores["tokens"] for scores in evaluations.values()) / tokens
-        metrics["perplexity"] = exp(min(metrics["loss"], 700.0))
-    return metrics
 
 
 def history(run: Run) -> list[RoundManifest]:

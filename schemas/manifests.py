@@ -154,6 +154,9 @@ class RoundManifest(Manifest):
     )
     start: StartRef | None = Field(default=None, description="of round 0, unless its model is made from the seed")
     server: dict[str, Any] = Field(default_factory=dict, description="server optimizer and its numbers, as used")
+    guard: list[str] = Field(
+        default_factory=list, description="a sentence for each time that the round was applied again, and why"
+    )
     global_step: int = Field(default=0, description="local steps so far: grows by the round's largest step count")
     total_tokens: int = 0
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -24,6 +24,23 @@ class ServerSchedule(Section):
     alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
 
 
+class Guard(Section):
+    """A round that has gone wrong is applied again, from the same updates, with a lower learning rate."""
+
+    norm_factor: float | None = Field(
+        default=10.0,
+        gt=1,
+        description="how many times its running value the server's step or the model's norm may be; null for any",
+    )
+    loss_jump: float | None = Field(
+        default=1.0,
+        gt=0,
+        description="how far the validation loss may be above its running value (nats); null for any",
+    )
+    lr_factor: float = Field(default=0.5, gt=0, lt=1, description="what server.lr is multiplied by each time")
+    tries: int = Field(default=3, ge=0, le=20, description="times that a round is applied again; 0 for no guard")
+
+
 class Server(Section):
     """ServerOpt of Algorithm 1, on pseudo-gradients."""
 
@@ -42,6 +59,21 @@ class Server(Section):
     )
     tau: float = Field(default=1e-3, gt=0, description="adaptivity of fedadagrad, fedyogi and fedadam")
     schedule: ServerSchedule = ServerSchedule()
+    weights: Literal["tokens", "uniform", "fednova"] = Field(
+        default="tokens",
+        description="of the sites in the mean: tokens really trained, all alike, or FedNova's normalised means",
+    )
+    mean: Literal["mean", "median", "trimmed", "norm_bounded"] = Field(
+        default="mean",
+        description="plain, or robust against a few bad sites: coordinate median, trimmed mean, bounded norms",
+    )
+    trim: float = Field(
+        default=0.125, gt=0, lt=0.5, description="share of the sites that trimmed cuts at either end, rounded up"
+    )
+    norm_bound: float = Field(
+        default=2.0, gt=0, description="how many times the sites' median norm a change may have in norm_bounded"
+    )
+    guard: Guard = Guard()
 
     @model_validator(mode="after")
     def _momentum(self) -> "Server":
@@ -66,4 +98,13 @@ class Server(Section):
             for key in ("betas", "tau"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     raise wrong(f"is for {', '.join(ADAPTIVE)}, not for {self.optimizer}; drop it", key)
+        return self
+
+    @model_validator(mode="after")
+    def _mean(self) -> "Server":
+        if self.mean in ("median", "trimmed") and self.weights == "fednova":
+            raise wrong(f"fednova weighs the sites, but in a {self.mean} all count alike; drop it", "weights")
+        for key, mean in (("trim", "trimmed"), ("norm_bound", "norm_bounded")):
+            if self.mean != mean and getattr(self, key) != type(self).model_fields[key].default:
+                raise wrong(f"is for mean: {mean}, not for {self.mean}; drop it", key)
         return self

@@ -9,10 +9,12 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
+from photon_core import candidate as candidates
 from photon_core import rounds
+from photon_core.candidate import Candidate
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
-from photon_core.rounds import Candidate, run_of
+from photon_core.rounds import run_of
 from photon_core.sampling import sample_sites
 from photon_core.start import Initial
 from schemas.federation import Federation
@@ -76,9 +78,22 @@ def sample(federation: Federation, t: int) -> list[str]:
 def aggregate(federation: Federation, t: int, sampled: list[str], left_out: dict[str, str]) -> Candidate:
     """Average the pseudo-gradients and apply the server optimizer; the result is not committed yet."""
     with step(t, "aggregate"):
-        candidate = rounds.aggregate_round(run_of(federation), federation, t, sampled, left_out)
+        candidate = candidates.aggregate_round(run_of(federation), federation, t, sampled, left_out)
         announce(federation, t, {site: why for site, why in candidate.left_out.items() if site not in left_out})
+        for note in candidate.guard:
+            get_run_logger().warning("round %d: %s", t, note)
         return candidate
+
+
+def apply_again(
+    federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
+) -> Candidate | None:
+    """The round with a lower server learning rate, if the guard finds the candidate's validation loss too high."""
+    again = candidates.apply_again(run_of(federation), federation, candidate, evaluations)
+    if again is not None:
+        for note in again.guard[len(candidate.guard) :]:
+            get_run_logger().warning("round %d: %s", candidate.t, note)
+    return again
 
 
 def announce(federation: Federation, t: int, left_out: dict[str, str]) -> None:
@@ -109,7 +124,7 @@ def publish(
     """Commit the round and show it as a table artifact."""
     with step(candidate.t, "publish") as out:
         spans = SPANS.take(federation.run, candidate.t)
-        manifest = rounds.commit(
+        manifest = candidates.commit(
             run_of(federation), federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents,
             opened=opened, spans=spans,
         )  # fmt: skip

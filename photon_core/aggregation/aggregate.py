@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifest
-from photon_core.aggregation.mean import token_weights, weighted_mean
+from photon_core.aggregation.combine import Combine
 from photon_core.aggregation.norms import Norms
 from photon_core.aggregation.server_optimizer import OPTIMIZERS
 from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
@@ -38,8 +38,9 @@ class Aggregate:
     Args:
         model, optimizer: the files, as round.json will name them.
         weights: each site's share of the mean.
-        norms: pseudo_gradient_norm, model_norm, and for every site delta_norm/<site> (of theta - theta_k) and
-            cosine/<site> (of that with the mean pseudo-gradient; 0 where one of them is 0).
+        norms: pseudo_gradient_norm, model_norm, step_norm (of the new model - theta), and for every site
+            delta_norm/<site> (of theta - theta_k) and cosine/<site> (of that with the mean pseudo-gradient; 0
+            where one of them is 0).
     """
 
     model: list[FileEntry]
@@ -109,7 +110,7 @@ class _Pass:
         self.tensors = all_tensors(base.model)
         if wrong := [name for name, tensor in self.tensors.items() if tensor.dtype != "F32"]:
             raise PhotonError(f"round {t - 1}'s tensor '{wrong[0]}' is not float32, as a global model must be")
-        self.weights = token_weights({site: update.tokens for site, update in updates.items()})
+        self.combine = Combine(server, updates)
         self.optimizer = OPTIMIZERS[server.optimizer]
         self.codecs = [get_codec(update.codec) for update in updates.values()]
         self.base = self._reader(run.round_dir(t - 1), base.model)
@@ -131,24 +132,24 @@ class _Pass:
         updates = [
             self._parameters(site, codec, pieces) for site, codec in zip(self.sites, self.codecs, strict=True)
         ]
-        weights = list(self.weights.values())
         buffers = [np.empty(max((p.end - p.start for p in pieces), default=0), np.float32) for _ in range(4)]
         with np.errstate(all="ignore"):  # what is not finite is found, and the site named
             for piece, theta in zip(pieces, thetas, strict=True):
                 mean, g, scratch, result = (buffer[: theta.size] for buffer in buffers)
                 state = [next(stream) for stream in states]
                 parameters = [decode(theta) for decode in map(next, updates)]
-                weighted_mean(parameters, weights, mean, scratch)
+                self.combine(theta, parameters, mean, scratch)
                 np.subtract(theta, mean, out=g)
                 norms.add(piece.name, theta, parameters, g, scratch)
                 self.optimizer.step(theta, mean, g, state, self.server, result)
-                norms.add_model(piece.name, result)
+                norms.add_model(piece.name, result, theta, scratch)
                 model.write(piece.name, result)
                 for (name, writer), values in zip(kept.items(), state, strict=True):
                     writer.write(f"{name}.{piece.name}", values)
         self._verify()
+        self.combine.verify(norms.result())
         files = [entry for writer in kept.values() for entry in writer.close()]
-        return Aggregate(model.close(), files, self.weights, norms.result())
+        return Aggregate(model.close(), files, self.combine.weights, norms.result())
 
     def _reader(self, folder: str, entries: Sequence[FileEntry]) -> TensorReader:
         return self.stack.enter_context(TensorReader(self.run.store, folder, entries, self.pool))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.errors import PhotonError, UpdateRejected
+from photon_core.errors import StepOverflow, UpdateRejected
 
 Float32 = NDArray[np.float32]
 
@@ -24,6 +24,7 @@ class Norms:
         self._along = dict.fromkeys(sites, 0.0)  # <theta - theta_k, g>
         self._gradient = 0.0
         self._model = 0.0
+        self._step = 0.0
 
     def add(
         self, tensor: str, theta: Float32, parameters: Sequence[Float32], g: Float32, scratch: Float32
@@ -46,19 +47,22 @@ class Norms:
             largest = max(self._delta, key=self._delta.__getitem__)
             raise UpdateRejected(largest, f"tensor '{tensor}' holds values so large that the mean is not finite")
 
-    def add_model(self, tensor: str, theta: Float32) -> None:
-        """One piece of the new global model. Raises PhotonError when it is not finite."""
-        square = _dot(theta, theta)
+    def add_model(self, tensor: str, model: Float32, theta: Float32, scratch: Float32) -> None:
+        """One piece of the new global model, and of theta. Raises StepOverflow when it is not finite."""
+        np.subtract(model, theta, out=scratch)
+        self._step += _dot(scratch, scratch)
+        square = _dot(model, model)
         if not math.isfinite(square):
-            raise PhotonError(
+            raise StepOverflow(
                 f"the server's step makes tensor '{tensor}' NaN or infinite, though the updates are finite; "
                 "lower server.lr or server.momentum"
             )
         self._model += square
 
     def result(self) -> dict[str, float]:
-        """pseudo_gradient_norm, model_norm, delta_norm/<site>, cosine/<site>."""
+        """pseudo_gradient_norm, model_norm, step_norm, delta_norm/<site>, cosine/<site>."""
         found = {"pseudo_gradient_norm": math.sqrt(self._gradient), "model_norm": math.sqrt(self._model)}
+        found["step_norm"] = math.sqrt(self._step)
         for site in self._sites:
             delta = math.sqrt(self._delta[site])
             product = delta * found["pseudo_gradient_norm"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.errors import PhotonError
+from photon_core.errors import StepOverflow
 from schemas.server import Server
 
 Float32 = NDArray[np.float32]
@@ -109,7 +109,7 @@ def _adaptive(theta: Float32, g: Float32, state: Sequence[Float32], server: Serv
     no correction of the moments' bias, which is how torch's Adam differs.
 
     Raises:
-        PhotonError: v is not finite any more.
+        StepOverflow: v is not finite any more.
     """
     m, v = state
     np.multiply(m, np.float32(server.betas[0]), out=m)
@@ -117,7 +117,7 @@ def _adaptive(theta: Float32, g: Float32, state: Sequence[Float32], server: Serv
     np.add(m, out, out=m)
     np.sqrt(v, out=out)
     if not math.isfinite(float(out.max(initial=0))):
-        raise PhotonError(f"{server.optimizer}'s second moment overflows: the updates are too large for float32")
+        raise StepOverflow(f"{server.optimizer}'s second moment overflows: the updates are too large for float32")
     np.add(out, np.float32(server.tau), out=out)
     np.divide(m, out, out=out)
     np.multiply(out, np.float32(server.lr), out=out)

@@ -112,13 +112,13 @@ def stop_trainer_of(federation: Federation, site: str) -> None:
 
 
 def test_two_coordinators_one_commit(prepared: Callable[..., Federation]):
-    from photon_core import rounds
+    from photon_core import candidate
 
     federation = prepared(rounds={"count": 1})
     manifest = run(federation)[1]
-    again = rounds.aggregate_round(run_of(federation), federation, 1, manifest.sampled, {})
+    again = candidate.aggregate_round(run_of(federation), federation, 1, manifest.sampled, {})
     with pytest.raises(StoreConflict):
-        rounds.commit(run_of(federation), federation, again, manifest.sampled, {}, {}, {}, {})
+        candidate.commit(run_of(federation), federation, again, manifest.sampled, {}, {}, {}, {})
     assert history(run_of(federation))[1] == manifest
 
 

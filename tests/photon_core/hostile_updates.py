@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from photon_core.candidate import aggregate_round, commit
 from photon_core.errors import PhotonError
 from photon_core.hashing import sha256_bytes
 from photon_core.layout import Run, model_sha256
-from photon_core.rounds import aggregate_round, commit
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import Store
 from photon_core.tensors import make_header, tensor_bytes

@@ -90,6 +90,7 @@ def test_norms(tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any) -> 
     expected = {
         "pseudo_gradient_norm": np.linalg.norm(g),
         "model_norm": np.linalg.norm(flat(theta) - 0.3 * g),
+        "step_norm": 0.3 * np.linalg.norm(g),
         **{f"delta_norm/{site}": np.linalg.norm(delta) for site, delta in deltas.items()},
         **{
             f"cosine/{site}": delta @ g / np.linalg.norm(delta) / np.linalg.norm(g)

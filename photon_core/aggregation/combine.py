@@ -1,0 +1,86 @@
+"""How the sites' parameters become one: their weights, and the kind of mean."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from photon_core.aggregation.mean import Float32, token_weights, weighted_mean
+from photon_core.aggregation.robust import bounds, median, trimmed_mean
+from photon_core.errors import UpdateRejected
+from schemas.manifests import UpdateManifest
+from schemas.server import Server
+
+TOLERANCE = 1e-3  # of a norm that a site claims: it sums in another order
+
+
+def fednova_factor(steps: Mapping[str, int]) -> tuple[dict[str, float], float]:
+    """Normalised averaging (FedNova; Wang et al. 2020, arXiv 2007.07481), all sites' objectives counting alike.
+
+    theta' = theta - tau sum_k p (theta - theta_k) / a_k with p = 1/K, a_k the site's local steps (the paper's for
+    plain SGD; it stands for other inner optimizers too) and tau = sum_k p a_k.
+
+    Returns:
+        each site's weight, which sum to 1, and the factor to multiply their mean change by.
+    """
+    tau = sum(steps.values()) / len(steps)
+    shares = {site: tau / count / len(steps) for site, count in sorted(steps.items())}
+    factor = math.fsum(shares.values())
+    return {site: share / factor for site, share in shares.items()}, factor
+
+
+class Combine:
+    """The mean of one round.
+
+    Args:
+        server: its weights and mean.
+        updates: what is averaged, in the order of the sites' names.
+
+    Attributes:
+        weights: each site's share, which sum to 1.
+
+    Raises:
+        UpdateRejected: an update does not say what the mean needs.
+    """
+
+    def __init__(self, server: Server, updates: Mapping[str, UpdateManifest]) -> None:
+        self._server = server
+        self._claimed = _norms(updates) if server.mean == "norm_bounded" else {}
+        factor = 1.0
+        if server.weights == "fednova":
+            self.weights, factor = fednova_factor({site: update.steps for site, update in updates.items()})
+        elif server.weights == "uniform":
+            self.weights = {site: 1 / len(updates) for site in updates}
+        else:
+            self.weights = token_weights({site: update.tokens for site, update in updates.items()})
+        self.bounds = bounds(self._claimed, server.norm_bound) if self._claimed else dict.fromkeys(updates, 1.0)
+        self._shares = [factor * weight * self.bounds[site] for site, weight in self.weights.items()]
+        self._plain = factor == 1.0 and all(bound == 1.0 for bound in self.bounds.values())
+
+    def __call__(self, theta: Float32, parameters: Sequence[Float32], out: Float32, scratch: Float32) -> Float32:
+        """The mean of one piece of the sites' parameters into `out`; `scratch` is of the same shape."""
+        if self._server.mean == "median":
+            return median(parameters, out)
+        if self._server.mean == "trimmed":
+            return trimmed_mean(parameters, self._server.trim, out)
+        if self._plain:
+            return weighted_mean(parameters, self._shares, out, scratch)
+        rest = 1 - math.fsum(self._shares)  # theta's own share: what was bounded away, or is added by FedNova
+        return weighted_mean([theta, *parameters], [rest, *self._shares], out, scratch)
+
+    def verify(self, norms: Mapping[str, float]) -> None:
+        """Compare the norms that the sites claimed with those that were found (delta_norm/<site>).
+
+        Raises:
+            UpdateRejected: a site claimed less, and so would have escaped its bound.
+        """
+        for site, claimed in self._claimed.items():
+            found = norms[f"delta_norm/{site}"]
+            if found > claimed * (1 + TOLERANCE):
+                reason = f"it claims a change of norm {claimed:.6g}, but brings one of {found:.6g}"
+                raise UpdateRejected(site, reason)
+
+
+def _norms(updates: Mapping[str, UpdateManifest]) -> dict[str, float]:
+    for site, update in updates.items():
+        if update.metrics.get("delta_norm", -1.0) < 0:
+            raise UpdateRejected(site, "its metrics have no delta_norm, which server.mean norm_bounded needs")
+    return {site: update.metrics["delta_norm"] for site, update in updates.items()}

@@ -1,0 +1,231 @@
+"""The next global model: aggregated from what the sites have committed, guarded, evaluated, committed."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from math import exp
+
+from photon_core.aggregation.aggregate import Aggregate, aggregate
+from photon_core.aggregation.guard import RUNNING_ROUNDS, loss_trouble, norm_trouble
+from photon_core.aggregation.server_schedule import server_at
+from photon_core.errors import CorruptFile, QuorumMissed, StepOverflow, UpdateRejected, printable
+from photon_core.layout import Run, model_sha256, versions
+from photon_core.rounds import federation_sha256, newest_update, utc_now
+from photon_core.spans import timeline
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest, Span, UpdateManifest, UpdateRef
+from schemas.server import Server
+
+NOTES_LIMIT = 20  # of a site's own notes in a round's manifest
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The next global model, written but not committed.
+
+    Args:
+        t: the round.
+        result: the model, and the norms of the step to it.
+        updates: what was aggregated.
+        server: settings as used, with the learning rate of this step.
+        left_out: site -> why its update is not among them.
+        guard: what the guard has found and done, a sentence for each time that the round was applied again.
+    """
+
+    t: int
+    result: Aggregate
+    updates: dict[str, UpdateManifest]
+    server: Server
+    left_out: dict[str, str] = field(default_factory=dict)
+    guard: list[str] = field(default_factory=list)
+
+
+def aggregate_round(
+    run: Run, federation: Federation, t: int, sampled: list[str], left_out: dict[str, str]
+) -> Candidate:
+    """Aggregate what the sampled sites have committed; a bad update is left out by name.
+
+    Raises:
+        QuorumMissed: fewer sites than the quorum have a usable update; every reason is in the message.
+    """
+    left_out = dict(left_out)
+    updates = {}
+    for site in sampled:
+        try:
+            update = newest_update(run, t, site)
+        except CorruptFile as error:
+            left_out[site] = printable(str(error))
+            continue
+        if update is not None:
+            updates[site] = update
+            left_out.pop(site, None)  # whatever its task said, the store has its work
+        else:
+            left_out.setdefault(site, "no update was committed")
+    server = server_at(t, federation.server, federation.rounds.count)
+    return _guarded(run, federation, Candidate(t, Aggregate([], [], {}), updates, server, left_out))
+
+
+def apply_again(
+    run: Run, federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
+) -> Candidate | None:
+    """The round from the same updates with a lower learning rate, if its validation loss says that it must be.
+
+    Returns:
+        another candidate, to be evaluated in its turn; None if this one is good, or no tries are left.
+    """
+    guard = candidate.server.guard
+    loss = _metrics(candidate, evaluations).get("loss")
+    trouble = loss_trouble(loss, _past_metrics(run, candidate.t), guard)
+    if not trouble or len(candidate.guard) >= guard.tries:
+        return None
+    return _guarded(run, federation, _lowered(candidate, trouble))
+
+
+def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
+    """The candidate with its model; applied again with a lower learning rate while its norms are out of line."""
+    past = _past_metrics(run, candidate.t)
+    while True:
+        guard = candidate.server.guard
+        last = len(candidate.guard) >= guard.tries
+        try:
+            candidate = _applied(run, federation, candidate)
+            trouble = "" if last else norm_trouble(candidate.result.norms, past, guard)
+        except StepOverflow as error:
+            if last:
+                raise
+            trouble = str(error)
+        if not trouble:
+            return candidate
+        for entry in (*candidate.result.model, *candidate.result.optimizer):
+            run.store.discard(f"{run.round_dir(candidate.t)}/{entry.path}")
+        candidate = _lowered(candidate, trouble)
+
+
+def _lowered(candidate: Candidate, trouble: str) -> Candidate:
+    server = candidate.server
+    lr = server.lr * server.guard.lr_factor
+    note = f"{trouble}: server.lr lowered from {server.lr:g} to {lr:g}, and the round applied again"
+    return replace(
+        candidate,
+        result=Aggregate([], [], {}),
+        server=server.model_copy(update={"lr": lr}),
+        guard=[*candidate.guard, note],
+    )
+
+
+def _past_metrics(run: Run, t: int) -> list[dict[str, float]]:
+    """Metrics of the rounds just before round t, oldest first."""
+    manifests = [run.round(r) for r in range(max(1, t - RUNNING_ROUNDS), t)]
+    return [manifest.metrics for manifest in manifests if manifest is not None]
+
+
+def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
+    """The candidate's usable updates aggregated with its settings.
+
+    Raises:
+        QuorumMissed: there are too few of them.
+    """
+    t, updates, left_out = candidate.t, dict(candidate.updates), dict(candidate.left_out)
+    token_limit = federation.local.steps * federation.local.batch_size * federation.model.max_seq_len
+    while len(updates) >= federation.quorum:
+        try:
+            result = aggregate(
+                run, t, updates, candidate.server, token_limit=token_limit, step_limit=federation.local.steps
+            )
+            return replace(candidate, result=result, updates=updates, left_out=left_out)
+        except UpdateRejected as rejected:
+            del updates[rejected.site]
+            left_out[rejected.site] = rejected.reason
+    reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(left_out.items()))
+    raise QuorumMissed(
+        f"round {t}: {len(updates)} of {len(updates) + len(left_out)} sampled sites have a usable update, "
+        f"the quorum is {federation.quorum}. Left out: {reasons}"
+    )
+
+
+def commit(
+    run: Run,
+    federation: Federation,
+    candidate: Candidate,
+    sampled: list[str],
+    evaluations: dict[str, dict[str, float]],
+    not_evaluated: dict[str, str],
+    seconds: dict[str, float],
+    incidents: dict[str, list[str]],
+    opened: float = 0.0,
+    spans: dict[str, list[Span]] | None = None,
+) -> RoundManifest:
+    """Write round.json of the candidate: from here on it is the global model.
+
+    `opened` is Unix time; `spans` what the coordinator itself knows, by its own clock, of who did what when.
+
+    Raises:
+        StoreConflict: another writer committed this round first. Its result stands.
+    """
+    before = run.round(candidate.t - 1)
+    assert before is not None
+    updates = candidate.updates
+    site_spans, clocks = timeline(updates, spans or {}, opened)
+    tokens = sum(update.tokens for update in updates.values())
+    manifest = RoundManifest(
+        run=federation.run,
+        round=candidate.t,
+        model_sha256=model_sha256(candidate.result.model),
+        model=candidate.result.model,
+        optimizer=candidate.result.optimizer,
+        sampled=sampled,
+        updates={site: _ref(run, update, candidate.result.weights[site]) for site, update in updates.items()},
+        left_out=candidate.left_out,
+        incidents=_incidents(updates, incidents),
+        server=candidate.server.model_dump(mode="json"),
+        guard=candidate.guard,
+        global_step=before.global_step + max(update.steps for update in updates.values()),
+        total_tokens=before.total_tokens + tokens,
+        metrics=_metrics(candidate, evaluations),
+        evaluations=evaluations,
+        not_evaluated=not_evaluated,
+        federation_sha256=federation_sha256(federation),
+        previous_sha256=run.round_sha256(candidate.t - 1),
+        seconds=seconds,
+        opened=datetime.fromtimestamp(opened, UTC).isoformat(timespec="milliseconds") if opened else "",
+        spans=site_spans,
+        clocks=clocks,
+        created=utc_now(),
+        versions=versions(),
+    )
+    run.commit_round(manifest)
+    return manifest
+
+
+def _incidents(updates: dict[str, UpdateManifest], coordinator: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What the coordinator saw of each site, and what the site says itself."""
+    found = {
+        site: [*coordinator.get(site, []), *(printable(note, 300) for note in update.notes[:NOTES_LIMIT])]
+        for site, update in updates.items()
+    }
+    return {site: notes for site, notes in found.items() if notes}
+
+
+def _ref(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
+    return UpdateRef(
+        attempt=update.attempt,
+        sha256=run.update_sha256(update.round, update.site, update.attempt),
+        tokens=update.tokens,
+        weight=weight,
+        bytes=sum(entry.bytes for entry in update.files),
+        steps=update.steps,
+        metrics=update.metrics,
+    )
+
+
+def _metrics(candidate: Candidate, evaluations: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Means over the sites: losses weighted by tokens, as the parameters are."""
+    metrics: dict[str, float] = dict(candidate.result.norms)
+    weights = candidate.result.weights
+    metrics["train_loss"] = sum(
+        weights[site] * update.metrics["train_loss"] for site, update in candidate.updates.items()
+    )
+    tokens = sum(scores["tokens"] for scores in evaluations.values())
+    if tokens:
+        metrics["loss"] = sum(scores["loss"] * scores["tokens"] for scores in evaluations.values()) / tokens
+        metrics["perplexity"] = exp(min(metrics["loss"], 700.0))
+    return metrics

@@ -1,0 +1,176 @@
+"""A federation that blows up without the guard and recovers with it, on the store's real path but for training.
+
+Three sites, each with a quadratic of its own: theta_k = theta - a (theta - target_k); the loss is the distance to
+the targets' mean. A server learning rate beyond 2 / a diverges.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from photon_core.aggregation.guard import loss_trouble, norm_trouble, running
+from photon_core.candidate import Candidate, aggregate_round, apply_again, commit
+from photon_core.errors import StepOverflow
+from photon_core.layout import Run, model_sha256
+from photon_core.shard_writer import ShardWriter
+from photon_core.store import Store
+from photon_core.tensor_reader import TensorReader
+from photon_core.update import lossless
+from schemas.federation import Federation
+from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
+from schemas.server import Guard
+
+SITES = ("a", "b", "c")
+SIZE = 64
+A = 0.9
+TARGETS = {s: np.random.default_rng(k).standard_normal(SIZE).astype(np.float32) for k, s in enumerate(SITES)}
+GOAL = np.mean(list(TARGETS.values()), axis=0)
+
+
+def federation(**server: Any) -> Federation:
+    return Federation.model_validate(
+        {
+            "run": "run", "store": "unused", "tokenizer": "bytes",
+            "model": {"n_layers": 1, "d_model": 8, "n_heads": 1, "vocab_size": 257, "max_seq_len": 16},
+            "rounds": {"count": 12}, "local": {"steps": 5, "batch_size": 4, "device": "cpu"}, "server": server,
+            "sites": [{"name": s, "streams": [{"name": "s", "source": "x.txt"}]} for s in SITES],
+        }
+    )  # fmt: skip
+
+
+def write(run: Run, folder: str, stem: str, values: np.ndarray, dtype: str) -> list[FileEntry]:
+    with ShardWriter(run.store, folder, stem, {"w": TensorEntry(dtype=dtype, shape=(SIZE,))}) as writer:
+        writer.write("w", values)
+        return writer.close()
+
+
+def start(tmp_path: Path) -> Run:
+    run = Run(Store(str(tmp_path)), "run")
+    files = write(run, run.round_dir(0), "model/", 5 * np.ones(SIZE, np.float32), "F32")
+    run.commit_round(
+        RoundManifest(
+            run="run", round=0, model_sha256=model_sha256(files), model=files, federation_sha256="", created="",
+            versions={},
+        )
+    )  # fmt: skip
+    return run
+
+
+def model(run: Run, t: int, files: list[FileEntry]) -> np.ndarray:
+    with TensorReader(run.store, run.round_dir(t), files) as reader:
+        return next(reader.chunks("w", SIZE)).copy()
+
+
+def train(run: Run, t: int, site: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    base = run.round(t - 1)
+    assert base is not None
+    theta = model(run, t - 1, base.model)
+    theta_k = (theta + change(-A * (theta - TARGETS[site]))).astype(np.float32)
+    files = write(run, run.site_dir(t, site, 1), "", lossless.encode(theta, theta_k), "I32")
+    run.commit_update(
+        UpdateManifest(
+            run="run", round=t, site=site, attempt=1, base_sha256=base.model_sha256, codec="float32", files=files,
+            tokens=320, steps=5, metrics={"train_loss": 1.0}, data_sha256="", versions={},
+            previous_sha256=run.round_sha256(t - 1),
+        )
+    )  # fmt: skip
+
+
+def evaluate(run: Run, candidate: Candidate) -> dict[str, dict[str, float]]:
+    away = model(run, candidate.t, candidate.result.model).astype(np.float64) - GOAL
+    return {"a": {"loss": float((away**2).mean()) / 2, "perplexity": 1.0, "tokens": 1.0}}
+
+
+def make_round(
+    run: Run, setting: Federation, t: int, change: Callable[[np.ndarray], np.ndarray] = lambda c: c
+) -> RoundManifest:
+    """As flows/federated_round.py does."""
+    for site in SITES:
+        train(run, t, site, change)
+    candidate = aggregate_round(run, setting, t, list(SITES), {})
+    evaluations = evaluate(run, candidate)
+    while again := apply_again(run, setting, candidate, evaluations):
+        candidate = again
+        evaluations = evaluate(run, candidate)
+    return commit(run, setting, candidate, list(SITES), evaluations, {}, {}, {})
+
+
+def test_a_federation_blows_up_without_the_guard_and_recovers_with_it(tmp_path: Path) -> None:
+    without, guarded = start(tmp_path / "without"), start(tmp_path / "with")
+    reckless = {"lr": 3.0}  # theta - goal is multiplied by 1 - 2.7 in every round
+    for t in range(1, 9):
+        blown = make_round(without, federation(**reckless, guard={"tries": 0}), t)
+        saved = make_round(guarded, federation(**reckless), t)
+    assert blown.metrics["loss"] > 1e3
+    assert blown.guard == []
+    assert saved.metrics["loss"] < 15
+    manifests = [manifest for t in range(1, 9) if (manifest := guarded.round(t))]
+    acted = [manifest for manifest in manifests if manifest.guard]
+    assert acted
+    for manifest in acted:
+        lr = 3.0 * 0.5 ** len(manifest.guard)
+        assert manifest.server["lr"] == lr
+        assert f"to {lr:g}, and the round applied again" in manifest.guard[-1]
+        assert "the validation loss is" in manifest.guard[0]
+    assert all(manifest.server["lr"] == 3.0 for manifest in manifests if not manifest.guard)
+
+
+def test_a_step_out_of_line_is_made_smaller_from_the_same_updates(tmp_path: Path) -> None:
+    run, setting = start(tmp_path), federation(lr=0.2, optimizer="nesterov", momentum=0.5)
+    for t in (1, 2, 3):
+        assert make_round(run, setting, t).guard == []
+    before = run.round(3)
+    assert before is not None
+    theta = model(run, 3, before.model)
+    manifest = make_round(run, setting, 4, lambda c: 40 * c)
+    assert len(manifest.guard) >= 1
+    assert "the server's step is" in manifest.guard[0]
+    lr = manifest.server["lr"]
+    assert lr == 0.2 * 0.5 ** len(manifest.guard)
+    m = _momentum(run, 3)
+    g = -40 * np.mean([-A * (theta - TARGETS[s]) for s in SITES], axis=0)
+    expected = theta - lr * (g + 0.5 * (0.5 * m + g))
+    assert np.allclose(model(run, 4, manifest.model), expected, rtol=0, atol=2e-4)
+
+
+def _momentum(run: Run, t: int) -> np.ndarray:
+    manifest = run.round(t)
+    assert manifest is not None
+    with TensorReader(run.store, run.round_dir(t), manifest.optimizer) as reader:
+        return next(reader.chunks("momentum.w", SIZE)).copy()
+
+
+def test_a_step_that_is_not_finite_is_made_smaller(tmp_path: Path) -> None:
+    setting = {"lr": 8.0}
+    with pytest.raises(StepOverflow):
+        make_round(start(tmp_path / "a"), federation(**setting, guard={"tries": 0}), 1, lambda c: 0 * c + 1e38)
+    found = make_round(start(tmp_path / "b"), federation(**setting), 1, lambda c: 0 * c + 1e38)
+    assert found.server["lr"] == 2.0
+    assert len(found.guard) == 2
+    assert all("NaN or infinite" in note for note in found.guard)
+
+
+def test_when_the_tries_are_used_up_the_last_one_stands(tmp_path: Path) -> None:
+    run, setting = start(tmp_path), federation(guard={"tries": 1, "lr_factor": 0.9})
+    make_round(run, setting, 1)
+    manifest = make_round(run, setting, 2, lambda c: 0 * c + 1e6)
+    assert len(manifest.guard) == 1
+    assert manifest.server["lr"] == pytest.approx(0.9)
+
+
+def test_the_running_value_is_the_median_of_the_last_rounds() -> None:
+    past = [{"loss": value} for value in (100.0, 1.0, 2.0, 50.0, 3.0, 4.0)] + [{"other": 1.0}]
+    assert running(past, "loss") == 3.0
+    assert running([], "loss") is None
+    norms = {"step_norm": 29.0, "model_norm": 1.0}
+    assert norm_trouble(norms, [{"step_norm": 3.0}], Guard()) == ""
+    assert "29, 14.5 times its running value 2" in norm_trouble(norms, [{"step_norm": 2.0}], Guard())
+    assert norm_trouble(norms, [{"step_norm": 2.0}], Guard(norm_factor=None)) == ""
+    assert norm_trouble(norms, [], Guard()) == ""
+    assert loss_trouble(3.9, [{"loss": 3.0}], Guard()) == ""
+    assert loss_trouble(4.1, [{"loss": 3.0}], Guard())
+    assert loss_trouble(4.1, [{"loss": 3.0}], Guard(loss_jump=None)) == ""
+    assert loss_trouble(None, [{"loss": 3.0}], Guard()) == ""
