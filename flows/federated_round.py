@@ -116,7 +116,7 @@ def _evaluate(
     federation: Federation, candidate: Candidate, deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Evaluate the candidate on every site's held-out text; a site that cannot is named with its reason."""
-    t, model = candidate.t, candidate.result.model
+    t, model = candidate.t, candidate.sent
     deadline = time.time() + federation.rounds.evaluation_deadline
     futures = {}
     for site in federation.sites:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from math import exp
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
+from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.guard import RUNNING_ROUNDS, loss_trouble, norm_trouble
 from photon_core.aggregation.server_schedule import server_at
 from photon_core.errors import CorruptFile, QuorumMissed, StepOverflow, UpdateRejected, printable
@@ -12,7 +13,7 @@ from photon_core.layout import Run, model_sha256, versions
 from photon_core.rounds import federation_sha256, newest_update, utc_now
 from photon_core.spans import timeline
 from schemas.federation import Federation
-from schemas.manifests import RoundManifest, Span, UpdateManifest, UpdateRef
+from schemas.manifests import FileEntry, RoundManifest, Span, UpdateManifest, UpdateRef
 from schemas.server import Server
 
 NOTES_LIMIT = 20  # of a site's own notes in a round's manifest
@@ -29,6 +30,7 @@ class Candidate:
         server: settings as used, with the learning rate of this step.
         left_out: site -> why its update is not among them.
         guard: what the guard has found and done, a sentence for each time that the round was applied again.
+        download: the model rounded to bfloat16, if that is what the sites fetch.
     """
 
     t: int
@@ -37,6 +39,12 @@ class Candidate:
     server: Server
     left_out: dict[str, str] = field(default_factory=dict)
     guard: list[str] = field(default_factory=list)
+    download: list[FileEntry] = field(default_factory=list)
+
+    @property
+    def sent(self) -> list[FileEntry]:
+        """The model's files that the sites fetch."""
+        return self.download or self.result.model
 
 
 def aggregate_round(
@@ -94,10 +102,16 @@ def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidat
                 raise
             trouble = str(error)
         if not trouble:
-            return candidate
+            return _with_download(run, federation, candidate)
         for entry in (*candidate.result.model, *candidate.result.optimizer):
             run.store.discard(f"{run.round_dir(candidate.t)}/{entry.path}")
         candidate = _lowered(candidate, trouble)
+
+
+def _with_download(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
+    if federation.update.model_dtype == "float32":
+        return candidate
+    return replace(candidate, download=write_rounded(run, candidate.t, candidate.result.model))
 
 
 def _lowered(candidate: Candidate, trouble: str) -> Candidate:
@@ -107,6 +121,7 @@ def _lowered(candidate: Candidate, trouble: str) -> Candidate:
     return replace(
         candidate,
         result=Aggregate([], [], {}),
+        download=[],
         server=server.model_copy(update={"lr": lr}),
         guard=[*candidate.guard, note],
     )
@@ -171,6 +186,7 @@ def commit(
         round=candidate.t,
         model_sha256=model_sha256(candidate.result.model),
         model=candidate.result.model,
+        download=candidate.download,
         optimizer=candidate.result.optimizer,
         sampled=sampled,
         updates={site: _ref(run, update, candidate.result.weights[site]) for site, update in updates.items()},

@@ -173,7 +173,7 @@ def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
         if place is None or (t := int(place["t"])) not in with_data:
             continue
         if place["rest"] == "round.json" and (manifest := run.round(t)):
-            cover(t, run.round_dir(t), [*manifest.model, *manifest.optimizer])
+            cover(t, run.round_dir(t), [*manifest.model, *manifest.download, *manifest.optimizer])
         elif at := UPDATE.fullmatch(place["rest"]):
             try:
                 update = run.update(t, at["site"], int(at["attempt"]))

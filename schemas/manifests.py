@@ -1,6 +1,6 @@
 """What the store keeps beside the tensors: one JSON manifest a commit. See photon_core/store.py for the rule."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -87,6 +87,9 @@ class UpdateManifest(Manifest):
     site: str
     attempt: int
     base_sha256: str = Field(description="model hash of the theta that local training started from")
+    base_dtype: Literal["F32", "BF16"] = Field(
+        default="F32", description="BF16 if local training started from that theta rounded to bfloat16"
+    )
     codec: str
     clip_norm: float | None = Field(default=None, description="largest norm of the change before noise and codec")
     noise_multiplier: float = Field(
@@ -145,6 +148,10 @@ class RoundManifest(Manifest):
     round: int
     model_sha256: str = Field(description="sha256 over the model files' hashes, in order")
     model: list[FileEntry]
+    download: list[FileEntry] = Field(
+        default_factory=list,
+        description="the model rounded to bfloat16, which sites fetch instead, if there is one",
+    )
     optimizer: list[FileEntry] = Field(default_factory=list)
     sampled: list[str] = Field(default_factory=list)
     updates: dict[str, UpdateRef] = Field(default_factory=dict)

@@ -205,7 +205,7 @@ def _job(federation: Federation, site: str, t: int) -> "LocalJob":
         site=site,
         round=t,
         attempt=next_attempt(run, t, site),
-        base_files=_model_files(federation, site, t - 1, base.model),
+        base_files=_model_files(federation, site, t - 1, base.download or base.model),
         base_sha256=base.model_sha256,
         global_step=base.global_step,
         resume=last_contribution(run, site, t),

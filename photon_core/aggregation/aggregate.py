@@ -24,6 +24,7 @@ from photon_core.shard_writer import ShardWriter
 from photon_core.tensor_reader import Array, Piece, TensorReader
 from photon_core.tensors import SHARD_BYTES, all_tensors
 from photon_core.update.codec import Codec, get_codec
+from photon_core.update.rounded import against
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
 from schemas.server import Server
 
@@ -112,7 +113,7 @@ class _Pass:
             raise PhotonError(f"round {t - 1}'s tensor '{wrong[0]}' is not float32, as a global model must be")
         self.combine = Combine(server, updates)
         self.optimizer = OPTIMIZERS[server.optimizer]
-        self.codecs = [get_codec(update.codec) for update in updates.values()]
+        self.codecs = [against(get_codec(update.codec), update.base_dtype) for update in updates.values()]
         self.base = self._reader(run.round_dir(t - 1), base.model)
         self.state = self._reader(run.round_dir(t - 1), base.optimizer)
         self.sites = {

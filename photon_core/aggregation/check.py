@@ -42,6 +42,10 @@ def check_manifest(
     if update.base_sha256 != base.model_sha256:
         wrong, right = update.base_sha256[:16], base.model_sha256[:16]
         raise UpdateRejected(site, f"it starts from model {wrong}, but round {t - 1}'s model is {right}")
+    if update.base_dtype != ("BF16" if base.download else "F32"):
+        raise UpdateRejected(
+            site, f"it starts from a model in {update.base_dtype}, as round {t - 1}'s is not sent"
+        )
     if update.previous_sha256 != run.round_sha256(t - 1):
         raise UpdateRejected(site, f"it follows another manifest of round {t - 1} than the committed one")
     for what, count, limit in (("tokens", update.tokens, token_limit), ("steps", update.steps, step_limit)):

@@ -55,7 +55,9 @@ class Theta:
                         self._places[name] = file
             except (OSError, SafetensorError) as error:
                 raise CorruptFile(f"{file}: not a readable safetensors file: {error}") from error
-        expected = {name: ("F32", shape) for name, shape in parameter_shapes(model).items()}
+        rounded = {dtype for dtype, _ in found.values()} == {"BF16"}  # as update.model_dtype has it sent
+        self._dtype = "BF16" if rounded else "F32"
+        expected = {name: (self._dtype, shape) for name, shape in parameter_shapes(model).items()}
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
                 raise CorruptFile(
@@ -68,6 +70,10 @@ class Theta:
         return {name: torch.from_numpy(self.array(name)) for name in self._places}
 
     def array(self, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        """A tensor as float32."""
+        if self._dtype == "BF16":
+            with safe_open(self._places[name], framework="pt") as opened:
+                return opened.get_tensor(name).float().numpy()
         with safe_open(self._places[name], framework="numpy") as opened:
             return opened.get_tensor(name)
 

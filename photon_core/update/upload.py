@@ -53,6 +53,7 @@ def upload_update(
         site=site,
         attempt=trained.attempt,
         base_sha256=trained.base_sha256,
+        base_dtype="BF16" if base.download else "F32",
         codec=trained.codec,
         clip_norm=federation.update.clip_norm,
         noise_multiplier=federation.update.noise_multiplier,

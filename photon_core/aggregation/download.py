@@ -1,0 +1,28 @@
+"""The global model as the sites fetch it: rounded to bfloat16, beside the store's own."""
+
+from collections.abc import Sequence
+
+from photon_core.layout import Run
+from photon_core.shard_writer import ShardWriter
+from photon_core.tensor_reader import TensorReader
+from photon_core.update.floats import to_bfloat16
+from schemas.manifests import FileEntry, TensorEntry
+
+CHUNK_ELEMENTS = 1 << 20
+
+
+def write_rounded(run: Run, t: int, model: Sequence[FileEntry]) -> list[FileEntry]:
+    """Round t's model, written already, once more under download/, in bounded memory.
+
+    Raises:
+        CorruptFile: the model's files are not those that the entries say.
+    """
+    folder = run.round_dir(t)
+    with TensorReader(run.store, folder, model) as reader:
+        tensors = {name: TensorEntry(dtype="BF16", shape=tensor.shape) for name, tensor in reader.tensors.items()}
+        with ShardWriter(run.store, folder, "download/", tensors) as writer:
+            for name in writer.order:
+                for values in reader.chunks(name, CHUNK_ELEMENTS):
+                    writer.write(name, to_bfloat16(values))
+            reader.verify()
+            return writer.close()
