@@ -95,6 +95,8 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
     manifest = coordinator.publish(
         federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents, opened
     )
+    if federation.trackers:
+        coordinator.track(federation, manifest)
     return Completed(message=_message(manifest))
 
 

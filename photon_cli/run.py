@@ -14,6 +14,7 @@ from photon_core.data.shards import available
 from photon_core.errors import DataError
 from photon_core.rounds import history, run_of
 from photon_core.start import check_start
+from photon_core.trackers import check_trackers
 from schemas.federation import Federation
 from schemas.load import check_paths
 
@@ -29,6 +30,7 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
     """
     check_paths(federation, sites=[], file=file)  # raw text may be gone once it is prepared
     check_prepared(federation, file)
+    check_trackers(federation)
     if run_of(federation).birth() is None:
         check_start(federation)
     with display(quiet) as show:

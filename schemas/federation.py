@@ -13,6 +13,7 @@ from schemas.section import Section
 from schemas.server import Server
 from schemas.sites import Site
 from schemas.start import Start
+from schemas.trackers import Tracker
 from schemas.update import Update
 from schemas.values import Fraction, Name, Place, Seconds, Text, is_s3, unique, wrong
 
@@ -79,6 +80,11 @@ class Federation(Section):
     data: Data = Data()
     storage: Storage = Storage()
     deploy: Deploy = Deploy()
+    trackers: list[Tracker] = Field(
+        default_factory=list,
+        description="experiment trackers that every round's metrics go to",
+        examples=["[{name: tensorboard}]"],
+    )
     sites: list[Site] = Field(min_length=1, examples=["- {name: site-a, streams: [...]}"])
 
     @model_validator(mode="before")

@@ -56,6 +56,12 @@ def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         beside = tokenizer.isprintable() and len(tokenizer) < 200 and (folder / tokenizer).is_file()
         if is_tokenizer_file(tokenizer) or beside:
             data["tokenizer"] = absolute(tokenizer)
+    if isinstance(data.get("trackers"), list):
+        usual = str(folder / "photon-trackers")
+        data["trackers"] = [
+            {**t, "folder": absolute(t.get("folder", usual))} if isinstance(t, dict) else t
+            for t in data["trackers"]
+        ]
     if isinstance(data.get("start"), dict):
         start = data["start"]
         data["start"] = {k: absolute(v) if k in ("checkpoint", "store") else v for k, v in start.items()}

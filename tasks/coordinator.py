@@ -17,6 +17,7 @@ from photon_core.errors import PhotonError
 from photon_core.rounds import run_of
 from photon_core.sampling import sample_sites
 from photon_core.start import Initial
+from photon_core.trackers import check_trackers
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.events import LEFT_OUT
@@ -25,6 +26,7 @@ from tasks.progress import step
 from tasks.site import SPANS
 
 INITIAL_MODEL_TIMEOUT = 3600.0
+TRACKING_TIMEOUT = 120.0
 
 
 @task(task_run_name="open run", cache_policy=NO_CACHE)
@@ -34,6 +36,7 @@ def open_run(federation: Federation) -> int:
     Returns:
         The latest committed round.
     """
+    check_trackers(federation)
     with step(0, "open"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
         run = run_of(federation)
 
@@ -108,6 +111,20 @@ def announce(federation: Federation, t: int, left_out: dict[str, str]) -> None:
             },
             payload={"run": federation.run, "round": t, "site": site, "reason": reason},
         )
+
+
+@task(task_run_name="track", cache_policy=NO_CACHE)
+def track(federation: Federation, manifest: RoundManifest) -> None:
+    """Tell the experiment trackers of a committed round. One that is away costs its entry, not the round."""
+    try:
+        launcher().run(
+            "photon_core.training.tracking:log_round",
+            {"federation": federation, "manifest": manifest},
+            label=f"{federation.run}/{manifest.round}/trackers",
+            timeout=TRACKING_TIMEOUT,
+        )
+    except PhotonError as error:
+        get_run_logger().warning("round %d is not in every experiment tracker: %s", manifest.round, error)
 
 
 @task(task_run_name="publish", cache_policy=NO_CACHE)

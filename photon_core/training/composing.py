@@ -49,12 +49,13 @@ def make_loader(dataset: StreamingDataset, batch_size: int, device: str) -> Stre
     )
 
 
-def make_loggers(sections: list[LoggerSection], folder: Path) -> list[Any]:
+def make_loggers(sections: list[LoggerSection], folder: Path, key: str = "local.loggers") -> list[Any]:
     """Composer's own loggers, as the federation file lists them.
 
     Args:
-        sections: of `local.loggers`.
+        sections: of the file.
         folder: where those that write files put them, unless their options say otherwise.
+        key: where they stand in the file, for the message.
 
     Raises:
         PhotonError: a logger's package is not installed, or its options are not the logger's.
@@ -73,7 +74,7 @@ def make_loggers(sections: list[LoggerSection], folder: Path) -> list[Any]:
         try:
             made.append(getattr(composer.loggers, LOGGERS[section.name])(**options))
         except (ImportError, TypeError) as error:
-            raise PhotonError(f"local.loggers: cannot start '{section.name}': {error}") from error
+            raise PhotonError(f"{key}: cannot start '{section.name}': {error}") from error
     return made
 
 

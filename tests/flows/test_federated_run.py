@@ -150,8 +150,10 @@ def test_a_run_starts_from_the_model_that_a_site_holds(prepared: Callable[..., F
     (tmp_path / "wanted").mkdir()
     initial_model(changed(federation, seed=99), tmp_path / "held")
     start = {"site": "b", "checkpoint": str(tmp_path / "held")}
-    first, last = run(changed(federation, start=start))
+    trackers = [{"name": "tensorboard", "folder": str(tmp_path / "trackers")}]
+    first, last = run(changed(federation, start=start, trackers=trackers))
     (wanted,), hashes = Checkpoint(start["checkpoint"], federation.model, {}).write(tmp_path / "wanted")
     assert first.start is not None and (first.start.source, first.start.sha256) == ("b", hashes)
     assert [entry.sha256 for entry in first.model] == [sha256_file(wanted)]
     assert set(last.updates) == {"a", "b"}
+    assert len(list((tmp_path / "trackers" / "tensorboard" / "started").glob("events.*"))) == 1

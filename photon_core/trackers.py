@@ -1,0 +1,40 @@
+"""What experiment trackers are told of a round, and whether they can be."""
+
+from importlib.util import find_spec
+
+from photon_core.errors import FederationError
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+
+
+def check_trackers(federation: Federation) -> None:
+    """Refuse, before any work, a tracker whose package is not installed.
+
+    Raises:
+        FederationError: naming it and what to install.
+    """
+    for tracker in federation.trackers:
+        if find_spec(tracker.name) is None:
+            raise FederationError(
+                f"trackers: '{tracker.name}' needs the package {tracker.name}, which is not installed here; "
+                f"write pip install {tracker.name}, or drop it"
+            )
+
+
+def tracked(manifest: RoundManifest) -> dict[str, float]:
+    """A committed round's metrics by name: global/<metric>, sites/<site>/<metric>."""
+    found = {f"global/{name}": value for name, value in manifest.metrics.items()}
+    found |= {f"global/seconds/{name}": value for name, value in manifest.seconds.items()}
+    found |= {
+        "global/total_tokens": float(manifest.total_tokens),
+        "global/global_step": float(manifest.global_step),
+        "global/bytes_sent": float(sum(update.bytes for update in manifest.updates.values())),
+        "global/sites": float(len(manifest.updates)),
+        "global/left_out": float(len(manifest.left_out)),
+    }
+    for site, update in manifest.updates.items():
+        found |= {f"sites/{site}/{name}": value for name, value in update.metrics.items()}
+        found |= {f"sites/{site}/weight": update.weight, f"sites/{site}/tokens": float(update.tokens)}
+    for site, scores in manifest.evaluations.items():
+        found |= {f"sites/{site}/validation_{name}": value for name, value in scores.items() if name != "tokens"}
+    return found
