@@ -117,16 +117,16 @@ def _wait(federation: Federation, t: int, futures: SiteFutures, deadline: float)
 def _evaluate(
     federation: Federation, candidate: Candidate, deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Evaluate the candidate on every site's held-out text; a site that cannot is named with its reason."""
+    """Evaluate the candidate on every active site's held-out text; one that cannot is named with its reason."""
     t, model = candidate.t, candidate.sent
     deadline = time.time() + federation.rounds.evaluation_deadline
     futures = {}
-    for site in federation.sites:
-        with tags(f"run:{federation.run}", f"round:{t}", f"site:{site.name}"):
+    for site in federation.active:
+        with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
             if deployed:
-                futures[site.name] = dispatch.dispatch_evaluation.submit(federation, site.name, t, model, deadline)
+                futures[site] = dispatch.dispatch_evaluation.submit(federation, site, t, model, deadline)
             else:
-                futures[site.name] = steps.evaluate.submit(federation, site.name, t, model)
+                futures[site] = steps.evaluate.submit(federation, site, t, model)
     failures = {site: reason for site, future in futures.items() if (reason := failure({"evaluate": future}))}
     return {site: future.result() for site, future in futures.items() if site not in failures}, failures
 
@@ -140,6 +140,8 @@ def _message(manifest: RoundManifest) -> str:
         text += f". Guard: {note}"
     for site, reason in sorted(manifest.left_out.items()):
         text += f". Left out: {site} ({reason})"
+    if manifest.paused:
+        text += f". Paused: {', '.join(manifest.paused)}"
     for site, notes in sorted(manifest.incidents.items()):
         text += f". {site}: {'; '.join(notes)}"
     for site, reason in sorted(manifest.not_evaluated.items()):

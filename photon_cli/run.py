@@ -39,8 +39,8 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
 
 
 def check_prepared(federation: Federation, file: Path) -> None:
-    """Refuse to start before every site's shards are there."""
-    missing = [site.name for site in federation.sites if available(federation, site.name) is None]
+    """Refuse to start before the shards of every site that takes part are there."""
+    missing = [site for site in federation.active if available(federation, site) is None]
     if missing:
         raise DataError(f"not prepared yet: {', '.join(missing)}. Write: photon prepare {file}")
 

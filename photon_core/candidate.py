@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from math import exp
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
 from photon_core.aggregation.download import write_rounded
@@ -10,6 +9,7 @@ from photon_core.aggregation.guard import RUNNING_ROUNDS, loss_trouble, norm_tro
 from photon_core.aggregation.server_schedule import server_at
 from photon_core.errors import CorruptFile, QuorumMissed, StepOverflow, UpdateRejected, printable
 from photon_core.layout import Run, model_sha256, versions
+from photon_core.round_metrics import aggregate_metrics
 from photon_core.rounds import federation_sha256, newest_update, utc_now
 from photon_core.spans import timeline
 from schemas.federation import Federation
@@ -81,8 +81,8 @@ def apply_again(
         another candidate, to be evaluated in its turn; None if this one is good, or no tries are left.
     """
     guard = candidate.server.guard
-    loss = _metrics(candidate, evaluations).get("loss")
-    trouble = loss_trouble(loss, _past_metrics(run, candidate.t), guard)
+    metrics = aggregate_metrics(federation, candidate.result.weights, candidate.updates, evaluations)
+    trouble = loss_trouble(metrics.get("loss"), _past_metrics(run, candidate.t), guard)
     if not trouble or len(candidate.guard) >= guard.tries:
         return None
     return _guarded(run, federation, _lowered(candidate, trouble))
@@ -189,6 +189,7 @@ def commit(
         download=candidate.download,
         optimizer=candidate.result.optimizer,
         sampled=sampled,
+        paused=federation.paused,
         updates={site: _ref(run, update, candidate.result.weights[site]) for site, update in updates.items()},
         left_out=candidate.left_out,
         incidents=_incidents(updates, incidents),
@@ -196,7 +197,8 @@ def commit(
         guard=candidate.guard,
         global_step=before.global_step + max(update.steps for update in updates.values()),
         total_tokens=before.total_tokens + tokens,
-        metrics=_metrics(candidate, evaluations),
+        metrics=candidate.result.norms
+        | aggregate_metrics(federation, candidate.result.weights, updates, evaluations),
         evaluations=evaluations,
         not_evaluated=not_evaluated,
         federation_sha256=federation_sha256(federation),
@@ -231,17 +233,3 @@ def _ref(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
         steps=update.steps,
         metrics=update.metrics,
     )
-
-
-def _metrics(candidate: Candidate, evaluations: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Means over the sites: losses weighted by tokens, as the parameters are."""
-    metrics: dict[str, float] = dict(candidate.result.norms)
-    weights = candidate.result.weights
-    metrics["train_loss"] = sum(
-        weights[site] * update.metrics["train_loss"] for site, update in candidate.updates.items()
-    )
-    tokens = sum(scores["tokens"] for scores in evaluations.values())
-    if tokens:
-        metrics["loss"] = sum(scores["loss"] * scores["tokens"] for scores in evaluations.values()) / tokens
-        metrics["perplexity"] = exp(min(metrics["loss"], 700.0))
-    return metrics

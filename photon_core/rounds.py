@@ -1,6 +1,7 @@
 """What a round is, whoever carries it out: where it starts, who has contributed, how it is committed."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from math import isfinite
@@ -21,9 +22,11 @@ from photon_core.tensors import file_entry
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, UpdateManifest
 from schemas.start import Start
+from schemas.values import NAME
 
 SCORES = {"loss", "perplexity", "tokens"}
-EVALUATION_LIMIT = 4096  # bytes
+SCORE = re.compile(rf"loss|perplexity|tokens|(?:loss|tokens)/{NAME.pattern}")
+EVALUATION_LIMIT = 65_536  # bytes
 NOTES_LIMIT = 20  # of a site's own notes in a round's manifest
 SCORE_LIMIT = 1e15  # of loss and tokens; beyond it a mean over the sites might not be finite
 FROZEN = ("model", "tokenizer", "seed", "start")  # what makes two rounds parts of one run
@@ -194,10 +197,11 @@ def commit_evaluation(run: Run, t: int, site: str, model: list[FileEntry], score
 
 
 def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str, float] | None:
-    """The site's committed scores of a candidate: loss, perplexity, tokens. None while there are none.
+    """The site's committed scores of a candidate: loss, perplexity, tokens; loss and tokens of each of its streams
+    where it has several. None while there are none.
 
     Raises:
-        CorruptFile: they are not three finite numbers.
+        CorruptFile: they are no such finite numbers.
     """
     path = _evaluation_json(run, t, site, model)
     try:
@@ -209,7 +213,8 @@ def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str,
     except (ValueError, AttributeError, TypeError):
         scores = {}
     finite = all(isfinite(value) and value >= 0 for value in scores.values())
-    if set(scores) != SCORES or not finite or max(scores["loss"], scores["tokens"]) > SCORE_LIMIT:
+    large = max((value for name, value in scores.items() if name != "perplexity"), default=0.0) > SCORE_LIMIT
+    if not set(scores) >= SCORES or not all(map(SCORE.fullmatch, scores)) or not finite or large:
         raise CorruptFile(f"{run.store.locate(path)} does not hold the numbers {', '.join(sorted(SCORES))}")
     return scores
 
@@ -239,7 +244,7 @@ def history(run: Run) -> list[RoundManifest]:
 def summary(manifest: RoundManifest) -> list[dict[str, Any]]:
     """One row a sampled or evaluated site, for tables: what it did in this round."""
     rows = []
-    for site in sorted({*manifest.sampled, *manifest.evaluations, *manifest.not_evaluated}):
+    for site in sorted({*manifest.sampled, *manifest.evaluations, *manifest.not_evaluated, *manifest.paused}):
         update, scores = manifest.updates.get(site), manifest.evaluations.get(site, {})
         rows.append(
             {
@@ -250,8 +255,14 @@ def summary(manifest: RoundManifest) -> list[dict[str, Any]]:
                 "validation perplexity": scores.get("perplexity"),
                 "bytes sent": update.bytes if update else 0,
                 "seconds": update.metrics.get("seconds") if update else None,
-                "left out": manifest.left_out.get(site, "" if site in manifest.sampled else "not sampled"),
+                "left out": _why_left_out(manifest, site),
                 "incidents": "; ".join(manifest.incidents.get(site, [])),
             }
         )
     return rows
+
+
+def _why_left_out(manifest: RoundManifest, site: str) -> str:
+    if site in manifest.paused:
+        return "paused"
+    return manifest.left_out.get(site, "" if site in manifest.sampled else "not sampled")

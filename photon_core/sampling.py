@@ -1,15 +1,24 @@
-"""Which sites take part in a round: K of P, uniformly, without replacement (Photon, Algorithm 1, line 4)."""
+"""Which sites take part in a round: K of P, without replacement (Photon, Algorithm 1, line 4)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite, log
 
 from photon_core.hashing import sha256_bytes
+from photon_core.layout import Run
+
+TOKENS = "data_tokens"  # the metric of an update that tells how many tokens a site has prepared for training
 
 
-def sample_sites(sites: Iterable[str], k: int, seed: int, t: int) -> list[str]:
+def sample_sites(
+    sites: Iterable[str], k: int, seed: int, t: int, weights: Mapping[str, float] | None = None
+) -> list[str]:
     """The K sites of round t, in the order of their names.
 
     Ranks every site by a hash of (seed, round, name) and takes the first K. Each subset is equally likely,
     every machine finds the same one, and a site that joins or leaves does not reshuffle the others.
+
+    With weights the hash is a number u, uniform in (0, 1), and the rank is by -log(u) / weight (Efraimidis and
+    Spirakis 2006): as if the K were drawn one after the other, each in proportion to its weight among those left.
 
     Raises:
         ValueError: there are fewer than k sites.
@@ -17,5 +26,27 @@ def sample_sites(sites: Iterable[str], k: int, seed: int, t: int) -> list[str]:
     names = sorted(sites)
     if k > len(names):
         raise ValueError(f"cannot sample {k} of {len(names)} sites")
-    ranked = sorted(names, key=lambda name: sha256_bytes(f"{seed}/{t}/{name}".encode()))
+    digests = {name: sha256_bytes(f"{seed}/{t}/{name}".encode()) for name in names}
+    if weights is None:
+        ranked = sorted(names, key=lambda name: digests[name])
+    else:
+        ranked = sorted(names, key=lambda name: -log((int(digests[name], 16) + 0.5) / 2**256) / weights[name])
     return sorted(ranked[:k])
+
+
+def site_tokens(run: Run, sites: Sequence[str], t: int) -> dict[str, float]:
+    """Tokens that each site has prepared, as its newest aggregated update before round t says.
+
+    A site that has said nothing yet counts as the mean of the others; all are equal while none has.
+    """
+    known: dict[str, float] = {}
+    for r in range(t - 1, 0, -1):
+        manifest = run.round(r)
+        for site, update in manifest.updates.items() if manifest else ():
+            tokens = update.metrics.get(TOKENS, 0.0)
+            if site in sites and site not in known and isfinite(tokens) and tokens > 0:
+                known[site] = tokens
+        if len(known) == len(sites):
+            break
+    mean = sum(known.values()) / len(known) if known else 1.0
+    return {site: known.get(site, mean) for site in sites}

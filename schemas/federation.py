@@ -23,6 +23,10 @@ BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
 class Rounds(Section):
     count: int = Field(ge=1, description="rounds in all", examples=[10])
     sites_per_round: int | None = Field(default=None, ge=1, description="K of Algorithm 1; all sites if left out")
+    sampling: Literal["uniform", "tokens"] = Field(
+        default="uniform",
+        description="how the K are drawn: all alike, or in proportion to the tokens that the sites have prepared",
+    )
     quorum: int | None = Field(
         default=None, ge=1, description="least updates a round may commit with; all sampled if left out"
     )
@@ -117,10 +121,13 @@ class Federation(Section):
 
     @model_validator(mode="after")
     def _counts(self) -> "Federation":
-        sampled = self.rounds.sites_per_round or len(self.sites)
-        if sampled > len(self.sites):
+        sampled, active = self.sites_per_round, len(self.active)
+        if not active:
+            raise wrong("all sites are paused; take 'paused' from one at least", "sites")
+        if sampled > active:
+            paused = f" that are not paused ({', '.join(self.paused)} are)" if self.paused else ""
             raise wrong(
-                f"{sampled} sites a round, but there are {len(self.sites)}; write at most {len(self.sites)}",
+                f"{sampled} sites a round, but there are {active}{paused}; write at most {active}",
                 *("rounds", "sites_per_round"),
             )
         if (self.rounds.quorum or sampled) > sampled:
@@ -231,7 +238,17 @@ class Federation(Section):
 
     @property
     def sites_per_round(self) -> int:
-        return self.rounds.sites_per_round or len(self.sites)
+        return self.rounds.sites_per_round or len(self.active)
+
+    @property
+    def active(self) -> list[str]:
+        """Names of the sites that take part."""
+        return [site.name for site in self.sites if not site.paused]
+
+    @property
+    def paused(self) -> list[str]:
+        """Names of the others."""
+        return [site.name for site in self.sites if site.paused]
 
     @property
     def quorum(self) -> int:

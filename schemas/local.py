@@ -76,6 +76,10 @@ class Local(Section):
         description="local steps between the site's own checkpoints, from which a killed training goes on; "
         "null for none",
     )
+    evaluate: bool = Field(
+        default=True,
+        description="each site's own model is evaluated on its held-out text before it is averaged, too",
+    )
     loggers: list[Logger] = Field(default_factory=list)
 
     @model_validator(mode="after")

@@ -155,6 +155,7 @@ class RoundManifest(Manifest):
     optimizer: list[FileEntry] = Field(default_factory=list)
     sampled: list[str] = Field(default_factory=list)
     updates: dict[str, UpdateRef] = Field(default_factory=dict)
+    paused: list[str] = Field(default_factory=list, description="sites that took no part, by the federation file")
     left_out: dict[str, str] = Field(default_factory=dict, description="sampled site -> reason")
     incidents: dict[str, list[str]] = Field(
         default_factory=dict, description="site -> retries, restarts, lost states of an update that was aggregated"

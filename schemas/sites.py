@@ -26,6 +26,7 @@ class Stream(Section):
 
 class Site(Section):
     name: Name
+    paused: bool = Field(default=False, description="takes no part in rounds until this is taken back")
     pool: Name | None = Field(default=None, description="Prefect work pool; photon-<site> if left out")
     pool_type: PoolType | None = Field(default=None, description="its type; deploy.pool_type if left out")
     job_variables: dict[str, Any] = Field(

@@ -15,7 +15,7 @@ from photon_core.candidate import Candidate
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
 from photon_core.rounds import run_of
-from photon_core.sampling import sample_sites
+from photon_core.sampling import sample_sites, site_tokens
 from photon_core.start import Initial
 from photon_core.trackers import check_trackers
 from schemas.federation import Federation
@@ -72,9 +72,12 @@ def open_round(federation: Federation, t: int | None) -> int:
 
 @task(task_run_name="sample sites", cache_policy=NO_CACHE)
 def sample(federation: Federation, t: int) -> list[str]:
-    """The K of P sites that take part in round t."""
-    names = [site.name for site in federation.sites]
-    return sample_sites(names, federation.sites_per_round, federation.seed, t)
+    """The K of P sites that take part in round t; paused ones are passed over by name."""
+    names = federation.active
+    if federation.paused:
+        get_run_logger().warning("round %d passes over the paused sites: %s", t, ", ".join(federation.paused))
+    weights = site_tokens(run_of(federation), names, t) if federation.rounds.sampling == "tokens" else None
+    return sample_sites(names, federation.sites_per_round, federation.seed, t, weights)
 
 
 @task(task_run_name="aggregate", cache_policy=NO_CACHE)

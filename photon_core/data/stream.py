@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from photon_core.data.locks import folder_lock
 from photon_core.data.manifest import require_manifest
-from photon_core.data.mds import read_index, read_shard
+from photon_core.data.mds import Shard, read_index, read_shard
 from photon_core.data.paths import find_site, split_dir
 from photon_core.errors import DataError
 from photon_core.hashing import canonical_json, sha256_bytes
@@ -164,10 +164,7 @@ def valid_sequences(federation: Federation, site: str, limit: int) -> NDArray[np
         DataError: the site is not prepared, or a shard cannot be read.
     """
     manifest = require_manifest(federation, site)
-    indices = [
-        read_index(split_dir(federation, site, stream.name, "valid"))
-        for stream in find_site(federation, site).streams
-    ]
+    indices = _valid_indices(federation, site)
     counts = [sum(shard.samples for shard in shards) for shards in indices]
     blocks = [np.empty((0, manifest.sequence_length), np.int64)]
     for shards, count, share in zip(indices, counts, even_shares(counts, limit), strict=True):
@@ -179,6 +176,18 @@ def valid_sequences(federation: Federation, site: str, limit: int) -> NDArray[np
             if len(rows):
                 blocks.append(read_shard(shard)[1][rows].astype(np.int64))
     return np.concatenate(blocks)
+
+
+def valid_counts(federation: Federation, site: str, limit: int) -> dict[str, int]:
+    """How many of `valid_sequences` come from each stream, in their order there."""
+    counts = [sum(shard.samples for shard in shards) for shards in _valid_indices(federation, site)]
+    names = [stream.name for stream in find_site(federation, site).streams]
+    return dict(zip(names, even_shares(counts, limit), strict=True))
+
+
+def _valid_indices(federation: Federation, site: str) -> list[list[Shard]]:
+    streams = find_site(federation, site).streams
+    return [read_index(split_dir(federation, site, stream.name, "valid")) for stream in streams]
 
 
 def even_shares(counts: list[int], limit: int) -> list[int]:

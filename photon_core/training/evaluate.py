@@ -5,10 +5,10 @@ import math
 import torch
 
 from photon_core.data.shards import stage
-from photon_core.data.stream import valid_sequences
+from photon_core.data.stream import valid_counts, valid_sequences
 from photon_core.errors import DataError
 from photon_core.training.device import choose_device
-from photon_core.training.model import load_decoder, next_token_loss
+from photon_core.training.model import Decoder, load_decoder, losses_by_sample
 from photon_core.training.weights import Theta
 from schemas.federation import Federation
 
@@ -25,26 +25,47 @@ def evaluate(federation: Federation, site: str, files: list[str], threads: int) 
         threads: torch threads.
 
     Returns:
-        loss (mean nats a predicted token), perplexity (its exponential), tokens (predicted ones).
+        loss (mean nats a predicted token), perplexity (its exponential), tokens (predicted ones); of a site with
+        several streams also loss/<stream> and tokens/<stream>.
+
+    Raises:
+        DataError: the site is not prepared, or holds no sequences out.
     """
     torch.set_num_threads(threads)
     device = choose_device(federation.local)
     stage(federation, site)  # a site that was not sampled has not validated its shards
-    sequences = valid_sequences(federation, site, federation.data.evaluation_sequences)
+    decoder = load_decoder(federation.model, Theta(files, federation.model).tensors(), device)
+    return held_out_scores(decoder, federation, site, device)
+
+
+def held_out_scores(decoder: Decoder, federation: Federation, site: str, device: str) -> dict[str, float]:
+    """As `evaluate`, of a decoder that is on the device already; it is left in the mode that it was in."""
+    limit = federation.data.evaluation_sequences
+    sequences = valid_sequences(federation, site, limit)
     if not len(sequences):
         raise DataError(f"site '{site}' holds no sequences out; raise data.validation_share and prepare again")
-    decoder = load_decoder(federation.model, Theta(files, federation.model).tensors(), device).eval()
-    total = 0.0
-    size = federation.local.batch_size
+    size, training = federation.local.batch_size, decoder.training
+    total, losses = 0.0, []
+    decoder.eval()
     with torch.inference_mode():
         for start in range(0, len(sequences), size):
             tokens = torch.from_numpy(sequences[start : start + size]).to(device)
             with torch.autocast(device, torch.bfloat16, enabled=federation.local.precision == "amp_bf16"):
-                loss = next_token_loss(decoder(tokens), tokens)
+                loss, each = losses_by_sample(decoder(tokens), tokens)
             total += float(loss) * len(tokens)
+            losses += each.tolist()
+    decoder.train(training)
+    predicted = sequences.shape[1] - 1
     loss_mean = total / len(sequences)
-    return {
+    scores = {
         "loss": loss_mean,
         "perplexity": math.exp(min(loss_mean, LARGEST_LOSS)),
-        "tokens": float(len(sequences) * (sequences.shape[1] - 1)),
+        "tokens": float(len(sequences) * predicted),
     }
+    counts, start = valid_counts(federation, site, limit), 0
+    for name, count in counts.items() if len(counts) > 1 else ():
+        if count:
+            scores[f"loss/{name}"] = sum(losses[start : start + count]) / count
+            scores[f"tokens/{name}"] = float(count * predicted)
+        start += count
+    return scores

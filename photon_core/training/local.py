@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ import torch
 from composer import Trainer
 from streaming import StreamingDataLoader, StreamingDataset
 
+from photon_core.data.manifest import require_manifest
 from photon_core.data.paths import state_dir
 from photon_core.data.stream import release, stream_hash, train_dataset
-from photon_core.errors import UpdateRejected
+from photon_core.errors import DataError, UpdateRejected
+from photon_core.sampling import TOKENS
 from photon_core.training.checkpoint import Checkpoints
 from photon_core.training.composing import make_loader, make_loggers, make_trainer
 from photon_core.training.device import choose_device
+from photon_core.training.evaluate import held_out_scores
 from photon_core.training.gradients import Gradients
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.meter import ActivationNorm, StreamLosses
@@ -98,7 +101,8 @@ def _train(
 ) -> Trained:
     federation, clock = job.federation, Clock()
     started = time.monotonic()
-    streams = federation.site(job.site).streams
+    scores: dict[str, float] = {}
+    streams, data = federation.site(job.site).streams, require_manifest(federation, job.site)
     micro_batch = find_micro_batch(federation, job.site, folder)  # before this process touches a GPU
     with clock.phase("load"):
         device = choose_device(federation.local)
@@ -150,6 +154,12 @@ def _train(
                 if past.state:
                     set_random_state(past.state["random"])
             _fit(trainer, job.steps - progress.steps, clock)
+        if federation.local.evaluate:
+            with (
+                clock.phase("evaluate"),
+                suppress(DataError),
+            ):  # nothing is held out: the round's evaluation says it
+                scores = held_out_scores(decoder, federation, job.site, device)
         with clock.phase("encode"):
             update = _encode(job, theta, model, past, folder, written)
         with clock.phase("save"):
@@ -167,6 +177,8 @@ def _train(
         "tokens_per_second": (progress.tokens - tokens_before) / clock.seconds["fit"],
         "seconds": time.monotonic() - started,
         **update.metrics,
+        **{f"valid_{name}": scores[name] for name in ("loss", "tokens") if name in scores},
+        **({TOKENS: float(data.train_tokens)} if federation.rounds.sampling == "tokens" else {}),
         **({"micro_batch": float(micro_batch)} if micro_batch else {}),
         **past.metrics,
     }

@@ -12,7 +12,7 @@ import pytest
 
 from photon_core.errors import QuorumMissed, StoreConflict
 from photon_core.hashing import sha256_file
-from photon_core.rounds import history, run_of
+from photon_core.rounds import history, run_of, summary
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
@@ -157,3 +157,20 @@ def test_a_run_starts_from_the_model_that_a_site_holds(prepared: Callable[..., F
     assert [entry.sha256 for entry in first.model] == [sha256_file(wanted)]
     assert set(last.updates) == {"a", "b"}
     assert len(list((tmp_path / "trackers" / "tensorboard" / "started").glob("events.*"))) == 1
+
+
+def test_sites_pause_join_and_leave_between_rounds(prepared: Callable[..., Federation]):
+    federation = prepared(("a", "b", "c"), rounds={"count": 3, "sampling": "tokens"})
+    a, b, c = (site.model_dump() for site in federation.sites)
+    run(changed(federation, sites=[a, b]), rounds=1)
+    run(changed(federation, sites=[a, b | {"paused": True}, c]), rounds=1)
+    found = run(changed(federation, sites=[b, c]))
+    assert [sorted(manifest.updates) for manifest in found] == [[], ["a", "b"], ["a", "c"], ["b", "c"]]
+    assert [manifest.paused for manifest in found] == [[], [], ["b"], []]
+    assert sorted(found[2].evaluations) == ["a", "c"]
+    rows = {row["site"]: row["left out"] for row in summary(found[2])}
+    assert rows == {"a": "", "b": "paused", "c": ""}
+    assert (
+        found[3].updates["b"].metrics["samples"] == 12 and found[3].updates["b"].metrics.get("state_lost") is None
+    )
+    assert all(ref.metrics["data_tokens"] > 0 for manifest in found[1:] for ref in manifest.updates.values())

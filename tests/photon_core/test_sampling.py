@@ -1,11 +1,15 @@
 """Sampling is uniform, without replacement, and the same everywhere."""
 
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, permutations
+from pathlib import Path
 
 import pytest
 
-from photon_core.sampling import sample_sites
+from photon_core.layout import Run, model_sha256
+from photon_core.sampling import TOKENS, sample_sites, site_tokens
+from photon_core.store import Store
+from schemas.manifests import RoundManifest, UpdateRef
 
 SITES = ["a", "b", "c", "d"]
 
@@ -34,3 +38,40 @@ def test_a_site_that_leaves_does_not_reshuffle_the_others():
 def test_too_many():
     with pytest.raises(ValueError, match="cannot sample 5 of 4"):
         sample_sites(SITES, 5, 1, 1)
+
+
+def test_by_tokens_as_if_drawn_one_after_the_other():
+    weights = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 6.0}
+    draws = Counter(tuple(sample_sites(SITES, 2, 17, t, weights)) for t in range(6000))
+    for pair in combinations(SITES, 2):
+        chance = sum(weights[x] / 12 * weights[y] / (12 - weights[x]) for x, y in permutations(pair))
+        deviation = (6000 * chance * (1 - chance)) ** 0.5
+        assert abs(draws[pair] - 6000 * chance) < 5 * deviation
+    assert all(sample_sites(SITES, 4, 17, t, weights) == SITES for t in range(5))
+
+
+def test_a_site_that_leaves_does_not_reshuffle_the_others_by_tokens_either():
+    weights = dict.fromkeys(SITES, 5.0) | {"b": 7.0}
+    for t in range(50):
+        before = sample_sites(SITES, 2, 17, t, weights)
+        if "d" not in before:
+            assert sample_sites(SITES[:3], 2, 17, t, weights) == before
+
+
+def test_tokens_are_learnt_from_the_newest_updates(tmp_path: Path):
+    run = Run(Store(str(tmp_path)), "r")
+    said = [{}, {"a": 100.0, "b": 50.0}, {"a": 300.0, "stranger": 9.0}, {"b": 0.0, "c": -1.0}]
+    for t, tokens in enumerate(said):
+        refs = {
+            site: UpdateRef(attempt=1, sha256="", tokens=1, weight=1, bytes=1, steps=1, metrics={TOKENS: number})
+            for site, number in tokens.items()
+        }
+        previous = run.round_sha256(t - 1) if t else ""
+        run.commit_round(
+            RoundManifest(
+                run="r", round=t, model_sha256=model_sha256([]), model=[], updates=refs, federation_sha256="",
+                previous_sha256=previous, created="", versions={},
+            )
+        )  # fmt: skip
+    assert site_tokens(run, SITES, 1) == dict.fromkeys(SITES, 1.0), "nobody has said anything: all alike"
+    assert site_tokens(run, SITES, 4) == {"a": 300.0, "b": 50.0, "c": 175.0, "d": 175.0}

@@ -98,3 +98,14 @@ def test_states_may_lie_beside_the_run_in_a_local_store_but_not_in_it() -> None:
         Federation.model_validate(data(sites=[site("a", state_dir="/store/r")]))
     with pytest.raises(ValidationError, match="belongs to site 'a'"):
         Federation.model_validate(data(sites=[site("a", state_dir="/x"), site("b", state_dir="/x/")]))
+
+
+def test_paused_sites_do_not_count() -> None:
+    sites = [site("a"), site("b", paused=True), site("c")]
+    federation = Federation.model_validate(data(sites=sites))
+    assert (federation.active, federation.paused) == (["a", "c"], ["b"])
+    assert (federation.sites_per_round, federation.quorum) == (2, 2)
+    with pytest.raises(ValidationError, match=r"3 sites a round, but there are 2 that are not paused \(b are\)"):
+        Federation.model_validate(data(sites=sites, rounds={"count": 5, "sites_per_round": 3}))
+    with pytest.raises(ValidationError, match="all sites are paused; take 'paused' from one at least"):
+        Federation.model_validate(data(sites=[site("a", paused=True)]))

@@ -1,0 +1,80 @@
+"""A round's metrics: means over the sites, weighted as the parameters are, and over their held-out text."""
+
+from collections.abc import Mapping
+from math import exp
+
+from schemas.federation import Federation
+from schemas.manifests import UpdateManifest
+
+LARGEST_LOSS = 700.0  # exp of more is not a float
+LIMIT = 1e15  # of a number that a site tells; beyond it a mean might not be finite
+MEANS = ("train_loss", "gradient_norm", "activation_norm", "mfu")  # of the sites that report them
+SUMS = ("tokens_per_second",)
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def aggregate_metrics(
+    federation: Federation,
+    weights: Mapping[str, float],
+    updates: Mapping[str, UpdateManifest],
+    evaluations: Scores,
+) -> dict[str, float]:
+    """Metrics of one round.
+
+    Args:
+        federation: whose streams are the domains.
+        weights: of the sites' updates; they sum to 1.
+        updates: what the sites said of their local training.
+        evaluations: every site's scores of the new global model on its held-out text.
+
+    Returns:
+        MEANS and SUMS over the sites; loss and perplexity of the global model, also by domain (loss/<stream>, the
+        streams of that name at all sites together) where there are several; and before averaging, each site's own
+        model on its own held-out text: loss_before, perplexity_before.
+    """
+    metrics: dict[str, float] = {}
+    said = {
+        site: {name: max(-LIMIT, min(value, LIMIT)) for name, value in update.metrics.items()}
+        for site, update in updates.items()
+    }
+    for name in MEANS:
+        told = {site: values[name] for site, values in said.items() if name in values}
+        if total := sum(weights[site] for site in told):
+            metrics[name] = sum(weights[site] * value for site, value in told.items()) / total
+    for name in SUMS:
+        if any(name in values for values in said.values()):
+            metrics[name] = sum(values.get(name, 0.0) for values in said.values())
+    before = {site: _own(values) for site, values in said.items()}
+    _add_loss(metrics, "loss_before", "perplexity_before", before, "loss", "tokens")
+    _add_loss(metrics, "loss", "perplexity", evaluations, "loss", "tokens")
+    domains = {stream.name for site in federation.sites for stream in site.streams}
+    if len(domains) > 1:
+        by_domain = {site: _by_domain(federation, site, scores) for site, scores in evaluations.items()}
+        for name in sorted(domains):
+            names = f"loss/{name}", f"perplexity/{name}", by_domain, f"loss/{name}", f"tokens/{name}"
+            _add_loss(metrics, *names)
+    return metrics
+
+
+def _own(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a site said of its own model, as if it were an evaluation."""
+    names = {"loss": "valid_loss", "tokens": "valid_tokens"}
+    return {short: max(0.0, metrics[name]) for short, name in names.items() if name in metrics}
+
+
+def _by_domain(federation: Federation, site: str, scores: Mapping[str, float]) -> Mapping[str, float]:
+    """A site with one stream has one domain, and does not say so."""
+    streams = [stream.name for known in federation.sites if known.name == site for stream in known.streams]
+    if len(streams) == 1:
+        return {f"{name}/{streams[0]}": scores[name] for name in ("loss", "tokens")}
+    return scores
+
+
+def _add_loss(
+    metrics: dict[str, float], loss: str, perplexity: str, scores: Scores, score: str, tokens: str
+) -> None:
+    """The mean of a score over the sites that have it, weighted by its tokens, and its exponential."""
+    told = [site for site in scores.values() if score in site and tokens in site]
+    if total := sum(site[tokens] for site in told):
+        metrics[loss] = sum(site[score] * site[tokens] for site in told) / total
+        metrics[perplexity] = exp(min(metrics[loss], LARGEST_LOSS))

@@ -1,0 +1,64 @@
+"""A round's metrics: weighted as the parameters are, held-out losses by their tokens, domains across sites."""
+
+from math import exp, isfinite, log
+
+import pytest
+
+from photon_core.round_metrics import aggregate_metrics
+from schemas.federation import Federation
+from schemas.manifests import UpdateManifest
+
+
+def federation() -> Federation:
+    def site(name: str, *streams: str) -> dict[str, object]:
+        share = 1 / len(streams)
+        return {"name": name, "streams": [{"name": s, "source": "x.txt", "proportion": share} for s in streams]}
+
+    return Federation.model_validate(
+        {
+            "run": "r",
+            "store": "/store",
+            "tokenizer": "bytes",
+            "model": {"n_layers": 1, "d_model": 32, "n_heads": 2, "vocab_size": 257},
+            "rounds": {"count": 5},
+            "local": {"steps": 10, "batch_size": 2},
+            "sites": [site("a", "news", "code"), site("b", "news")],
+        }
+    )
+
+
+def update(site: str, **metrics: float) -> UpdateManifest:
+    return UpdateManifest(
+        run="r", round=1, site=site, attempt=1, base_sha256="", codec="float32", files=[], tokens=1, steps=1,
+        metrics={"train_loss": 1.0, **metrics}, data_sha256="", versions={}, previous_sha256="",
+    )  # fmt: skip
+
+
+def test_means_and_sums() -> None:
+    updates = {
+        "a": update("a", gradient_norm=1.0, tokens_per_second=10.0, valid_loss=2.0, valid_tokens=30.0),
+        "b": update("b", gradient_norm=5.0, tokens_per_second=5.0, mfu=0.4, valid_loss=4.0, valid_tokens=10.0),
+    }
+    evaluations = {
+        "a": {"loss": 2.5, "perplexity": exp(2.5), "tokens": 40.0, "loss/news": 3.0, "tokens/news": 10.0,
+              "loss/code": 7 / 3, "tokens/code": 30.0, "loss/strange": 9.0, "tokens/strange": 1.0},
+        "b": {"loss": log(8), "perplexity": 8.0, "tokens": 30.0},
+    }  # fmt: skip
+    found = aggregate_metrics(federation(), {"a": 0.75, "b": 0.25}, updates, evaluations)
+    assert found["gradient_norm"] == pytest.approx(2.0)
+    assert found["mfu"] == pytest.approx(0.4), "of the site that reports it"
+    assert found["tokens_per_second"] == 15.0
+    assert found["loss_before"] == pytest.approx(2.5) and found["perplexity_before"] == pytest.approx(exp(2.5))
+    assert found["loss"] == pytest.approx((40 * 2.5 + 30 * log(8)) / 70)
+    assert found["loss/news"] == pytest.approx((10 * 3.0 + 30 * log(8)) / 40), "of both sites"
+    assert found["perplexity/code"] == pytest.approx(exp(7 / 3))
+    assert not [name for name in found if "strange" in name]
+
+
+def test_what_a_site_tells_cannot_make_a_metric_infinite_or_a_name_without_bound() -> None:
+    wild = {"gradient_norm": 1e308, "tokens_per_second": 1e308, "valid_loss": 1e308, "valid_tokens": 1e308}
+    more = {f"loss/{number}": 1.0 for number in range(900)}
+    updates = {site: update(site, **wild, **more) for site in ("a", "b")}
+    found = aggregate_metrics(federation(), {"a": 0.5, "b": 0.5}, updates, {})
+    assert all(map(isfinite, found.values()))
+    assert len(found) == 5
