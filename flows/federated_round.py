@@ -27,7 +27,7 @@ from flows.start import start_at_site
 from photon_core.candidate import Candidate
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from tasks import coordinator, dispatch
+from tasks import coordinator, dispatch, reporting
 from tasks import site as steps
 
 GRACE_SECONDS = 15.0  # for the tasks that watch a site's own flow run to say how far it has come
@@ -97,6 +97,8 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
     )
     if federation.trackers:
         coordinator.track(federation, manifest)
+    if flow_run.parent_flow_run_id is None:  # else the next round goes on beside it
+        reporting.finish()
     return Completed(message=_message(manifest))
 
 

@@ -7,7 +7,7 @@ from flows.cancellation import cancel_sites
 from flows.federated_round import federated_round
 from flows.start import start_at_site
 from schemas.federation import Federation
-from tasks import coordinator
+from tasks import coordinator, reporting
 
 
 @flow(name="federated-run", flow_run_name="{federation.run}", on_cancellation=[cancel_sites])
@@ -26,6 +26,7 @@ def federated_run(federation: Federation, rounds: int | None = None, deployed: b
         for t in range(latest + 1, last + 1):
             with tags(f"round:{t}"):
                 federated_round(federation, t, deployed)
+        reporting.finish()
     return Completed(
         message=f"{federation.run}: {max(latest, last)} of {federation.rounds.count} rounds are committed"
     )

@@ -102,12 +102,13 @@ def rerun(
 @app.command()
 def status(
     file: File = HERE,
-    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="again and again, until the last round")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="for scripts; with --watch an object a line")] = False,
 ) -> None:
-    """Show the run's committed rounds."""
+    """Show the run's rounds, what every site is doing now, and the time left."""
     from photon_cli.status import show_status
 
-    show_status(_federation(file), as_json)
+    show_status(_federation(file), file, as_json, watch)
 
 
 @app.command()
@@ -135,9 +136,20 @@ def report(
 ) -> None:
     """Write one HTML page about the run: curves, timelines, traffic, what went wrong, how to make it again."""
     from photon_cli.report import report as write
-    from schemas.load import load_federation
 
-    write(load_federation(file), to, quiet)
+    write(_federation(file), to, quiet)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="federation files, or <store>/<run>")],
+    to: Annotated[Path | None, typer.Option("--to", help="a page with the curves")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show how runs differ, in their federation files and in what came of them."""
+    from photon_cli.compare import compare as side_by_side
+
+    side_by_side(runs, to, quiet)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from photon_cli.progress import Display, display, follow
-from photon_cli.server import EmbeddedServer
+from photon_cli.server import EmbeddedServer, prefect_home
 from photon_core.data.shards import available
 from photon_core.errors import DataError
 from photon_core.rounds import history, run_of
@@ -89,11 +89,6 @@ def show_result(federation: Federation, file: Path) -> None:
     prefect = Path(sys.executable).with_name("prefect")
     console.print(f"\nstore:       {run.store.url}/{federation.run}", highlight=False)
     console.print(f"Prefect UI:  PREFECT_HOME={prefect_home(file)} {prefect} server start", highlight=False)
-
-
-def prefect_home(file: Path) -> Path:
-    """Where the embedded server of a federation file keeps its database: beside the file."""
-    return file.resolve().parent / ".prefect"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from types import TracebackType
 
 from photon_core.errors import PhotonError
 
+ADDRESS = "address"  # in its home, while it runs: where `photon status` in another terminal finds it
 START_SECONDS = 180.0
 STOP_SECONDS = 10.0
 # An embedded run schedules nothing and has no workers: only what records runs, logs and events stays on.
@@ -27,6 +28,11 @@ CLIENT = {
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_CLI_WRAP_LINES": "false",
 }
+
+
+def prefect_home(file: Path) -> Path:
+    """Where the embedded server of a federation file keeps its database: beside the file."""
+    return file.resolve().parent / ".prefect"
 
 
 class ServerFailed(PhotonError):
@@ -84,6 +90,7 @@ class EmbeddedServer:
                 )
             try:
                 with urllib.request.urlopen(f"{self.url}/api/health", timeout=2):
+                    (self.home / ADDRESS).write_text(f"{self.url}/api")
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
@@ -94,6 +101,7 @@ class EmbeddedServer:
     ) -> None:
         if self._process is None:
             return
+        (self.home / ADDRESS).unlink(missing_ok=True)
         for sign in (signal.SIGTERM, signal.SIGKILL):
             _signal_group(self._process.pid, sign)
             try:

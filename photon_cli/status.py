@@ -1,52 +1,208 @@
-"""photon status: what the store says has happened. Needs no server, no torch."""
+"""photon status: what has happened, what every site is doing now, and how long it will take.
+
+The store says what has happened. What goes on is asked of the Prefect server, if one answers within three seconds:
+the one of PREFECT_API_URL, else the one of a `photon run` of the same file. Without a server, the store knows
+which sites have committed their update. Needs no torch and no prefect.
+"""
 
 import json
-from typing import Any
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from photon_cli.tables import rounds_table
+from photon_cli.live import Doing, Live, age, ask, server_url
+from photon_cli.server import prefect_home
+from photon_cli.tables import duration, rounds_table
 from photon_core.layout import Run
-from photon_core.rounds import history, run_of, summary
+from photon_core.rounds import history, next_attempt, run_of, summary
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
+if TYPE_CHECKING:
+    from rich.console import Group
 
-def show_status(federation: Federation, as_json: bool) -> None:
-    run = run_of(federation)
-    rounds = history(run)
-    if as_json:
-        print(json.dumps(_facts(federation, run, rounds), indent=2))
+VERSION = 1  # of --json: keys are added and never change their meaning within one
+REFRESH = 2.0  # seconds between two looks of --watch
+RECENT = 5  # rounds that the time left is reckoned from
+
+
+class Status:
+    """One look at a run."""
+
+    def __init__(self, federation: Federation, home: Path) -> None:
+        self.federation, self.run = federation, run_of(federation)
+        self.rounds = history(self.run)
+        self.done = self.rounds[-1].round if self.rounds else 0
+        self.finished = bool(self.rounds) and self.done >= federation.rounds.count
+        url = None if self.finished else server_url(home)
+        self.live = ask(url, federation.run, self.done + 1) if url else None
+        self.sites = (
+            [] if self.finished else _sites(federation, self.run, self.done + 1, self.live, bool(self.rounds))
+        )
+        self.left = seconds_left(self.rounds, federation.rounds.count, self.live)
+
+    def facts(self) -> dict[str, Any]:
+        """What --json prints; README names the keys that scripts may rely on."""
+        live = self.live
+        return {
+            "version": VERSION,
+            "run": self.federation.run,
+            "store": self.run.store.url,
+            "committed": self.done if self.rounds else None,
+            "count": self.federation.rounds.count,
+            "seconds_left": self.left,
+            "server": live.url if live else None,
+            "opened": live.opened if live else "",
+            "coordinator": live.coordinator if live else "",
+            "sites": [doing.facts() for doing in self.sites],
+            "rounds": [
+                {
+                    "round": manifest.round,
+                    "model_sha256": manifest.model_sha256,
+                    "global_step": manifest.global_step,
+                    "total_tokens": manifest.total_tokens,
+                    "metrics": manifest.metrics,
+                    "seconds": manifest.seconds,
+                    "created": manifest.created,
+                    "sites": summary(manifest),
+                }
+                for manifest in self.rounds
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        """The head, for people; and what changes, where there is no terminal."""
+        if not self.rounds:
+            head = f"run {self.federation.run}: nothing in {self.run.store.url} yet. Next: photon run"
+        else:
+            head = f"run {self.federation.run}: {self.done} of {self.federation.rounds.count} rounds in "
+            head += self.run.store.url
+        if self.left is not None and not self.finished:
+            head += f", about {duration(self.left)} left"
+        lines = [head]
+        if self.live and self.live.opened:
+            at = f": {self.live.coordinator}" if self.live.coordinator else ""
+            lines.append(f"round {self.done + 1} is going on{at}")
+        elif not self.finished and self.rounds:
+            lines.append(
+                "no Prefect server answers: what follows is from the store" if not self.live else "no round runs"
+            )
+        return lines
+
+    def show(self, newest: int | None = None) -> "Group":
+        """Everything, for a terminal; `newest` rounds only."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        parts: list[Any] = [Text(line, style="bold" if i == 0 else "") for i, line in enumerate(self.lines())]
+        if self.sites and self.rounds:
+            table = Table("site", "now", "since", box=None, pad_edge=False, header_style="bold")
+            for doing in self.sites:
+                seconds = age(doing.since)
+                style = "red" if doing.state in ("Failed", "Crashed") else ""
+                table.add_row(
+                    doing.site, words(doing), duration(seconds) if seconds is not None else "", style=style
+                )
+            parts += [Text(""), table]
+        trained = self.rounds[1:]
+        if trained:
+            parts += [Text(""), rounds_table(trained[-newest:] if newest else trained)]
+        return Group(*parts)
+
+
+def show_status(federation: Federation, file: Path, as_json: bool, watch: bool) -> None:
+    """Print it once, or again and again until the last round is committed."""
+    home = prefect_home(file)
+    if not watch:
+        status = Status(federation, home)
+        if as_json:
+            print(json.dumps(status.facts(), indent=2))
+        else:
+            from rich.console import Console
+
+            Console(highlight=False).print(status.show())
         return
-    from rich.console import Console
-
-    console = Console()
-    if not rounds:
-        console.print(f"run {federation.run}: nothing in {run.store.url} yet. Next: photon run")
-        return
-    done = rounds[-1].round
-    console.print(
-        f"run [bold]{federation.run}[/bold]: {done} of {federation.rounds.count} rounds in {run.store.url}"
-    )
-    if done:
-        console.print(rounds_table(rounds[1:]))
+    try:
+        if as_json:
+            _watch_json(federation, home)
+        elif sys.stdout.isatty():
+            _watch_terminal(federation, home)
+        else:
+            _watch_lines(federation, home)
+    except KeyboardInterrupt:
+        pass  # this is how one stops watching
 
 
-def _facts(federation: Federation, run: Run, rounds: list[RoundManifest]) -> dict[str, Any]:
-    return {
-        "run": federation.run,
-        "store": run.store.url,
-        "committed": rounds[-1].round if rounds else None,
-        "count": federation.rounds.count,
-        "rounds": [
-            {
-                "round": manifest.round,
-                "model_sha256": manifest.model_sha256,
-                "global_step": manifest.global_step,
-                "total_tokens": manifest.total_tokens,
-                "metrics": manifest.metrics,
-                "seconds": manifest.seconds,
-                "created": manifest.created,
-                "sites": summary(manifest),
-            }
-            for manifest in rounds
-        ],
-    }
+def _watch_terminal(federation: Federation, home: Path) -> None:
+    from rich.live import Live as Screen
+
+    with Screen(refresh_per_second=1) as screen:
+        while True:
+            status = Status(federation, home)
+            screen.update(status.show(newest=3), refresh=True)
+            if status.finished:
+                return
+            time.sleep(REFRESH)
+
+
+def _watch_lines(federation: Federation, home: Path) -> None:
+    """A line whenever something is another."""
+    before: set[str] = set()
+    while True:
+        status = Status(federation, home)
+        now = [
+            f"{status.done} of {federation.rounds.count} rounds",
+            *(f"{d.site}: {words(d)}" for d in status.sites),
+        ]
+        for line in now:
+            if line not in before:
+                print(line, flush=True)
+        before = set(now)
+        if status.finished:
+            return
+        time.sleep(REFRESH)
+
+
+def _watch_json(federation: Federation, home: Path) -> None:
+    """One object a line."""
+    while True:
+        status = Status(federation, home)
+        print(json.dumps(status.facts()), flush=True)
+        if status.finished:
+            return
+        time.sleep(REFRESH)
+
+
+def words(doing: Doing) -> str:
+    """What a site does, for people."""
+    text = " ".join(part for part in (doing.step, doing.state.lower()) if part)
+    if doing.percent is not None and doing.state == "Running":
+        text += f", {doing.percent:.0f} % of the local steps"
+    return text + (f": {doing.message}" if doing.message else "")
+
+
+def _sites(federation: Federation, run: Run, t: int, live: Live | None, born: bool) -> list[Doing]:
+    """Every site's doing: the server's word, else what the store shows of round t."""
+    found = []
+    for site in federation.sites:
+        if live and site.name in live.sites:
+            found.append(live.sites[site.name])
+        elif born and next_attempt(run, t, site.name) > 1:
+            found.append(Doing(site.name, "upload", "Committed"))
+        else:
+            found.append(Doing(site.name, "", "no update yet" if born else "nothing yet"))
+    return found
+
+
+def seconds_left(rounds: Sequence[RoundManifest], count: int, live: Live | None) -> float | None:
+    """Rounds that are left, at the pace of the last ones; None before there is a pace."""
+    recent = sorted(sum(manifest.seconds.values()) for manifest in rounds[1:][-RECENT:])
+    if not recent:
+        return None
+    pace = recent[len(recent) // 2]
+    left = (count - rounds[-1].round) * pace
+    gone = age(live.opened) if live and live.opened else None
+    return max(0.0, left - min(gone or 0.0, pace))

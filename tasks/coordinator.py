@@ -23,6 +23,7 @@ from schemas.manifests import RoundManifest
 from tasks.events import LEFT_OUT
 from tasks.processes import launcher
 from tasks.progress import step
+from tasks.reporting import report
 from tasks.site import SPANS
 
 INITIAL_MODEL_TIMEOUT = 3600.0
@@ -153,5 +154,6 @@ def publish(
             key=re.sub(r"[^a-z0-9-]+", "-", f"photon-{federation.run}-round".lower()),
             description=f"Run `{federation.run}`, round {manifest.round}. Model `{manifest.model_sha256[:16]}`.",
         )
+        report(federation, manifest)
         out.update(manifest=manifest)
         return manifest

@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
     "tokenizer": "bytes",
     "seed": 3,
     "model": {"n_layers": 1, "d_model": 32, "n_heads": 2, "vocab_size": 257, "max_seq_len": 64},
-    "rounds": {"count": 2},
+    "rounds": {"count": 2, "report_every": None},
     "local": {
         "steps": 3,
         "batch_size": 4,

@@ -34,7 +34,7 @@ def perplexity(record: Record) -> Picture | None:
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         axes.set_yscale("log")
-        _plain_log(axes)
+        plain_log(axes)
         axes.set_ylabel("perplexity, held-out text")
         _lines(axes, sites, {"all sites": whole})
 
@@ -61,14 +61,14 @@ def before_and_after(record: Record) -> Picture | None:
     def paint(figure: "Figure") -> None:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, site in zip(grid.flat, shown, strict=False):
-            _plot(axes, local[site], COLOURS[1], 1.6)
+            plot(axes, local[site], COLOURS[1], 1.6)
             if after[site]:
-                _plot(axes, after[site], COLOURS[0], 1.6)
+                plot(axes, after[site], COLOURS[0], 1.6)
             axes.set_title(short(site, 24), fontsize=12.5, loc="left", color=INK)
         for axes in list(grid.flat)[len(shown) :]:
             axes.set_visible(False)
         for axes in grid[-1]:
-            rounds_axis(axes, record.rounds[-1].round)
+            rounds_axis(axes)
         grid[0][0].set_ylabel("loss, nats a token")
         figure.legend(
             handles=[_handle(COLOURS[1], "its own model, before"), _handle(COLOURS[0], "averaged, after")],
@@ -130,19 +130,19 @@ def bytes_moved(record: Record) -> Picture | None:
 
         axes = figure.subplots()
         axes.set_yscale("log")
-        ends = [(ours[-1][1], "this run", COLOURS[0])]
-        _plot(axes, ours, COLOURS[0], 2.4)
+        ends = [(*ours[-1], "this run", COLOURS[0])]
+        plot(axes, ours, COLOURS[0], 2.4)
         if theirs:
-            _plot(axes, theirs, SOFT, 2.0, dashed=True)
-            ends.append((theirs[-1][1], "data-parallel", SOFT))
+            plot(axes, theirs, SOFT, 2.0, dashed=True)
+            ends.append((*theirs[-1], "data-parallel", SOFT))
             axes.fill_between(*_xy(theirs), _xy(ours)[1][-len(theirs) :], color=FAINT, alpha=0.18, linewidth=0)
         values = [value for line in (ours, theirs) for _, value in line]
         axes.set_ylim(min(values) / 2, max(values) * 2)
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
-        rounds_axis(axes, ours[-1][0])
-        label_ends(axes, ours[-1][0], ends)
+        rounds_axis(axes)
+        label_ends(axes, ends)
 
     return draw("bytes", "Bytes moved", alt, 260, paint)
 
@@ -194,22 +194,22 @@ def _lines(
         low, high: limits of the values; as the data are if left out.
     """
     last = max(t for line in (*sites.values(), *whole.values()) for t, _ in line)
-    ends: list[tuple[float, str, str]] = []
+    ends: list[tuple[float, float, str, str]] = []
     if len(sites) <= LINES:
         for (site, line), colour in zip(sites.items(), COLOURS, strict=False):
-            _plot(axes, line, colour, 1.5)
-            ends.append((line[-1][1], short(site), colour))
+            plot(axes, line, colour, 1.5)
+            ends.append((*line[-1], short(site), colour))
     else:
         ends += _band(axes, sites, last)
     for name, line in whole.items():
-        _plot(axes, line, INK, 3.0)
-        ends.append((line[-1][1], name, INK))
+        plot(axes, line, INK, 3.0)
+        ends.append((*line[-1], name, INK))
     axes.set_ylim(low, high)
-    rounds_axis(axes, last)
-    label_ends(axes, last, ends)
+    rounds_axis(axes)
+    label_ends(axes, ends)
 
 
-def _band(axes: "Axes", sites: Mapping[str, Line], last: int) -> list[tuple[float, str, str]]:
+def _band(axes: "Axes", sites: Mapping[str, Line], last: int) -> list[tuple[float, float, str, str]]:
     """The range and the middle half of many sites, and the farthest from the middle of them by name."""
     import numpy as np
 
@@ -220,27 +220,29 @@ def _band(axes: "Axes", sites: Mapping[str, Line], last: int) -> list[tuple[floa
     axes.fill_between(rounds, low, high, color=COLOURS[5], alpha=0.20, linewidth=0)
     axes.fill_between(rounds, first, third, color=COLOURS[0], alpha=0.25, linewidth=0)
     axes.plot(rounds, middle, color=COLOURS[0], linewidth=1.5)
-    ends = [(float(middle[-1]), f"median of {len(sites)}", COLOURS[0])]
+    ends = [(float(last), float(middle[-1]), f"median of {len(sites)}", COLOURS[0])]
     current = {site: line[-1][1] for site, line in sites.items() if line[-1][0] == last}
     far = sorted(current, key=lambda site: -abs(current[site] - float(middle[-1])))[:OUTLIERS]
     for site, colour in zip(far, COLOURS[1:], strict=False):
-        _plot(axes, sites[site], colour, 1.2)
-        ends.append((current[site], short(site), colour))
+        plot(axes, sites[site], colour, 1.2)
+        ends.append((float(last), current[site], short(site), colour))
     return ends
 
 
-def _plot(axes: "Axes", line: Line, colour: str, width: float, dashed: bool = False) -> None:
+def plot(
+    axes: "Axes", line: Sequence[tuple[float, float]], colour: str, width: float, dashed: bool = False
+) -> None:
     shown = thin(line, POINTS)
     marker = "o" if len(shown) <= 12 else ""
     axes.plot(*_xy(shown), color=colour, linewidth=width, marker=marker, markersize=2.2 * width,
               markeredgewidth=0, linestyle="--" if dashed else "-", clip_on=False)  # fmt: skip
 
 
-def _xy(line: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+def _xy(line: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [t for t, _ in line], [value for _, value in line]
 
 
-def _plain_log(axes: "Axes") -> None:
+def plain_log(axes: "Axes") -> None:
     """A logarithmic axis with ordinary numbers, also where it spans less than a decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 

@@ -4,7 +4,7 @@ Site names and reasons were written by strangers: the template escapes everythin
 own policy lets a browser load nothing and run nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,29 +65,44 @@ def render(record: Record, timelines: int = TIMELINES) -> str:
         record: the run.
         timelines: most rounds that get a timeline.
     """
+    return render_page(
+        title=record.run,
+        lead=lead(record),
+        glance=glance(record),
+        notes=notes(record),
+        sections=_sections(record, timelines),
+        footer=f"Made from the manifests in {record.url}.",
+    )
+
+
+def render_page(
+    title: str, lead: str, glance: Sequence[Fact], notes: Sequence[str], sections: Sequence[Section], footer: str
+) -> str:
+    """The template, filled."""
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    sections = [section.shown() for section in _sections(record, timelines)]
-    svg: Callable[[Picture], dict[str, str]] = lambda p: {"name": p.name, "title": p.title, "svg": Markup(p.svg)}  # noqa: E731
-    shown = [
-        {
-            **vars(section),
-            "pictures": [svg(picture) for picture in section.pictures if picture],
-            "folds": [{"summary": f.summary, "pictures": [svg(p) for p in f.pictures]} for f in section.folds],
-        }
-        for section in sections
-        if not section.empty
-    ]
+
+    def figures(pictures: Iterable[Picture | None]) -> list[dict[str, str]]:
+        return [{"name": p.name, "title": p.title, "svg": Markup(p.svg)} for p in pictures if p]
+
+    shown = [section for section in (section.shown() for section in sections) if not section.empty]
     return environment.get_template("page.html").render(
-        title=record.run,
+        title=title,
         css=Markup((HERE / "page.css").read_text("utf-8")),
-        lead=lead(record),
-        glance=glance(record),
-        notes=notes(record),
-        sections=shown,
-        footer=f"Made from the manifests in {record.url}. Nothing here was measured twice; nothing is loaded.",
+        lead=lead,
+        glance=glance,
+        notes=notes,
+        sections=[
+            {
+                **vars(section),
+                "pictures": figures(section.pictures),
+                "folds": [{"summary": fold.summary, "pictures": figures(fold.pictures)} for fold in section.folds],
+            }
+            for section in shown
+        ],
+        footer=footer,
     )
 
 

@@ -67,17 +67,18 @@ class Record:
         return sum(_product(tensor.shape) for tensor in tensors)
 
 
-def read_record(run: Run, count: int | None = None) -> Record:
+def read_record(run: Run, count: int | None = None, last: int | None = None) -> Record:
     """Everything that a report shows, from the store.
 
     Args:
         run: the run.
         count: rounds that the federation file asks for.
+        last: the newest round that is read; the latest committed one if left out.
 
     Raises:
         PhotonError: a round is missing, or a manifest is damaged.
     """
-    latest = run.latest()
+    latest = run.latest() if last is None else last
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(run.round, range(0 if latest is None else latest + 1)))
         rounds = [manifest for manifest in found if manifest is not None]

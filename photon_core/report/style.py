@@ -127,13 +127,12 @@ def _inline(svg: str, name: str, alt: str) -> str:
     return f'<svg viewBox="{view[1]}" role="img" aria-label="{label}" xmlns="http://www.w3.org/2000/svg">{body}'
 
 
-def label_ends(axes: "Axes", x: float, ends: Sequence[tuple[float, str, str]], gap: float = 15.0) -> None:
+def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], gap: float = 15.0) -> None:
     """Names at the right ends of lines, apart from each other.
 
     Args:
         axes: with its limits and scale set.
-        x: where the lines end.
-        ends: (y, text, colour) of each line.
+        ends: (x, y, text, colour) of each line's last point.
         gap: least distance of two names, in points.
     """
     names = [
@@ -141,12 +140,12 @@ def label_ends(axes: "Axes", x: float, ends: Sequence[tuple[float, str, str]], g
             text, (x, y), xytext=(7, 0), textcoords="offset points", color=colour,
             va="center", ha="left", fontsize=12, annotation_clip=False,
         )
-        for y, text, colour in ends
+        for x, y, text, colour in ends
     ]  # fmt: skip
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()  # only now is it known how high the axes are
-    points = [float(axes.transData.transform((x, y))[1]) for y, _, _ in ends]
+    points = [float(axes.transData.transform((x, y))[1]) for x, y, _, _ in ends]
     low, high = axes.transAxes.transform((0, 0))[1], axes.transAxes.transform((0, 1))[1]
     order = sorted(range(len(ends)), key=points.__getitem__)
     for i, place in zip(order, spread(sorted(points), gap, low, high), strict=True):
@@ -170,7 +169,7 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     return moved
 
 
-def rounds_axis(axes: "Axes", last: int) -> None:
+def rounds_axis(axes: "Axes") -> None:
     """Whole numbers of rounds below."""
     from matplotlib.ticker import MaxNLocator
 

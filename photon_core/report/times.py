@@ -12,7 +12,6 @@ from photon_core.report.style import (
     SOFT,
     Picture,
     draw,
-    rounds_axis,
     short,
 )
 from schemas.manifests import RoundManifest, Span
@@ -178,6 +177,3 @@ def _left_out_rows(rounds: list[RoundManifest], sites: list[str]) -> list[tuple[
 
 def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-__all__ = ["gantt", "has_timeline", "rounds_axis", "rows", "site_seconds", "straggler"]

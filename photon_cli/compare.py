@@ -1,0 +1,88 @@
+"""photon compare: runs side by side, in the terminal or as a page. Needs no server and no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from photon_cli.progress import display
+from photon_core.errors import FederationError
+from photon_core.layout import Run
+from photon_core.report.compare import differences, names, render, results
+from photon_core.report.record import Record, read_record
+from photon_core.rounds import run_of
+from photon_core.store import Store
+from schemas.load import load_federation
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+BINS = 24  # of a curve in the terminal
+
+
+def compare(runs: Sequence[str], to: Path | None, quiet: bool) -> None:
+    """Print the table, or write the page.
+
+    Args:
+        runs: federation files, or <store>/<run> paths or URLs.
+        to: the page's file, overwritten; the terminal if None.
+        quiet: nothing about progress.
+
+    Raises:
+        FederationError: fewer than two runs, or one that is not there.
+    """
+    if len(runs) < 2:
+        raise FederationError("compare at least two runs: photon compare RUN RUN")
+    with display(quiet) as show:
+        records = []
+        for i, name in enumerate(runs, 1):
+            show.activity("compare", f"reading {name}", i, len(runs))
+            records.append(read(name))
+        if to is not None:
+            show.activity("compare", "drawing")
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_text(render(records), "utf-8")
+            show.say(f"{to}: {len(records)} runs; open it in a browser")
+        show.finish("compare")
+    if to is None:
+        _print(records)
+
+
+def read(name: str) -> Record:
+    """The record of a federation file's run, or of <store>/<run>."""
+    if name.endswith((".yaml", ".yml")) or Path(name).is_file():
+        federation = load_federation(Path(name))
+        record = read_record(run_of(federation), federation.rounds.count)
+    else:
+        store, _, run = name.rstrip("/").rpartition("/")
+        if not store:
+            raise FederationError(f"'{name}' is no run; write a federation file, or <store>/<run>")
+        record = read_record(Run(Store(store), run))
+    if record.birth is None:
+        raise FederationError(f"{record.url}: there is no run; write a federation file, or <store>/<run>")
+    return record
+
+
+def _print(records: Sequence[Record]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = names(records)
+    table = Table("", *shown, box=None, pad_edge=False, header_style="bold")
+    for key, values in results(records):
+        table.add_row(key, *values)
+    table.add_row("perplexity by round", *(_spark(record, records) for record in records), end_section=True)
+    for key, values in differences(records):
+        table.add_row(key, *values)
+    Console(highlight=False, soft_wrap=False).print(table)
+
+
+def _spark(record: Record, records: Sequence[Record]) -> str:
+    """A run's perplexity as small bars, on one scale for all runs."""
+    from math import log
+
+    every = [m.metrics["perplexity"] for one in records for m in one.rounds if "perplexity" in m.metrics]
+    mine = [m.metrics["perplexity"] for m in record.rounds if "perplexity" in m.metrics]
+    if not mine:
+        return ""
+    low, high = log(min(every)), log(max(every))
+    points = [
+        mine[round(i * (len(mine) - 1) / (min(BINS, len(mine)) - 1 or 1))] for i in range(min(BINS, len(mine)))
+    ]
+    return "".join(BLOCKS[1 + round((log(value) - low) / ((high - low) or 1.0) * 7)] for value in points)

@@ -1,0 +1,58 @@
+"""A round's report into its store, in a process of its own: matplotlib takes a second to import.
+
+    python -m photon_core.report.write    # reads {"store": URL, "options": {...}, "run": R, "t": 7, "count": 9}
+
+Prints one JSON object: where the page is, and the round's key picture as an SVG file.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from photon_core.errors import PhotonError, StoreConflict
+from photon_core.layout import Run
+from photon_core.report import key
+from photon_core.report.page import render
+from photon_core.report.record import read_record
+from photon_core.store import Store
+
+NAME = "report.html"
+TIMELINES = 3  # of a page that is written after every round
+PR_SET_PDEATHSIG = 1
+
+
+def write_report(store: Store, run: str, t: int, count: int | None) -> dict[str, Any]:
+    """Put rounds/<t>/report.html into the store, of the rounds up to t.
+
+    Returns:
+        The page's location, whether it is new, and the round's key picture.
+    """
+    where = Run(store, run)
+    record = read_record(where, count, t)
+    path = f"{where.round_dir(t)}/{NAME}"
+    try:
+        store.create(path, render(record, TIMELINES).encode())
+        new = True
+    except StoreConflict:
+        new = False  # another coordinator has told the same
+    return {"location": store.locate(path), "new": new, "picture": key.picture(record)}
+
+
+def main() -> None:
+    """Entry point: nothing of it outlives the process that asked, and it never takes a core from training."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.nice(10)
+    asked = json.load(sys.stdin)
+    try:
+        store = Store(asked["store"], **asked["options"])
+        print(json.dumps(write_report(store, asked["run"], asked["t"], asked["count"])))
+    except PhotonError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

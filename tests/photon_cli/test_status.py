@@ -1,0 +1,106 @@
+"""photon status: from the store alone, and with what a Prefect server adds."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from photon_cli.live import age, ask
+from photon_cli.status import Status
+from schemas.federation import Federation
+from schemas.load import load_federation
+
+KEYS = {"version", "run", "store", "committed", "count", "seconds_left", "server", "opened", "coordinator",
+        "sites", "rounds"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+
+def look(file: Path) -> Status:
+    return Status(load_federation(file), file.parent / ".prefect")
+
+
+def test_from_the_store_alone(committed: Callable[..., Path]):
+    status = look(committed(2, rounds={"count": 5}))
+    facts = status.facts()
+    assert set(facts) == KEYS and facts["version"] == 1
+    assert (facts["committed"], facts["count"], facts["seconds_left"]) == (2, 5, 3 * 12.0)
+    assert [site["state"] for site in facts["sites"]] == ["no update yet", "no update yet"]
+    assert status.lines()[0].endswith("about 36 s left") and "no Prefect server answers" in status.lines()[1]
+
+
+def test_a_finished_run_asks_nobody(committed: Callable[..., Path]):
+    status = look(committed(2, rounds={"count": 2}))
+    assert status.finished and status.facts()["sites"] == [] and len(status.lines()) == 1
+
+
+def test_a_server_that_is_no_server_is_none(committed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert look(committed(1)).live is None
+
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"detail": "some other program"}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert ask(f"http://127.0.0.1:{server.server_port}/api", "tiny", 1) is None
+        server.shutdown()
+
+
+def test_watching_without_a_terminal_is_lines_until_the_end(committed: Callable[..., Path]):
+    file = committed(2, rounds={"count": 2})
+    photon = Path(sys.executable).parent / "photon"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run([photon, "status", file, "--watch"], capture_output=True, text=True, timeout=60, env=env)
+    assert (done.returncode, done.stdout) == (0, "2 of 2 rounds\n")
+    done = subprocess.run(
+        [photon, "status", file, "--watch", "--json"], capture_output=True, text=True, timeout=60, env=env
+    )
+    assert json.loads(done.stdout)["committed"] == 2
+
+
+def test_ages_are_of_any_zone():
+    then = datetime.now(UTC) - timedelta(seconds=90)
+    assert 89 < (age(then.isoformat()) or 0) < 100
+    assert 89 < (age(then.isoformat().replace("+00:00", "Z")) or 0) < 100
+    assert age("") is None
+
+
+@pytest.mark.slow
+def test_with_a_server_it_says_what_each_site_does(prefect_server: str, prepared: Callable[..., Federation]):
+    """Looked at while round 1 trains, through the server's address alone."""
+    from flows.federated_run import federated_run
+
+    federation = prepared(run="watched", rounds={"count": 1}, local={"steps": 400})
+    runner = threading.Thread(target=federated_run, args=(federation,))
+    runner.start()
+    seen: set[tuple[str, str, str]] = set()
+    opened = ""
+    while runner.is_alive() and len(seen) < 2:
+        live = ask(f"{prefect_server}/api", "watched", 1)
+        assert live is not None
+        opened = opened or live.opened
+        time.sleep(0.5)  # the server has to record what it is asked about
+        seen |= {
+            (d.site, d.step, d.state) for d in live.sites.values() if d.step == "train" and d.state == "Running"
+        }
+    runner.join(120)
+    assert seen == {("a", "train", "Running"), ("b", "train", "Running")}
+    assert age(opened) is not None
