@@ -1,0 +1,252 @@
+"""What each codec of updates saves and costs: bytes a round against perplexity, and how fast it is.
+
+    python -m benchmarks.compression [--data ../shared/data] [--rounds 24] [--quick]
+
+The same small federation of real texts once with every codec: the same data, seed, initial model, steps, so that
+whatever differs comes from the codec. Each site trains as in a round, in a child process, from its private state
+(error feedback included); updates go through the store; the coordinator aggregates them in its one pass. Only
+Prefect is left out, which moves no bytes. Speed is of encoding and decoding a change of 32 million parameters on
+one core, in GB of float32 parameters a second [bytes_factor: float32 parameters' bytes over the update's;
+perplexity_increase against float32; both of the codec that sends least at under 1 % higher perplexity].
+"""
+
+import argparse
+import gzip
+import json
+import math
+import shutil
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT, Neighbours, cores, finish, heading, machine, say, table
+from benchmarks.six_sites import evaluate, train_tokenizer, valid_sequences
+
+CODECS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"codec": "bfloat16"},
+    "float16": {"codec": "float16"},
+    "int8": {"codec": "int8"},
+    "int4": {"codec": "int4"},
+    "topk 1/8": {"codec": "topk", "top_k": 0.125},
+    "topk 1/16": {"codec": "topk", "top_k": 0.0625},
+    "topk 1/32": {"codec": "topk", "top_k": 0.03125},
+    "topk 1/64 of 4096": {"codec": "topk", "top_k": 1 / 64, "block": 4096},
+    "topk 1/16, no feedback": {"codec": "topk", "top_k": 0.0625, "error_feedback": False},
+    "int4, model in bfloat16": {"codec": "int4", "model_dtype": "bfloat16"},
+}
+QUICK = ("float32", "int4", "topk 1/16")
+LIMIT = 0.01  # of perplexity, that the best codec may cost
+SPEED_ELEMENTS = 32_000_000
+
+FEDERATION: dict[str, Any] = {
+    "run": "compression",
+    "store": "store",
+    "tokenizer": "tokenizer.json",
+    "model": {"n_layers": 3, "d_model": 160, "n_heads": 5, "vocab_size": 2048, "max_seq_len": 128},
+    "rounds": {"count": 24},
+    "local": {
+        "steps": 30,
+        "batch_size": 4,
+        "device": "cpu",
+        "optimizer": {"lr": 4e-3},
+        "schedule": {"warmup_steps": 50, "alpha": 0.1},
+    },
+    "server": {"optimizer": "nesterov", "lr": 0.7, "momentum": 0.6},
+    "data": {"validation_share": 0.02},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the domains")
+    parser.add_argument("--rounds", type=int, default=FEDERATION["rounds"]["count"])
+    parser.add_argument("--quick", action="store_true", help="under a minute: two short rounds, no result")
+    arguments = parser.parse_args()
+    domains = sorted(path.parent.name for path in arguments.data.glob("*/train.jsonl.gz"))
+    if not domains:
+        print(f"skipped: {arguments.data} has no <domain>/train.jsonl.gz; name such a folder with --data")
+        print(json.dumps({"skipped": "no data"}))
+        return
+    at, neighbours = machine(), Neighbours()
+    with tempfile.TemporaryDirectory(prefix="photon-compression-") as name:
+        rows = measure(Path(name), arguments.data.resolve(), domains, arguments.rounds, quick=arguments.quick)
+    show(at, neighbours.share(), rows, quick=arguments.quick)
+
+
+def measure(work: Path, data: Path, domains: list[str], rounds: int, *, quick: bool) -> list[dict[str, Any]]:
+    """A row for each codec."""
+    from photon_core.data.prepare import prepare_site
+    from photon_core.training.launch import Launcher
+    from schemas.federation import Federation
+
+    values = {**FEDERATION, "rounds": {"count": rounds}}
+    if quick:
+        domains = domains[:2]
+        model = {**FEDERATION["model"], "vocab_size": 257}
+        local = {**FEDERATION["local"], "steps": 4, "schedule": {}}
+        values.update(rounds={"count": 2}, tokenizer="bytes", model=model, local=local)
+    else:
+        say("training the tokenizer")
+        train_tokenizer(data, domains, work / "tokenizer.json")
+        values["tokenizer"] = str(work / "tokenizer.json")
+
+    def federation(number: int, update: dict[str, Any]) -> Federation:
+        sites = [
+            {
+                "name": domain,
+                "state_dir": str(work / str(number) / domain),
+                "streams": [{"name": "text", "source": str(source(work, data, domain, quick=quick))}],
+            }
+            for domain in domains
+        ]
+        store = str(work / f"store-{number}")
+        return Federation.model_validate({**values, "store": store, "update": update, "sites": sites})
+
+    chosen = {name: CODECS[name] for name in QUICK} if quick else CODECS
+    first = federation(0, {})
+    rows = []
+    with Launcher(slots=cores()) as launcher:
+        launcher.warm()
+        for domain in domains:
+            say(f"preparing {domain}")
+            prepare_site(first, domain)
+        held_out = {domain: valid_sequences(first, data / domain / "valid.jsonl.gz") for domain in domains}
+        for number, (name, update) in enumerate(chosen.items()):
+            say(name)
+            setting = federation(number, update)
+            for domain in domains if number else ():
+                shutil.copytree(work / "0" / domain / "data", work / str(number) / domain / "data")
+            row = federate(setting, launcher, work)
+            losses = evaluate(setting, row.pop("files"), held_out)
+            rows.append({"codec": name, **row, **speed(setting, quick=quick)})
+            rows[-1]["perplexity"] = math.exp(sum(losses.values()) / len(losses))
+            shutil.rmtree(work / f"store-{number}")
+    for row in rows:
+        row["increase"] = row["perplexity"] / rows[0]["perplexity"] - 1
+    return rows
+
+
+def source(work: Path, data: Path, domain: str, *, quick: bool) -> Path:
+    """A domain's training texts; the first few where it must be quick."""
+    whole = data / domain / "train.jsonl.gz"
+    if not quick:
+        return whole
+    part = work / f"{domain}.jsonl"
+    if not part.exists():
+        with gzip.open(whole, "rt", encoding="utf-8") as lines:
+            part.write_text("".join(line for line, _ in zip(lines, range(200), strict=False)), "utf-8")
+    return part
+
+
+def federate(federation: Any, launcher: Any, work: Path) -> dict[str, Any]:
+    """All rounds: bytes an update and a model sent have, and the last model's files."""
+    from photon_core.candidate import aggregate_round, commit
+    from photon_core.data.tokenizer import load_tokenizer
+    from photon_core.rounds import open_run, run_of
+
+    run = run_of(federation)
+
+    def initial() -> Any:
+        arguments = {"federation": federation, "folder": work}
+        return launcher.run("photon_core.start:make_initial", arguments, label="initial")
+
+    open_run(run, federation, load_tokenizer(federation.tokenizer).sha256, initial)
+    names = [site.name for site in federation.sites]
+    manifest = run.round(0)
+    parameters = sum(math.prod(t.shape) for entry in manifest.model for t in entry.tensors.values())
+    for t in range(1, federation.rounds.count + 1):
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(lambda site, t=t: train_site(federation, run, launcher, site, t), names))
+        candidate = aggregate_round(run, federation, t, names, {})
+        manifest = commit(run, federation, candidate, names, {}, {}, {}, {})
+    updates = manifest.updates.values()
+    folder = Path(run.store.url) / run.round_dir(federation.rounds.count)
+    sent = sum(update.bytes for update in updates) / len(updates)
+    return {
+        "bytes": sent,
+        "factor": 4 * parameters / sent,
+        "download": sum(entry.bytes for entry in manifest.download or manifest.model),
+        "files": [folder / entry.path for entry in manifest.model],
+        "tokens": manifest.total_tokens,
+        "guard": sum(len(found.guard) for r in range(manifest.round + 1) if (found := run.round(r))),
+    }
+
+
+def train_site(federation: Any, run: Any, launcher: Any, site: str, t: int) -> None:
+    """What a site does in a round: fetch the model, train, upload."""
+    from photon_core.data.paths import cache_dir
+    from photon_core.rounds import last_contribution
+    from photon_core.training.job import LocalJob
+    from photon_core.update.upload import upload_update
+
+    base = run.round(t - 1)
+    folder = cache_dir(federation, site) / "model"
+    files = [str(run.store.fetch(e, run.round_dir(t - 1), folder)) for e in base.download or base.model]
+    resume = last_contribution(run, site, t)
+    job = LocalJob(federation, site, t, 1, files, base.model_sha256, base.global_step, resume, launcher.threads)
+    log = folder.parent / "training.log"
+    trained = launcher.run("photon_core.training.local:train", {"job": job}, label=f"{t}/{site}", log_path=log)
+    upload_update(run, federation, site, t, trained)
+
+
+def speed(federation: Any, *, quick: bool) -> dict[str, float]:
+    """GB of float32 parameters that are encoded and decoded a second, the best of three."""
+    import numpy as np
+
+    from photon_core.update.codec import Lossless, get_codec
+
+    count = SPEED_ELEMENTS // (16 if quick else 1)
+    codec = get_codec(federation.update.codec_name)
+    theta = np.random.default_rng(0).standard_normal(count, np.float32)
+    change = 1e-3 * np.random.default_rng(1).standard_normal(count, np.float32)
+    theta_k, out, best = theta + change, np.empty_like(theta), {"encode": 0.0, "decode": 0.0}
+    piece = 1 << 17  # as the coordinator decodes
+    for _ in range(3):
+        start = time.perf_counter()
+        encoded = codec.encode(theta, theta_k) if isinstance(codec, Lossless) else codec.encode(change)
+        middle = time.perf_counter()
+        for at in range(0, count, piece):
+            end = min(at + piece, count)
+            codec.decode(theta[at:end], encoded[codec.position(at) : codec.position(end)], out[at:end])
+        done = time.perf_counter()
+        best["encode"] = max(best["encode"], theta.nbytes / 1e9 / (middle - start))
+        best["decode"] = max(best["decode"], theta.nbytes / 1e9 / (done - middle))
+    return best
+
+
+def show(at: dict[str, Any], others: float | None, rows: list[dict[str, Any]], *, quick: bool) -> None:
+    """The table, then the last line."""
+    heading("Codecs of updates" + (" (quick: too short to mean anything)" if quick else ""), at, others)
+    columns = ("codec", "bytes an update", "x fewer", "model sent", "perplexity", "against float32 %",
+               "encode GB/s", "decode GB/s", "guard")  # fmt: skip
+    table(
+        f"{rows[0]['tokens']:,} tokens each",
+        columns,
+        [
+            (
+                row["codec"], round(row["bytes"]), row["factor"], row["download"], row["perplexity"],
+                100 * row["increase"], row["encode"], row["decode"], row["guard"],
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+    good = [row for row in rows if row["increase"] < LIMIT]
+    best = max(good, key=lambda row: row["factor"])
+    finish(
+        {
+            "bytes_factor": round(best["factor"], 2),
+            "perplexity_increase": round(best["increase"], 5),
+            "best": best["codec"],
+            "rows": [{k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows],
+            "others_share": others,
+            "quick": quick,
+        },
+        at,
+    )
+
+
+if __name__ == "__main__":
+    main()
