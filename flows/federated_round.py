@@ -24,6 +24,7 @@ from flows.cancellation import cancel_sites
 from flows.outcome import failure
 from flows.site_round import site_steps
 from flows.start import start_at_site
+from photon_core.aggregation.tree import regions
 from photon_core.candidate import Candidate
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
@@ -79,7 +80,7 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
     seconds = {"sites": time.monotonic() - clock}
 
     clock = time.monotonic()
-    candidate = coordinator.aggregate(federation, t, sampled, left_out)
+    candidate = coordinator.aggregate(federation, t, sampled, left_out, _regions(federation, t, sampled))
     seconds["aggregate"] = time.monotonic() - clock
 
     clock = time.monotonic()
@@ -114,6 +115,24 @@ def _wait(federation: Federation, t: int, futures: SiteFutures, deadline: float)
         if site not in reasons and (reason := failure(site_futures)):
             reasons[site] = reason
     return reasons
+
+
+def _regions(federation: Federation, t: int, sampled: list[str]) -> dict[str, str]:
+    """Above `aggregation.tree_above` sites: every region's mean, then the second look. Returns bad updates.
+
+    A region whose task fails is made up for by `coordinator.aggregate`, which also says what was wrong.
+    """
+    bad: dict[str, str] = {}
+    for name in ("average", "compare"):
+        futures = [
+            coordinator.aggregate_region.submit(federation, t, sampled, region, name, dict(bad))
+            for region in regions(federation.aggregation, sampled)
+        ]
+        wait(futures)
+        for future in futures:
+            if future.state.is_completed():
+                bad |= future.result()
+    return bad
 
 
 def _evaluate(

@@ -1,22 +1,32 @@
 """The next global model: aggregated from what the sites have committed, guarded, evaluated, committed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import TypedDict
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
 from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.guard import RUNNING_ROUNDS, loss_trouble, norm_trouble
 from photon_core.aggregation.server_schedule import server_at
+from photon_core.aggregation.tree import Tree, reference, regions
 from photon_core.errors import CorruptFile, QuorumMissed, StepOverflow, UpdateRejected, printable
 from photon_core.layout import Run, model_sha256, versions
 from photon_core.round_metrics import aggregate_metrics
 from photon_core.rounds import federation_sha256, newest_update, utc_now
 from photon_core.spans import timeline
 from schemas.federation import Federation
-from schemas.manifests import FileEntry, RoundManifest, Span, UpdateManifest, UpdateRef
+from schemas.manifests import FileEntry, RoundManifest, Span, UpdateManifest
 from schemas.server import Server
 
 NOTES_LIMIT = 20  # of a site's own notes in a round's manifest
+
+
+class Limits(TypedDict):
+    """Most tokens and local steps that a site can have trained in a round."""
+
+    token_limit: int
+    step_limit: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Candidate:
         updates: what was aggregated.
         server: settings as used, with the learning rate of this step.
         left_out: site -> why its update is not among them.
+        groups: the regions that are averaged first; none where one server reads all.
         guard: what the guard has found and done, a sentence for each time that the round was applied again.
         download: the model rounded to bfloat16, if that is what the sites fetch.
     """
@@ -39,6 +50,7 @@ class Candidate:
     server: Server
     left_out: dict[str, str] = field(default_factory=dict)
     guard: list[str] = field(default_factory=list)
+    groups: dict[int, list[str]] = field(default_factory=dict)
     download: list[FileEntry] = field(default_factory=list)
 
     @property
@@ -48,28 +60,84 @@ class Candidate:
 
 
 def aggregate_round(
-    run: Run, federation: Federation, t: int, sampled: list[str], left_out: dict[str, str]
+    run: Run,
+    federation: Federation,
+    t: int,
+    sampled: list[str],
+    left_out: dict[str, str],
+    rejected: Mapping[str, str] | None = None,
 ) -> Candidate:
     """Aggregate what the sampled sites have committed; a bad update is left out by name.
+
+    Above the number of sites that the file says, by regions; what `aggregate_region` has done is not done again.
+
+    Args:
+        run, federation, t, sampled: the round.
+        left_out: site -> why its steps ended without an update.
+        rejected: site -> why its update is bad, where that is known already.
 
     Raises:
         QuorumMissed: fewer sites than the quorum have a usable update; every reason is in the message.
     """
-    left_out = dict(left_out)
-    updates = {}
+    updates, reasons = _gather(run, t, sampled, left_out, rejected)
+    server = server_at(t, federation.server, federation.rounds.count)
+    groups = regions(federation.aggregation, sampled)
+    start = Candidate(t, Aggregate([], [], {}), updates, server, reasons, groups=groups)
+    return _guarded(run, federation, start)
+
+
+def aggregate_region(
+    run: Run,
+    federation: Federation,
+    t: int,
+    sampled: list[str],
+    region: int,
+    rejected: Mapping[str, str] | None = None,
+    second_look: bool = False,
+) -> dict[str, str]:
+    """Commit a region's mean, or, once every region has one, its sites' cosines with the mean of all.
+
+    Returns:
+        the region's bad updates: site -> reason.
+    """
+    updates, _ = _gather(run, t, sampled, {}, rejected)
+    groups, found = regions(federation.aggregation, sampled), dict[str, str]()
+    while True:
+        tree = Tree(run, t, groups, updates, federation.server, **_limits(federation))
+        try:
+            if region in tree.groups:
+                tree.compare(region) if second_look else tree.partial(region)
+            return found
+        except UpdateRejected as bad:
+            del updates[bad.site]
+            found[bad.site] = bad.reason
+
+
+def _gather(
+    run: Run, t: int, sampled: list[str], left_out: Mapping[str, str], rejected: Mapping[str, str] | None
+) -> tuple[dict[str, UpdateManifest], dict[str, str]]:
+    """The committed updates, and every sampled site that has none to aggregate, with the reason."""
+    reasons, updates = {**left_out, **(rejected or {})}, {}
     for site in sampled:
+        if site in (rejected or {}):
+            continue
         try:
             update = newest_update(run, t, site)
         except CorruptFile as error:
-            left_out[site] = printable(str(error))
+            reasons[site] = printable(str(error))
             continue
         if update is not None:
             updates[site] = update
-            left_out.pop(site, None)  # whatever its task said, the store has its work
+            reasons.pop(site, None)  # whatever its task said, the store has its work
         else:
-            left_out.setdefault(site, "no update was committed")
-    server = server_at(t, federation.server, federation.rounds.count)
-    return _guarded(run, federation, Candidate(t, Aggregate([], [], {}), updates, server, left_out))
+            reasons.setdefault(site, "no update was committed")
+    return updates, reasons
+
+
+def _limits(federation: Federation) -> Limits:
+    local = federation.local
+    tokens = local.steps * local.batch_size * federation.model.max_seq_len
+    return Limits(token_limit=tokens, step_limit=local.steps)
 
 
 def apply_again(
@@ -140,12 +208,13 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
         QuorumMissed: there are too few of them.
     """
     t, updates, left_out = candidate.t, dict(candidate.updates), dict(candidate.left_out)
-    token_limit = federation.local.steps * federation.local.batch_size * federation.model.max_seq_len
+    limits = _limits(federation)
     while len(updates) >= federation.quorum:
         try:
-            result = aggregate(
-                run, t, updates, candidate.server, token_limit=token_limit, step_limit=federation.local.steps
-            )
+            if candidate.groups:
+                result = Tree(run, t, candidate.groups, updates, candidate.server, **limits).aggregate()
+            else:
+                result = aggregate(run, t, updates, candidate.server, **limits)
             return replace(candidate, result=result, updates=updates, left_out=left_out)
         except UpdateRejected as rejected:
             del updates[rejected.site]
@@ -190,8 +259,9 @@ def commit(
         optimizer=candidate.result.optimizer,
         sampled=sampled,
         paused=federation.paused,
-        updates={site: _ref(run, update, candidate.result.weights[site]) for site, update in updates.items()},
+        updates={site: reference(run, update, candidate.result.weights[site]) for site, update in updates.items()},
         left_out=candidate.left_out,
+        partials=candidate.result.partials,
         incidents=_incidents(updates, incidents),
         server=candidate.server.model_dump(mode="json"),
         guard=candidate.guard,
@@ -221,15 +291,3 @@ def _incidents(updates: dict[str, UpdateManifest], coordinator: dict[str, list[s
         for site, update in updates.items()
     }
     return {site: notes for site, notes in found.items() if notes}
-
-
-def _ref(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
-    return UpdateRef(
-        attempt=update.attempt,
-        sha256=run.update_sha256(update.round, update.site, update.attempt),
-        tokens=update.tokens,
-        weight=weight,
-        bytes=sum(entry.bytes for entry in update.files),
-        steps=update.steps,
-        metrics=update.metrics,
-    )

@@ -21,6 +21,7 @@ from schemas.manifests import FileEntry, RemovalManifest
 PLACE = re.compile(r"[^/]+/rounds/(?P<t>\d{6,})/(?P<rest>.+)")
 TEMPORARY = re.compile(r"\.(probe-[0-9a-f]{32}|[0-9a-f]{32}\.tmp)")
 UPDATE = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4})/update\.json")
+REGION = re.compile(r"(?P<folder>regions/\d{4}/[0-9a-f]{16}/\d{4})/partial\.json")
 DATA = ".safetensors"
 DAY = 86_400.0
 THREADS = 8  # removals at a time
@@ -174,6 +175,10 @@ def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
             continue
         if place["rest"] == "round.json" and (manifest := run.round(t)):
             cover(t, run.round_dir(t), [*manifest.model, *manifest.download, *manifest.optimizer])
+        elif at := REGION.fullmatch(place["rest"]):
+            folder = f"{run.round_dir(t)}/{at['folder']}"
+            if partial := run.partial(folder):
+                cover(t, folder, partial.files)
         elif at := UPDATE.fullmatch(place["rest"]):
             try:
                 update = run.update(t, at["site"], int(at["attempt"]))

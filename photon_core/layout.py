@@ -3,6 +3,7 @@
     <store>/<run>/run.json
     <store>/<run>/rounds/000007/{model,optimizer}/*.safetensors, round.json (written last)
     <store>/<run>/rounds/000007/sites/<site>/0001/*.safetensors, update.json (written last)
+    <store>/<run>/rounds/000007/regions/0001/<inputs>/0001/model/*.safetensors, partial.json (written last)
     <store>/<run>/rounds/000007/removed.json (photon gc has taken the tensors away)
 
 Round 0 holds the initial model. The sites of round t start from the model of round t-1 and write under
@@ -22,6 +23,7 @@ from photon_core.store import Store, check_path
 from schemas.manifests import (
     FileEntry,
     Manifest,
+    PartialManifest,
     RemovalManifest,
     RoundManifest,
     RunManifest,
@@ -32,9 +34,10 @@ from schemas.values import NAME
 MANIFEST_LIMIT = 64 << 20  # bytes; a 7B model's manifest is a few hundred kB
 UPDATE_LIMIT = 1 << 20  # bytes of an update's manifest beyond four times those of the round that it follows
 REMOVED = "removed.json"
+PARTIAL = "partial.json"
 PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "prefect", "numpy")
 
-AnyManifest = TypeVar("AnyManifest", RunManifest, RoundManifest, UpdateManifest, RemovalManifest)
+AnyManifest = TypeVar("AnyManifest", RunManifest, RoundManifest, UpdateManifest, PartialManifest, RemovalManifest)
 
 
 class Run:
@@ -143,6 +146,22 @@ class Run:
         if data is None:
             raise PhotonError(f"attempt {attempt} of site '{site}' for round {t} is not committed")
         return sha256_bytes(data)
+
+    def partial(self, folder: str) -> PartialManifest | None:
+        """The partial aggregate of a folder (aggregation/tree.py), or None while it is not committed."""
+        return self._load(PartialManifest, f"{folder}/{PARTIAL}")
+
+    def partial_sha256(self, folder: str) -> str:
+        """Hash of partial.json's bytes. Raises PhotonError when it is not committed."""
+        data = self._bytes(f"{folder}/{PARTIAL}")
+        if data is None:
+            raise PhotonError(f"there is no partial aggregate in {self.store.locate(folder)}")
+        return sha256_bytes(data)
+
+    def commit_partial(self, folder: str, manifest: PartialManifest) -> None:
+        """Commit partial.json. Raises StoreConflict when it is there."""
+        self._same("run", manifest.run, self.run)
+        self._commit(f"{folder}/{PARTIAL}", manifest)
 
     def removed(self, t: int) -> RemovalManifest | None:
         """The note that `photon gc` took round t's tensors away; None while they are there."""

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from schemas.aggregation import Aggregation
 from schemas.deploy import Deploy, PoolType, Storage
 from schemas.local import Local
 from schemas.model import Model
@@ -84,6 +85,7 @@ class Federation(Section):
     local: Local
     update: Update = Update()
     server: Server = Server()
+    aggregation: Aggregation = Aggregation()
     data: Data = Data()
     storage: Storage = Storage()
     deploy: Deploy = Deploy()
@@ -170,6 +172,15 @@ class Federation(Section):
                     f"{site.steps} steps, but local.steps is {self.local.steps}; write at most that",
                     *("sites", i, "steps"),
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _tree(self) -> "Federation":
+        if self.aggregation.tree_above is not None and self.server.mean in ("median", "trimmed"):
+            raise wrong(
+                f"regions cannot be combined to a {self.server.mean} mean of their sites; drop it, or server.mean",
+                *("aggregation", "tree_above"),
+            )
         return self
 
     @model_validator(mode="after")

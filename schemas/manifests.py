@@ -141,6 +141,16 @@ class StartManifest(Manifest):
     notes: list[str] = Field(default_factory=list)
 
 
+class PartialManifest(UpdateManifest):
+    """rounds/<t>/regions/<region>/<inputs>/<attempt>/partial.json: the mean of some sites' parameters, committed.
+
+    It is an update of all of them together, with their tokens in sum, which the next server up weighs as such.
+    """
+
+    parts: dict[str, UpdateRef] = Field(description="site -> its update; weight is its share of this mean")
+    norms: dict[str, float] = Field(description="delta_norm/<site>, |theta - theta_k|")
+
+
 class RoundManifest(Manifest):
     """rounds/<t>/round.json: the commit of round t, written last. Round 0 holds the initial model."""
 
@@ -157,6 +167,9 @@ class RoundManifest(Manifest):
     updates: dict[str, UpdateRef] = Field(default_factory=dict)
     paused: list[str] = Field(default_factory=list, description="sites that took no part, by the federation file")
     left_out: dict[str, str] = Field(default_factory=dict, description="sampled site -> reason")
+    partials: dict[str, str] = Field(
+        default_factory=dict, description="partial.json -> its hash: the regions' means that were combined, if any"
+    )
     incidents: dict[str, list[str]] = Field(
         default_factory=dict, description="site -> retries, restarts, lost states of an update that was aggregated"
     )

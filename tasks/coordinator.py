@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import threading
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -28,6 +29,7 @@ from tasks.site import SPANS
 
 INITIAL_MODEL_TIMEOUT = 3600.0
 TRACKING_TIMEOUT = 120.0
+REGIONS = threading.BoundedSemaphore(2)  # at a time in this process: each takes its own memory
 
 
 @task(task_run_name="open run", cache_policy=NO_CACHE)
@@ -81,11 +83,23 @@ def sample(federation: Federation, t: int) -> list[str]:
     return sample_sites(names, federation.sites_per_round, federation.seed, t, weights)
 
 
+@task(task_run_name="{step_name} region {region}", cache_policy=NO_CACHE)
+def aggregate_region(
+    federation: Federation, t: int, sampled: list[str], region: int, step_name: str, rejected: dict[str, str]
+) -> dict[str, str]:
+    """A region's share of a tree: average its sites, or compare them with the mean of all. Returns bad updates."""
+    with REGIONS, step(t, f"{step_name} region {region}"):
+        look = step_name == "compare"
+        return candidates.aggregate_region(run_of(federation), federation, t, sampled, region, rejected, look)
+
+
 @task(task_run_name="aggregate", cache_policy=NO_CACHE)
-def aggregate(federation: Federation, t: int, sampled: list[str], left_out: dict[str, str]) -> Candidate:
+def aggregate(
+    federation: Federation, t: int, sampled: list[str], left_out: dict[str, str], rejected: dict[str, str]
+) -> Candidate:
     """Average the pseudo-gradients and apply the server optimizer; the result is not committed yet."""
     with step(t, "aggregate"):
-        candidate = candidates.aggregate_round(run_of(federation), federation, t, sampled, left_out)
+        candidate = candidates.aggregate_round(run_of(federation), federation, t, sampled, left_out, rejected)
         announce(federation, t, {site: why for site, why in candidate.left_out.items() if site not in left_out})
         for note in candidate.guard:
             get_run_logger().warning("round %d: %s", t, note)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifest
-from photon_core.aggregation.combine import Combine
+from photon_core.aggregation.combine import Combine, Given
 from photon_core.aggregation.norms import Norms
 from photon_core.aggregation.server_optimizer import OPTIMIZERS
 from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
@@ -42,12 +42,14 @@ class Aggregate:
         norms: pseudo_gradient_norm, model_norm, step_norm (of the new model - theta), and for every site
             delta_norm/<site> (of theta - theta_k) and cosine/<site> (of that with the mean pseudo-gradient; 0
             where one of them is 0).
+        partials: partial.json -> its hash, of the regions' means that were combined (aggregation/tree.py).
     """
 
     model: list[FileEntry]
     optimizer: list[FileEntry]
     weights: dict[str, float]
     norms: dict[str, float] = field(default_factory=dict)
+    partials: dict[str, str] = field(default_factory=dict)
 
 
 def aggregate(
@@ -61,6 +63,10 @@ def aggregate(
     token_limit: int = TOKEN_LIMIT,
     step_limit: int = STEP_LIMIT,
     threads: int | None = None,
+    folders: Mapping[str, str] | None = None,
+    shares: Mapping[str, float] | None = None,
+    into: str | None = None,
+    write: bool = True,
 ) -> Aggregate:
     """theta' = ServerOpt(theta, token-weighted mean of theta_k): writes round t's model and optimizer shards.
 
@@ -74,6 +80,10 @@ def aggregate(
         max_shard_bytes: size of the files.
         token_limit, step_limit: most tokens and local steps that a site can have trained in a round.
         threads: that read ahead and write behind; 0 for none.
+        folders: where updates are that are not at their site's place.
+        shares: what each update is multiplied by, theta getting what is left to 1; as the server says if left out.
+        into: folder of the result; round t's if left out.
+        write: whether there shall be files; without, only the norms are worked out.
 
     Raises:
         UpdateRejected: one site's update is bad; drop that site and call again.
@@ -91,7 +101,11 @@ def aggregate(
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads, "aggregate")) if threads else None
         ordered = {site: updates[site] for site in sorted(updates)}
-        return _Pass(run, t, base, ordered, server, pool, stack).work(chunk_elements, max_shard_bytes)
+        combine = Given(shares) if shares else Combine(server, ordered)
+        places = {s: (folders or {}).get(s) or run.site_dir(t, s, u.attempt) for s, u in ordered.items()}
+        target = (into or run.round_dir(t)) if write else None
+        whole = _Pass(run, t, base, ordered, places, combine, server, target, pool, stack)
+        return whole.work(chunk_elements, max_shard_bytes)
 
 
 class _Pass:
@@ -103,23 +117,23 @@ class _Pass:
         t: int,
         base: RoundManifest,
         updates: dict[str, UpdateManifest],
+        folders: dict[str, str],
+        combine: Combine,
         server: Server,
+        target: str | None,
         pool: Executor | None,
         stack: ExitStack,
     ) -> None:
         self.run, self.t, self.server, self.pool, self.stack = run, t, server, pool, stack
+        self.combine, self.target = combine, target
         self.tensors = all_tensors(base.model)
         if wrong := [name for name, tensor in self.tensors.items() if tensor.dtype != "F32"]:
             raise PhotonError(f"round {t - 1}'s tensor '{wrong[0]}' is not float32, as a global model must be")
-        self.combine = Combine(server, updates)
         self.optimizer = OPTIMIZERS[server.optimizer]
         self.codecs = [against(get_codec(update.codec), update.base_dtype) for update in updates.values()]
         self.base = self._reader(run.round_dir(t - 1), base.model)
-        self.state = self._reader(run.round_dir(t - 1), base.optimizer)
-        self.sites = {
-            site: self._reader(run.site_dir(t, site, update.attempt), update.files)
-            for site, update in updates.items()
-        }
+        self.state = self._reader(run.round_dir(t - 1), base.optimizer if self.optimizer.state else [])
+        self.sites = {site: self._reader(folders[site], update.files) for site, update in updates.items()}
 
     def work(self, chunk_elements: int, max_shard_bytes: int) -> Aggregate:
         model = self._writer("model/", self.tensors, max_shard_bytes)
@@ -155,8 +169,10 @@ class _Pass:
     def _reader(self, folder: str, entries: Sequence[FileEntry]) -> TensorReader:
         return self.stack.enter_context(TensorReader(self.run.store, folder, entries, self.pool))
 
-    def _writer(self, stem: str, tensors: Mapping[str, TensorEntry], max_bytes: int) -> ShardWriter:
-        writer = ShardWriter(self.run.store, self.run.round_dir(self.t), stem, tensors, max_bytes, self.pool)
+    def _writer(self, stem: str, tensors: Mapping[str, TensorEntry], max_bytes: int) -> "ShardWriter | _NoWriter":
+        if self.target is None:
+            return _NoWriter(tensors)
+        writer = ShardWriter(self.run.store, self.target, stem, tensors, max_bytes, self.pool)
         return self.stack.enter_context(writer)
 
     def _stream(self, reader: TensorReader, pieces: Sequence[Piece], prefix: str = "") -> Iterator[Array]:
@@ -180,7 +196,7 @@ class _Pass:
 
             yield decode
 
-    def _state_writer(self, name: str, max_bytes: int) -> ShardWriter:
+    def _state_writer(self, name: str, max_bytes: int) -> "ShardWriter | _NoWriter":
         tensors = {f"{name}.{tensor}": entry for tensor, entry in self.tensors.items()}
         return self._writer(f"optimizer/{name}-", tensors, max_bytes)
 
@@ -204,6 +220,19 @@ class _Pass:
                 raise UpdateRejected(site, str(error)) from error
         self.base.verify()
         self.state.verify()
+
+
+class _NoWriter:
+    """Stands for a ShardWriter where only norms are wanted."""
+
+    def __init__(self, tensors: Mapping[str, TensorEntry]) -> None:
+        self.order = sorted(tensors)
+
+    def write(self, name: str, values: Array) -> None:
+        pass
+
+    def close(self) -> list[FileEntry]:
+        return []
 
 
 def _blame(site: str, stream: Iterator[Array]) -> Iterator[Array]:

@@ -9,6 +9,7 @@ from photon_core.errors import UpdateRejected
 from schemas.manifests import UpdateManifest
 from schemas.server import Server
 
+EXACT = 1e-9  # shares that miss 1 by less sum to 1
 TOLERANCE = 1e-3  # of a norm that a site claims: it sums in another order
 
 
@@ -36,6 +37,7 @@ class Combine:
 
     Attributes:
         weights: each site's share, which sum to 1.
+        shares: what each one's parameters are multiplied by; theta gets what is left to 1.
 
     Raises:
         UpdateRejected: an update does not say what the mean needs.
@@ -52,7 +54,7 @@ class Combine:
         else:
             self.weights = token_weights({site: update.tokens for site, update in updates.items()})
         self.bounds = bounds(self._claimed, server.norm_bound) if self._claimed else dict.fromkeys(updates, 1.0)
-        self._shares = [factor * weight * self.bounds[site] for site, weight in self.weights.items()]
+        self.shares = {site: factor * weight * self.bounds[site] for site, weight in self.weights.items()}
         self._plain = factor == 1.0 and all(bound == 1.0 for bound in self.bounds.values())
 
     def __call__(self, theta: Float32, parameters: Sequence[Float32], out: Float32, scratch: Float32) -> Float32:
@@ -62,21 +64,31 @@ class Combine:
         if self._server.mean == "trimmed":
             return trimmed_mean(parameters, self._server.trim, out)
         if self._plain:
-            return weighted_mean(parameters, self._shares, out, scratch)
-        rest = 1 - math.fsum(self._shares)  # theta's own share: what was bounded away, or is added by FedNova
-        return weighted_mean([theta, *parameters], [rest, *self._shares], out, scratch)
+            return weighted_mean(parameters, list(self.shares.values()), out, scratch)
+        rest = 1 - math.fsum(self.shares.values())  # theta's own: what was bounded away, or is added by FedNova
+        return weighted_mean([theta, *parameters], [rest, *self.shares.values()], out, scratch)
 
     def verify(self, norms: Mapping[str, float]) -> None:
-        """Compare the norms that the sites claimed with those that were found (delta_norm/<site>).
+        """Compare the norms that the sites claimed with those that were found so far (delta_norm/<site>).
 
         Raises:
             UpdateRejected: a site claimed less, and so would have escaped its bound.
         """
         for site, claimed in self._claimed.items():
-            found = norms[f"delta_norm/{site}"]
+            found = norms.get(f"delta_norm/{site}", 0.0)
             if found > claimed * (1 + TOLERANCE):
                 reason = f"it claims a change of norm {claimed:.6g}, but brings one of {found:.6g}"
                 raise UpdateRejected(site, reason)
+
+
+class Given(Combine):
+    """A mean of given shares, in the order of names; theta gets what is left to 1."""
+
+    def __init__(self, shares: Mapping[str, float]) -> None:
+        self._server, self._claimed = Server(), {}
+        self.weights = self.shares = {name: shares[name] for name in sorted(shares)}
+        self.bounds = dict.fromkeys(self.shares, 1.0)
+        self._plain = abs(1 - math.fsum(shares.values())) < EXACT
 
 
 def _norms(updates: Mapping[str, UpdateManifest]) -> dict[str, float]:

@@ -8,12 +8,18 @@ from photon_core.update.blocks import Int4, Int8
 from photon_core.update.coding import Codec, Lossy
 from photon_core.update.floats import BFloat16, Float16
 from photon_core.update.lossless import Lossless
+from photon_core.update.plain import Plain
 from photon_core.update.top_k import TopK
 from schemas.update import LARGEST_BLOCK, LEAST_BLOCK
 
 __all__ = ["Codec", "Lossless", "Lossy", "get_codec"]
 
-PLAIN: dict[str, Callable[[], Codec]] = {"float32": Lossless, "bfloat16": BFloat16, "float16": Float16}
+PLAIN: dict[str, Callable[[], Codec]] = {
+    "float32": Lossless,
+    "bfloat16": BFloat16,
+    "float16": Float16,
+    "plain": Plain,  # means of regions, as a server writes them; no site is told to
+}
 
 
 def get_codec(name: str) -> Codec:

@@ -15,6 +15,7 @@ from photon_core.hashing import sha256_file
 from photon_core.rounds import history, run_of, summary
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from tasks.progress import listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
@@ -67,6 +68,23 @@ def test_a_committed_round_and_a_committed_update_are_not_done_again(prepared: C
     folders = [f"tiny/rounds/{t:06d}/sites/{site}" for t in (1, 2) for site in "ab"]
     assert all([name for name in store.ls(folder) if name.isdigit()] == ["0001"] for folder in folders)
     assert len(run(federation)) == 3  # the count is reached: nothing more
+
+
+def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation]):
+    from photon_core.aggregation.aggregate import aggregate
+
+    federation = prepared(
+        ("a", "b", "c"), rounds={"count": 1, "quorum": 2}, aggregation={"tree_above": 2, "fan_out": 2}
+    )
+    steps: list[str] = []
+    with listening(lambda event: steps.append(event.step) if event.state == "finished" else None):
+        manifest = run(federation)[1]
+    assert {f"{verb} region {n}" for verb in ("average", "compare") for n in (1, 2)} <= set(steps)
+    assert [path.split("/")[4] for path in manifest.partials] == ["0001", "0002"]
+    store = run_of(federation)
+    flat = aggregate(store, 1, {site: store.updates(1, site)[0] for site in "abc"}, federation.server)
+    assert flat.weights == {site: ref.weight for site, ref in manifest.updates.items()}
+    assert {name: manifest.metrics[name] for name in flat.norms} == pytest.approx(flat.norms, rel=1e-4, abs=1e-6)
 
 
 def test_a_site_with_a_corrupt_shard_is_left_out_by_name(prepared: Callable[..., Federation]):

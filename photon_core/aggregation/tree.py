@@ -1,0 +1,247 @@
+"""Regions first, then the whole: the mean of many sites by servers of which each reads a few.
+
+A region's mean is committed as an update of its sites together (their tokens in sum), and the root weighs it as
+its sites would have weighed, so a federation of federations is the same step once more. The mean of the regions'
+means is the mean of the sites, to float32 rounding, for every mean that is linear in them: with weights by tokens,
+uniform or FedNova's, and with bounded norms; medians and trimmed means need every site in one place. Nothing but
+the store is between the steps: each is found done, by the hash of what it was made from, and may run on any
+machine, be repeated, or be killed.
+
+A site's cosine with the global mean cannot be known where only its region has been read. Once every region's mean
+is committed, each region reads its sites a second time, beside all the means, and commits the cosines.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from photon_core.aggregation.aggregate import Aggregate, aggregate
+from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT
+from photon_core.aggregation.combine import Combine
+from photon_core.errors import CorruptFile, PhotonError, StoreConflict, UpdateRejected
+from photon_core.hashing import canonical_json, sha256_bytes
+from photon_core.layout import Run, versions
+from schemas.aggregation import Aggregation
+from schemas.manifests import PartialManifest, UpdateManifest, UpdateRef
+from schemas.server import Server
+
+MEAN = Server()  # fedavg with lr 1: the new model is the mean, bit for bit
+NOT_LINEAR = ("median", "trimmed")
+CODEC = "plain"
+COSINES_LIMIT = 1 << 20  # bytes
+TRIES = 3  # of a region whose committed files turn out to be damaged
+
+Updates = Mapping[str, UpdateManifest]
+
+
+def regions(settings: Aggregation, sampled: Sequence[str]) -> dict[int, list[str]]:
+    """Number from 1 -> the region's sites, in the order of names; empty where one server reads all.
+
+    They depend on who was sampled, not on who has committed: a site that drops out changes its own region only.
+    """
+    if settings.tree_above is None or len(sampled) <= settings.tree_above:
+        return {}
+    names, count = sorted(sampled), -(-len(sampled) // settings.fan_out)
+    ends = [len(names) * n // count for n in range(count + 1)]
+    return {n: names[ends[n - 1] : ends[n]] for n in range(1, count + 1)}
+
+
+class Tree:
+    """The aggregation of one round by regions.
+
+    Args:
+        run, t: the round; the sites started from round t-1's model.
+        groups: as `regions` gives them.
+        updates: each site's committed update; a region without any is passed over.
+        server: its weights and mean; the optimizer and its numbers.
+        options: for `aggregate`: token_limit, step_limit, ...
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        t: int,
+        groups: Mapping[int, Sequence[str]],
+        updates: Updates,
+        server: Server,
+        **options: Any,
+    ) -> None:
+        base = run.round(t - 1)
+        if base is None:
+            raise PhotonError(f"round {t} cannot be aggregated: round {t - 1} is not committed")
+        if server.mean in NOT_LINEAR:
+            raise PhotonError(f"a {server.mean} mean needs every site in one place: drop aggregation.tree_above")
+        self.run, self.t, self.base, self.updates, self.server = run, t, base, updates, server
+        there = {n: [site for site in sites if site in updates] for n, sites in groups.items()}
+        self.groups = {n: sites for n, sites in there.items() if sites}
+        self.token_limit = options.pop("token_limit", TOKEN_LIMIT)
+        self.options = {"step_limit": STEP_LIMIT, **options}
+        self._known: dict[int, tuple[str, PartialManifest]] = {}
+
+    def partial(self, region: int, again: bool = False) -> tuple[str, PartialManifest]:
+        """The region's mean: its folder and manifest, committed before or now.
+
+        Args:
+            region: its number.
+            again: make it anew, though one is committed: its files are damaged.
+
+        Raises:
+            UpdateRejected: one site's update is bad; drop that site and start again.
+        """
+        if region not in self._known or again:
+            self._known[region] = self._find_or_make(region, again)
+        return self._known[region]
+
+    def compare(self, region: int) -> dict[str, float]:
+        """cosine/<site> of the region's sites with the global mean, committed before or now: the second look."""
+        partials = {n: self.partial(n) for n in self.groups}
+        folder, mine = partials[region]
+        key = sha256_bytes(
+            canonical_json(sorted(self.run.partial_sha256(where) for where, _ in partials.values()))
+        )
+        path = f"{folder}/cosines-{key[:16]}.json"
+        names = [f"cosine/{site}" for site in mine.parts]
+        if not self.run.store.exists(path):
+            means = {partial.site: partial for _, partial in partials.values()}
+            sites = {site: self.updates[site] for site in mine.parts}
+            shares = {**self._root_shares(partials), **dict.fromkeys(sites, 0.0)}
+            result = self._aggregate({**means, **sites}, MEAN, shares, write=False)
+            try:
+                self.run.store.create(path, canonical_json({name: result.norms[name] for name in names}) + b"\n")
+            except StoreConflict:
+                pass  # the same numbers from the same bytes
+        found = json.loads(self.run.store.read(path, COSINES_LIMIT))
+        return {name: float(found[name]) for name in names}
+
+    def aggregate(self) -> Aggregate:
+        """theta' = ServerOpt(theta, mean of the regions' means), with the weights and norms of the sites.
+
+        Raises:
+            UpdateRejected: one site's update is bad; drop that site and start again.
+            CorruptFile: the old model is damaged, or regions' means again and again.
+        """
+        for _ in range(TRIES):
+            partials = {n: self.partial(n) for n in self.groups}
+            numbers = {partial.site: n for n, (_, partial) in partials.items()}
+            try:
+                cosines = [self.compare(n) for n in partials]
+                means = {partial.site: partial for _, partial in partials.values()}
+                result = self._aggregate(means, self.server, self._root_shares(partials))
+                break
+            except UpdateRejected as rejected:
+                if rejected.site not in numbers:
+                    raise
+                n = numbers[rejected.site]
+                if self._whole(*partials[n]):
+                    raise UpdateRejected(_largest(partials[n][1]), rejected.reason) from rejected
+                self.partial(n, again=True)
+        else:
+            raise CorruptFile(f"round {self.t}: the means of regions are damaged as soon as they are written")
+        norms = {name: value for name, value in result.norms.items() if "/" not in name}
+        for found in (*(partial.norms for _, partial in partials.values()), *cosines):
+            norms |= found
+        weights = self._combine().weights
+        hashes = {f"{folder}/partial.json": self.run.partial_sha256(folder) for folder, _ in partials.values()}
+        return Aggregate(result.model, result.optimizer, weights, norms, hashes)
+
+    def _find_or_make(self, region: int, again: bool) -> tuple[str, PartialManifest]:
+        updates = {site: self.updates[site] for site in self.groups[region]}
+        shares = self._region_shares(region)
+        place, attempt = self._place(region, updates, shares), 1
+        while (found := self.run.partial(f"{place}/{attempt:04d}")) is not None:
+            folder = f"{place}/{attempt:04d}"
+            if not again or self._whole(folder, found):
+                return folder, found
+            attempt += 1
+        folder = f"{place}/{attempt:04d}"
+        result = self._aggregate(updates, MEAN, shares, into=folder)
+        self._combine().verify(result.norms)
+        try:
+            self.run.commit_partial(folder, self._manifest(region, attempt, updates, result))
+        except StoreConflict:  # another server of the region: the same sites, the same mean
+            for entry in result.model:
+                self.run.store.discard(f"{folder}/{entry.path}")
+        committed = self.run.partial(folder)
+        assert committed is not None
+        return folder, committed
+
+    def _combine(self) -> Combine:
+        """The mean as one server would take it."""
+        return Combine(self.server, {site: self.updates[site] for site in sorted(self._sites())})
+
+    def _sites(self) -> list[str]:
+        return [site for sites in self.groups.values() for site in sites]
+
+    def _root_shares(self, partials: Mapping[int, tuple[str, PartialManifest]]) -> dict[str, float]:
+        """Of the regions' means: the sums of their sites' shares."""
+        whole = self._combine().shares
+        return {partial.site: math.fsum(whole[site] for site in partial.parts) for _, partial in partials.values()}
+
+    def _region_shares(self, region: int) -> dict[str, float]:
+        """Of a region's sites in its mean. Only bounded norms make them depend on the other regions."""
+        sites = self.groups[region]
+        if self.server.mean == "mean":
+            return Combine(self.server, {site: self.updates[site] for site in sites}).weights
+        whole = self._combine().shares
+        total = math.fsum(whole[site] for site in sites)
+        return {site: whole[site] / total for site in sites}
+
+    def _place(self, region: int, updates: Updates, shares: Mapping[str, float]) -> str:
+        """A folder of exactly these updates to this model, in these shares."""
+        hashes = {s: self.run.update_sha256(self.t, s, update.attempt) for s, update in updates.items()}
+        inputs = sha256_bytes(canonical_json([self.base.model_sha256, hashes, shares]))
+        return f"{self.run.round_dir(self.t)}/regions/{region:04d}/{inputs[:16]}"
+
+    def _aggregate(self, updates: Updates, server: Server, shares: Mapping[str, float], **more: Any) -> Aggregate:
+        means = {n: known for n, known in self._known.items() if known[1].site in updates}
+        folders = {partial.site: folder for folder, partial in means.values()}
+        limit = self.token_limit * max([len(p.parts) for _, p in means.values()], default=1)
+        more = {**self.options, **more, "folders": folders, "token_limit": limit}
+        return aggregate(self.run, self.t, updates, server, shares=shares, **more)
+
+    def _manifest(self, region: int, attempt: int, updates: Updates, result: Aggregate) -> PartialManifest:
+        weights = result.weights  # its own shares of the region's mean
+        return PartialManifest(
+            run=self.run.run,
+            round=self.t,
+            site=f"+{region:04d}",  # no site can be called so
+            attempt=attempt,
+            base_sha256=self.base.model_sha256,
+            codec=CODEC,
+            files=result.model,
+            tokens=sum(update.tokens for update in updates.values()),
+            steps=max(update.steps for update in updates.values()),
+            metrics={"train_loss": sum(weights[s] * u.metrics["train_loss"] for s, u in updates.items())},
+            data_sha256="",
+            versions=versions(),
+            previous_sha256=self.run.round_sha256(self.t - 1),
+            parts={site: reference(self.run, update, weights[site]) for site, update in updates.items()},
+            norms={name: value for name, value in result.norms.items() if name.startswith("delta_norm/")},
+        )
+
+    def _whole(self, folder: str, partial: PartialManifest) -> bool:
+        try:
+            for entry in partial.files:
+                self.run.store.check(entry, folder)
+        except CorruptFile:
+            return False
+        return True
+
+
+def reference(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
+    """How a manifest names an update that it has taken in, with this share of the mean."""
+    return UpdateRef(
+        attempt=update.attempt,
+        sha256=run.update_sha256(update.round, update.site, update.attempt),
+        tokens=update.tokens,
+        weight=weight,
+        bytes=sum(entry.bytes for entry in update.files),
+        steps=update.steps,
+        metrics=update.metrics,
+    )
+
+
+def _largest(partial: PartialManifest) -> str:
+    """The site of a region that moved furthest."""
+    return max(partial.parts, key=lambda site: partial.norms[f"delta_norm/{site}"])
