@@ -16,12 +16,28 @@ EXIT_WRONG_USE, EXIT_QUORUM, EXIT_CONFLICT, EXIT_INTERRUPTED = 2, 3, 4, 130
 
 app = typer.Typer(
     help="Federated pre-training of language models: sites train one model together and no text leaves a site.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 3 quorum missed, 4 store conflict, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 File = Annotated[Path, typer.Argument(metavar="FILE", help="the federation file")]
 HERE = Path("federation.yaml")
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only results and errors")]
+
+
+def _sites(context: typer.Context, incomplete: str) -> list[str]:
+    """The sites of the file, for the shell's completion of --site."""
+    import yaml
+
+    # an option without its value yet stops the parser: FILE is then among what is left over
+    named = [*context.args, str(context.params.get("file") or "")]
+    file = next((name for name in named if name.endswith((".yaml", ".yml"))), HERE)
+    try:
+        data = yaml.safe_load(Path(file).read_text("utf-8"))
+        names = [str(site["name"]) for site in data["sites"]]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return []
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def _version(wanted: bool) -> None:
@@ -64,7 +80,9 @@ def demo(
 @app.command()
 def prepare(
     file: File = HERE,
-    site: Annotated[list[str] | None, typer.Option("--site", "-s", help="only this site (repeatable)")] = None,
+    site: Annotated[
+        list[str] | None, typer.Option("--site", "-s", help="only this site (repeatable)", autocompletion=_sites)
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Turn a site's text into validated, tokenised shards."""
@@ -88,7 +106,7 @@ def run(
 @app.command()
 def rerun(
     t: Annotated[int, typer.Option("--round", "-r", min=1, help="a round that is not committed yet")],
-    site: Annotated[str, typer.Option("--site", "-s", help="the site")],
+    site: Annotated[str, typer.Option("--site", "-s", help="the site", autocompletion=_sites)],
     file: File = HERE,
     force: Annotated[bool, typer.Option("--force", help="a new attempt, although an update is committed")] = False,
     quiet: Quiet = False,
@@ -169,7 +187,9 @@ def deploy(
 @app.command()
 def join(
     file: File = HERE,
-    site: Annotated[str | None, typer.Option("--site", "-s", help="the site that this machine is")] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", "-s", help="the site that this machine is", autocompletion=_sites)
+    ] = None,
     coordinator: Annotated[bool, typer.Option("--coordinator", help="serve the rounds themselves")] = False,
     unprepared: Annotated[bool, typer.Option("--unprepared", help="join before the data are prepared")] = False,
     check: Annotated[bool, typer.Option("--check", help="only look whether everything is there")] = False,

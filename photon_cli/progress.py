@@ -8,9 +8,17 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from photon_cli.tables import size
+from photon_cli.tables import duration, size
 
 PLAIN_SECONDS = 10.0  # between two lines about the same site's training
 
@@ -52,6 +60,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._printed: dict[str, tuple[bool, float]] = {}
+        self._began: dict[str, tuple[int, float]] = {}
 
     def say(self, text: str) -> None:
         self._print(text)
@@ -61,10 +70,21 @@ class Lines:
         was = self._printed.get(name)
         if was is None or was[0] != counting or now - was[1] > PLAIN_SECONDS:
             self._printed[name] = (counting, now)
-            self._print(f"{name}: {text}" + (f" ({done}/{total})" if counting and total else ""))
+            count = f" ({done}/{total}{self._left(name, done, total, now)})" if counting and total else ""
+            self._print(f"{name}: {text}{count}")
+
+    def _left(self, name: str, done: int, total: int, now: float) -> str:
+        """The time left at the pace since the first count, where there is one."""
+        first, began = self._began.setdefault(name, (done, now))
+        if done < first:  # another activity of the same name
+            self._began[name] = (done, now)
+        if not first < done < total:
+            return ""
+        return f", {duration((now - began) / (done - first) * (total - done))} left"
 
     def finish(self, name: str) -> None:
         self._printed.pop(name, None)
+        self._began.pop(name, None)
 
     @staticmethod
     def _print(line: str) -> None:
@@ -91,13 +111,21 @@ def display(quiet: bool) -> Iterator[Display]:
         yield Lines()
     else:
         text = TextColumn("{task.description:<20}"), BarColumn(24), TextColumn("{task.fields[text]}")
-        columns = (SpinnerColumn(), *text, TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            *text,
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(compact=True),
+        )
         with Progress(*columns, console=Console(), transient=True, refresh_per_second=5) as progress:
             yield Bars(progress)
 
 
 def follow(show: Display, rounds: int) -> Any:
     """A listener for tasks.progress that shows a run of `rounds` rounds."""
+
+    took: list[float] = []
 
     def listener(event: Any) -> None:
         name = event.site or (f"round {event.t}/{rounds}" if event.t else "run")
@@ -112,7 +140,9 @@ def follow(show: Display, rounds: int) -> Any:
             show.activity(name, event.step)
         elif event.step == "publish":
             show.finish(name)
-            show.say(round_line(data["manifest"], rounds))
+            took.append(sum(data["manifest"].seconds.values()))
+            left = (rounds - event.t) * sorted(took)[len(took) // 2]
+            show.say(round_line(data["manifest"], rounds) + (f", about {duration(left)} left" if left else ""))
         elif event.step in ("upload", "evaluate"):
             show.finish(name)
 

@@ -89,10 +89,10 @@ def _make(federation: Federation, t: int) -> dict[str, Any]:
 
 def _markdown(manifest: RoundManifest, made: dict[str, Any]) -> str:
     """What the Prefect UI shows: the key numbers, the key picture, where the whole page is."""
-    lines = [f"# {manifest.run}, round {manifest.round}", ""]
+    summary = f"{len(manifest.updates)} of {len(manifest.sampled)} sites"
     if "perplexity" in manifest.metrics:
-        lines.append(f"Perplexity **{manifest.metrics['perplexity']:.2f}** on held-out text, ")
-    lines.append(f"{len(manifest.updates)} of {len(manifest.sampled)} sites.")
+        summary = f"Perplexity **{manifest.metrics['perplexity']:.2f}** on held-out text, {summary}"
+    lines = [f"# {manifest.run}, round {manifest.round}", "", f"{summary}."]
     if made["picture"]:
         data = base64.b64encode(made["picture"].encode()).decode()
         lines += ["", f"![perplexity by round, and who did what when](data:image/svg+xml;base64,{data})"]

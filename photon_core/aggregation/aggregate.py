@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifest
 from photon_core.aggregation.combine import Combine, Given
 from photon_core.aggregation.norms import Norms
+from photon_core.aggregation.pairs import Pairs
 from photon_core.aggregation.server_optimizer import OPTIMIZERS
 from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
 from photon_core.layout import Run
@@ -41,7 +42,7 @@ class Aggregate:
         weights: each site's share of the mean.
         norms: pseudo_gradient_norm, model_norm, step_norm (of the new model - theta), and for every site
             delta_norm/<site> (of theta - theta_k) and cosine/<site> (of that with the mean pseudo-gradient; 0
-            where one of them is 0).
+            where one of them is 0); of at most 16 sites, cosine_pair/<site>/<site>.
         partials: partial.json -> its hash, of the regions' means that were combined (aggregation/tree.py).
     """
 
@@ -142,6 +143,7 @@ class _Pass:
         chunk_elements = -(-chunk_elements // block) * block
         pieces = [piece for name in model.order for piece in self.base.pieces(name, chunk_elements)]
         norms = Norms(list(self.sites))
+        pairs = Pairs(list(self.sites), sum(piece.end - piece.start for piece in pieces))
         thetas = self._stream(self.base, pieces)
         states = [self._state_stream(name, pieces) for name in kept]
         updates = [
@@ -156,6 +158,7 @@ class _Pass:
                 self.combine(theta, parameters, mean, scratch)
                 np.subtract(theta, mean, out=g)
                 norms.add(piece.name, theta, parameters, g, scratch)
+                pairs.add(theta, parameters)
                 self.optimizer.step(theta, mean, g, state, self.server, result)
                 norms.add_model(piece.name, result, theta, scratch)
                 model.write(piece.name, result)
@@ -164,7 +167,7 @@ class _Pass:
         self._verify()
         self.combine.verify(norms.result())
         files = [entry for writer in kept.values() for entry in writer.close()]
-        return Aggregate(model.close(), files, self.combine.weights, norms.result())
+        return Aggregate(model.close(), files, self.combine.weights, norms.result() | pairs.result())
 
     def _reader(self, folder: str, entries: Sequence[FileEntry]) -> TensorReader:
         return self.stack.enter_context(TensorReader(self.run.store, folder, entries, self.pool))

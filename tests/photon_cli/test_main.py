@@ -128,3 +128,18 @@ def alive(pid: int) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def test_the_shell_completes_sites_from_the_file(write_federation: Callable[..., Path]):
+    file = write_federation(("berlin", "bern", "turin"))
+    words = {
+        "COMP_WORDS": f"photon prepare {file} --site be",
+        "COMP_CWORD": "4",
+        "_PHOTON_COMPLETE": "complete_bash",
+    }
+    done = subprocess.run([PHOTON], capture_output=True, text=True, timeout=60, env=environment() | words)
+    assert done.stdout.split() == ["berlin", "bern"]
+
+
+def test_exit_codes_are_in_the_help():
+    assert "130 interrupted" in " ".join(photon("--help").stdout.split())

@@ -1,6 +1,7 @@
 """The pass from updates to the next model: against plain NumPy, exact cases, and what it refuses, by name."""
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,13 @@ def test_norms(tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any) -> 
         **{
             f"cosine/{site}": delta @ g / np.linalg.norm(delta) / np.linalg.norm(g)
             for site, delta in deltas.items()
+        },
+        **{
+            f"cosine_pair/{one}/{other}": deltas[one]
+            @ deltas[other]
+            / np.linalg.norm(deltas[one])
+            / np.linalg.norm(deltas[other])
+            for one, other in combinations(sorted(deltas), 2)
         },
     }
     assert result.norms == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,53 @@
+"""Cosines between the updates of each two sites, from a bounded part of the model."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+
+SITES = 16  # more have no pairs: K^2 of them are too many to look at, and to reckon
+ELEMENTS = 1 << 24  # parameters that are looked at: all of a small model's, evenly spread pieces of a large one's
+
+
+class Pairs:
+    """Inner products of the sites' pseudo-gradients, K^2 ELEMENTS operations at most however large the model is.
+
+    Args:
+        sites: names, in the order of the parameters given to `add`.
+        elements: of the whole model; they come in pieces of like size.
+    """
+
+    def __init__(self, sites: Sequence[str], elements: int) -> None:
+        self._sites = sites
+        self._gram = np.zeros((len(sites), len(sites)))
+        self._every = max(1, math.ceil(elements / ELEMENTS))
+        self._piece = 0
+        self._deltas: Float32 | None = None
+
+    def add(self, theta: Float32, parameters: Sequence[Float32]) -> None:
+        """One piece: theta and every site's theta_k. It is looked at if its turn has come."""
+        wanted = 1 < len(self._sites) <= SITES and self._piece % self._every == 0
+        self._piece += 1
+        if not wanted:
+            return
+        if self._deltas is None or self._deltas.shape[1] < theta.size:
+            self._deltas = np.empty((len(self._sites), theta.size), np.float32)
+        deltas = self._deltas[:, : theta.size]
+        for delta, theta_k in zip(deltas, parameters, strict=True):
+            np.subtract(theta, theta_k, out=delta)
+        self._gram += deltas @ deltas.T
+
+    def result(self) -> dict[str, float]:
+        """cosine_pair/<site>/<site>, names in order; none where a square or a product is 0 or overflows."""
+        found = {}
+        norms = np.sqrt(np.diag(self._gram))
+        for i, one in enumerate(self._sites):
+            for k in range(i + 1, len(self._sites)):
+                product = float(norms[i] * norms[k])
+                if product > 0 and math.isfinite(product) and math.isfinite(self._gram[i, k]):
+                    cosine = float(self._gram[i, k]) / product
+                    found[f"cosine_pair/{one}/{self._sites[k]}"] = max(-1.0, min(1.0, cosine))
+        return found
