@@ -30,6 +30,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "float16": {"codec": "float16"},
     "int8": {"codec": "int8"},
     "int4": {"codec": "int4"},
+    "topk 3/16": {"codec": "topk", "top_k": 0.1875},
     "topk 1/8": {"codec": "topk", "top_k": 0.125},
     "topk 1/16": {"codec": "topk", "top_k": 0.0625},
     "topk 1/32": {"codec": "topk", "top_k": 0.03125},
