@@ -8,6 +8,7 @@ from typing import TypedDict
 from photon_core.aggregation.aggregate import Aggregate, aggregate
 from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.guard import RUNNING_ROUNDS, loss_trouble, norm_trouble
+from photon_core.aggregation.moments import average_moments
 from photon_core.aggregation.server_schedule import server_at
 from photon_core.aggregation.tree import Tree, reference, regions
 from photon_core.errors import CorruptFile, QuorumMissed, StepOverflow, UpdateRejected, printable
@@ -38,6 +39,7 @@ class Candidate:
         result: the model, and the norms of the step to it.
         updates: what was aggregated.
         server: settings as used, with the learning rate of this step.
+        moments: the mean of the sites' inner optimizer moments, where they are averaged.
         left_out: site -> why its update is not among them.
         groups: the regions that are averaged first; none where one server reads all.
         guard: what the guard has found and done, a sentence for each time that the round was applied again.
@@ -49,6 +51,7 @@ class Candidate:
     updates: dict[str, UpdateManifest]
     server: Server
     left_out: dict[str, str] = field(default_factory=dict)
+    moments: list[FileEntry] = field(default_factory=list)
     guard: list[str] = field(default_factory=list)
     groups: dict[int, list[str]] = field(default_factory=dict)
     download: list[FileEntry] = field(default_factory=list)
@@ -215,7 +218,11 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
                 result = Tree(run, t, candidate.groups, updates, candidate.server, **limits).aggregate()
             else:
                 result = aggregate(run, t, updates, candidate.server, **limits)
-            return replace(candidate, result=result, updates=updates, left_out=left_out)
+            moments = []
+            if federation.local.optimizer_state == "average":
+                name = federation.local.optimizer.name
+                moments = average_moments(run, t, updates, result.weights, federation.model, name)
+            return replace(candidate, result=result, moments=moments, updates=updates, left_out=left_out)
         except UpdateRejected as rejected:
             del updates[rejected.site]
             left_out[rejected.site] = rejected.reason
@@ -257,6 +264,7 @@ def commit(
         model=candidate.result.model,
         download=candidate.download,
         optimizer=candidate.result.optimizer,
+        moments=candidate.moments,
         sampled=sampled,
         paused=federation.paused,
         updates={site: reference(run, update, candidate.result.weights[site]) for site, update in updates.items()},

@@ -174,7 +174,8 @@ def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
         if place is None or (t := int(place["t"])) not in with_data:
             continue
         if place["rest"] == "round.json" and (manifest := run.round(t)):
-            cover(t, run.round_dir(t), [*manifest.model, *manifest.download, *manifest.optimizer])
+            files = [*manifest.model, *manifest.download, *manifest.optimizer, *manifest.moments]
+            cover(t, run.round_dir(t), files)
         elif at := REGION.fullmatch(place["rest"]):
             folder = f"{run.round_dir(t)}/{at['folder']}"
             if partial := run.partial(folder):
@@ -185,5 +186,5 @@ def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
             except CorruptFile:  # no manifest: what lies beside it is litter
                 continue
             if update:
-                cover(t, run.site_dir(t, at["site"], update.attempt), update.files)
+                cover(t, run.site_dir(t, at["site"], update.attempt), [*update.files, *update.moments])
     return named

@@ -168,7 +168,7 @@ def is_done(run: Run, t: int, site: str, attempt: int = 1) -> UpdateManifest | N
         update = committed_update(run, t, site)
         if update is None or update.attempt < attempt:
             return None
-        for entry in update.files:
+        for entry in (*update.files, *update.moments):
             run.store.check(entry, run.site_dir(t, site, update.attempt))
         return update
     except CorruptFile:

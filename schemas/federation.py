@@ -165,6 +165,15 @@ class Federation(Section):
         return self
 
     @model_validator(mode="after")
+    def _moments(self) -> "Federation":
+        if self.local.optimizer_state == "average" and self.update.noise_multiplier:
+            raise wrong(
+                "average sends moments without the noise of update.noise_multiplier; write keep",
+                *("local", "optimizer_state"),
+            )
+        return self
+
+    @model_validator(mode="after")
     def _budgets(self) -> "Federation":
         for i, site in enumerate(self.sites):
             if site.steps is not None and site.steps > self.local.steps:

@@ -66,8 +66,10 @@ class Local(Section):
     )
     precision: Literal["fp32", "amp_bf16"] = "fp32"
     clip_norm: float | None = Field(default=1.0, gt=0, description="gradient norm limit; null for none")
-    optimizer_state: Literal["keep", "reset"] = Field(
-        default="keep", description="the optimizer's moments across rounds, at the site"
+    optimizer_state: Literal["keep", "reset", "average"] = Field(
+        default="keep",
+        description="the optimizer's moments across rounds: kept at the site, forgotten, or averaged over the "
+        "sites as the parameters are (which sends two or three times the bytes)",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_steps: int | None = Field(

@@ -96,6 +96,9 @@ class UpdateManifest(Manifest):
         default=0.0, description="standard deviation of the noise that the site added, over clip_norm"
     )
     files: list[FileEntry]
+    moments: list[FileEntry] = Field(
+        default_factory=list, description="the inner optimizer's moments, where they are averaged"
+    )
     tokens: int = Field(description="tokens really trained: the update's weight")
     steps: int
     metrics: dict[str, float] = Field(description="train_loss, tokens_per_second, seconds, delta_norm, ...")
@@ -163,6 +166,9 @@ class RoundManifest(Manifest):
         description="the model rounded to bfloat16, which sites fetch instead, if there is one",
     )
     optimizer: list[FileEntry] = Field(default_factory=list)
+    moments: list[FileEntry] = Field(
+        default_factory=list, description="the mean of the sites' inner optimizer moments, which they go on from"
+    )
     sampled: list[str] = Field(default_factory=list)
     updates: dict[str, UpdateRef] = Field(default_factory=dict)
     paused: list[str] = Field(default_factory=list, description="sites that took no part, by the federation file")

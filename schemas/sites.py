@@ -22,6 +22,12 @@ class Stream(Section):
     proportion: float = Field(
         default=1.0, gt=0, le=1, description="share of the site's samples; a site's streams sum to 1"
     )
+    repeat: float | None = Field(
+        default=None,
+        gt=0,
+        description="instead of proportions, at all of a site's streams: how often an epoch passes over this one",
+        examples=[2],
+    )
 
 
 class Site(Section):
@@ -65,6 +71,13 @@ class Site(Section):
     @classmethod
     def _streams(cls, streams: list[Stream]) -> list[Stream]:
         unique("stream", [s.name for s in streams])
+        if any(s.repeat is not None for s in streams):
+            for i, stream in enumerate(streams):
+                if stream.repeat is None:
+                    raise wrong("missing, but other streams of the site have it; write one such as 1", i, "repeat")
+                if stream.proportion != 1:
+                    raise wrong("proportion and repeat exclude each other; drop one of them", i, "proportion")
+            return streams
         total = sum(s.proportion for s in streams)
         if abs(total - 1) > 1e-6:
             given = " + ".join(f"{s.proportion:g}" for s in streams)

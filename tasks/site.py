@@ -200,6 +200,7 @@ def _job(federation: Federation, site: str, t: int) -> "LocalJob":
     base = run.round(t - 1)
     if base is None:
         raise PhotonError(f"round {t} cannot start: round {t - 1} of run '{federation.run}' is not committed")
+    average = federation.local.optimizer_state == "average"
     return LocalJob(
         federation=federation,
         site=site,
@@ -207,6 +208,7 @@ def _job(federation: Federation, site: str, t: int) -> "LocalJob":
         attempt=next_attempt(run, t, site),
         base_files=_model_files(federation, site, t - 1, base.download or base.model),
         base_sha256=base.model_sha256,
+        moment_files=_model_files(federation, site, t - 1, base.moments) if average else [],
         global_step=base.global_step,
         resume=last_contribution(run, site, t),
         threads=launcher().threads,

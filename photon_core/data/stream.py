@@ -17,6 +17,7 @@ from photon_core.data.paths import find_site, split_dir
 from photon_core.errors import DataError
 from photon_core.hashing import canonical_json, sha256_bytes
 from schemas.federation import Federation
+from schemas.sites import Stream as StreamSection
 
 if TYPE_CHECKING:
     from photon_core.data.sequences import Sequences
@@ -26,12 +27,12 @@ CONSTRUCTOR_TRIES = 20
 
 
 def train_dataset(federation: Federation, site: str, seed: int) -> "Sequences":
-    """The site's training sequences: all its streams, mixed by their proportions, shuffled by the seed.
+    """The site's training sequences: all its streams, mixed by their proportions or repeats, shuffled by the seed.
 
     A sample is {"tokens": int64 array (T,), "id": int}; the id is its number among the samples of all streams,
     in the order of the federation file (see photon_core.data.trail). An epoch has as many samples as the streams
-    together. The order of samples depends on the seed, the streams, their proportions and their shards alone: see
-    `stream_hash`. The dataset holds names under /dev/shm until `release` gives them back.
+    together, or as their repeats make. The order of samples depends on the seed, the streams, their weights and
+    their shards alone: see `stream_hash`. The dataset holds names under /dev/shm until `release` gives them back.
 
     Raises:
         DataError: the site is not prepared.
@@ -45,7 +46,7 @@ def train_dataset(federation: Federation, site: str, seed: int) -> "Sequences":
         streams = [
             Stream(
                 local=str(split_dir(federation, site, stream.name, "train").absolute()),
-                proportion=stream.proportion,
+                **_weight(stream),
                 validate_hash="sha256",
             )
             for stream in find_site(federation, site).streams
@@ -66,6 +67,11 @@ def train_dataset(federation: Federation, site: str, seed: int) -> "Sequences":
                 raise
             time.sleep(0.05)
     raise AssertionError("unreachable")
+
+
+def _weight(stream: StreamSection) -> dict[str, float]:
+    """How streaming weighs the stream: absolutely by its repeat, or by its proportion among the site's."""
+    return {"proportion": stream.proportion} if stream.repeat is None else {"repeat": stream.repeat}
 
 
 @contextmanager
@@ -151,7 +157,8 @@ def stream_hash(federation: Federation, site: str) -> str:
             )
         prefix = f"{stream.name}/train/"
         files = [file.sha256 for file in manifest.streams[stream.name].files if file.path.startswith(prefix)]
-        mix.append([stream.name, stream.proportion, files])
+        weight = stream.proportion if stream.repeat is None else _weight(stream)
+        mix.append([stream.name, weight, files])
     return sha256_bytes(canonical_json(mix))
 
 

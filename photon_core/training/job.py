@@ -22,6 +22,8 @@ class LocalJob:
         resume: (round, attempt) of the site's last aggregated update, whose private state goes on; None at
             the site's first round.
         threads: torch threads.
+        moment_files: local paths of the averaged moments of the optimizer, verified; the site's own go on where
+            there are none.
     """
 
     federation: Federation
@@ -33,6 +35,7 @@ class LocalJob:
     global_step: int
     resume: tuple[int, int] | None = None
     threads: int = 1
+    moment_files: list[str] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -73,6 +76,7 @@ class Trained:
         seconds: where the time of the process that finished went: load, dataset, trainer, fit, encode, save,
             and checkpoint, which is part of fit.
         notes: what the operator should know, one sentence each.
+        moments: shards of the optimizer's moments, where they are averaged, in `folder` too.
     """
 
     round: int
@@ -86,3 +90,4 @@ class Trained:
     folder: str
     seconds: dict[str, float]
     notes: list[str] = field(default_factory=list)
+    moments: list[FileEntry] = field(default_factory=list)

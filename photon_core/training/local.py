@@ -34,7 +34,8 @@ from photon_core.training.meter import ActivationNorm, StreamLosses
 from photon_core.training.metrics import round_metrics
 from photon_core.training.micro_batch import find_micro_batch
 from photon_core.training.model import PhotonModel, load_decoder
-from photon_core.training.optimizers import make_optimizer
+from photon_core.training.moments import read_moments, write_moments
+from photon_core.training.optimizers import make_optimizer, parameter_names
 from photon_core.training.past import Past, load_past
 from photon_core.training.random_state import get_random_state, set_random_state
 from photon_core.training.round_callback import RoundCallback
@@ -112,7 +113,8 @@ def _train(
         decoder = load_decoder(federation.model, past.parameters or theta.tensors(), device)
         model = PhotonModel(decoder, by_sample=len(streams) > 1)
         optimizer = make_optimizer(decoder, federation.local.optimizer)
-        _load_optimizer(optimizer, past, federation.local.optimizer_state)
+        names = parameter_names(decoder, federation.local.optimizer)
+        _load_optimizer(job, optimizer, past, names)
         progress, tokens_before = past.progress, past.progress.tokens
     with clock.phase("dataset"):
         dataset = train_dataset(federation, job.site, federation.seed)
@@ -164,6 +166,9 @@ def _train(
             update = _encode(job, theta, model, past, folder, written)
         with clock.phase("save"):
             state = _state(job, optimizer, loader, mix, past.samples + progress.count)
+            moments = []
+            if federation.local.optimizer_state == "average":
+                moments = write_moments(state["optimizer"], names, written)
             if federation.local.optimizer_state == "reset":
                 state["optimizer"] = None
             torch.save({**state, "feedback": update.feedback}, written / TRAINING)
@@ -194,6 +199,7 @@ def _train(
         folder="",
         seconds=clock.seconds,
         notes=past.notes,
+        moments=moments,
     )
 
 
@@ -207,11 +213,18 @@ def _encode(job: LocalJob, theta: Theta, model: PhotonModel, past: Past, folder:
     return write_update(theta, parameters, written, settings, (past.state or {}).get("feedback"), noise)
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, past: Past, keep: str) -> None:
-    """The moments of the round before, if they are kept, or of this round's checkpoint."""
-    if past.state and past.state["optimizer"] and (keep == "keep" or past.parameters):
+def _load_optimizer(job: LocalJob, optimizer: torch.optim.Optimizer, past: Past, names: list[str]) -> None:
+    """The moments of this round's checkpoint, else those averaged over the sites, else the site's own, if kept."""
+    local, state = job.federation.local, None
+    if past.parameters is not None:
+        state = past.state and past.state["optimizer"]
+    elif job.moment_files:
+        state = read_moments(job.moment_files, names, job.federation.model, local.optimizer, job.global_step)
+    elif local.optimizer_state != "reset":
+        state = past.state and past.state["optimizer"]
+    if state:
         groups = optimizer.state_dict()["param_groups"]  # the federation file's numbers, not the past's
-        optimizer.load_state_dict({"state": past.state["optimizer"], "param_groups": groups})
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _gradients(job: LocalJob, theta: Theta, model: PhotonModel, device: str) -> Gradients:

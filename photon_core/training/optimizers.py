@@ -34,3 +34,11 @@ def make_optimizer(decoder: nn.Module, section: Optimizer) -> torch.optim.Optimi
 def peak_rates(section: Optimizer) -> list[float]:
     """The maximum learning rate of each of the optimizer's parameter groups; all follow one schedule."""
     return [section.lr] if section.name == "adamw" else [section.matrix_lr, section.lr]
+
+
+def parameter_names(decoder: nn.Module, section: Optimizer) -> list[str]:
+    """The parameters in the order in which the optimizer's state numbers them."""
+    names = [name for name, _ in decoder.named_parameters()]
+    if section.name == "adamw":
+        return names
+    return [name for name in names if is_hidden_matrix(name)] + [n for n in names if not is_hidden_matrix(n)]

@@ -48,3 +48,17 @@ def parameter_count(model: Model) -> int:
 def is_hidden_matrix(name: str) -> bool:
     """Whether the parameter is a matrix between two hidden layers: no embedding, bias or norm."""
     return name.startswith("blocks.") and name.endswith(("Wqkv.weight", "_proj.weight"))
+
+
+def moment_shapes(model: Model, optimizer: str) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what the inner optimizer keeps between two steps, its step count aside.
+
+    <moment>.<parameter>, the moments being exp_avg and exp_avg_sq under adamw; momentum of the hidden matrices
+    under muon, which leaves the others to adamw.
+    """
+    shapes = {}
+    for name, shape in parameter_shapes(model).items():
+        muon = optimizer == "muon" and is_hidden_matrix(name)
+        for moment in ("momentum",) if muon else ("exp_avg", "exp_avg_sq"):
+            shapes[f"{moment}.{name}"] = shape
+    return shapes

@@ -56,11 +56,12 @@ def find_result(state_dir: Path, round: int, attempt: int, key: str) -> Trained 
         return None
     values: dict[str, Any] = saved["trained"]
     files = [FileEntry.model_validate(entry) for entry in values.pop("files")]
-    for entry in files:
+    moments = [FileEntry.model_validate(entry) for entry in values.pop("moments", [])]
+    for entry in (*files, *moments):
         path = folder / entry.path
         if not path.is_file() or sha256_file(path) != entry.sha256:
             return None
-    return Trained(**values, files=files, folder=str(folder))
+    return Trained(**values, files=files, moments=moments, folder=str(folder))
 
 
 @contextmanager
@@ -106,9 +107,10 @@ def publish(state_dir: Path, written: Path, trained: Trained, key: str) -> Train
     values = {
         field.name: getattr(trained, field.name)
         for field in dataclasses.fields(trained)
-        if field.name not in ("files", "folder")
+        if field.name not in ("files", "moments", "folder")
     }
     values["files"] = [entry.model_dump(mode="json") for entry in trained.files]
+    values["moments"] = [entry.model_dump(mode="json") for entry in trained.moments]
     saved = {"key": key, "training_sha256": sha256_file(written / TRAINING), "trained": values}
     (written / RESULT).write_bytes(canonical_json(saved))
     if target.exists():  # of another job, or damaged: `find_result` has refused it

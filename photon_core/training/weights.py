@@ -37,13 +37,13 @@ class Written:
 
 
 class Theta:
-    """The global model's tensors, read one at a time from local safetensors files.
+    """The global model's tensors, or others of these shapes, read one at a time from local safetensors files.
 
     Raises:
         CorruptFile: a file cannot be read, or names, shapes or types are not those of the federation's model.
     """
 
-    def __init__(self, files: list[str], model: Model) -> None:
+    def __init__(self, files: list[str], model: Model, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
         self._places: dict[str, str] = {}
         found: dict[str, tuple[str, tuple[int, ...]]] = {}
         for file in files:
@@ -57,7 +57,7 @@ class Theta:
                 raise CorruptFile(f"{file}: not a readable safetensors file: {error}") from error
         rounded = {dtype for dtype, _ in found.values()} == {"BF16"}  # as update.model_dtype has it sent
         self._dtype = "BF16" if rounded else "F32"
-        expected = {name: (self._dtype, shape) for name, shape in parameter_shapes(model).items()}
+        expected = {name: (self._dtype, shape) for name, shape in (shapes or parameter_shapes(model)).items()}
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
                 raise CorruptFile(

@@ -47,6 +47,7 @@ def upload_update(
     folder = run.site_dir(t, site, trained.attempt)
     begin = Begin()
     files = put_files(run, folder, [Path(trained.folder) / entry.path for entry in trained.files])
+    moments = put_files(run, folder, [Path(trained.folder) / entry.path for entry in trained.moments])
     manifest = UpdateManifest(
         run=federation.run,
         round=t,
@@ -58,6 +59,7 @@ def upload_update(
         clip_norm=federation.update.clip_norm,
         noise_multiplier=federation.update.noise_multiplier,
         files=files,
+        moments=moments,
         tokens=trained.tokens,
         steps=trained.steps,
         metrics=trained.metrics,

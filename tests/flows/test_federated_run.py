@@ -178,7 +178,8 @@ def test_a_run_starts_from_the_model_that_a_site_holds(prepared: Callable[..., F
 
 
 def test_sites_pause_join_and_leave_between_rounds(prepared: Callable[..., Federation]):
-    federation = prepared(("a", "b", "c"), rounds={"count": 3, "sampling": "tokens"})
+    settings = {"rounds": {"count": 3, "sampling": "tokens"}, "local": {"optimizer_state": "average"}}
+    federation = prepared(("a", "b", "c"), **settings)
     a, b, c = (site.model_dump() for site in federation.sites)
     run(changed(federation, sites=[a, b]), rounds=1)
     run(changed(federation, sites=[a, b | {"paused": True}, c]), rounds=1)
@@ -186,6 +187,7 @@ def test_sites_pause_join_and_leave_between_rounds(prepared: Callable[..., Feder
     assert [sorted(manifest.updates) for manifest in found] == [[], ["a", "b"], ["a", "c"], ["b", "c"]]
     assert [manifest.paused for manifest in found] == [[], [], ["b"], []]
     assert sorted(found[2].evaluations) == ["a", "c"]
+    assert all(manifest.moments for manifest in found[1:])
     rows = {row["site"]: row["left out"] for row in summary(found[2])}
     assert rows == {"a": "", "b": "paused", "c": ""}
     assert (

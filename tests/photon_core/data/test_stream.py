@@ -87,6 +87,23 @@ def test_streams_are_mixed_by_their_proportions(two_streams: Federation) -> None
     assert counts[0] / sum(counts) == pytest.approx(0.25, abs=0.01)
 
 
+def test_an_epoch_passes_over_a_stream_as_often_as_its_repeat_says(two_streams: Federation) -> None:
+    prepare_site(two_streams, "s")
+    site = two_streams.sites[0]
+    once, thrice = (
+        s.model_dump() | {"proportion": 1, "repeat": n} for s, n in zip(site.streams, (1, 3), strict=True)
+    )
+    repeated = two_streams.model_dump() | {"sites": [site.model_dump() | {"streams": [once, thrice]}]}
+    mixed = Federation.model_validate(repeated)
+    dataset = train_dataset(mixed, "s", seed=3)
+    size = int(dataset.samples_per_stream[0])
+    numbers = [sample["id"] for sample in dataset]
+    counts = [int(count) for count in dataset.samples_per_stream]
+    release(dataset)
+    assert sorted(numbers) == sorted([*range(size), *(3 * list(range(size, sum(counts))))])
+    assert stream_hash(mixed, "s") != stream_hash(two_streams, "s")
+
+
 def test_released_dataset_leaves_no_shared_memory(one_stream: Federation) -> None:
     before = shared_names()
     dataset = train_dataset(one_stream, "s", seed=3)

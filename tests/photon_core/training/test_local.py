@@ -23,7 +23,7 @@ from photon_core.training.job import LocalJob, Trained
 from photon_core.training.local import train
 from photon_core.training.model import PhotonModel, initial_decoder
 from photon_core.training.optimizers import make_optimizer
-from photon_core.training.shapes import parameter_shapes
+from photon_core.training.shapes import moment_shapes, parameter_shapes
 from photon_core.training.state import state_folder
 from photon_core.update.codec import get_codec
 from schemas.federation import Federation
@@ -150,6 +150,38 @@ def test_another_optimizer_starts_afresh_and_says_so(make_site: Make, tmp_path: 
     second = train(make_job(make_site(optimizer={"name": "muon"}), theta, tmp_path, 2), silent)
     assert second.metrics["state_lost"] == 1.0
     assert "belongs to the optimizer adamw: the state of muon starts afresh" in second.notes[0]
+
+
+@pytest.mark.parametrize("optimizer", [{"lr": 3e-3}, {"name": "muon", "matrix_lr": 0.01, "lr": 3e-3}])
+def test_the_averaged_moments_of_one_site_are_its_own(
+    make_site: Make, tmp_path: Path, optimizer: dict[str, Any]
+) -> None:
+    federation = make_site(optimizer=optimizer, optimizer_state="average")
+    theta, moments = theta_zero(federation), []
+    for t in range(1, 4):
+        job = make_job(federation, theta, tmp_path, t, moment_files=moments)
+        trained = train(job, silent)
+        theta = apply(theta, trained)
+        moments = [str(Path(trained.folder, entry.path)) for entry in trained.moments]
+    expected = uninterrupted(federation, 15)
+    assert all(np.array_equal(theta[name], expected[name]) for name in expected)
+    found = {name: entry.shape for file in trained.moments for name, entry in file.tensors.items()}
+    assert found == moment_shapes(federation.model, federation.local.optimizer.name)
+
+
+def test_averaged_moments_are_what_a_round_starts_from(make_site: Make, tmp_path: Path) -> None:
+    federation = make_site(optimizer_state="average")
+    theta = theta_zero(federation)
+    first = train(make_job(federation, theta, tmp_path), silent)
+    moments = load_file(Path(first.folder, first.moments[0].path))
+    doubled = tmp_path / "doubled.safetensors"
+    save_file({name: 2 * value for name, value in moments.items()}, doubled)
+    own = train(make_job(federation, theta, tmp_path, 2), silent)
+    given = train(make_job(federation, theta, tmp_path, 2, attempt=2, moment_files=[str(doubled)]), silent)
+    assert own.files != given.files
+    save_file({name: value for name, value in moments.items() if "wpe" not in name}, doubled)
+    with pytest.raises(CorruptFile, match=r"tensor 'exp_avg.wpe.weight' is absent"):
+        train(make_job(federation, theta, tmp_path, 2, attempt=3, moment_files=[str(doubled)]), silent)
 
 
 def test_two_streams_of_a_site_go_on_too(make_site: Make, tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""The inner optimizer's moments between torch and safetensors: averaged over the sites, as the parameters are.
+
+Only tensors travel, as float32; the step count behind AdamW's bias correction is the round's global step, so that
+a site which joins late does not correct moments that are not its own. Child processes only.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from photon_core.tensors import file_entry, shard_plan
+from photon_core.training.shapes import moment_shapes
+from photon_core.training.state import UPDATE
+from photon_core.training.weights import Theta
+from schemas.local import Optimizer
+from schemas.manifests import FileEntry, TensorEntry
+from schemas.model import Model
+
+State = dict[int, dict[str, Tensor]]
+
+
+def write_moments(state: State, names: list[str], folder: Path) -> list[FileEntry]:
+    """Write an optimizer's moments as shards into folder/update.
+
+    Args:
+        state: as in optimizer.state_dict()["state"], by the parameter's number.
+        names: the parameters, by number (see optimizers.parameter_names).
+        folder: holds the folder `update`; the entries' paths are relative to it.
+    """
+    tensors = {
+        f"{moment}.{names[number]}": value.detach().float().cpu().contiguous()
+        for number, moments in state.items()
+        for moment, value in moments.items()
+        if moment != "step"
+    }
+    shards = shard_plan({name: TensorEntry(dtype="F32", shape=tuple(t.shape)) for name, t in tensors.items()})
+    entries = []
+    for number, shard in enumerate(shards, 1):
+        path = f"{UPDATE}/moments-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: tensors[name] for name in shard}, folder / path)
+        entries.append(file_entry(folder / path, path))
+    return entries
+
+
+def read_moments(files: list[str], names: list[str], model: Model, optimizer: Optimizer, step: int) -> State:
+    """The optimizer state that holds these moments, on the CPU.
+
+    Args:
+        files: local safetensors files, verified.
+        names: the parameters, by number.
+        model, optimizer: of the federation file.
+        step: updates that the moments have seen.
+
+    Raises:
+        CorruptFile: the files cannot be read, or hold other tensors.
+    """
+    shapes = moment_shapes(model, optimizer.name)
+    found = Theta(files, model, shapes)
+    state: State = {}
+    for number, name in enumerate(names):
+        kinds = [kind for kind in ("exp_avg", "exp_avg_sq", "momentum") if f"{kind}.{name}" in shapes]
+        state[number] = {kind: torch.from_numpy(found.array(f"{kind}.{name}")) for kind in kinds}
+        if "exp_avg" in kinds:
+            state[number]["step"] = torch.tensor(float(step))
+    return state

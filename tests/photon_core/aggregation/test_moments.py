@@ -1,0 +1,82 @@
+"""Averaged moments: the weighted mean, in any number of shards, and what a bad one is refused for."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from photon_core.aggregation.moments import average_moments
+from photon_core.errors import UpdateRejected
+from photon_core.layout import Run
+from photon_core.rounds import put_files
+from photon_core.store import Store
+from photon_core.training.shapes import moment_shapes
+from schemas.manifests import UpdateManifest
+from schemas.model import Model
+
+MODEL = Model(n_layers=1, d_model=16, n_heads=2, vocab_size=64, max_seq_len=8)
+Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
+
+
+def draw(seed: int, optimizer: str) -> Arrays:
+    random = np.random.default_rng(seed)
+    shapes = moment_shapes(MODEL, optimizer)
+    found = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    return {name: value**2 if name.startswith("exp_avg_sq") else value for name, value in found.items()}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(Store(str(tmp_path / "store")), "r")
+
+
+def update(run: Run, folder: Path, site: str, moments: Arrays) -> UpdateManifest:
+    path = folder / f"moments-{site}.safetensors"
+    save_file(moments, path)
+    return UpdateManifest(
+        run="r", round=1, site=site, attempt=1, base_sha256="", codec="float32", files=[], tokens=1, steps=1,
+        moments=put_files(run, run.site_dir(1, site, 1), [path]),
+        metrics={"train_loss": 1.0}, data_sha256="", versions={}, previous_sha256="",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("shard", [1 << 12, 1 << 30])
+def test_the_weighted_mean(run: Run, tmp_path: Path, optimizer: str, shard: int) -> None:
+    sites = {site: draw(seed, optimizer) for seed, site in enumerate("abc")}
+    updates = {site: update(run, tmp_path, site, moments) for site, moments in sites.items()}
+    weights = {"a": 0.5, "b": 0.2, "c": 0.3}
+    files = average_moments(run, 1, updates, weights, MODEL, optimizer, shard)
+    found: Arrays = {}
+    for entry in files:
+        assert entry.path.startswith("moments/")
+        found |= load_file(run.store.fetch(entry, run.round_dir(1), tmp_path / "cache"))
+    assert len(files) > 1 or shard > 1 << 12
+    assert found.keys() == moment_shapes(MODEL, optimizer).keys()
+    for name, value in found.items():
+        expected = sum(weights[site] * sites[site][name].astype(np.float64) for site in sites)
+        assert np.allclose(value, expected, atol=1e-6)
+
+
+def test_what_is_refused(run: Run, tmp_path: Path) -> None:
+    good = draw(1, "adamw")
+
+    def refused(match: str, optimizer: str = "adamw", **changes: Any) -> None:
+        moments = {**good, **{f"{name}.wpe.weight": value for name, value in changes.items()}}
+        updates = {
+            "a": update(run, tmp_path, "a", good),
+            "b": update(run, tmp_path, "b", {name: value for name, value in moments.items() if value is not None}),
+        }
+        with pytest.raises(UpdateRejected, match=match) as caught:
+            average_moments(run, 1, updates, {"a": 0.5, "b": 0.5}, MODEL, optimizer)
+        assert caught.value.site == "b" or optimizer == "muon"
+
+    wpe = good["exp_avg.wpe.weight"]
+    refused("the optimizer's moment 'exp_avg.wpe.weight' is missing", exp_avg=None)
+    refused("'exp_avg.wpe.weight' is not one of the optimizer's, or has another shape", exp_avg=wpe[:-1])
+    refused("'momentum.wpe.weight' is not one of", momentum=wpe)
+    refused("'exp_avg.wpe.weight' is not finite", exp_avg=wpe * np.float32("nan"))
+    refused("'exp_avg_sq.wpe.weight' is not finite, or negative", exp_avg_sq=-np.ones_like(wpe))
+    refused("'exp_avg.blocks.0.attn.Wqkv.weight' is not one of the optimizer's", optimizer="muon")
