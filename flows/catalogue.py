@@ -27,6 +27,10 @@ CHILD_SETTINGS = {
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # and where a result is kept after all, it is no pickle
 }
 
+# Of a site's flow runs in process pools. Without a command of its own, Prefect's worker starts a process for each
+# that imports Prefect to prepare a working copy of the code, of which there is none, and then imports it again.
+COMMAND = "python -m prefect.engine"
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "aws_access_key_id", "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key"}
 VALUE_BLOCKS = ("secret", "json")  # Prefect's own, whose content is all in `value`
 
@@ -174,6 +178,7 @@ def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
             pool=federation.site_pool(site.name),
             tags=(TAG, run_tag(federation.run), f"site:{site.name}"),
             job_variables={
+                **({"command": COMMAND} if federation.site_pool_type(site.name) == "process" else {}),
                 **site.job_variables,
                 "env": {**_environment(federation), **site.job_variables.get("env", {})},
             },

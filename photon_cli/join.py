@@ -6,6 +6,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from photon_cli.remote import NotReady, require_server
@@ -17,6 +18,7 @@ from schemas.load import check_paths
 CUDA = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
 CUDA_SECONDS = 300.0  # importing torch from a cold disk takes a while
 WORKER = {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # jobs call python
     "PREFECT_WORKER_QUERY_SECONDS": "1",  # at Prefect's 10 a site waits twice as long for its work
     "PREFECT_WORKER_HEARTBEAT_SECONDS": "15",
     "PREFECT_CLI_WRAP_LINES": "false",
@@ -181,4 +183,4 @@ def _become_worker(federation: Federation, site: str | None, pool: str, kind: st
     # every flow run is a process of its own: they share one fork server, which has imported composer once
     shared = serve_beside() if kind == "process" and site is not None else {}
     sys.stdout.flush()
-    os.execve(sys.executable, command, {**WORKER, **os.environ, **heartbeat, **shared})
+    os.execve(sys.executable, command, {**WORKER, **os.environ, **heartbeat, **shared, "PATH": WORKER["PATH"]})

@@ -141,9 +141,8 @@ def gc(
 ) -> None:
     """Remove the tensors of old rounds from the store, and litter; what has happened stays on record."""
     from photon_cli.gc import collect
-    from schemas.load import load_federation
 
-    collect(load_federation(file), last, every, litter, dry_run)
+    collect(_federation(file), last, every, litter, dry_run)
 
 
 @app.command()

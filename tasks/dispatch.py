@@ -10,7 +10,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry, Cancelled, Cancelling
 
-from photon_core.errors import DeadlinePassed, PhotonError
+from photon_core.errors import DeadlinePassed, PhotonError, printable
 from photon_core.rounds import evaluation, is_done, run_of
 from photon_core.spans import WHOLE
 from photon_core.start import site_start
@@ -21,6 +21,7 @@ from tasks.site import SPANS
 
 POLL_SECONDS = 2.0
 SETTLE_SECONDS = 30.0  # after a crash: a worker reports it again some 15 s later, over whatever came since
+REFUSED = 409  # parameters that the deployment's schema does not admit
 AWAY_SECONDS = 60.0  # beyond the deadline that a server or store which is away is waited for
 AUTOMATIC_RETRIES = 2  # of a site's flow run that crashed; one that failed waits for a person
 
@@ -142,7 +143,7 @@ def _create(
     tags: list[str],
 ) -> FlowRun:
     from prefect.deployments import run_deployment
-    from prefect.exceptions import ObjectNotFound
+    from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
     name = f"{flow}/{federation.run}-{site}"
     try:
@@ -156,6 +157,14 @@ def _create(
         )
     except ObjectNotFound:
         raise PhotonError(f"there is no deployment '{name}'. Write: photon deploy") from None
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != REFUSED:
+            raise
+        reason = printable(str(error.response.json().get("detail", "")), 300)
+        raise PhotonError(
+            f"the deployment '{name}' is of another version: it does not take these parameters ({reason}). "
+            "Write: photon deploy"
+        ) from None
 
 
 class _Watch:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from photon_core.errors import QuorumMissed
 from photon_core.rounds import history, run_of
 from schemas.federation import Federation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+ROUNDS = "test-rounds"
 
 
 class Deployed:
@@ -30,10 +30,16 @@ class Deployed:
 
         federated_round(self.federation, deployed=True, **arguments)
 
+    def start(self) -> Any:
+        """A round on a worker of its own. Returns its flow run."""
+        from prefect.deployments import run_deployment
+
+        return run_deployment(f"federated-round/{self.federation.run}", timeout=0)
+
 
 @pytest.fixture(scope="module")
 def workers(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A worker process for each of two sites. Yields site -> its work pool."""
+    """A worker process for each of two sites, and one for rounds. Yields site -> its work pool."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
@@ -42,10 +48,10 @@ def workers(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
     pools = {"a": "test-a", "b": "test-b"}
     started = []
     with get_client(sync_client=True) as client:
-        for pool in (*pools.values(), "test-nobody"):
+        for pool in (*pools.values(), ROUNDS, "test-nobody"):
             client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
     with (tmp_path_factory.mktemp("workers") / "log").open("ab") as log:
-        for pool in pools.values():
+        for pool in (*pools.values(), ROUNDS):
             command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
             started.append(
                 subprocess.Popen(
@@ -55,7 +61,8 @@ def workers(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
     yield pools
     for worker in started:
         worker.terminate()
-        worker.wait(30)
+    for worker in started:
+        worker.wait(120)
 
 
 @pytest.fixture
@@ -90,8 +97,6 @@ def test_a_deployed_round_makes_the_same_model_as_an_embedded_one(deployed: Call
 
 
 def test_a_failed_site_goes_on_after_a_retry_in_the_ui(deployed: Callable[..., Deployed]):
-    from prefect.states import Scheduled
-
     two = deployed(run="retry", rounds={"deadline": 120})
     broken, whole = damage(two, "b")
     rounds = threading.Thread(target=two.run)
@@ -99,23 +104,28 @@ def test_a_failed_site_goes_on_after_a_retry_in_the_ui(deployed: Callable[..., D
     failed = flow_run_of(two, "b", "FAILED")
     assert broken.name in failed.state.message
     broken.write_bytes(whole)
-    set_state(failed.id, Scheduled(message="Retry in the UI"))
+    retry_in_the_ui(failed.id)
     rounds.join(120)
     manifest = history(run_of(two.federation))[1]
     assert set(manifest.updates) == {"a", "b"} and not manifest.left_out
+    assert trainings(two, "a") == trainings(two, "b") == 1
 
 
-def test_a_failed_round_run_again_trains_only_the_failed_site(deployed: Callable[..., Deployed]):
-    two = deployed(run="again", rounds={"deadline": 30})
+def test_a_retry_of_a_failed_round_trains_only_the_failed_site(deployed: Callable[..., Deployed]):
+    two = deployed(run="again", rounds={"deadline": 30}, deploy={"pool": ROUNDS})
     broken, whole = damage(two, "b")
-    with pytest.raises(QuorumMissed, match="b: .*" + broken.name):
-        two.run()
+    started = two.start()
+    failed = ended(started.id)
+    assert failed.state.is_failed() and "Left out: b: " in failed.state.message
+    assert broken.name in failed.state.message
     run = run_of(two.federation)
-    before = run.updates(1, "a")
+    before = run.update_sha256(1, "a", 1)
     broken.write_bytes(whole)
-    two.run()
-    assert run.updates(1, "a") == before
+    retry_in_the_ui(started.id)
+    assert ended(started.id, since=failed.state).state.is_completed()
+    assert run.update_sha256(1, "a", 1) == before
     assert set(history(run)[1].updates) == {"a", "b"}
+    assert trainings(two, "a") == trainings(two, "b") == 1
 
 
 def test_a_site_that_never_answers_is_left_out_by_name(deployed: Callable[..., Deployed]):
@@ -196,11 +206,33 @@ def flow_run_of(deployed: Deployed, site: str, state: str, seconds: float = 90) 
     raise AssertionError(f"no flow run of {site} was {state} within {seconds} s")
 
 
-def set_state(flow_run_id: Any, state: Any) -> None:
+def retry_in_the_ui(flow_run_id: Any) -> None:
+    """The request that the UI makes: not forced, so the server's rules for retries hold."""
     from prefect.client.orchestration import get_client
+    from prefect.states import AwaitingRetry
 
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(flow_run_id, state, force=True)
+        done = client.set_flow_run_state(flow_run_id, AwaitingRetry(message="Retry from the UI"), force=False)
+    assert done.status == "ACCEPT", done
+
+
+def ended(flow_run_id: Any, since: Any = None, seconds: float = 240) -> Any:
+    """The flow run, once it has ended after the state `since`."""
+    from prefect.client.orchestration import get_client
+
+    limit = time.monotonic() + seconds
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < limit:
+            flow_run = client.read_flow_run(flow_run_id)
+            if flow_run.state.is_final() and (since is None or flow_run.state.id != since.id):
+                return flow_run
+            time.sleep(0.5)
+    raise AssertionError(f"the flow run did not end within {seconds} s")
+
+
+def trainings(deployed: Deployed, site: str) -> int:
+    """How many updates the site has made for round 1, committed or not."""
+    return run_of(deployed.federation).next_attempt(1, site) - 1
 
 
 def kill_trainer_of(deployed: Deployed, site: str) -> None:
