@@ -1,4 +1,5 @@
-"""The JSON schema of the federation file, for editors: `python -m schemas.json_schema` writes it anew.
+"""The JSON schema of the federation file, for editors: `python -m schemas.json_schema` writes it anew, and
+docs/federation.md.
 
 In an editor with a YAML language server, the first line of a federation file names it:
 `# yaml-language-server: $schema=schemas/federation.schema.json`.
@@ -71,5 +72,8 @@ def _allow(schema: dict[str, Any], required: list[str], brought: Any) -> None:
 
 
 if __name__ == "__main__":
-    PATH.write_text(text(), "utf-8")
-    print(f"wrote {PATH}")
+    from schemas import reference
+
+    for path, content in ((PATH, text()), (reference.PATH, reference.text())):
+        path.write_text(content, "utf-8")
+        print(f"wrote {path}")
