@@ -22,7 +22,6 @@ class Measured:
         concurrency: sites at work at a time: the sum of their seconds over the seconds that all of them took. It
             holds all that makes a round longer than its sites: sites that share a machine, waiting, Prefect.
         aggregate, evaluate: seconds of a round.
-        upload_bytes: of a site's update.
     """
 
     rounds: int
@@ -31,7 +30,6 @@ class Measured:
     concurrency: float
     aggregate: float
     evaluate: float
-    upload_bytes: float
 
 
 def measure(federation: Federation, manifests: Sequence[RoundManifest]) -> Measured | None:
@@ -62,7 +60,6 @@ def measure(federation: Federation, manifests: Sequence[RoundManifest]) -> Measu
         concurrency=median(concurrency),
         aggregate=median(m.seconds.get("aggregate", 0.0) for m in rounds),
         evaluate=median(m.seconds.get("evaluate", 0.0) for m in rounds),
-        upload_bytes=median(update.bytes for m in rounds for update in m.updates.values()),
     )
 
 

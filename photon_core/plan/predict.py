@@ -7,7 +7,7 @@ seconds over the number of them that were at work at a time (photon_core/plan/me
 """
 
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 from photon_core.plan.measured import Measured
 from photon_core.plan.transfer import model_bytes, slowest_link, transfer_seconds, update_bytes
@@ -60,7 +60,7 @@ class Prediction:
     """One round and the whole run.
 
     Args:
-        sites: every site of the file.
+        sites: every site of the file that is not paused.
         sampled: sites a round.
         steps, rounds: local steps a round, rounds in all.
         download_bytes, upload_bytes: of one site in one round.
@@ -76,7 +76,7 @@ class Prediction:
     rounds: float
     parameters: int
     download_bytes: int
-    upload_bytes: float
+    upload_bytes: int
     sites_seconds: float | None
     aggregate: float
     evaluate: float
@@ -138,8 +138,8 @@ def predict(federation: Federation, measured: Measured | None = None, steps: int
     """
     local = federation.local
     steps_a_round = local.steps if steps is None else steps
-    upload = measured.upload_bytes if measured else update_bytes(federation)
-    sites = [_site(federation, site.name, measured, steps_a_round, upload) for site in federation.sites]
+    upload = update_bytes(federation)
+    sites = [_site(federation, name, measured, steps_a_round, upload) for name in federation.active]
     sampled = federation.sites_per_round
     return Prediction(
         sites=sites,
@@ -157,10 +157,12 @@ def predict(federation: Federation, measured: Measured | None = None, steps: int
     )
 
 
-def _site(federation: Federation, name: str, measured: Measured | None, steps: int, upload: float) -> SitePlan:
-    hardware = federation.site(name).hardware
-    micro_batch, shards, memory = fitting(federation, hardware)
-    limit = _limit(hardware)
+def _site(federation: Federation, name: str, measured: Measured | None, steps: int, upload: int) -> SitePlan:
+    section = federation.site(name)
+    micro_batch, shards, memory = fitting(federation, name)
+    limit = _limit(section.hardware)
+    own_steps = steps * (section.steps or federation.local.steps) / federation.local.steps
+    most = section.time_limit or inf
     step = step_seconds(federation, name, measured)
     down, up = transfer_seconds(federation, name, upload)
     return SitePlan(
@@ -170,7 +172,7 @@ def _site(federation: Federation, name: str, measured: Measured | None, steps: i
         fits=None if limit is None else memory.total <= limit,
         shards=shards,
         step=step,
-        train=None if step is None else steps * step,
+        train=None if step is None else min(own_steps * step, most),
         start=measured.overhead.get(name, START_SECONDS) if measured else START_SECONDS,
         download=down,
         upload=up,
@@ -189,15 +191,18 @@ def step_seconds(federation: Federation, name: str, measured: Measured | None) -
     return tokens * flops_per_token(federation.model) / rate
 
 
-def fitting(federation: Federation, hardware: Hardware | None) -> tuple[int, int, Memory]:
-    """The largest micro-batch that halving the batch leads to and that fits, with FSDP only if it must be.
+def fitting(federation: Federation, name: str) -> tuple[int, int, Memory]:
+    """The largest micro-batch that halving the batch leads to and that fits a site, with FSDP only if it must be.
 
     Returns:
         sequences at once on one device, shards, and the memory of one device.
     """
-    devices = 1 if hardware is None else hardware.devices
-    local, limit = federation.local, _limit(hardware)
+    section, local = federation.site(name), federation.local
+    devices = 1 if section.hardware is None else section.hardware.devices
+    limit, given = _limit(section.hardware), section.micro_batch or local.micro_batch
     whole = max(1, local.batch_size // devices)
+    if isinstance(given, int):
+        whole = min(whole, given)
 
     def memory(micro_batch: int, shards: int) -> Memory:
         return training_memory(federation.model, micro_batch, local.precision, local.optimizer.name, shards)

@@ -1,35 +1,25 @@
 """What travels between a site and the store, in bytes and in seconds."""
 
-from typing import Any
+from math import prod
 
-from photon_core.training.shapes import parameter_count
+from photon_core.tensors import DTYPE_BYTES
+from photon_core.training.shapes import parameter_count, parameter_shapes
+from photon_core.update.codec import get_codec
 from schemas.federation import Federation
 
 GIGABIT = 1e9 / 8  # bytes
-FLOAT = 4  # bytes of a parameter
-SCALE_BITS = 32  # of a block's scale, at most
 
 
 def model_bytes(federation: Federation) -> int:
-    """Bytes of the global model as sites download it."""
-    section = getattr(federation, "update", None)
-    short = section is not None and section.model_dtype == "bfloat16"
-    return parameter_count(federation.model) * (2 if short else FLOAT)
+    """Bytes of the global model as sites download it, without the headers of its files."""
+    return parameter_count(federation.model) * (2 if federation.update.model_dtype == "bfloat16" else 4)
 
 
-def update_bytes(federation: Federation) -> float:
-    """Bytes of a site's update by its codec: a bound for the codecs in blocks, exact for the others."""
-    section: Any = getattr(federation, "update", None)
-    codec = "float32" if section is None else section.codec
-    count = parameter_count(federation.model)
-    if codec == "float32":
-        return count * 4.0
-    if codec in ("bfloat16", "float16"):
-        return count * 2.0
-    scale = SCALE_BITS / section.block
-    if codec == "topk":  # a value of 16 bits and a place in the block for each that is sent
-        return count * (section.top_k * (16 + (section.block - 1).bit_length()) + scale) / 8
-    return count * ({"int8": 8, "int4": 4}[codec] + scale) / 8
+def update_bytes(federation: Federation) -> int:
+    """Bytes of a site's update as its codec writes it, without the headers of its files."""
+    codec = get_codec(federation.update.codec_name)
+    shapes = parameter_shapes(federation.model).values()
+    return sum(prod(codec.shape(shape)) for shape in shapes) * DTYPE_BYTES[codec.dtype]
 
 
 def link_seconds(federation: Federation, site: str, upload: float) -> float:
@@ -50,7 +40,7 @@ def transfer_seconds(federation: Federation, site: str, upload: float) -> tuple[
 def slowest_link(federation: Federation) -> float | None:
     """Bytes a second of the slowest declared link, in its slower direction; None if any site declares none."""
     rates = []
-    for site in federation.sites:
+    for site in map(federation.site, federation.active):
         if site.link is None:
             return None
         rates.append(min(site.link.up, site.link.down or site.link.up) * GIGABIT)

@@ -1,9 +1,8 @@
 """A site's metrics of one round, as its update's manifest carries them."""
 
+from photon_core.training.flops import flops_per_token
 from photon_core.training.job import LocalJob
 from photon_core.training.round_callback import Progress
-from photon_core.training.shapes import parameter_count
-from schemas.model import Model
 
 STREAMS_LIMIT = 200  # named in one manifest; of more, those with the most samples
 
@@ -25,14 +24,3 @@ def round_metrics(job: LocalJob, progress: Progress) -> dict[str, float]:
         done = flops_per_token(job.federation.model) * progress.tokens / progress.seconds
         metrics["mfu"] = done / (hardware.tflops * 1e12 * hardware.devices)
     return metrics
-
-
-def flops_per_token(model: Model) -> float:
-    """Floating-point operations of training on one token: 6 N + 12 L d T.
-
-    Chowdhery et al. 2022 (PaLM), appendix B: 6 a parameter that is multiplied with (forward and backward; the
-    tied embedding counts once, as the head, and positions are only added), and 12 L H Q T for attention, whose
-    causal half is not taken off.
-    """
-    multiplied = parameter_count(model) - model.max_seq_len * model.d_model
-    return 6.0 * multiplied + 12.0 * model.n_layers * model.d_model * model.max_seq_len

@@ -15,6 +15,7 @@ YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_command_runs(write_federation: Callable[..., Path]) -> None:
     hardware = {"tflops": 0.1, "memory_gb": 8}
     file = write_federation(("a",), rounds={"count": 1})

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from photon_core.training.flops import flops_per_token
 from photon_core.training.initial import initial_model
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.local import train
-from photon_core.training.metrics import flops_per_token
 from photon_core.training.model import PhotonModel, initial_decoder, losses_by_sample, next_token_loss
 from photon_core.update.codec import get_codec
 from schemas.federation import Federation
