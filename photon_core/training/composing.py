@@ -70,7 +70,7 @@ def make_loggers(sections: list[LoggerSection], folder: Path, key: str = "local.
         elif section.name == "file":
             options.setdefault("filename", str(folder / "composer-{run_name}.log"))
         elif section.name == "mlflow":
-            options.setdefault("tracking_uri", str(folder / "mlflow"))
+            options.setdefault("tracking_uri", f"sqlite:///{(folder / 'mlflow.db').absolute()}")
         try:
             made.append(getattr(composer.loggers, LOGGERS[section.name])(**options))
         except (ImportError, TypeError) as error:

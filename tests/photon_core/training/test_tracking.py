@@ -71,7 +71,7 @@ def test_mlflow_holds_them_in_one_run(tmp_path: Path) -> None:
     federation = tracking(tmp_path, "mlflow")
     for t in (1, 2):
         log_round(federation, manifest(t))
-    client = mlflow.MlflowClient(str(tmp_path / "trackers" / "mlflow"))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'trackers' / 'mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name.endswith("photon")]
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_name == "tiny"
