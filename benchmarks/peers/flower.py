@@ -57,3 +57,23 @@ def flower_rounds(clients: int, parameters: int, rounds: int) -> dict[str, Any]:
     if done.returncode:
         raise PeerMissing("Flower's simulation failed:\n" + "\n".join(done.stderr.splitlines()[-10:]))
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def flower_aggregate(way: str, sites: int, shapes: Path) -> dict[str, float]:
+    """Seconds, GB/s and peak memory (GiB) of FedAvg's aggregation alone.
+
+    Args:
+        way: "classic" (`aggregate`) or "records" (the newer strategies' aggregation).
+        sites: how many.
+        shapes: JSON file, name -> shape.
+
+    Raises:
+        PeerMissing: see `environment`; or Flower itself failed.
+    """
+    command = [str(environment()), str(SCRIPT.with_name("flower_aggregate.py")), way, str(sites), str(shapes)]
+    done = subprocess.run(
+        command, env=os.environ | QUIET, capture_output=True, text=True, check=False, timeout=LIMIT
+    )
+    if done.returncode:
+        raise PeerMissing(f"Flower's {way} aggregation failed: {done.stderr.strip().splitlines()[-1:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))

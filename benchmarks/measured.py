@@ -1,0 +1,95 @@
+"""One measurement in a process of its own, so that its memory is its own; prints one JSON object.
+
+    python -m benchmarks.measured '{"what": "aggregate", "url": ..., "options": {...}}'
+
+what: "read" (plain reads of the updates' files into one buffer), "aggregate", or "synthetic" (aggregate 7B shapes
+that are made up while they are read). Peak memory is what is not of files (RssAnon), beyond what the imports and
+manifests took.
+"""
+
+import http.client
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.updates import RUN, shapes_of
+from photon_core.aggregation.aggregate import aggregate
+from photon_core.layout import Run
+from photon_core.store import Store
+from schemas.manifests import UpdateManifest
+from schemas.server import Server
+
+BUFFER = 8 << 20
+
+
+class Peak:
+    """Samples this process's own memory while it is entered."""
+
+    def __enter__(self) -> "Peak":
+        self.before = self.most = anonymous()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self.most = max(self.most, anonymous())
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.01):
+            self.most = max(self.most, anonymous())
+
+
+def anonymous() -> int:
+    """Bytes of memory that are no file's."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.split("RssAnon:")[1].split()[0])
+
+
+def main(task: dict[str, Any]) -> dict[str, float]:
+    if task["what"] == "synthetic":
+        from benchmarks.synthetic import make_synthetic
+
+        run = Run(Store("synthetic://bench", single_writer=True), RUN)
+        make_synthetic(run, shapes_of(task["size"]), task["sites"])
+    else:
+        run = Run(Store(task["url"], **task.get("options", {})), RUN)
+    folder = f"{run.round_dir(1)}/sites"
+    sites = [f"site-{n:03d}" for n in range(task["sites"])]
+    updates = {site: run.updates(1, site)[0] for site in sites}
+    total = sum(entry.bytes for update in updates.values() for entry in update.files)
+    with Peak() as peak:
+        start = time.perf_counter()
+        if task["what"] == "read":
+            _read(task, folder, updates)
+        else:
+            aggregate(run, 1, updates, Server())
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "gb_s": total / seconds / 1e9, "peak_gib": (peak.most - peak.before) / 2**30}
+
+
+def _read(task: dict[str, Any], folder: str, updates: dict[str, UpdateManifest]) -> None:
+    buffer = memoryview(bytearray(BUFFER))
+    paths = [f"{folder}/{site}/0001/{entry.path}" for site, update in updates.items() for entry in update.files]
+    if "endpoint_url" not in task.get("options", {}):
+        for path in paths:
+            with (Path(task["url"]) / path).open("rb", buffering=0) as file:
+                while file.readinto(buffer):  # type: ignore[attr-defined]
+                    pass
+        return
+    connection = http.client.HTTPConnection(urlsplit(task["options"]["endpoint_url"]).netloc)
+    for path in paths:
+        connection.request("GET", f"/{task['url'].removeprefix('s3://')}/{path}")
+        answer = connection.getresponse()
+        while answer.readinto(buffer):
+            pass
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
