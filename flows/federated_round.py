@@ -11,6 +11,7 @@ Embedded, the sites' steps are tasks of this flow run. Deployed, each site's ste
 own work pool, and this one shows a task for it. Either way the outcome is read from the store.
 """
 
+import threading
 import time
 from collections.abc import Mapping
 
@@ -65,6 +66,18 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
     if t is None:
         start_at_site(federation, deployed)
     t = coordinator.open_round(federation, t)
+    manifest = coordinator.committed_before(federation, t)
+    if manifest is None:
+        with dispatch.watching() as over:
+            manifest = _round(federation, t, deployed, over)
+        if federation.trackers:
+            coordinator.track(federation, manifest)
+    if flow_run.parent_flow_run_id is None:  # else the next round goes on beside it
+        reporting.finish()
+    return Completed(message=_message(manifest))
+
+
+def _round(federation: Federation, t: int, deployed: bool, over: threading.Event) -> RoundManifest:
     opened, clock = time.time(), time.monotonic()
     sampled = coordinator.sample(federation, t)
     deadline = time.time() + federation.rounds.deadline
@@ -72,7 +85,7 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
     for site in sampled:
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
             if deployed:
-                futures[site] = {"round": dispatch.dispatch_round.submit(federation, site, t, deadline)}
+                futures[site] = {"round": dispatch.dispatch_round.submit(federation, site, t, deadline, over=over)}
             else:
                 futures[site] = site_steps(federation, site, t)
     left_out = _wait(federation, t, futures, deadline)
@@ -84,23 +97,18 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
     seconds["aggregate"] = time.monotonic() - clock
 
     clock = time.monotonic()
-    evaluations, not_evaluated = _evaluate(federation, candidate, deployed)
+    evaluations, not_evaluated = _evaluate(federation, candidate, deployed, over)
     while again := coordinator.apply_again(federation, candidate, evaluations):
         candidate = again
-        evaluations, not_evaluated = _evaluate(federation, candidate, deployed)
+        evaluations, not_evaluated = _evaluate(federation, candidate, deployed, over)
     seconds["evaluate"] = time.monotonic() - clock
 
     incidents = {
         site: found["round"].result() for site, found in futures.items() if deployed and site not in left_out
     }
-    manifest = coordinator.publish(
+    return coordinator.publish(
         federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents, opened
     )
-    if federation.trackers:
-        coordinator.track(federation, manifest)
-    if flow_run.parent_flow_run_id is None:  # else the next round goes on beside it
-        reporting.finish()
-    return Completed(message=_message(manifest))
 
 
 def _wait(federation: Federation, t: int, futures: SiteFutures, deadline: float) -> dict[str, str]:
@@ -136,7 +144,7 @@ def _regions(federation: Federation, t: int, sampled: list[str]) -> dict[str, st
 
 
 def _evaluate(
-    federation: Federation, candidate: Candidate, deployed: bool
+    federation: Federation, candidate: Candidate, deployed: bool, over: threading.Event
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Evaluate the candidate on every active site's held-out text; one that cannot is named with its reason."""
     t, model = candidate.t, candidate.sent
@@ -145,7 +153,7 @@ def _evaluate(
     for site in federation.active:
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
             if deployed:
-                futures[site] = dispatch.dispatch_evaluation.submit(federation, site, t, model, deadline)
+                futures[site] = dispatch.dispatch_evaluation.submit(federation, site, t, model, deadline, over)
             else:
                 futures[site] = steps.evaluate.submit(federation, site, t, model)
     failures = {site: reason for site, future in futures.items() if (reason := failure({"evaluate": future}))}

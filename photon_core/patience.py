@@ -8,7 +8,10 @@ its text, which on some servers repeats the access key.
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from photon_core.errors import StoreRefused, StoreUnavailable
@@ -38,12 +41,16 @@ def patiently(call: Callable[[], T], what: str, patience: float = PATIENCE) -> T
         StoreRefused: the server does not let us, or there are no credentials.
         OSError: whatever else the call raised (FileNotFoundError, FileExistsError, ...).
     """
-    start, tries = time.monotonic(), 0
+    start, tries, last = time.monotonic(), 0, ""
     while True:
         try:
-            return call()
+            result = call()
+            if tries and (told := _outages.get()) is not None:
+                told.append(Outage(tries, time.monotonic() - start, last))
+            return result
         except Exception as error:
             tries += 1
+            last = cause(error)
             if refusal := refused(error):
                 raise StoreRefused(
                     f"{what}: refused ({refusal}); check the credentials (environment, profile or block) and what "
@@ -58,6 +65,38 @@ def patiently(call: Callable[[], T], what: str, patience: float = PATIENCE) -> T
                     f"({cause(error)}). Nothing half-written is committed; when it is back, run again"
                 ) from None
         time.sleep(pause)
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A call that failed so many times, for so many seconds, before it was done; and what the last failure was."""
+
+    tries: int
+    seconds: float
+    cause: str
+
+
+_outages: ContextVar[list[Outage] | None] = ContextVar("_outages", default=None)
+
+
+@contextmanager
+def outages() -> Iterator[list[Outage]]:
+    """What this thread's calls had to be tried again for within the block."""
+    found: list[Outage] = []
+    token = _outages.set(found)
+    try:
+        yield found
+    finally:
+        _outages.reset(token)
+
+
+def outage_note(found: list[Outage]) -> list[str]:
+    """One sentence about them for an operator, or none."""
+    if not found:
+        return []
+    causes = ", ".join(sorted({outage.cause for outage in found}))
+    tries, seconds = sum(outage.tries for outage in found), sum(outage.seconds for outage in found)
+    return [f"the store was away for {seconds:.0f} s of the upload: {tries} tries failed ({causes})"]
 
 
 def passing(error: BaseException) -> bool:

@@ -8,7 +8,9 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.events import emit_event
+from prefect.runtime import flow_run
 
 from photon_core import candidate as candidates
 from photon_core import rounds
@@ -30,6 +32,7 @@ from tasks.site import SPANS
 INITIAL_MODEL_TIMEOUT = 3600.0
 TRACKING_TIMEOUT = 120.0
 REGIONS = threading.BoundedSemaphore(2)  # at a time in this process: each takes its own memory
+ROUND_TAG = "round:"
 
 
 @task(task_run_name="open run", cache_policy=NO_CACHE)
@@ -66,11 +69,39 @@ def open_round(federation: Federation, t: int | None) -> int:
         PhotonError: round t - 1 is not, or all rounds of the federation are.
     """
     if t is None:
-        t = open_run(federation) + 1
+        t = _begun_before() or open_run(federation) + 1
         if t > federation.rounds.count:
             raise PhotonError(f"all {federation.rounds.count} rounds are committed: raise rounds.count to go on")
-    rounds.check_open(run_of(federation), t)
+        _remember(t)
+    if not _is_retry() or run_of(federation).round(t) is None:
+        rounds.check_open(run_of(federation), t)
     return t
+
+
+def committed_before(federation: Federation, t: int) -> RoundManifest | None:
+    """The manifest of round t if it is there already, which only a retry goes on with. Shows it again: the process
+    that committed it may have been killed before it could."""
+    manifest = run_of(federation).round(t)
+    if manifest is not None:
+        _show(federation, manifest)
+    return manifest
+
+
+def _is_retry() -> bool:
+    return (flow_run.run_count or 1) > 1
+
+
+def _begun_before() -> int | None:
+    """The round that this flow run began with before it crashed: a retry goes on with it, and no further."""
+    if not _is_retry():
+        return None
+    found = [tag.removeprefix(ROUND_TAG) for tag in flow_run.tags if tag.startswith(ROUND_TAG)]
+    return int(found[0]) if found else None
+
+
+def _remember(t: int) -> None:
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, f"{ROUND_TAG}{t}"}))
 
 
 @task(task_run_name="sample sites", cache_policy=NO_CACHE)
@@ -163,11 +194,16 @@ def publish(
             run_of(federation), federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents,
             opened=opened, spans=spans,
         )  # fmt: skip
-        create_table_artifact(
-            rounds.summary(manifest),
-            key=re.sub(r"[^a-z0-9-]+", "-", f"photon-{federation.run}-round".lower()),
-            description=f"Run `{federation.run}`, round {manifest.round}. Model `{manifest.model_sha256[:16]}`.",
-        )
-        report(federation, manifest)
+        _show(federation, manifest)
         out.update(manifest=manifest)
         return manifest
+
+
+def _show(federation: Federation, manifest: RoundManifest) -> None:
+    """A table artifact, what every site did in the round, and the report."""
+    create_table_artifact(
+        rounds.summary(manifest),
+        key=re.sub(r"[^a-z0-9-]+", "-", f"photon-{manifest.run}-round".lower()),
+        description=f"Run `{manifest.run}`, round {manifest.round}. Model `{manifest.model_sha256[:16]}`.",
+    )
+    report(federation, manifest)

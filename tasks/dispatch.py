@@ -1,16 +1,19 @@
 """Have a site's own worker do its part: create or find the flow run on its deployment, and wait for the store."""
 
+import itertools
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import AwaitingRetry, Cancelled, Cancelling
 
-from photon_core.errors import DeadlinePassed, PhotonError, printable
+from photon_core.errors import DeadlinePassed, PhotonError, StoreUnavailable, printable
 from photon_core.rounds import evaluation, is_done, run_of
 from photon_core.spans import WHOLE
 from photon_core.start import site_start
@@ -18,21 +21,28 @@ from schemas.federation import Federation
 from schemas.manifests import FileEntry
 from tasks.progress import step
 from tasks.site import SPANS
+from tasks.watch import Watch
 
 POLL_SECONDS = 2.0
-SETTLE_SECONDS = 30.0  # after a crash: a worker reports it again some 15 s later, over whatever came since
 REFUSED = 409  # parameters that the deployment's schema does not admit
 AWAY_SECONDS = 60.0  # beyond the deadline that a server or store which is away is waited for
-AUTOMATIC_RETRIES = 2  # of a site's flow run that crashed; one that failed waits for a person
 
 
 @task(task_run_name="{site} / round", cache_policy=NO_CACHE)
-def dispatch_round(federation: Federation, site: str, t: int, deadline: float, attempt: int = 1) -> list[str]:
+def dispatch_round(
+    federation: Federation,
+    site: str,
+    t: int,
+    deadline: float,
+    attempt: int = 1,
+    over: threading.Event | None = None,
+) -> list[str]:
     """Return when the site's update for round t is in the store.
 
     Args:
         deadline: Unix time in seconds.
         attempt: an earlier attempt's update does not count.
+        over: of `watching`.
 
     Returns:
         What went wrong on the way, a sentence each.
@@ -51,6 +61,7 @@ def dispatch_round(federation: Federation, site: str, t: int, deadline: float, a
             tags=[f"round:{t}"],
             done=lambda: is_done(run, t, site, attempt) is not None,
             deadline=deadline,
+            over=over,
         )
 
 
@@ -68,12 +79,18 @@ def dispatch_start(federation: Federation, site: str, deadline: float) -> None:
             tags=["round:0"],
             done=lambda: site_start(run, site) is not None,
             deadline=deadline,
+            over=None,
         )
 
 
 @task(task_run_name="{site} / evaluate", cache_policy=NO_CACHE)
 def dispatch_evaluation(
-    federation: Federation, site: str, t: int, model: list[FileEntry], deadline: float
+    federation: Federation,
+    site: str,
+    t: int,
+    model: list[FileEntry],
+    deadline: float,
+    over: threading.Event | None = None,
 ) -> dict[str, float]:
     """The site's scores of a candidate for round t. Raises DeadlinePassed as `dispatch_round` does."""
     run = run_of(federation)
@@ -92,6 +109,7 @@ def dispatch_evaluation(
             tags=[f"round:{t}"],
             done=lambda: evaluation(run, t, site, model) is not None,
             deadline=deadline,
+            over=over,
         )
         scores = evaluation(run, t, site, model)
         assert scores is not None
@@ -108,29 +126,45 @@ def _on_site(
     tags: list[str],
     done: Callable[[], bool],
     deadline: float,
+    over: threading.Event | None,
 ) -> list[str]:
-    """Start (or find, or re-arm) the site's flow run and wait until `done`. Waits for a server that is away."""
-    logger, watch = get_run_logger(), _Watch()
+    """Start (or find, or start again) the site's flow run; wait until `done`, for a server that is away, too."""
+    over = over or threading.Event()
     with get_client(sync_client=True) as client:
+        watch = Watch(
+            lambda: _create(client, flow, federation, site, parameters, key, tags),
+            lambda: _runs(client, flow, federation, site, tags),
+            federation.deploy.zombie_after,
+            get_run_logger(),
+        )
         while True:
             try:
                 if done():
-                    return watch.incidents
+                    return watch.incidents(client)
                 if time.time() > deadline:
                     watch.give_up(client)
-                    raise DeadlinePassed(f"site '{site}' was not done at the deadline; its flow run: {watch.text}")
-                if watch.run is None:
-                    watch.run = _create(client, flow, federation, site, parameters, key, tags)
-                    watch.begin(client, logger)
-                else:
-                    watch.look(client, logger)
-            except PhotonError:
-                raise
+                    raise DeadlinePassed(
+                        f"site '{site}' was not done at the deadline; its flow run: {watch.story()}"
+                    )
+                watch.look(client)
             except Exception as error:  # of the server or the store, each with kinds of its own: wait for both
-                watch.away(error, logger)
+                if isinstance(error, PhotonError) and not isinstance(error, StoreUnavailable):
+                    raise
+                watch.away(error)
                 if time.time() > deadline + AWAY_SECONDS:
-                    raise DeadlinePassed(f"site '{site}' was not done at the deadline: {watch.text}") from error
-            time.sleep(POLL_SECONDS)
+                    raise DeadlinePassed(f"site '{site}' was not done at the deadline: {watch.story()}") from error
+            if over.wait(POLL_SECONDS):
+                raise PhotonError(f"site '{site}' is not waited for any more: the round has ended")
+
+
+@contextmanager
+def watching() -> Iterator[threading.Event]:
+    """For the dispatch tasks of a round: they end when this block does, also when the round is cancelled in it."""
+    over = threading.Event()
+    try:
+        yield over
+    finally:
+        over.set()
 
 
 def _create(
@@ -142,93 +176,49 @@ def _create(
     key: str,
     tags: list[str],
 ) -> FlowRun:
+    """The site's flow run, new or found by its key.
+
+    One that was cancelled is passed over, for it cannot be armed again: Prefect's server cancels whatever a
+    cancelled round has started, for as long as it is not final. So is one that crashed (see Watch).
+    """
     from prefect.deployments import run_deployment
     from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
     name = f"{flow}/{federation.run}-{site}"
-    try:
-        return run_deployment(
-            name,
-            client=client,
-            parameters=parameters,
-            timeout=0,
-            idempotency_key=key,
-            tags=[f"run:{federation.run}", f"site:{site}", *tags],
-        )
-    except ObjectNotFound:
-        raise PhotonError(f"there is no deployment '{name}'. Write: photon deploy") from None
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code != REFUSED:
-            raise
-        reason = printable(str(error.response.json().get("detail", "")), 300)
-        raise PhotonError(
-            f"the deployment '{name}' is of another version: it does not take these parameters ({reason}). "
-            "Write: photon deploy"
-        ) from None
+    for number in itertools.count(1):
+        try:
+            flow_run: FlowRun = run_deployment(
+                name,
+                client=client,
+                parameters=parameters,
+                timeout=0,
+                idempotency_key=key if number == 1 else f"{key}/{number}",
+                tags=[f"run:{federation.run}", f"site:{site}", *tags],
+            )
+        except ObjectNotFound:
+            raise PhotonError(f"there is no deployment '{name}'. Write: photon deploy") from None
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != REFUSED:
+                raise
+            reason = printable(str(error.response.json().get("detail", "")), 300)
+            raise PhotonError(
+                f"the deployment '{name}' is of another version: it does not take these parameters ({reason}). "
+                "Write: photon deploy"
+            ) from None
+        assert flow_run.state is not None
+        if not (flow_run.state.is_cancelled() or flow_run.state.is_cancelling() or flow_run.state.is_crashed()):
+            break
+    return flow_run
 
 
-class _Watch:
-    """What is known of a site's flow run, and what was done about it."""
-
-    def __init__(self) -> None:
-        self.run: FlowRun | None = None
-        self.text = "not created"
-        self.retries = 0
-        self.crashed: float | None = None
-        self.incidents: list[str] = []
-
-    def begin(self, client: SyncPrefectClient, logger: Any) -> None:
-        """A flow run of an earlier try that ended without an update is armed again at once."""
-        assert self.run is not None and self.run.state is not None
-        self.text = _text(self.run)
-        if self.run.state.is_final():
-            self._rearm(client, logger)
-
-    def look(self, client: SyncPrefectClient, logger: Any) -> None:
-        """Re-arm a crashed flow run after a while; leave a failed one to a person's retry."""
-        assert self.run is not None
-        self.run = client.read_flow_run(self.run.id)
-        assert self.run.state is not None
-        text = _text(self.run)
-        if text != self.text and self.run.state.is_final():
-            logger.warning("the site's flow run '%s': %s", self.run.name, text)
-        self.text = text
-        if not self.run.state.is_crashed():
-            self.crashed = None
-        elif self.crashed is None:
-            self.crashed = time.monotonic()
-        elif time.monotonic() - self.crashed > SETTLE_SECONDS and self.retries < AUTOMATIC_RETRIES:
-            self.retries += 1
-            self.crashed = None
-            self._rearm(client, logger)
-
-    def away(self, error: Exception, logger: Any) -> None:
-        """Take note that the Prefect server or the store does not answer; say so once."""
-        text = f"the Prefect server or the store does not answer ({type(error).__name__}: {error})"[:500]
-        if not self.text.startswith(text[:60]):
-            logger.warning(text)
-            self.incidents.append(text)
-        self.text = text
-
-    def give_up(self, client: SyncPrefectClient) -> None:
-        """Cancel the flow run: what it would still upload, nobody would read."""
-        if self.run is not None:
-            self.run = client.read_flow_run(self.run.id)
-            assert self.run.state is not None
-            self.text = _text(self.run)
-            if not self.run.state.is_final():
-                started = self.run.state.is_running() or self.run.state.is_pending()
-                ending = Cancelling() if started else Cancelled(message="the round's deadline has passed")
-                client.set_flow_run_state(self.run.id, ending, force=True)
-
-    def _rearm(self, client: SyncPrefectClient, logger: Any) -> None:
-        assert self.run is not None
-        self.incidents.append(f"its flow run was {self.text} and was started again")
-        logger.warning("the site's flow run '%s' is %s: it is started again", self.run.name, self.text)
-        client.set_flow_run_state(self.run.id, AwaitingRetry(), force=True)
-
-
-def _text(flow_run: FlowRun) -> str:
-    state = flow_run.state
-    assert state is not None
-    return f"{state.name}" + (f" ({state.message})" if state.message else "")
+def _runs(
+    client: SyncPrefectClient, flow: str, federation: Federation, site: str, tags: list[str]
+) -> list[FlowRun]:
+    """The flow runs that there have been for this, oldest first."""
+    found = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
+        flow_run_filter=FlowRunFilter(
+            tags=FlowRunFilterTags(all_=[f"run:{federation.run}", f"site:{site}", *tags])
+        ),
+    )
+    return sorted(found, key=lambda run: str(run.created))

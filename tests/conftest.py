@@ -55,35 +55,47 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def write_file(
+    folder: Path, sites: tuple[str, ...] = ("a", "b"), pools: dict[str, str] | None = None, **sections: Any
+) -> Path:
+    """A tiny federation's file and text in a folder; keywords override its sections, `pools` are the sites' work
+    pools. Returns the file."""
+    for number, site in enumerate(sites):
+        write_text(folder / "text" / f"{site}.jsonl", topics(number, max(8, len(sites))))
+    data = {
+        **merge(TINY, sections),
+        "sites": [
+            {
+                "name": site,
+                "pool": (pools or {}).get(site),
+                "state_dir": f"sites/{site}",
+                "streams": [{"name": "text", "source": f"text/{site}.jsonl"}],
+            }
+            for site in sites
+        ],
+    }
+    file = folder / "federation.yaml"
+    file.write_text(yaml.safe_dump(data, sort_keys=False))
+    return file
+
+
+def prepare_file(file: Path) -> Federation:
+    """The federation of a file, with every site's text prepared."""
+    from photon_core.data.prepare import prepare_site
+    from schemas.load import load_federation
+
+    federation = load_federation(file)
+    for site in federation.sites:
+        prepare_site(federation, site.name)
+    return federation
+
+
 @pytest.fixture
 def write_federation(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a tiny federation's file and text into a folder; returns the file. Keywords override its sections.
-    `pools` are the sites' work pools."""
+    """write_file, in a subfolder of the test's own."""
 
-    def write(
-        sites: tuple[str, ...] = ("a", "b"),
-        folder: str = "fed",
-        pools: dict[str, str] | None = None,
-        **sections: Any,
-    ) -> Path:
-        root = tmp_path / folder
-        for number, site in enumerate(sites):
-            write_text(root / "text" / f"{site}.jsonl", topics(number, max(8, len(sites))))
-        data = {
-            **merge(TINY, sections),
-            "sites": [
-                {
-                    "name": site,
-                    "pool": (pools or {}).get(site),
-                    "state_dir": f"sites/{site}",
-                    "streams": [{"name": "text", "source": f"text/{site}.jsonl"}],
-                }
-                for site in sites
-            ],
-        }
-        file = root / "federation.yaml"
-        file.write_text(yaml.safe_dump(data, sort_keys=False))
-        return file
+    def write(sites: tuple[str, ...] = ("a", "b"), folder: str = "fed", **sections: Any) -> Path:
+        return write_file(tmp_path / folder, sites, **sections)
 
     return write
 
@@ -91,14 +103,9 @@ def write_federation(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def prepared(write_federation: Callable[..., Path]) -> Callable[..., Federation]:
     """As write_federation, with every site's text prepared; returns the federation."""
-    from photon_core.data.prepare import prepare_site
-    from schemas.load import load_federation
 
     def make(*args: Any, **sections: Any) -> Federation:
-        federation = load_federation(write_federation(*args, **sections))
-        for site in federation.sites:
-            prepare_site(federation, site.name)
-        return federation
+        return prepare_file(write_federation(*args, **sections))
 
     return make
 

@@ -3,6 +3,7 @@
 Importing this module imports streaming and torch: only processes that train do so.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,31 @@ class Sequences(StreamingDataset):
     The id is the sample's number in the dataset, over all its streams in the order of the federation file. What
     the shards hold is its number in its stream, which is ambiguous when there are several; photon_core.data.trail
     finds the one from the other.
+
+    An error of the thread that unpacks shards (a full disk) is raised where the samples are read. In streaming
+    0.13 it ends the epoch in silence, or leaves whoever closes the dataset waiting for that thread for ever.
     """
+
+    _failure: BaseException | None = None
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """One sample by its number in the dataset, tokens widened to int64 (shards hold uint16 or uint32)."""
         sample = super().get_item(sample_id, retry)
         return {"tokens": sample["tokens"].astype(np.int64), "id": int(sample_id)}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from super().__iter__()
+        except Exception:
+            if self._failure is None:
+                raise
+        if self._failure is not None:
+            raise self._failure
+
+    def _prepare_thread(self, it: Any) -> None:
+        try:
+            super()._prepare_thread(it)
+        except BaseException as error:
+            self._failure = error
+            it.on_exit()
+            raise

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,13 @@ def run_child(folder: Path, channel: int, log: str, threads: int, server: int) -
         message = ("result", result)
         pickle.dumps(message)
     except BaseException as error:
-        traceback.print_exc()
         message = ("error", _portable(error))
+        with suppress(OSError):  # the log may be on the very disk that is full
+            traceback.print_exc()
     answer.send(message)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for output in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            output.flush()
     return 0
 
 

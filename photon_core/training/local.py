@@ -171,7 +171,8 @@ def _train(
                 moments = write_moments(state["optimizer"], names, written)
             if federation.local.optimizer_state == "reset":
                 state["optimizer"] = None
-            torch.save({**state, "feedback": update.feedback}, written / TRAINING)
+            with (written / TRAINING).open("wb") as file:  # given a name, torch hides why a write has failed
+                torch.save({**state, "feedback": update.feedback}, file)
     finally:
         with clock.phase("dataset"):
             _close(dataset)

@@ -27,10 +27,13 @@ def create_scratch() -> tuple[Path, int]:
         the folder, and a file descriptor to be inherited by the fork server alone.
     """
     sweep_scratch()
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getuid()}-"))
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return folder, lock
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getuid()}-"))
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, lock
+        os.close(lock)  # it was swept before the lock was ours
 
 
 def sweep_scratch() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from photon_core.data.manifest import data_sha256
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.layout import Run, versions
+from photon_core.patience import outage_note, outages
 from photon_core.rounds import put_files
 from photon_core.spans import Begin
 from schemas.federation import Federation
@@ -46,8 +47,9 @@ def upload_update(
         )
     folder = run.site_dir(t, site, trained.attempt)
     begin = Begin()
-    files = put_files(run, folder, [Path(trained.folder) / entry.path for entry in trained.files])
-    moments = put_files(run, folder, [Path(trained.folder) / entry.path for entry in trained.moments])
+    with outages() as found:
+        files = put_files(run, folder, [Path(trained.folder) / entry.path for entry in trained.files])
+        moments = put_files(run, folder, [Path(trained.folder) / entry.path for entry in trained.moments])
     manifest = UpdateManifest(
         run=federation.run,
         round=t,
@@ -64,7 +66,7 @@ def upload_update(
         steps=trained.steps,
         metrics=trained.metrics,
         data_sha256=data_sha256(federation, site),
-        notes=trained.notes,
+        notes=[*trained.notes, *outage_note(found)],
         spans=[*spans, Span(phase="upload", start=begin.unix, seconds=begin.elapsed())],
         checks=list(checks),
         versions=versions(),

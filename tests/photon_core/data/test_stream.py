@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import tempfile
 import time
@@ -63,6 +64,23 @@ def test_an_epoch_is_every_sample_once(one_stream: Federation) -> None:
     for sample in samples:
         assert sample["tokens"].dtype == np.int64
         assert np.array_equal(sample["tokens"], tokens[sample["id"]])
+
+
+@pytest.mark.timeout(120)
+def test_shards_that_cannot_be_unpacked_are_an_error_not_a_wait(one_stream: Federation) -> None:
+    """The kernel refuses to write, as it does when a disk is full; anyone may ask it to."""
+    dataset = train_dataset(one_stream, "s", 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            list(dataset)
+        with pytest.raises(OSError, match="File too large"):
+            list(dataset)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        dataset._iterator.exit()
+        release(dataset)
 
 
 def test_order_follows_from_the_seed(one_stream: Federation) -> None:

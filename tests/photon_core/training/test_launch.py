@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,13 @@ def test_output_is_appended_to_the_log(launcher: Launcher, tmp_path: Path) -> No
     assert log.read_text() == "a line for the log\n" * 2
 
 
+def test_a_log_on_a_full_disk_hides_no_error(launcher: Launcher) -> None:
+    with pytest.raises(ChildFailed, match="No space left on device"):
+        launcher.run(speak, label="speak", log_path="/dev/full")
+    with pytest.raises(ChildFailed, match=r"ZeroDivisionError: by nothing"):
+        launcher.run(stumble, label="stumble", log_path="/dev/full")
+
+
 def test_forgotten_shared_memory_is_removed(launcher: Launcher) -> None:
     name = launcher.run(leave_memory, label="leave")
     assert not Path("/dev/shm", name).exists()
@@ -321,6 +329,20 @@ def test_leftovers_of_dead_launchers_are_swept(tmp_path: Path, monkeypatch: pyte
     finally:
         ours.unlink(missing_ok=True)
         theirs.unlink(missing_ok=True)
+
+
+def test_a_new_scratch_folder_is_never_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def create_many(_: int) -> bool:
+        made = [create_scratch() for _ in range(40)]  # each begins with a sweep
+        there = all(folder.exists() for folder, _ in made)
+        for _, lock in made:
+            os.close(lock)
+        return there
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(create_many, range(8)))
 
 
 def test_more_than_a_thousand_open_files_are_no_hindrance() -> None:

@@ -1,0 +1,140 @@
+"""One deployed round in which every site has a failure of its own: what is done to each, and how it came out."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from schemas.manifests import RoundManifest
+from tests.flows.deployment import Deployed, Workers, eventually
+
+SITES = ("trainer", "process", "worker", "exception", "full", "corrupt")
+STEPS = 600
+DISK = "8m"
+ROOM = 180_000  # bytes left: enough for the global model, not for the state that training leaves
+
+
+@dataclass
+class BadRound:
+    """
+    Attributes:
+        manifest: of the round.
+        message: of the round's flow run's final state.
+        table: the round's table artifact.
+        seconds: site -> from its failure to its committed update.
+        disk: why there is no disk that can be full, if there is none.
+    """
+
+    manifest: RoundManifest
+    message: str
+    table: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    disk: str = ""
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[str]:
+    """A file system of a few megabytes at `folder`. Yields why not, if it cannot be had."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "photon-test", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    try:
+        yield "" if done.returncode == 0 else f"mounting a small disk is not allowed here: {done.stderr.strip()}"
+    finally:
+        if done.returncode == 0:
+            subprocess.run(["umount", "--lazy", str(folder)], check=False)
+
+
+def break_everything(federation: Deployed, workers: Workers, disk: str) -> BadRound:
+    """Run the round and do to each of SITES what its name says."""
+    damaged = Damage(federation, "exception")
+    filler = None if disk else fill(folder_of(federation, "full"))
+    since: dict[str, float] = {}
+    round_run = federation.start_round()
+
+    pid = federation.trainer("trainer")
+    since["trainer"] = kill(pid)
+    federation.trainer("process")
+    since["process"] = kill(federation.process_of(federation.site_run("process", 1, "RUNNING")))
+    federation.trainer("worker")
+    workers.kill("far")
+    since["worker"] = kill(federation.process_of(federation.site_run("worker", 1, "RUNNING")))
+    workers.start("far")  # as whatever keeps it alive on its machine does
+
+    since["exception"] = failed(federation, "exception")
+    damaged.mend()
+    retry(federation, "exception")
+    if filler is not None:
+        since["full"] = failed(federation, "full")
+        filler.unlink()
+        retry(federation, "full")
+
+    eventually(lambda: federation.run.updates(1, "corrupt"), "corrupt commits")
+    flip(next(committed(federation, "corrupt").parent.glob("*.safetensors")))
+    state = federation.ended(round_run)
+    assert state.is_completed(), state
+    seconds = {site: committed(federation, site).stat().st_mtime - at for site, at in since.items()}
+    return BadRound(federation.rounds()[-1], state.message, federation.table(), seconds, disk)
+
+
+class Damage:
+    """A flipped byte in a site's first shard."""
+
+    def __init__(self, federation: Deployed, site: str) -> None:
+        folder = folder_of(federation, site) / "data" / "text" / "train"
+        self.shard = next(folder.glob("shard*"))
+        self.whole = self.shard.read_bytes()
+        flip(self.shard)
+
+    def mend(self) -> None:
+        self.shard.write_bytes(self.whole)
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def fill(folder: Path) -> Path:
+    """Fill the disk but for ROOM bytes. Returns the file to remove."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        with suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        file.truncate(filler.stat().st_size - ROOM)
+    return filler
+
+
+def folder_of(federation: Deployed, site: str) -> Path:
+    return Path(federation.federation.site(site).state_dir or "")
+
+
+def committed(federation: Deployed, site: str) -> Path:
+    """The manifest that commits the site's update for round 1."""
+    run = federation.run
+    return Path(federation.federation.store) / run.site_dir(1, site, 1) / "update.json"
+
+
+def kill(pid: int) -> float:
+    os.kill(pid, signal.SIGKILL)
+    return time.time()
+
+
+def failed(federation: Deployed, site: str, t: int = 1) -> float:
+    """Wait until the site's flow run has failed. Returns when it did, Unix time."""
+    state: Any = federation.site_run(site, t, "FAILED").state
+    return float(state.timestamp.timestamp())
+
+
+def retry(federation: Deployed, site: str, t: int = 1) -> None:
+    """What the UI's Retry does."""
+    from prefect.states import AwaitingRetry
+
+    federation.set_state(federation.site_run(site, t), AwaitingRetry(message="Retry from the UI"))

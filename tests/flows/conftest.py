@@ -1,0 +1,28 @@
+"""A deployed federation to break: its server, its workers, and a way to put federations on them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flows.deployment import Deployed, Workers, deployed, served
+
+
+@pytest.fixture(scope="module")
+def breakable(
+    prefect_server: str, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Workers]:
+    """Training is forked from the session's fork server, as beside a worker that `photon join` has started; the
+    environment holds the S3 server's credentials."""
+    with served(tmp_path_factory.mktemp("breakable")) as workers:
+        yield workers
+
+
+@pytest.fixture
+def deploy(breakable: Workers, tmp_path: Path) -> Callable[..., Deployed]:
+    """Prepares and deploys a federation, in a folder of the test's own."""
+
+    def make(*sites: str, **sections: object) -> Deployed:
+        return deployed(breakable, tmp_path / "fed", sites, **sections)
+
+    return make
