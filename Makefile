@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.8
 
-.PHONY: demo test browser lint lock clean
+.PHONY: demo test browser pictures lint lock clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ browser:                   ## Chromium, for the tests that look at the Prefect U
 	command -v apt-get >/dev/null || { echo "make browser needs Debian's or Ubuntu's apt-get: install Chromium"; exit 1; }; \
 	[ "$$(id -u)" = 0 ] || { echo "make browser needs root: sudo make browser"; exit 1; }; \
 	apt-get update && apt-get install --yes --no-install-recommends chromium
+
+pictures: demo             ## README's pictures, from the demo; needs Chromium (make browser)
+	$(BIN)/python docs/pictures/make.py photon-demo
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

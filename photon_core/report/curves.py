@@ -204,6 +204,8 @@ def _lines(
     for name, line in whole.items():
         plot(axes, line, INK, 3.0)
         ends.append((*line[-1], name, INK))
+    if low is not None and high is None:  # room above, for the names of the highest
+        high = 1.08 * max(value for line in (*sites.values(), *whole.values()) for _, value in line) or None
     axes.set_ylim(low, high)
     rounds_axis(axes)
     label_ends(axes, ends)

@@ -172,12 +172,14 @@ def notes(record: Record) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 3 min 20 s, 5 h 7 min."""
+    """Seconds for people: 4.2 s, 3 min 20 s, 16 min, 5 h 7 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
+    if whole < 600:
         return f"{whole // 60} min {whole % 60} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
     if whole < 100 * 3600:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
     return f"{whole / 86400:.1f} days"
@@ -200,13 +202,13 @@ def _sections(record: Record, timelines: int) -> list[Section]:
             "A site whose curve stays away from the others has other text.",
             [curves.perplexity(record), curves.before_and_after(record)],
         ),
+        _time_section(record, timelines),
         Section(
             "sites", "Sites",
             "Who contributes what. Loss is the mean over the site's local steps of its last round, perplexity the "
             "averaged model's on the site's held-out text, last the seconds until its update was there.",
             tables=[tables.site_table(record), tables.round_table(record)],
         ),
-        _time_section(record, timelines),
         Section(
             "agreement", "Agreement",
             "How far each site's update goes, and whether it points where the others point. The longer a site "

@@ -135,12 +135,13 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], gap:
         ends: (x, y, text, colour) of each line's last point.
         gap: least distance of two names, in points.
     """
+    right = max(x for x, _, _, _ in ends)
     names = [
         axes.annotate(
-            text, (x, y), xytext=(7, 0), textcoords="offset points", color=colour,
+            text, (right, y), xytext=(7, 0), textcoords="offset points", color=colour,
             va="center", ha="left", fontsize=12, annotation_clip=False,
         )
-        for x, y, text, colour in ends
+        for _, y, text, colour in ends
     ]  # fmt: skip
     figure = axes.get_figure(root=True)
     assert figure is not None

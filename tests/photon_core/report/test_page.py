@@ -9,7 +9,7 @@ import pytest
 from photon_core.report.page import render
 from photon_core.report.record import Record, thin, traffic
 
-SIZES = [(0, 4), (1, 1), (1, 64), (7, 4), (40, 64), (1000, 8)]
+SIZES = [(0, 4), (1, 1), (7, 4), (12, 64), (1000, 8)]
 
 
 class Elements(HTMLParser):

@@ -1,0 +1,95 @@
+"""README's pictures, from the demo's folder: the report's first screen, and a round's graph in the Prefect UI.
+
+make pictures    # photon demo, then: python docs/pictures/make.py photon-demo
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from photon_cli.server import EmbeddedServer, prefect_home
+from photon_core.report.page import render
+from photon_core.report.record import read_record
+from photon_core.rounds import run_of
+from schemas.load import load_federation
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+HERE = Path(__file__).parent
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+           "--disable-sync", "--no-first-run")  # fmt: skip
+LARGEST = 150_000  # bytes of a picture
+
+
+def main(folder: Path) -> None:
+    """Write report.png and round.png beside this file."""
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        sys.exit("no Chromium; write: make browser")
+    file = folder / "federation.yaml"
+    federation = load_federation(file)
+    record = read_record(run_of(federation), federation.rounds.count)
+    with EmbeddedServer(prefect_home(file)) as server, sync_playwright() as playwright:
+        server.wait()
+        chromium = playwright.chromium.launch(executable_path=program, args=[*OPTIONS])
+        with tempfile.TemporaryDirectory() as temporary:
+            page = Path(temporary) / "report.html"
+            page.write_text(render(record), "utf-8")
+            picture(chromium.new_page(viewport={"width": 1240, "height": 1180}), "report", page.as_uri(), _still)
+        run = _last_round(server.url)
+        picture(
+            chromium.new_page(viewport={"width": 1500, "height": 640}), "round",
+            f"{server.url}/runs/flow-run/{run}", _graph,
+        )  # fmt: skip
+        chromium.close()
+
+
+def picture(page: "Page", name: str, url: str, ready: "Callable[[Page], dict[str, Any]]") -> None:
+    """Show a page and keep what is seen as a small PNG."""
+    from PIL import Image
+
+    page.goto(url, timeout=120_000)
+    target = HERE / f"{name}.png"
+    page.screenshot(path=target, **ready(page))
+    image = Image.open(target).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+    size = target.stat().st_size
+    if size > LARGEST:
+        sys.exit(f"{target} has {size} bytes; at most {LARGEST} belong in the repository")
+    print(f"{target}: {size // 1000} kB")
+
+
+def _still(page: "Page") -> dict[str, Any]:
+    return {}
+
+
+def _graph(page: "Page") -> dict[str, Any]:
+    """The graph without the rest of the page, once it has been laid out."""
+    graph = page.locator("canvas").first
+    graph.wait_for(timeout=120_000)
+    page.wait_for_timeout(8_000)
+    box = graph.bounding_box()
+    assert box is not None
+    return {"clip": box}
+
+
+def _last_round(url: str) -> str:
+    body = {"flows": {"name": {"any_": ["federated-round"]}}, "sort": "START_TIME_DESC", "limit": 1}
+    request = urllib.request.Request(
+        f"{url}/api/flow_runs/filter", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(json.load(answer)[0]["id"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
