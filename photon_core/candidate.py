@@ -174,9 +174,7 @@ def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidat
             trouble = str(error)
         if not trouble:
             return _with_download(run, federation, candidate)
-        for entry in (*candidate.result.model, *candidate.result.optimizer):
-            run.store.discard(f"{run.round_dir(candidate.t)}/{entry.path}")
-        candidate = _lowered(candidate, trouble)
+        candidate = _lowered(candidate, trouble)  # the files stay as litter, for `photon gc`
 
 
 def _with_download(run: Run, federation: Federation, candidate: Candidate) -> Candidate:

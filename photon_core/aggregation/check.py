@@ -8,7 +8,7 @@ from photon_core.layout import Run
 from photon_core.store import SHA256, check_path
 from photon_core.tensors import all_tensors
 from photon_core.update.codec import Codec, get_codec
-from schemas.manifests import RoundManifest, TensorEntry, UpdateManifest
+from schemas.manifests import PartialManifest, RoundManifest, TensorEntry, UpdateManifest
 
 TOKEN_LIMIT = 10**15  # more than any site trains in a round; a claim beyond it would drown the others' weights
 STEP_LIMIT = 10**9  # the largest count moves everyone's learning-rate schedule
@@ -42,7 +42,8 @@ def check_manifest(
     if update.base_sha256 != base.model_sha256:
         wrong, right = update.base_sha256[:16], base.model_sha256[:16]
         raise UpdateRejected(site, f"it starts from model {wrong}, but round {t - 1}'s model is {right}")
-    if update.base_dtype != ("BF16" if base.download else "F32"):
+    rounded = base.download and not isinstance(update, PartialManifest)  # a region's mean is of theta's own kind
+    if update.base_dtype != ("BF16" if rounded else "F32"):
         raise UpdateRejected(
             site, f"it starts from a model in {update.base_dtype}, as round {t - 1}'s is not sent"
         )

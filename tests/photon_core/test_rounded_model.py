@@ -19,6 +19,7 @@ from photon_core.training.shapes import parameter_shapes
 from photon_core.training.weights import Theta
 from photon_core.update import lossless
 from photon_core.update.floats import from_bfloat16, to_bfloat16
+from schemas.aggregation import Aggregation
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
 
@@ -130,3 +131,19 @@ def test_an_update_from_the_other_model_is_refused(second: Run) -> None:
     lenient = FEDERATION.model_copy(update={"rounds": FEDERATION.rounds.model_copy(update={"quorum": 1})})
     candidate = aggregate_round(second, lenient, 2, ["a", "b"], {})
     assert "starts from a model in F32" in candidate.left_out["b"]
+
+
+def test_means_of_regions_are_of_the_models_own_bits(second: Run) -> None:
+    """What the sites start from is rounded; what their regions send on is not."""
+    manifest = second.round(1)
+    assert manifest is not None
+    theta = load(second, 1, manifest.model)
+    start = rounded(theta)
+    for seed, site in enumerate("ab", 5):
+        send(second, 2, site, start, moved(start, seed), base_dtype="BF16")
+    flat = load(second, 2, aggregated(second).result.model)
+    tree = FEDERATION.model_copy(update={"aggregation": Aggregation(tree_above=1)})
+    candidate = aggregate_round(second, tree, 2, ["a", "b"], {})
+    assert candidate.groups
+    found = load(second, 2, candidate.result.model)
+    assert all(np.allclose(found[n], flat[n], rtol=0, atol=1e-7) for n in flat)
