@@ -13,7 +13,7 @@ def export(federation: Federation, t: int | None, folder: Path, quiet: bool) -> 
     from photon_core.export.export import export_round
 
     with display(quiet) as show:
-        show.activity("export", f"round {'the last' if t is None else t} to {folder}")
+        show.activity("export", f"{'the last round' if t is None else f'round {t}'} to {folder}")
         manifest = export_round(federation, t, folder)
         show.finish("export")
     total = sum(path.stat().st_size for path in folder.iterdir())

@@ -43,6 +43,7 @@ def check_start(federation: Federation) -> None:
 
     Raises:
         FederationError: there is none; the text names the tensor and both shapes, or what else is wrong.
+        PhotonError: photon gc has removed the model of the round to start from.
     """
     start = federation.start
     if start.run is not None:
@@ -161,6 +162,7 @@ def _from_run(federation: Federation, folder: Path) -> Initial:
 def _other_round(federation: Federation) -> tuple[Run, RoundManifest]:
     """The round that the file starts from, of the same model and tokenizer."""
     from photon_core.data.tokenizer import load_tokenizer
+    from photon_core.garbage import check_kept  # it imports photon_core.rounds, which imports this module
 
     start = federation.start
     assert start.run is not None
@@ -174,6 +176,7 @@ def _other_round(federation: Federation) -> tuple[Run, RoundManifest]:
     manifest = other.round(t)
     if manifest is None:
         raise FederationError(f"start.round: round {t} of run '{start.run}' is not committed; write 0 to {latest}")
+    check_kept(other, t)
     theirs, ours = birth.federation["model"], federation.model.model_dump(mode="json")
     for key in ours:
         if key != "preset" and theirs.get(key) != ours[key]:

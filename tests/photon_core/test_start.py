@@ -14,7 +14,7 @@ from photon_core.layout import Run
 from photon_core.rounds import open_run, run_of
 from photon_core.start import check_start, make_initial, site_start, upload_start
 from schemas.federation import Federation
-from schemas.manifests import RoundManifest
+from schemas.manifests import RemovalManifest, RoundManifest
 from tests.photon_core.export.conftest import make_rounds as make_rounds  # the fixture
 
 Rounds = Callable[..., tuple[Federation, Run]]
@@ -47,6 +47,13 @@ def test_from_another_runs_round(make_rounds: Rounds, tmp_path: Path) -> None:
         FederationError, match=r"start is .* but the run was started with .*'round': 0.*restore it"
     ):
         open_run(run_of(moved), moved, load_tokenizer("bytes").sha256, lambda: make_initial(moved, tmp_path))
+
+
+def test_a_round_that_was_removed_is_told(make_rounds: Rounds, tmp_path: Path) -> None:
+    federation, run = make_rounds()
+    run.record_removal(RemovalManifest(run="small", round=0, files=2, bytes=1, created="2026-01-01"))
+    with pytest.raises(PhotonError, match=r"round 0's model was removed by photon gc .* kept rounds are 1"):
+        started(federation, tmp_path, run="small", round=0)
 
 
 def test_from_the_last_round_of_a_run_in_another_store(make_rounds: Rounds, tmp_path: Path) -> None:
