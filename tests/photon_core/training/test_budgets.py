@@ -9,14 +9,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from photon_core.training.flops import flops_per_token
 from photon_core.training.initial import initial_model
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.local import train
 from photon_core.training.model import PhotonModel, initial_decoder, losses_by_sample, next_token_loss
 from photon_core.update.codec import get_codec
 from schemas.federation import Federation
-from schemas.model import Model
 
 Make = Callable[..., Federation]
 Tensors = dict[str, torch.Tensor]
@@ -149,8 +147,3 @@ def sequences(federation: Federation, trained: Trained) -> torch.Tensor:
     tokens = np.concatenate([read_shard(shard)[1] for shard in shards])
     numbers = np.fromfile(Path(trained.folder, "samples.u32"), "<u4")
     return torch.from_numpy(tokens[numbers].astype(np.int64))
-
-
-def test_flops_of_a_published_shape() -> None:
-    """PaLM's formula for the 1.3B shape: 6 x 1.312e9 + 12 x 24 x 2048 x 2048 = 9.08 GFLOP a token."""
-    assert flops_per_token(Model.model_validate({"preset": "1.3B"})) == pytest.approx(9.08e9, rel=0.002)

@@ -87,6 +87,22 @@ def test_muon_resumes_within_a_round_bit_for_bit(make_site: Make, tmp_path: Path
     assert result(resumed) == result(train(dataclasses.replace(job, attempt=2), silent))
 
 
+def test_streams_losses_and_averaged_moments_survive_an_interruption(
+    make_site: Make, tmp_path: Path, interrupt: Interrupt
+) -> None:
+    options: dict[str, Any] = {"streams": ("news", "code"), "optimizer_state": "average", "micro_batch": 3}
+    job = make_job(make_site(checkpoint_steps=2, proximal=0.1, **options), tmp_path)
+    plain = train(dataclasses.replace(job, attempt=2), silent)
+    interrupt(job, 3)
+    resumed = train(job, silent)
+    assert result(resumed) == result(plain)
+    assert [file.sha256 for file in resumed.moments] == [file.sha256 for file in plain.moments]
+    timed = {"tokens_per_second", "seconds", "resumed_at_step"}
+    assert {k: v for k, v in resumed.metrics.items() if k not in timed} == {
+        k: v for k, v in plain.metrics.items() if k not in timed
+    }
+
+
 def test_one_that_outlived_its_rounds_publication_is_removed(make_site: Make, tmp_path: Path) -> None:
     federation = make_site()
     job = make_job(federation, tmp_path)
