@@ -16,6 +16,7 @@ from photon_core.layout import Run, model_sha256, versions
 from photon_core.round_metrics import aggregate_metrics
 from photon_core.rounds import federation_sha256, newest_update, utc_now
 from photon_core.spans import timeline
+from schemas.aggregation import Aggregation
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, Span, UpdateManifest
 from schemas.server import Server
@@ -24,10 +25,11 @@ NOTES_LIMIT = 20  # of a site's own notes in a round's manifest
 
 
 class Limits(TypedDict):
-    """Most tokens and local steps that a site can have trained in a round."""
+    """Most tokens and local steps that a site can have trained in a round, and the pass's own numbers."""
 
     token_limit: int
     step_limit: int
+    settings: Aggregation
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _gather(
 def _limits(federation: Federation) -> Limits:
     local = federation.local
     tokens = local.steps * local.batch_size * federation.model.max_seq_len
-    return Limits(token_limit=tokens, step_limit=local.steps)
+    return Limits(token_limit=tokens, step_limit=local.steps, settings=federation.aggregation)
 
 
 def apply_again(

@@ -3,7 +3,56 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
+
+from blake3 import blake3
+
+BLOCK = 1 << 20
+
+
+class Digest(Protocol):
+    """A hash of bytes as they pass."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> Any: ...
+    def hexdigest(self) -> str: ...
+
+
+class Hashes:
+    """Both hashes that a manifest has of a file, of its bytes as they pass.
+
+    The sha256 names the content. The blake3, of 256 bits and as strong, is what readers compare: sha256 in
+    hardware takes 0.56 ns a byte of one core, more than reading and averaging together, blake3 0.2 ns.
+    """
+
+    def __init__(self) -> None:
+        self._sha256, self._blake3 = hashlib.sha256(), blake3()
+
+    def update(self, data: bytes | bytearray | memoryview) -> Self:
+        self._sha256.update(data)
+        self._blake3.update(data)
+        return self
+
+    def hexdigests(self) -> tuple[str, str]:
+        """sha256 and blake3, 64 hexadecimal digits each."""
+        return self._sha256.hexdigest(), self._blake3.hexdigest()
+
+
+class Check:
+    """The hash that proves a file's bytes, as they pass: blake3 where the manifest gives it, else sha256.
+
+    Args:
+        sha256, blake3: of the file's manifest entry; blake3 may be empty.
+    """
+
+    def __init__(self, sha256: str, blake3_digest: str) -> None:
+        self.name, self.expected = ("blake3", blake3_digest) if blake3_digest else ("sha256", sha256)
+        self._digest: Digest = blake3() if blake3_digest else hashlib.sha256()
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        self._digest.update(data)
+
+    def found(self) -> str:
+        return self._digest.hexdigest()
 
 
 def canonical_json(obj: Any) -> bytes:
@@ -25,3 +74,12 @@ def sha256_file(path: str | Path) -> str:
     """SHA-256 of a local file's bytes, as 64 hexadecimal digits, read in bounded memory."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_hashes(path: str | Path) -> tuple[str, str]:
+    """sha256 and blake3 of a local file's bytes, read once, in bounded memory."""
+    hashes = Hashes()
+    with Path(path).open("rb") as file:
+        while block := file.read(BLOCK):
+            hashes.update(block)
+    return hashes.hexdigests()

@@ -69,6 +69,22 @@ class LocalWriter:
             self.discard()
 
 
+class LocalRanges:
+    """A file's ranges, into memory that the caller brings."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read_into(self, view: memoryview, start: int) -> int:
+        done = 0
+        while done < len(view) and (count := os.preadv(self._file.fileno(), [view[done:]], start + done)):
+            done += count
+        return done
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class LocalFiles:
     """A store's folder on a local or mounted disk. Paths are relative to it and already checked."""
 
@@ -97,6 +113,9 @@ class LocalFiles:
             os.close(descriptor)
             raise CorruptFile(f"{self.root / path} is not a plain file")
         return open(descriptor, "rb", buffering=0)  # noqa: PTH123 - it is the caller's
+
+    def open_ranges(self, path: str) -> LocalRanges:
+        return LocalRanges(self.open_read(path))
 
     def size(self, path: str) -> int:
         return (self.root / path).stat().st_size

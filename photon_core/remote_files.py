@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self, TypeVar, cast
 
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.listing import Found, walk_remote
-from photon_core.object_files import ObjectReader, ObjectWriter
+from photon_core.object_files import ObjectRanges, ObjectReader, ObjectWriter
 from photon_core.patience import PATIENCE, error_code, patiently
 
 T = TypeVar("T")
@@ -122,6 +122,9 @@ class RemoteFiles:
         if not self._s3:
             return io.BytesIO(self.read(path)) if self.protocol == "memory" else self.fs.open(self._full(path))
         return cast(BinaryIO, ObjectReader(lambda start, end: self.read_range(path, start, end)))
+
+    def open_ranges(self, path: str) -> ObjectRanges:
+        return ObjectRanges(lambda start, end: self.read_range(path, start, end))
 
     def size(self, path: str) -> int:
         return int(self._do("look at", path, lambda **limit: self.fs.info(self._full(path), **limit))["size"])

@@ -14,11 +14,11 @@ from photon_core.errors import (
     PhotonError,
     StoreConflict,
 )
-from photon_core.hashing import canonical_json, sha256_bytes, sha256_file
+from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.layout import Run, model_sha256, versions
+from photon_core.put import put_file
 from photon_core.start import Initial, check_start
 from photon_core.store import Store
-from photon_core.tensors import file_entry
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, UpdateManifest
 from schemas.start import Start
@@ -114,16 +114,7 @@ def open_run(
 
 def put_files(run: Run, folder: str, paths: Iterable[Path], prefix: str = "") -> list[FileEntry]:
     """Upload local safetensors files under content-addressed names, so that no two writers ever share one."""
-    entries = []
-    for path in paths:
-        sha256 = sha256_file(path)
-        name = f"{path.stem}-{sha256[:8]}.safetensors"
-        try:
-            run.store.put(path, f"{folder}/{name}")
-        except StoreConflict:
-            pass  # the same bytes are there already
-        entries.append(file_entry(path, prefix + name, sha256))
-    return entries
+    return [put_file(run.store, path, folder, prefix) for path in paths]
 
 
 def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:

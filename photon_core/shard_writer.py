@@ -1,15 +1,17 @@
 """Writing sharded safetensors piece by piece: bounded memory, written and hashed behind the caller's back."""
 
-import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import suppress
+from functools import partial
+from itertools import takewhile
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from photon_core.hashing import Hashes
 from photon_core.store import Store, Writer
 from photon_core.tensors import SHARD_BYTES, make_header, shard_plan, tensor_bytes
 from schemas.manifests import FileEntry, TensorEntry
@@ -23,8 +25,10 @@ class ShardWriter:
         folder: the folder of the manifest that will name the files.
         stem: start of the files' paths below it, like "model/".
         tensors: what will be written.
-        max_bytes: largest shard, unless one tensor is larger.
+        max_bytes: largest shard, unless one row of a tensor is larger.
         pool: threads that hash and write; without one, that happens in `write`.
+        align: elements at whose multiples tensors may be split.
+        written: shards, by number, that are there already and are not written again.
     """
 
     def __init__(
@@ -35,27 +39,34 @@ class ShardWriter:
         tensors: Mapping[str, TensorEntry],
         max_bytes: int = SHARD_BYTES,
         pool: Executor | None = None,
+        *,
+        align: int = 1,
+        written: Mapping[int, FileEntry] | None = None,
     ) -> None:
-        self._store, self._folder, self._stem, self._tensors = store, folder, stem, tensors
+        self._store, self._folder, self._stem = store, folder, stem
         self._pool = pool
         self._nonce = uuid.uuid4().hex[:8]
-        self._plan = shard_plan(tensors, max_bytes)
-        self._entries: list[FileEntry] = []
+        self.plan = shard_plan(tensors, max_bytes, align)
+        self._entries = dict(written or {})
+        self._theirs = set(self._entries)  # named by a record: not to be removed
+        self._todo = [number for number in range(len(self.plan)) if number not in self._entries]
+        self._due = [
+            (name, tensor_bytes(part)) for number in self._todo for name, part in self.plan[number].items()
+        ]
+        self._due = [(name, size) for name, size in self._due if size]
+        self._left = self._due[0][1] if self._due else 0  # bytes of the tensor at hand, or its part, still to come
         self._file: Writer | None = None
-        self._digest = hashlib.sha256()
-        self._written = 0  # tensor bytes of the open shard
-        self._names = [name for shard in self._plan for name in shard if tensor_bytes(tensors[name])]
-        self._left = 0  # bytes of the current tensor still to come
-        self._current = ""
+        self._hashes = Hashes()
+        self._filled = 0  # tensor bytes of the open shard
         self._buffers = [bytearray(), bytearray()]
         self._pending: Future[None] | None = None
-        self._closing: list[Future[None]] = []
+        self._closing: dict[int, Future[None]] = {}
         self._skip_empty()
 
     @property
     def order(self) -> list[str]:
         """The tensors in the order that they must be written in."""
-        return [name for shard in self._plan for name in shard]
+        return list(dict.fromkeys(name for shard in self.plan for name in shard))
 
     def write(self, name: str, values: NDArray[Any]) -> None:
         """The next elements, flat, of the tensor whose turn it is. The array is the caller's again at once.
@@ -63,14 +74,19 @@ class ShardWriter:
         Raises:
             ValueError: it is another tensor's turn, or the tensor is full.
         """
-        if not self._left:
-            self._current = self._names.pop(0) if self._names else ""
-            self._left = tensor_bytes(self._tensors[self._current]) if self._current else 0
-        if name != self._current or values.nbytes > self._left:
-            raise ValueError(f"{values.nbytes} bytes of '{name}' offered; due: {self._left} of '{self._current}'")
-        self._left -= values.nbytes
-        data = self._copy(values)
-        self._behind(lambda: self._append(data))
+        due = self._due[0][0] if self._due else ""
+        room = sum((size for _, size in takewhile(lambda part: part[0] == due, self._due[1:])), self._left)
+        if name != due or values.nbytes > room:
+            raise ValueError(f"{values.nbytes} bytes of '{name}' offered; due: {room} of '{due}'")
+        while values.nbytes:
+            count = self._left // values.itemsize
+            data = self._copy(values[:count])
+            values = values[count:]
+            self._left -= len(data)
+            if not self._left:
+                del self._due[0]
+                self._left = self._due[0][1] if self._due else 0
+            self._behind(partial(self._append, data))
 
     def close(self) -> list[FileEntry]:
         """The files, in order, durable.
@@ -78,27 +94,36 @@ class ShardWriter:
         Raises:
             ValueError: something was not written.
         """
-        if self._left or self._names:
+        if self._due:
             self.discard()
-            raise ValueError(f"tensor '{self._names[0] if self._names else self._current}' was not written whole")
+            raise ValueError(f"tensor '{self._due[0][0]}' was not written whole")
         self._wait()
-        for closing in self._closing:
-            closing.result()
-        return self._entries
+        return [self.shard(number) for number in range(len(self.plan))]
+
+    def shard(self, number: int) -> FileEntry:
+        """A shard that was written whole, once it is durable."""
+        if number not in self._entries:
+            self._wait()
+        if number in self._closing:
+            self._closing[number].result()
+        return self._entries[number]
+
+    def keep(self, number: int) -> None:
+        """A record names this shard: `discard` leaves it."""
+        self._theirs.add(number)
 
     def discard(self) -> None:
-        """Remove what was written: no manifest names it."""
+        """Remove what was written and not kept: no manifest names it."""
         with suppress(Exception):
             self._wait()
-        for closing in self._closing:
+        for closing in self._closing.values():
             closing.exception()
         if self._file is not None:
             self._file.discard()
             self._file = None
-        for entry in self._entries:
+        for number in self._entries.keys() - self._theirs:
             with suppress(Exception):  # litter at worst
-                self._store.discard(f"{self._folder}/{entry.path}")
-        self._entries = []
+                self._store.discard(f"{self._folder}/{self._entries.pop(number).path}")
 
     def __enter__(self) -> Self:
         return self
@@ -131,44 +156,42 @@ class ShardWriter:
         if self._file is None:
             self._start()
         assert self._file is not None
-        self._digest.update(data)
+        self._hashes.update(data)
         self._file.write(data)
-        self._written += len(data)
-        if self._written == self._shard_bytes():
+        self._filled += len(data)
+        if self._filled == self._shard_bytes():
             self._finish()
             self._skip_empty()
 
     def _skip_empty(self) -> None:
         """Write the shards that hold no elements at all."""
-        while len(self._entries) < len(self._plan) and not self._shard_bytes():
+        while self._todo and not self._shard_bytes():
             self._start()
             self._finish()
 
-    def _shard(self) -> dict[str, TensorEntry]:
-        return {name: self._tensors[name] for name in self._plan[len(self._entries)]}
-
     def _shard_bytes(self) -> int:
-        return sum(tensor_bytes(tensor) for tensor in self._shard().values())
+        return sum(tensor_bytes(tensor) for tensor in self.plan[self._todo[0]].values())
 
     def _path(self) -> str:
-        number = len(self._entries) + 1
-        return f"{self._stem}{number:05d}-of-{len(self._plan):05d}-{self._nonce}.safetensors"
+        return f"{self._stem}{self._todo[0] + 1:05d}-of-{len(self.plan):05d}-{self._nonce}.safetensors"
 
     def _start(self) -> None:
-        header = make_header(self._shard())
+        header = make_header(self.plan[self._todo[0]])
         self._file = self._store.open_write(f"{self._folder}/{self._path()}")
         self._file.write(header)
-        self._digest = hashlib.sha256(header)
-        self._written = 0
+        self._hashes = Hashes().update(header)
+        self._filled = 0
 
     def _finish(self) -> None:
         assert self._file is not None
-        tensors = self._shard()
-        size = len(make_header(tensors)) + self._written
-        entry = FileEntry(path=self._path(), sha256=self._digest.hexdigest(), bytes=size, tensors=tensors)
+        number, path = self._todo[0], self._path()
+        tensors = self.plan[number]
+        sha256, blake3 = self._hashes.hexdigests()
+        size = len(make_header(tensors)) + self._filled
         file, self._file = self._file, None
-        self._entries.append(entry)
+        del self._todo[0]
         if self._pool:  # the disk flushes it while the next shard is made
-            self._closing.append(self._pool.submit(file.close))
+            self._closing[number] = self._pool.submit(file.close)
         else:
             file.close()
+        self._entries[number] = FileEntry(path=path, sha256=sha256, blake3=blake3, bytes=size, tensors=tensors)

@@ -8,11 +8,12 @@ import numpy as np
 
 from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict
 from photon_core.export.checkpoint import Checkpoint
-from photon_core.hashing import canonical_json, sha256_file
+from photon_core.hashing import canonical_json
 from photon_core.layout import Run
+from photon_core.put import put_file
 from photon_core.store import Store
 from photon_core.tensor_reader import TensorReader
-from photon_core.tensors import all_tensors, file_entry
+from photon_core.tensors import all_tensors
 from photon_core.training.initial import initial_model
 from photon_core.training.shapes import parameter_shapes
 from schemas.federation import Federation
@@ -95,15 +96,7 @@ def upload_start(federation: Federation, site: str, folder: Path) -> StartManife
     checkpoint = Checkpoint(place, federation.model, federation.data_options(site, place))
     files, hashes = checkpoint.write(folder)
     place = run.site_dir(0, site, 1)
-    entries = []
-    for path in files:
-        sha256 = sha256_file(path)
-        name = f"{path.stem}-{sha256[:8]}.safetensors"
-        try:
-            run.store.put(path, f"{place}/{name}")
-        except StoreConflict:
-            pass  # the same bytes, of an earlier try
-        entries.append(file_entry(path, name, sha256))
+    entries = [put_file(run.store, path, place) for path in files]
     names = {Path(name).name: sha256 for name, sha256 in hashes.items()}
     manifest = StartManifest(run=run.run, site=site, files=entries, sha256=names, notes=checkpoint.notes)
     try:

@@ -5,7 +5,6 @@ manifest names them; a manifest is created only if absent, whole or not at all (
 racing writers exactly one wins. That single call is every commit of a federation.
 """
 
-import hashlib
 import re
 import uuid
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict
+from photon_core.hashing import BLOCK, Check
 from photon_core.listing import Found, walk_local
 from photon_core.local_files import LocalFiles
 from photon_core.remote_files import RemoteFiles
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from schemas.manifests import FileEntry
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
-BLOCK = 1 << 20
 PATH_LIMIT = 800  # characters; S3 takes 1024 bytes with the store's own prefix
 
 
@@ -35,6 +34,15 @@ class Writer(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class Ranges(Protocol):
+    """A file read in ranges, by several threads side by side."""
+
+    def read_into(self, view: memoryview, start: int) -> int:
+        """Bytes from `start` on; how many were put into `view`: fewer only where the file ends before."""
+
+    def close(self) -> None: ...
 
 
 class Store:
@@ -96,6 +104,10 @@ class Store:
     def open_read(self, path: str) -> BinaryIO:
         """A file for sequential reading (`readinto`, `read`, `seek`)."""
         return self._files.open_read(check_path(path))
+
+    def open_ranges(self, path: str) -> Ranges:
+        """A file for reading in ranges, by several threads side by side."""
+        return self._files.open_ranges(check_path(path))
 
     def size(self, path: str) -> int:
         """Bytes of a file. Raises FileNotFoundError."""
@@ -175,25 +187,25 @@ class Store:
             CorruptFile: it is missing, or its bytes are not those that the manifest covers.
         """
         path = check_path(f"{folder}/{check_path(entry.path)}")
-        digest, size = hashlib.sha256(), 0
+        check, size = Check(entry.sha256, entry.blake3), 0
         with _named(self.locate(path)), self.open_read(path) as source:
             while size <= entry.bytes and (block := source.read(BLOCK)):
-                digest.update(block)
+                check.update(block)
                 size += len(block)
-        _compare(size, digest.hexdigest(), entry, self.locate(path))
+        _compare(size, check, entry, self.locate(path))
 
     def _download(self, path: str, entry: "FileEntry", target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{entry.sha256}.{uuid.uuid4().hex}.tmp")
-        digest, size = hashlib.sha256(), 0
+        check, size = Check(entry.sha256, entry.blake3), 0
         try:
             with _named(self.locate(path)), self.open_read(path) as source, temporary.open("wb") as sink:
                 # never more than the manifest promises: a huge file ends here, not on a full disk
                 while size <= entry.bytes and (block := source.read(BLOCK)):
                     sink.write(block)
-                    digest.update(block)
+                    check.update(block)
                     size += len(block)
-            _compare(size, digest.hexdigest(), entry, self.locate(path))
+            _compare(size, check, entry, self.locate(path))
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -233,22 +245,26 @@ def check_path(path: str) -> str:
 
 
 def _verify(local: Path, entry: "FileEntry", name: str) -> None:
+    check = Check(entry.sha256, entry.blake3)
     with _named(name):
         size = local.stat().st_size
         with local.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest() if size == entry.bytes else ""
-    _compare(size, digest, entry, name)
+            while size == entry.bytes and (block := file.read(BLOCK)):
+                check.update(block)
+    _compare(size, check, entry, name)
 
 
-def _compare(size: int, digest: str, entry: "FileEntry", name: str) -> None:
+def _compare(size: int, check: Check, entry: "FileEntry", name: str) -> None:
     if size != entry.bytes:
         raise CorruptFile(f"{name} holds {size} bytes (or more); its manifest says {entry.bytes}")
-    if digest != entry.sha256:
-        raise CorruptFile(f"{name} has sha256 {digest[:16]}...; its manifest says {entry.sha256[:16]}...")
+    if check.found() != check.expected:
+        raise CorruptFile(
+            f"{name} has {check.name} {check.found()[:16]}...; its manifest says {check.expected[:16]}..."
+        )
 
 
 def _rebuild(url: str, options: dict[str, Any]) -> Store:
     return Store(url, **options)
 
 
-__all__ = ["SHA256", "Store", "StoreConflict", "Writer", "check_path"]
+__all__ = ["SHA256", "Ranges", "Store", "StoreConflict", "Writer", "check_path"]

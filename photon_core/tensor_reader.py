@@ -1,21 +1,24 @@
-"""Reading sharded safetensors piece by piece: bounded memory, the next piece on its way, hashed as it passes."""
+"""Reading sharded safetensors piece by piece: bounded memory, pieces on their way ahead, hashed as they pass."""
 
-import hashlib
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from typing import Any, BinaryIO, NamedTuple
+from threading import Condition
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.errors import CorruptFile
-from photon_core.store import Store, check_path
-from photon_core.tensors import NUMPY_DTYPES, all_tensors, header_limit, read_header
-from schemas.manifests import FileEntry
+from photon_core.hashing import Check
+from photon_core.store import Ranges, Store, check_path
+from photon_core.tensors import NUMPY_DTYPES, all_tensors, check_held, header_limit, read_header
+from schemas.manifests import FileEntry, TensorEntry
 
 BLOCK = 1 << 20
 Array = NDArray[Any]
+Spans = Mapping[str, tuple[int, int]]  # of tensors, the first element and the first beyond
 
 
 class Piece(NamedTuple):
@@ -36,8 +39,8 @@ class TensorReader:
         pool: threads that read and hash ahead; without one, reading happens when asked.
 
     Raises:
-        CorruptFile: two files claim the same tensor. Every method raises it, naming the file, for bytes that
-            are not those the manifest covers.
+        CorruptFile: two files claim the same tensor, or rows of one are missing. Every method raises it, naming
+            the file, for bytes that are not those the manifest covers.
     """
 
     def __init__(
@@ -46,44 +49,67 @@ class TensorReader:
         self.tensors = all_tensors(entries)
         self._pool = pool
         self._files = [_File(store, check_path(f"{folder}/{check_path(e.path)}"), e) for e in entries]
-        self._file_of = {name: file for file in self._files for name in file.entry.tensors}
+        self._parts: dict[str, list[_Part]] = {}
+        for number, file in enumerate(self._files):
+            for name, tensor in file.entry.tensors.items():
+                self._parts.setdefault(name, []).append(_Part(*span(tensor), number))
 
     def pieces(self, name: str, elements: int) -> list[Piece]:
         """A tensor cut into pieces of at most so many elements; none for an empty tensor."""
-        count = math.prod(self.tensors[name].shape)
-        return [Piece(name, start, min(start + elements, count)) for start in range(0, count, elements)]
+        return cut(name, 0, math.prod(self.tensors[name].shape), elements)
 
     def chunks(self, name: str, elements: int) -> Iterator[Array]:
         """A tensor's elements, flat, at most so many at a time; each array is valid until the next."""
         return self.stream(self.pieces(name, elements))
 
-    def stream(self, pieces: Sequence[Piece], prefix: str = "") -> Generator[Array, None, None]:
-        """Pieces in order. Each array is valid, and the caller's to change, until the next is asked for.
+    def stream(
+        self, pieces: Sequence[Piece], prefix: str = "", ahead: int = 1, keep: int = 0
+    ) -> Generator[Array, None, None]:
+        """Pieces in order. Each array is valid, and the caller's to change, until `keep` + 1 more are asked for.
 
         Read in the order of the files, every byte is read once and its hash comes with it.
 
         Args:
             pieces: what to read.
             prefix: put before the pieces' names.
+            ahead: pieces that are read, side by side, beyond the one asked for.
+            keep: pieces that stay valid beside the newest.
         """
-        size = max((piece.end - piece.start for piece in pieces), default=0)
-        buffers = [bytearray(8 * size) for _ in range(2)]
-        pending: Future[Array] | None = None
+        ahead = ahead if self._pool else 0
+        size = max((self._bytes(piece, prefix) for piece in pieces), default=0)
+        buffers = [_aligned(size) for _ in range(min(ahead + keep + 1, len(pieces)))]
+        coming: deque[Future[None]] = deque()
+        asked = 0
         try:
             for index, piece in enumerate(pieces):
-                array = pending.result() if pending else self._read(piece, prefix, buffers[index % 2])
-                if self._pool and index + 1 < len(pieces):
-                    following = pieces[index + 1]
-                    pending = self._pool.submit(self._read, following, prefix, buffers[(index + 1) % 2])
-                yield array
+                while self._pool and asked < min(index + ahead + 1, len(pieces)):
+                    buffer = buffers[asked % len(buffers)]
+                    coming.append(self._pool.submit(self._fill, self._plan(pieces[asked], prefix, buffer)))
+                    asked += 1
+                buffer = buffers[index % len(buffers)]
+                if coming:
+                    coming.popleft().result()
+                else:
+                    self._fill(self._plan(piece, prefix, buffer))
+                dtype = NUMPY_DTYPES[self.tensors[prefix + piece.name].dtype]
+                yield buffer[: self._bytes(piece, prefix)].view(dtype)
         finally:
-            if pending and not pending.cancel():
-                pending.exception()  # it uses the file: let it end before anyone closes
+            for job in reversed(coming):
+                if not job.cancel():
+                    job.exception()  # it uses the file: let it end before anyone closes
 
-    def verify(self) -> None:
-        """Every file's hash is the manifest's; files that were not read in order are read again for it."""
-        for file in self._files:
+    def verify(self, parts: Spans | None = None) -> None:
+        """Every file's hash is the manifest's; files that were not read in order are read again for it.
+
+        Args:
+            parts: only the files that hold something of these elements of tensors.
+        """
+        for file in self._holding(parts):
             file.verify()
+
+    def verified(self, parts: Spans) -> bool:
+        """Whether all files that hold something of these elements of tensors are known to be whole."""
+        return all(file.verified for file in self._holding(parts))
 
     def close(self) -> None:
         for file in self._files:
@@ -95,81 +121,143 @@ class TensorReader:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _read(self, piece: Piece, prefix: str, buffer: bytearray) -> Array:
-        name = prefix + piece.name
-        file = self._file_of[name]
-        dtype = np.dtype(NUMPY_DTYPES[self.tensors[name].dtype])
-        view = memoryview(buffer)[: (piece.end - piece.start) * dtype.itemsize]
-        file.read_into(name, piece.start * dtype.itemsize, view)
-        return np.frombuffer(view, dtype)
+    def _bytes(self, piece: Piece, prefix: str) -> int:
+        return (piece.end - piece.start) * self._itemsize(prefix + piece.name)
+
+    def _itemsize(self, name: str) -> int:
+        return np.dtype(NUMPY_DTYPES[self.tensors[name].dtype]).itemsize
+
+    def _plan(self, piece: Piece, prefix: str, buffer: NDArray[np.uint8]) -> list["_Read"]:
+        """What to read from which files, in order; called in the order of the pieces."""
+        name, reads, at = prefix + piece.name, [], 0
+        item = self._itemsize(name)
+        for part in self._parts[name]:
+            start, end = max(part.start, piece.start), min(part.end, piece.end)
+            if start < end:
+                file = self._files[part.file]
+                for following in self._files[part.file : part.file + 2]:
+                    following.prepare(self._pool)
+                view = buffer.data[at : at + (end - start) * item]
+                reads.append(_Read(file, *file.plan(name, (start - part.start) * item, len(view)), view))
+                at += len(view)
+        return reads
+
+    def _fill(self, reads: Sequence["_Read"]) -> None:
+        for read in reads:
+            read.file.read_into(read.view, read.start, read.in_turn)
+
+    def _holding(self, parts: Spans | None) -> list["_File"]:
+        return [file for file in self._files if parts is None or _overlap(file.entry.tensors, parts)]
+
+
+class _Part(NamedTuple):
+    """Elements `start` to `end` of a tensor are in file number `file`."""
+
+    start: int
+    end: int
+    file: int
+
+
+class _Read(NamedTuple):
+    file: "_File"
+    start: int
+    in_turn: bool
+    view: memoryview
 
 
 class _File:
-    """One safetensors file, hashed as long as it is read from front to back."""
+    """One safetensors file, hashed as long as it is asked for from front to back.
+
+    Ranges may be read by several threads; who has read waits for its turn to hash. A pool starts its jobs in
+    the order that they were given, so the one that is waited for is always at work.
+    """
 
     def __init__(self, store: Store, path: str, entry: FileEntry) -> None:
         self.store, self.path, self.entry = store, path, entry
-        self._handle: BinaryIO | None = None
+        self.verified = False
+        self._ranges: Ranges | None = None
+        self._opening: Future[None] | None = None
         self._starts: dict[str, int] = {}
-        self._digest = hashlib.sha256()
+        self._check = Check(entry.sha256, entry.blake3)
+        self._turn = Condition()
         self._position = 0  # hashed so far
-        self._at = 0  # where the handle stands
-        self._verified = False
+        self._planned = 0  # asked for, from front to back
+        self._broken = False  # a read has failed: nobody's turn comes any more
 
-    def read_into(self, name: str, offset: int, view: memoryview) -> None:
-        """Fill `view` from `offset` bytes into a tensor."""
+    def prepare(self, pool: Executor | None) -> None:
+        """Have the header read."""
+        if pool and not self._starts and not self._opening:
+            self._opening = pool.submit(self._open)
+
+    def plan(self, name: str, offset: int, size: int) -> tuple[int, bool]:
+        """Where the bytes from `offset` into a tensor begin, and whether they are the next to be hashed."""
+        if self._opening:
+            self._opening.result()
         if not self._starts:
             self._open()
         start = self._starts[name] + offset
-        if self._handle is None:
-            self._handle = self.store.open_read(self.path)
-            self._at = 0
-        if self._at != start:
-            self._handle.seek(start)
-            self._at = start
-        self._fill(view)
-        if start == self._position:
-            self._hash(view)
+        in_turn = start == self._planned
+        if in_turn:
+            self._planned += size
+        return start, in_turn
+
+    def read_into(self, view: memoryview, start: int, in_turn: bool) -> None:
+        """Fill `view` from byte `start` on; hash it, in its turn."""
+        try:
+            count = self._open_ranges().read_into(view, start)
+            if count < len(view):
+                raise CorruptFile(f"{self.store.locate(self.path)} ends before byte {self.entry.bytes}")
+            if in_turn:
+                with self._turn:
+                    self._turn.wait_for(lambda: self._broken or self._position == start)
+                if not self._broken:
+                    self._hash(view)
+        except BaseException:
+            with self._turn:
+                self._broken = True
+                self._turn.notify_all()
+            raise
 
     def verify(self) -> None:
-        if self._verified:
+        if self.verified:
             return
         if not self._starts:
             self._open()
-        self.close()
-        self._digest, self._position = hashlib.sha256(), 0
-        with self.store.open_read(self.path) as file:
-            while self._position <= self.entry.bytes and (block := file.read(BLOCK)):
-                self._digest.update(block)
-                self._position += len(block)
-        self._compare()
+        self._check, self._position = Check(self.entry.sha256, self.entry.blake3), 0
+        block = memoryview(bytearray(min(BLOCK, self.entry.bytes)))
+        while self._position < self.entry.bytes:
+            size = min(len(block), self.entry.bytes - self._position)
+            count = self._open_ranges().read_into(block[:size], self._position)
+            if count < size:
+                raise CorruptFile(f"{self.store.locate(self.path)} ends before byte {self.entry.bytes}")
+            self._hash(block[:size])
 
     def close(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
+        if self._opening:
+            self._opening.exception()
+        with self._turn:
+            ranges, self._ranges = self._ranges, None
+        if ranges is not None:
+            ranges.close()
 
     def _open(self) -> None:
         header, infos = read_header(self.store, self.path, self.entry.bytes, header_limit(self.entry.tensors))
-        promised = {name: (tensor.dtype, tensor.shape) for name, tensor in self.entry.tensors.items()}
-        if {info.name: (info.dtype, info.shape) for info in infos.values()} != promised:
-            raise CorruptFile(f"{self.store.locate(self.path)} holds other tensors than its manifest says")
-        self._starts = {info.name: info.start for info in infos.values()}
+        check_held(self.entry.tensors, infos, self.store.locate(self.path))
+        self._planned = len(header)
         self._hash(memoryview(header))
+        self._starts = {info.name: info.start for info in infos.values()}
 
-    def _fill(self, view: memoryview) -> None:
-        assert self._handle is not None
-        done = 0
-        while done < len(view):
-            count = self._handle.readinto(view[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise CorruptFile(f"{self.store.locate(self.path)} ends before byte {self.entry.bytes}")
-            done += count
-        self._at += done
+    def _open_ranges(self) -> Ranges:
+        with self._turn:
+            if self._ranges is None:
+                self._ranges = self.store.open_ranges(self.path)
+            return self._ranges
 
     def _hash(self, view: memoryview) -> None:
-        self._digest.update(view)
-        self._position += len(view)
+        self._check.update(view)
+        with self._turn:
+            self._position += len(view)
+            self._turn.notify_all()
         if self._position == self.entry.bytes:
             self._compare()
 
@@ -178,7 +266,38 @@ class _File:
         size = self.store.size(self.path)
         if size != self.entry.bytes:
             raise CorruptFile(f"{name} holds {size} bytes; its manifest says {self.entry.bytes}")
-        if self._digest.hexdigest() != self.entry.sha256:
-            raise CorruptFile(f"{name} does not have the sha256 that its manifest says: it was changed or damaged")
-        self._verified = True
-        self.close()
+        if self._check.found() != self._check.expected:
+            raise CorruptFile(
+                f"{name} does not have the {self._check.name} that its manifest says: it was changed or damaged"
+            )
+        self.verified = True
+        with self._turn:
+            ranges, self._ranges = self._ranges, None
+        if ranges is not None:
+            ranges.close()
+
+
+def cut(name: str, start: int, end: int, elements: int) -> list[Piece]:
+    """Elements `start` to `end` of a tensor in pieces of at most so many."""
+    return [Piece(name, at, min(at + elements, end)) for at in range(start, end, elements)]
+
+
+def span(tensor: TensorEntry) -> tuple[int, int]:
+    """First element of what a file holds of a tensor, and the first beyond."""
+    row = math.prod(tensor.shape[1:])
+    return (0, math.prod(tensor.shape)) if tensor.rows is None else (tensor.rows[0] * row, tensor.rows[1] * row)
+
+
+def _overlap(file: Mapping[str, TensorEntry], parts: Spans) -> bool:
+    for name in file.keys() & parts.keys():
+        (a, b), (c, d) = span(file[name]), parts[name]
+        if a == b or max(a, c) < min(b, d):
+            return True
+    return False
+
+
+def _aligned(size: int) -> NDArray[np.uint8]:
+    """Bytes that begin where a cache line does."""
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size]

@@ -7,13 +7,16 @@ other sites, so they are read with limits and every number in them is checked be
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from numpy.typing import NDArray
+
 from photon_core.errors import CorruptFile
-from photon_core.hashing import sha256_file
+from photon_core.hashing import file_hashes
 from photon_core.store import Store
 from schemas.manifests import FileEntry, TensorEntry
 
@@ -106,42 +109,91 @@ def parse_header(body: bytes, data_start: int, file_bytes: int, file: str) -> di
 
 def make_header(tensors: Mapping[str, TensorEntry]) -> bytes:
     """The header of a file that holds these tensors one after the other, length included."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": make_metadata(tensors)}
     position = 0
     for name, tensor in tensors.items():
         end = position + tensor_bytes(tensor)
-        entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.held), "data_offsets": [position, end]}
         position = end
     body = json.dumps(entries, separators=(",", ":")).encode()
     body += b" " * (-len(body) % 8)  # the data starts at a multiple of 8
     return len(body).to_bytes(8, "little") + body
 
 
+def make_metadata(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
+    """A file's `__metadata__`: of a tensor that several files share, first row, first beyond, and rows in all."""
+    rows = {name: [*tensor.rows, tensor.shape[0]] for name, tensor in tensors.items() if tensor.rows}
+    return {"format": "pt"} | ({"rows": json.dumps(rows, separators=(",", ":"))} if rows else {})
+
+
+def save_shard(path: Path, shard: Mapping[str, TensorEntry], tensor: Callable[[str], NDArray[Any]]) -> None:
+    """Write a file of a plan with the library that defines the format.
+
+    Args:
+        path: of the new file.
+        shard: what it holds.
+        tensor: gives a whole tensor; asked for one at a time.
+    """
+    from safetensors.numpy import save_file
+
+    held = {
+        name: tensor(name) if part.rows is None else tensor(name)[slice(*part.rows)]
+        for name, part in shard.items()
+    }
+    metadata = make_metadata(shard)
+    save_file(held, path, metadata if "rows" in metadata else None)
+
+
 def tensor_bytes(tensor: TensorEntry) -> int:
-    return math.prod(tensor.shape) * DTYPE_BYTES[tensor.dtype]
+    """Bytes of what the file holds of a tensor."""
+    return math.prod(tensor.held) * DTYPE_BYTES[tensor.dtype]
 
 
-def shard_plan(tensors: Mapping[str, TensorEntry], max_bytes: int = SHARD_BYTES) -> list[list[str]]:
-    """Which tensors share a file: sorted names, filled greedily, tensors whole (a larger one stands alone)."""
-    plan: list[list[str]] = []
+def shard_plan(
+    tensors: Mapping[str, TensorEntry], max_bytes: int = SHARD_BYTES, align: int = 1
+) -> list[dict[str, TensorEntry]]:
+    """What each file holds: sorted names, filled greedily. A tensor larger than a file is split by rows.
+
+    Args:
+        tensors: whole ones.
+        max_bytes: largest file, its header apart, unless the least rows that may stand alone are larger.
+        align: tensors are split at multiples of so many elements.
+    """
+    plan: list[dict[str, TensorEntry]] = []
     filled = 0
     for name in sorted(tensors):
-        size = tensor_bytes(tensors[name])
-        if not plan or (filled and filled + size > max_bytes):
-            plan.append([])
-            filled = 0
-        plan[-1].append(name)
-        filled += size
+        for part in _parts(tensors[name], max_bytes, align):
+            size = tensor_bytes(part)
+            if not plan or (filled and filled + size > max_bytes):
+                plan.append({})
+                filled = 0
+            plan[-1][name] = part
+            filled += size
     return plan
 
 
-def file_entry(path: Path, name: str, sha256: str | None = None) -> FileEntry:
-    """The manifest entry of a local safetensors file.
+def _parts(tensor: TensorEntry, max_bytes: int, align: int) -> list[TensorEntry]:
+    """The tensor, or its rows in parts of at most so many bytes; two neighbours do not fit into one file."""
+    size = tensor_bytes(tensor)
+    if size <= max_bytes or not tensor.shape or tensor.shape[0] == 1:
+        return [tensor]
+    count = tensor.shape[0]
+    step = align // math.gcd(align, math.prod(tensor.shape[1:]))
+    rows = max(step, max_bytes * count // size // step * step)
+    if rows >= count:
+        return [tensor]
+    bounds = [*range(0, count, rows), count]
+    return [
+        TensorEntry(dtype=tensor.dtype, shape=tensor.shape, rows=(start, end)) for start, end in pairwise(bounds)
+    ]
+
+
+def file_entry(path: Path, name: str) -> FileEntry:
+    """The manifest entry of a local safetensors file of our own making.
 
     Args:
         path: the file.
         name: its path relative to the manifest.
-        sha256: its hash, when the caller has it already.
 
     Raises:
         CorruptFile: it is not a safetensors file.
@@ -149,19 +201,50 @@ def file_entry(path: Path, name: str, sha256: str | None = None) -> FileEntry:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = header_length(file.read(8), size, str(path))
-        infos = parse_header(file.read(length), 8 + length, size, str(path))
-    tensors = {info.name: TensorEntry(dtype=info.dtype, shape=info.shape) for info in infos.values()}
-    return FileEntry(path=name, sha256=sha256 or sha256_file(path), bytes=size, tensors=tensors)
+        header = file.read(length)
+    tensors = {}
+    rows = json.loads(json.loads(header).get("__metadata__", {}).get("rows", "{}"))
+    for info in parse_header(header, 8 + length, size, str(path)).values():
+        tensors[info.name] = TensorEntry(dtype=info.dtype, shape=info.shape)
+        if info.name in rows:
+            start, end, count = rows[info.name]
+            tensors[info.name] = TensorEntry(dtype=info.dtype, shape=(count, *info.shape[1:]), rows=(start, end))
+    sha256, blake3 = file_hashes(path)
+    return FileEntry(path=name, sha256=sha256, blake3=blake3, bytes=size, tensors=tensors)
+
+
+def check_held(promised: Mapping[str, TensorEntry], infos: Mapping[str, TensorInfo], file: str) -> None:
+    """Raises CorruptFile when a file's header does not describe what its manifest says."""
+    expected = {name: (tensor.dtype, tensor.held) for name, tensor in promised.items()}
+    if {info.name: (info.dtype, info.shape) for info in infos.values()} != expected:
+        raise CorruptFile(f"{file} holds other tensors than its manifest says")
 
 
 def all_tensors(entries: Sequence[FileEntry]) -> dict[str, TensorEntry]:
-    """The tensors of a list of files, by name. Raises CorruptFile when two files hold the same name."""
+    """The whole tensors of a list of files, by name.
+
+    Raises:
+        CorruptFile: two files hold the same, or the files' parts of a tensor, in their order, are not all of it.
+    """
     found: dict[str, TensorEntry] = {}
+    reached: dict[str, int] = {}  # rows of the split tensors so far
     for entry in entries:
         for name, tensor in entry.tensors.items():
-            if name in found:
+            if name in found and (tensor.rows is None or name not in reached):
                 raise CorruptFile(f"tensor '{name[:200]}' is in two files, one of them '{entry.path[:200]}'")
-            found[name] = tensor
+            if tensor.rows is None:
+                found[name] = tensor
+                continue
+            whole = TensorEntry(dtype=tensor.dtype, shape=tensor.shape)
+            start, end = tensor.rows
+            if found.setdefault(name, whole) != whole or reached.get(name, 0) != start or end <= start:
+                raise CorruptFile(
+                    f"the rows of tensor '{name[:200]}' in '{entry.path[:200]}' are not the next ones"
+                )
+            reached[name] = end
+    for name, end in reached.items():
+        if found[name].shape[:1] != (end,):
+            raise CorruptFile(f"the files do not hold all rows of tensor '{name[:200]}'")
     return found
 
 

@@ -4,6 +4,8 @@ from pydantic import Field
 
 from schemas.section import Section
 
+MIB = 1 << 20
+
 
 class Aggregation(Section):
     """Numbers of the server's pass over the updates; none of them changes what the result means."""
@@ -15,3 +17,27 @@ class Aggregation(Section):
         examples=[32],
     )
     fan_out: int = Field(default=16, ge=2, description="most sites of a region", examples=[16])
+    shard_mib: int = Field(
+        default=256,
+        ge=1,
+        le=4096,
+        description="largest file of a model or an update (MiB); a larger tensor is split by rows",
+        examples=[256],
+    )
+    memory_mib: int = Field(
+        default=256, ge=16, description="memory for what is read ahead (MiB), shared by all sites' updates"
+    )
+    connections: int = Field(
+        default=16,
+        ge=1,
+        le=256,
+        description="requests at a time to a store that is not a local disk",
+    )
+
+    @property
+    def shard_bytes(self) -> int:
+        return self.shard_mib * MIB
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory_mib * MIB

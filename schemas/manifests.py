@@ -2,18 +2,35 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 
 class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _without_defaults(values: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """A manifest without the keys that say nothing: older ones keep their bytes when they are written again."""
+    return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
+
+
 class TensorEntry(Manifest):
-    """One tensor of a file. dtype in safetensors' names (F32, I32, ...)."""
+    """One tensor of a file, or the rows of it that the file holds. dtype in safetensors' names (F32, I32, ...)."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = Field(description="of the whole tensor")
+    rows: tuple[int, int] | None = Field(
+        default=None, description="of a tensor that several files share: the first row here, and the first beyond"
+    )
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """Shape of what the file holds."""
+        return self.shape if self.rows is None else (self.rows[1] - self.rows[0], *self.shape[1:])
+
+    @model_serializer(mode="wrap")
+    def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(write(self), rows=None)
 
 
 class FileEntry(Manifest):
@@ -21,8 +38,15 @@ class FileEntry(Manifest):
 
     path: str = Field(description="relative to the manifest's own folder, with forward slashes")
     sha256: str
+    blake3: str = Field(
+        default="", description="of the same bytes; readers check it where it is given, being the faster one"
+    )
     bytes: int
     tensors: dict[str, TensorEntry] = Field(default_factory=dict, description="for safetensors files")
+
+    @model_serializer(mode="wrap")
+    def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(write(self), blake3="")
 
 
 class RunManifest(Manifest):
@@ -152,6 +176,19 @@ class PartialManifest(UpdateManifest):
 
     parts: dict[str, UpdateRef] = Field(description="site -> its update; weight is its share of this mean")
     norms: dict[str, float] = Field(description="delta_norm/<site>, |theta - theta_k|")
+
+
+class ShardRecord(Manifest):
+    """rounds/<t>/finished/<inputs>/<number>.json: what a pass over a round's updates has finished so far.
+
+    Not a commit: it lets a pass over the same inputs, after an interruption, take the files instead of making
+    them again, once it has seen that they are whole.
+    """
+
+    inputs: str = Field(description="hash of all that the files depend on")
+    number: int
+    files: list[FileEntry] = Field(description="a shard of the model, and the same shard of the optimizer's state")
+    sums: list[float] = Field(description="of the norms, over these shards' elements")
 
 
 class RoundManifest(Manifest):

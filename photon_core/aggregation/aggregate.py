@@ -1,36 +1,43 @@
-"""One pass from the sites' updates to the next global model, in memory that does not grow with the model.
+"""One pass from the sites' updates to the next global model, in memory that does not grow with model or sites.
 
 Every byte of the updates, the old model and the optimizer's state is read once, piece by piece, and hashed on
-the way; the pieces are small enough to stay in a core's cache while all the arithmetic is done on them. A few
-threads read ahead and write behind; the order of the arithmetic, and so every bit of the result, is fixed.
+the way. Threads read ahead, do the arithmetic of several pieces side by side, and write behind; the order of
+the arithmetic on every element, and so every bit of the model, is fixed.
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from photon_core.aggregation.arithmetic import BLOCK, Arithmetic
 from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifest
 from photon_core.aggregation.combine import Combine, Given
+from photon_core.aggregation.finished import Finished
 from photon_core.aggregation.norms import Norms
 from photon_core.aggregation.pairs import Pairs
 from photon_core.aggregation.server_optimizer import OPTIMIZERS
 from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
 from photon_core.layout import Run
 from photon_core.shard_writer import ShardWriter
-from photon_core.tensor_reader import Array, Piece, TensorReader
-from photon_core.tensors import SHARD_BYTES, all_tensors
+from photon_core.tensor_reader import Array, Piece, Spans, TensorReader, cut, span
+from photon_core.tensors import all_tensors, shard_plan
 from photon_core.update.codec import Codec, get_codec
 from photon_core.update.rounded import against
-from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
+from schemas.aggregation import Aggregation
+from schemas.manifests import FileEntry, RoundManifest, ShardRecord, TensorEntry, UpdateManifest
 from schemas.server import Server
 
 Float32 = NDArray[np.float32]
-CHUNK_ELEMENTS = 1 << 17  # 0.5 MiB of float32: a handful of such pieces fit a core's cache
+LEAST_PIECE, MOST_PIECE = 1 << 13, 1 << 18  # elements; from a disk, what a thread reads and hashes at a time
+MOST_REMOTE_PIECE = 1 << 20  # elements of one request to a server
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,11 @@ def aggregate(
     updates: Mapping[str, UpdateManifest],
     server: Server,
     *,
-    chunk_elements: int = CHUNK_ELEMENTS,
-    max_shard_bytes: int = SHARD_BYTES,
+    settings: Aggregation | None = None,
     token_limit: int = TOKEN_LIMIT,
     step_limit: int = STEP_LIMIT,
+    chunk_elements: int | None = None,
+    max_shard_bytes: int | None = None,
     threads: int | None = None,
     folders: Mapping[str, str] | None = None,
     shares: Mapping[str, float] | None = None,
@@ -71,16 +79,18 @@ def aggregate(
 ) -> Aggregate:
     """theta' = ServerOpt(theta, token-weighted mean of theta_k): writes round t's model and optimizer shards.
 
-    The caller commits round.json; until then the files are litter.
+    The caller commits round.json; until then the files are litter. Called again with the same inputs after an
+    interruption, it takes the shards that it had finished.
 
     Args:
         run, t: the round; the sites started from round t-1's model.
         updates: each site's committed update.
         server: the server optimizer and its numbers.
-        chunk_elements: elements of a piece; no bit of the model depends on it.
-        max_shard_bytes: size of the files.
+        settings: size of the files, memory, connections.
         token_limit, step_limit: most tokens and local steps that a site can have trained in a round.
-        threads: that read ahead and write behind; 0 for none.
+        chunk_elements: of a piece, instead of what the memory allows; no bit of the model depends on it.
+        max_shard_bytes: size of the files, instead of the settings'.
+        threads: that read ahead, of those that compute, and of those that write behind; 0 for none.
         folders: where updates are that are not at their site's place.
         shares: what each update is multiplied by, theta getting what is left to 1; as the server says if left out.
         into: folder of the result; round t's if left out.
@@ -97,16 +107,47 @@ def aggregate(
         raise PhotonError(f"round {t} cannot be aggregated: there are no updates")
     for site in sorted(updates):
         check_manifest(run, base, t, site, updates[site], token_limit, step_limit)
-    if threads is None:
-        threads = max(2, min(8, os.cpu_count() or 1))
+    settings = settings or Aggregation()
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(threads, "aggregate")) if threads else None
         ordered = {site: updates[site] for site in sorted(updates)}
         combine = Given(shares) if shares else Combine(server, ordered)
         places = {s: (folders or {}).get(s) or run.site_dir(t, s, u.attempt) for s, u in ordered.items()}
         target = (into or run.round_dir(t)) if write else None
-        whole = _Pass(run, t, base, ordered, places, combine, server, target, pool, stack)
-        return whole.work(chunk_elements, max_shard_bytes)
+        team = _Threads.start(stack, run.store.is_local, settings, threads)
+        shard_bytes = max_shard_bytes or settings.shard_bytes
+        one_pass = _Pass(run, t, base, ordered, places, combine, server, target, team, shard_bytes, stack)
+        return one_pass.work(chunk_elements or one_pass.piece_elements(settings.memory_bytes))
+
+
+class _Threads(NamedTuple):
+    """Who reads, computes and writes; readers or writers None: whoever asks, when asked."""
+
+    readers: Executor | None
+    workers: Executor
+    writers: Executor | None
+    ahead: int  # pieces of a stream that are read beyond the one in hand
+    side_by_side: int  # pieces that are computed beyond the one in hand
+
+    @classmethod
+    def start(cls, stack: ExitStack, local: bool, settings: Aggregation, threads: int | None) -> "_Threads":
+        if threads == 0:
+            return cls(None, _Now(), None, 0, 0)
+        cores = max(2, min(8, os.cpu_count() or 1))
+
+        def pool(name: str, count: int) -> Executor:
+            return stack.enter_context(ThreadPoolExecutor(threads or count, f"aggregate-{name}"))
+
+        readers = pool("read", cores if local else settings.connections)
+        return cls(readers, pool("compute", cores), pool("write", cores), ahead=2, side_by_side=cores)
+
+
+class _Job(NamedTuple):
+    """A piece that is being computed."""
+
+    piece: Piece
+    sums: "Future[tuple[list[list[float]], NDArray[np.float64]]]"
+    state: Sequence[Float32]
+    result: Float32
 
 
 class _Pass:
@@ -122,117 +163,214 @@ class _Pass:
         combine: Combine,
         server: Server,
         target: str | None,
-        pool: Executor | None,
+        team: "_Threads",
+        shard_bytes: int,
         stack: ExitStack,
     ) -> None:
-        self.run, self.t, self.server, self.pool, self.stack = run, t, server, pool, stack
-        self.combine, self.target = combine, target
+        self.run, self.t, self.server, self.shard_bytes = run, t, server, shard_bytes
+        self.combine, self.target, self.team, self.stack = combine, target, team, stack
         self.tensors = all_tensors(base.model)
         if wrong := [name for name, tensor in self.tensors.items() if tensor.dtype != "F32"]:
             raise PhotonError(f"round {t - 1}'s tensor '{wrong[0]}' is not float32, as a global model must be")
-        self.optimizer = OPTIMIZERS[server.optimizer]
-        self.codecs = [against(get_codec(update.codec), update.base_dtype) for update in updates.values()]
+        optimizer = OPTIMIZERS[server.optimizer]
+        self.codecs = {site: against(get_codec(u.codec), u.base_dtype) for site, u in updates.items()}
+        self.align = max(codec.block for codec in self.codecs.values())  # so that every codec can be cut
+        self.arithmetic = Arithmetic(self.codecs, combine, optimizer, server)
+        self.prefixes = ["", *(f"{state}." for state in optimizer.state)]
         self.base = self._reader(run.round_dir(t - 1), base.model)
-        self.state = self._reader(run.round_dir(t - 1), base.optimizer if self.optimizer.state else [])
+        self.state = self._reader(run.round_dir(t - 1), base.optimizer if optimizer.state else [])
         self.sites = {site: self._reader(folders[site], update.files) for site, update in updates.items()}
+        self.finished = None
+        if target == run.round_dir(t):
+            self.finished = Finished(
+                run, t, target, base, updates, server, shard_bytes=shard_bytes, shares=combine.shares
+            )
 
-    def work(self, chunk_elements: int, max_shard_bytes: int) -> Aggregate:
-        model = self._writer("model/", self.tensors, max_shard_bytes)
-        kept = {name: self._state_writer(name, max_shard_bytes) for name in self.optimizer.state}
-        block = max(codec.block for codec in self.codecs)  # of whole blocks, so that every codec can be cut
-        chunk_elements = -(-chunk_elements // block) * block
-        pieces = [piece for name in model.order for piece in self.base.pieces(name, chunk_elements)]
-        norms = Norms(list(self.sites))
-        pairs = Pairs(list(self.sites), sum(piece.end - piece.start for piece in pieces))
-        thetas = self._stream(self.base, pieces)
-        states = [self._state_stream(name, pieces) for name in kept]
-        updates = [
-            self._parameters(site, codec, pieces) for site, codec in zip(self.sites, self.codecs, strict=True)
+    def work(self, piece_elements: int) -> Aggregate:
+        plans = [shard_plan(self._like(prefix), self.shard_bytes, self.align) for prefix in self.prefixes]
+        piece_elements = -(-piece_elements // self.align) * self.align
+        shards = list(zip(*plans, strict=True))  # the model's, and the same of every state
+        pieces = [
+            [piece for name, part in shard.items() for piece in cut(name, *span(part), piece_elements)]
+            for shard in plans[0]
         ]
-        buffers = [np.empty(max((p.end - p.start for p in pieces), default=0), np.float32) for _ in range(4)]
-        with np.errstate(all="ignore"):  # what is not finite is found, and the site named
-            for piece, theta in zip(pieces, thetas, strict=True):
-                mean, g, scratch, result = (buffer[: theta.size] for buffer in buffers)
-                state = [next(stream) for stream in states]
-                parameters = [decode(theta) for decode in map(next, updates)]
-                self.combine(theta, parameters, mean, scratch)
-                np.subtract(theta, mean, out=g)
-                norms.add(piece.name, theta, parameters, g, scratch)
-                pairs.add(theta, parameters)
-                self.optimizer.step(theta, mean, g, state, self.server, result)
-                norms.add_model(piece.name, result, theta, scratch)
-                model.write(piece.name, result)
-                for (name, writer), values in zip(kept.items(), state, strict=True):
-                    writer.write(f"{name}.{piece.name}", values)
-        self._verify()
-        self.combine.verify(norms.result())
-        files = [entry for writer in kept.values() for entry in writer.close()]
-        return Aggregate(model.close(), files, self.combine.weights, norms.result() | pairs.result())
+        pairs = Pairs(list(self.sites), sum(piece.end - piece.start for of in pieces for piece in of))
+        looked = [[pairs.turn() for _ in of] for of in pieces]
+        count = 2 * len(self.sites) + 3
+        found = self._finished(shards, count + pairs.gram.size)
+        writers = [
+            self._writer(prefix, {number: record.files[n] for number, record in found.items()})
+            for n, prefix in enumerate(self.prefixes)
+        ]
+        missing = [number for number in range(len(shards)) if number not in found]
+        jobs = self._jobs(
+            [piece for number in missing for piece in pieces[number]],
+            [look for number in missing for look in looked[number]],
+        )
+        sums = {number: record.sums for number, record in found.items()}
+        unrecorded: list[int] = []
+        for number in missing:
+            norms, gram = Norms(list(self.sites)), np.zeros_like(pairs.gram)
+            for job in islice(jobs, len(pieces[number])):
+                blocks, part = job.sums.result()
+                gram += part
+                for block in blocks:
+                    norms.add(job.piece.name, block)
+                for prefix, writer, values in zip(self.prefixes, writers, (job.result, *job.state), strict=True):
+                    writer.write(prefix + job.piece.name, values)
+            sums[number] = [*norms.sums, *gram.ravel().tolist()]
+            unrecorded = self._record(unrecorded, shards, writers, sums)
+            unrecorded.append(number)
+        self._verify([plans[0][number] for number in missing] if found else None)
+        total = Norms(list(self.sites))
+        for number, (shard, *_) in enumerate(shards):
+            total.add(next(iter(shard)), sums[number][:count])
+            pairs.gram += np.reshape(sums[number][count:], pairs.gram.shape)
+        self.combine.verify(total.result())
+        model, *states = [writer.close() for writer in writers]
+        self._record(unrecorded, shards, writers, sums)
+        optimizer = [entry for files in states for entry in files]
+        return Aggregate(model, optimizer, self.combine.weights, total.result() | pairs.result())
+
+    def piece_elements(self, memory_bytes: int) -> int:
+        """Elements of a piece, so that all that are in memory at a time fit into so many bytes."""
+        streams = len(self.sites) + len(self.prefixes)
+        held = self.team.ahead + self.team.side_by_side + 1
+        most = MOST_PIECE if self.run.store.is_local else MOST_REMOTE_PIECE
+        fit = max(LEAST_PIECE, min(most, memory_bytes // (4 * streams * held)))
+        return fit - fit % BLOCK if fit > BLOCK else fit
+
+    def _jobs(self, pieces: Sequence[Piece], looked: Sequence[bool]) -> Iterator[_Job]:
+        """Every piece, its arithmetic begun; some are under way beyond the one that is given out."""
+        keep = self.team.side_by_side
+        thetas = self._stream(self.base, pieces)
+        states = [self._state_stream(prefix, pieces) for prefix in self.prefixes[1:]]
+        updates = [
+            _blame(site, self._stream(reader, [_encoded(self.codecs[site], piece) for piece in pieces]))
+            for site, reader in self.sites.items()
+        ]
+        size = max((p.end - p.start for p in pieces), default=0)
+        results = [np.empty(size, np.float32) for _ in range(keep + 1)]
+        begun: deque[_Job] = deque()
+        for number, (piece, theta) in enumerate(zip(pieces, thetas, strict=True)):
+            result = results[number % len(results)][: theta.size]
+            state = [next(stream) for stream in states]
+            encoded = [next(stream) for stream in updates]
+            given = (piece.name, theta, encoded, state, result, looked[number])
+            work = self.team.workers.submit(self.arithmetic.work, *given)
+            begun.append(_Job(piece, work, state, result))
+            if len(begun) > keep:
+                yield begun.popleft()
+        yield from begun
+
+    def _finished(
+        self, shards: Sequence[tuple[Mapping[str, TensorEntry], ...]], count: int
+    ) -> dict[int, ShardRecord]:
+        """What an interrupted pass has left. A model of one file is made again sooner than looked for."""
+        if self.finished is None or len(shards) == 1:
+            return {}
+        found = ((number, self.finished.find(number, parts, count)) for number, parts in enumerate(shards))
+        return {number: record for number, record in found if record}
+
+    def _record(
+        self,
+        numbers: Sequence[int],
+        shards: Sequence[tuple[Mapping[str, TensorEntry], ...]],
+        writers: Sequence["ShardWriter | _NoWriter"],
+        sums: Mapping[int, Sequence[float]],
+    ) -> list[int]:
+        """Write records of those shards whose inputs have all proved to be whole; return the others."""
+        if self.finished is None or len(shards) == 1:
+            return []
+        left = []
+        for number in numbers:
+            model, *states = shards[number]
+            inputs = [(self.base, _spans(model)), *((self.state, _spans(state)) for state in states)]
+            inputs += [(reader, _spans(model, self.codecs[site])) for site, reader in self.sites.items()]
+            if not all(reader.verified(spans) for reader, spans in inputs):
+                left.append(number)
+                continue
+            self.finished.keep(number, [writer.shard(number) for writer in writers], sums[number])
+            for writer in writers:
+                writer.keep(number)
+        return left
+
+    def _like(self, prefix: str) -> dict[str, TensorEntry]:
+        return {prefix + name: tensor for name, tensor in self.tensors.items()}
 
     def _reader(self, folder: str, entries: Sequence[FileEntry]) -> TensorReader:
-        return self.stack.enter_context(TensorReader(self.run.store, folder, entries, self.pool))
+        return self.stack.enter_context(TensorReader(self.run.store, folder, entries, self.team.readers))
 
-    def _writer(self, stem: str, tensors: Mapping[str, TensorEntry], max_bytes: int) -> "ShardWriter | _NoWriter":
+    def _writer(self, prefix: str, written: Mapping[int, FileEntry]) -> "ShardWriter | _NoWriter":
         if self.target is None:
-            return _NoWriter(tensors)
-        writer = ShardWriter(self.run.store, self.target, stem, tensors, max_bytes, self.pool)
+            return _NoWriter()
+        writer = ShardWriter(
+            self.run.store,
+            self.target,
+            f"optimizer/{prefix[:-1]}-" if prefix else "model/",
+            self._like(prefix),
+            self.shard_bytes,
+            self.team.writers,
+            align=self.align,
+            written=written,
+        )
         return self.stack.enter_context(writer)
 
     def _stream(self, reader: TensorReader, pieces: Sequence[Piece], prefix: str = "") -> Iterator[Array]:
-        return self.stack.enter_context(closing(reader.stream(pieces, prefix)))
+        stream = reader.stream(pieces, prefix, self.team.ahead, self.team.side_by_side)
+        return self.stack.enter_context(closing(stream))
 
-    def _parameters(
-        self, site: str, codec: Codec, pieces: Sequence[Piece]
-    ) -> Iterator[Callable[[Float32], Float32]]:
-        """For every piece, what gives the site's parameters of it when given theta's."""
-        encoded_pieces = [Piece(p.name, codec.position(p.start), codec.position(p.end)) for p in pieces]
-        size = 0 if codec.lossless else max((p.end - p.start for p in pieces), default=0)
-        buffer = np.empty(size, np.float32)
-        for encoded in _blame(site, self._stream(self.sites[site], encoded_pieces)):
-
-            def decode(theta: Float32, encoded: Array = encoded) -> Float32:
-                out = encoded.view(np.float32) if codec.lossless else buffer[: theta.size]
-                try:
-                    return codec.decode(theta, encoded, out)
-                except CorruptFile as error:
-                    raise UpdateRejected(site, str(error)) from error
-
-            yield decode
-
-    def _state_writer(self, name: str, max_bytes: int) -> "ShardWriter | _NoWriter":
-        tensors = {f"{name}.{tensor}": entry for tensor, entry in self.tensors.items()}
-        return self._writer(f"optimizer/{name}-", tensors, max_bytes)
-
-    def _state_stream(self, name: str, pieces: Sequence[Piece]) -> Iterator[Array]:
+    def _state_stream(self, prefix: str, pieces: Sequence[Piece]) -> Iterator[Array]:
         """The optimizer's state; what it starts at when no round has kept it yet."""
-        wanted = {f"{name}.{tensor}": entry for tensor, entry in self.tensors.items()}
+        wanted = self._like(prefix)
         kept = {tensor: self.state.tensors[tensor] for tensor in wanted if tensor in self.state.tensors}
         if not kept:
-            start = np.float32(self.optimizer.state[name](self.server))
+            start = np.float32(self.arithmetic.optimizer.state[prefix[:-1]](self.server))
             return (np.full(piece.end - piece.start, start, np.float32) for piece in pieces)
         if kept != wanted:
-            raise CorruptFile(f"round {self.t - 1}'s optimizer state '{name}' does not fit its model")
-        return self._stream(self.state, pieces, f"{name}.")
+            raise CorruptFile(f"round {self.t - 1}'s optimizer state '{prefix[:-1]}' does not fit its model")
+        return self._stream(self.state, pieces, prefix)
 
-    def _verify(self) -> None:
-        """Every hash, also of files that were not read in the order of their bytes."""
-        for site, reader in self.sites.items():
-            try:
-                reader.verify()
-            except CorruptFile as error:
-                raise UpdateRejected(site, str(error)) from error
-        self.base.verify()
-        self.state.verify()
+    def _verify(self, shards: Sequence[Mapping[str, TensorEntry]] | None) -> None:
+        """Every hash, also of files that were not read in the order of their bytes.
+
+        Args:
+            shards: only of the files that these shards were made from; all if None.
+        """
+        for parts in [None] if shards is None else shards:
+            for site, reader in self.sites.items():
+                try:
+                    reader.verify(None if parts is None else _spans(parts, self.codecs[site]))
+                except CorruptFile as error:
+                    raise UpdateRejected(site, str(error)) from error
+            self.base.verify(None if parts is None else _spans(parts))
+            for prefix in self.prefixes[1:]:
+                kept = {prefix + name: part for name, part in (parts or {}).items()}
+                self.state.verify(None if parts is None else _spans(kept))
+
+
+def _encoded(codec: Codec, piece: Piece) -> Piece:
+    """The piece of the encoded tensor."""
+    return Piece(piece.name, codec.position(piece.start), codec.position(piece.end))
+
+
+def _spans(parts: Mapping[str, TensorEntry], codec: Codec | None = None) -> Spans:
+    """Where these parts of the model are, or where an update's codec has them."""
+    spans = {name: span(part) for name, part in parts.items()}
+    return {n: (codec.position(a), codec.position(b)) for n, (a, b) in spans.items()} if codec else spans
 
 
 class _NoWriter:
     """Stands for a ShardWriter where only norms are wanted."""
 
-    def __init__(self, tensors: Mapping[str, TensorEntry]) -> None:
-        self.order = sorted(tensors)
-
     def write(self, name: str, values: Array) -> None:
         pass
+
+    def keep(self, number: int) -> None:
+        pass
+
+    def shard(self, number: int) -> FileEntry:
+        raise ValueError("nothing is written")
 
     def close(self) -> list[FileEntry]:
         return []
@@ -244,3 +382,15 @@ def _blame(site: str, stream: Iterator[Array]) -> Iterator[Array]:
         yield from stream
     except CorruptFile as error:
         raise UpdateRejected(site, str(error)) from error
+
+
+class _Now(Executor):
+    """Does at once what it is given."""
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(call(*args, **kwargs))
+        except BaseException as error:
+            done.set_exception(error)
+        return done

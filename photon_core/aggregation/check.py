@@ -59,8 +59,8 @@ def check_manifest(
         codec = get_codec(update.codec)
         for entry in update.files:
             check_path(entry.path)
-            if not SHA256.fullmatch(entry.sha256):
-                raise PhotonError(f"file '{entry.path}' has no sha256")
+            if not all(SHA256.fullmatch(digest) for digest in (entry.sha256, entry.blake3 or entry.sha256)):
+                raise PhotonError(f"file '{entry.path}' has no sha256 or blake3")
         found = all_tensors(update.files)
     except PhotonError as error:
         raise UpdateRejected(site, str(error)) from error

@@ -1,77 +1,53 @@
-"""Norms and cosines of a round, gathered on the way; they also find what is not finite and whose it is."""
+"""Norms and cosines of a round, from sums gathered on the way; they also find what is not finite."""
 
 import math
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from photon_core.errors import StepOverflow, UpdateRejected
-
-Float32 = NDArray[np.float32]
 
 
 class Norms:
-    """Sums over the pieces of a model, in float64.
+    """Sums over the blocks of a model, in float64 and in one order.
 
     Args:
-        sites: names, in the order of the parameters given to `add`.
+        sites: names, in the order of the sums given to `add`.
     """
 
     def __init__(self, sites: Sequence[str]) -> None:
         self._sites = sites
-        self._delta = dict.fromkeys(sites, 0.0)  # |theta - theta_k|^2
-        self._along = dict.fromkeys(sites, 0.0)  # <theta - theta_k, g>
-        self._gradient = 0.0
-        self._model = 0.0
-        self._step = 0.0
+        self.sums = [0.0] * (2 * len(sites) + 3)
 
-    def add(
-        self, tensor: str, theta: Float32, parameters: Sequence[Float32], g: Float32, scratch: Float32
-    ) -> None:
-        """One piece: theta, every site's theta_k, and g, the mean pseudo-gradient.
+    def add(self, tensor: str, block: Sequence[float]) -> None:
+        """One block of a tensor, or another part of the model.
+
+        Args:
+            block: |theta - theta_k|^2 of every site, <theta - theta_k, g> of every site, |g|^2,
+                |theta' - theta|^2 and |theta'|^2; theta' is the new global model, g the mean pseudo-gradient.
 
         Raises:
-            UpdateRejected: a site's parameters are NaN or infinite, or so large that the mean is.
+            UpdateRejected: the sites' parameters are so large that the mean is not finite.
+            StepOverflow: the new model is not.
         """
-        for site, theta_k in zip(self._sites, parameters, strict=True):
-            np.subtract(theta, theta_k, out=scratch)
-            square = _dot(scratch, scratch)
-            if not math.isfinite(square):
-                what = "values too large for float32's arithmetic" if np.isfinite(theta_k).all() else "NaN or Inf"
-                raise UpdateRejected(site, f"tensor '{tensor}' holds {what}")
-            self._delta[site] += square
-            self._along[site] += _dot(scratch, g)
-        self._gradient += (square := _dot(g, g))
-        if not math.isfinite(square):
-            largest = max(self._delta, key=self._delta.__getitem__)
-            raise UpdateRejected(largest, f"tensor '{tensor}' holds values so large that the mean is not finite")
-
-    def add_model(self, tensor: str, model: Float32, theta: Float32, scratch: Float32) -> None:
-        """One piece of the new global model, and of theta. Raises StepOverflow when it is not finite."""
-        np.subtract(model, theta, out=scratch)
-        self._step += _dot(scratch, scratch)
-        square = _dot(model, model)
-        if not math.isfinite(square):
+        self.sums = [total + value for total, value in zip(self.sums, block, strict=True)]
+        if not math.isfinite(block[-3]):
+            largest = max(range(len(self._sites)), key=self.sums.__getitem__)
+            raise UpdateRejected(
+                self._sites[largest], f"tensor '{tensor}' holds values so large that the mean is not finite"
+            )
+        if not math.isfinite(block[-1]):
             raise StepOverflow(
                 f"the server's step makes tensor '{tensor}' NaN or infinite, though the updates are finite; "
                 "lower server.lr or server.momentum"
             )
-        self._model += square
 
     def result(self) -> dict[str, float]:
         """pseudo_gradient_norm, model_norm, step_norm, delta_norm/<site>, cosine/<site>."""
-        found = {"pseudo_gradient_norm": math.sqrt(self._gradient), "model_norm": math.sqrt(self._model)}
-        found["step_norm"] = math.sqrt(self._step)
-        for site in self._sites:
-            delta = math.sqrt(self._delta[site])
-            product = delta * found["pseudo_gradient_norm"]
+        count = len(self._sites)
+        gradient, step, model = (math.sqrt(total) for total in self.sums[-3:])
+        found = {"pseudo_gradient_norm": gradient, "model_norm": model, "step_norm": step}
+        for number, site in enumerate(self._sites):
+            delta, along = math.sqrt(self.sums[number]), self.sums[count + number]
+            product = delta * gradient
             found[f"delta_norm/{site}"] = delta
-            found[f"cosine/{site}"] = max(-1.0, min(1.0, self._along[site] / product)) if product else 0.0
+            found[f"cosine/{site}"] = max(-1.0, min(1.0, along / product)) if product else 0.0
         return found
-
-
-def _dot(a: Float32, b: Float32) -> float:
-    """The inner product; in float64 only where float32 overflows."""
-    value = float(np.dot(a, b))
-    return value if math.isfinite(value) else float(np.dot(a.astype(np.float64), b.astype(np.float64)))

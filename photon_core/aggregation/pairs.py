@@ -22,32 +22,36 @@ class Pairs:
 
     def __init__(self, sites: Sequence[str], elements: int) -> None:
         self._sites = sites
-        self._gram = np.zeros((len(sites), len(sites)))
+        self.gram = np.zeros((len(sites), len(sites)))
         self._every = max(1, math.ceil(elements / ELEMENTS))
         self._piece = 0
-        self._deltas: Float32 | None = None
+
+    def turn(self) -> bool:
+        """Whether the next piece is to be looked at."""
+        self._piece += 1
+        return 1 < len(self._sites) <= SITES and (self._piece - 1) % self._every == 0
 
     def add(self, theta: Float32, parameters: Sequence[Float32]) -> None:
         """One piece: theta and every site's theta_k. It is looked at if its turn has come."""
-        wanted = 1 < len(self._sites) <= SITES and self._piece % self._every == 0
-        self._piece += 1
-        if not wanted:
-            return
-        if self._deltas is None or self._deltas.shape[1] < theta.size:
-            self._deltas = np.empty((len(self._sites), theta.size), np.float32)
-        deltas = self._deltas[:, : theta.size]
-        for delta, theta_k in zip(deltas, parameters, strict=True):
-            np.subtract(theta, theta_k, out=delta)
-        self._gram += deltas @ deltas.T
+        if self.turn():
+            self.gram += gram(theta, parameters)
 
     def result(self) -> dict[str, float]:
         """cosine_pair/<site>/<site>, names in order; none where a square or a product is 0 or overflows."""
         found = {}
-        norms = np.sqrt(np.diag(self._gram))
+        norms = np.sqrt(np.diag(self.gram))
         for i, one in enumerate(self._sites):
             for k in range(i + 1, len(self._sites)):
                 product = float(norms[i] * norms[k])
-                if product > 0 and math.isfinite(product) and math.isfinite(self._gram[i, k]):
-                    cosine = float(self._gram[i, k]) / product
+                if product > 0 and math.isfinite(product) and math.isfinite(self.gram[i, k]):
+                    cosine = float(self.gram[i, k]) / product
                     found[f"cosine_pair/{one}/{self._sites[k]}"] = max(-1.0, min(1.0, cosine))
         return found
+
+
+def gram(theta: Float32, parameters: Sequence[Float32]) -> NDArray[np.float32]:
+    """The inner products of the sites' pseudo-gradients theta - theta_k with each other: an array (K, K)."""
+    deltas = np.empty((len(parameters), theta.size), np.float32)
+    for delta, theta_k in zip(deltas, parameters, strict=True):
+        np.subtract(theta, theta_k, out=delta)
+    return deltas @ deltas.T

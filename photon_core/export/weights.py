@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from photon_core.export.gpt2 import gpt2_places
 from photon_core.layout import Run
-from photon_core.tensor_reader import TensorReader
+from photon_core.tensor_reader import TensorReader, span
 from photon_core.tensors import make_header
 from schemas.manifests import RoundManifest, TensorEntry
 from schemas.model import Model
@@ -21,24 +21,25 @@ CHUNK = 4 << 20  # elements read at a time
 def write_weights(run: Run, manifest: RoundManifest, model: Model, folder: Path) -> None:
     """Write model.safetensors, or numbered files and their index where the round's model has several.
 
-    Every file of the round becomes one of the export, so that all is read once, front to back, and its hash is
-    checked in passing. In memory are a few chunks, and the largest matrix of a block twice (it is transposed).
+    Every file of the round in which tensors begin becomes one of the export, so that all is read once, front to
+    back, and its hash is checked in passing. In memory are a few chunks, and the largest matrix of a block twice
+    (it is transposed).
 
     Raises:
         CorruptFile: the store's files are not those that the manifest covers.
     """
     places = gpt2_places(model)
-    count, index = len(manifest.model), dict[str, str]()
+    begin = [[name for name, part in entry.tensors.items() if span(part)[0] == 0] for entry in manifest.model]
+    files = [names for names in begin if names]
+    count, index = len(files), dict[str, str]()
     with TensorReader(run.store, run.round_dir(manifest.round), manifest.model) as reader:
-        for number, entry in enumerate(manifest.model, 1):
+        for number, names in enumerate(files, 1):
             file = f"model-{number:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
-            there = {
-                places[name].name: TensorEntry(dtype="F32", shape=places[name].shape) for name in entry.tensors
-            }
+            there = {places[name].name: TensorEntry(dtype="F32", shape=places[name].shape) for name in names}
             with (folder / file).open("wb") as sink:
                 sink.write(make_header(there))
-                for name, tensor in entry.tensors.items():
-                    for part in _parts(reader, name, tensor.shape, places[name].transposed):
+                for name in names:
+                    for part in _parts(reader, name, places[name].transposed):
                         sink.write(np.ascontiguousarray(part).data)
             index.update(dict.fromkeys(there, file))
         reader.verify()
@@ -59,7 +60,7 @@ def read_tensor(reader: TensorReader, name: str) -> NDArray[np.float32]:
     return flat.reshape(shape)
 
 
-def _parts(reader: TensorReader, name: str, shape: tuple[int, ...], transposed: bool) -> Iterator[NDArray[Any]]:
+def _parts(reader: TensorReader, name: str, transposed: bool) -> Iterator[NDArray[Any]]:
     if transposed:
         yield read_tensor(reader, name).T
     else:

@@ -46,16 +46,14 @@ def initial_tensor(name: str, model: Model, seed: int) -> NDArray[np.float32]:
 
 def initial_model(federation: Federation, folder: Path) -> list[Path]:
     """Write theta^0 as safetensors shards into `folder`; at most one shard is in memory at a time."""
-    from safetensors.numpy import save_file
-
-    from photon_core.tensors import shard_plan
+    from photon_core.tensors import save_shard, shard_plan
 
     model = federation.model
-    shapes = parameter_shapes(model)
-    shards = shard_plan({name: TensorEntry(dtype="F32", shape=shape) for name, shape in shapes.items()})
+    layout = {name: TensorEntry(dtype="F32", shape=shape) for name, shape in parameter_shapes(model).items()}
+    shards = shard_plan(layout, federation.aggregation.shard_bytes)
     paths = []
-    for number, names in enumerate(shards, 1):
+    for number, shard in enumerate(shards, 1):
         path = folder / f"{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: initial_tensor(name, model, federation.seed) for name in names}, path)
+        save_shard(path, shard, lambda name: initial_tensor(name, model, federation.seed))
         paths.append(path)
     return paths

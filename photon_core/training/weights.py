@@ -1,5 +1,6 @@
 """Parameters between safetensors files and torch: theta in, the encoded update out. Child processes only."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from photon_core.errors import CorruptFile
-from photon_core.tensors import file_entry, shard_plan
+from photon_core.tensors import SHARD_BYTES, file_entry, make_metadata, shard_plan
 from photon_core.training.shapes import parameter_shapes
 from photon_core.training.state import UPDATE
 from photon_core.update.post_process import PostProcess
@@ -44,15 +45,18 @@ class Theta:
     """
 
     def __init__(self, files: list[str], model: Model, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
-        self._places: dict[str, str] = {}
+        self._places: dict[str, list[str]] = {}  # of a tensor that files share, in the order of its rows
         found: dict[str, tuple[str, tuple[int, ...]]] = {}
         for file in files:
             try:
                 with safe_open(file, framework="numpy") as opened:
                     for name in opened.keys():  # noqa: SIM118  (not a mapping)
                         part = opened.get_slice(name)
-                        found[name] = (part.get_dtype(), tuple(part.get_shape()))
-                        self._places[name] = file
+                        dtype, shape = part.get_dtype(), tuple(part.get_shape())
+                        if name in found:
+                            shape = (found[name][1][0] + shape[0], *shape[1:])
+                        found[name] = (dtype, shape)
+                        self._places.setdefault(name, []).append(file)
             except (OSError, SafetensorError) as error:
                 raise CorruptFile(f"{file}: not a readable safetensors file: {error}") from error
         rounded = {dtype for dtype, _ in found.values()} == {"BF16"}  # as update.model_dtype has it sent
@@ -71,10 +75,14 @@ class Theta:
 
     def array(self, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         """A tensor as float32."""
+        parts = [self._part(file, name) for file in self._places[name]]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def _part(self, file: str, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         if self._dtype == "BF16":
-            with safe_open(self._places[name], framework="pt") as opened:
+            with safe_open(file, framework="pt") as opened:
                 return opened.get_tensor(name).float().numpy()
-        with safe_open(self._places[name], framework="numpy") as opened:
+        with safe_open(file, framework="numpy") as opened:
             return opened.get_tensor(name)
 
 
@@ -89,6 +97,8 @@ def write_update(
     settings: Update,
     feedback: dict[str, torch.Tensor] | None = None,
     noise: np.random.Generator | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    ready: Callable[[FileEntry], None] | None = None,
 ) -> Written:
     """Clip, noise and encode the change of every parameter (PostProcess) into safetensors shards under
     folder/update.
@@ -100,6 +110,8 @@ def write_update(
         settings: the federation file's `update`.
         feedback: what the codec lost of the site's last update.
         noise: generator, where the settings ask for noise.
+        shard_bytes: largest file; a larger tensor is split by rows.
+        ready: told of every file as it is finished.
     """
     lost = {name: value.numpy() for name, value in (feedback or {}).items()}
     process = PostProcess(
@@ -111,15 +123,23 @@ def write_update(
         name: TensorEntry(dtype=codec.dtype, shape=codec.shape(tuple(value.shape)))
         for name, value in parameters.items()
     }
-    shards = shard_plan(layout)
+    shards = shard_plan(layout, shard_bytes)
+    encoded: dict[str, torch.Tensor] = {}  # the last one: a tensor that files share is encoded once
     entries = []
-    for number, names in enumerate(shards, 1):
-        encoded = {name: torch.from_numpy(_signed(process.encode(name))) for name in names}
-        if codec.dtype == "BF16":
-            encoded = {name: value.view(torch.bfloat16) for name, value in encoded.items()}
+    for number, shard in enumerate(shards, 1):
+        held = {}
+        for name, part in shard.items():
+            if name not in encoded:
+                encoded = {name: torch.from_numpy(_signed(process.encode(name)))}
+                if codec.dtype == "BF16":
+                    encoded = {name: encoded[name].view(torch.bfloat16)}
+            held[name] = encoded[name] if part.rows is None else encoded[name][slice(*part.rows)]
         path = f"{UPDATE}/{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(encoded, folder / path)
+        metadata = make_metadata(shard)
+        save_file(held, folder / path, metadata if "rows" in metadata else None)
         entries.append(file_entry(folder / path, path))
+        if ready:
+            ready(entries[-1])
     kept = {name: torch.from_numpy(value) for name, value in process.kept.items()}
     return Written(entries, codec.name, process.metrics(), kept)
 

@@ -60,7 +60,7 @@ class Update:
     def reshard(self, data: bytes) -> None:
         """Other bytes, with a manifest that fits them."""
         self.shard = data
-        self.file.update(sha256=sha256_bytes(data), bytes=len(data))
+        self.file.update(sha256=sha256_bytes(data), blake3="", bytes=len(data))
 
     def header(self, body: bytes, claimed: int | None = None) -> None:
         length = len(body) if claimed is None else claimed
@@ -188,8 +188,14 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "endless path": (_file(path="x" * 100_000), "is not a path inside the store"),
     "long name": (_file(path="x" * 256), "is not a path inside the store"),
     "missing file": (_file(path="gone"), "gone is missing"),
-    "no hash": (_file(sha256="../../x"), "has no sha256"),
-    "wrong hash": (_file(sha256="0" * 64), "does not have the sha256"),
+    "no hash": (_file(sha256="../../x"), "has no sha256 or blake3"),
+    "wrong hash": (_file(blake3="0" * 64), "does not have the blake3"),
+    "wrong sha256": (_file(sha256="0" * 64, blake3=""), "does not have the sha256"),
+    "blake3 is a path": (_file(blake3="../../x"), "has no sha256 or blake3"),
+    "rows missing": (_tensor(rows=[0, 7]), "do not hold all rows of tensor 'wte'"),
+    "rows from the middle": (_tensor(rows=[1, 8]), "are not the next ones"),
+    "rows backwards": (_tensor(rows=[8, 0]), "are not the next ones"),
+    "rows of 3000 digits": (_tensor(rows=[0, 10**3000]), "do not hold all rows of tensor 'wte'"),
     "huge size": (_file(bytes=10**15), "the tensors end at byte"),
     "negative size": (_file(bytes=-1), "no safetensors file of -1 bytes"),
     "tensor missing": (lambda u: u.file["tensors"].pop("wte"), "has no tensor 'wte'"),
@@ -208,7 +214,7 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "longer": (lambda u: u.__dict__.update(shard=u.shard + b"x"), "bytes; its manifest says"),
     "one bit": (
         lambda u: u.__dict__.update(shard=u.shard[:-9] + bytes([u.shard[-9] ^ 1]) + u.shard[-8:]),
-        "does not have the sha256",
+        "does not have the blake3",
     ),
     "header of 2^63 bytes": (lambda u: u.header(b"{}", 2**63), "its header claims 9223372036854775808 bytes"),
     "huge header": (lambda u: u.header(b" " * (7 << 20)), "its header claims 7340032 bytes"),

@@ -145,11 +145,11 @@ def test_the_updates_shards_may_be_cut_otherwise(
         run, updates = make_run(Store(str(tmp_path / str(size))), theta, sites, size)
         found.append(aggregate(run, 1, updates, Server(), max_shard_bytes=200))
     assert len({model_sha256(result.model) for result in found}) == 1
-    assert [list(entry.tensors) for entry in found[0].model] == [
-        ["a.bias"],
-        ["b.weight"],
-        ["none", "scale"],
-        ["z"],
+    assert [{name: part.rows for name, part in entry.tensors.items()} for entry in found[0].model] == [
+        {"a.bias": None},
+        {"b.weight": (0, 7)},
+        {"b.weight": (7, 13), "none": None, "scale": None},
+        {"z": None},
     ]
 
 
@@ -283,11 +283,12 @@ BAD: dict[str, tuple[Callable[[UpdateManifest], dict[str, Any]], str]] = {
         lambda u: _file(u, {"path": "../../x"}),
         "not a path inside the store",
     ),
-    "hash": (
-        lambda u: _file(u, {"sha256": "0" * 64}),
+    "hash": (lambda u: _file(u, {"blake3": "0" * 64}), "does not have the blake3"),
+    "hash of an older manifest": (
+        lambda u: _file(u, {"sha256": "0" * 64, "blake3": ""}),
         "does not have the sha256",
     ),
-    "no hash": (lambda u: _file(u, {"sha256": "../../x"}), "has no sha256"),
+    "no hash": (lambda u: _file(u, {"sha256": "../../x"}), "has no sha256 or blake3"),
     "size": (lambda u: _file(u, {"bytes": 10**15}), "the tensors end at byte"),
     "missing": (lambda u: _file(u, {"path": "gone"}), "gone is missing"),
 }

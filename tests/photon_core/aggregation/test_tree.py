@@ -48,8 +48,9 @@ def sites(theta: Arrays) -> dict[str, tuple[Arrays, int]]:
 def check_equal(run: Run, tree: Aggregate, whole: Aggregate) -> None:
     assert tree.weights == whole.weights
     assert np.allclose(flat(run, tree.model), flat(run, whole.model), rtol=0, atol=1e-6)
-    assert tree.norms.keys() == whole.norms.keys()
-    for name, value in whole.norms.items():
+    expected = {name: value for name, value in whole.norms.items() if not name.startswith("cosine_pair/")}
+    assert tree.norms.keys() == expected.keys()  # no region reads the sites of another
+    for name, value in expected.items():
         assert tree.norms[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 

@@ -55,14 +55,19 @@ def test_tensors_differ_from_each_other_and_by_seed() -> None:
 
 
 def test_files_hold_the_tensors_however_they_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from photon_core import tensors
+    from schemas.aggregation import Aggregation
     from tests.photon_core.training.conftest import make_federation
 
     federation = make_federation(tmp_path)
-    monkeypatch.setattr(tensors.shard_plan, "__defaults__", (20_000,))
+    monkeypatch.setattr(Aggregation, "shard_bytes", 20_000)
     paths = initial_model(federation, tmp_path)
     assert len(paths) > 1
-    loaded = {name: value for path in paths for name, value in load_file(path).items()}
+    parts: dict[str, list[np.ndarray]] = {}
+    for path in paths:
+        for name, value in load_file(path).items():
+            parts.setdefault(name, []).append(value)
+    assert any(len(found) > 1 for found in parts.values())
+    loaded = {name: np.concatenate(found) for name, found in parts.items()}
     assert loaded.keys() == parameter_shapes(federation.model).keys()
     for name, value in loaded.items():
         assert np.array_equal(value, initial.initial_tensor(name, federation.model, federation.seed))
