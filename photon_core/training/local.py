@@ -211,7 +211,8 @@ def _encode(job: LocalJob, theta: Theta, model: PhotonModel, past: Past, folder:
     if settings.noise_multiplier:
         noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt}")
     parameters = dict(model.decoder.named_parameters())
-    return write_update(theta, parameters, written, settings, (past.state or {}).get("feedback"), noise)
+    feedback, shard_bytes = (past.state or {}).get("feedback"), job.federation.aggregation.shard_bytes
+    return write_update(theta, parameters, written, settings, feedback, noise, shard_bytes)
 
 
 def _load_optimizer(job: LocalJob, optimizer: torch.optim.Optimizer, past: Past, names: list[str]) -> None:
