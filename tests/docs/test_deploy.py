@@ -1,0 +1,239 @@
+"""docs/deploy.md as written: a server with a password, four sites on S3, their credentials in a block, rounds."""
+
+import base64
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+
+from photon_core.rounds import history, run_of
+from schemas.federation import Federation
+from tests.conftest import TINY, merge, topics
+from tests.docs import commands
+from tests.s3_server import FaultProxy
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+T = TypeVar("T")
+PAGE = "docs/deploy.md"
+SITES = ("berlin", "lyon", "porto", "turin")
+BLOCK = {"aws_access_key_id": "AKIAFROMTHEBLOCK0001", "aws_secret_access_key": "out/of+a/block"}
+
+
+class Notes:
+    """The federation of the page, on a server of its own."""
+
+    def __init__(self, folder: Path, federation: Federation, environment: dict[str, str], s3: FaultProxy) -> None:
+        self.folder, self.federation, self.environment, self.s3 = folder, federation, environment, s3
+        self.auth = environment["PREFECT_API_AUTH_STRING"]
+        self.url = environment["PREFECT_API_URL"].removesuffix("/api")
+
+    def command(self, number: int, **here: str) -> str:
+        """The page's command of this number, with the names of this test in it."""
+        return commands.adapted(commands.commands(PAGE)[number - 1], here)
+
+    def run(self, command: str) -> str:
+        done = commands.run(command, self.folder, self.environment, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def ask(self, path: str, body: Any = None, auth: str = "", csrf: str = "") -> Any:
+        """A request of the server, as the UI makes it."""
+        request = urllib.request.Request(
+            f"{self.url}/api/{path}", data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Prefect-Csrf-Client": "test", "Prefect-Csrf-Token": csrf,
+                     "Authorization": "Basic " + base64.b64encode((auth or self.auth).encode()).decode()},
+        )  # fmt: skip
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def csrf(self) -> str:
+        return str(self.ask("csrf-token?client=test")["token"])
+
+    def start_round(self) -> None:
+        self.run(self.command(10))
+
+    def committed(self, t: int) -> Any:
+        run = run_of(self.federation)
+        return eventually(lambda: run.round(t), f"round {t} is committed")
+
+
+def eventually(look: Callable[[], T | None], what: str, seconds: float = 600) -> T:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        with suppress(OSError):
+            if found := look():
+                return found
+        time.sleep(1)
+    raise AssertionError(f"not within {seconds:.0f} s: {what}")
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_endpoint: str) -> str:
+    import s3fs
+
+    s3fs.S3FileSystem(endpoint_url=s3_endpoint).mkdir("notes-of-all")
+    return "notes-of-all"
+
+
+@pytest.fixture(scope="module")
+def notes(
+    bucket: str, s3_endpoint: str, prefect_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Notes]:
+    """What the page's first nine commands make."""
+    folder = tmp_path_factory.mktemp("notes")
+    proxy = FaultProxy(s3_endpoint)
+    federation = write(folder, bucket, proxy.url)
+    environment = user_environment(folder)
+    processes: list[subprocess.Popen[bytes]] = []
+    notes = Notes(folder, federation, environment, proxy)
+
+    def start(command: str, log: str, **more: str) -> None:
+        processes.append(commands.start(command, folder, folder / log, {**environment, **more}))
+
+    try:
+        start(notes.command(2, **{"0.0.0.0": "127.0.0.1"}), "server.log")
+        prepare_others(federation)
+        eventually(lambda: notes.ask("health"), "the server answers")
+        save_block(notes)
+        assert "would create deployment site-round/notes-berlin" in notes.run(notes.command(5))
+        assert "created deployment site-round/notes-berlin" in notes.run(notes.command(6))
+        start(notes.command(7), "coordinator.log")
+        notes.run(notes.command(8))
+        start(notes.command(9), "berlin.log")
+        for site in SITES[1:]:
+            # joined like this they share the session's fork server: five that import torch would take a minute
+            start(f"prefect worker start --pool photon-{site} --type process", f"{site}.log", **worker_settings())
+        for log in ("coordinator", *SITES):
+            eventually(lambda log=log: "started!" in (folder / f"{log}.log").read_text(), f"{log} works")
+        yield notes
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in reversed(processes):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
+        proxy.stop()
+
+
+def user_environment(folder: Path) -> dict[str, str]:
+    """What the page's exports set, with a server on loopback; nobody's credentials of the store."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server, url, auth = (commands.commands(PAGE)[number] for number in (0, 2, 3))
+    shown = commands.run(f"{server}; echo $PREFECT_SERVER_API_AUTH_STRING", folder).stdout.strip()
+    assert len(shown) > 40
+    here = {"http://server.example.org:4200/api": f"http://127.0.0.1:{port}/api", "photon:...": shown}
+    exports = "; ".join(commands.adapted(command, here) for command in (url, auth))
+    done = commands.run(f"{exports}; echo $PREFECT_API_URL; echo $PREFECT_API_AUTH_STRING", folder)
+    api, given = done.stdout.split()
+    assert given == shown
+    return {
+        "PREFECT_SERVER_API_AUTH_STRING": shown,
+        "PREFECT_API_AUTH_STRING": given,
+        "PREFECT_API_URL": api,
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_CLI_WRAP_LINES": "false",
+        "AWS_ACCESS_KEY_ID": "",
+        "AWS_SECRET_ACCESS_KEY": "",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": str(folder),
+    }
+
+
+def worker_settings() -> dict[str, str]:
+    from photon_cli.join import WORKER
+
+    return WORKER
+
+
+def write(folder: Path, bucket: str, endpoint: str) -> Federation:
+    """The federation's file; the sites' text in the bucket."""
+    import s3fs
+
+    from schemas.load import load_federation
+
+    there = s3fs.S3FileSystem(endpoint_url=endpoint)
+    for number, site in enumerate(SITES):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in topics(number, 8))
+        there.pipe_file(f"{bucket}/text/{site}.jsonl", lines.encode())
+    data = merge(TINY, {"run": "notes", "rounds": {"count": 9, "deadline": 900}, "local": {"steps": 5}})
+    data |= {
+        "store": f"s3://{bucket}/rounds",
+        "storage": {"endpoint_url": endpoint, "block": "secret/s3"},
+        "deploy": {"schedule": "0 0 1 1 *"},
+        "sites": [
+            {
+                "name": site,
+                "state_dir": str(folder / "state" / site),
+                "streams": [{"name": "text", "source": f"s3://{bucket}/text/{site}.jsonl"}],
+                "shards": f"s3://{bucket}/private/{site}",
+            }
+            for site in SITES
+        ],
+    }
+    file = folder / "federation.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return load_federation(file)
+
+
+def prepare_others(federation: Federation) -> None:
+    from photon_core.data.prepare import prepare_site
+
+    for site in SITES[1:]:
+        prepare_site(federation, site)
+
+
+def save_block(notes: Notes) -> None:
+    code = f"from prefect.blocks.system import Secret; Secret(value={BLOCK!r}).save('s3')"
+    done = subprocess.run([sys.executable, "-c", code], env=commands.user(notes.environment), capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def first(notes: Notes) -> Any:
+    """The manifest of round 1, which the page's last command asks for."""
+    notes.s3.requests.clear()
+    notes.start_round()
+    return notes.committed(1)
+
+
+def test_ten_commands(notes: Notes) -> None:
+    assert len(commands.commands(PAGE)) == 10
+
+
+def test_nobody_gets_in_without_the_password_or_a_csrf_token(notes: Notes) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        notes.ask("flow_runs/filter", {}, auth="photon:guess", csrf=notes.csrf())
+    assert refused.value.code == 401
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        notes.ask("flow_runs/filter", {})
+    assert refused.value.code == 403
+    assert isinstance(notes.ask("flow_runs/filter", {}, csrf=notes.csrf()), list)
+
+
+def test_a_round_over_s3_makes_the_model_of_an_embedded_run(notes: Notes, first: Any, tmp_path: Path) -> None:
+    from flows.federated_run import federated_run
+
+    assert set(first.updates) == set(first.evaluations) == set(SITES) and not first.left_out
+    assert run_of(notes.federation).latest() == 1  # one round, and not one more
+    data = notes.federation.model_dump()
+    data |= {"store": str(tmp_path / "store"), "storage": {}}
+    for site in data["sites"]:
+        site["storage"] = {"endpoint_url": notes.s3.url}
+    alone = Federation.model_validate(data)
+    federated_run(alone, 1)
+    assert history(run_of(alone))[1].model_sha256 == first.model_sha256
