@@ -1,0 +1,38 @@
+"""An interrupted pass over a round's updates is taken up: finished shards are reused once they prove whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from photon_core.aggregation import aggregate as module
+from photon_core.aggregation.aggregate import aggregate
+from photon_core.layout import model_sha256
+from photon_core.shard_writer import ShardWriter
+from photon_core.store import Store
+from schemas.server import Server
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_finished_shards_are_reused_and_damaged_ones_made_anew(
+    tmp_path: Path, make_run, damage: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theta = {"a": np.ones((40, 5), np.float32), "b": np.zeros(30, np.float32)}
+    sites = {f"s{k}": ({n: v + np.float32(0.1 * (k + 1)) for n, v in theta.items()}, 10 + k) for k in range(3)}
+    server = Server(optimizer="nesterov", momentum=0.9)
+    run, updates = make_run(Store(str(tmp_path)), theta, sites, 200)
+    first = aggregate(run, 1, updates, server, max_shard_bytes=200)
+    if damage:
+        path = tmp_path / run.round_dir(1) / first.model[1].path
+        path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    written = []
+    plain = ShardWriter._append
+    monkeypatch.setattr(ShardWriter, "_append", lambda self, data: (written.append(len(data)), plain(self, data)))
+    again = module.aggregate(run, 1, updates, server, max_shard_bytes=200)
+    assert model_sha256(again.model) == model_sha256(first.model)
+    assert model_sha256(again.optimizer) == model_sha256(first.optimizer)
+    assert again.norms == first.norms
+    assert [a.path == b.path for a, b in zip(again.model, first.model, strict=True)] == [
+        not (damage and number == 1) for number in range(len(first.model))
+    ]
+    assert bool(written) == damage
