@@ -93,6 +93,10 @@ class TensorReader:
                     self._fill(self._plan(piece, prefix, buffer))
                 dtype = NUMPY_DTYPES[self.tensors[prefix + piece.name].dtype]
                 yield buffer[: self._bytes(piece, prefix)].view(dtype)
+        except BaseException:
+            for file in self._files:
+                file.give_up()  # another stream may wait for the turn of what is not read any more
+            raise
         finally:
             for job in reversed(coming):
                 if not job.cancel():
@@ -182,7 +186,7 @@ class _File:
         self._turn = Condition()
         self._position = 0  # hashed so far
         self._planned = 0  # asked for, from front to back
-        self._broken = False  # a read has failed: nobody's turn comes any more
+        self._broken = False  # something was not read: nobody's turn comes any more
 
     def prepare(self, pool: Executor | None) -> None:
         """Have the header read."""
@@ -213,10 +217,14 @@ class _File:
                 if not self._broken:
                     self._hash(view)
         except BaseException:
-            with self._turn:
-                self._broken = True
-                self._turn.notify_all()
+            self.give_up()
             raise
+
+    def give_up(self) -> None:
+        """Some of what was asked for is not read: nobody waits to hash any more, and `verify` reads all again."""
+        with self._turn:
+            self._broken = True
+            self._turn.notify_all()
 
     def verify(self) -> None:
         if self.verified:

@@ -1,0 +1,59 @@
+"""Peak memory of a pass over the updates, in a process of its own: the settings' bound, however many sites."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from photon_core.store import Store
+
+PASS = """
+import sys
+import torch
+from photon_core.aggregation.aggregate import aggregate
+from photon_core.layout import Run
+from photon_core.store import Store
+from schemas.aggregation import Aggregation
+from schemas.server import Server
+
+def peak():
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return int(line.split()[1]) >> 10
+
+run, start = Run(Store(sys.argv[1]), "run"), peak()
+updates = {site: run.updates(1, site)[0] for site in run.store.ls("run/rounds/000001/sites")}
+settings = Aggregation(memory_mib=64, shard_mib=4)
+result = aggregate(run, 1, updates, Server(optimizer="nesterov", momentum=0.9), settings=settings)
+size = sum(entry.bytes for update in updates.values() for entry in update.files)
+print(len(updates), size >> 20, peak() - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_peak_memory_does_not_grow_with_the_sites(tmp_path: Path, make_run: Any) -> None:
+    theta = {"w": np.ones((2000, 4000), np.float32), "b": np.zeros(3, np.float32)}
+    changed = {name: value + np.float32(0.25) for name, value in theta.items()}
+    run, updates = make_run(Store(str(tmp_path)), theta, {"s00": (changed, 100)}, 8 << 20)
+    first = updates["s00"]
+    grown = []
+    for sites in (4, 32):
+        for number in range(1, sites):
+            site = f"s{number:02d}"
+            folder = tmp_path / run.site_dir(1, site, 1)
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                for entry in first.files:
+                    os.link(tmp_path / run.site_dir(1, "s00", 1) / entry.path, folder / entry.path)
+                run.commit_update(first.model_copy(update={"site": site}))
+        done = subprocess.run(
+            [sys.executable, "-c", PASS, str(tmp_path)], capture_output=True, text=True, timeout=300, check=True
+        )
+        found, mib, peak = map(int, done.stdout.split())
+        assert found == sites and mib // sites == 30
+        grown.append(peak)
+    # 64 MiB that are read ahead, results and files being written, threads; not 120 and 960 MiB of updates
+    assert max(grown) < 128, grown
