@@ -7,6 +7,8 @@ racing writers exactly one wins. That single call is every commit of a federatio
 
 import re
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
@@ -179,6 +181,13 @@ class Store:
             cached.unlink(missing_ok=True)
         self._download(path, entry, cached)
         return cached
+
+    def fetch_all(
+        self, entries: "Sequence[FileEntry]", folder: str, cache_dir: Path, connections: int
+    ) -> list[Path]:
+        """`fetch` of every file of a manifest, so many side by side."""
+        with ThreadPoolExecutor(max(1, min(connections, len(entries))), "fetch") as pool:
+            return list(pool.map(lambda entry: self.fetch(entry, folder, cache_dir), entries))
 
     def check(self, entry: "FileEntry", folder: str) -> None:
         """Read a file that a manifest covers, in bounded memory, and compare its size and hash.

@@ -16,6 +16,7 @@ from photon_core.data.paths import cache_dir, state_dir
 from photon_core.errors import ChildFailed, DeadlinePassed, PhotonError, StoreUnavailable
 from photon_core.rounds import is_done, last_contribution, next_attempt, run_of
 from photon_core.spans import Begin, Spans
+from photon_core.update.early import EarlyUpload
 from photon_core.update.upload import upload_update
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RunManifest
@@ -107,19 +108,23 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
         with SPANS.span(key, "download"):
             job = _job(federation, site, t)
         begin, encoding = Begin(), 0.0
-        try:
-            trained: Trained = launcher().run(
-                "photon_core.training.local:train",
-                {"job": job},
-                label=_label(federation, t, site),
-                timeout=federation.rounds.deadline,
-                on_report=_Progress(site, t, job.steps),
-                log_path=_log(federation, site),
-                on_start=begin,
-            )
-            encoding = trained.seconds.get("encode", 0.0)
-        finally:
-            SPANS.add(key, *begin.split("train", "encode", encoding))
+        with EarlyUpload(federation, site, t, job.attempt) as early:
+            try:
+                trained: Trained = launcher().run(
+                    "photon_core.training.local:train",
+                    {"job": job},
+                    label=_label(federation, t, site),
+                    timeout=federation.rounds.deadline,
+                    on_report=_Progress(site, t, job.steps, early),
+                    log_path=_log(federation, site),
+                    on_start=begin,
+                )
+                encoding = trained.seconds.get("encode", 0.0)
+            finally:
+                SPANS.add(key, *begin.split("train", "encode", encoding))
+            if job.announce:
+                with SPANS.span(key, "upload"):
+                    early.wait()
         if (starts := task_run.run_count or 1) > 1:
             trained = replace(trained, notes=[*trained.notes, f"local training was started {starts} times"])
         for note in trained.notes:
@@ -187,10 +192,9 @@ def _birth(federation: Federation) -> RunManifest:
 
 def _model_files(federation: Federation, site: str, t: int, model: list[FileEntry]) -> list[str]:
     """Local paths of a model of round t, downloaded and verified where they are not at hand."""
-    run = run_of(federation)
-    return [
-        str(run.store.fetch(entry, run.round_dir(t), cache_dir(federation, site) / "model")) for entry in model
-    ]
+    run, cache = run_of(federation), cache_dir(federation, site) / "model"
+    found = run.store.fetch_all(model, run.round_dir(t), cache, federation.aggregation.connections)
+    return [str(path) for path in found]
 
 
 def _job(federation: Federation, site: str, t: int) -> "LocalJob":
@@ -209,6 +213,7 @@ def _job(federation: Federation, site: str, t: int) -> "LocalJob":
         base_files=_model_files(federation, site, t - 1, base.download or base.model),
         base_sha256=base.model_sha256,
         moment_files=_model_files(federation, site, t - 1, base.moments) if average else [],
+        announce=not run.store.is_local,  # there an upload is a link
         global_step=base.global_step,
         resume=last_contribution(run, site, t),
         threads=launcher().threads,
@@ -216,15 +221,19 @@ def _job(federation: Federation, site: str, t: int) -> "LocalJob":
 
 
 class _Progress:
-    """Passes a child's reports on: to this process's listeners at once, to Prefect every few seconds."""
+    """Passes a child's reports on: finished shards to the store, steps to this process's listeners at once and to
+    Prefect every few seconds."""
 
-    def __init__(self, site: str, t: int, steps: int) -> None:
-        self.site, self.t, self.steps = site, t, steps
+    def __init__(self, site: str, t: int, steps: int, early: EarlyUpload) -> None:
+        self.site, self.t, self.steps, self.early = site, t, steps, early
         self.logger = get_run_logger()
         self.sent = time.monotonic()
         self.artifact: Any = None
 
     def __call__(self, report: dict[str, Any]) -> None:
+        if "file" in report:
+            self.early.put(Path(report["file"]))
+            return
         emit(self.t, "train", "running", self.site, **report)
         now = time.monotonic()
         if now - self.sent < REPORT_SECONDS and report["step"] < self.steps:

@@ -24,6 +24,7 @@ class LocalJob:
         threads: torch threads.
         moment_files: local paths of the averaged moments of the optimizer, verified; the site's own go on where
             there are none.
+        announce: report the path of every shard of the update as soon as it is finished, under `file`.
     """
 
     federation: Federation
@@ -36,6 +37,7 @@ class LocalJob:
     resume: tuple[int, int] | None = None
     threads: int = 1
     moment_files: list[str] = field(default_factory=list)
+    announce: bool = False
 
     @property
     def steps(self) -> int:

@@ -69,7 +69,8 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
 
     Args:
         job: what to train.
-        report: called about once a second with step, steps, loss, tokens and tokens_per_second.
+        report: called about once a second with step, steps, loss, tokens and tokens_per_second; if the job wants
+            it, also with every finished shard's path.
 
     Raises:
         UpdateRejected: the loss is not finite.
@@ -163,7 +164,7 @@ def _train(
             ):  # nothing is held out: the round's evaluation says it
                 scores = held_out_scores(decoder, federation, job.site, device)
         with clock.phase("encode"):
-            update = _encode(job, theta, model, past, folder, written)
+            update = _encode(job, report, theta, model, past, folder, written)
         with clock.phase("save"):
             state = _state(job, optimizer, loader, mix, past.samples + progress.count)
             moments = []
@@ -204,7 +205,15 @@ def _train(
     )
 
 
-def _encode(job: LocalJob, theta: Theta, model: PhotonModel, past: Past, folder: Path, written: Path) -> Written:
+def _encode(
+    job: LocalJob,
+    report: Callable[[dict[str, Any]], None],
+    theta: Theta,
+    model: PhotonModel,
+    past: Past,
+    folder: Path,
+    written: Path,
+) -> Written:
     """PostProcess: what was trained becomes what is sent; what the codec loses goes on from the last update."""
     settings = job.federation.update
     noise = None
@@ -212,7 +221,8 @@ def _encode(job: LocalJob, theta: Theta, model: PhotonModel, past: Past, folder:
         noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt}")
     parameters = dict(model.decoder.named_parameters())
     feedback, shard_bytes = (past.state or {}).get("feedback"), job.federation.aggregation.shard_bytes
-    return write_update(theta, parameters, written, settings, feedback, noise, shard_bytes)
+    ready = (lambda entry: report({"file": str(written / entry.path)})) if job.announce else None
+    return write_update(theta, parameters, written, settings, feedback, noise, shard_bytes, ready)
 
 
 def _load_optimizer(job: LocalJob, optimizer: torch.optim.Optimizer, past: Past, names: list[str]) -> None:

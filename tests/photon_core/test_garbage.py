@@ -51,9 +51,9 @@ def upload(run: Run, t: int, site: str) -> UpdateManifest:
     return update
 
 
-def go_on(run: Run, t: int) -> None:
+def go_on(run: Run, t: int, updates: dict[str, UpdateManifest] | None = None) -> None:
     """Round t: two updates, aggregated and committed."""
-    result = aggregate(run, t, {site: upload(run, t, site) for site in "ab"}, SERVER)
+    result = aggregate(run, t, updates or {site: upload(run, t, site) for site in "ab"}, SERVER)
     run.commit_round(
         RoundManifest(
             **{"run": run.run, "round": t, "model": result.model, "optimizer": result.optimizer},
@@ -142,6 +142,26 @@ def test_litter_goes_when_it_is_old_and_its_round_is_committed(tmp_path: Path, m
     assert [path.exists() for path in litter] == [False] * 3 + [True]
     assert all(path.exists() for path in others)
     assert run.removed(1) is None
+
+
+def test_finished_shards_stay_while_their_round_is_in_progress(store: Store, make_run: MakeRun) -> None:
+    """A record is no manifest: its shards are litter once the round is committed, and wait for a try before."""
+    run, updates = make_run(store, theta(0), {site: (theta(k), 1) for k, site in enumerate("ab")})
+    interrupted = aggregate(run, 1, updates, SERVER, max_shard_bytes=80)  # nobody commits it
+    records = [file.path for file in store.walk("run/rounds/000001/finished")]
+    assert len(records) == len(interrupted.model) == 3
+    assert look(run, Rule(last=1), LATER).files == []
+    again = aggregate(run, 1, updates, SERVER, max_shard_bytes=80)
+    assert [entry.path for entry in again.model] == [entry.path for entry in interrupted.model]
+
+    go_on(run, 1, updates)  # in one file: another result, of the same updates
+    found = look(run, Rule(last=1), LATER)
+    left = [f"run/rounds/000001/{entry.path}" for entry in (*again.model, *again.optimizer)]
+    assert [file.path for file in found.litter] == sorted(left)
+    remove(run, found)
+    assert [file.path for file in store.walk("run/rounds/000001/finished")] == records
+    go_on(run, 2)
+    assert aggregate(run, 3, {"a": upload(run, 3, "a")}, SERVER).optimizer
 
 
 def test_an_update_that_is_no_manifest_covers_nothing(tmp_path: Path, make_run: MakeRun) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict
 from photon_core.hashing import sha256_bytes
@@ -191,3 +192,29 @@ def test_importing_the_store_is_light() -> None:
     code = f"import sys, photon_core.store; print([m for m in {heavy.split(', ')!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_many_files_are_fetched_side_by_side_and_each_is_verified(store: Store, tmp_path: Path) -> None:
+    contents = [b"shard %d" % number for number in range(9)]
+    entries = [entry(f"model/{number}", content) for number, content in enumerate(contents)]
+    for one, content in zip(entries, contents, strict=True):
+        store.create(f"run/{one.path}", content)
+    for _ in range(2):
+        found = store.fetch_all(entries, "run", tmp_path, 4)
+        assert [path.read_bytes() for path in found] == contents
+    assert store.fetch_all([], "run", tmp_path, 4) == []
+    wrong = [*entries[:5], entry("model/5", b"shard X"), *entries[6:]]
+    with pytest.raises(CorruptFile, match="model/5"):
+        store.fetch_all(wrong, "run", tmp_path, 4)
+
+
+def test_a_false_sha256_beside_a_right_blake3_misleads_nobody(s3: Store, tmp_path: Path) -> None:
+    """It passes for what its blake3 says, and its copy never passes for what its sha256 says."""
+    s3.create("run/theirs", b"theirs")
+    s3.create("run/ours", b"theirs".upper())
+    lie = entry("theirs", b"THEIRS").model_copy(update={"blake3": blake3(b"theirs").hexdigest()})
+    s3.check(lie, "run")
+    assert s3.fetch(lie, "run", tmp_path).read_bytes() == b"theirs"
+    assert s3.fetch(entry("ours", b"THEIRS"), "run", tmp_path).read_bytes() == b"THEIRS"
+    with pytest.raises(CorruptFile, match="blake3"):
+        s3.check(lie.model_copy(update={"path": "ours"}), "run")

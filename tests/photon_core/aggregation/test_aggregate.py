@@ -310,6 +310,15 @@ def test_a_bad_update_is_rejected_by_name(
     assert set(aggregate(run, 1, updates, Server()).weights) == {"site0", "site2", "site3"}
 
 
+def test_a_false_sha256_beside_a_right_blake3_changes_nothing(
+    tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any
+) -> None:
+    run, updates = make_run(Store(str(tmp_path)), theta, sites)
+    right = aggregate(run, 1, updates, Server())
+    updates["site1"] = updates["site1"].model_copy(update=_file(updates["site1"], {"sha256": "0" * 64}))
+    assert model_sha256(aggregate(run, 1, updates, Server()).model) == model_sha256(right.model)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["a.bias", "scale", "z"])
 def test_values_that_are_not_finite_are_rejected_by_name(
