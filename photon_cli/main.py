@@ -1,5 +1,6 @@
 """photon: the command line. Light on purpose: what a command needs is imported when it runs."""
 
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -201,6 +202,12 @@ def join(
     if (site is None) == (not coordinator):
         raise typer.BadParameter("write --site NAME, or --coordinator")
     serve(load_federation(file), site, unprepared, check, quiet)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def server(context: typer.Context) -> None:
+    """Start a Prefect server whose SQLite serves several sites; takes the options of `prefect server start`."""
+    os.execv(sys.executable, [sys.executable, "-m", "photon_cli.prefect_server", *context.args])
 
 
 @app.command()

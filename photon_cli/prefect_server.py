@@ -1,12 +1,14 @@
-"""`prefect server start` for an embedded run, with SQLite transactions that wait for each other.
+"""`prefect server start` with SQLite transactions that wait for each other: `photon server`, and embedded runs.
 
-    python -m photon_cli.prefect_server --host 127.0.0.1 --port 4200
+    photon server --host 0.0.0.0 --port 4200
 
 Prefect 3.8 begins most of its write transactions DEFERRED. One that has read before it writes then fails at once
 (SQLITE_BUSY_SNAPSHOT, which no busy timeout covers) if another has written in between; the server answers 503 and
 the client waits two seconds before it tries again. Every task with tags sends such a request before it starts,
 to ask whether its tags have a concurrency limit: with four sites most rounds stood still for several seconds.
-Begun IMMEDIATE, as Prefect's own comment on its SQLite settings advises, they queue for milliseconds.
+With four workers on a plain server, two requests were also seen to wait for each other's lock until the busy
+timeout of 60 s had passed, twice in a round. Begun IMMEDIATE, as Prefect's own comment on its SQLite settings
+advises, they queue for milliseconds.
 """
 
 import runpy

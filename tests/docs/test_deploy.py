@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import yaml
@@ -20,13 +20,17 @@ from photon_core.rounds import history, run_of
 from schemas.federation import Federation
 from tests.conftest import TINY, merge, topics
 from tests.docs import commands
-from tests.s3_server import FaultProxy
+from tests.s3_server import SECRETS, FaultProxy
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 T = TypeVar("T")
 PAGE = "docs/deploy.md"
 SITES = ("berlin", "lyon", "porto", "turin")
 BLOCK = {"aws_access_key_id": "AKIAFROMTHEBLOCK0001", "aws_secret_access_key": "out/of+a/block"}
+SCREENSHOT = Path(__file__).parents[2] / "build" / "screenshots" / "round.png"
 
 
 class Notes:
@@ -237,3 +241,67 @@ def test_a_round_over_s3_makes_the_model_of_an_embedded_run(notes: Notes, first:
     alone = Federation.model_validate(data)
     federated_run(alone, 1)
     assert history(run_of(alone))[1].model_sha256 == first.model_sha256
+
+
+def test_credentials_come_from_the_block_and_are_seen_nowhere(notes: Notes, first: Any) -> None:
+    users = [
+        h for r in notes.s3.requests for h in r.headers.split("\r\n") if h.startswith(("Authorization", "auth"))
+    ]
+    assert [user for user in users if BLOCK["aws_access_key_id"] in user]
+    kinds = ("flow_runs", "task_runs", "deployments", "artifacts", "logs", "work_pools")
+    texts = [json.dumps(notes.ask(f"{kind}/filter", {"limit": 200}, csrf=notes.csrf())) for kind in kinds]
+    texts += [log.read_text() for log in notes.folder.glob("*.log")]
+    texts += [first.model_dump_json(), (notes.folder / "federation.yaml").read_text()]
+    for secret in (*BLOCK.values(), SECRETS["AWS_SECRET_ACCESS_KEY"]):
+        assert not [text for text in texts if secret in text]
+
+
+def test_a_site_is_rerun_before_the_round(notes: Notes, first: Any) -> None:
+    run = run_of(notes.federation)
+    rerun = "photon rerun federation.yaml --round 2 --site lyon"
+    assert "attempt 1 for round 2 is committed" in notes.run(rerun)
+    before = run.update_sha256(2, "lyon", 1)
+    assert "To train again: --force" in notes.run(rerun)
+    assert "attempt 2 for round 2 is committed" in notes.run(f"{rerun} --force")
+    notes.start_round()
+    second = notes.committed(2)
+    attempts = {site: [update.attempt for update in run.updates(2, site)] for site in SITES}
+    assert attempts == {"berlin": [1], "lyon": [1, 2], "porto": [1], "turin": [1]}
+    assert run.update_sha256(2, "lyon", 1) == before and second.updates["lyon"].attempt == 2
+    late = commands.run(rerun, notes.folder, notes.environment)
+    assert late.returncode == 4 and "round 2 of run 'notes' is committed" in late.stderr
+
+
+def test_the_ui_shows_a_node_for_each_site(notes: Notes, first: Any, browser: "Browser") -> None:
+    notes.start_round()
+    newest = {"sort": "EXPECTED_START_TIME_DESC", "flows": {"name": {"any_": ["federated-round"]}}, "limit": 1,
+              "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}  # fmt: skip
+
+    def nodes() -> tuple[str, set[str]] | None:
+        """The running round and the names in its graph, once it waits for its sites."""
+        found = notes.ask("flow_runs/filter", newest, csrf=notes.csrf())
+        if not found:
+            return None
+        graph = notes.ask(f"flow_runs/{found[0]['id']}/graph-v2")
+        names = {node["label"] for _, node in graph["nodes"]}
+        return (found[0]["id"], names) if {f"{site} / round" for site in SITES} <= names else None
+
+    flow_run, _ = eventually(nodes, "the round's graph has a node for each site")
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    password = base64.b64encode(notes.auth.encode()).decode()
+    page.add_init_script(f"localStorage.setItem('prefect-password', '{password}')")
+    page.goto(f"{notes.url}/runs/flow-run/{flow_run}", timeout=120_000)
+    page.get_by_text("notes next round").first.wait_for(timeout=120_000)
+    page.locator("canvas").first.wait_for(timeout=120_000)
+    SCREENSHOT.parent.mkdir(parents=True, exist_ok=True)
+    eventually(lambda: colours(page.screenshot(path=SCREENSHOT)) > 200, "the graph is drawn")
+    page.close()
+
+
+def colours(png: bytes) -> int:
+    """How many different colours a picture has."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    return len(Image.open(BytesIO(png)).convert("RGB").getcolors(1 << 24))

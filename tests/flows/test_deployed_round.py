@@ -112,7 +112,7 @@ def test_a_failed_site_goes_on_after_a_retry_in_the_ui(deployed: Callable[..., D
 
 
 def test_a_retry_of_a_failed_round_trains_only_the_failed_site(deployed: Callable[..., Deployed]):
-    two = deployed(run="again", rounds={"deadline": 30}, deploy={"pool": ROUNDS})
+    two = deployed(run="again", rounds={"deadline": 60}, deploy={"pool": ROUNDS})
     broken, whole = damage(two, "b")
     started = two.start()
     failed = ended(started.id)
@@ -129,7 +129,7 @@ def test_a_retry_of_a_failed_round_trains_only_the_failed_site(deployed: Callabl
 
 
 def test_a_site_that_never_answers_is_left_out_by_name(deployed: Callable[..., Deployed]):
-    two = deployed("a", "nobody", run="silent", rounds={"deadline": 30, "evaluation_deadline": 20, "quorum": 1})
+    two = deployed("a", "nobody", run="silent", rounds={"deadline": 45, "evaluation_deadline": 20, "quorum": 1})
     two.run()
     manifest = history(run_of(two.federation))[1]
     assert set(manifest.updates) == {"a"}
