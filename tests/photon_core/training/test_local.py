@@ -26,9 +26,9 @@ from photon_core.training.optimizers import make_optimizer
 from photon_core.training.shapes import moment_shapes, parameter_shapes
 from photon_core.training.state import state_folder
 from photon_core.update.codec import get_codec
-from tests.shared_memory import left_behind
 from schemas.federation import Federation
 from schemas.update import Update
+from tests.shared_memory import left_behind
 
 Make = Callable[..., Federation]
 Arrays = dict[str, np.ndarray[Any, Any]]

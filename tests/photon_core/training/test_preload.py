@@ -16,8 +16,8 @@ from photon_core.errors import ChildFailed
 from photon_core.training.initial import initial_model
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.launch import Launcher
-from tests.shared_memory import left_behind
 from schemas.federation import Federation
+from tests.shared_memory import left_behind
 
 pytestmark = pytest.mark.slow
 
