@@ -41,7 +41,7 @@ _proven: set[str] = set()  # places whose server was seen to honour If-None-Matc
 
 
 class BufferWriter:
-    """A file of another kind of server being written; it appears, whole, when closed."""
+    """A file of another kind of server being written; it is kept in memory and appears, whole, when closed."""
 
     def __init__(self, finish: Callable[[bytes], None]) -> None:
         self._buffer: io.BytesIO | None = io.BytesIO()

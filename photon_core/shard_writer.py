@@ -142,6 +142,8 @@ class ShardWriter:
 
     def _behind(self, work: Callable[[], None]) -> None:
         self._wait()
+        for closing in [*self._closing.values()][-2:-1]:
+            closing.result()  # only the last shard may be on its way still: some stores hold it in memory
         if self._pool:
             self._pending = self._pool.submit(work)
         else:

@@ -1,10 +1,16 @@
 """Shards written and read back in pieces, on every kind of store."""
 
+import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load_file
 
 from photon_core.errors import CorruptFile
@@ -45,6 +51,31 @@ def test_written_shards_read_back(store: Store, threads: int, max_bytes: int) ->
                 found = [chunk.copy() for chunk in reader.chunks(name, 7)]
                 assert b"".join(chunk.tobytes() for chunk in found) == values.tobytes()
             reader.verify()
+
+
+class SlowUploads(MemoryFileSystem):
+    """Takes files slowly, and counts how many at a time."""
+
+    protocol = "slow"
+    lock, under_way, most = Lock(), 0, 0
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        with self.lock:
+            SlowUploads.under_way += 1
+            SlowUploads.most = max(self.most, self.under_way)
+        time.sleep(0.02)
+        with self.lock:
+            SlowUploads.under_way -= 1
+        MemoryFileSystem.pipe_file(self, path.removeprefix("slow://"), value, mode)
+
+
+def test_shards_do_not_pile_up_before_a_slow_server() -> None:
+    """Some stores hold a shard in memory until it is sent: not more than two at a time, however fast we write."""
+    fsspec.register_implementation("slow", SlowUploads, clobber=True)
+    with ThreadPoolExecutor(8) as pool:
+        entries = write(Store(f"slow://{uuid.uuid4().hex}", single_writer=True), pool, 1)
+    assert len(entries) > 40
+    assert 1 <= SlowUploads.most <= 2
 
 
 def test_the_library_reads_the_shards(tmp_path: Path) -> None:
