@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.federation import Federation
+from schemas.local import Optimizer
 from schemas.model import Model
 
 
@@ -27,9 +28,12 @@ class Spec:
         runs: name -> {MDS folder: proportion}; each is trained from the same start.
         steps: optimizer steps of each run.
         batch_size: sequences a step.
+        muon: name and numbers of the federation file's optimizer where it is Muon, whose rule is then the
+            federation's own; AdamW with the numbers below without.
         side_by_side: so many runs at once, each in a process with one thread; 1 is one after the other, in one
             process, with all threads.
         save: folder for the trained parameters, <name>.safetensors; nothing is saved without.
+        save_after: steps after which the parameters are saved there too, as <name>-<step>.safetensors.
     """
 
     model: dict[str, Any]
@@ -45,8 +49,10 @@ class Spec:
     eps: float
     weight_decay: float
     seed: int
+    muon: dict[str, Any] | None = None
     side_by_side: int = 1
     save: str | None = None
+    save_after: list[int] = field(default_factory=list)
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def run(self, folder: Path, name: str) -> dict[str, Any]:
@@ -77,6 +83,7 @@ def spec_of(federation: Federation, runs: dict[str, dict[str, float]], steps: in
         "eps": optimizer.eps,
         "weight_decay": optimizer.weight_decay,
         "seed": federation.seed,
+        "muon": optimizer.model_dump() if optimizer.name == "muon" else None,
     }
     return Spec(**(values | changes))
 
@@ -97,17 +104,24 @@ def site_runs(federation: Federation) -> dict[str, dict[str, float]]:
 def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
     """Train one run; returns its seconds, those within fit() alone, and its tokens."""
     import torch
-    from composer import Trainer
+    from composer import Callback, Logger, State, Trainer
     from composer.algorithms import GradientClipping
     from composer.optim import CosineAnnealingWithWarmupScheduler
     from streaming import Stream, StreamingDataset
     from torch.utils.data import DataLoader
 
     from photon_core.training.model import PhotonModel, initial_decoder
+    from photon_core.training.optimizers import make_optimizer
 
     class Tokens(StreamingDataset):
         def __getitem__(self, index: Any) -> Any:
             return torch.from_numpy(super().__getitem__(index)["tokens"].astype("int64"))
+
+    class Save(Callback):
+        def batch_end(self, state: State, logger: Logger) -> None:
+            step = state.timestamp.batch.value
+            if step in spec.save_after:
+                _save(spec, f"{name}-{step}", model.decoder)
 
     def collate(samples: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"tokens": torch.stack(samples)}
@@ -125,14 +139,18 @@ def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
         )
     loader = DataLoader(dataset, batch_size=spec.batch_size, collate_fn=collate, drop_last=True)
     model = PhotonModel(initial_decoder(Model.model_validate(spec.model), spec.seed))
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        spec.lr,
-        betas=spec.betas,
-        eps=spec.eps,
-        weight_decay=spec.weight_decay,
-        fused=True,  # as the sites have it, and the fastest
-    )
+    optimizer: torch.optim.Optimizer
+    if spec.muon:
+        optimizer = make_optimizer(model.decoder, Optimizer.model_validate(spec.muon))
+    else:
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            spec.lr,
+            betas=spec.betas,
+            eps=spec.eps,
+            weight_decay=spec.weight_decay,
+            fused=True,  # as the sites have it, and the fastest
+        )
     trainer = Trainer(
         model=model,
         train_dataloader=loader,
@@ -141,6 +159,7 @@ def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
             t_warmup=f"{spec.warmup_steps}ba", t_max=f"{spec.schedule_steps}ba", alpha_f=spec.alpha
         ),
         algorithms=[GradientClipping("norm", spec.clip_norm)] if spec.clip_norm else [],
+        callbacks=[Save()],
         max_duration=f"{spec.steps}ba",
         device="cpu",
         seed=spec.seed,
@@ -152,11 +171,16 @@ def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
     fit = time.perf_counter() - begun
     tokens = spec.steps * spec.batch_size * model.decoder.wpe.num_embeddings
     if spec.save:
-        from safetensors.torch import save_file
-
-        save_file(dict(model.decoder.named_parameters()), Path(spec.save) / f"{name}.safetensors")
+        _save(spec, name, model.decoder)
     trainer.close()
     return {"seconds": time.perf_counter() - start, "fit_s": fit, "tokens": tokens}
+
+
+def _save(spec: Spec, name: str, decoder: Any) -> None:
+    from safetensors.torch import save_file
+
+    assert spec.save is not None
+    save_file(dict(decoder.named_parameters()), Path(spec.save) / f"{name}.safetensors")
 
 
 def _work(spec: Spec, names: list[str], lock: Any, results: Any) -> None:

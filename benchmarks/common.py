@@ -19,13 +19,13 @@ class Neighbours:
     """How much of the cores' time went to work that is not ours, from the start to when it is asked (Linux)."""
 
     def __init__(self) -> None:
-        self._at, self._all, self._ours = time.monotonic(), _all_seconds(), _our_seconds()
+        self._at, self._all, self._ours = time.monotonic(), _all_seconds(), our_seconds()
 
     def share(self) -> float | None:
         """0 on a quiet machine, 1 where others had all. Our children count as ours once they have ended."""
         if self._all is None or (everyone := _all_seconds()) is None:
             return None
-        others = everyone - self._all - (_our_seconds() - self._ours)
+        others = everyone - self._all - (our_seconds() - self._ours)
         return max(0.0, others / (time.monotonic() - self._at) / (os.cpu_count() or 1))
 
 
@@ -38,7 +38,8 @@ def _all_seconds() -> float | None:
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
 
 
-def _our_seconds() -> float:
+def our_seconds() -> float:
+    """CPU seconds of this process and of its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 

@@ -11,18 +11,16 @@ perplexity_increase against float32; both of the codec that sends least at under
 """
 
 import argparse
-import gzip
-import json
 import math
 import shutil
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, Neighbours, cores, finish, heading, machine, say, table
-from benchmarks.six_sites import evaluate, train_tokenizer, valid_sequences
+from benchmarks.federate import federate, source
+from benchmarks.six_sites import domains_of, evaluate, federated_model, train_tokenizer, valid_sequences
 
 CODECS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -66,10 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=FEDERATION["rounds"]["count"])
     parser.add_argument("--quick", action="store_true", help="under a minute: two short rounds, no result")
     arguments = parser.parse_args()
-    domains = sorted(path.parent.name for path in arguments.data.glob("*/train.jsonl.gz"))
-    if not domains:
-        print(f"skipped: {arguments.data} has no <domain>/train.jsonl.gz; name such a folder with --data")
-        print(json.dumps({"skipped": "no data"}))
+    if not (domains := domains_of(arguments.data)):
         return
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-compression-") as name:
@@ -120,9 +115,9 @@ def measure(work: Path, data: Path, domains: list[str], rounds: int, *, quick: b
             setting = federation(number, update)
             for domain in domains if number else ():
                 shutil.copytree(work / "0" / domain / "data", work / str(number) / domain / "data")
-            row = federate(setting, launcher, work)
-            losses = evaluate(setting, row.pop("files"), held_out)
-            rows.append({"codec": name, **row, **speed(setting, quick=quick)})
+            run = federate(setting, launcher, work)
+            losses = evaluate(setting, federated_model(setting), held_out)
+            rows.append({"codec": name, **sent(setting, run), **speed(setting, quick=quick)})
             rows[-1]["perplexity"] = math.exp(sum(losses.values()) / len(losses))
             shutil.rmtree(work / f"store-{number}")
     for row in rows:
@@ -130,67 +125,18 @@ def measure(work: Path, data: Path, domains: list[str], rounds: int, *, quick: b
     return rows
 
 
-def source(work: Path, data: Path, domain: str, *, quick: bool) -> Path:
-    """A domain's training texts; the first few where it must be quick."""
-    whole = data / domain / "train.jsonl.gz"
-    if not quick:
-        return whole
-    part = work / f"{domain}.jsonl"
-    if not part.exists():
-        with gzip.open(whole, "rt", encoding="utf-8") as lines:
-            part.write_text("".join(line for line, _ in zip(lines, range(200), strict=False)), "utf-8")
-    return part
-
-
-def federate(federation: Any, launcher: Any, work: Path) -> dict[str, Any]:
-    """All rounds: bytes an update and a model sent have, and the last model's files."""
-    from photon_core.candidate import aggregate_round, commit
-    from photon_core.data.tokenizer import load_tokenizer
-    from photon_core.rounds import open_run, run_of
-
-    run = run_of(federation)
-
-    def initial() -> Any:
-        arguments = {"federation": federation, "folder": work}
-        return launcher.run("photon_core.start:make_initial", arguments, label="initial")
-
-    open_run(run, federation, load_tokenizer(federation.tokenizer).sha256, initial)
-    names = [site.name for site in federation.sites]
-    manifest = run.round(0)
+def sent(federation: Any, run: Any) -> dict[str, Any]:
+    """Bytes that an update and a model sent have in the last round, and how often the guard stepped in."""
+    manifest = run.round(federation.rounds.count)
     parameters = sum(math.prod(t.shape) for entry in manifest.model for t in entry.tensors.values())
-    for t in range(1, federation.rounds.count + 1):
-        with ThreadPoolExecutor(len(names)) as pool:
-            list(pool.map(lambda site, t=t: train_site(federation, run, launcher, site, t), names))
-        candidate = aggregate_round(run, federation, t, names, {})
-        manifest = commit(run, federation, candidate, names, {}, {}, {}, {})
-    updates = manifest.updates.values()
-    folder = Path(run.store.url) / run.round_dir(federation.rounds.count)
-    sent = sum(update.bytes for update in updates) / len(updates)
+    bytes_ = sum(update.bytes for update in manifest.updates.values()) / len(manifest.updates)
     return {
-        "bytes": sent,
-        "factor": 4 * parameters / sent,
+        "bytes": bytes_,
+        "factor": 4 * parameters / bytes_,
         "download": sum(entry.bytes for entry in manifest.download or manifest.model),
-        "files": [folder / entry.path for entry in manifest.model],
         "tokens": manifest.total_tokens,
         "guard": sum(len(found.guard) for r in range(manifest.round + 1) if (found := run.round(r))),
     }
-
-
-def train_site(federation: Any, run: Any, launcher: Any, site: str, t: int) -> None:
-    """What a site does in a round: fetch the model, train, upload."""
-    from photon_core.data.paths import cache_dir
-    from photon_core.rounds import last_contribution
-    from photon_core.training.job import LocalJob
-    from photon_core.update.upload import upload_update
-
-    base = run.round(t - 1)
-    folder = cache_dir(federation, site) / "model"
-    files = [str(run.store.fetch(e, run.round_dir(t - 1), folder)) for e in base.download or base.model]
-    resume = last_contribution(run, site, t)
-    job = LocalJob(federation, site, t, 1, files, base.model_sha256, base.global_step, resume, launcher.threads)
-    log = folder.parent / "training.log"
-    trained = launcher.run("photon_core.training.local:train", {"job": job}, label=f"{t}/{site}", log_path=log)
-    upload_update(run, federation, site, t, trained)
 
 
 def speed(federation: Any, *, quick: bool) -> dict[str, float]:

@@ -55,10 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=120, help="of the federation")
     parser.add_argument("--quick", action="store_true", help="under 2 minutes: two short rounds, no result")
     arguments = parser.parse_args()
-    domains = sorted(path.parent.name for path in arguments.data.glob("*/train.jsonl.gz"))
-    if not domains:
-        print(f"skipped: {arguments.data} has no <domain>/train.jsonl.gz; name such a folder with --data")
-        print(json.dumps({"skipped": "no data"}))
+    if not (domains := domains_of(arguments.data)):
         return
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-six-") as name:
@@ -112,6 +109,15 @@ def measure(work: Path, data: Path, domains: list[str], text: str) -> dict[str, 
         "curve": [round_["metrics"].get("perplexity") for round_ in timed["rounds"][1:]],
         "sent": sum(update["bytes"] for round_ in timed["rounds"] for update in round_["updates"].values()),
     }
+
+
+def domains_of(data: Path) -> list[str]:
+    """The domains in a folder; where there are none, it is said what is missing, also on the last line."""
+    domains = sorted(path.parent.name for path in data.glob("*/train.jsonl.gz"))
+    if not domains:
+        print(f"skipped: {data} has no <domain>/train.jsonl.gz; name such a folder with --data")
+        print(json.dumps({"skipped": "no data"}))
+    return domains
 
 
 def texts(path: Path) -> Iterator[str]:

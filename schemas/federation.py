@@ -68,10 +68,10 @@ class Federation(Section):
         default=None,
         description="published model, rounds, schedule and server settings; other keys override them",
     )
-    recipe: Literal["photon", "fedmom", "diloco", "local-sgd"] | None = Field(
+    recipe: Literal["photon", "fedmom", "diloco", "local-sgd", "unlike-sites"] | None = Field(
         default=None,
-        description="published way to federate: local steps, server optimizer and what goes with them, over the "
-        "preset's; other keys override them",
+        description="published way to federate, or ours (unlike-sites): local steps, server optimizer and what "
+        "goes with them, over the preset's; other keys override them",
     )
     run: Name = Field(description="name of the run; its folder in the store", examples=["my-run"])
     store: Place = Field(description="fsspec URL or path: where rounds live", examples=["s3://bucket/photon"])

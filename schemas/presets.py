@@ -103,11 +103,34 @@ def _local_sgd(size: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+UNLIKE_STEPS = 20
+
+
+def _unlike_sites(size: dict[str, Any]) -> dict[str, Any]:
+    """Our own, for sites whose texts differ: Muon inside with moments averaged every round, few steps a round, and
+    Nesterov momentum outside. Numbers from probes at 1 M parameters (benchmarks/NOTES.md); over a size its AdamW
+    rate, batch and schedule stand, which has not been measured."""
+    local: dict[str, Any] = {
+        "steps": UNLIKE_STEPS,
+        "optimizer": {"name": "muon", "lr": 4e-3, "matrix_lr": 0.02, "momentum": 0.95, "betas": [0.9, 0.95]},
+        "schedule": {"name": "cosine", "alpha": 0.1, "warmup_steps": 30},
+        "optimizer_state": "average",
+        "clip_norm": 1.0,
+    }
+    recipe = {"local": local, "server": {"optimizer": "nesterov", "lr": 0.7, "momentum": 0.6}}
+    if size:
+        local["optimizer"]["lr"] = size["local"]["optimizer"]["lr"]
+        local["schedule"] = {**size["local"]["schedule"], "warmup_steps": 30}
+        recipe["rounds"] = {"count": -(-local["schedule"]["total_steps"] // UNLIKE_STEPS)}
+    return recipe
+
+
 RECIPES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "photon": _photon,
     "fedmom": _fedmom,
     "diloco": _diloco,
     "local-sgd": _local_sgd,
+    "unlike-sites": _unlike_sites,
 }
 
 

@@ -111,6 +111,26 @@ def test_the_other_recipes() -> None:
     assert (local.local.optimizer_state, local.server.optimizer, local.server.lr) == ("reset", "fedavg", 1.0)
 
 
+def test_the_recipe_for_unlike_sites_is_what_was_probed() -> None:
+    """benchmarks/NOTES.md; without a size."""
+    federation = recipe("unlike-sites", rounds={"count": 48}, local={"batch_size": 4})
+    local, server = federation.local, federation.server
+    assert (local.steps, federation.schedule_steps, local.optimizer_state) == (20, 960, "average")
+    optimizer, schedule = local.optimizer, local.schedule
+    assert (optimizer.name, optimizer.lr, optimizer.matrix_lr, optimizer.momentum) == ("muon", 4e-3, 0.02, 0.95)
+    assert (optimizer.betas, local.clip_norm) == ((0.9, 0.95), 1.0)
+    assert (schedule.name, schedule.warmup_steps, schedule.alpha) == ("cosine", 30, 0.1)
+    assert (server.optimizer, server.lr, server.momentum) == ("nesterov", 0.7, 0.6)
+
+
+def test_the_recipe_for_unlike_sites_keeps_a_presets_schedule() -> None:
+    federation = recipe("unlike-sites", "125M")
+    local = federation.local
+    assert (federation.rounds.count * local.steps, federation.schedule_steps) == (15_000, 15_000)
+    assert (local.batch_size, local.optimizer.name, local.optimizer.lr) == (256, "muon", 3e-4)
+    assert (federation.server.optimizer, federation.server.lr) == ("nesterov", 0.7)
+
+
 def test_a_recipe_goes_over_the_preset_and_the_file_over_both() -> None:
     federation = recipe("diloco", "125M", server={"momentum": 0.6}, local={"batch_size": 16})
     assert (federation.local.steps, federation.local.batch_size, federation.local.optimizer.lr) == (500, 16, 3e-4)

@@ -1,0 +1,319 @@
+"""Does a federation learn as well as one machine? Recipes against centralised training at equal tokens.
+
+    python -m benchmarks.convergence [--only unlike-sites photon/iid ...] [--seeds 3] [--keep rows.jsonl]
+
+Six sites, one domain each (natural), or each with a sixth of every domain (iid), and one machine with all of it,
+which synchronises after every step. All train on as many tokens from the same initial model, and are evaluated
+alike on the corpora's own held-out files. Sites train as in a round, in child processes, from their private state;
+updates go through the store, the coordinator aggregates and commits them; only Prefect is left out, which changes
+no number. Centralised is a plain Composer loop (benchmarks.bare) over the union of the natural sites' shards,
+every domain in the same share; in the pictures, its bytes are those of a ring all-reduce of float32 gradients over
+six machines. A federation's are updates and models, averaged moments among them, to and from all sites.
+
+The recipes are schemas/presets.py's at this scale: what they say of optimizers, moments and server stands; local
+steps, batch and schedule are the same for all, so that all synchronise as often and have as many tokens. Photon's
+schedule is therefore not stretched beyond the run, and local rates are those that probes found for this model
+(NOTES.md): the central 4e-3 with plain averaging, half of it under a server momentum of 0.9.
+
+[perplexity_ratio_natural, perplexity_ratio_iid: perplexity of a token, of the mean loss over the domains, the
+recipe's over the better centralised one's; sync_reduction; of the recipe `unlike-sites`]
+"""
+
+import argparse
+import itertools
+import json
+import math
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.bare import site_runs, spec_of
+from benchmarks.common import ROOT, Neighbours, cores, finish, heading, machine, our_seconds, say, table
+from benchmarks.federate import federate, source
+from benchmarks.six_sites import domains_of, evaluate, texts, train_tokenizer, valid_sequences
+from schemas.federation import Federation
+
+BEST = "unlike-sites"
+RATES: dict[str, float | None] = {"photon": 4e-3, "fedmom": 2e-3, "diloco": 2e-3, "local-sgd": 4e-3, BEST: None}
+CENTRAL = {"central-adamw": "adamw", "central-muon": "muon"}
+CENTRAL_LR = 4e-3
+ROWS = (*CENTRAL, *(f"{recipe}/{kind}" for kind in ("natural", "iid") for recipe in RATES))
+QUICK = ("central-muon", f"{BEST}/natural", f"{BEST}/iid")
+ROUNDS, STEPS, BATCH, WARMUP = 48, 20, 4, 30
+POINTS = 8  # of a curve
+PIECE = 4000  # characters: longer texts are dealt out in such pieces for iid
+QUICK_TEXTS, QUICK_SEQUENCES = 60, 16
+MODEL = {"n_layers": 4, "d_model": 128, "n_heads": 4, "vocab_size": 2048, "max_seq_len": 128}  # 1.07 M
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the domains")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(ROWS)}; a recipe's name is both")
+    parser.add_argument("--seeds", type=int, default=1, help="so many runs of each row")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {STEPS} local steps")
+    parser.add_argument(
+        "--keep", type=Path, help="file that rows are kept in; those that it has are not run again"
+    )
+    parser.add_argument("--picture", type=Path, help="SVG to draw the curves into")
+    parser.add_argument("--quick", action="store_true", help="under a minute: two short rounds, no result")
+    arguments = parser.parse_args()
+    if not (domains := domains_of(arguments.data)):
+        return
+    names = QUICK if arguments.quick else ROWS
+    for name in arguments.only or ():
+        if not any(name in (row, row.split("/")[0]) for row in ROWS):
+            parser.error(f"--only {name}: not one of {', '.join((*ROWS, *RATES))}")
+    if arguments.only:
+        names = tuple(row for row in ROWS if {row, row.split("/")[0]} & set(arguments.only))
+    at, neighbours = machine(), Neighbours()
+    with tempfile.TemporaryDirectory(prefix="photon-convergence-") as folder:
+        setting = Setting(Path(folder), arguments.data.resolve(), domains, arguments.rounds, arguments.quick)
+        rows = measure(setting, names, arguments.seeds, arguments.keep)
+    if arguments.picture:
+        draw(rows, arguments.picture)
+    show(at, neighbours.share(), rows, setting)
+
+
+class Setting:
+    """What all rows have in common: texts, tokenizer, model, numbers of rounds, steps and tokens."""
+
+    def __init__(self, work: Path, data: Path, domains: list[str], rounds: int, quick: bool) -> None:
+        self.work, self.data, self.quick = work, data, quick
+        self.domains = domains[:2] if quick else domains
+        self.rounds, self.steps = (2, 4) if quick else (rounds, STEPS)
+        self.total = self.rounds * self.steps
+        self.tokens = self.total * BATCH * len(self.domains) * MODEL["max_seq_len"]
+        every = max(1, self.rounds // POINTS)
+        self.marks = [t for t in range(1, self.rounds + 1) if t == self.rounds or t % every == 0]
+        self.held_out: dict[str, Any] = {}
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What makes kept rows comparable."""
+        return {"tokens": self.tokens, "rounds": self.rounds, "domains": self.domains, "model": MODEL}
+
+    def begin(self) -> None:
+        """Tokenizer and held-out sequences."""
+        if not self.quick:
+            say("training the tokenizer")
+            train_tokenizer(self.data, self.domains, self.work / "tokenizer.json")
+        federation = self.federation("central-adamw", 0, self.work)
+        valid = {domain: self.data / domain / "valid.jsonl.gz" for domain in self.domains}
+        most = QUICK_SEQUENCES if self.quick else None
+        self.held_out = {domain: valid_sequences(federation, path)[:most] for domain, path in valid.items()}
+
+    def federation(self, row: str, seed: int, folder: Path) -> Federation:
+        """A row's federation; a centralised row's has the settings and the shards that it takes."""
+        recipe, _, kind = row.partition("/")
+        local: dict[str, Any] = {
+            "steps": self.steps,
+            "batch_size": BATCH,
+            "device": "cpu",
+            "evaluate": False,
+            "schedule": {"name": "cosine", "warmup_steps": min(WARMUP, self.total // 4), "alpha": 0.1},
+        }
+        if row in CENTRAL:
+            local["optimizer"] = {"name": CENTRAL[row], "lr": CENTRAL_LR}
+        elif rate := RATES[recipe]:
+            local["optimizer"] = {"lr": rate}
+        return Federation.model_validate(
+            {
+                "run": "convergence",
+                "store": str(folder / "store"),
+                "seed": 17 + seed,
+                "tokenizer": "bytes" if self.quick else str(self.work / "tokenizer.json"),
+                "recipe": None if row in CENTRAL else recipe,
+                "model": MODEL,
+                "rounds": {"count": self.rounds},
+                "local": local,
+                "data": {"validation_share": 0.02},
+                "sites": [
+                    {"name": d, "state_dir": str(folder / d), "streams": self._streams(d, kind)}
+                    for d in self.domains
+                ],
+            }
+        )
+
+    def _streams(self, site: str, kind: str) -> list[dict[str, Any]]:
+        if kind != "iid":
+            return [{"name": "text", "source": str(source(self.work, self.data, site, quick=self.quick))}]
+        share = 1 / len(self.domains)
+        return [
+            {"name": d, "source": str(self._dealt(d) / f"{site}.jsonl"), "proportion": share} for d in self.domains
+        ]
+
+    def _dealt(self, domain: str) -> Path:
+        """Folder of a file for every site, with its share of the domain's shuffled texts."""
+        import numpy as np
+
+        folder = self.work / "dealt" / domain
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            some = itertools.islice(
+                texts(self.data / domain / "train.jsonl.gz"), QUICK_TEXTS if self.quick else None
+            )
+            pieces = [text[i : i + PIECE] for text in some for i in range(0, len(text), PIECE)]
+            pieces = [piece for piece in pieces if piece.strip()]
+            order = np.random.default_rng(0).permutation(len(pieces))
+            for number, site in enumerate(self.domains):
+                mine = (json.dumps({"text": pieces[i]}) + "\n" for i in order[number :: len(self.domains)])
+                (folder / f"{site}.jsonl").write_text("".join(mine), "utf-8")
+        return folder
+
+    def prepared(self, row: str, seed: int) -> Federation:
+        """The row's federation with its shards in place, made once for every seed and kind."""
+        from photon_core.data.prepare import prepare_site
+
+        kind = row.partition("/")[2] or "natural"
+        shards, folder = self.work / f"{kind}-{seed}", self.work / f"row-{seed}"
+        for domain in self.domains:
+            if not (shards / domain).exists():
+                say(f"preparing {domain}, {kind}, seed {seed}")
+                prepare_site(self.federation(row, seed, shards), domain)
+            shutil.copytree(shards / domain / "data", folder / domain / "data")
+        return self.federation(row, seed, folder)
+
+    def perplexity(self, federation: Federation, files: list[Path]) -> tuple[float, dict[str, float]]:
+        """Of the mean loss over the domains, and each domain's own."""
+        losses = evaluate(federation, files, self.held_out)
+        return math.exp(mean(losses.values())), {domain: math.exp(loss) for domain, loss in losses.items()}
+
+
+def measure(setting: Setting, names: tuple[str, ...], seeds: int, keep: Path | None) -> list[Row]:
+    """A row for every name and seed, those kept already among them."""
+    lines = keep.read_text("utf-8").splitlines() if keep and keep.exists() else []
+    kept = [row for row in map(json.loads, lines) if row["setting"] == setting.key]
+    rows = [row for row in kept if row["seed"] < seeds]
+    there = {(row["row"], row["seed"]) for row in rows}
+    todo = [(name, seed) for seed in range(seeds) for name in names if (name, seed) not in there]
+    if todo:
+        setting.begin()
+    for name, seed in todo:
+        federation = setting.prepared(name, seed)
+        say(f"{name}, seed {seed}")
+        clock, cpu = time.perf_counter(), our_seconds()
+        found = (centralised if name in CENTRAL else federated)(setting, federation)
+        spent = {"seconds": time.perf_counter() - clock, "cpu_seconds": our_seconds() - cpu}
+        rows.append({"row": name, "seed": seed, **found, **spent, "setting": setting.key})
+        shutil.rmtree(setting.work / f"row-{seed}")
+        if keep:
+            with keep.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    return sorted(rows, key=lambda row: (ROWS.index(row["row"]), row["seed"]))
+
+
+def centralised(setting: Setting, federation: Federation) -> Row:
+    """One machine: as many steps, each over one batch of every site."""
+    from photon_core.training.shapes import parameter_shapes
+
+    folder, sites = setting.work, len(setting.domains)
+    union = {part: 1 / sites for run in site_runs(federation).values() for part in run}
+    marks = [t * setting.steps for t in setting.marks]
+    changes = {"batch_size": BATCH * sites, "save": str(folder), "save_after": marks, "threads": cores()}
+    done = spec_of(federation, {"central": union}, setting.total, **changes).run(folder, "central")
+    assert done["tokens"] == setting.tokens, "the two did not train on the same number of tokens"
+    gradients = 4 * sum(math.prod(shape) for shape in parameter_shapes(federation.model).values())
+    curve, by_domain = [], {}
+    for step in marks:
+        perplexity, by_domain = setting.perplexity(federation, [folder / f"central-{step}.safetensors"])
+        curve.append((setting.tokens * step // setting.total, 2 * (sites - 1) * gradients * step, perplexity))
+    return {"curve": curve, "by_domain": by_domain, "synchronisations": setting.total}
+
+
+def federated(setting: Setting, federation: Federation) -> Row:
+    """All rounds of the federation, its model evaluated every few of them."""
+    from photon_core.training.launch import Launcher
+
+    curve, by_domain, sent = [], {}, 0
+
+    def after(run: Any, manifest: Any) -> None:
+        nonlocal sent, by_domain
+        base = run.round(manifest.round - 1)
+        fetched = sum(entry.bytes for entry in (*(base.download or base.model), *base.moments))
+        sent += len(manifest.updates) * fetched + sum(update.bytes for update in manifest.updates.values())
+        if manifest.round in setting.marks:
+            folder = Path(run.store.url) / run.round_dir(manifest.round)
+            perplexity, by_domain = setting.perplexity(federation, [folder / e.path for e in manifest.model])
+            curve.append((manifest.total_tokens, sent, perplexity))
+            say(f"  round {manifest.round}: {perplexity:.1f}")
+
+    with Launcher(slots=cores()) as launcher:
+        launcher.warm()
+        federate(federation, launcher, setting.work, after)
+    assert curve[-1][0] == setting.tokens, "the two did not train on the same number of tokens"
+    return {"curve": curve, "by_domain": by_domain, "synchronisations": setting.rounds}
+
+
+def averages(rows: list[Row]) -> dict[str, float]:
+    """Each row's last perplexity, mean over its seeds."""
+    last: dict[str, list[float]] = {}
+    for row in rows:
+        last.setdefault(row["row"], []).append(row["curve"][-1][2])
+    return {name: mean(values) for name, values in last.items()}
+
+
+def show(at: dict[str, Any], others: float | None, rows: list[Row], setting: Setting) -> None:
+    """The tables, then the last line."""
+    heading("Recipes" + (" (quick: too short to mean anything)" if setting.quick else ""), at, others)
+    found = averages(rows)
+    central = {name: found[name] for name in CENTRAL if name in found}
+    lines = []
+    for name, value in found.items():
+        mine = [row for row in rows if row["row"] == name]
+        per = [row["curve"][-1][2] for row in mine]
+        against = (value / central[one] if one in central else None for one in CENTRAL)
+        gigabytes, spread = mine[0]["curve"][-1][1] / 1e9, max(per) - min(per) if len(per) > 1 else None
+        seconds = [round(mean(row[key] for row in mine)) for key in ("seconds", "cpu_seconds")]
+        lines.append((name, value, spread, *against, mine[0]["synchronisations"], gigabytes, *seconds))
+    columns = ("row", "perplexity", "seeds' range", *(f"x {name}" for name in CENTRAL), "syncs", "GB moved",
+               "seconds", "CPU s")  # fmt: skip
+    title = (
+        f"{setting.tokens:,} tokens each; sites: {setting.rounds} rounds of {setting.steps} steps of {BATCH} "
+        f"sequences; centralised: {setting.total} of {BATCH * len(setting.domains)}, lr {CENTRAL_LR:g}"
+    )
+    table(title, columns, lines)
+    table(
+        "By domain, first seed",
+        ("row", *setting.domains),
+        [(row["row"], *row["by_domain"].values()) for row in rows if row["seed"] == 0],
+    )
+    figures: dict[str, Any] = {"sync_reduction": setting.steps}
+    for kind in ("natural", "iid"):
+        if central and f"{BEST}/{kind}" in found:
+            figures[f"perplexity_ratio_{kind}"] = round(found[f"{BEST}/{kind}"] / min(central.values()), 4)
+    shown = [{key: value for key, value in row.items() if key != "setting"} for row in rows]
+    finish({**figures, "recipe": BEST, "rows": shown, "others_share": others, "quick": setting.quick}, at)
+
+
+def draw(rows: list[Row], target: Path) -> None:
+    """First seed's perplexity against tokens and against bytes: a colour each, iid dashed, centralised in ink."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from photon_core.report.style import COLOURS, INK, RC, SOFT
+
+    colours = dict(zip((*CENTRAL, *RATES), (INK, SOFT, *COLOURS), strict=False))
+    with mpl.rc_context({**RC, "svg.hashsalt": "convergence"}):
+        figure = Figure(figsize=(13, 5), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, index, label in ((panels[0], 0, "tokens trained (M)"), (panels[1], 1, "bytes moved (GB)")):
+            for row in (row for row in rows if row["seed"] == 0):
+                style = "--" if row["row"].endswith("/iid") else "-"
+                x = [point[index] / (1e9 if index else 1e6) for point in row["curve"]]
+                y = [point[2] for point in row["curve"]]
+                colour = colours[row["row"].partition("/")[0]]
+                axes.plot(x, y, style, color=colour, label=row["row"], marker=".")
+            axes.set(yscale="log", xlabel=label)
+        panels[1].set_xscale("log")
+        panels[0].set_ylabel("perplexity, held-out text of all domains")
+        panels[0].legend(fontsize=9, frameon=False)
+        figure.savefig(target, format="svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A federation without Prefect: real preparation, training in children, store, aggregation and commit."""
+
+import gzip
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from photon_core.layout import Run
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+
+if TYPE_CHECKING:
+    from photon_core.training.launch import Launcher
+
+
+def source(work: Path, data: Path, domain: str, *, quick: bool) -> Path:
+    """A domain's training texts; the first few where it must be quick."""
+    whole = data / domain / "train.jsonl.gz"
+    if not quick:
+        return whole
+    part = work / f"{domain}.jsonl"
+    if not part.exists():
+        with gzip.open(whole, "rt", encoding="utf-8") as lines:
+            part.write_text("".join(line for line, _ in zip(lines, range(200), strict=False)), "utf-8")
+    return part
+
+
+def federate(
+    federation: Federation,
+    launcher: "Launcher",
+    work: Path,
+    after: Callable[[Run, RoundManifest], None] = lambda run, manifest: None,
+) -> Run:
+    """All rounds, every site in each; `after` is called with each that is committed, in turn."""
+    from photon_core.candidate import aggregate_round, commit
+    from photon_core.data.tokenizer import load_tokenizer
+    from photon_core.rounds import open_run, run_of
+
+    run = run_of(federation)
+
+    def initial() -> Any:
+        arguments = {"federation": federation, "folder": work}
+        return launcher.run("photon_core.start:make_initial", arguments, label="initial")
+
+    open_run(run, federation, load_tokenizer(federation.tokenizer).sha256, initial)
+    names = [site.name for site in federation.sites]
+    for t in range(1, federation.rounds.count + 1):
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(lambda site, t=t: train_site(federation, run, launcher, site, t), names))
+        candidate = aggregate_round(run, federation, t, names, {})
+        after(run, commit(run, federation, candidate, names, {}, {}, {}, {}))
+    return run
+
+
+def train_site(federation: Federation, run: Run, launcher: "Launcher", site: str, t: int) -> None:
+    """What a site does in a round: fetch the model, train, upload."""
+    from photon_core.data.paths import cache_dir
+    from photon_core.rounds import last_contribution
+    from photon_core.training.job import LocalJob
+    from photon_core.update.upload import upload_update
+
+    base = run.round(t - 1)
+    assert base is not None
+    folder = cache_dir(federation, site) / "model"
+    model, moments = (
+        [str(run.store.fetch(entry, run.round_dir(t - 1), folder)) for entry in entries]
+        for entries in (base.download or base.model, base.moments)
+    )
+    job = LocalJob(
+        federation,
+        site,
+        t,
+        1,
+        model,
+        base.model_sha256,
+        base.global_step,
+        last_contribution(run, site, t),
+        launcher.threads,
+        moments,
+    )
+    log = folder.parent / "training.log"
+    trained = launcher.run("photon_core.training.local:train", {"job": job}, label=f"{t}/{site}", log_path=log)
+    upload_update(run, federation, site, t, trained)
