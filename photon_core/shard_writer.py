@@ -1,6 +1,7 @@
 """Writing sharded safetensors piece by piece: bounded memory, written and hashed behind the caller's back."""
 
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -61,6 +62,7 @@ class ShardWriter:
         self._buffers = [bytearray(), bytearray()]
         self._pending: Future[None] | None = None
         self._closing: dict[int, Future[None]] = {}
+        self._leaving: deque[Future[None]] = deque()  # of these, the ones that nobody has waited for
         self._skip_empty()
 
     @property
@@ -142,8 +144,8 @@ class ShardWriter:
 
     def _behind(self, work: Callable[[], None]) -> None:
         self._wait()
-        for closing in [*self._closing.values()][-2:-1]:
-            closing.result()  # only the last shard may be on its way still: some stores hold it in memory
+        while len(self._leaving) > 1:  # some stores hold a shard in memory until it is sent
+            self._leaving.popleft().result()
         if self._pool:
             self._pending = self._pool.submit(work)
         else:
@@ -194,6 +196,7 @@ class ShardWriter:
         del self._todo[0]
         if self._pool:  # the disk flushes it while the next shard is made
             self._closing[number] = self._pool.submit(file.close)
+            self._leaving.append(self._closing[number])
         else:
             file.close()
         self._entries[number] = FileEntry(path=path, sha256=sha256, blake3=blake3, bytes=size, tensors=tensors)
