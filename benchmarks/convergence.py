@@ -295,6 +295,7 @@ def draw(rows: list[Row], target: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    from photon_core.report.curves import plain_log
     from photon_core.report.style import COLOURS, INK, RC, SOFT
 
     colours = dict(zip((*CENTRAL, *RATES), (INK, SOFT, *COLOURS), strict=False))
@@ -309,7 +310,10 @@ def draw(rows: list[Row], target: Path) -> None:
                 colour = colours[row["row"].partition("/")[0]]
                 axes.plot(x, y, style, color=colour, label=row["row"], marker=".")
             axes.set(yscale="log", xlabel=label)
+            plain_log(axes)
         panels[1].set_xscale("log")
+        panels[1].xaxis.set_major_formatter("{x:g}")
+        panels[1].xaxis.set_minor_formatter("")
         panels[0].set_ylabel("perplexity, held-out text of all domains")
         panels[0].legend(fontsize=9, frameon=False)
         figure.savefig(target, format="svg", metadata={"Date": None})
