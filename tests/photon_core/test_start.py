@@ -108,7 +108,7 @@ def test_a_sites_files_are_checked_against_their_manifest(make_rounds: Rounds, t
     data[-1] ^= 1
     path.unlink()
     path.write_bytes(data)
-    with pytest.raises(CorruptFile, match="sha256"):
+    with pytest.raises(CorruptFile, match="blake3"):
         started(federation, tmp_path, **start)
     assert run.round(0) is None
 
