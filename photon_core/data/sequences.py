@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from streaming import StreamingDataset
+from streaming.base.dataset import _ShardState
 
 
 class Sequences(StreamingDataset):
@@ -18,7 +19,8 @@ class Sequences(StreamingDataset):
     finds the one from the other.
 
     An error of the thread that unpacks shards (a full disk) is raised where the samples are read. In streaming
-    0.13 it ends the epoch in silence, or leaves whoever closes the dataset waiting for that thread for ever.
+    0.13 it ends the epoch in silence, or leaves whoever reads or closes the dataset waiting for ever, because a
+    shard whose unpacking failed stays one that is being prepared.
     """
 
     _failure: BaseException | None = None
@@ -27,6 +29,14 @@ class Sequences(StreamingDataset):
         """One sample by its number in the dataset, tokens widened to int64 (shards hold uint16 or uint32)."""
         sample = super().get_item(sample_id, retry)
         return {"tokens": sample["tokens"].astype(np.int64), "id": int(sample_id)}
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Unpack a shard. One that fails is missing again: whoever waits for it tries, and sees the error."""
+        try:
+            super().prepare_shard(shard_id, blocking)
+        except BaseException:
+            self._shard_states[shard_id] = _ShardState.REMOTE
+            raise
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         try:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,14 +58,22 @@ def break_everything(federation: Deployed, workers: Workers, disk: str) -> BadRo
     since: dict[str, float] = {}
     round_run = federation.start_round()
 
-    pid = federation.trainer("trainer")
-    since["trainer"] = kill(pid)
-    federation.trainer("process")
-    since["process"] = kill(federation.process_of(federation.site_run("process", 1, "RUNNING")))
-    federation.trainer("worker")
-    workers.kill("far")
-    since["worker"] = kill(federation.process_of(federation.site_run("worker", 1, "RUNNING")))
-    workers.start("far")  # as whatever keeps it alive on its machine does
+    def kill_trainer() -> None:
+        since["trainer"] = kill(federation.trainer("trainer"))
+
+    def kill_process() -> None:
+        federation.trainer("process")
+        since["process"] = kill(federation.process_of(federation.site_run("process", 1, "RUNNING")))
+
+    def kill_worker() -> None:
+        federation.trainer("worker")
+        workers.kill("far")
+        since["worker"] = kill(federation.process_of(federation.site_run("worker", 1, "RUNNING")))
+        workers.start("far")  # as whatever keeps it alive on its machine does
+
+    with ThreadPoolExecutor(3) as pool:  # each as soon as its site trains, whichever is first
+        for done in [pool.submit(act) for act in (kill_trainer, kill_process, kill_worker)]:
+            done.result()
 
     since["exception"] = failed(federation, "exception")
     damaged.mend()
