@@ -166,6 +166,21 @@ def is_done(run: Run, t: int, site: str, attempt: int = 1) -> UpdateManifest | N
         return None
 
 
+def wanted_attempt(run: Run, t: int, site: str, attempt: int = 1) -> int:
+    """The attempt from which on the site's update for round t counts: a committed one that is damaged does not."""
+    newest = next_attempt(run, t, site) - 1
+    return attempt if newest < attempt or is_done(run, t, site, attempt) else newest + 1
+
+
+def is_committed(run: Run, t: int, site: str, attempt: int) -> bool:
+    """Whether the site's update of this attempt or a later one is committed. Its files are not read."""
+    try:
+        update = committed_update(run, t, site)
+    except CorruptFile:
+        return False
+    return update is not None and update.attempt >= attempt
+
+
 def check_open(run: Run, t: int) -> None:
     """Refuse work for a round that is committed, or whose base is not.
 

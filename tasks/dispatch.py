@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -14,7 +14,7 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFi
 from prefect.client.schemas.objects import FlowRun
 
 from photon_core.errors import DeadlinePassed, PhotonError, StoreUnavailable, printable
-from photon_core.rounds import evaluation, is_done, run_of
+from photon_core.rounds import evaluation, is_committed, run_of, wanted_attempt
 from photon_core.spans import WHOLE
 from photon_core.start import site_start
 from schemas.federation import Federation
@@ -51,6 +51,8 @@ def dispatch_round(
         DeadlinePassed: it is not; the message ends with the state of the site's flow run.
     """
     run = run_of(federation)
+    with suppress(StoreUnavailable):  # which is waited for below
+        attempt = wanted_attempt(run, t, site, attempt)
     with step(t, "site round", site), SPANS.span((federation.run, t, site), WHOLE):
         return _on_site(
             "site-round",
@@ -59,7 +61,7 @@ def dispatch_round(
             {"federation": federation.model_dump(mode="json"), "site": site, "t": t, "attempt": attempt},
             key=f"{federation.run}/{t}/{site}/{attempt}",
             tags=[f"round:{t}"],
-            done=lambda: is_done(run, t, site, attempt) is not None,
+            done=lambda: is_committed(run, t, site, attempt),
             deadline=deadline,
             over=over,
         )
