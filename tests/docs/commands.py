@@ -60,5 +60,5 @@ def start(
 
 def user(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's variables and these, with the environment's commands on the PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, "PATH": path, **(environment or {})}
+    theirs = {**os.environ, **(environment or {})}
+    return {**theirs, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{theirs.get('PATH', os.defpath)}"}

@@ -239,8 +239,8 @@ def deployed(
     from flows.catalogue import plan
 
     where = dict.fromkeys(sites, "near") | (pools or {})
-    own = {"deploy": {"pool": COORDINATOR, "heartbeat": 30, "zombie_after": 60}}
-    federation = prepare_file(write_file(folder, sites, where, **own, **sections))
+    deploy = {"pool": COORDINATOR, "heartbeat": 30, "zombie_after": 60, **sections.pop("deploy", {})}
+    federation = prepare_file(write_file(folder, sites, where, deploy=deploy, **sections))
     with workers.server.client():
         apply(plan(federation))
     return Deployed(workers.server, federation)

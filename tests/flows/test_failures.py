@@ -53,7 +53,8 @@ def cancelled(two: Deployed) -> None:
         run = two.site_run(site, 1)
         eventually(lambda run=run: two.state(run).is_cancelled(), f"{site} is cancelled")
     eventually(lambda: not any(map(alive, family)) and not two.family(), "no process is left")
-    assert memory and not memory & {(path.name, path.stat().st_ino) for path in Path("/dev/shm").iterdir()}
+    assert memory
+    eventually(lambda: not memory & shared_memory(), "no shared memory is left", seconds=20)
     assert [manifest.round for manifest in two.rounds()] == [0]
     recovered("a cancelled round is gone", clock)
 
@@ -96,7 +97,8 @@ def kill_after_commit(two: Deployed, flow_run: Any) -> None:
 
 
 def test_the_server_is_stopped_for_20_seconds(breakable: Workers, deploy: Deploy) -> None:
-    two = deploy("a", "b", run="outage", local=SLOW, rounds={"count": 1})
+    # while the server is away, no heartbeat arrives: zombie_after allows for it
+    two = deploy("a", "b", run="outage", local=SLOW, rounds={"count": 1}, deploy={"zombie_after": 300})
     flow_run = two.start_round()
     two.trainer("a"), two.trainer("b")
     breakable.server.stop()
@@ -166,6 +168,11 @@ def test_the_commands_of_the_page_do_what_it_says(breakable: Workers, deploy: De
     first = one.run.update_sha256(2, "berlin", 1)
     assert "berlin: attempt 2 for round 2 is committed" in run(forced)
     assert one.run.update_sha256(2, "berlin", 1) == first
+
+
+def shared_memory() -> set[tuple[str, int]]:
+    """Names and inodes of all that there is."""
+    return {(path.name, path.stat().st_ino) for path in Path("/dev/shm").iterdir()}
 
 
 def kill(pid: int) -> float:
