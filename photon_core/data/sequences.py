@@ -3,7 +3,7 @@
 Importing this module imports streaming and torch: only processes that train do so.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ class Sequences(StreamingDataset):
     the shards hold is its number in its stream, which is ambiguous when there are several; photon_core.data.trail
     finds the one from the other.
 
-    An error of the thread that unpacks shards (a full disk) is raised where the samples are read. In streaming
+    An error of the threads that unpack shards (a full disk) is raised where the samples are read. In streaming
     0.13 it ends the epoch in silence, or leaves whoever reads or closes the dataset waiting for ever, because a
     shard whose unpacking failed stays one that is being prepared.
     """
@@ -36,6 +36,8 @@ class Sequences(StreamingDataset):
             super().prepare_shard(shard_id, blocking)
         except BaseException:
             self._shard_states[shard_id] = _ShardState.REMOTE
+            if hasattr(self, "_event"):
+                self._event.set()  # what streaming's threads look at before they wait on
             raise
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -48,8 +50,14 @@ class Sequences(StreamingDataset):
             raise self._failure
 
     def _prepare_thread(self, it: Any) -> None:
+        self._noting_failure(super()._prepare_thread, it)
+
+    def _ready_thread(self, it: Any) -> None:
+        self._noting_failure(super()._ready_thread, it)
+
+    def _noting_failure(self, work: Callable[[Any], None], it: Any) -> None:
         try:
-            super()._prepare_thread(it)
+            work(it)
         except BaseException as error:
             self._failure = error
             it.on_exit()
