@@ -101,9 +101,11 @@ def test_attempts(store: Store) -> None:
 def test_golden_manifest() -> None:
     update = update_manifest(3, "wiki", 2, files=[SHARD], metrics={"train_loss": 2.5}, versions={"numpy": "2"})
     assert manifest_bytes(update) == (
-        b'{"attempt":2,"base_sha256":"b","checks":[],"codec":"float32","data_sha256":"d","files":[{"bytes":96,'
+        b'{"attempt":2,"base_dtype":"F32","base_sha256":"b","checks":[],"clip_norm":null,"codec":"float32",'
+        b'"data_sha256":"d","files":[{"bytes":96,'
         b'"path":"model/00001-of-00001-0a1b2c3d.safetensors","sha256":"' + b"ab" * 32 + b'",'
-        b'"tensors":{"w":{"dtype":"F32","shape":[2,1]}}}],"metrics":{"train_loss":2.5},"notes":[],"previous_sha256":"p",'
+        b'"tensors":{"w":{"dtype":"F32","shape":[2,1]}}}],"metrics":{"train_loss":2.5},"moments":[],'
+        b'"noise_multiplier":0.0,"notes":[],"previous_sha256":"p",'
         b'"round":3,"run":"run","site":"wiki","spans":[],"steps":1,"tokens":1,"versions":{"numpy":"2"}}\n'
     )
 
