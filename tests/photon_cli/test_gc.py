@@ -10,6 +10,7 @@ from photon_cli.status import show_status
 from photon_core.errors import FederationError, PhotonError
 from photon_core.export.export import open_committed
 from photon_core.rounds import open_run, run_of
+from photon_core.start import Initial
 from schemas.load import load_federation
 from tests.photon_core.test_garbage import data, go_on, theta
 
@@ -25,7 +26,7 @@ def file(write_federation: Callable[..., Path], tmp_path: Path) -> Path:
     federation = load_federation(file)
     save_file(theta(0), tmp_path / "m.safetensors")
     run = run_of(federation)
-    open_run(run, federation, load_tokenizer("bytes").sha256, lambda: [tmp_path / "m.safetensors"])
+    open_run(run, federation, load_tokenizer("bytes").sha256, lambda: Initial([tmp_path / "m.safetensors"]))
     for t in range(1, 4):
         go_on(run, t)
     return file
@@ -45,7 +46,7 @@ def test_gc_says_first_then_does(file: Path, capsys: pytest.CaptureFixture[str])
     collect(federation, 1, None, "1d", dry_run=False)
     assert "nothing to remove" in capsys.readouterr().out
 
-    show_status(federation, as_json=False)
+    show_status(federation, Path("federation.yaml"), as_json=False, watch=False)
     assert "3 of 2 rounds" in capsys.readouterr().out
     assert open_committed(federation, None)[1].round == 3
     with pytest.raises(PhotonError, match="round 1's model was removed by photon gc"):
