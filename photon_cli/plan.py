@@ -68,6 +68,9 @@ def _print(
         highlight=False,
     )
     console.print(_sites(now))
+    for site in now.sites:
+        if site.infra:
+            console.print(f"[bold]{site.name}[/bold] trains with {site.infra}", highlight=False)
     console.print(_totals(now))
     advised = best(predictions)
     if now.round_seconds is None:
@@ -203,6 +206,7 @@ def _facts(now: Prediction, advised: Prediction | None) -> dict[str, Any]:
                 "memory_bytes": site.memory.total,
                 "fits": site.fits,
                 "micro_batch": site.micro_batch,
+                "infra": site.infra,
                 "step_seconds": site.step,
                 "train_seconds": site.train,
                 "download_seconds": site.download,

@@ -15,6 +15,7 @@ from photon_core.errors import DataError
 from photon_core.rounds import history, run_of
 from photon_core.start import check_start
 from photon_core.trackers import check_trackers
+from photon_core.training.infra import check_infra
 from schemas.federation import Federation
 from schemas.load import check_paths
 
@@ -31,6 +32,8 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
     check_paths(federation, sites=[], file=file)  # raw text may be gone once it is prepared
     check_prepared(federation, file)
     check_trackers(federation)
+    for site in federation.active:
+        check_infra(federation, site)
     if run_of(federation).birth() is None:
         check_start(federation)
     with display(quiet) as show:

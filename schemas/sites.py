@@ -50,7 +50,7 @@ class Site(Section):
         default=None, description="its local training of a round ends after so long (s, or 30m, 2h), or its steps"
     )
     micro_batch: MicroBatch = Field(default=None, description="its own; local.micro_batch if left out")
-    hardware: Hardware | None = Field(default=None, description="what trains there, for photon plan")
+    hardware: Hardware | None = Field(default=None, description="what trains there")
     link: Link | None = Field(default=None, description="how it reaches the store, for photon plan")
     shards: Place | None = Field(
         default=None,

@@ -21,6 +21,7 @@ from photon_core.rounds import run_of
 from photon_core.sampling import sample_sites, site_tokens
 from photon_core.start import Initial
 from photon_core.trackers import check_trackers
+from photon_core.training.infra import check_infra
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.events import LEFT_OUT
@@ -43,6 +44,8 @@ def open_run(federation: Federation) -> int:
         The latest committed round.
     """
     check_trackers(federation)
+    for site in federation.active:
+        check_infra(federation, site)
     with step(0, "open"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
         run = run_of(federation)
 

@@ -13,6 +13,7 @@ from photon_core.plan.measured import Measured
 from photon_core.plan.transfer import model_bytes, slowest_link, transfer_seconds, update_bytes
 from photon_core.plan.wall_time import TOPOLOGIES, Topology, bytes_sent, communication_seconds, total_seconds
 from photon_core.training.flops import flops_per_token
+from photon_core.training.infra import FREE, choose_infra, job_infra
 from photon_core.training.memory import Memory, training_memory
 from photon_core.training.shapes import parameter_count
 from schemas.federation import Federation
@@ -20,7 +21,6 @@ from schemas.hardware import Hardware
 
 START_SECONDS = 2.0  # a child process with its data and its Trainer, until rounds say how long
 AGGREGATION_RATE = 0.5e9  # bytes of updates a second, until rounds say how many
-FREE = 0.9  # of a device's memory; the rest is the allocator's and the libraries'
 FORWARD = 1 / 3  # of training's operations
 
 
@@ -33,6 +33,7 @@ class SitePlan:
         memory: of one device at that micro-batch.
         fits: whether it does; None where the site does not declare its memory.
         shards: devices that FSDP spreads the model over; 1 for none.
+        infra: how the site's devices train together, and why; empty for a site with one device.
         step, train: seconds of one local step, and of all of a round.
         start, download, upload: seconds.
     """
@@ -42,6 +43,7 @@ class SitePlan:
     memory: Memory
     fits: bool | None
     shards: int
+    infra: str
     step: float | None
     train: float | None
     start: float
@@ -171,6 +173,7 @@ def _site(federation: Federation, name: str, measured: Measured | None, steps: i
         memory=memory,
         fits=None if limit is None else memory.total <= limit,
         shards=shards,
+        infra=_infra(federation, name),
         step=step,
         train=None if step is None else min(own_steps * step, most),
         start=measured.overhead.get(name, START_SECONDS) if measured else START_SECONDS,
@@ -187,35 +190,38 @@ def step_seconds(federation: Federation, name: str, measured: Measured | None) -
     hardware = federation.site(name).hardware
     if hardware is None:
         return None
-    rate = hardware.devices * hardware.tflops * 1e12 * hardware.utilisation
+    devices = choose_infra(federation, name).ranks  # nodes that train apart each make the whole step
+    rate = devices * hardware.tflops * 1e12 * hardware.utilisation
     return tokens * flops_per_token(federation.model) / rate
 
 
 def fitting(federation: Federation, name: str) -> tuple[int, int, Memory]:
-    """The largest micro-batch that halving the batch leads to and that fits a site, with FSDP only if it must be.
+    """The largest micro-batch that halving the batch leads to and that fits a device of a site.
 
     Returns:
         sequences at once on one device, shards, and the memory of one device.
     """
     section, local = federation.site(name), federation.local
-    devices = 1 if section.hardware is None else section.hardware.devices
+    infra = job_infra(federation, name)
+    shards = infra.ranks if infra.kind == "fsdp" else 1
     limit, given = _limit(section.hardware), section.micro_batch or local.micro_batch
-    whole = max(1, local.batch_size // devices)
+    whole = max(1, local.batch_size // infra.ranks)
     if isinstance(given, int):
         whole = min(whole, given)
 
-    def memory(micro_batch: int, shards: int) -> Memory:
+    def memory(micro_batch: int) -> Memory:
         return training_memory(federation.model, micro_batch, local.precision, local.optimizer.name, shards)
 
-    if limit is None:
-        return whole, 1, memory(whole, 1)
-    for shards in (1, devices):
-        micro_batch = whole
-        while micro_batch > 1 and memory(micro_batch, shards).total > limit:
-            micro_batch //= 2
-        if memory(micro_batch, shards).total <= limit:
-            return micro_batch, shards, memory(micro_batch, shards)
-    return 0, devices, memory(1, devices)
+    micro_batch = whole
+    while limit is not None and micro_batch > 1 and memory(micro_batch).total > limit:
+        micro_batch //= 2
+    fits = limit is None or memory(micro_batch).total <= limit
+    return micro_batch if fits else 0, shards, memory(micro_batch)
+
+
+def _infra(federation: Federation, name: str) -> str:
+    hardware = federation.site(name).hardware
+    return "" if hardware is None or hardware.all_devices == 1 else str(choose_infra(federation, name))
 
 
 def _limit(hardware: Hardware | None) -> float | None:

@@ -1,6 +1,7 @@
 """A site's metrics of one round, as its update's manifest carries them."""
 
 from photon_core.training.flops import flops_per_token
+from photon_core.training.infra import choose_infra
 from photon_core.training.job import LocalJob
 from photon_core.training.round_callback import Progress
 
@@ -22,5 +23,5 @@ def round_metrics(job: LocalJob, progress: Progress) -> dict[str, float]:
     hardware = job.federation.site(job.site).hardware
     if hardware is not None and progress.seconds:
         done = flops_per_token(job.federation.model) * progress.tokens / progress.seconds
-        metrics["mfu"] = done / (hardware.tflops * 1e12 * hardware.devices)
+        metrics["mfu"] = done / (hardware.tflops * 1e12 * choose_infra(job.federation, job.site).ranks)
     return metrics
