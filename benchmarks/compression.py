@@ -1,6 +1,6 @@
 """What each codec of updates saves and costs: bytes a round against perplexity, and how fast it is.
 
-    python -m benchmarks.compression [--data ../shared/data] [--rounds 24] [--quick]
+    python -m benchmarks.compression [--data ../shared/data] [--rounds 24] [--only int3 ...] [--quick]
 
 The same small federation of real texts once with every codec: the same data, seed, initial model, steps, so that
 whatever differs comes from the codec. Each site trains as in a round, in a child process, from its private state
@@ -28,6 +28,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "float16": {"codec": "float16"},
     "int8": {"codec": "int8"},
     "int4": {"codec": "int4"},
+    "int3": {"codec": "int3"},
     "topk 3/16": {"codec": "topk", "top_k": 0.1875},
     "topk 1/8": {"codec": "topk", "top_k": 0.125},
     "topk 1/16": {"codec": "topk", "top_k": 0.0625},
@@ -36,7 +37,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "topk 1/16, no feedback": {"codec": "topk", "top_k": 0.0625, "error_feedback": False},
     "int4, model in bfloat16": {"codec": "int4", "model_dtype": "bfloat16"},
 }
-QUICK = ("float32", "int4", "topk 1/16")
+QUICK = ("float32", "int4", "int3", "topk 1/16")
 LIMIT = 0.01  # of perplexity, that the best codec may cost
 SPEED_ELEMENTS = 32_000_000
 
@@ -62,18 +63,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the domains")
     parser.add_argument("--rounds", type=int, default=FEDERATION["rounds"]["count"])
+    parser.add_argument("--only", nargs="+", metavar="CODEC", choices=CODECS, help="beside float32")
     parser.add_argument("--quick", action="store_true", help="under a minute: two short rounds, no result")
     arguments = parser.parse_args()
+    names = ("float32", *arguments.only) if arguments.only else QUICK if arguments.quick else tuple(CODECS)
     if not (domains := domains_of(arguments.data)):
         return
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-compression-") as name:
-        rows = measure(Path(name), arguments.data.resolve(), domains, arguments.rounds, quick=arguments.quick)
+        data, rounds, quick = arguments.data.resolve(), arguments.rounds, arguments.quick
+        rows = measure(Path(name), data, domains, rounds, names, quick=quick)
     show(at, neighbours.share(), rows, quick=arguments.quick)
 
 
-def measure(work: Path, data: Path, domains: list[str], rounds: int, *, quick: bool) -> list[dict[str, Any]]:
-    """A row for each codec."""
+def measure(
+    work: Path, data: Path, domains: list[str], rounds: int, names: tuple[str, ...], *, quick: bool
+) -> list[dict[str, Any]]:
+    """A row for each of the codecs named, float32 the first."""
     from photon_core.data.prepare import prepare_site
     from photon_core.training.launch import Launcher
     from schemas.federation import Federation
@@ -101,7 +107,7 @@ def measure(work: Path, data: Path, domains: list[str], rounds: int, *, quick: b
         store = str(work / f"store-{number}")
         return Federation.model_validate({**values, "store": store, "update": update, "sites": sites})
 
-    chosen = {name: CODECS[name] for name in QUICK} if quick else CODECS
+    chosen = {name: CODECS[name] for name in dict.fromkeys(names)}
     first = federation(0, {})
     rows = []
     with Launcher(slots=cores()) as launcher:

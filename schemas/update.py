@@ -8,7 +8,7 @@ from schemas.section import Section
 from schemas.values import wrong
 
 LEAST_BLOCK, LARGEST_BLOCK = 16, 4096
-BLOCKED = ("int8", "int4", "topk")
+BLOCKED = ("int8", "int4", "int3", "topk")
 
 
 class Update(Section):
@@ -23,14 +23,14 @@ class Update(Section):
         description="standard deviation of the Gaussian noise that a site adds to every parameter, over clip_norm",
         examples=[0.5],
     )
-    codec: Literal["float32", "bfloat16", "float16", "int8", "int4", "topk"] = Field(
+    codec: Literal["float32", "bfloat16", "float16", "int8", "int4", "int3", "topk"] = Field(
         default="float32", description="how the change is written; float32 loses nothing"
     )
     block: int = Field(
         default=256,
         ge=LEAST_BLOCK,
         le=LARGEST_BLOCK,
-        description="parameters that share a scale, for int8, int4 and topk; a power of two",
+        description="parameters that share a scale, for int8, int4, int3 and topk; a power of two",
     )
     top_k: float = Field(
         default=0.0625,

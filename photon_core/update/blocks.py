@@ -1,9 +1,11 @@
-"""Codecs "int8:B" and "int4:B": whole numbers and one scale for every block of B elements.
+"""Codecs "int8:B", "int4:B" and "int3:B": whole numbers and one scale for every block of B elements.
 
 A block is its scale s (float32, little endian) and then, for each element in order, the number q nearest to
-c / s, ties to even: a signed byte from -127 to 127, or, two to a byte and the first in the low half, q + 8 for q
-from -7 to 7 (an odd last element stands with an 8). s is the block's largest |c| over 127 or 7, so the error of an
-element is at most 1/254 or 1/14 of the largest in its block (1 + 2^-20), or 2^-140 where s is subnormal.
+c / s, ties to even: a signed byte from -127 to 127; or, two to a byte and the first in the low half, q + 8 for q
+from -7 to 7 (an odd last element stands with an 8); or, eight to three bytes, which are one little-endian number
+with the first in its lowest bits, q + 4 for q from -3 to 3 (short last eights are filled up with 4). s is the
+block's largest |c| over 127, 7 or 3, so the error of an element is at most 1/254, 1/14 or 1/6 of the largest in
+its block (1 + 2^-20), or 2^-140 where s is subnormal.
 """
 
 from abc import abstractmethod
@@ -17,7 +19,7 @@ SCALE = 4  # bytes
 
 
 class Blocks(Lossy):
-    """What the two share.
+    """What the three share.
 
     Args:
         block: elements of a block, an even number.
@@ -108,6 +110,29 @@ class Int4(Blocks):
         np.multiply(pairs[:, : out.shape[1]], scales, out=out)
 
 
+class Int3(Blocks):
+    largest = 3
+
+    def body(self, elements: int) -> int:
+        return 3 * -(-elements // 8)
+
+    def put(self, values: Float32, scales: Float32, body: Array) -> None:
+        rows, elements = values.shape
+        codes = np.full((rows, -(-elements // 8) * 8), 4, np.uint8)
+        np.add(quantised(values, scales, self.largest).view(np.uint8), np.uint8(4), out=codes[:, :elements])
+        eights = codes.astype("<u4").reshape(rows, -1, 8)
+        words = np.bitwise_or.reduce(eights << np.arange(0, 24, 3, dtype=np.uint32), axis=2)
+        body[:] = words.astype("<u4").view(np.uint8).reshape(rows, -1, 4)[:, :, :3].reshape(rows, -1)
+
+    def take(self, body: Array, scales: Float32, out: Float32) -> None:
+        rows = len(body)
+        words = np.zeros((rows, body.shape[1] // 3, 4), np.uint8)
+        words[:, :, :3] = body.reshape(rows, -1, 3)
+        eights = words.view("<u4").reshape(rows, -1, 1) >> np.array([0, 12], np.uint32) & 4095
+        np.multiply(_FOURS[eights].reshape(rows, -1)[:, : out.shape[1]], scales, out=out)
+
+
+_FOURS = ((np.arange(4096)[:, None] >> np.arange(0, 12, 3) & 7) - 4).astype(np.float32)
 _BYTES = np.arange(256)
 _PAIRS = (np.stack([_BYTES & 15, _BYTES >> 4], axis=1) - 8).astype(np.float32).view(np.uint64).reshape(-1)
 

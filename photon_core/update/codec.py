@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from photon_core.errors import PhotonError
-from photon_core.update.blocks import Int4, Int8
+from photon_core.update.blocks import Int3, Int4, Int8
 from photon_core.update.coding import Codec, Lossy
 from photon_core.update.floats import BFloat16, Float16
 from photon_core.update.lossless import Lossless
@@ -20,6 +20,7 @@ PLAIN: dict[str, Callable[[], Codec]] = {
     "float16": Float16,
     "plain": Plain,  # means of regions, as a server writes them; no site is told to
 }
+BLOCKS: dict[str, Callable[[int], Codec]] = {"int8": Int8, "int4": Int4, "int3": Int3}
 
 
 def get_codec(name: str) -> Codec:
@@ -30,14 +31,14 @@ def get_codec(name: str) -> Codec:
     """
     if name in PLAIN:
         return PLAIN[name]()
-    if found := re.fullmatch(r"(int8|int4|topk):([1-9][0-9]{0,3})(?::([1-9][0-9]{0,3}))?", name):
+    if found := re.fullmatch(r"(int8|int4|int3|topk):([1-9][0-9]{0,3})(?::([1-9][0-9]{0,3}))?", name):
         kind, block, kept = found[1], int(found[2]), int(found[3] or 0)
         fits = LEAST_BLOCK <= block <= LARGEST_BLOCK and not block & (block - 1)
         if fits and kind == "topk" and 1 <= kept <= block:
             return TopK(block, kept)
         if fits and kind != "topk" and found[3] is None:
-            return Int8(block) if kind == "int8" else Int4(block)
+            return BLOCKS[kind](block)
     raise PhotonError(
-        f"codec '{name[:64]}' is not known; use one of: bfloat16, float16, float32, int4:BLOCK, int8:BLOCK, "
-        f"topk:BLOCK:KEPT, BLOCK being a power of two from {LEAST_BLOCK} to {LARGEST_BLOCK}"
+        f"codec '{name[:64]}' is not known; use one of: bfloat16, float16, float32, int3:BLOCK, int4:BLOCK, "
+        f"int8:BLOCK, topk:BLOCK:KEPT, BLOCK being a power of two from {LEAST_BLOCK} to {LARGEST_BLOCK}"
     )

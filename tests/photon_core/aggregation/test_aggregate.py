@@ -198,7 +198,7 @@ def test_a_resume_between_any_two_rounds_changes_no_bit(tmp_path: Path, make_run
         update = _update(run, t + 1, "a", theta, arrays(t + 1, 0.1, theta))
 
 
-@pytest.mark.parametrize("codec", ["bfloat16", "float16", "int8:16", "int4:32", "topk:16:4"])
+@pytest.mark.parametrize("codec", ["bfloat16", "float16", "int8:16", "int4:32", "int3:16", "topk:16:4"])
 def test_sites_may_each_send_in_a_codec_of_their_own(
     tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any, codec: str
 ) -> None:

@@ -17,6 +17,8 @@ NAMES = [
     "int8:256",
     "int4:16",
     "int4:256",
+    "int3:16",
+    "int3:256",
     "topk:16:3",
     "topk:256:16",
     "topk:512:7",
@@ -57,7 +59,7 @@ def bound(name: str, c: np.ndarray) -> np.ndarray:
     block, found = int(numbers[0]), np.zeros(c.size)
     for start in range(0, c.size, block):
         part = c[start : start + block]
-        step = part.max() / (14 if kind == "int4" else 254) * (1 + 2.0**-20) + TINY
+        step = part.max() / {"int4": 14, "int3": 6}.get(kind, 254) * (1 + 2.0**-20) + TINY
         found[start : start + block] = step
         if kind == "topk":
             kept = math.ceil(int(numbers[1]) * len(part) / block)
@@ -74,6 +76,9 @@ def test_golden_bytes() -> None:
     scale_4 = struct.pack("<f", np.float32(1) / np.float32(7)).hex()
     # 2 -7, 0 0, 7 and a filler: 8 more than each, the first in the low half
     assert lossy("int4:16").encode(c).tobytes().hex() == scale_4 + "1a" + "88" + "8f"
+    scale_3 = struct.pack("<f", np.float32(1) / np.float32(3)).hex()
+    # 1 -3 0 0 3 and three fillers, 4 more than each: 5 1 4 4 7 4 4 4 in octal from the right
+    assert lossy("int3:16").encode(c).tobytes().hex() == scale_3 + (0o44474415).to_bytes(3, "little").hex()
     # ceil(6 * 5 / 16) = 2 are kept: numbers 1 and 4
     assert lossy("topk:16:6").encode(c).tobytes().hex() == scale + "01" + "04" + "81" + "7f"
     assert lossy("topk:512:200").encode(c).tobytes().hex() == scale + "0100" + "0400" + "81" + "7f"
@@ -162,7 +167,7 @@ def test_indices_that_do_not_ascend_in_their_block_are_refused(indices: list[int
         codec.change(short, (4,))
 
 
-@pytest.mark.parametrize("name", NAMES[:7])
+@pytest.mark.parametrize("name", NAMES[:9])
 def test_random_bytes_decode_to_something_or_are_refused(name: str) -> None:
     codec, rng = lossy(name), np.random.default_rng(0)
     size = codec.shape((100,))[0] * codec.numpy_dtype.itemsize
@@ -181,5 +186,5 @@ def test_random_bytes_decode_to_something_or_are_refused(name: str) -> None:
      "topk:16:0", "topk:16:17", "float32:16", " float32", "int8:016x", "int8:١٦"],
 )  # fmt: skip
 def test_other_names_are_no_codecs(name: str) -> None:
-    with pytest.raises(PhotonError, match="is not known; use one of: bfloat16, float16, float32, int4:BLOCK"):
+    with pytest.raises(PhotonError, match="is not known; use one of: bfloat16, float16, float32, int3:BLOCK"):
         get_codec(name)

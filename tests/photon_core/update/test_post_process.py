@@ -90,7 +90,7 @@ def test_the_noise_is_the_sites_own_and_the_same_for_the_same_work(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "other"]
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4", "topk", "bfloat16"])
+@pytest.mark.parametrize("codec", ["int8", "int4", "int3", "topk", "bfloat16"])
 def test_error_feedback_sends_later_what_was_lost(codec: Any) -> None:
     """Over many rounds the changes decoded differ from those made by what the site still keeps, and no more."""
     theta = {n: np.zeros(s, np.float32) for n, s in SHAPES.items()}
