@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +26,22 @@ SHARED_MEMORY = Path("/dev/shm")
 CONSTRUCTOR_TRIES = 20
 
 
-def train_dataset(federation: Federation, site: str, seed: int) -> "Sequences":
+def train_dataset(
+    federation: Federation, site: str, seed: int, ranks: int = 1, wait: Callable[[], None] = lambda: None
+) -> "Sequences":
     """The site's training sequences: all its streams, mixed by their proportions or repeats, shuffled by the seed.
 
     A sample is {"tokens": int64 array (T,), "id": int}; the id is its number among the samples of all streams,
     in the order of the federation file (see photon_core.data.trail). An epoch has as many samples as the streams
     together, or as their repeats make. The order of samples depends on the seed, the streams, their weights and
     their shards alone: see `stream_hash`. The dataset holds names under /dev/shm until `release` gives them back.
+
+    Args:
+        federation, site: whose.
+        seed: of the shuffle.
+        ranks: processes that share each batch, of which this is one; all of them see all samples, in the same
+            order as one process alone, and each takes its share of every batch.
+        wait: returns when all of them have called it.
 
     Raises:
         DataError: the site is not prepared.
@@ -54,16 +63,18 @@ def train_dataset(federation: Federation, site: str, seed: int) -> "Sequences":
         try:
             # mosaicml/streaming#884: two datasets constructed at once take the same names
             with shared_memory_lock():
+                wait()  # all look for free names, and the first rank has the lock now
                 return Sequences(
                     streams=streams,
                     batch_size=federation.local.batch_size,
                     shuffle=True,
                     shuffle_seed=seed,
                     num_canonical_nodes=1,
+                    replication=ranks if ranks > 1 else None,
                 )
         except FileExistsError:
             # another program's dataset, which does not know our lock
-            if attempt == CONSTRUCTOR_TRIES - 1:
+            if attempt == CONSTRUCTOR_TRIES - 1 or ranks > 1:  # the others are in the constructor, and wait
                 raise
             time.sleep(0.05)
     raise AssertionError("unreachable")
@@ -93,8 +104,13 @@ def shm_prefix(dataset: Any) -> str:
     return f"{dataset._shm_prefix_int:06d}_"
 
 
-def release(dataset: Any) -> None:
-    """Give back the dataset's names under /dev/shm and its lock files. It must not be iterated again."""
+def release(dataset: Any, whole: bool = True) -> None:
+    """Give back the dataset's names under /dev/shm and its lock files. It must not be iterated again.
+
+    Args:
+        dataset: of this process.
+        whole: all of its names; else only those that this process has made, another rank having made the rest.
+    """
     from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK
     from streaming.base.shared import SharedArray, SharedMemory, SharedScalar
 
@@ -108,6 +124,8 @@ def release(dataset: Any) -> None:
                 _unlink(memory.created_shms)
                 # its exit handler would unlink the names again, which by then may be another dataset's
                 memory.created_shms.clear()
+        if not whole:
+            return
         _remove(prefix)
         for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
             # left there, they would make every later dataset look for a higher number

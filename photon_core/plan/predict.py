@@ -210,7 +210,8 @@ def fitting(federation: Federation, name: str) -> tuple[int, int, Memory]:
         whole = min(whole, given)
 
     def memory(micro_batch: int) -> Memory:
-        return training_memory(federation.model, micro_batch, local.precision, local.optimizer.name, shards)
+        name, ddp = local.optimizer.name, infra.kind == "ddp"
+        return training_memory(federation.model, micro_batch, local.precision, name, shards, ddp)
 
     micro_batch = whole
     while limit is not None and micro_batch > 1 and memory(micro_batch).total > limit:

@@ -49,7 +49,7 @@ def run_child(folder: Path, channel: int, log: str, threads: int, server: int) -
         message = ("result", result)
         pickle.dumps(message)
     except BaseException as error:
-        message = ("error", _portable(error))
+        message = ("error", portable(error))
         with suppress(OSError):  # the log may be on the very disk that is full
             traceback.print_exc()
     answer.send(message)
@@ -98,7 +98,7 @@ def _takes_report(function: Callable[..., Any]) -> bool:
         return False
 
 
-def _portable(error: BaseException) -> Exception:
+def portable(error: BaseException) -> Exception:
     """The error as it can cross to the launcher: ours as they are, others by name, text and last lines."""
     if isinstance(error, PhotonError):
         try:

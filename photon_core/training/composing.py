@@ -5,6 +5,7 @@ console or progress bar, two callbacks.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from streaming import StreamingDataLoader, StreamingDataset
 
 from photon_core.errors import PhotonError
 from photon_core.training.model import PhotonModel
+from photon_core.training.ranks import TIMEOUT, Ranks
 from schemas.federation import Federation
 from schemas.local import Logger as LoggerSection
 
@@ -34,14 +36,45 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     }
 
 
-def make_loader(dataset: StreamingDataset, batch_size: int, device: str) -> StreamingDataLoader:
-    """Batches of the stream; the last of an epoch is smaller, so that no sample is left out."""
+def collate_share(samples: list[dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
+    """One rank's share of a batch, and "ids", int64 (global B,), of all ranks'.
+
+    "ids" comes first: from it the loader counts samples. A rank with no share of an epoch's last batch trains on
+    another's sample that counts for nothing ("empty"), because all must take part in the exchange of gradients.
+    """
+    mine = samples[ranks.share(len(samples))]
+    ids = torch.tensor([sample["id"] for sample in samples])
+    return {"ids": ids, **collate(mine or samples[:1]), "empty": not mine}
+
+
+def split_share(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
+    """Micro-batches of a rank's share."""
+    parts = zip(batch["tokens"].split(size), batch["id"].split(size), strict=True)
+    return [{"tokens": tokens, "id": ids, "empty": batch["empty"]} for tokens, ids in parts]
+
+
+def count_samples(batch: dict[str, Any]) -> int:
+    """Samples of a batch that count; Composer weighs each rank's gradients by them."""
+    return 0 if batch.get("empty") else len(batch["id"])
+
+
+def make_loader(
+    dataset: StreamingDataset, batch_size: int, device: str, ranks: Ranks | None = None
+) -> StreamingDataLoader:
+    """Batches of the stream; the last of an epoch is smaller, so that no sample is left out.
+
+    Args:
+        dataset: of this rank.
+        batch_size: of all ranks together.
+        device: cpu or cuda.
+        ranks: that share each batch; None for this process alone.
+    """
     # reading is hundreds of times faster than training: workers would only cost their start
     return StreamingDataLoader(
         dataset,
         batch_size=batch_size,
         num_workers=0,
-        collate_fn=collate,
+        collate_fn=collate if ranks is None or ranks.size == 1 else partial(collate_share, ranks=ranks),
         pin_memory=device == "cuda",
         # each pass draws a seed that only workers use: from the global generator, it would tell a training that
         # was interrupted from one that was not
@@ -49,19 +82,24 @@ def make_loader(dataset: StreamingDataset, batch_size: int, device: str) -> Stre
     )
 
 
-def make_loggers(sections: list[LoggerSection], folder: Path, key: str = "local.loggers") -> list[Any]:
+def make_loggers(
+    sections: list[LoggerSection], folder: Path, key: str = "local.loggers", first: bool = True
+) -> list[Any]:
     """Composer's own loggers, as the federation file lists them.
 
     Args:
         sections: of the file.
         folder: where those that write files put them, unless their options say otherwise.
         key: where they stand in the file, for the message.
+        first: whether this is the first rank; the others write no file.
 
     Raises:
         PhotonError: a logger's package is not installed, or its options are not the logger's.
     """
     made = []
     for section in sections:
+        if section.name == "file" and not first:
+            continue
         import composer.loggers
 
         options = dict(section.options)
@@ -88,14 +126,21 @@ def make_trainer(
     *,
     device: str,
     global_step: int,
-    micro_batch: int | None,
+    micro_batch: int | str | None,
     loggers: list[Any],
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """A Trainer whose clock stands at the global step, to be run by fit(duration="<steps>ba")."""
-    local = federation.local
+    local, shared = federation.local, ranks is not None and ranks.size > 1
+    data = DataSpec(
+        loader,
+        split_batch=split_share if shared else None,
+        get_num_samples_in_batch=count_samples if shared else None,
+        get_num_tokens_in_batch=lambda batch: batch["tokens"].numel(),
+    )
     trainer = Trainer(
         model=model,
-        train_dataloader=DataSpec(loader, get_num_tokens_in_batch=lambda batch: batch["tokens"].numel()),
+        train_dataloader=data,
         optimizers=optimizer,
         callbacks=list(callbacks),
         device_train_microbatch_size=micro_batch,
@@ -108,6 +153,7 @@ def make_trainer(
         spin_dataloaders=False,
         save_folder=None,
         save_latest_filename=None,
+        dist_timeout=TIMEOUT,
     )
     trainer.state.timestamp = Timestamp(batch=global_step)
     return trainer

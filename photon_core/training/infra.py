@@ -132,7 +132,8 @@ def _needed(federation: Federation, site: str, hardware: Hardware) -> float:
     given = federation.site(site).micro_batch or local.micro_batch
     share = max(1, local.batch_size // hardware.all_devices)
     size = min(given, share) if isinstance(given, int) else 1
-    return training_memory(federation.model, size, local.precision, local.optimizer.name).total / 1e9
+    name = local.optimizer.name
+    return training_memory(federation.model, size, local.precision, name, ddp=True).total / 1e9
 
 
 def job_infra(federation: Federation, site: str) -> Infra:

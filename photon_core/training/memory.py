@@ -22,7 +22,8 @@ class Memory:
     Args:
         parameters, gradients: float32, whatever the precision of the arithmetic.
         optimizer: its state.
-        copies: under amp_bf16 the matrices in bfloat16; with shards what is gathered for the units at work.
+        copies: under amp_bf16 the matrices in bfloat16; with shards what is gathered for the units at work; with
+            DDP the gradients' second copy in its buckets.
         activations: what the forward pass keeps for the backward pass.
         transient: the largest buffers of a moment: the logits and their gradient, or those of one block.
     """
@@ -40,7 +41,12 @@ class Memory:
 
 
 def training_memory(
-    model: Model, micro_batch: int, precision: Precision = "fp32", optimizer: str = "adamw", shards: int = 1
+    model: Model,
+    micro_batch: int,
+    precision: Precision = "fp32",
+    optimizer: str = "adamw",
+    shards: int = 1,
+    ddp: bool = False,
 ) -> Memory:
     """Bytes of one device while it trains this model.
 
@@ -59,6 +65,7 @@ def training_memory(
         precision: of the arithmetic.
         optimizer: adamw or muon.
         shards: devices that FSDP spreads parameters, gradients and optimizer state over; 1 for none or DDP.
+        ddp: whether it is DDP.
     """
     shapes = parameter_shapes(model)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
@@ -72,7 +79,7 @@ def training_memory(
         root = total - model.n_layers * block
         copies = 2 * element * (root + 2 * block)  # at work and fetched ahead; parameters and gradients
     else:
-        copies = BFLOAT * matrices if precision == "amp_bf16" else 0
+        copies = (BFLOAT * matrices if precision == "amp_bf16" else 0) + (FLOAT * total if ddp else 0)
     tokens = micro_batch * model.max_seq_len
     return Memory(
         parameters=-(-FLOAT * total // shards),

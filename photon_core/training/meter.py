@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ActivationNorm:
-    """Mean over tokens of the Euclidean norm of the residual stream behind the last block.
+    """Sum over tokens of the Euclidean norm of the residual stream behind the last block.
 
     Args:
         norm_f: the decoder's last norm, whose input that is.
@@ -25,11 +25,11 @@ class ActivationNorm:
         self._sum = norms.sum() if self._sum is None else self._sum + norms.sum()
         self._tokens += norms.numel()
 
-    def take(self) -> float:
-        """The mean since the last call."""
-        mean = 0.0 if self._sum is None else float(self._sum) / self._tokens
+    def take(self) -> tuple[float, int]:
+        """Sum of the norms since the last call, and their number."""
+        taken = 0.0 if self._sum is None else float(self._sum), self._tokens
         self._sum, self._tokens = None, 0
-        return mean
+        return taken
 
 
 class StreamLosses:

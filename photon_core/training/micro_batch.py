@@ -43,28 +43,37 @@ class Question:
         model, local: of the federation file.
         device: cpu or cuda.
         limit: bytes that training may take; None for what the machine has.
+        ranks: devices that share the batch.
     """
 
     model: Model
     local: Local
     device: str
     limit: int | None
+    ranks: int = 1
+
+    @property
+    def batch(self) -> int:
+        """Sequences a step and device."""
+        return -(-self.local.batch_size // self.ranks)
 
     @property
     def key(self) -> str:
         local = self.local
-        work = [local.batch_size, local.precision, local.optimizer.name, local.proximal is not None]
+        work: list[Any] = [self.batch, local.precision, local.optimizer.name, local.proximal is not None]
+        work += ["ddp"] if self.ranks > 1 else []
         hardware = [self.device, self.limit, _in_child(_hardware, self.device), torch.__version__]
         return sha256_bytes(canonical_json([self.model.model_dump(mode="json"), work, hardware]))
 
 
-def find_micro_batch(federation: Federation, site: str, folder: Path) -> int | None:
-    """Sequences that go through the model at once at this site; None for the whole batch.
+def find_micro_batch(federation: Federation, site: str, folder: Path, ranks: int = 1) -> int | None:
+    """Sequences that go through the model at once on a device of this site; None for the device's whole batch.
 
     Args:
         federation: its local.micro_batch, or the site's, may be a number, auto, or nothing.
         site: name of the site.
         folder: the site's private folder, where the number that was found is kept.
+        ranks: devices that share the batch.
 
     Raises:
         FederationError: not one sequence fits.
@@ -76,12 +85,11 @@ def find_micro_batch(federation: Federation, site: str, folder: Path) -> int | N
     declared = section.hardware.memory_gb if section.hardware else None
     gigabytes = declared or federation.local.memory_gb
     limit = None if gigabytes is None else int(gigabytes * GIGABYTE)
-    question = Question(federation.model, federation.local, choose_device(federation.local), limit)
+    question = Question(federation.model, federation.local, choose_device(federation.local), limit, ranks)
     kept = _read(folder / FILE)
     if kept.get("key") == question.key:
         return int(kept["micro_batch"])
-    batch = federation.local.batch_size
-    found, trials = search(batch, first_guess(question), lambda size: fits(question, size))
+    found, trials = search(question.batch, first_guess(question), lambda size: fits(question, size))
     if not found:
         room = "the memory of its device" if limit is None else f"{gigabytes:g} GB"
         raise FederationError(
@@ -119,7 +127,10 @@ def first_guess(question: Question) -> int:
     """The most sequences that the estimate of photon_core.training.memory lets fit; at least 1."""
     room = question.limit if question.limit is not None else _in_child(_free, question.device) or 0
     local, model = question.local, question.model
-    one, two = (training_memory(model, size, local.precision, local.optimizer.name).total for size in (1, 2))
+    one, two = (
+        training_memory(model, size, local.precision, local.optimizer.name, ddp=question.ranks > 1).total
+        for size in (1, 2)
+    )
     return max(1, 1 + int((MARGIN * room - one) // (two - one)))
 
 
@@ -178,7 +189,8 @@ def _try(question: Question, size: int, resident: int) -> bool:
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.zero_()
-    kept = [parameter.detach().clone() for parameter in decoder.parameters()] if local.proximal else []
+    copies = int(local.proximal is not None) + int(question.ranks > 1)  # theta; DDP's buckets of gradients
+    kept = [parameter.detach().clone() for parameter in decoder.parameters() for _ in range(copies)]
     optimizer = make_optimizer(decoder, local.optimizer)
     tokens = torch.zeros((size, model.max_seq_len), dtype=torch.int64, device=question.device)
     for number in range(2):

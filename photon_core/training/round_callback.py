@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+import numpy as np
 from composer import Callback, Logger, State
 
 from photon_core.errors import UpdateRejected
@@ -14,6 +15,7 @@ from photon_core.training.job import LocalJob
 from photon_core.training.meter import ActivationNorm, StreamLosses
 from photon_core.training.model import PhotonModel
 from photon_core.training.optimizers import peak_rates
+from photon_core.training.ranks import Ranks
 from photon_core.training.schedule import learning_rate
 
 REPORT_SECONDS = 1.0
@@ -57,6 +59,8 @@ class RoundCallback(Callback):
         progress: what has been trained already, by the process that this one goes on for.
         model: what is trained.
         gradients, activations, losses: what measures; `losses` for a site with several streams only.
+        ranks: the processes that share the work; what each measures of its share is added up, so that all know the
+            same progress and stop at the same step. None for this process alone.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class RoundCallback(Callback):
         gradients: Gradients,
         activations: ActivationNorm,
         losses: StreamLosses | None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.job = job
         self.local = job.federation.local
@@ -83,6 +88,7 @@ class RoundCallback(Callback):
         self.gradients = gradients
         self.activations = activations
         self.losses = losses
+        self.ranks = ranks or Ranks()
         self.tokens_before = progress.tokens
         self.seconds_before = progress.seconds
         self.started = self.reported = 0.0
@@ -99,7 +105,7 @@ class RoundCallback(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         loss, now = state.total_loss_dict["loss/train/total"], time.monotonic()
-        self._count(state, loss, now)
+        self._count(state, loss)
         progress, limit = self.progress, self.job.time_limit
         last, interval = progress.steps == self.job.steps, self.local.checkpoint_steps
         if limit is not None and progress.seconds >= limit and not last:
@@ -107,7 +113,7 @@ class RoundCallback(Callback):
             state.stop_training()
         if interval is not None and progress.steps % interval == 0 and not last:
             self.checkpoint()
-        if last or now - self.reported > REPORT_SECONDS:
+        if self.ranks.first and (last or now - self.reported > REPORT_SECONDS):
             self.reported = now
             self.report(
                 {
@@ -119,26 +125,45 @@ class RoundCallback(Callback):
                 }
             )
 
-    def _count(self, state: State, loss: float, now: float) -> None:
+    def _count(self, state: State, loss: float) -> None:
         """Add the step that has just been made to the progress.
 
         Raises:
-            UpdateRejected: its loss is not finite.
+            UpdateRejected: its loss (Composer's mean over all ranks) is not finite.
         """
         batch, progress = state.batch, self.progress
         if not math.isfinite(loss):
             raise UpdateRejected(
                 self.job.site, f"training diverged: the loss of local step {progress.steps + 1} is {loss}"
             )
-        tokens = batch["tokens"].numel()
-        self.samples.write(batch["id"].numpy().astype("<u4").tobytes())
+        numbers = batch["id"] if self.ranks.size == 1 else batch["ids"]
+        seconds, (norms, norm_tokens), losses = self._measured(batch, len(numbers))
+        tokens = len(numbers) * batch["tokens"].shape[1]
+        self.samples.write(numbers.numpy().astype("<u4").tobytes())
         progress.steps += 1
         progress.tokens += tokens
-        progress.count += len(batch["id"])
+        progress.count += len(numbers)
         progress.loss_sum += loss * tokens
         progress.last_loss = loss
-        progress.seconds = self.seconds_before + now - self.started
+        progress.seconds = self.seconds_before + seconds
         progress.gradient_norms += float(self.gradients.norm)
-        progress.activation_norms += self.activations.take()
+        progress.activation_norms += norms / norm_tokens
         if self.losses is not None:
-            self.losses.add(batch["id"].tolist(), self.model.take_losses())
+            self.losses.add(numbers.tolist(), losses)
+
+    def _measured(self, batch: dict[str, Any], count: int) -> tuple[float, tuple[float, float], list[float]]:
+        """Of all ranks: seconds since the start (by the first one's clock), the activation norms' sum and number,
+        and, of a site with several streams, the losses of the `count` samples of the whole batch."""
+        seconds, norms = time.monotonic() - self.started, self.activations.take()
+        losses = [] if self.losses is None else self.model.take_losses()
+        if self.ranks.size == 1:
+            return seconds, norms, losses
+        values = np.zeros(3 + (count if self.losses is not None else 0))
+        if self.ranks.first:
+            values[0] = seconds
+        if not batch["empty"]:
+            values[1:3] = norms
+            if losses:
+                values[3:][self.ranks.share(count)] = losses
+        values = self.ranks.sum(values)
+        return float(values[0]), (float(values[1]), float(values[2])), values[3:].tolist()

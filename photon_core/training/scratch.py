@@ -57,23 +57,24 @@ def remove_job(folder: Path, forget: Callable[[str], None] | None = None) -> Non
         folder: the child's TMPDIR.
         forget: called with the name of every shared-memory file that the child had not removed itself.
     """
-    for name, inode in _ledger(folder / LEDGER).items():
-        path = SHARED_MEMORY / name.lstrip("/")
-        with contextlib.suppress(OSError):
-            if path.stat().st_ino == inode:
-                path.unlink()
-        if forget is not None:
-            forget(name)
+    for ledger in folder.rglob(f"{LEDGER}*"):  # its own, and those of the processes that it has started
+        for name, inode in _ledger(ledger).items():
+            path = SHARED_MEMORY / name.lstrip("/")
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
+            if forget is not None and ledger == folder / LEDGER:
+                forget(name)
     if folder.is_dir():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def keep_ledger(folder: Path) -> None:
+def keep_ledger(folder: Path, name: str = LEDGER) -> None:
     """From now on write down which shared-memory files this process creates and removes, in `folder`.
 
     The resource tracker's functions are the one place that every creation and removal passes through.
     """
-    ledger = (folder / LEDGER).open("a", buffering=1)
+    ledger = (folder / name).open("a", buffering=1)
     register, unregister = resource_tracker.register, resource_tracker.unregister
 
     def noted_register(name: str, rtype: str) -> None:

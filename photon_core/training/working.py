@@ -1,0 +1,304 @@
+"""The work of one job: H local steps from theta, then the update and the private state.
+
+Several processes may share it, a device each (see ranks.py): all make the steps, and the first one does the rest.
+Child processes only.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Trainer
+from streaming import StreamingDataset
+
+from photon_core.data.manifest import require_manifest
+from photon_core.data.stream import release, stream_hash, train_dataset
+from photon_core.errors import DataError
+from photon_core.sampling import TOKENS
+from photon_core.training.checkpoint import Checkpoints
+from photon_core.training.composing import make_loader, make_loggers, make_trainer
+from photon_core.training.device import choose_device
+from photon_core.training.evaluate import held_out_scores
+from photon_core.training.gradients import Gradients
+from photon_core.training.job import LocalJob, Trained
+from photon_core.training.meter import ActivationNorm, StreamLosses
+from photon_core.training.metrics import round_metrics
+from photon_core.training.model import PhotonModel, load_decoder
+from photon_core.training.moments import read_moments, write_moments
+from photon_core.training.optimizers import make_optimizer, parameter_names
+from photon_core.training.past import Past, load_past
+from photon_core.training.random_state import get_random_state, set_random_state
+from photon_core.training.ranks import Ranks
+from photon_core.training.round_callback import RoundCallback
+from photon_core.training.state import SAMPLES, TRAINING
+from photon_core.training.weights import Theta, Written, write_update
+from photon_core.update.post_process import noise_generator
+
+NOISE_KEY = "noise.key"
+
+
+class Clock:
+    """Seconds spent, by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+
+def work(
+    job: LocalJob,
+    report: Callable[[dict[str, Any]], None],
+    folder: Path,
+    written: Path,
+    checkpoints: Checkpoints,
+    micro_batch: int | str | None = None,
+    ranks: Ranks | None = None,
+) -> Trained | None:
+    """Make the round's local steps and write the update and the private state; not yet under their final name.
+
+    Args:
+        job: what to train.
+        report: as for `local.train`; called on the first rank alone.
+        folder: the site's private one.
+        written: where the update and the state go.
+        checkpoints: the job's.
+        micro_batch: sequences that go through the model at once on one device; None for all.
+        ranks: the processes that share the work; None for this one alone.
+
+    Returns:
+        what was trained; None on every rank but the first.
+
+    Raises:
+        UpdateRejected: the loss is not finite.
+        CorruptFile: theta's files are not the federation's model.
+        DataError: the site is not prepared.
+    """
+    torch.set_num_threads(job.threads)
+    federation, clock, ranks = job.federation, Clock(), ranks or Ranks()
+    started = time.monotonic()
+    scores: dict[str, float] = {}
+    streams, data = federation.site(job.site).streams, require_manifest(federation, job.site)
+    with clock.phase("load"):
+        device = choose_device(federation.local)
+        theta = Theta(job.base_files, federation.model)
+        mix = stream_hash(federation, job.site)
+        past = load_past(job, folder, mix, checkpoints)
+        decoder = load_decoder(federation.model, past.parameters or theta.tensors(), device)
+        model = PhotonModel(decoder, by_sample=len(streams) > 1)
+        optimizer = make_optimizer(decoder, federation.local.optimizer)
+        names = parameter_names(decoder, federation.local.optimizer)
+        _load_optimizer(job, optimizer, past, names)
+        progress, tokens_before = past.progress, past.progress.tokens
+    with clock.phase("dataset"):
+        dataset = train_dataset(federation, job.site, federation.seed, ranks.size, ranks.wait)
+    try:
+        loader = make_loader(dataset, federation.local.batch_size, device, ranks)
+        if past.state and past.state["stream"]:
+            loader.load_state_dict(past.state["stream"])
+        with (written / SAMPLES if ranks.first else Path(os.devnull)).open("wb") as samples:
+            samples.write(past.trail)
+
+            def checkpoint() -> None:
+                if not ranks.first:
+                    return
+                samples.flush()
+                state = _state(job, optimizer, loader.state_dict(), mix, past.samples)
+                with clock.phase("checkpoint"):
+                    _checkpoint(checkpoints, past, state, model, written / SAMPLES)
+
+            gradients = _gradients(job, theta, model, device)
+            meter = None
+            if len(streams) > 1:
+                counts = [int(count) for count in dataset.samples_per_stream]
+                meter = StreamLosses([stream.name for stream in streams], counts, progress.streams)
+            activations = ActivationNorm(decoder.norm_f)
+            callback = RoundCallback(
+                job, samples, report, checkpoint, progress, model, gradients, activations, meter, ranks
+            )
+            with clock.phase("trainer"):
+                trainer = make_trainer(
+                    federation,
+                    job.site,
+                    model,
+                    loader,
+                    optimizer,
+                    [gradients, callback],
+                    device=device,
+                    global_step=job.global_step + progress.steps,
+                    micro_batch=micro_batch,
+                    loggers=make_loggers(federation.local.loggers, folder / "log", first=ranks.first),
+                    ranks=ranks,
+                )
+                if past.state:
+                    set_random_state(past.state["random"])
+            _fit(trainer, job.steps - progress.steps, clock)
+        stream = loader.state_dict()
+        if not _take_leave(dataset, ranks):
+            return None
+        if federation.local.evaluate:
+            with (
+                clock.phase("evaluate"),
+                suppress(DataError),
+            ):  # nothing is held out: the round's evaluation says it
+                scores = held_out_scores(decoder, federation, job.site, device)
+        with clock.phase("encode"):
+            update = _encode(job, report, theta, model, past, folder, written)
+        with clock.phase("save"):
+            state = _state(job, optimizer, stream, mix, past.samples + progress.count)
+            moments = []
+            if federation.local.optimizer_state == "average":
+                moments = write_moments(state["optimizer"], names, written)
+            if federation.local.optimizer_state == "reset":
+                state["optimizer"] = None
+            with (written / TRAINING).open("wb") as file:  # given a name, torch hides why a write has failed
+                torch.save({**state, "feedback": update.feedback}, file)
+    finally:
+        if ranks.first:
+            with clock.phase("dataset"):
+                _close(dataset)
+    for note in past.notes:
+        print(note)
+    metrics = {
+        **round_metrics(job, progress),
+        "tokens_per_second": (progress.tokens - tokens_before) / clock.seconds["fit"],
+        "seconds": time.monotonic() - started,
+        **update.metrics,
+        **{f"valid_{name}": scores[name] for name in ("loss", "tokens") if name in scores},
+        **({TOKENS: float(data.train_tokens)} if federation.rounds.sampling == "tokens" else {}),
+        **({"micro_batch": float(micro_batch)} if isinstance(micro_batch, int) else {}),
+        **({"devices": float(ranks.size)} if ranks.size > 1 else {}),
+        **past.metrics,
+    }
+    return Trained(
+        round=job.round,
+        attempt=job.attempt,
+        base_sha256=job.base_sha256,
+        codec=update.codec,
+        tokens=progress.tokens,
+        steps=progress.steps,
+        metrics=metrics,
+        files=update.files,
+        folder="",
+        seconds=clock.seconds,
+        notes=past.notes,
+        moments=moments,
+    )
+
+
+def _encode(
+    job: LocalJob,
+    report: Callable[[dict[str, Any]], None],
+    theta: Theta,
+    model: PhotonModel,
+    past: Past,
+    folder: Path,
+    written: Path,
+) -> Written:
+    """PostProcess: what was trained becomes what is sent; what the codec loses goes on from the last update."""
+    settings = job.federation.update
+    noise = None
+    if settings.noise_multiplier:
+        noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt}")
+    parameters = dict(model.decoder.named_parameters())
+    feedback, shard_bytes = (past.state or {}).get("feedback"), job.federation.aggregation.shard_bytes
+    ready = (lambda entry: report({"file": str(written / entry.path)})) if job.announce else None
+    return write_update(theta, parameters, written, settings, feedback, noise, shard_bytes, ready)
+
+
+def _load_optimizer(job: LocalJob, optimizer: torch.optim.Optimizer, past: Past, names: list[str]) -> None:
+    """The moments of this round's checkpoint, else those averaged over the sites, else the site's own, if kept."""
+    local, state = job.federation.local, None
+    if past.parameters is not None:
+        state = past.state and past.state["optimizer"]
+    elif job.moment_files:
+        state = read_moments(job.moment_files, names, job.federation.model, local.optimizer, job.global_step)
+    elif local.optimizer_state != "reset":
+        state = past.state and past.state["optimizer"]
+    if state:
+        groups = optimizer.state_dict()["param_groups"]  # the federation file's numbers, not the past's
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _gradients(job: LocalJob, theta: Theta, model: PhotonModel, device: str) -> Gradients:
+    local = job.federation.local
+    start = []
+    if local.proximal is not None:
+        tensors = theta.tensors()
+        start = [tensors[name].to(device) for name, _ in model.decoder.named_parameters()]
+    return Gradients(local.clip_norm, local.proximal, start)
+
+
+def _fit(trainer: Trainer, steps: int, clock: Clock) -> None:
+    try:
+        with clock.phase("fit"):
+            trainer.fit(duration=f"{steps}ba")
+    finally:
+        with clock.phase("trainer"):
+            trainer.close()
+
+
+def _state(
+    job: LocalJob, optimizer: torch.optim.Optimizer, stream: dict[str, Any] | None, mix: str, samples: int
+) -> dict[str, Any]:
+    return {
+        "optimizer": optimizer.state_dict()["state"],
+        "optimizer_name": job.federation.local.optimizer.name,
+        "stream": stream,
+        "mix": mix,  # the stream's own state does not say which streams it belongs to
+        "random": get_random_state(),
+        "samples": samples,
+    }
+
+
+def _checkpoint(
+    checkpoints: Checkpoints, past: Past, state: dict[str, Any], model: PhotonModel, trail: Path
+) -> None:
+    """Write a checkpoint; a disk that does not take it costs the checkpoint, not the round."""
+    saved = {
+        "state": {**state, "feedback": (past.state or {}).get("feedback")},
+        "parameters": model.decoder.state_dict(),
+        "progress": asdict(past.progress),
+        "trail": torch.from_numpy(np.fromfile(trail, np.uint8)),
+        "notes": past.notes,
+        "metrics": past.metrics,
+    }
+    try:
+        checkpoints.write(saved)
+    except (OSError, RuntimeError) as error:
+        note = f"a local checkpoint could not be written: {error}"
+        if note not in past.notes:
+            past.notes.append(note)
+
+
+def _take_leave(dataset: StreamingDataset, ranks: Ranks) -> bool:
+    """After the steps only the first rank goes on; the others give back what they hold of the dataset.
+
+    Nobody may take a name back before the first rank has read the stream's state, nor after it has taken them all
+    back, when they may be another dataset's.
+    """
+    ranks.wait()
+    if not ranks.first:
+        _close(dataset, whole=False)
+    ranks.wait()
+    return ranks.first
+
+
+def _close(dataset: StreamingDataset, whole: bool = True) -> None:
+    """End the dataset's threads, then give its shared memory back."""
+    iterator = getattr(dataset, "_iterator", None)
+    if iterator is not None:
+        iterator.exit()
+    release(dataset, whole)

@@ -1,0 +1,37 @@
+"""A rank that trains several jobs one after the other: Composer's launcher starts it, test_ranks.py compares."""
+
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+from photon_core.data.paths import state_dir
+from photon_core.training.checkpoint import Checkpoints
+from photon_core.training.ranks import join_ranks
+from photon_core.training.state import publish, writing
+from photon_core.training.working import work
+
+
+def main(folder: Path) -> None:
+    ranks, results = join_ranks("cpu"), []
+    for job, micro_batch in pickle.loads((folder / "jobs.pickle").read_bytes()):
+        state = state_dir(job.federation, job.site).absolute()
+        if ranks.first:
+            (state / "state").mkdir(parents=True, exist_ok=True)
+            with writing(state) as written:
+                trained = work(job, silent, state, written, Checkpoints(state, job), micro_batch, ranks)
+                assert trained is not None
+                results.append(publish(state, written, trained, job.key))
+        else:
+            assert work(job, silent, state, Path("/nowhere"), Checkpoints(state, job), micro_batch, ranks) is None
+        ranks.wait()
+    if ranks.first:
+        (folder / "results.pickle").write_bytes(pickle.dumps(results))
+
+
+def silent(_: dict[str, Any]) -> None:
+    return None
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
