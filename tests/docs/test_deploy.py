@@ -5,13 +5,12 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -20,13 +19,13 @@ from photon_core.rounds import history, run_of
 from schemas.federation import Federation
 from tests.conftest import TINY, merge, topics
 from tests.docs import commands
+from tests.flows.deployment import eventually
 from tests.s3_server import SECRETS, FaultProxy
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-T = TypeVar("T")
 PAGE = "docs/deploy.md"
 SITES = ("berlin", "lyon", "porto", "turin")
 BLOCK = {"aws_access_key_id": "AKIAFROMTHEBLOCK0001", "aws_secret_access_key": "out/of+a/block"}
@@ -68,17 +67,7 @@ class Notes:
 
     def committed(self, t: int) -> Any:
         run = run_of(self.federation)
-        return eventually(lambda: run.round(t), f"round {t} is committed")
-
-
-def eventually(look: Callable[[], T | None], what: str, seconds: float = 600) -> T:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        with suppress(OSError):
-            if found := look():
-                return found
-        time.sleep(1)
-    raise AssertionError(f"not within {seconds:.0f} s: {what}")
+        return eventually(lambda: run.round(t), f"round {t} is committed", every=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +275,7 @@ def test_the_ui_shows_a_node_for_each_site(notes: Notes, first: Any, browser: "B
         names = {node["label"] for _, node in graph["nodes"]}
         return (found[0]["id"], names) if {f"{site} / round" for site in SITES} <= names else None
 
-    flow_run, _ = eventually(nodes, "the round's graph has a node for each site")
+    flow_run, _ = eventually(nodes, "the round's graph has a node for each site", every=0.5)
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     password = base64.b64encode(notes.auth.encode()).decode()
     page.add_init_script(f"localStorage.setItem('prefect-password', '{password}')")
@@ -294,7 +283,7 @@ def test_the_ui_shows_a_node_for_each_site(notes: Notes, first: Any, browser: "B
     page.get_by_text("notes next round").first.wait_for(timeout=120_000)
     page.locator("canvas").first.wait_for(timeout=120_000)
     SCREENSHOT.parent.mkdir(parents=True, exist_ok=True)
-    eventually(lambda: colours(page.screenshot(path=SCREENSHOT)) > 200, "the graph is drawn")
+    eventually(lambda: colours(page.screenshot(path=SCREENSHOT)) > 200, "the graph is drawn", every=0.5)
     page.close()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.manifests import RoundManifest
-from tests.flows.deployment import Deployed, Workers, eventually
+from tests.flows.deployment import Damage, Deployed, Workers, eventually
 
 SITES = ("trainer", "process", "worker", "exception", "full", "corrupt")
 STEPS = 600
@@ -53,8 +53,8 @@ def small_disk(folder: Path) -> Iterator[str]:
 
 def break_everything(federation: Deployed, workers: Workers, disk: str) -> BadRound:
     """Run the round and do to each of SITES what its name says."""
-    damaged = Damage(federation, "exception")
-    filler = None if disk else fill(folder_of(federation, "full"))
+    damaged = federation.damage("exception")
+    filler = None if disk else fill(federation.folder("full"))
     since: dict[str, float] = {}
     round_run = federation.start_round()
 
@@ -77,37 +77,18 @@ def break_everything(federation: Deployed, workers: Workers, disk: str) -> BadRo
 
     since["exception"] = failed(federation, "exception")
     damaged.mend()
-    retry(federation, "exception")
+    federation.retry(federation.site_run("exception", 1))
     if filler is not None:
         since["full"] = failed(federation, "full")
         filler.unlink()
-        retry(federation, "full")
+        federation.retry(federation.site_run("full", 1))
 
     eventually(lambda: federation.run.updates(1, "corrupt"), "corrupt commits")
-    flip(next(committed(federation, "corrupt").parent.glob("*.safetensors")))
+    Damage(next(committed(federation, "corrupt").parent.glob("*.safetensors")))
     state = federation.ended(round_run)
     assert state.is_completed(), state
     seconds = {site: committed(federation, site).stat().st_mtime - at for site, at in since.items()}
     return BadRound(federation.rounds()[-1], state.message, federation.table(), seconds, disk)
-
-
-class Damage:
-    """A flipped byte in a site's first shard."""
-
-    def __init__(self, federation: Deployed, site: str) -> None:
-        folder = folder_of(federation, site) / "data" / "text" / "train"
-        self.shard = next(folder.glob("shard*"))
-        self.whole = self.shard.read_bytes()
-        flip(self.shard)
-
-    def mend(self) -> None:
-        self.shard.write_bytes(self.whole)
-
-
-def flip(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
 
 
 def fill(folder: Path) -> Path:
@@ -119,10 +100,6 @@ def fill(folder: Path) -> Path:
                 file.write(bytes(4096))
         file.truncate(filler.stat().st_size - ROOM)
     return filler
-
-
-def folder_of(federation: Deployed, site: str) -> Path:
-    return Path(federation.federation.site(site).state_dir or "")
 
 
 def committed(federation: Deployed, site: str) -> Path:
@@ -140,10 +117,3 @@ def failed(federation: Deployed, site: str, t: int = 1) -> float:
     """Wait until the site's flow run has failed. Returns when it did, Unix time."""
     state: Any = federation.site_run(site, t, "FAILED").state
     return float(state.timestamp.timestamp())
-
-
-def retry(federation: Deployed, site: str, t: int = 1) -> None:
-    """What the UI's Retry does."""
-    from prefect.states import AwaitingRetry
-
-    federation.set_state(federation.site_run(site, t), AwaitingRetry(message="Retry from the UI"))

@@ -76,6 +76,16 @@ class Server:
             yield client
 
 
+class SessionServer:
+    """The server that the whole test session shares."""
+
+    def client(self) -> Any:
+        """A synchronous client of it."""
+        from prefect.client.orchestration import get_client
+
+        return get_client(sync_client=True)
+
+
 class Workers:
     """One worker process for each work pool."""
 
@@ -107,7 +117,7 @@ class Workers:
 class Deployed:
     """A federation on that server."""
 
-    def __init__(self, server: Server, federation: Federation) -> None:
+    def __init__(self, server: Server | SessionServer, federation: Federation) -> None:
         self.server, self.federation, self.run = server, federation, run_of(federation)
 
     def start_round(self, flow: str = "federated-round", **parameters: Any) -> Any:
@@ -122,14 +132,29 @@ class Deployed:
         with self.server.client() as client:
             return client.read_flow_run(flow_run.id).state
 
-    def ended(self, flow_run: Any) -> Any:
-        """The flow run's final state."""
-        return eventually(lambda: final(self.state(flow_run)), f"{flow_run.name} ends")
+    def ended(self, flow_run: Any, since: Any = None) -> Any:
+        """The flow run's final state, another one than `since`."""
 
-    def set_state(self, flow_run: Any, state: Any) -> None:
+        def look() -> Any:
+            state = self.state(flow_run)
+            return state if state.is_final() and (since is None or state.id != since.id) else None
+
+        return eventually(look, f"{flow_run.name} ends")
+
+    def cancel(self, flow_run: Any) -> None:
         """As the UI does."""
+        from prefect.states import Cancelling
+
         with self.server.client() as client:
-            client.set_flow_run_state(flow_run.id, state, force=True)
+            client.set_flow_run_state(flow_run.id, Cancelling(), force=True)
+
+    def retry(self, flow_run: Any) -> None:
+        """The request that the UI makes: not forced, so the server's rules for retries hold."""
+        from prefect.states import AwaitingRetry
+
+        with self.server.client() as client:
+            done = client.set_flow_run_state(flow_run.id, AwaitingRetry(message="Retry from the UI"), force=False)
+        assert done.status == "ACCEPT", done
 
     def executions(self, flow_run: Any) -> int:
         """How often a worker has done with the flow run: the last that it says, after both reports of a crash."""
@@ -174,11 +199,19 @@ class Deployed:
         return history(self.run)
 
     def log(self, site: str) -> Path:
-        return Path(self.federation.site(site).state_dir or "") / "log" / "training.log"
+        return self.folder(site) / "log" / "training.log"
+
+    def folder(self, site: str) -> Path:
+        """Where the site keeps its own."""
+        return Path(self.federation.site(site).state_dir or "")
+
+    def damage(self, site: str) -> "Damage":
+        """Flip a byte of the site's first shard."""
+        return Damage(next((self.folder(site) / "data" / "text" / "train").glob("shard*")))
 
     def trainer(self, site: str, step: int = 1, but: int = 0) -> int:
         """The process that trains the site, once it has made so many local steps; another one than `but`."""
-        state = Path(self.federation.site(site).state_dir or "") / "state"
+        state = self.folder(site) / "state"
         log, enough = self.log(site).resolve(), 4 * self.federation.local.batch_size * step
 
         def look() -> int | None:
@@ -205,6 +238,18 @@ class Deployed:
             for pid in processes()
             if output_of(pid) in logs or any(mark in environment_of(pid) for mark in marks)
         }
+
+
+class Damage:
+    """A flipped byte in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.whole = file, file.read_bytes()
+        half = len(self.whole) // 2
+        file.write_bytes(self.whole[:half] + bytes([self.whole[half] ^ 1]) + self.whole[half + 1 :])
+
+    def mend(self) -> None:
+        self.file.write_bytes(self.whole)
 
 
 @contextmanager
@@ -264,10 +309,6 @@ def eventually(look: Callable[[], T | None], what: str, seconds: float = WAIT_SE
                 return found
         time.sleep(every)
     raise AssertionError(f"not within {seconds:.0f} s: {what}")
-
-
-def final(state: Any) -> Any:
-    return state if state is not None and state.is_final() else None
 
 
 def processes() -> list[int]:

@@ -41,15 +41,13 @@ def test_a_round_cancelled_and_then_killed_three_times(breakable: Workers, deplo
 
 def cancelled(two: Deployed) -> None:
     """Cancel a round by the UI's API call: in a while nothing of it is left, anywhere."""
-    from prefect.states import Cancelling
-
     flow_run = two.start_round()
     trainers = {two.trainer("a"), two.trainer("b")}
     memory = {file for pid in trainers for file in shared_memory_of(pid)}
     family = two.family()
     assert trainers < family and len(family) >= 5  # the round, two sites, two trainers
     clock = time.monotonic()
-    two.set_state(flow_run, Cancelling())
+    two.cancel(flow_run)
     assert two.ended(flow_run).name == "Cancelled"
     for site in "ab":
         run = two.site_run(site, 1)
@@ -67,7 +65,7 @@ def kill_before_aggregation(two: Deployed, flow_run: Any) -> None:
     crashed_for_good(two, flow_run, 1)
     for site in "ab":
         eventually(lambda site=site: two.run.updates(1, site), f"{site} commits though nobody waits for it")
-    retry(two, flow_run)
+    two.retry(flow_run)
     pid = two.process_of(flow_run)
     recovered("the round's process killed before aggregation, retried", clock)
     eventually(lambda: aggregating(two), "the round aggregates", every=0.001)
@@ -79,7 +77,7 @@ def kill_while_aggregating(two: Deployed, flow_run: Any) -> None:
     clock = time.monotonic()
     assert len(two.rounds()) == 1
     crashed_for_good(two, flow_run, 2)
-    retry(two, flow_run)
+    two.retry(flow_run)
     pid = two.process_of(flow_run)
     committed = Path(two.federation.store) / two.run.round_dir(1) / "round.json"
     eventually(committed.exists, "the round is committed", every=0.001)
@@ -92,7 +90,7 @@ def kill_after_commit(two: Deployed, flow_run: Any) -> None:
     clock = time.monotonic()
     before = two.run.round(1)
     crashed_for_good(two, flow_run, 3)
-    retry(two, flow_run)
+    two.retry(flow_run)
     assert two.ended(flow_run).is_completed()
     assert two.run.round(1) == before
     recovered("the round's process killed after its commit, retried", clock)
@@ -190,12 +188,6 @@ def crashed_for_good(two: Deployed, flow_run: Any, times: int) -> None:
     assert two.state(flow_run).is_crashed()
 
 
-def retry(two: Deployed, flow_run: Any) -> None:
-    from prefect.states import AwaitingRetry
-
-    two.set_state(flow_run, AwaitingRetry(message="Retry from the UI"))
-
-
 def aggregating(two: Deployed) -> bool:
     folder = Path(two.federation.store) / two.run.round_dir(1)
     return any(path.name != "sites" for path in folder.iterdir())
@@ -203,6 +195,6 @@ def aggregating(two: Deployed) -> bool:
 
 def update_of(two: Deployed, site: str) -> Any:
     """The site's committed updates, and when its training was finished."""
-    state = Path(two.federation.site(site).state_dir or "") / "state"
+    state = two.folder(site) / "state"
     finished = [path.stat().st_mtime_ns for path in state.glob("*/trained.json")]
     return two.run.updates(1, site), two.run.update_sha256(1, site, 1), finished
