@@ -33,7 +33,7 @@ def federate(
     after: Callable[[Run, RoundManifest], None] = lambda run, manifest: None,
 ) -> Run:
     """All rounds, every site in each; `after` is called with each that is committed, in turn."""
-    from photon_core.candidate import aggregate_round, commit
+    from photon_core.candidate import Course, aggregate_round, commit
     from photon_core.data.tokenizer import load_tokenizer
     from photon_core.rounds import open_run, run_of
 
@@ -49,7 +49,7 @@ def federate(
         with ThreadPoolExecutor(len(names)) as pool:
             list(pool.map(lambda site, t=t: train_site(federation, run, launcher, site, t), names))
         candidate = aggregate_round(run, federation, t, names, {})
-        after(run, commit(run, federation, candidate, names, {}, {}, {}, {}))
+        after(run, commit(run, federation, candidate, Course(names)))
     return run
 
 

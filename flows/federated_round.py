@@ -26,7 +26,7 @@ from flows.outcome import failure
 from flows.site_round import site_steps
 from flows.start import start_at_site
 from photon_core.aggregation.tree import regions
-from photon_core.candidate import Candidate
+from photon_core.candidate import Candidate, Course
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks import coordinator, dispatch, reporting
@@ -106,9 +106,8 @@ def _round(federation: Federation, t: int, deployed: bool, over: threading.Event
     incidents = {
         site: found["round"].result() for site, found in futures.items() if deployed and site not in left_out
     }
-    return coordinator.publish(
-        federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents, opened
-    )
+    course = Course(sampled, evaluations, not_evaluated, seconds, incidents, opened)
+    return coordinator.publish(federation, candidate, course)
 
 
 def _wait(federation: Federation, t: int, futures: SiteFutures, deadline: float) -> dict[str, str]:

@@ -64,6 +64,29 @@ class Candidate:
         return self.download or self.result.model
 
 
+@dataclass(frozen=True)
+class Course:
+    """How a round went, apart from the model that it made.
+
+    Args:
+        sampled: the sites that were asked to train.
+        evaluations: site -> scores of the model.
+        not_evaluated: site -> why it has none.
+        seconds: of the round's parts.
+        incidents: site -> what the coordinator saw of it.
+        opened: Unix time of its beginning.
+        spans: what the coordinator itself knows, by its own clock, of who did what when.
+    """
+
+    sampled: list[str]
+    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+    not_evaluated: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    incidents: dict[str, list[str]] = field(default_factory=dict)
+    opened: float = 0.0
+    spans: dict[str, list[Span]] = field(default_factory=dict)
+
+
 def aggregate_round(
     run: Run,
     federation: Federation,
@@ -233,21 +256,8 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
     )
 
 
-def commit(
-    run: Run,
-    federation: Federation,
-    candidate: Candidate,
-    sampled: list[str],
-    evaluations: dict[str, dict[str, float]],
-    not_evaluated: dict[str, str],
-    seconds: dict[str, float],
-    incidents: dict[str, list[str]],
-    opened: float = 0.0,
-    spans: dict[str, list[Span]] | None = None,
-) -> RoundManifest:
+def commit(run: Run, federation: Federation, candidate: Candidate, course: Course) -> RoundManifest:
     """Write round.json of the candidate: from here on it is the global model.
-
-    `opened` is Unix time; `spans` what the coordinator itself knows, by its own clock, of who did what when.
 
     Raises:
         StoreConflict: another writer committed this round first. Its result stands.
@@ -255,7 +265,7 @@ def commit(
     before = run.round(candidate.t - 1)
     assert before is not None
     updates = candidate.updates
-    site_spans, clocks = timeline(updates, spans or {}, opened)
+    site_spans, clocks = timeline(updates, course.spans, course.opened)
     tokens = sum(update.tokens for update in updates.values())
     manifest = RoundManifest(
         run=federation.run,
@@ -265,24 +275,24 @@ def commit(
         download=candidate.download,
         optimizer=candidate.result.optimizer,
         moments=candidate.moments,
-        sampled=sampled,
+        sampled=course.sampled,
         paused=federation.paused,
         updates={site: reference(run, update, candidate.result.weights[site]) for site, update in updates.items()},
         left_out=candidate.left_out,
         partials=candidate.result.partials,
-        incidents=_incidents(updates, incidents),
+        incidents=_incidents(updates, course.incidents),
         server=candidate.server.model_dump(mode="json"),
         guard=candidate.guard,
         global_step=before.global_step + max(update.steps for update in updates.values()),
         total_tokens=before.total_tokens + tokens,
         metrics=candidate.result.norms
-        | aggregate_metrics(federation, candidate.result.weights, updates, evaluations),
-        evaluations=evaluations,
-        not_evaluated=not_evaluated,
+        | aggregate_metrics(federation, candidate.result.weights, updates, course.evaluations),
+        evaluations=course.evaluations,
+        not_evaluated=course.not_evaluated,
         federation_sha256=federation_sha256(federation),
         previous_sha256=run.round_sha256(candidate.t - 1),
-        seconds=seconds,
-        opened=datetime.fromtimestamp(opened, UTC).isoformat(timespec="milliseconds") if opened else "",
+        seconds=course.seconds,
+        opened=_written(course.opened),
         spans=site_spans,
         clocks=clocks,
         created=utc_now(),
@@ -290,6 +300,10 @@ def commit(
     )
     run.commit_round(manifest)
     return manifest
+
+
+def _written(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds") if at else ""
 
 
 def _incidents(updates: dict[str, UpdateManifest], coordinator: dict[str, list[str]]) -> dict[str, list[str]]:

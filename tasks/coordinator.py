@@ -3,6 +3,7 @@
 import re
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -14,7 +15,7 @@ from prefect.runtime import flow_run
 
 from photon_core import candidate as candidates
 from photon_core import rounds
-from photon_core.candidate import Candidate
+from photon_core.candidate import Candidate, Course
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
 from photon_core.rounds import run_of
@@ -180,23 +181,11 @@ def track(federation: Federation, manifest: RoundManifest) -> None:
 
 
 @task(task_run_name="publish", cache_policy=NO_CACHE)
-def publish(
-    federation: Federation,
-    candidate: Candidate,
-    sampled: list[str],
-    evaluations: dict[str, dict[str, float]],
-    not_evaluated: dict[str, str],
-    seconds: dict[str, float],
-    incidents: dict[str, list[str]],
-    opened: float = 0.0,
-) -> RoundManifest:
+def publish(federation: Federation, candidate: Candidate, course: Course) -> RoundManifest:
     """Commit the round and show it as a table artifact."""
     with step(candidate.t, "publish") as out:
-        spans = SPANS.take(federation.run, candidate.t)
-        manifest = candidates.commit(
-            run_of(federation), federation, candidate, sampled, evaluations, not_evaluated, seconds, incidents,
-            opened=opened, spans=spans,
-        )  # fmt: skip
+        course = replace(course, spans=SPANS.take(federation.run, candidate.t))
+        manifest = candidates.commit(run_of(federation), federation, candidate, course)
         _show(federation, manifest)
         out.update(manifest=manifest)
         return manifest

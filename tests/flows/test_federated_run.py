@@ -137,7 +137,7 @@ def test_two_coordinators_one_commit(prepared: Callable[..., Federation]):
     manifest = run(federation)[1]
     again = candidate.aggregate_round(run_of(federation), federation, 1, manifest.sampled, {})
     with pytest.raises(StoreConflict):
-        candidate.commit(run_of(federation), federation, again, manifest.sampled, {}, {}, {}, {})
+        candidate.commit(run_of(federation), federation, again, candidate.Course(manifest.sampled))
     assert history(run_of(federation))[1] == manifest
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from photon_core.candidate import aggregate_round, commit
+from photon_core.candidate import Course, aggregate_round, commit
 from photon_core.errors import PhotonError
 from photon_core.hashing import sha256_bytes
 from photon_core.layout import Run, model_sha256
@@ -304,7 +304,7 @@ def finish(run: Run) -> dict[str, Any]:
     """The round as the flow makes it, with all three sites sampled."""
     sampled = sorted((*HONEST, EVIL))
     candidate = aggregate_round(run, FEDERATION, 1, sampled, {})
-    manifest = commit(run, FEDERATION, candidate, sampled, {}, {}, {}, {})
+    manifest = commit(run, FEDERATION, candidate, Course(sampled))
     assert Run(run.store, "run").latest() == 1
     return {"sites": sorted(manifest.updates), "left_out": manifest.left_out, "model": manifest.model_sha256}
 

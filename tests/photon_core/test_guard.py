@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from photon_core.aggregation.guard import loss_trouble, norm_trouble, running
-from photon_core.candidate import Candidate, aggregate_round, apply_again, commit
+from photon_core.candidate import Candidate, Course, aggregate_round, apply_again, commit
 from photon_core.errors import StepOverflow
 from photon_core.layout import Run, model_sha256
 from photon_core.shard_writer import ShardWriter
@@ -95,7 +95,7 @@ def make_round(
     while again := apply_again(run, setting, candidate, evaluations):
         candidate = again
         evaluations = evaluate(run, candidate)
-    return commit(run, setting, candidate, list(SITES), evaluations, {}, {}, {})
+    return commit(run, setting, candidate, Course(list(SITES), evaluations))
 
 
 def test_a_federation_blows_up_without_the_guard_and_recovers_with_it(tmp_path: Path) -> None:

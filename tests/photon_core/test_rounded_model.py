@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from photon_core.candidate import Candidate, aggregate_round, commit
+from photon_core.candidate import Candidate, Course, aggregate_round, commit
 from photon_core.layout import Run
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import Store
@@ -74,7 +74,7 @@ def second(tmp_path: Path, make_run: MakeRun) -> Run:
     theta = {name: initial_tensor(name, FEDERATION.model, 17) for name in shapes}
     sites = {site: (moved(theta, seed), 320) for seed, site in enumerate("ab")}
     run, _ = make_run(Store(str(tmp_path)), theta, sites)
-    commit(run, FEDERATION, aggregate_round(run, FEDERATION, 1, ["a", "b"], {}), ["a", "b"], {}, {}, {}, {})
+    commit(run, FEDERATION, aggregate_round(run, FEDERATION, 1, ["a", "b"], {}), Course(["a", "b"]))
     return run
 
 
