@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.common import Neighbours, finish, heading, machine, say, table
 from photon_core.training.serving import serve
-from tests.flows.bad_round import failed, kill, retry
+from tests.flows.bad_round import failed, kill
 from tests.flows.deployment import POOLS, Deployed, Workers, deployed, served
 
 SITES = ("steady", "failing")
@@ -97,7 +97,7 @@ def exception(federation: Deployed, t: int, step: int) -> float:
     kill(first)
     at = kill(federation.trainer("failing", 1, but=first))
     failed(federation, "failing", t)
-    retry(federation, "failing", t)
+    federation.retry(federation.site_run("failing", t))
     return at
 
 
