@@ -126,3 +126,12 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         flush()
         for name in shared:
             del os.environ[name]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show how long recovery took, which the tests of failures print."""
+    passed = terminalreporter.stats.get("passed", [])
+    printed = "\n".join(text for report in passed for title, text in report.sections if "stdout" in title)
+    if lines := [line for line in printed.splitlines() if line.startswith("recovery: ")]:
+        terminalreporter.section("times to recovery")
+        terminalreporter.write_line("\n".join(lines))
