@@ -15,12 +15,10 @@ from tests.flows.deployment import Deployed, Workers, alive, eventually, recover
 from tests.s3_server import FaultProxy, Request
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-unproven = pytest.mark.xfail(strict=False, reason="not yet seen to hold on a quiet machine")
 Deploy = Callable[..., Deployed]
 SLOW = {"steps": 1500, "checkpoint_steps": 50}  # some seconds, so that a training is caught at work
 
 
-@unproven
 def test_a_round_cancelled_and_then_killed_three_times(breakable: Workers, deploy: Deploy) -> None:
     two = deploy("a", "b", run="killed", local=SLOW, rounds={"count": 2})
     cancelled(two)
@@ -96,7 +94,6 @@ def kill_after_commit(two: Deployed, flow_run: Any) -> None:
     recovered("the round's process killed after its commit, retried", clock)
 
 
-@unproven
 def test_the_server_is_stopped_for_20_seconds(breakable: Workers, deploy: Deploy) -> None:
     # while the server is away, no heartbeat arrives: zombie_after allows for it
     two = deploy("a", "b", run="outage", local=SLOW, rounds={"count": 1}, deploy={"zombie_after": 300})
@@ -151,7 +148,6 @@ def test_two_rounds_at_once_and_s3_cut_and_away_for_20_seconds(
     assert "the store was away" in two.table() and ("the store was away" in won.message or "1 of 1" in won.message)
 
 
-@unproven
 def test_the_commands_of_the_page_do_what_it_says(breakable: Workers, deploy: Deploy, tmp_path: Path) -> None:
     """docs/failures.md, from its own text: deployed, round 2 for its round 7."""
     one = deploy("berlin", run="notes", rounds={"count": 2})
