@@ -8,8 +8,11 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, State
 
+from photon_core.errors import printable
+
 AUTOMATIC_RETRIES = 2  # of a site's flow run that crashed; one that failed waits for a person
 PENDING = 3
+WAITED_SECONDS = 10.0  # for an answer of the server, above which it is noted
 AGAIN = "it was started again"
 
 
@@ -47,6 +50,12 @@ class Watch:
 
     def look(self, client: SyncPrefectClient) -> None:
         """See how it is; follow a crashed one up, leave a failed one to a person's retry."""
+        began = time.monotonic()
+        self._look(client)
+        if (waited := time.monotonic() - began) > WAITED_SECONDS:  # the client itself tries again for a minute
+            self._note(f"the Prefect server did not answer for {waited:.0f} s")
+
+    def _look(self, client: SyncPrefectClient) -> None:
         if self.run is None:
             self._begin(client)
             return
@@ -131,4 +140,6 @@ def bad(state: State) -> bool:
 
 
 def text(state: State) -> str:
-    return f"{state.name}" + (f" ({state.message})" if state.message else "")
+    """The state and its message on one line; a message may be a traceback."""
+    message = printable(" ".join((state.message or "").split()))
+    return f"{state.name}" + (f" ({message})" if message else "")

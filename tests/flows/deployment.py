@@ -1,6 +1,7 @@
 """A deployed federation to break: a Prefect server of its own, real workers, and a hand on every process of it."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -187,13 +188,14 @@ class Deployed:
         return eventually(look, f"the flow run of {site} is {states}")
 
     def table(self) -> str:
-        """The text of the round's newest table artifact."""
+        """What the cells of the round's newest table artifact say, a line each."""
         from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
         key = ArtifactFilter(key=ArtifactFilterKey(any_=[f"photon-{self.federation.run}-round"]))
         with self.server.client() as client:
             found = client.read_artifacts(artifact_filter=key)
-        return str(max(found, key=lambda artifact: artifact.created).data) if found else ""
+        rows = json.loads(max(found, key=lambda artifact: artifact.created).data) if found else []
+        return "\n".join(str(cell) for row in rows for cell in row.values())
 
     def rounds(self) -> list[RoundManifest]:
         return history(self.run)
