@@ -1,24 +1,37 @@
 """What experiment trackers are told of a round, and whether they can be."""
 
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 
 from photon_core.errors import FederationError
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
+# what Composer 0.32.1's loggers work with: wandb 0.30 has lost the Run.get_url that they call
+PACKAGES = {"tensorboard": "tensorboard>=2.18,<3", "mlflow": "mlflow>=2.20,<4", "wandb": "wandb>=0.19,<0.30"}
+
 
 def check_trackers(federation: Federation) -> None:
-    """Refuse, before any work, a tracker whose package is not installed.
+    """Refuse, before any work, a tracker whose package is not installed in a version that Composer's logger takes.
 
     Raises:
         FederationError: naming it and what to install.
     """
+    from packaging.requirements import Requirement
+
     for tracker in federation.trackers:
-        if find_spec(tracker.name) is None:
-            raise FederationError(
-                f"trackers: '{tracker.name}' needs the package {tracker.name}, which is not installed here; "
-                f"write pip install {tracker.name}, or drop it"
-            )
+        package = PACKAGES[tracker.name]
+        try:
+            there = version(tracker.name)
+        except PackageNotFoundError:
+            found = "which is not installed here"
+        else:
+            if Requirement(package).specifier.contains(there, prereleases=True):
+                continue
+            found = f"but {there} is installed here"
+        raise FederationError(
+            f"trackers: '{tracker.name}' needs the package {package}, {found}; "
+            f"write pip install '{package}', or drop it"
+        )
 
 
 def tracked(manifest: RoundManifest) -> dict[str, float]:
