@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from schemas.section import Section
-from schemas.values import Beta, wrong
+from schemas.values import Beta, only_for, wrong
 
 WITH_MOMENTUM = ("nesterov", "fedmom")
 ADAPTIVE = ("fedadagrad", "fedyogi", "fedadam")
@@ -87,24 +87,20 @@ class Server(Section):
 
     @model_validator(mode="after")
     def _adaptive(self) -> "Server":
-        if self.optimizer in ADAPTIVE:
-            if "lr" not in self.model_fields_set:
-                raise wrong(
-                    f"{self.optimizer} moves every parameter by about lr, so that the default of 1 will not do; "
-                    "write lr, such as 0.01",
-                    "optimizer",
-                )
-        else:
-            for key in ("betas", "tau"):
-                if getattr(self, key) != type(self).model_fields[key].default:
-                    raise wrong(f"is for {', '.join(ADAPTIVE)}, not for {self.optimizer}; drop it", key)
+        if self.optimizer in ADAPTIVE and "lr" not in self.model_fields_set:
+            raise wrong(
+                f"{self.optimizer} moves every parameter by about lr, so that the default of 1 will not do; "
+                "write lr, such as 0.01",
+                "optimizer",
+            )
+        for key in ("betas", "tau"):
+            only_for(self, key, self.optimizer, ADAPTIVE)
         return self
 
     @model_validator(mode="after")
     def _mean(self) -> "Server":
         if self.mean in ("median", "trimmed") and self.weights == "fednova":
             raise wrong(f"fednova weighs the sites, but in a {self.mean} all count alike; drop it", "weights")
-        for key, mean in (("trim", "trimmed"), ("norm_bound", "norm_bounded")):
-            if self.mean != mean and getattr(self, key) != type(self).model_fields[key].default:
-                raise wrong(f"is for mean: {mean}, not for {self.mean}; drop it", key)
+        only_for(self, "trim", self.mean, ["trimmed"], "mean: ")
+        only_for(self, "norm_bound", self.mean, ["norm_bounded"], "mean: ")
         return self

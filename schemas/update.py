@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.section import Section
-from schemas.values import wrong
+from schemas.values import only_for, wrong
 
 LEAST_BLOCK, LARGEST_BLOCK = 16, 4096
 BLOCKED = ("int8", "int4", "int3", "topk")
@@ -63,9 +63,8 @@ class Update(Section):
 
     @model_validator(mode="after")
     def _codec(self) -> "Update":
-        for key, codecs in (("block", BLOCKED), ("top_k", ("topk",))):
-            if self.codec not in codecs and getattr(self, key) != type(self).model_fields[key].default:
-                raise wrong(f"is for the codecs {', '.join(codecs)}, not for {self.codec}; drop it", key)
+        only_for(self, "block", self.codec, BLOCKED, "the codecs ")
+        only_for(self, "top_k", self.codec, ["topk"], "the codecs ")
         return self
 
     @property

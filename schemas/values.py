@@ -1,9 +1,10 @@
 """The kinds of values in a federation file: names, places, durations, shares."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -15,6 +16,20 @@ CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 def wrong(message: str, *at: str | int) -> PydanticCustomError:
     """An error whose message is complete as it stands, at a key below the one that is being validated."""
     return PydanticCustomError("wrong", "{message}", {"message": message, "at": at})
+
+
+def only_for(section: BaseModel, key: str, given: str, takers: Sequence[str], kind: str = "") -> None:
+    """Refuse a key that has a value of its own where what it is for was not chosen.
+
+    Args:
+        section: the section, validated.
+        key: one of its keys, with a default.
+        given: what was chosen.
+        takers: the choices that the key is for.
+        kind: what they are called in the message, where their names alone do not say it.
+    """
+    if given not in takers and getattr(section, key) != type(section).model_fields[key].default:
+        raise wrong(f"is for {kind}{', '.join(takers)}, not for {given}; drop it", key)
 
 
 def is_s3(place: str) -> bool:
