@@ -27,6 +27,7 @@ from flows.site_round import site_steps
 from flows.start import start_at_site
 from photon_core.aggregation.tree import regions
 from photon_core.candidate import Candidate, Course
+from photon_core.rounds import remarks
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks import coordinator, dispatch, reporting
@@ -164,14 +165,4 @@ def _message(manifest: RoundManifest) -> str:
     text = f"round {manifest.round}: {len(manifest.updates)} of {len(manifest.sampled)} sites"
     if "perplexity" in manifest.metrics:
         text += f", perplexity {manifest.metrics['perplexity']:.2f}"
-    for note in manifest.guard:
-        text += f". Guard: {note}"
-    for site, reason in sorted(manifest.left_out.items()):
-        text += f". Left out: {site} ({reason})"
-    if manifest.paused:
-        text += f". Paused: {', '.join(manifest.paused)}"
-    for site, notes in sorted(manifest.incidents.items()):
-        text += f". {site}: {'; '.join(notes)}"
-    for site, reason in sorted(manifest.not_evaluated.items()):
-        text += f". Not evaluated: {site} ({reason})"
-    return text
+    return ". ".join([text, *remarks(manifest)])

@@ -18,7 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from photon_cli.tables import duration, size
+from photon_core.numbers import amount, duration
+from photon_core.rounds import remarks
+from schemas.manifests import RoundManifest
 
 PLAIN_SECONDS = 10.0  # between two lines about the same site's training
 
@@ -149,18 +151,12 @@ def follow(show: Display, rounds: int) -> Any:
     return listener
 
 
-def round_line(manifest: Any, rounds: int) -> str:
-    """One line about a committed round."""
+def round_line(manifest: RoundManifest, rounds: int) -> str:
+    """One line about a committed round, and one for each thing out of the ordinary."""
     sent = sum(update.bytes for update in manifest.updates.values())
     text = f"round {manifest.round}/{rounds}: {len(manifest.updates)}/{len(manifest.sampled)} sites"
     if "perplexity" in manifest.metrics:
         text += f", perplexity {manifest.metrics['perplexity']:.2f}"
-    text += f", train loss {manifest.metrics['train_loss']:.3f}, {size(sent)} sent"
+    text += f", train loss {manifest.metrics['train_loss']:.3f}, {amount(sent)} sent"
     text += f", {sum(manifest.seconds.values()):.1f} s"
-    for site, reason in sorted(manifest.left_out.items()):
-        text += f"\n  left out: {site}: {reason}"
-    for site, notes in sorted(manifest.incidents.items()):
-        text += f"\n  {site}: {'; '.join(notes)}"
-    for site, reason in sorted(manifest.not_evaluated.items()):
-        text += f"\n  not evaluated: {site}: {reason}"
-    return text
+    return "\n  ".join([text, *remarks(manifest)])

@@ -268,6 +268,17 @@ def summary(manifest: RoundManifest) -> list[dict[str, Any]]:
     return rows
 
 
+def remarks(manifest: RoundManifest) -> list[str]:
+    """What was out of the ordinary in a round, a line each: the guard, who is missing and why, what went on."""
+    return [
+        *(f"Guard: {note}" for note in manifest.guard),
+        *(f"Left out: {site} ({reason})" for site, reason in sorted(manifest.left_out.items())),
+        *([f"Paused: {', '.join(manifest.paused)}"] if manifest.paused else []),
+        *(f"{site}: {'; '.join(notes)}" for site, notes in sorted(manifest.incidents.items())),
+        *(f"Not evaluated: {site} ({reason})" for site, reason in sorted(manifest.not_evaluated.items())),
+    ]
+
+
 def _why_left_out(manifest: RoundManifest, site: str) -> str:
     if site in manifest.paused:
         return "paused"

@@ -1,0 +1,31 @@
+"""What was out of the ordinary in a round, as the flow run's state and the terminal tell it."""
+
+from typing import Any
+
+from photon_cli.progress import round_line
+from photon_core.rounds import remarks
+from schemas.manifests import RoundManifest
+
+
+def manifest(**more: Any) -> RoundManifest:
+    return RoundManifest(
+        run="r", round=3, model_sha256="0", model=[], federation_sha256="0", created="", versions={},
+        metrics={"train_loss": 2.0, "perplexity": 9.0}, sampled=["a", "b"], seconds={"sites": 4.0}, **more,
+    )  # fmt: skip
+
+
+def test_an_ordinary_round_has_none():
+    assert remarks(manifest()) == []
+    assert "\n" not in round_line(manifest(), 5)
+
+
+def test_every_kind_in_this_order():
+    strange = manifest(
+        guard=["applied again"], left_out={"b": "crashed", "a": "late"}, paused=["c", "d"],
+        incidents={"a": ["started twice", "slow"]}, not_evaluated={"b": "away"},
+    )  # fmt: skip
+    assert remarks(strange) == [
+        "Guard: applied again", "Left out: a (late)", "Left out: b (crashed)", "Paused: c, d",
+        "a: started twice; slow", "Not evaluated: b (away)",
+    ]  # fmt: skip
+    assert round_line(strange, 5).splitlines()[1:] == [f"  {line}" for line in remarks(strange)]
