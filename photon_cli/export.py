@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from photon_cli.progress import display
-from photon_cli.tables import size
+from photon_core.numbers import amount
 from schemas.federation import Federation
 
 
@@ -17,7 +17,7 @@ def export(federation: Federation, t: int | None, folder: Path, quiet: bool) -> 
         manifest = export_round(federation, t, folder)
         show.finish("export")
     total = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"round {manifest.round} of run {federation.run} is in {folder} ({size(total)}), for transformers")
+    print(f"round {manifest.round} of run {federation.run} is in {folder} ({amount(total)}), for transformers")
 
 
 def generate(

@@ -1,8 +1,8 @@
 """photon gc: what goes, in a table, and then it goes. Needs no server, no torch."""
 
-from photon_cli.tables import size
 from photon_core.errors import FederationError
 from photon_core.garbage import Plan, Rule, look, ranges, remove
+from photon_core.numbers import amount
 from photon_core.rounds import run_of
 from schemas.federation import Federation
 from schemas.values import duration
@@ -25,7 +25,7 @@ def collect(federation: Federation, last: int, every: int | None, litter: str, d
     if not found.files:
         print(f"run {federation.run}: nothing to remove")
         return
-    total = f"{len(found.files)} files, {size(found.bytes)}"
+    total = f"{len(found.files)} files, {amount(found.bytes)}"
     if dry_run:
         print(f"run {federation.run}: would remove {total}. Without --dry-run it is done")
         return
@@ -36,6 +36,6 @@ def collect(federation: Federation, last: int, every: int | None, litter: str, d
 def _show(found: Plan) -> None:
     print(f"kept whole: round {ranges(found.kept)}, and what is not committed yet")
     for t, files in sorted(found.rounds.items()):
-        print(f"round {t}: {len(files)} files, {size(sum(file.bytes for file in files))}")
+        print(f"round {t}: {len(files)} files, {amount(sum(file.bytes for file in files))}")
     for file in found.litter:
-        print(f"litter: {file.path}, {size(file.bytes)}")
+        print(f"litter: {file.path}, {amount(file.bytes)}")

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from photon_cli.tables import size
 from photon_core.errors import FederationError
+from photon_core.numbers import amount, duration
 from photon_core.plan.check import compared
 from photon_core.plan.measured import Measured, measure
 from photon_core.plan.picture import draw
@@ -96,7 +96,7 @@ def _sites(now: Prediction) -> Table:
 
 
 def _memory(site: SitePlan) -> str:
-    return size(site.memory.total) + ("" if site.fits is not False else ", too much")
+    return amount(site.memory.total) + ("" if site.fits is not False else ", too much")
 
 
 def _micro_batch(site: SitePlan) -> str:
@@ -109,7 +109,7 @@ def _totals(now: Prediction) -> Table:
         column.justify = "right"
     table.title, table.title_justify, table.title_style = "\nTime and bytes, all sites", "left", "bold"
     table.add_row(
-        "through the store", *map(duration, (now.round_seconds, now.run_seconds)), size(int(now.run_bytes))
+        "through the store", *map(duration, (now.round_seconds, now.run_seconds)), amount(int(now.run_bytes))
     )
     for parallel in (False, True):
         for topology in TOPOLOGIES:
@@ -117,7 +117,7 @@ def _totals(now: Prediction) -> Table:
             each = None if seconds is None else seconds / now.rounds / (now.steps if parallel else 1)
             name = f"data-parallel, {topology} (each step)" if parallel else topology
             table.add_row(
-                name, duration(each), duration(seconds), size(int(now.topology_bytes(topology, parallel)))
+                name, duration(each), duration(seconds), amount(int(now.topology_bytes(topology, parallel)))
             )
     return table
 
@@ -146,19 +146,6 @@ def _against(federation: Federation, rounds: list[RoundManifest]) -> Table:
         off = f"{predicted / seconds - 1:+.0%}" if seconds and predicted is not None else "-"
         table.add_row(str(t), duration(predicted), duration(seconds), off)
     return table
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds for people: 340 ms, 12.3 s, 4 min 05 s, 3.2 h, 2.1 d."""
-    if seconds is None:
-        return "-"
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
-    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} d"
 
 
 def _remedy(now: Prediction) -> str:

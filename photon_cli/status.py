@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from photon_cli.live import Doing, Live, age, ask, server_url
 from photon_cli.server import prefect_home
-from photon_cli.tables import duration, rounds_table
+from photon_cli.tables import rounds_table
 from photon_core.layout import Run
+from photon_core.numbers import duration
 from photon_core.rounds import history, next_attempt, run_of, summary
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest

@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from photon_core.numbers import amount
 from photon_core.rounds import summary
 from schemas.manifests import RoundManifest
 
@@ -42,25 +43,5 @@ def _cell(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if name == "train loss" else f"{value:.1f}" if name == "seconds" else f"{value:.2f}"
     if name == "bytes sent":
-        return size(int(str(value)))
+        return amount(int(str(value)))
     return f"{value:,}" if isinstance(value, int) and name != "round" else str(value)
-
-
-def size(count: int) -> str:
-    """Bytes for people: 4.4 MB."""
-    number = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 3 min 20 s, 5 h 7 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

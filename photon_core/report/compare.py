@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from photon_core.numbers import amount, count, duration
 from photon_core.report import curves, tables
-from photon_core.report.page import Fact, Section, duration, render_page
+from photon_core.report.page import Fact, Section, render_page
 from photon_core.report.record import Record, traffic
 from photon_core.report.style import COLOURS, Picture, draw, label_ends, rounds_axis, short
 from photon_core.report.tables import NOTHING, Row, Table
@@ -63,10 +64,10 @@ def results(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
         put("rounds", str(len(done)))
         put("perplexity, last", f"{scores[-1]:.2f}" if scores else NOTHING)
         put("perplexity, best", f"{min(scores):.2f}" if scores else NOTHING)
-        put("tokens trained", curves.count(done[-1].total_tokens) if done else NOTHING)
-        put("parameters", curves.count(record.parameters) if record.rounds else NOTHING)
+        put("tokens trained", count(done[-1].total_tokens) if done else NOTHING)
+        put("parameters", count(record.parameters) if record.rounds else NOTHING)
         put("sites", str(len(record.sites)))
-        put("bytes moved", curves.amount(traffic(record)[-1][0]) if done else NOTHING)
+        put("bytes moved", amount(traffic(record)[-1][0]) if done else NOTHING)
         put("time in rounds", duration(sum(sum(m.seconds.values()) for m in done)) if done else NOTHING)
         put("sites left out", str(sum(len(m.left_out) for m in done)))
     return list(rows.items())
@@ -106,7 +107,7 @@ def perplexities(records: Sequence[Record], against: str = "round") -> Picture |
             rounds_axis(axes)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: curves.count(value)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
             axes.set_xlabel("tokens trained")
         ends = [(*line[-1], short(name, 22), colour)
                 for (name, line), colour in zip(lines.items(), _colours(len(lines)), strict=True)]  # fmt: skip

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from photon_core.numbers import amount
 from photon_core.report.record import Record, thin, traffic
 from photon_core.report.style import COLOURS, FAINT, INK, SOFT, Picture, draw, label_ends, rounds_axis, short
 from schemas.manifests import RoundManifest
@@ -170,15 +171,6 @@ def speed(record: Record) -> Picture | None:
     return draw("speed", "Speed of the sites", alt, 260, paint)
 
 
-def amount(count: float) -> str:
-    """Bytes for people: 4.4 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} PB"
-
-
 def _lines(
     axes: "Axes",
     sites: Mapping[str, Line],
@@ -292,12 +284,3 @@ def _last_values(what: str, lines: Mapping[str, Line]) -> str:
     else:
         text = ", ".join(f"{site} {value:.4g}" for value, site in ends)
     return f"{what}: {text}." if text else ""
-
-
-def count(number: float) -> str:
-    """A count for people: 1.2 M."""
-    for unit in ("", " k", " M", " B", " T"):
-        if number < 1000:
-            return f"{number:.3g}{unit}"
-        number /= 1000
-    return f"{number:,.3g} quadrillion"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from photon_core.numbers import amount, count, duration
 from photon_core.report import curves, similarity, tables, times
 from photon_core.report.record import Record, thin, traffic
 from photon_core.report.style import Picture
@@ -113,7 +114,7 @@ def lead(record: Record) -> str:
     model, local = record.federation["model"], record.federation["local"]
     shape = f"{model['n_layers']} layers of width {model['d_model']}"
     server = record.federation["server"]["optimizer"]
-    size = f"{curves.count(record.parameters)} parameters ({shape})" if record.rounds else shape
+    size = f"{count(record.parameters)} parameters ({shape})" if record.rounds else shape
     return (
         f"{len(record.sites)} sites train one model of {size} on text that stays where it is: "
         f"{local['steps']} local steps a round with batches of {local['batch_size']} sequences, "
@@ -147,10 +148,10 @@ def glance(record: Record) -> list[Fact]:
             f"left out: {absent}" if absent else "in the last round",
         )
     )
-    facts.append(Fact("tokens trained", curves.count(last.total_tokens), f"{last.global_step:,} local steps"))
+    facts.append(Fact("tokens trained", count(last.total_tokens), f"{last.global_step:,} local steps"))
     ours, theirs = traffic(record)[-1]
     ratio = f"{theirs / ours:,.0f} times less than data-parallel" if ours and theirs else ""
-    facts.append(Fact("bytes moved", curves.amount(ours), ratio))
+    facts.append(Fact("bytes moved", amount(ours), ratio))
     took = sum(sum(m.seconds.values()) for m in done)
     slow = times.straggler(last)
     facts.append(
@@ -169,20 +170,6 @@ def notes(record: Record) -> list[str]:
     if len(last.left_out) > 5:
         found.append(f"and without {len(last.left_out) - 5} more, listed below.")
     return found
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 4.2 s, 3 min 20 s, 16 min, 5 h 7 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 3600:
-        return f"{whole // 60} min"
-    if whole < 100 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole / 86400:.1f} days"
 
 
 def _when(record: Record) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from photon_core.report.curves import amount
+from photon_core.numbers import amount
 from photon_core.report.record import Record, busy, thin
 from photon_core.report.times import straggler
 

@@ -9,7 +9,6 @@ import yaml
 from typer.testing import CliRunner
 
 from photon_cli.main import app
-from photon_cli.plan import duration
 from schemas.errors import FederationError
 
 SITES = [
@@ -85,11 +84,3 @@ def test_without_declared_hardware_it_says_what_to_write(tmp_path: Path) -> None
         run(file, "--to", str(tmp_path / "plan.svg"))
     with pytest.raises(FederationError, match=r"plan\.pdf: write a file that ends in \.svg or \.html"):
         run(file, "--to", str(tmp_path / "plan.pdf"))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "-"), (0.25, "250 ms"), (12.34, "12.3 s"), (245, "4 min 05 s"), (11520, "3.2 h"), (190000, "2.2 d")],
-)
-def test_durations(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
