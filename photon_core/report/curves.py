@@ -56,7 +56,7 @@ def before_and_after(record: Record) -> Picture | None:
         + _last_values("Before", {site: local[site] for site in shown})
         + _last_values(" After", {site: after[site] for site in shown if after[site]})
     )
-    columns = min(2, len(shown))
+    columns = min(len(shown), 2 if len(shown) <= 4 else 3)
     rows = -(-len(shown) // columns)
 
     def paint(figure: "Figure") -> None:
@@ -65,18 +65,18 @@ def before_and_after(record: Record) -> Picture | None:
             plot(axes, local[site], COLOURS[1], 1.6)
             if after[site]:
                 plot(axes, after[site], COLOURS[0], 1.6)
-            axes.set_title(short(site, 24), fontsize=12.5, loc="left", color=INK)
+            axes.set_title(short(site, 36 // columns), fontsize=12, loc="left", color=INK)
         for axes in list(grid.flat)[len(shown) :]:
             axes.set_visible(False)
         for axes in grid[-1]:
-            rounds_axis(axes)
-        grid[0][0].set_ylabel("loss, nats a token")
+            rounds_axis(axes, 8 // columns)
+        figure.supylabel("loss, nats a token", fontsize=12, color=SOFT)
         figure.legend(
             handles=[_handle(COLOURS[1], "its own model, before"), _handle(COLOURS[0], "averaged, after")],
             loc="outside upper left", ncols=2, frameon=False, fontsize=12,
         )  # fmt: skip
 
-    return draw("losses", "Each site's loss, before and after averaging", alt, 40 + 130 * rows, paint)
+    return draw("losses", "Each site's loss, before and after averaging", alt, 60 + rows * max(195 - 30 * rows, 88), paint)
 
 
 def norms(record: Record) -> Picture | None:

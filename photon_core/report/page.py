@@ -155,7 +155,7 @@ def glance(record: Record) -> list[Fact]:
     took = sum(sum(m.seconds.values()) for m in done)
     slow = times.straggler(last)
     facts.append(
-        Fact("time in rounds", duration(took), f"last waited for {slow[0]}, {slow[1]:.1f} s" if slow else "")
+        Fact("time in rounds", duration(took), f"straggler: {slow[0]}, +{duration(slow[1])}" if slow else "")
     )
     return facts
 
@@ -193,7 +193,7 @@ def _sections(record: Record, timelines: int) -> list[Section]:
         Section(
             "sites", "Sites",
             "Who contributes what. Loss is the mean over the site's local steps of its last round, perplexity the "
-            "averaged model's on the site's held-out text, last the seconds until its update was there.",
+            "averaged model's on the site's held-out text, last round the time until its update was there.",
             tables=[tables.site_table(record), tables.round_table(record)],
         ),
         Section(
@@ -236,8 +236,8 @@ def _time_section(record: Record, timelines: int) -> Section:
     newest = pictures.pop(shown[-1].round, None) if shown else None
     return Section(
         "time", "Time",
-        "Who did what when. The site at the bottom of a timeline, in bold, is the one that the round waited for; "
-        "the dotted line is where aggregation began." if timed else "",
+        "Who did what when. The site at the bottom of a timeline, in bold, is the straggler, which the round "
+        "waited for; the dotted line is where aggregation began." if timed else "",
         [newest, times.site_seconds(record)],
         folds=[Fold(_earlier(timed, shown), list(reversed(pictures.values())))] if pictures else [],
     )  # fmt: skip

@@ -70,10 +70,10 @@ def matrix(record: Record) -> Picture | None:
         axes.axvline(len(names), color="white", linewidth=6)
         axes.invert_yaxis()
         axes.set_yticks(np.arange(len(names)) + 0.5, [short(name) for name in names])
-        turn = 0 if len(names) <= 4 else 45
+        turn = 0 if len(names) * max(map(len, names)) <= 36 else 45
         axes.set_xticks(
             np.arange(len(columns)) + 0.5, [short(name, 13) for name in columns], rotation=turn,
-            ha="center" if not turn else "left", fontsize=10 if len(names) <= 4 else 9,
+            ha="center" if not turn else "left", fontsize=10,
         )  # fmt: skip
         axes.xaxis.tick_top()
         axes.tick_params(length=0)

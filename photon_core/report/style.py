@@ -1,7 +1,7 @@
 """How every figure looks: one palette that colour-blind people tell apart, few lines, labels where the data end.
 
-Text stays text in the SVG, so that a page can be searched and is small. Figures are drawn 470 units wide: two
-side by side fill a desk's screen, and one on a phone has letters of nearly 10 pixels.
+Text stays text in the SVG, so that a page can be searched and is small. Figures are drawn 430 units wide: two
+side by side fill a desk's screen, and one on a phone has letters of 10 pixels.
 """
 
 import html
@@ -30,7 +30,7 @@ PHASE_COLOURS = {
     "evaluate": "#009E73",
     "round": "#9fb6c9",
 }
-WIDTH = 470  # CSS pixels
+WIDTH = 430  # CSS pixels
 DPI = 72  # of matplotlib's SVG
 RC: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -170,11 +170,11 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     return moved
 
 
-def rounds_axis(axes: "Axes") -> None:
-    """Whole numbers of rounds below."""
+def rounds_axis(axes: "Axes", ticks: int = 7) -> None:
+    """Whole numbers of rounds below, at about so many ticks."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
     axes.set_xlabel("round")
 
 

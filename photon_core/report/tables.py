@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from photon_core.numbers import amount
+from photon_core.numbers import amount, duration
 from photon_core.report.record import Record, busy, thin
 from photon_core.report.times import straggler
 
@@ -42,7 +42,9 @@ class Table:
 
 def site_table(record: Record) -> Table:
     """What each site has contributed, over all rounds and in the last."""
-    table = Table(("site", "rounds", "tokens", "tokens/s", "bytes sent", "last", "loss", "perplexity", "left out"))
+    table = Table(
+        ("site", "rounds", "tokens", "tokens/s", "bytes sent", "last round", "loss", "perplexity", "left out")
+    )
     for site in record.sites:
         updates = [m.updates[site] for m in record.trained if site in m.updates]
         scores = [m.evaluations[site]["perplexity"] for m in record.rounds if site in m.evaluations]
@@ -58,7 +60,7 @@ def site_table(record: Record) -> Table:
             seconds(busy(last, site)) if last else NOTHING,
             f"{updates[-1].metrics['train_loss']:.3f}" if updates else NOTHING,
             f"{scores[-1]:.2f}" if scores else NOTHING,
-            str(left_out) if left_out else "",
+            str(left_out),
         )
         table.rows.append(Row(cells, "bad" if left_out and not updates else ""))
     return table
@@ -69,7 +71,7 @@ def round_table(record: Record) -> Table:
     rounds = thin(record.trained, ROUNDS)
     hidden = len(record.trained) - len(rounds)
     table = Table(
-        ("round", "perplexity", "train loss", "sites", "tokens", "bytes sent", "seconds", "waited for"),
+        ("round", "perplexity", "train loss", "sites", "tokens", "bytes sent", "seconds", "last site"),
         title="All rounds", fold=True, note=f"{hidden} rounds in between are not listed." if hidden else "",
     )  # fmt: skip
     for manifest in reversed(rounds):
@@ -82,7 +84,7 @@ def round_table(record: Record) -> Table:
             f"{sum(update.tokens for update in manifest.updates.values()):,}",
             amount(sum(update.bytes for update in manifest.updates.values())),
             f"{sum(manifest.seconds.values()):,.1f}",
-            f"{last[0]} (+{last[1]:.1f} s)" if last else NOTHING,
+            f"{last[0]} (+{duration(last[1])})" if last else NOTHING,
         )
         table.rows.append(Row(cells, "bad" if manifest.left_out else ""))
     return table
@@ -157,6 +159,8 @@ def version_table(record: Record) -> Table:
     """Versions of the coordinator, and of sites that have others."""
     ours = record.rounds[-1].versions if record.rounds else (record.birth.versions if record.birth else {})
     rows = [Row((name, version, _others(record, name, version))) for name, version in ours.items()]
+    if not any(row.cells[2] for row in rows):
+        return Table(("package", "version"), [Row(row.cells[:2]) for row in rows], words=True, title="Versions")
     return Table(("package", "version", "elsewhere"), rows, words=True, title="Versions")
 
 

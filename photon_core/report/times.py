@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from photon_core.numbers import duration
 from photon_core.report.record import PHASES, Record, busy, thin
 from photon_core.report.style import (
     COLOURS,
@@ -32,7 +33,7 @@ def has_timeline(manifest: RoundManifest) -> bool:
 
 
 def straggler(manifest: RoundManifest) -> tuple[str, float] | None:
-    """The site that the round waited for longest, and how many seconds after the median one it was done."""
+    """The site that was done last, and how many seconds after the median one."""
     ends = sorted((seconds, site) for site in manifest.updates if (seconds := busy(manifest, site)) is not None)
     if len(ends) < 2:
         return None
@@ -72,7 +73,7 @@ def gantt(manifest: RoundManifest) -> Picture | None:
     whole = sum(manifest.seconds.values())
     alt = f"Timeline of round {manifest.round}, {whole:.3g} s in all. "
     if last:
-        alt += f"{last[0]} was done last, {last[1]:.2g} s after the median site. "
+        alt += f"{last[0]} was last, {duration(last[1])} after the median site. "
     alt += "; ".join(f"{site}: {_words(spans)}" for site, spans in list(lines.items())[:16]) + "."
 
     def paint(figure: "Figure") -> None:
@@ -112,7 +113,7 @@ def gantt(manifest: RoundManifest) -> Picture | None:
 
     name, title = f"round-{manifest.round}", f"Round {manifest.round}"
     if last:
-        title += f": waited {last[1]:.1f} s for {short(last[0], 40)}"
+        title += f": {short(last[0], 40)} was last, {duration(last[1])} after the median site"
     return draw(name, title, alt, 90 + ROW * len(lines), paint)
 
 
@@ -138,7 +139,9 @@ def site_seconds(record: Record) -> Picture | None:
         return None
     last = straggler(rounds[-1])
     alt = "Seconds until each site's update was there, by round and site, darker is longer. " + (
-        f"In round {rounds[-1].round} {last[0]} was last, {last[1]:.2g} s after the median site." if last else ""
+        f"In round {rounds[-1].round} {last[0]} was last, {duration(last[1])} after the median site."
+        if last
+        else ""
     )
 
     def paint(figure: "Figure") -> None:
@@ -161,7 +164,7 @@ def site_seconds(record: Record) -> Picture | None:
         for row in _left_out_rows(rounds, sites):
             axes.text(row[0] + 0.5, row[1] + 0.5, "×", color=COLOURS[1], ha="center", va="center", fontsize=10)
 
-    return draw("seconds", "Time of each site in every round", alt, 90 + min(ROW * len(sites), 420), paint)
+    return draw("seconds", "Time of each site in every round", alt, 90 + min(ROW * (len(sites) + 1), 440), paint)
 
 
 def _round_ticks(axes: "Axes", rounds: list[RoundManifest]) -> None:

@@ -3,11 +3,15 @@
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from photon_core.report.page import render
-from photon_core.report.record import Record, thin, traffic
+from photon_core.layout import Run, model_sha256
+from photon_core.report import write
+from photon_core.report.page import TIMELINES, render
+from photon_core.report.record import Record, read_record, thin, traffic
+from photon_core.store import Store
 
 SIZES = [(0, 4), (1, 1), (7, 4), (12, 64), (1000, 8)]
 
@@ -43,6 +47,25 @@ def test_a_run_of_any_size_is_one_small_page_that_loads_nothing(
     assert len(elements.ids) == len(set(elements.ids)), "ids are unique on the page, between figures too"
     assert page.count("<svg") == page.count("</svg>") == page.count('role="img"')
     assert (page.count("<svg") >= 8) == (rounds > 0)
+
+
+@pytest.mark.slow
+def test_200_rounds_of_16_sites_in_a_store_are_a_page_under_3_megabytes(
+    make_record: Callable[..., Record], tmp_path: Path
+):
+    made, run = make_record(200, 16), Run(Store(str(tmp_path)), "made")
+    assert made.birth is not None
+    run.create_birth(made.birth)
+    for t, manifest in enumerate(made.rounds):
+        linked = {
+            "model_sha256": model_sha256(manifest.model),
+            "previous_sha256": run.round_sha256(t - 1) if t else "",
+        }
+        run.commit_round(manifest.model_copy(update=linked))
+    record = read_record(run, 200)
+    assert len(record.trained) == 200 and len(record.sites) == 16
+    for timelines in (TIMELINES, write.TIMELINES):
+        assert 3e5 < len(render(record, timelines).encode()) < 3e6
 
 
 def test_text_in_figures_is_text_and_every_figure_says_what_it_shows(make_record: Callable[..., Record]):
