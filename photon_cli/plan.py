@@ -64,7 +64,9 @@ def _print(
     source = f"calibrated on {now.calibrated} rounds" if now.calibrated else "from what the sites declare"
     console.print(
         f"run [bold]{federation.run}[/bold]: {now.parameters:,} parameters, {now.sampled} of {len(now.sites)} "
-        f"sites a round, {now.steps} local steps, {federation.rounds.count} rounds; {source}\n",
+        f"sites a round, {now.steps} local steps, {federation.rounds.count} rounds"
+        + (f", aggregated by {now.regions} regions" if now.regions else "")
+        + f"; {source}\n",
         highlight=False,
     )
     console.print(_sites(now))
@@ -182,6 +184,8 @@ def _facts(now: Prediction, advised: Prediction | None) -> dict[str, Any]:
     return {
         "parameters": now.parameters,
         "calibrated_on_rounds": now.calibrated,
+        "regions": now.regions,
+        "aggregate_seconds": now.aggregate,
         "round_seconds": now.round_seconds,
         "run_seconds": now.run_seconds,
         "run_bytes": now.run_bytes,

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from photon_core.plan.reading import bytes_read
 from photon_core.plan.transfer import link_seconds
+from photon_core.training.shapes import parameter_count
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
@@ -21,7 +23,8 @@ class Measured:
         overhead: seconds of each site beyond its training and its link: start, data, encoding.
         concurrency: sites at work at a time: the sum of their seconds over the seconds that all of them took. It
             holds all that makes a round longer than its sites: sites that share a machine, waiting, Prefect.
-        aggregate, evaluate: seconds of a round.
+        aggregate: seconds of aggregation for each byte that it reads (photon_core/plan/reading.py).
+        evaluate: seconds of a round.
     """
 
     rounds: int
@@ -44,7 +47,7 @@ def measure(federation: Federation, manifests: Sequence[RoundManifest]) -> Measu
         return None
     speed: dict[str, list[float]] = {}
     overhead: dict[str, list[float]] = {}
-    concurrency = []
+    concurrency, aggregate = [], []
     for manifest in rounds:
         total = 0.0
         for site, update in manifest.updates.items():
@@ -53,14 +56,22 @@ def measure(federation: Federation, manifests: Sequence[RoundManifest]) -> Measu
             overhead.setdefault(site, []).append(max(0.0, seconds - update.tokens / rate))
             total += seconds + link_seconds(federation, site, update.bytes)
         concurrency.append(total / max(manifest.seconds["sites"], 1e-9))
+        aggregate.append(manifest.seconds.get("aggregate", 0.0) / max(_read(federation, manifest), 1.0))
     return Measured(
         rounds=len(rounds),
         tokens_per_second={site: median(values) for site, values in speed.items()},
         overhead={site: median(values) for site, values in overhead.items()},
         concurrency=median(concurrency),
-        aggregate=median(m.seconds.get("aggregate", 0.0) for m in rounds),
+        aggregate=median(aggregate),
         evaluate=median(m.seconds.get("evaluate", 0.0) for m in rounds),
     )
+
+
+def _read(federation: Federation, manifest: RoundManifest) -> float:
+    """Bytes that the aggregation of a round has read."""
+    sites, model = len(manifest.updates), 4.0 * parameter_count(federation.model)
+    update = sum(update.bytes for update in manifest.updates.values()) / sites
+    return bytes_read(sites, update, model, len(manifest.partials))
 
 
 def _timed(manifest: RoundManifest) -> bool:

@@ -3,13 +3,15 @@
 Seconds of a site in a round = start + download + H steps + upload. A step takes flops_per_token times its tokens
 over what the site declares (devices x tflops x utilisation), or its tokens over the speed that was measured. The
 sites' part of a round ends with its slowest site; where rounds were measured, it is at least the sum of the sites'
-seconds over the number of them that were at work at a time (photon_core/plan/measured.py).
+seconds over the number of them that were at work at a time (photon_core/plan/measured.py). Aggregation follows, at
+a rate of bytes that it reads: every update once, or more by regions (photon_core/plan/reading.py).
 """
 
 from dataclasses import dataclass
 from math import inf, isfinite
 
 from photon_core.plan.measured import Measured
+from photon_core.plan.reading import bytes_read, region_count
 from photon_core.plan.transfer import model_bytes, slowest_link, transfer_seconds, update_bytes
 from photon_core.plan.wall_time import TOPOLOGIES, Topology, bytes_sent, communication_seconds, total_seconds
 from photon_core.training.flops import flops_per_token
@@ -20,7 +22,7 @@ from schemas.federation import Federation
 from schemas.hardware import Hardware
 
 START_SECONDS = 2.0  # a child process with its data and its Trainer, until rounds say how long
-AGGREGATION_RATE = 0.5e9  # bytes of updates a second, until rounds say how many
+AGGREGATION_RATE = 0.5e9  # bytes that aggregation reads in a second, until rounds say how many
 FORWARD = 1 / 3  # of training's operations
 
 
@@ -70,6 +72,7 @@ class Prediction:
         aggregate, evaluate: seconds.
         bandwidth: bytes a second of the slowest link, None if a site declares none.
         calibrated: rounds that it is calibrated on, 0 for none.
+        regions: that a round is aggregated by, 0 for one pass over all sites.
     """
 
     sites: list[SitePlan]
@@ -84,6 +87,7 @@ class Prediction:
     evaluate: float
     bandwidth: float | None
     calibrated: int
+    regions: int = 0
 
     @property
     def round_seconds(self) -> float | None:
@@ -143,6 +147,8 @@ def predict(federation: Federation, measured: Measured | None = None, steps: int
     upload = update_bytes(federation)
     sites = [_site(federation, name, measured, steps_a_round, upload) for name in federation.active]
     sampled = federation.sites_per_round
+    regions = region_count(federation, sampled)
+    read = bytes_read(sampled, upload, 4.0 * parameter_count(federation.model), regions)
     return Prediction(
         sites=sites,
         sampled=sampled,
@@ -152,10 +158,11 @@ def predict(federation: Federation, measured: Measured | None = None, steps: int
         download_bytes=model_bytes(federation),
         upload_bytes=upload,
         sites_seconds=_together(sites, sampled, measured),
-        aggregate=measured.aggregate if measured else sampled * upload / AGGREGATION_RATE,
+        aggregate=read * (measured.aggregate if measured else 1 / AGGREGATION_RATE),
         evaluate=measured.evaluate if measured else _evaluate(federation, sites),
         bandwidth=slowest_link(federation),
         calibrated=measured.rounds if measured else 0,
+        regions=regions,
     )
 
 

@@ -76,7 +76,9 @@ def before_and_after(record: Record) -> Picture | None:
             loc="outside upper left", ncols=2, frameon=False, fontsize=12,
         )  # fmt: skip
 
-    return draw("losses", "Each site's loss, before and after averaging", alt, 60 + rows * max(195 - 30 * rows, 88), paint)
+    return draw(
+        "losses", "Each site's loss, before and after averaging", alt, 60 + rows * max(195 - 30 * rows, 88), paint
+    )
 
 
 def norms(record: Record) -> Picture | None:

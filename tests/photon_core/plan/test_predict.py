@@ -13,6 +13,7 @@ from photon_core.plan.sweep import best, sweep
 from photon_core.plan.transfer import update_bytes
 from photon_core.training.flops import flops_per_token
 from photon_core.training.shapes import parameter_count
+from schemas.aggregation import Aggregation
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.model import Model
@@ -101,6 +102,30 @@ def test_sites_own_budgets_codec_and_pauses_count() -> None:
     assert trained(time_limit=7.0).sites[1].train == 7
     assert [site.name for site in trained(paused=True).sites] == ["fast"]
     assert trained(micro_batch=4).sites[1].micro_batch == 4
+
+
+def test_regions_are_read_twice_beside_their_means() -> None:
+    """40 sites by 3 regions: 40 U for the means, 40 U + 3 x 3 M for the cosines, 3 M at the root."""
+    names = [f"s{n}" for n in range(40)]
+    hardware = {"hardware": {"tflops": 1000}, "link": {"up": 1}}
+    sites = [{"name": n, **hardware, "streams": [{"name": "s", "source": "s.txt"}]} for n in names]
+    flat = federation(sites=sites, update={"codec": "int8"})
+    tree = federation(sites=sites, update={"codec": "int8"}, aggregation={"tree_above": 32, "fan_out": 16})
+    size, sent = 4.0 * parameter_count(flat.model), update_bytes(flat)
+    assert predict(flat).regions == 0 and predict(flat).aggregate == pytest.approx(40 * sent / 0.5e9)
+    assert predict(tree).regions == 3
+    assert predict(tree).aggregate == pytest.approx((80 * sent + 12 * size) / 0.5e9)
+    fewer = tree.model_copy(update={"rounds": tree.rounds.model_copy(update={"sites_per_round": 32})})
+    assert predict(fewer).regions == 0
+
+
+def test_a_measured_aggregation_is_scaled_by_what_is_read() -> None:
+    fed, rounds = recorded()
+    once = predict(fed, measure(fed, rounds)).aggregate
+    by_regions = fed.model_copy(update={"aggregation": Aggregation(tree_above=2, fan_out=2)})
+    assert predict(by_regions, measure(fed, rounds)).aggregate == pytest.approx(3.5 * once, rel=0.01)  # 2 + 6 / 4
+    as_such = [m.model_copy(update={"partials": {"1": "", "2": ""}}) for m in rounds]
+    assert predict(by_regions, measure(fed, as_such)).aggregate == pytest.approx(once, rel=0.01)
 
 
 def test_what_is_not_declared_is_not_guessed() -> None:
