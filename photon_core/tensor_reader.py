@@ -2,8 +2,10 @@
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import closing
+from functools import partial
 from threading import Condition
 from typing import Any, NamedTuple
 
@@ -13,11 +15,13 @@ from numpy.typing import NDArray
 from photon_core.errors import CorruptFile
 from photon_core.hashing import Check
 from photon_core.store import Ranges, Store, check_path
-from photon_core.tensors import NUMPY_DTYPES, all_tensors, check_held, header_limit, read_header
+from photon_core.tensors import DTYPE_BYTES, NUMPY_DTYPES, all_tensors, check_held, header_limit, read_header
 from schemas.manifests import FileEntry, TensorEntry
 
 BLOCK = 1 << 20
+STEP = 1 << 18  # bytes of a file on a disk that are read and then hashed while a core's cache still has them
 Array = NDArray[Any]
+Load = Callable[[], Array]
 Spans = Mapping[str, tuple[int, int]]  # of tensors, the first element and the first beyond
 
 
@@ -62,45 +66,60 @@ class TensorReader:
         """A tensor's elements, flat, at most so many at a time; each array is valid until the next."""
         return self.stream(self.pieces(name, elements))
 
-    def stream(
-        self, pieces: Sequence[Piece], prefix: str = "", ahead: int = 1, keep: int = 0
-    ) -> Generator[Array, None, None]:
-        """Pieces in order. Each array is valid, and the caller's to change, until `keep` + 1 more are asked for.
+    def stream(self, pieces: Sequence[Piece], prefix: str = "", ahead: int = 1, keep: int = 0) -> Iterator[Array]:
+        """Pieces in order, as `loads` gives them, each of them read."""
+        with closing(self.loads(pieces, prefix, ahead, keep)) as loads:
+            for load in loads:
+                yield load()
 
-        Read in the order of the files, every byte is read once and its hash comes with it.
+    def loads(
+        self, pieces: Sequence[Piece], prefix: str = "", ahead: int = 1, keep: int = 0
+    ) -> Generator[Load, None, None]:
+        """For every piece, in order, what is to be called for it once, by any thread; all are called in order.
+
+        Without a pool, who calls it reads. Each array is valid, and the caller's to change, until `keep` + 1 more
+        are asked for. Read in the order of the files, every byte is read once, and hashed on the way.
 
         Args:
             pieces: what to read.
             prefix: put before the pieces' names.
-            ahead: pieces that are read, side by side, beyond the one asked for.
+            ahead: pieces that the pool reads, side by side, beyond the one asked for.
             keep: pieces that stay valid beside the newest.
         """
         ahead = ahead if self._pool else 0
         size = max((self._bytes(piece, prefix) for piece in pieces), default=0)
         buffers = [_aligned(size) for _ in range(min(ahead + keep + 1, len(pieces)))]
-        coming: deque[Future[None]] = deque()
+        coming: deque[Load] = deque()
+        under_way: deque[Future[None]] = deque()
         asked = 0
         try:
-            for index, piece in enumerate(pieces):
-                while self._pool and asked < min(index + ahead + 1, len(pieces)):
-                    buffer = buffers[asked % len(buffers)]
-                    coming.append(self._pool.submit(self._fill, self._plan(pieces[asked], prefix, buffer)))
+            for index in range(len(pieces)):
+                while asked < min(index + ahead + 1, len(pieces)):
+                    buffer, piece = buffers[asked % len(buffers)], pieces[asked]
+                    fill: Callable[[], None] = partial(self._fill, self._plan(piece, prefix, buffer))
+                    if self._pool:
+                        under_way.append(self._pool.submit(fill))
+                        fill = under_way[-1].result
+                    dtype = NUMPY_DTYPES[self.tensors[prefix + piece.name].dtype]
+                    coming.append(partial(_filled, fill, buffer[: self._bytes(piece, prefix)].view(dtype)))
                     asked += 1
-                buffer = buffers[index % len(buffers)]
-                if coming:
-                    coming.popleft().result()
-                else:
-                    self._fill(self._plan(piece, prefix, buffer))
-                dtype = NUMPY_DTYPES[self.tensors[prefix + piece.name].dtype]
-                yield buffer[: self._bytes(piece, prefix)].view(dtype)
+                while len(under_way) > len(buffers):
+                    under_way.popleft()
+                yield coming.popleft()
         except BaseException:
-            for file in self._files:
-                file.give_up()  # another stream may wait for the turn of what is not read any more
+            self.give_up()  # another stream may wait for the turn of what is not read any more
+            for job in under_way:
+                job.cancel()
             raise
         finally:
-            for job in reversed(coming):
-                if not job.cancel():
+            for job in under_way:
+                if not job.cancelled():
                     job.exception()  # it uses the file: let it end before anyone closes
+
+    def give_up(self) -> None:
+        """Nobody waits any more for what is not read; `verify` reads again."""
+        for file in self._files:
+            file.give_up()
 
     def verify(self, parts: Spans | None = None) -> None:
         """Every file's hash is the manifest's; files that were not read in order are read again for it.
@@ -129,7 +148,7 @@ class TensorReader:
         return (piece.end - piece.start) * self._itemsize(prefix + piece.name)
 
     def _itemsize(self, name: str) -> int:
-        return np.dtype(NUMPY_DTYPES[self.tensors[name].dtype]).itemsize
+        return DTYPE_BYTES[self.tensors[name].dtype]
 
     def _plan(self, piece: Piece, prefix: str, buffer: NDArray[np.uint8]) -> list["_Read"]:
         """What to read from which files, in order; called in the order of the pieces."""
@@ -152,6 +171,11 @@ class TensorReader:
 
     def _holding(self, parts: Spans | None) -> list["_File"]:
         return [file for file in self._files if parts is None or _overlap(file.entry.tensors, parts)]
+
+
+def _filled(fill: Callable[[], None], array: Array) -> Array:
+    fill()
+    return array
 
 
 class _Part(NamedTuple):
@@ -179,6 +203,7 @@ class _File:
     def __init__(self, store: Store, path: str, entry: FileEntry) -> None:
         self.store, self.path, self.entry = store, path, entry
         self.verified = False
+        self._steps = store.is_local  # read and hashed in small steps; from a server, in requests side by side
         self._ranges: Ranges | None = None
         self._opening: Future[None] | None = None
         self._starts: dict[str, int] = {}
@@ -208,17 +233,29 @@ class _File:
     def read_into(self, view: memoryview, start: int, in_turn: bool) -> None:
         """Fill `view` from byte `start` on; hash it, in its turn."""
         try:
-            count = self._open_ranges().read_into(view, start)
-            if count < len(view):
-                raise CorruptFile(f"{self.store.locate(self.path)} ends before byte {self.entry.bytes}")
-            if in_turn:
-                with self._turn:
-                    self._turn.wait_for(lambda: self._broken or self._position == start)
-                if not self._broken:
-                    self._hash(view)
+            if in_turn and self._steps and self._wait_for(start):
+                for at in range(0, len(view), STEP):
+                    self._read(view[at : at + STEP], start + at)
+                    self._check.update(view[at : at + STEP])
+                self._passed(len(view))
+                return
+            self._read(view, start)
+            if in_turn and self._wait_for(start):
+                self._hash(view)
         except BaseException:
             self.give_up()
             raise
+
+    def _read(self, view: memoryview, start: int) -> None:
+        if self._open_ranges().read_into(view, start) < len(view):
+            raise CorruptFile(f"{self.store.locate(self.path)} ends before byte {self.entry.bytes}")
+
+    def _wait_for(self, start: int) -> bool:
+        """Until all before `start` is hashed; whether that will ever be."""
+        if self._position != start:
+            with self._turn:
+                self._turn.wait_for(lambda: self._broken or self._position == start)
+        return not self._broken
 
     def give_up(self) -> None:
         """Some of what was asked for is not read: nobody waits to hash any more, and `verify` reads all again."""
@@ -235,9 +272,7 @@ class _File:
         block = memoryview(bytearray(min(BLOCK, self.entry.bytes)))
         while self._position < self.entry.bytes:
             size = min(len(block), self.entry.bytes - self._position)
-            count = self._open_ranges().read_into(block[:size], self._position)
-            if count < size:
-                raise CorruptFile(f"{self.store.locate(self.path)} ends before byte {self.entry.bytes}")
+            self._read(block[:size], self._position)
             self._hash(block[:size])
 
     def close(self) -> None:
@@ -256,6 +291,8 @@ class _File:
         self._starts = {info.name: info.start for info in infos.values()}
 
     def _open_ranges(self) -> Ranges:
+        if (ranges := self._ranges) is not None:
+            return ranges
         with self._turn:
             if self._ranges is None:
                 self._ranges = self.store.open_ranges(self.path)
@@ -263,8 +300,12 @@ class _File:
 
     def _hash(self, view: memoryview) -> None:
         self._check.update(view)
+        self._passed(len(view))
+
+    def _passed(self, count: int) -> None:
+        """So many bytes more are hashed."""
         with self._turn:
-            self._position += len(view)
+            self._position += count
             self._turn.notify_all()
         if self._position == self.entry.bytes:
             self._compare()

@@ -1,33 +1,34 @@
 """One pass from the sites' updates to the next global model, in memory that does not grow with model or sites.
 
 Every byte of the updates, the old model and the optimizer's state is read once, piece by piece, and hashed on
-the way. Threads read ahead, do the arithmetic of several pieces side by side, and write behind; the order of
-the arithmetic on every element, and so every bit of the model, is fixed.
+the way. Threads work on several pieces side by side (from a disk, they also read them; from a server, others read
+ahead) and write behind; the order of the arithmetic on every element, and so every bit of the model, is fixed.
 """
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.aggregation.arithmetic import BLOCK, Arithmetic
-from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifest
+from photon_core.aggregation.arithmetic import Arithmetic
+from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, blame, check_manifest
 from photon_core.aggregation.combine import Combine, Given
 from photon_core.aggregation.finished import Finished
 from photon_core.aggregation.norms import Norms
 from photon_core.aggregation.pairs import Pairs
 from photon_core.aggregation.server_optimizer import OPTIMIZERS
-from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
+from photon_core.aggregation.threads import Threads
+from photon_core.errors import CorruptFile, PhotonError
 from photon_core.layout import Run
 from photon_core.shard_writer import ShardWriter
-from photon_core.tensor_reader import Array, Piece, Spans, TensorReader, cut, span
+from photon_core.tensor_reader import Array, Load, Piece, Spans, TensorReader, cut, span
 from photon_core.tensors import all_tensors, shard_plan
 from photon_core.update.codec import Codec, get_codec
 from photon_core.update.rounded import against
@@ -36,7 +37,8 @@ from schemas.manifests import FileEntry, RoundManifest, ShardRecord, TensorEntry
 from schemas.server import Server
 
 Float32 = NDArray[np.float32]
-LEAST_PIECE, MOST_PIECE = 1 << 13, 1 << 18  # elements; from a disk, what a thread reads and hashes at a time
+LEAST_PIECE, MOST_PIECE = 1 << 15, 1 << 18  # elements of a site
+CACHED = 1 << 21  # elements of a piece from a disk, all sites
 MOST_REMOTE_PIECE = 1 << 20  # elements of one request to a server
 
 
@@ -113,41 +115,18 @@ def aggregate(
         combine = Given(shares) if shares else Combine(server, ordered)
         places = {s: (folders or {}).get(s) or run.site_dir(t, s, u.attempt) for s, u in ordered.items()}
         target = (into or run.round_dir(t)) if write else None
-        team = _Threads.start(stack, run.store.is_local, settings, threads)
+        team = Threads.start(stack, run.store.is_local, settings, threads)
         shard_bytes = max_shard_bytes or settings.shard_bytes
         one_pass = _Pass(run, t, base, ordered, places, combine, server, target, team, shard_bytes, stack)
         return one_pass.work(chunk_elements or one_pass.piece_elements(settings.memory_bytes))
 
 
-class _Threads(NamedTuple):
-    """Who reads, computes and writes; readers or writers None: whoever asks, when asked."""
+class _Done(NamedTuple):
+    """A piece, computed."""
 
-    readers: Executor | None
-    workers: Executor
-    writers: Executor | None
-    ahead: int  # pieces of a stream that are read beyond the one in hand
-    side_by_side: int  # pieces that are computed beyond the one in hand
-
-    @classmethod
-    def start(cls, stack: ExitStack, local: bool, settings: Aggregation, threads: int | None) -> "_Threads":
-        if threads == 0:
-            return cls(None, _Now(), None, 0, 0)
-        cores = max(2, min(8, os.cpu_count() or 1))
-
-        def pool(name: str, count: int) -> Executor:
-            return stack.enter_context(ThreadPoolExecutor(threads or count, f"aggregate-{name}"))
-
-        readers = pool("read", cores if local else settings.connections)
-        return cls(readers, pool("compute", cores), pool("write", cores), ahead=2, side_by_side=cores)
-
-
-class _Job(NamedTuple):
-    """A piece that is being computed."""
-
-    piece: Piece
-    sums: "Future[tuple[list[list[float]], NDArray[np.float64]]]"
-    state: Sequence[Float32]
-    result: Float32
+    sums: list[NDArray[np.float64]]
+    gram: NDArray[np.float64]
+    results: list[Float32]  # the new model, and the optimizer's state
 
 
 class _Pass:
@@ -163,7 +142,7 @@ class _Pass:
         combine: Combine,
         server: Server,
         target: str | None,
-        team: "_Threads",
+        team: Threads,
         shard_bytes: int,
         stack: ExitStack,
     ) -> None:
@@ -203,22 +182,26 @@ class _Pass:
             for n, prefix in enumerate(self.prefixes)
         ]
         missing = [number for number in range(len(shards)) if number not in found]
-        jobs = self._jobs(
-            [piece for number in missing for piece in pieces[number]],
-            [look for number in missing for look in looked[number]],
+        jobs = self.stack.enter_context(
+            closing(
+                self._jobs(
+                    [piece for number in missing for piece in pieces[number]],
+                    [look for number in missing for look in looked[number]],
+                )
+            )
         )
         sums = {number: record.sums for number, record in found.items()}
         unrecorded: list[int] = []
         for number in missing:
             norms, gram = Norms(list(self.sites)), np.zeros_like(pairs.gram)
-            for job in islice(jobs, len(pieces[number])):
-                blocks, part = job.sums.result()
-                gram += part
-                for block in blocks:
-                    norms.add(job.piece.name, block)
-                for prefix, writer, values in zip(self.prefixes, writers, (job.result, *job.state), strict=True):
-                    writer.write(prefix + job.piece.name, values)
-            sums[number] = [*norms.sums, *gram.ravel().tolist()]
+            for piece, job in zip(pieces[number], islice(jobs, len(pieces[number])), strict=True):
+                done = job.result()
+                gram += done.gram
+                for block in done.sums:
+                    norms.add(piece.name, block)
+                for prefix, writer, values in zip(self.prefixes, writers, done.results, strict=True):
+                    writer.write(prefix + piece.name, values)
+            sums[number] = [*norms.sums.tolist(), *gram.ravel().tolist()]
             unrecorded = self._record(unrecorded, shards, writers, sums)
             unrecorded.append(number)
         self._verify([plans[0][number] for number in missing] if found else None)
@@ -236,32 +219,50 @@ class _Pass:
         """Elements of a piece, so that all that are in memory at a time fit into so many bytes."""
         streams = len(self.sites) + len(self.prefixes)
         held = self.team.ahead + self.team.side_by_side + 1
-        most = MOST_PIECE if self.run.store.is_local else MOST_REMOTE_PIECE
-        fit = max(LEAST_PIECE, min(most, memory_bytes // (4 * streams * held)))
-        return fit - fit % BLOCK if fit > BLOCK else fit
+        most = MOST_REMOTE_PIECE
+        if self.run.store.is_local:
+            most = max(LEAST_PIECE, min(MOST_PIECE, 1 << (CACHED // streams).bit_length() - 1))
+        block = self.arithmetic.block
+        fit = max(block, min(most, memory_bytes // (4 * streams * held)))
+        return fit - fit % block
 
-    def _jobs(self, pieces: Sequence[Piece], looked: Sequence[bool]) -> Iterator[_Job]:
-        """Every piece, its arithmetic begun; some are under way beyond the one that is given out."""
+    def _jobs(self, pieces: Sequence[Piece], looked: Sequence[bool]) -> Generator[Future[_Done], None, None]:
+        """Every piece, its work begun; some are under way beyond the one that is given out."""
         keep = self.team.side_by_side
-        thetas = self._stream(self.base, pieces)
-        states = [self._state_stream(prefix, pieces) for prefix in self.prefixes[1:]]
+        thetas = self._loads(self.base, pieces)
+        states = [self._state_loads(prefix, pieces) for prefix in self.prefixes[1:]]
         updates = [
-            _blame(site, self._stream(reader, [_encoded(self.codecs[site], piece) for piece in pieces]))
+            self._blamed(site, reader, [_encoded(self.codecs[site], piece) for piece in pieces])
             for site, reader in self.sites.items()
         ]
         size = max((p.end - p.start for p in pieces), default=0)
         results = [np.empty(size, np.float32) for _ in range(keep + 1)]
-        begun: deque[_Job] = deque()
-        for number, (piece, theta) in enumerate(zip(pieces, thetas, strict=True)):
-            result = results[number % len(results)][: theta.size]
-            state = [next(stream) for stream in states]
-            encoded = [next(stream) for stream in updates]
-            given = (piece.name, theta, encoded, state, result, looked[number])
-            work = self.team.workers.submit(self.arithmetic.work, *given)
-            begun.append(_Job(piece, work, state, result))
-            if len(begun) > keep:
+        begun: deque[Future[_Done]] = deque()
+        try:
+            for number, (piece, theta) in enumerate(zip(pieces, thetas, strict=True)):
+                state = [next(loads) for loads in states]
+                encoded = [next(loads) for loads in updates]
+                out = results[number % len(results)][: piece.end - piece.start]
+                given = (piece.name, theta, encoded, state, out, looked[number])
+                begun.append(self.team.workers.submit(self._compute, *given))
+                if len(begun) > keep:
+                    yield begun.popleft()
+            while begun:
                 yield begun.popleft()
-        yield from begun
+        except BaseException:
+            for reader in (self.base, self.state, *self.sites.values()):
+                reader.give_up()  # so that nobody waits for what the one that failed has not read
+            raise
+        finally:
+            for job in begun:
+                if not job.cancel():
+                    job.exception()  # it uses the files
+
+    def _compute(
+        self, tensor: str, theta: Load, encoded: Sequence[Load], state: Sequence[Load], out: Float32, look: bool
+    ) -> _Done:
+        arrays = theta(), [load() for load in encoded], [load() for load in state]
+        return _Done(*self.arithmetic.work(tensor, *arrays, out, look), [out, *arrays[2]])
 
     def _finished(
         self, shards: Sequence[tuple[Mapping[str, TensorEntry], ...]], count: int
@@ -316,20 +317,26 @@ class _Pass:
         )
         return self.stack.enter_context(writer)
 
-    def _stream(self, reader: TensorReader, pieces: Sequence[Piece], prefix: str = "") -> Iterator[Array]:
-        stream = reader.stream(pieces, prefix, self.team.ahead, self.team.side_by_side)
-        return self.stack.enter_context(closing(stream))
+    def _loads(self, reader: TensorReader, pieces: Sequence[Piece], prefix: str = "") -> Iterator[Load]:
+        loads = reader.loads(pieces, prefix, self.team.ahead, self.team.side_by_side)
+        return self.stack.enter_context(closing(loads))
 
-    def _state_stream(self, prefix: str, pieces: Sequence[Piece]) -> Iterator[Array]:
+    def _blamed(self, site: str, reader: TensorReader, pieces: Sequence[Piece]) -> Iterator[Load]:
+        """Loads of a site's update; what is wrong with its bytes is that update being bad."""
+        with blame(site):
+            for load in self._loads(reader, pieces):
+                yield partial(_call, site, load)
+
+    def _state_loads(self, prefix: str, pieces: Sequence[Piece]) -> Iterator[Load]:
         """The optimizer's state; what it starts at when no round has kept it yet."""
         wanted = self._like(prefix)
         kept = {tensor: self.state.tensors[tensor] for tensor in wanted if tensor in self.state.tensors}
         if not kept:
             start = np.float32(self.arithmetic.optimizer.state[prefix[:-1]](self.server))
-            return (np.full(piece.end - piece.start, start, np.float32) for piece in pieces)
+            return (partial(np.full, piece.end - piece.start, start, np.float32) for piece in pieces)
         if kept != wanted:
             raise CorruptFile(f"round {self.t - 1}'s optimizer state '{prefix[:-1]}' does not fit its model")
-        return self._stream(self.state, pieces, prefix)
+        return self._loads(self.state, pieces, prefix)
 
     def _verify(self, shards: Sequence[Mapping[str, TensorEntry]] | None) -> None:
         """Every hash, also of files that were not read in the order of their bytes.
@@ -339,10 +346,8 @@ class _Pass:
         """
         for parts in [None] if shards is None else shards:
             for site, reader in self.sites.items():
-                try:
+                with blame(site):
                     reader.verify(None if parts is None else _spans(parts, self.codecs[site]))
-                except CorruptFile as error:
-                    raise UpdateRejected(site, str(error)) from error
             self.base.verify(None if parts is None else _spans(parts))
             for prefix in self.prefixes[1:]:
                 kept = {prefix + name: part for name, part in (parts or {}).items()}
@@ -376,21 +381,6 @@ class _NoWriter:
         return []
 
 
-def _blame(site: str, stream: Iterator[Array]) -> Iterator[Array]:
-    """The stream; what is wrong with its bytes is this site's update being bad."""
-    try:
-        yield from stream
-    except CorruptFile as error:
-        raise UpdateRejected(site, str(error)) from error
-
-
-class _Now(Executor):
-    """Does at once what it is given."""
-
-    def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            done.set_result(call(*args, **kwargs))
-        except BaseException as error:
-            done.set_exception(error)
-        return done
+def _call(site: str, load: Load) -> Array:
+    with blame(site):
+        return load()

@@ -1,11 +1,10 @@
 """The arithmetic of one piece of the model: decode, average, step, and the sums that the norms are made of.
 
-A piece is worked on in blocks that stay in a core's cache while all is done to them. Every operation is element
-by element and in one order, so that no bit of the result depends on where pieces and blocks end, or on which
-thread does them. The sums do depend on the blocks, in their last bits, and on nothing else.
+A piece is worked on in blocks that stay in a core's caches while all is done to them, all sites in one array.
+Every operation is element by element and in one order, so that no bit of the result depends on where pieces and
+blocks end, or on which thread does them. The sums do depend on the blocks, in their last bits, on nothing else.
 """
 
-import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from photon_core.aggregation.check import blame
 from photon_core.aggregation.combine import Combine
 from photon_core.aggregation.pairs import gram
 from photon_core.aggregation.server_optimizer import ServerOptimizer
-from photon_core.errors import CorruptFile, UpdateRejected
+from photon_core.errors import UpdateRejected
 from photon_core.update.codec import Codec
 from schemas.server import Server
 
 Float32 = NDArray[np.float32]
-BLOCK = 1 << 16  # elements: a handful of such blocks fit a core's cache; a multiple of every codec's block
-DOT = 1 << 13  # elements of a partial inner product: few enough that BLAS starts no threads for them
+Float64 = NDArray[np.float64]
+LEAST_BLOCK, MOST_BLOCK = 1 << 12, 1 << 16  # elements of a site; multiples of every codec's block
+CACHED = 1 << 20  # elements of a block of all sites
+DOT = 1 << 12  # elements of a partial inner product: few enough that BLAS starts no threads for them
+
+
+def block_elements(sites: int) -> int:
+    """Elements of a block of so many sites' parameters; a power of two."""
+    return max(LEAST_BLOCK, min(MOST_BLOCK, 1 << (CACHED // sites).bit_length() - 1))
 
 
 class Arithmetic:
@@ -38,6 +45,7 @@ class Arithmetic:
         self, codecs: dict[str, Codec], combine: Combine, optimizer: ServerOptimizer, server: Server
     ) -> None:
         self.codecs, self.combine, self.optimizer, self.server = codecs, combine, optimizer, server
+        self.block = block_elements(len(codecs))
         self._scratch = threading.local()  # a thread's own memory, used again for every piece
 
     def work(
@@ -48,8 +56,8 @@ class Arithmetic:
         state: Sequence[Float32],
         out: Float32,
         look: bool,
-    ) -> tuple[list[list[float]], NDArray[np.float64]]:
-        """One piece; `encoded` and `state` are changed in place, `out` is filled with the new theta.
+    ) -> tuple[list[Float64], Float64]:
+        """One piece; `state` is changed in place, `out` is filled with the new theta.
 
         Args:
             tensor: its name.
@@ -64,64 +72,66 @@ class Arithmetic:
             UpdateRejected: a site's parameters are NaN or infinite, or too large for float32.
         """
         sums, pairs = [], np.zeros((len(self.codecs), len(self.codecs)))
+        memory = self._memory()
         with np.errstate(all="ignore"):  # what is not finite is found, and the site named
-            for start in range(0, theta.size, BLOCK):
-                end = min(start + BLOCK, theta.size)
-                parameters = [
-                    self._decode(
-                        number, site, theta[start:end], update[codec.position(start) : codec.position(end)]
-                    )
-                    for number, ((site, codec), update) in enumerate(
-                        zip(self.codecs.items(), encoded, strict=True)
-                    )
-                ]
-                if look:
-                    pairs += gram(theta[start:end], parameters)
+            for start in range(0, theta.size, self.block):
+                end = min(start + self.block, theta.size)
+                rows, deltas = (array[:, : end - start] for array in memory)
+                np.copyto(rows[0], theta[start:end])
+                for row, (site, codec), update in zip(rows[1:], self.codecs.items(), encoded, strict=True):
+                    with blame(site):
+                        codec.decode(rows[0], update[codec.position(start) : codec.position(end)], row)
                 kept = [values[start:end] for values in state]
-                sums.append(self._step(tensor, theta[start:end], parameters, kept, out[start:end]))
+                sums.append(self._step(tensor, rows, deltas, kept, out[start:end]))
+                if look:
+                    pairs += gram(deltas[1:])
         return sums, pairs
 
-    def _decode(self, number: int, site: str, theta: Float32, encoded: NDArray[Any]) -> Float32:
-        codec = self.codecs[site]
-        out = encoded.view(np.float32) if codec.lossless else self._buffer(3 + number, theta.size)
-        try:
-            return codec.decode(theta, encoded, out)
-        except CorruptFile as error:
-            raise UpdateRejected(site, str(error)) from error
-
     def _step(
-        self, tensor: str, theta: Float32, parameters: Sequence[Float32], state: Sequence[Float32], out: Float32
-    ) -> list[float]:
-        mean, g, scratch = (self._buffer(number, theta.size) for number in range(3))
-        self.combine(theta, parameters, mean, scratch)
+        self, tensor: str, rows: Float32, deltas: Float32, state: Sequence[Float32], out: Float32
+    ) -> Float64:
+        """`rows` are theta and the sites' parameters; `deltas` become g and the sites' pseudo-gradients."""
+        theta, g, mean = rows[0], deltas[0], self._mean()[: out.size]
+        self.combine(rows, mean, deltas)
         np.subtract(theta, mean, out=g)
-        squares, along = [], []
-        for site, theta_k in zip(self.codecs, parameters, strict=True):
-            np.subtract(theta, theta_k, out=scratch)
-            squares.append(square := dot(scratch, scratch))
-            along.append(dot(scratch, g))
-            if not math.isfinite(square):
-                what = "values too large for float32's arithmetic" if np.isfinite(theta_k).all() else "NaN or Inf"
-                raise UpdateRejected(site, f"tensor '{tensor}' holds {what}")
-        gradient = dot(g, g)
-        if math.isfinite(gradient):  # else the mean is not finite, and there is no step to take
+        np.subtract(theta, rows[1:], out=deltas[1:])
+        squares = dots(deltas[1:], deltas[1:])
+        if not np.isfinite(squares).all():
+            number = int(np.argmin(np.isfinite(squares)))
+            finite = np.isfinite(rows[1 + number]).all()
+            what = "values too large for float32's arithmetic" if finite else "NaN or Inf"
+            raise UpdateRejected(list(self.codecs)[number], f"tensor '{tensor}' holds {what}")
+        along, gradient = dots(deltas[1:], g), dots(deltas[:1], g)
+        if np.isfinite(gradient).all():  # else the mean is not finite, and there is no step to take
             self.optimizer.step(theta, mean, g, state, self.server, out)
-        np.subtract(out, theta, out=scratch)
-        return [*squares, *along, gradient, dot(scratch, scratch), dot(out, out)]
+        step = np.subtract(out, theta, out=mean)[None]
+        return np.concatenate([squares, along, gradient, dots(step, step), dots(out[None], out[None])])
 
-    def _buffer(self, number: int, size: int) -> Float32:
-        buffers = self._scratch.__dict__.setdefault("buffers", {})
-        if number not in buffers:
-            buffers[number] = np.empty(BLOCK, np.float32)
-        found: Float32 = buffers[number][:size]
+    def _memory(self) -> tuple[Float32, Float32]:
+        """Of this thread: rows for theta and every site, twice."""
+        if not hasattr(self._scratch, "rows"):
+            shape = (len(self.codecs) + 1, self.block)
+            self._scratch.rows, self._scratch.deltas = np.empty(shape, np.float32), np.empty(shape, np.float32)
+            self._scratch.mean = np.empty(self.block, np.float32)
+        return self._scratch.rows, self._scratch.deltas
+
+    def _mean(self) -> Float32:
+        found: Float32 = self._scratch.mean
         return found
 
 
-def dot(a: Float32, b: Float32) -> float:
-    """The inner product: float32 over short runs, float64 over those; float64 alone where float32 overflows."""
-    whole = a.size - a.size % DOT
-    value = float(np.dot(a[whole:], b[whole:]))
+def dots(a: Float32, b: Float32) -> Float64:
+    """The inner products of rows: float32 over short runs, float64 over those, and alone where float32 overflows.
+
+    Args:
+        a: an array (K, n).
+        b: the same, or one row for all.
+    """
+    whole = a.shape[1] - a.shape[1] % DOT
+    values: Float64 = np.vecdot(a[:, whole:], b[..., whole:]).astype(np.float64)
     if whole:
-        runs = np.vecdot(a[:whole].reshape(-1, DOT), b[:whole].reshape(-1, DOT))
-        value += float(runs.sum(dtype=np.float64))
-    return value if math.isfinite(value) else float(np.dot(a.astype(np.float64), b.astype(np.float64)))
+        runs = [part[..., :whole].reshape(*part.shape[:-1], -1, DOT) for part in (a, b)]
+        values += np.vecdot(*runs).sum(axis=1, dtype=np.float64)
+    for k in np.flatnonzero(~np.isfinite(values)):
+        values[k] = np.dot(a[k].astype(np.float64), (b if b.ndim == 1 else b[k]).astype(np.float64))
+    return values

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from types import TracebackType
 
-from photon_core.errors import PhotonError, UpdateRejected
+from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
 from photon_core.layout import Run
 from photon_core.store import SHA256, check_path
 from photon_core.tensors import all_tensors
@@ -13,6 +14,22 @@ from schemas.manifests import PartialManifest, RoundManifest, TensorEntry, Updat
 TOKEN_LIMIT = 10**15  # more than any site trains in a round; a claim beyond it would drown the others' weights
 STEP_LIMIT = 10**9  # the largest count moves everyone's learning-rate schedule
 METRICS_LIMIT = 1000
+
+
+class blame:
+    """Whatever is found wrong inside is this site's update being bad: UpdateRejected instead of `what`."""
+
+    def __init__(self, site: str, what: type[PhotonError] = CorruptFile) -> None:
+        self._site, self._what = site, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, self._what):
+            raise UpdateRejected(self._site, str(error)) from error
 
 
 def check_manifest(
@@ -55,15 +72,13 @@ def check_manifest(
         if count > limit:
             raise UpdateRejected(site, f"it claims {_number(count)} trained {what}; at most {limit} are possible")
     _check_metrics(site, update.metrics)
-    try:
+    with blame(site, PhotonError):
         codec = get_codec(update.codec)
         for entry in update.files:
             check_path(entry.path)
             if not all(SHA256.fullmatch(digest) for digest in (entry.sha256, entry.blake3 or entry.sha256)):
                 raise PhotonError(f"file '{entry.path}' has no sha256 or blake3")
         found = all_tensors(update.files)
-    except PhotonError as error:
-        raise UpdateRejected(site, str(error)) from error
     _check_tensors(site, all_tensors(base.model), found, codec)
 
 

@@ -1,7 +1,7 @@
 """How the sites' parameters become one: their weights, and the kind of mean."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from photon_core.aggregation.mean import Float32, token_weights, weighted_mean
 from photon_core.aggregation.robust import bounds, median, trimmed_mean
@@ -57,16 +57,22 @@ class Combine:
         self.shares = {site: factor * weight * self.bounds[site] for site, weight in self.weights.items()}
         self._plain = factor == 1.0 and all(bound == 1.0 for bound in self.bounds.values())
 
-    def __call__(self, theta: Float32, parameters: Sequence[Float32], out: Float32, scratch: Float32) -> Float32:
-        """The mean of one piece of the sites' parameters into `out`; `scratch` is of the same shape."""
+    def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
+        """The mean of one piece of the sites' parameters into `out`.
+
+        Args:
+            rows: theta, then the parameters of every site.
+            out: of a row's shape.
+            scratch: of the rows' shape.
+        """
         if self._server.mean == "median":
-            return median(parameters, out)
+            return median(rows[1:], out)
         if self._server.mean == "trimmed":
-            return trimmed_mean(parameters, self._server.trim, out)
+            return trimmed_mean(rows[1:], self._server.trim, out)
         if self._plain:
-            return weighted_mean(parameters, list(self.shares.values()), out, scratch)
+            return weighted_mean(rows[1:], list(self.shares.values()), out, scratch[1:])
         rest = 1 - math.fsum(self.shares.values())  # theta's own: what was bounded away, or is added by FedNova
-        return weighted_mean([theta, *parameters], [rest, *self.shares.values()], out, scratch)
+        return weighted_mean(rows, [rest, *self.shares.values()], out, scratch)
 
     def verify(self, norms: Mapping[str, float]) -> None:
         """Compare the norms that the sites claimed with those that were found so far (delta_norm/<site>).

@@ -14,30 +14,28 @@ def token_weights(tokens: Mapping[str, int]) -> dict[str, float]:
     return {site: tokens[site] / total for site in sorted(tokens)}
 
 
-def weighted_mean(
-    parameters: Sequence[Float32], weights: Sequence[float], out: Float32, scratch: Float32
-) -> Float32:
+def weighted_mean(parameters: Float32, weights: Sequence[float], out: Float32, scratch: Float32) -> Float32:
     """sum_k w_k theta_k in float32, as theta_1 - sum_k w_k (theta_1 - theta_k), summed in the order given.
 
     The same number, since the weights sum to 1, but rounded once at the parameters' own scale; and exact, to
     the sign of a zero, for one site and for sites that agree, whatever their weights.
 
     Args:
-        parameters: theta_k of every site, same shapes.
+        parameters: theta_k of every site, a row each.
         weights: the sites' shares, which sum to 1.
-        out: where the mean goes; none of `parameters`.
-        scratch: an array to work in, of the same shape.
+        out: where the mean goes, of a row's shape; none of `parameters`.
+        scratch: an array to work in, of the parameters' shape.
 
     Returns:
         `out`.
     """
-    first = parameters[0]
+    first, changes = parameters[0], scratch[1:]
     if len(parameters) == 1:
         np.copyto(out, first)
         return out
+    np.subtract(first, parameters[1:], out=changes)
+    np.multiply(changes, np.asarray(weights[1:], np.float32)[:, None], out=changes)
     out.fill(0)
-    for theta_k, weight in zip(parameters[1:], weights[1:], strict=True):
-        np.subtract(first, theta_k, out=scratch)
-        np.multiply(scratch, np.float32(weight), out=scratch)
-        np.add(out, scratch, out=out)
+    for change in changes:
+        np.add(out, change, out=out)
     return np.subtract(first, out, out=out)

@@ -62,9 +62,9 @@ def average_moments(
         for name in writer.order:
             chunks = {site: reader.chunks(name, CHUNK_ELEMENTS) for site, reader in readers.items()}
             for _ in range(-(-int(np.prod(tensors[name].shape)) // CHUNK_ELEMENTS)):
-                pieces = [_next(site, name, chunk) for site, chunk in chunks.items()]
+                pieces = np.stack([_next(site, name, chunk) for site, chunk in chunks.items()])
                 out = np.empty_like(pieces[0])
-                weighted_mean(pieces, shares, out, np.empty_like(out))
+                weighted_mean(pieces, shares, out, np.empty_like(pieces))
                 if name.startswith("exp_avg_sq."):
                     np.maximum(out, 0, out=out)  # what rounding has taken below
                 writer.write(name, out)

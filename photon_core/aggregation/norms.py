@@ -3,7 +3,12 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from photon_core.errors import StepOverflow, UpdateRejected
+
+Float64 = NDArray[np.float64]
 
 
 class Norms:
@@ -15,9 +20,9 @@ class Norms:
 
     def __init__(self, sites: Sequence[str]) -> None:
         self._sites = sites
-        self.sums = [0.0] * (2 * len(sites) + 3)
+        self.sums = np.zeros(2 * len(sites) + 3)
 
-    def add(self, tensor: str, block: Sequence[float]) -> None:
+    def add(self, tensor: str, block: Sequence[float] | Float64) -> None:
         """One block of a tensor, or another part of the model.
 
         Args:
@@ -28,9 +33,9 @@ class Norms:
             UpdateRejected: the sites' parameters are so large that the mean is not finite.
             StepOverflow: the new model is not.
         """
-        self.sums = [total + value for total, value in zip(self.sums, block, strict=True)]
+        self.sums += block
         if not math.isfinite(block[-3]):
-            largest = max(range(len(self._sites)), key=self.sums.__getitem__)
+            largest = int(np.argmax(self.sums[: len(self._sites)]))
             raise UpdateRejected(
                 self._sites[largest], f"tensor '{tensor}' holds values so large that the mean is not finite"
             )
@@ -43,10 +48,11 @@ class Norms:
     def result(self) -> dict[str, float]:
         """pseudo_gradient_norm, model_norm, step_norm, delta_norm/<site>, cosine/<site>."""
         count = len(self._sites)
-        gradient, step, model = (math.sqrt(total) for total in self.sums[-3:])
+        sums = self.sums.tolist()
+        gradient, step, model = (math.sqrt(total) for total in sums[-3:])
         found = {"pseudo_gradient_norm": gradient, "model_norm": model, "step_norm": step}
         for number, site in enumerate(self._sites):
-            delta, along = math.sqrt(self.sums[number]), self.sums[count + number]
+            delta, along = math.sqrt(sums[number]), sums[count + number]
             product = delta * gradient
             found[f"delta_norm/{site}"] = delta
             found[f"cosine/{site}"] = max(-1.0, min(1.0, along / product)) if product else 0.0

@@ -7,16 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 SITES = 16  # more have no pairs: K^2 of them are too many to look at, and to reckon
-ELEMENTS = 1 << 24  # parameters that are looked at: all of a small model's, evenly spread pieces of a large one's
+ALONE = 1 << 17  # K^2 run: a product so small that BLAS starts no threads for it
+ELEMENTS = 1 << 22  # parameters that are looked at: all of a small model's, evenly spread pieces of a large one's
 
 
 class Pairs:
     """Inner products of the sites' pseudo-gradients, K^2 ELEMENTS operations at most however large the model is.
 
     Args:
-        sites: names, in the order of the parameters given to `add`.
+        sites: names, in the order of the rows given to `add`.
         elements: of the whole model; they come in pieces of like size.
     """
 
@@ -31,10 +33,10 @@ class Pairs:
         self._piece += 1
         return 1 < len(self._sites) <= SITES and (self._piece - 1) % self._every == 0
 
-    def add(self, theta: Float32, parameters: Sequence[Float32]) -> None:
-        """One piece: theta and every site's theta_k. It is looked at if its turn has come."""
+    def add(self, deltas: Float32) -> None:
+        """One piece: every site's theta - theta_k, a row each. It is looked at if its turn has come."""
         if self.turn():
-            self.gram += gram(theta, parameters)
+            self.gram += gram(deltas)
 
     def result(self) -> dict[str, float]:
         """cosine_pair/<site>/<site>, names in order; none where a square or a product is 0 or overflows."""
@@ -49,9 +51,12 @@ class Pairs:
         return found
 
 
-def gram(theta: Float32, parameters: Sequence[Float32]) -> NDArray[np.float32]:
-    """The inner products of the sites' pseudo-gradients theta - theta_k with each other: an array (K, K)."""
-    deltas = np.empty((len(parameters), theta.size), np.float32)
-    for delta, theta_k in zip(deltas, parameters, strict=True):
-        np.subtract(theta, theta_k, out=delta)
-    return deltas @ deltas.T
+def gram(deltas: Float32) -> Float64:
+    """The inner products of the sites' pseudo-gradients, a row each, with each other: an array (K, K)."""
+    count, size = deltas.shape
+    run = max(64, ALONE // count**2)
+    whole = size - size % run
+    runs = deltas[:, :whole].reshape(count, -1, run).swapaxes(0, 1)
+    rest = deltas[:, whole:]
+    found: Float64 = (runs @ runs.swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
+    return np.add(found, rest @ rest.T)

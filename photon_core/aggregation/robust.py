@@ -5,7 +5,7 @@ al. 2019 (arXiv 1911.07963): norm bounding, which keeps the weights.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 
 
-def median(parameters: Sequence[Float32], out: Float32) -> Float32:
+def median(parameters: Float32, out: Float32) -> Float32:
     """Of every coordinate the middle value over the sites; of an even number the mean of the two."""
     return middle_mean(parameters, (len(parameters) - 1) // 2, out)
 
 
-def trimmed_mean(parameters: Sequence[Float32], trim: float, out: Float32) -> Float32:
+def trimmed_mean(parameters: Float32, trim: float, out: Float32) -> Float32:
     """Of every coordinate the mean over the sites without the least and the largest ceil(trim K)."""
     count = len(parameters)
     return middle_mean(parameters, min(math.ceil(trim * count), (count - 1) // 2), out)
 
 
-def middle_mean(parameters: Sequence[Float32], cut: int, out: Float32) -> Float32:
+def middle_mean(parameters: Float32, cut: int, out: Float32) -> Float32:
     """The mean of what is left of every coordinate when the least and the largest `cut` are gone."""
-    rows = np.stack(parameters)
+    rows = parameters.copy()
     for low, high in sorting_network(len(rows)):
         np.minimum(rows[low], rows[high], out=out)
         np.maximum(rows[low], rows[high], out=rows[high])

@@ -5,10 +5,14 @@ a factor of two apart. d = bits(theta_k) - bits(theta) mod 2^32 loses nothing, a
 is small, so it compresses well.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.update.coding import Codec
+
+FLOAT32, INT32 = np.dtype(np.float32), np.dtype(np.int32)
 
 
 def encode(theta: NDArray[np.float32], theta_k: NDArray[np.float32]) -> NDArray[np.int32]:
@@ -21,7 +25,7 @@ def encode(theta: NDArray[np.float32], theta_k: NDArray[np.float32]) -> NDArray[
     Returns:
         int32 array of the same shape.
     """
-    _check(theta, theta_k, np.float32)
+    _check(theta, theta_k, FLOAT32)
     change = np.empty(theta.shape, np.int32)
     np.subtract(_bits(theta_k), _bits(theta), out=change)
     return change
@@ -40,7 +44,7 @@ def decode(
     Returns:
         float32 array of theta's shape (`out` when given).
     """
-    _check(theta, change, np.int32)
+    _check(theta, change, INT32)
     result = np.empty(theta.shape, np.float32) if out is None else out
     np.add(_bits(theta), change, out=result.view(np.int32))
     return result
@@ -61,11 +65,11 @@ class Lossless(Codec):
 
 
 def _bits(values: NDArray[np.float32]) -> NDArray[np.int32]:
-    return np.ascontiguousarray(values).reshape(values.shape).view(np.int32)
+    return (values if values.flags.c_contiguous else np.ascontiguousarray(values)).view(np.int32)
 
 
-def _check(theta: NDArray[np.float32], other: NDArray[np.generic], dtype: type[np.generic]) -> None:
-    if theta.dtype != np.float32 or other.dtype != dtype:
-        raise TypeError(f"float32 theta and {np.dtype(dtype)} expected, not {theta.dtype} and {other.dtype}")
+def _check(theta: NDArray[np.float32], other: NDArray[np.generic], dtype: np.dtype[Any]) -> None:
+    if theta.dtype != FLOAT32 or other.dtype != dtype:
+        raise TypeError(f"float32 theta and {dtype} expected, not {theta.dtype} and {other.dtype}")
     if theta.shape != other.shape:
         raise ValueError(f"shapes differ: theta {theta.shape}, other {other.shape}")

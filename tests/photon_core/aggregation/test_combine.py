@@ -25,7 +25,8 @@ def updates(steps: dict[str, int] = STEPS) -> dict[str, UpdateManifest]:
 
 
 def combined(server: Server, theta: np.ndarray, parameters: list[np.ndarray], **given: Any) -> np.ndarray:
-    return Combine(server, updates(**given))(theta, parameters, np.empty_like(theta), np.empty_like(theta))
+    rows = np.stack([theta, *parameters])
+    return Combine(server, updates(**given))(rows, np.empty_like(theta), np.empty_like(rows))
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from photon_core.aggregation.mean import token_weights, weighted_mean
 
 
 def mean(parameters: list[np.ndarray], weights: list[float]) -> np.ndarray:
-    return weighted_mean(parameters, weights, np.empty_like(parameters[0]), np.empty_like(parameters[0]))
+    rows = np.stack(parameters)
+    return weighted_mean(rows, weights, np.empty_like(rows[0]), np.empty_like(rows))
 
 
 def test_weights_are_shares_of_tokens_in_the_order_of_names() -> None:

@@ -41,11 +41,11 @@ def test_the_network_sorts(count: int) -> None:
 def test_against_numpy_and_scipy(count: int) -> None:
     given = parameters(count)
     before, out = [p.copy() for p in given], np.empty(SIZE, np.float32)
-    assert np.allclose(median(given, out), np.median(given, axis=0), rtol=0, atol=3e-7)
+    assert np.allclose(median(np.stack(given), out), np.median(given, axis=0), rtol=0, atol=3e-7)
     for trim in (0.1, 0.25, 0.4):
         cut = min(int(np.ceil(trim * count)), (count - 1) // 2)
         expected = trim_mean(np.stack(given).astype(np.float64), (cut + 0.01) / count, axis=0)
-        assert np.allclose(trimmed_mean(given, trim, out), expected, rtol=0, atol=3e-7)
+        assert np.allclose(trimmed_mean(np.stack(given), trim, out), expected, rtol=0, atol=3e-7)
     assert all(np.array_equal(a, b) for a, b in zip(given, before, strict=True))
 
 
@@ -53,8 +53,8 @@ def test_against_numpy_and_scipy(count: int) -> None:
 def test_sites_that_agree_are_their_mean_bit_for_bit(count: int) -> None:
     theta = parameters(1)[0] * np.float32(1e30)
     out = np.empty(SIZE, np.float32)
-    assert median([theta] * count, out).tobytes() == theta.tobytes()
-    assert trimmed_mean([theta] * count, 0.2, out).tobytes() == theta.tobytes()
+    assert median(np.stack([theta] * count), out).tobytes() == theta.tobytes()
+    assert trimmed_mean(np.stack([theta] * count), 0.2, out).tobytes() == theta.tobytes()
 
 
 def test_bounds() -> None:
