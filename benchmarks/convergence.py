@@ -53,7 +53,9 @@ Row = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the domains")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(ROWS)}; a recipe's name is both")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help=f"in this order, of {', '.join(ROWS)}; a recipe's name is both"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="so many runs of each row")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {STEPS} local steps")
     parser.add_argument(
@@ -69,7 +71,7 @@ def main() -> None:
         if not any(name in (row, row.split("/")[0]) for row in ROWS):
             parser.error(f"--only {name}: not one of {', '.join((*ROWS, *RATES))}")
     if arguments.only:
-        names = tuple(row for row in ROWS if {row, row.split("/")[0]} & set(arguments.only))
+        names = tuple(dict.fromkeys(r for name in arguments.only for r in ROWS if name in (r, r.split("/")[0])))
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-convergence-") as folder:
         setting = Setting(Path(folder), arguments.data.resolve(), domains, arguments.rounds, arguments.quick)
