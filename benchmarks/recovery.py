@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="every failure once, fewer steps")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of each kind")
     arguments = parser.parse_args()
-    repeats, steps = (1, 400) if arguments.quick else (arguments.repeats, 2000)
+    repeats, steps = (1, 400) if arguments.quick else (arguments.repeats, 800)
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-bench-") as name, serve() as shared:
         os.environ.update(shared)

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count as numbers_from
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def train_dataset(
         ]
         try:
             # mosaicml/streaming#884: two datasets constructed at once take the same names
-            with shared_memory_lock():
+            with shared_memory_lock(), _free_prefixes_only():
                 wait()  # all look for free names, and the first rank has the lock now
                 return Sequences(
                     streams=streams,
@@ -97,6 +98,24 @@ def shared_memory_lock() -> Iterator[None]:
         return
     with folder_lock(SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path("/tmp")):
         yield
+
+
+@contextmanager
+def _free_prefixes_only() -> Iterator[None]:
+    """Have streaming take a number of which nothing at all is left under /dev/shm.
+
+    It looks for the first free number for each of its names and takes the greatest of these, under which a killed
+    process may have left some other name: FileExistsError, for every dataset from then on.
+    """
+    from streaming.base.shared import prefix
+
+    every = prefix._each_prefix_int
+    if SHARED_MEMORY.is_dir():
+        prefix._each_prefix_int = lambda: (n for n in numbers_from() if not any(SHARED_MEMORY.glob(f"{n:06d}_*")))
+    try:
+        yield
+    finally:
+        prefix._each_prefix_int = every
 
 
 def shm_prefix(dataset: Any) -> str:

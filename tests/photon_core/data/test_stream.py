@@ -153,6 +153,25 @@ def test_what_a_killed_process_left_is_removed_by_its_prefix(one_stream: Federat
     assert not [name for name in shared_names() if name.startswith(prefix)]
 
 
+def test_what_strangers_left_in_part_is_passed_over(one_stream: Federation) -> None:
+    first = train_dataset(one_stream, "s", seed=3)
+    number = int(shm_prefix(first)[:6])
+    release(first)
+    left = [
+        stream_module.SHARED_MEMORY / f"{number + i:06d}_{name}" for i, name in enumerate(("barrier", "locals"))
+    ]
+    try:
+        for file in left:
+            file.write_bytes(b"left by a killed process")
+        dataset = train_dataset(one_stream, "s", seed=3)
+        assert shm_prefix(dataset) not in {file.name[:7] for file in left}
+        release(dataset)
+        assert all(file.exists() for file in left)
+    finally:
+        for file in left:
+            file.unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("prefix", ["", "0", "00000_", "sem.foo", "000000", "../../_"])
 def test_only_a_datasets_prefix_is_removed(prefix: str) -> None:
     with pytest.raises(ValueError, match="is no prefix of a dataset"):
