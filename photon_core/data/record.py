@@ -45,10 +45,10 @@ def read_record(folder: Path) -> StreamRecord:
         raise DataError(f"{path}: {reason}; run photon prepare again") from error
 
 
-def file_entries(folder: Path, stream: str) -> list[FileEntry]:
+def file_entries(folder: Path, stream: str, splits: tuple[str, ...] = ("train", "valid")) -> list[FileEntry]:
     """Entries of a stream's shards and indices, with paths as data.json has them: <stream>/<split>/<file>."""
     entries = []
-    for split in ("train", "valid"):
+    for split in splits:
         shards = [shard.path for shard in read_index(folder / split)]
         for path in [*shards, folder / split / "index.json"]:
             entries.append(_entry(path, f"{stream}/{split}/{path.name}"))

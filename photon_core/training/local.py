@@ -14,6 +14,7 @@ from typing import Any
 
 from photon_core.data.paths import state_dir
 from photon_core.errors import UpdateRejected
+from photon_core.training.apart import train_apart
 from photon_core.training.checkpoint import Checkpoints
 from photon_core.training.infra import Infra, check_infra
 from photon_core.training.job import LocalJob, Trained
@@ -65,7 +66,9 @@ def _train(
     written: Path,
     checkpoints: Checkpoints,
 ) -> Trained:
-    """HasInfra: one process, or one job over the site's devices."""
+    """HasInfra: one process, one job over the site's devices, or each of its nodes apart."""
+    if infra.kind == "federation":
+        return train_apart(job, infra, report, folder, written, checkpoints, train)
     # before this process touches a GPU
     micro_batch = find_micro_batch(job.federation, job.site, folder, infra.ranks)
     if infra.ranks > 1:

@@ -35,6 +35,11 @@ def write_moments(state: State, names: list[str], folder: Path) -> list[FileEntr
         for moment, value in moments.items()
         if moment != "step"
     }
+    return write_tensors(tensors, folder)
+
+
+def write_tensors(tensors: dict[str, Tensor], folder: Path) -> list[FileEntry]:
+    """Write moments by their names, <moment>.<parameter>, as shards into folder/update."""
     shards = shard_plan({name: TensorEntry(dtype="F32", shape=tuple(t.shape)) for name, t in tensors.items()})
     entries = []
     for number, shard in enumerate(shards, 1):

@@ -43,8 +43,16 @@ class Past:
         return int(self.state["samples"]) if self.state else 0
 
 
-def load_past(job: LocalJob, folder: Path, mix: str, checkpoints: Checkpoints) -> Past:
-    """The state to go on with; what is missing or no longer fits is said, never passed over."""
+def load_past(job: LocalJob, folder: Path, mix: str, checkpoints: Checkpoints, nodes: int = 1) -> Past:
+    """The state to go on with; what is missing or no longer fits is said, never passed over.
+
+    Args:
+        job: what is to be trained.
+        folder: the site's private one, or a node's.
+        mix: hash of the streams' mix as it is now.
+        checkpoints: the job's.
+        nodes: that train apart now, of which each keeps a state of its own.
+    """
     notes = []
     if saved := checkpoints.read():
         step = saved["progress"]["steps"]
@@ -59,12 +67,12 @@ def load_past(job: LocalJob, folder: Path, mix: str, checkpoints: Checkpoints) -
                 saved["trail"].numpy().tobytes(),
             )
         notes = [f"{name} belongs to another mix of streams: the round's training starts afresh"]
-    past = _load_state(job, folder, mix)
+    past = _load_state(job, folder, mix, nodes)
     past.notes[:0] = notes
     return past
 
 
-def _load_state(job: LocalJob, folder: Path, mix: str) -> Past:
+def _load_state(job: LocalJob, folder: Path, mix: str, nodes: int) -> Past:
     """The private state that the site's last aggregated round has left."""
     if job.resume is None:
         return Past(None)
@@ -79,6 +87,13 @@ def _load_state(job: LocalJob, folder: Path, mix: str) -> Past:
         note = f"{name} is missing or damaged: optimizer state and data stream start afresh"
         return Past(None, [note], {"state_lost": 1.0})
     past = Past(saved)
+    if (saved.get("nodes") or 1) != nodes:
+        saved["optimizer"] = saved["stream"] = None
+        past.notes.append(
+            f"{name} belongs to another number of nodes that train apart ({saved.get('nodes') or 1}, now "
+            f"{nodes}): optimizer state and data stream start afresh"
+        )
+        past.metrics["state_lost"] = 1.0
     if saved["mix"] != mix:
         saved["stream"] = None
         past.notes.append(f"{name} belongs to another mix of streams: the data stream starts afresh")

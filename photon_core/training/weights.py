@@ -40,11 +40,23 @@ class Written:
 class Theta:
     """The global model's tensors, or others of these shapes, read one at a time from local safetensors files.
 
+    Args:
+        files: local paths.
+        model: of the federation file.
+        shapes: of the tensors, where they are not the model's.
+        dtype: theirs, where they are not BF16 altogether.
+
     Raises:
         CorruptFile: a file cannot be read, or names, shapes or types are not those of the federation's model.
     """
 
-    def __init__(self, files: list[str], model: Model, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        files: list[str],
+        model: Model,
+        shapes: dict[str, tuple[int, ...]] | None = None,
+        dtype: str = "F32",
+    ) -> None:
         self._places: dict[str, list[str]] = {}  # of a tensor that files share, in the order of its rows
         found: dict[str, tuple[str, tuple[int, ...]]] = {}
         for file in files:
@@ -60,7 +72,7 @@ class Theta:
             except (OSError, SafetensorError) as error:
                 raise CorruptFile(f"{file}: not a readable safetensors file: {error}") from error
         rounded = {dtype for dtype, _ in found.values()} == {"BF16"}  # as update.model_dtype has it sent
-        self._dtype = "BF16" if rounded else "F32"
+        self._dtype = "BF16" if rounded else dtype
         expected = {name: (self._dtype, shape) for name, shape in (shapes or parameter_shapes(model)).items()}
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
@@ -68,6 +80,10 @@ class Theta:
                     f"{', '.join(files)}: tensor '{name}' is {_describe(found.get(name))}, but the federation "
                     f"file's model has it {_describe(expected.get(name))}"
                 )
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._places)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, on the CPU."""

@@ -6,7 +6,7 @@ Child processes only.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -155,7 +155,7 @@ def work(
             ):  # nothing is held out: the round's evaluation says it
                 scores = held_out_scores(decoder, federation, job.site, device)
         with clock.phase("encode"):
-            update = _encode(job, report, theta, model, past, folder, written)
+            update = encode(job, report, theta, dict(decoder.named_parameters()), past, folder, written)
         with clock.phase("save"):
             state = _state(job, optimizer, stream, mix, past.samples + progress.count)
             moments = []
@@ -198,11 +198,11 @@ def work(
     )
 
 
-def _encode(
+def encode(
     job: LocalJob,
     report: Callable[[dict[str, Any]], None],
     theta: Theta,
-    model: PhotonModel,
+    parameters: Mapping[str, torch.Tensor],
     past: Past,
     folder: Path,
     written: Path,
@@ -212,10 +212,9 @@ def _encode(
     noise = None
     if settings.noise_multiplier:
         noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt}")
-    parameters = dict(model.decoder.named_parameters())
     feedback, shard_bytes = (past.state or {}).get("feedback"), job.federation.aggregation.shard_bytes
     ready = (lambda entry: report({"file": str(written / entry.path)})) if job.announce else None
-    return write_update(theta, parameters, written, settings, feedback, noise, shard_bytes, ready)
+    return write_update(theta, dict(parameters), written, settings, feedback, noise, shard_bytes, ready)
 
 
 def _load_optimizer(job: LocalJob, optimizer: torch.optim.Optimizer, past: Past, names: list[str]) -> None:

@@ -1,0 +1,190 @@
+"""PartitionStream (Photon, Algorithm 1): a site's prepared streams cut into disjoint, complete parts, one a node.
+
+    <state_dir>/nodes/2/data/<stream>/train/   node 2's part: whole shards are links to the site's, pieces copies
+    <state_dir>/nodes/2/data/data.json         written last; names the site's data that it is a part of
+
+A node's folder is laid out as a site's own, so that whatever trains a site trains a node from it. Held-out text is
+not cut: the site evaluates.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photon_core.data.manifest import NAME, data_sha256, require_manifest
+from photon_core.data.mds import read_index, read_shard
+from photon_core.data.paths import find_site, split_dir, state_dir
+from photon_core.data.record import file_entries, write_atomically
+from photon_core.data.stream import even_shares
+from photon_core.errors import DataError
+from photon_core.hashing import canonical_json, sha256_bytes
+from schemas.federation import Federation
+from schemas.manifests import DataManifest, StreamData
+
+FORMAT = 1  # of the parts below; a new one has every site cut again
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples of one of a stream's shards: number `shard`, from `start` to before `stop`."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+def deal(counts: list[int], nodes: int) -> list[list[Piece]]:
+    """Deal a stream's shards to the nodes in turn, as whole as they can be: parts differ by a sample at most.
+
+    Text that lies together goes to different nodes, as far as shards allow; at most nodes - 1 cuts are made.
+
+    Args:
+        counts: samples of each shard.
+        nodes: among how many.
+
+    Returns:
+        for each node its pieces, in the stream's order; together every sample once.
+    """
+    total = sum(counts)
+    left = even_shares([total] * nodes, total)
+    pieces: list[list[Piece]] = [[] for _ in range(nodes)]
+    node = 0
+    for shard, count in enumerate(counts):
+        start = 0
+        while start < count:
+            while not left[node]:
+                node = (node + 1) % nodes
+            stop = min(count, start + left[node])
+            pieces[node].append(Piece(shard, start, stop))
+            left[node] -= stop - start
+            start, node = stop, (node + 1) % nodes
+    return pieces
+
+
+def node_dir(federation: Federation, site: str, node: int) -> Path:
+    """The private folder of one node of a site, the first being 1."""
+    return state_dir(federation, site) / "nodes" / str(node)
+
+
+def partition(federation: Federation, site: str, nodes: int) -> None:
+    """Have every node's part on the disk; nothing where it is, and of the site's data as they are now.
+
+    Raises:
+        DataError: the site is not prepared, or a stream has fewer sequences than there are nodes.
+    """
+    whole_sha256 = data_sha256(federation, site)
+    settings = [sha256_bytes(canonical_json([FORMAT, whole_sha256, nodes, i])) for i in range(nodes)]
+    roots = [node_dir(federation, site, i + 1) / "data" for i in range(nodes)]
+    missing = [i for i in range(nodes) if _settings(roots[i]) != settings[i]]
+    for i in missing:
+        shutil.rmtree(roots[i], ignore_errors=True)
+    entries: dict[int, dict[str, StreamData]] = {i: {} for i in missing}
+    counts = dict.fromkeys(missing, 0)
+    manifest = require_manifest(federation, site)
+    for stream in find_site(federation, site).streams if missing else ():
+        source = split_dir(federation, site, stream.name, "train")
+        dealt = _dealt(federation, site, stream.name, nodes)
+        for i in missing:
+            _write(source, dealt[i], roots[i] / stream.name / "train")
+            counts[i] += sum(piece.stop - piece.start for piece in dealt[i])
+            files = file_entries(roots[i] / stream.name, stream.name, ("train",))
+            whole = manifest.streams[stream.name]
+            entries[i][stream.name] = whole.model_copy(update={"files": files})
+    for i in missing:
+        part = manifest.model_copy(
+            update={
+                "streams": entries[i],
+                "train_sequences": counts[i],
+                "train_tokens": counts[i] * manifest.sequence_length,
+                "valid_sequences": 0,
+                "valid_tokens": 0,
+                "settings_sha256": settings[i],
+            }
+        )
+        write_atomically(roots[i] / NAME, part.model_dump_json(indent=1).encode())
+
+
+def site_numbers(federation: Federation, site: str, nodes: int, node: int, numbers: Any) -> NDArray[np.uint32]:
+    """The site's numbers of samples (see trail.py) that a node knows by numbers of its own.
+
+    Args:
+        federation, site: whose.
+        nodes, node: the node, the first being 1, and how many there are.
+        numbers: of samples, as the node's samples.u32 holds them.
+    """
+    table, start = [], 0
+    for stream in find_site(federation, site).streams:
+        shards = read_index(split_dir(federation, site, stream.name, "train"))
+        offsets = start + np.cumsum([0, *(shard.samples for shard in shards)])
+        for piece in deal([shard.samples for shard in shards], nodes)[node - 1]:
+            table.append(np.arange(piece.start, piece.stop) + offsets[piece.shard])
+        start = int(offsets[-1])
+    return np.asarray(np.concatenate(table)[np.asarray(numbers)], "<u4")
+
+
+def _settings(root: Path) -> str | None:
+    try:
+        return DataManifest.model_validate_json((root / NAME).read_bytes()).settings_sha256
+    except (OSError, ValueError):
+        return None
+
+
+def _dealt(federation: Federation, site: str, stream: str, nodes: int) -> list[list[Piece]]:
+    counts = [shard.samples for shard in read_index(split_dir(federation, site, stream, "train"))]
+    if sum(counts) < nodes:
+        raise DataError(
+            f"site '{site}', stream '{stream}': {sum(counts)} sequences cannot be shared by {nodes} nodes; give "
+            "it more text, or write fewer hardware.nodes"
+        )
+    return deal(counts, nodes)
+
+
+def _write(source: Path, pieces: list[Piece], target: Path) -> None:
+    """The MDS folder of one node's pieces of one stream."""
+    target.mkdir(parents=True)
+    index = json.loads((source / "index.json").read_bytes())
+    shards = []
+    for piece in pieces:
+        info = index["shards"][piece.shard]
+        if (piece.start, piece.stop) == (0, info["samples"]):
+            _link(source / info["zip_data"]["basename"], target / info["zip_data"]["basename"])
+            shards.append(info)
+        else:
+            shards += _cut(source, piece, target)
+    (target / "index.json").write_bytes(canonical_json({**index, "shards": shards}))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
+def _cut(source: Path, piece: Piece, target: Path) -> list[dict[str, Any]]:
+    """A piece of a shard as a shard of its own; returns its entries of the index."""
+    from streaming import MDSWriter
+
+    shard = read_index(source)[piece.shard]
+    ids, tokens = read_shard(shard)
+    folder = target / ".cut"
+    columns = {"id": "uint32", "tokens": f"ndarray:{shard.dtype}:{shard.sequence_length}"}
+    with MDSWriter(
+        out=str(folder), columns=columns, compression="zstd", hashes=["sha256"], size_limit=None
+    ) as writer:
+        for number in range(piece.start, piece.stop):
+            writer.write({"id": ids[number], "tokens": tokens[number]})
+    infos: list[dict[str, Any]] = json.loads((folder / "index.json").read_bytes())["shards"]
+    for info in infos:
+        name = info["zip_data"]["basename"]
+        for data in (info["raw_data"], info["zip_data"]):
+            data["basename"] = f"part-{piece.shard:05d}-{piece.start}.{data['basename']}"
+        (folder / name).rename(target / info["zip_data"]["basename"])
+    shutil.rmtree(folder)
+    return infos

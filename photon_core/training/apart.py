@@ -1,0 +1,108 @@
+"""A site whose nodes have trained apart (see nodes.py): their mean becomes its update and its private state.
+
+Child processes only.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from photon_core.data.manifest import require_manifest
+from photon_core.data.stream import stream_hash
+from photon_core.errors import DataError
+from photon_core.sampling import TOKENS
+from photon_core.training.checkpoint import Checkpoints
+from photon_core.training.device import choose_device
+from photon_core.training.evaluate import held_out_scores
+from photon_core.training.infra import Infra
+from photon_core.training.job import LocalJob, Trained
+from photon_core.training.model import load_decoder
+from photon_core.training.moments import write_tensors
+from photon_core.training.nodes import Average, Train, train_nodes
+from photon_core.training.past import load_past
+from photon_core.training.random_state import get_random_state
+from photon_core.training.state import SAMPLES, TRAINING
+from photon_core.training.weights import Theta
+from photon_core.training.working import Clock, encode
+
+
+def train_apart(
+    job: LocalJob,
+    infra: Infra,
+    report: Callable[[dict[str, Any]], None],
+    folder: Path,
+    written: Path,
+    checkpoints: Checkpoints,
+    train: Train,
+) -> Trained:
+    """As `working.work`, of a site that is a federation of its nodes.
+
+    Args:
+        job, report, folder, written, checkpoints: as there.
+        infra: the nodes.
+        train: trains one node, as it trains a site.
+    """
+    federation, clock, started = job.federation, Clock(), time.monotonic()
+    torch.set_num_threads(job.threads)
+    with clock.phase("nodes"):
+        trained = train_nodes(job, infra, report, train)
+    theta, mix = Theta(job.base_files, federation.model), stream_hash(federation, job.site)
+    past = load_past(job, folder, mix, checkpoints, infra.nodes)
+    with clock.phase("average"):
+        average = Average(job, trained, theta)
+        parameters = average.parameters()
+    scores: dict[str, float] = {}
+    if federation.local.evaluate:
+        with clock.phase("evaluate"), suppress(DataError):  # nothing is held out: the round's evaluation says it
+            device = choose_device(federation.local)  # the nodes have ended: this process may touch a GPU now
+            decoder = load_decoder(federation.model, parameters, device)
+            scores = held_out_scores(decoder, federation, job.site, device)
+    with clock.phase("encode"):
+        update = encode(job, report, theta, parameters, past, folder, written)
+    with clock.phase("save"):
+        moments = []
+        if federation.local.optimizer_state == "average":
+            moments = write_tensors(average.moments(), written)
+        samples = average.samples()
+        (written / SAMPLES).write_bytes(samples)
+        state = {
+            "optimizer": None,  # each node keeps its own, and its place in its stream
+            "optimizer_name": federation.local.optimizer.name,
+            "stream": None,
+            "mix": mix,
+            "random": get_random_state(),
+            "samples": past.samples + len(samples) // 4,
+            "nodes": infra.nodes,
+            "feedback": update.feedback,
+        }
+        with (written / TRAINING).open("wb") as file:
+            torch.save(state, file)
+    notes = [*past.notes, *average.notes()]
+    for note in notes:
+        print(note)
+    data = require_manifest(federation, job.site)
+    return Trained(
+        round=job.round,
+        attempt=job.attempt,
+        base_sha256=job.base_sha256,
+        codec=update.codec,
+        tokens=average.tokens,
+        steps=average.steps,
+        metrics={
+            **average.metrics(),
+            "seconds": time.monotonic() - started,
+            **update.metrics,
+            **{f"valid_{name}": scores[name] for name in ("loss", "tokens") if name in scores},
+            **({TOKENS: float(data.train_tokens)} if federation.rounds.sampling == "tokens" else {}),
+            **past.metrics,
+        },
+        files=update.files,
+        folder="",
+        seconds=clock.seconds,
+        notes=notes,
+        moments=moments,
+    )
