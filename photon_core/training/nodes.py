@@ -2,9 +2,9 @@
 
 Every node trains from the same theta on its part of the site's streams (see data/partition.py), for the site's
 local steps and with the site's batch at each, in a folder of its own under <state_dir>/nodes/. There its
-optimizer, its place in the stream, its checkpoints and its micro-batch are kept. Then parameters, metrics and, where
-they are averaged over the sites, the optimizer's moments are averaged here, weighted by the tokens that each node
-really trained; the mean is evaluated, clipped, noised and encoded once (see apart.py).
+optimizer, its place in the stream, its checkpoints and its micro-batch are kept. Then parameters, metrics and,
+where they are averaged over the sites, the optimizer's moments are averaged here, weighted by the tokens that
+each node really trained; the mean is evaluated, clipped, noised and encoded once (see apart.py).
 
 What is supported: all nodes are processes of the machine that this runs on, each with `hardware.devices` GPUs of
 its own (or processors), in this process's group, so that whatever ends it ends them. What is not: nodes on several
