@@ -244,8 +244,9 @@ class Average:
         return [f"node {number}: {note}" for number, node in enumerate(self.trained, 1) for note in node.notes]
 
     def _mean(self, found: list[np.ndarray[Any, np.dtype[np.float32]]]) -> torch.Tensor:
-        out = np.empty(found[0].shape, np.float32)
-        return torch.from_numpy(weighted_mean(found, self.weights, out, np.empty_like(out)))
+        rows = np.stack([array.reshape(-1) for array in found])
+        mean = weighted_mean(rows, self.weights, np.empty(rows.shape[1], np.float32), np.empty_like(rows))
+        return torch.from_numpy(mean.reshape(found[0].shape))
 
 
 def _paths(node: Trained, files: list[Any]) -> list[str]:

@@ -75,8 +75,9 @@ def test_it_equals_two_sites_of_the_same_parts(tmp_path: Path) -> None:
         ends = [apply(theta, trained) for trained in both.values()]
         mean = {}
         for name in theta:
-            out = np.empty_like(theta[name])
-            mean[name] = weighted_mean([end[name] for end in ends], weights, out, np.empty_like(out))
+            rows = np.stack([end[name].reshape(-1) for end in ends])
+            out = np.empty(rows.shape[1], np.float32)
+            mean[name] = weighted_mean(rows, weights, out, np.empty_like(rows)).reshape(theta[name].shape)
         theta = mean
         scale = {name: np.abs(theta[name]).max() + 1e-6 for name in theta}
         assert max(np.abs(theta[n] - thetas[t][n]).max() / scale[n] for n in theta) < 1e-6, t
