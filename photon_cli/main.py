@@ -259,9 +259,10 @@ def main() -> None:
     except PhotonError as error:
         typer.echo(f"photon: {error}", err=True)
         sys.exit(_exit_code(error))
-    except KeyboardInterrupt:
-        typer.echo("photon: interrupted; the same command continues where this one stopped", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == EXIT_INTERRUPTED:  # Typer's, in the place of KeyboardInterrupt
+            typer.echo("photon: interrupted; the same command continues where this one stopped", err=True)
+        raise
 
 
 def _exit_code(error: PhotonError) -> int:

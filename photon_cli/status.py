@@ -115,7 +115,7 @@ class Status:
 
 
 def show_status(federation: Federation, file: Path, as_json: bool, watch: bool) -> None:
-    """Print it once, or again and again until the last round is committed."""
+    """Print it once, or again and again until the last round is committed or Ctrl-C."""
     home = prefect_home(file)
     if not watch:
         status = Status(federation, home)
@@ -126,15 +126,12 @@ def show_status(federation: Federation, file: Path, as_json: bool, watch: bool) 
 
             Console(highlight=False).print(status.show())
         return
-    try:
-        if as_json:
-            _watch_json(federation, home)
-        elif sys.stdout.isatty():
-            _watch_terminal(federation, home)
-        else:
-            _watch_lines(federation, home)
-    except KeyboardInterrupt:
-        pass  # this is how one stops watching
+    if as_json:
+        _watch_json(federation, home)
+    elif sys.stdout.isatty():
+        _watch_terminal(federation, home)
+    else:
+        _watch_lines(federation, home)
 
 
 def _watch_terminal(federation: Federation, home: Path) -> None:

@@ -31,13 +31,14 @@ def committed(write_federation: Callable[..., Path]) -> Callable[..., Path]:
             )
         )  # fmt: skip
         for t in range(last + 1):
-            run.commit_round(_manifest(federation, t, start, run.round_sha256(t - 1) if t else ""))
+            run.commit_round(round_manifest(federation, t, start, run.round_sha256(t - 1) if t else ""))
         return file
 
     return make
 
 
-def _manifest(federation: Federation, t: int, start: float, previous: str) -> RoundManifest:
+def round_manifest(federation: Federation, t: int, start: float, previous: str) -> RoundManifest:
+    """Of a round of two sites whose files nobody has written."""
     files = [FileEntry(path=f"model/{t}.safetensors", sha256=f"{t:064x}", bytes=4096, tensors={"w": WEIGHTS})]
     names = [site.name for site in federation.sites]
     update = UpdateRef(

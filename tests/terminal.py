@@ -1,0 +1,105 @@
+"""Commands on a real terminal: a pseudo-terminal of the kernel's, and what its screen would show."""
+
+import fcntl
+import os
+import re
+import select
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+COLUMNS, ROWS = 120, 40
+PART = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|\x1b[>=]|[\r\n\b\x07]|[^\x1b\r\n\b\x07]+")
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
+
+
+class Terminal:
+    """A child process whose input, output and errors are one terminal; `keys` are typed, Ctrl-C is a signal."""
+
+    def __init__(self, command: Sequence[str | Path], env: dict[str, str], folder: Path | None = None) -> None:
+        ours, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        self.said, self._at = "", ours
+        self.process = subprocess.Popen(
+            [*map(str, command)], stdin=theirs, stdout=theirs, stderr=theirs, env={**env, "TERM": "xterm"},
+            cwd=folder, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C goes to who owns the terminal
+        )  # fmt: skip
+        os.close(theirs)
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._at)
+
+    def keys(self, text: str) -> None:
+        os.write(self._at, text.encode())
+
+    def until(self, text: str, seconds: float = 90) -> str:
+        """All that was said, once `text` is on the screen."""
+        limit = time.monotonic() + seconds
+        while text not in "\n".join(self.screen()):
+            if not self._read(limit - time.monotonic()):
+                raise AssertionError(f"no {text!r} in {self.said!r}")
+        return self.said
+
+    def ended(self, seconds: float = 60) -> int:
+        """The exit code, once everything was said."""
+        limit = time.monotonic() + seconds
+        while self._read(limit - time.monotonic()):
+            pass
+        return self.process.wait(max(0.1, limit - time.monotonic()))
+
+    def screen(self) -> list[str]:
+        """The lines that stand there, without empty ones at the end."""
+        return screen(self.said)
+
+    def _read(self, seconds: float) -> bool:
+        if seconds <= 0 or not select.select([self._at], [], [], seconds)[0]:
+            return False
+        try:
+            found = os.read(self._at, 65536)
+        except OSError:  # how Linux says that the other side has closed it
+            return False
+        self.said += found.decode(errors="replace")
+        return bool(found)
+
+
+def screen(said: str) -> list[str]:
+    """What a terminal shows of it, for the sequences that our commands use; any other is an error."""
+    lines, row, column = [""], 0, 0
+    for part in PART.finditer(said):
+        text, private, number, letter = part[0], part[1], part[2] or "", part[3]
+        amount = int(number) if number.isdecimal() else 1
+        if text == "\r":
+            column = 0
+        elif text == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif text == "\b":
+            column = max(0, column - 1)
+        elif letter is None and not text.startswith(("\x1b", "\x07")):
+            lines[row] = lines[row].ljust(column)[:column] + text + lines[row][column + len(text) :]
+            column += len(text)
+        elif letter == "A":
+            row = max(0, row - amount)
+        elif letter == "B":
+            row += amount
+            lines += [""] * (row + 1 - len(lines))
+        elif letter == "C":
+            column += amount
+        elif letter == "K":
+            lines[row] = "" if number == "2" else lines[row][:column]
+        elif letter == "J":
+            lines[row:] = [lines[row][:column]]
+        else:
+            assert letter is None or letter in "mt" or private, f"not known: {text!r}"
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
