@@ -10,7 +10,6 @@ one core, in GB of float32 parameters a second [bytes_factor: float32 parameters
 perplexity_increase against float32; both of the codec that sends least at under 1 % higher perplexity].
 """
 
-import argparse
 import math
 import shutil
 import tempfile
@@ -18,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, Neighbours, cores, finish, heading, machine, say, table
+from benchmarks.common import Neighbours, cores, finish, heading, machine, say, table
 from benchmarks.federate import federate, source
-from benchmarks.six_sites import domains_of, evaluate, federated_model, train_tokenizer, valid_sequences
+from benchmarks.six_sites import domains_of, evaluate, federated_model, options, train_tokenizer, valid_sequences
 
 CODECS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -60,11 +59,10 @@ FEDERATION: dict[str, Any] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the domains")
-    parser.add_argument("--rounds", type=int, default=FEDERATION["rounds"]["count"])
+    parser = options(
+        __doc__, rounds=FEDERATION["rounds"]["count"], quick="under a minute: two short rounds, no result"
+    )
     parser.add_argument("--only", nargs="+", metavar="CODEC", choices=CODECS, help="beside float32")
-    parser.add_argument("--quick", action="store_true", help="under a minute: two short rounds, no result")
     arguments = parser.parse_args()
     names = ("float32", *arguments.only) if arguments.only else QUICK if arguments.quick else tuple(CODECS)
     if not (domains := domains_of(arguments.data)):

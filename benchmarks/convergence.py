@@ -19,7 +19,6 @@ schedule is therefore not stretched beyond the run, and local rates are those th
 recipe's over the better centralised one's; sync_reduction; of the recipe `unlike-sites`]
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -31,9 +30,9 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.bare import site_runs, spec_of
-from benchmarks.common import ROOT, Neighbours, cores, finish, heading, machine, our_seconds, say, table
+from benchmarks.common import Neighbours, cores, finish, heading, machine, our_seconds, say, table
 from benchmarks.federate import federate, source
-from benchmarks.six_sites import domains_of, evaluate, texts, train_tokenizer, valid_sequences
+from benchmarks.six_sites import domains_of, evaluate, options, texts, train_tokenizer, valid_sequences
 from schemas.federation import Federation
 
 BEST = "unlike-sites"
@@ -51,18 +50,15 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the domains")
+    parser = options(__doc__, rounds=ROUNDS, quick="under a minute: two short rounds, no result")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help=f"in this order, of {', '.join(ROWS)}; a recipe's name is both"
     )
     parser.add_argument("--seeds", type=int, default=1, help="so many runs of each row")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {STEPS} local steps")
     parser.add_argument(
         "--keep", type=Path, help="file that rows are kept in; those that it has are not run again"
     )
     parser.add_argument("--picture", type=Path, help="SVG to draw the curves into")
-    parser.add_argument("--quick", action="store_true", help="under a minute: two short rounds, no result")
     arguments = parser.parse_args()
     if not (domains := domains_of(arguments.data)):
         return

@@ -50,10 +50,7 @@ SITE = "  - {{name: {name}, state_dir: sites/{name}, streams: [{{name: text, sou
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the domains")
-    parser.add_argument("--rounds", type=int, default=120, help="of the federation")
-    parser.add_argument("--quick", action="store_true", help="under 2 minutes: two short rounds, no result")
+    parser = options(__doc__, rounds=120, quick="under 2 minutes: two short rounds, no result")
     arguments = parser.parse_args()
     if not (domains := domains_of(arguments.data)):
         return
@@ -109,6 +106,15 @@ def measure(work: Path, data: Path, domains: list[str], text: str) -> dict[str, 
         "curve": [round_["metrics"].get("perplexity") for round_ in timed["rounds"][1:]],
         "sent": sum(update["bytes"] for round_ in timed["rounds"] for update in round_["updates"].values()),
     }
+
+
+def options(about: str | None, *, rounds: int, quick: str) -> argparse.ArgumentParser:
+    """What every benchmark on the folder of domains takes: --data, --rounds, --quick."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0] if about else None)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the domains")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"of the federation, {rounds} if left out")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    return parser
 
 
 def domains_of(data: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """photon export and photon generate: a round's model to take away, and text from it."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from photon_cli.progress import display
@@ -26,10 +27,16 @@ def generate(
     """Print the prompt and what the model makes of it, as it comes."""
     from photon_core.export.generate import generate as continue_text
 
-    def say(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    unsaid = [prompt]
 
-    say(prompt)
-    continue_text(federation, t, prompt, tokens, temperature, top_k, seed, say)
-    say("\n")
+    def say(text: str) -> None:
+        loading.close()
+        sys.stdout.write("".join([*unsaid, text]))
+        sys.stdout.flush()
+        unsaid.clear()
+
+    with ExitStack() as loading:
+        show = loading.enter_context(display(quiet=not sys.stdout.isatty()))  # scripts get the text alone
+        show.activity("generate", "loading the model")
+        continue_text(federation, t, prompt, tokens, temperature, top_k, seed, say)
+        say("\n")

@@ -1,5 +1,6 @@
 """photon gc: what goes, in a table, and then it goes. Needs no server, no torch."""
 
+from photon_cli.progress import display
 from photon_core.errors import FederationError
 from photon_core.garbage import Plan, Rule, look, ranges, remove
 from photon_core.numbers import amount
@@ -8,7 +9,7 @@ from schemas.federation import Federation
 from schemas.values import duration
 
 
-def collect(federation: Federation, last: int, every: int | None, litter: str, dry_run: bool) -> None:
+def collect(federation: Federation, last: int, every: int | None, litter: str, dry_run: bool, quiet: bool) -> None:
     """Say what goes and how much it is; unless it is a dry run, remove it.
 
     Raises:
@@ -20,7 +21,10 @@ def collect(federation: Federation, last: int, every: int | None, litter: str, d
     except ValueError as error:
         raise FederationError(f"--litter-age '{litter}' {error}") from None
     run = run_of(federation)
-    found = look(run, Rule(last, every, seconds))
+    with display(quiet) as show:
+        show.activity("gc", f"looking through {run.store.url}")
+        found = look(run, Rule(last, every, seconds))
+        show.finish("gc")
     _show(found)
     if not found.files:
         print(f"run {federation.run}: nothing to remove")
@@ -29,7 +33,10 @@ def collect(federation: Federation, last: int, every: int | None, litter: str, d
     if dry_run:
         print(f"run {federation.run}: would remove {total}. Without --dry-run it is done")
         return
-    remove(run, found)
+    with display(quiet) as show:
+        show.activity("gc", f"removing {total}")
+        remove(run, found)
+        show.finish("gc")
     print(f"run {federation.run}: removed {total}")
 
 

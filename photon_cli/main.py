@@ -139,11 +139,12 @@ def gc(
         str, typer.Option("--litter-age", help="age from which files that no manifest names go: 12h, 1d")
     ] = "1d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Remove the tensors of old rounds from the store, and litter; what has happened stays on record."""
     from photon_cli.gc import collect
 
-    collect(_federation(file), last, every, litter, dry_run)
+    collect(_federation(file), last, every, litter, dry_run, quiet)
 
 
 @app.command()

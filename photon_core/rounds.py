@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
@@ -27,6 +28,7 @@ from schemas.values import NAME
 SCORES = {"loss", "perplexity", "tokens"}
 SCORE = re.compile(rf"loss|perplexity|tokens|(?:loss|tokens)/{NAME.pattern}")
 EVALUATION_LIMIT = 65_536  # bytes
+READERS = 16  # manifests read at the same time: a store far away answers each in some 50 ms
 NOTES_LIMIT = 20  # of a site's own notes in a round's manifest
 SCORE_LIMIT = 1e15  # of loss and tokens; beyond it a mean over the sites might not be finite
 FROZEN = ("model", "tokenizer", "seed", "start")  # what makes two rounds parts of one run
@@ -229,21 +231,19 @@ def _evaluation_json(run: Run, t: int, site: str, model: list[FileEntry]) -> str
     return f"{run.round_dir(t)}/sites/{site}/evaluation-{model_sha256(model)[:16]}.json"
 
 
-def history(run: Run) -> list[RoundManifest]:
-    """Every committed round, from 0.
+def history(run: Run, last: int | None = None) -> list[RoundManifest]:
+    """Every committed round, from 0 to `last`, or to the latest if left out.
 
     Raises:
         PhotonError: a manifest that the latest one follows is missing or changed.
     """
-    latest = run.latest()
-    rounds: list[RoundManifest] = []
-    for t in range(0 if latest is None else latest + 1):
-        manifest = run.round(t)
-        if manifest is None:
-            raise PhotonError(
-                f"{run.store.url}: round {t} of run '{run.run}' is missing, but round {latest} is there"
-            )
-        rounds.append(manifest)
+    latest = run.latest() if last is None else last
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(run.round, range(0 if latest is None else latest + 1)))
+    rounds = [manifest for manifest in found if manifest is not None]
+    if len(rounds) != len(found):
+        t = found.index(None)
+        raise PhotonError(f"{run.store.url}: round {t} of run '{run.run}' is missing, but round {latest} is there")
     return rounds
 
 

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from photon_core.errors import CorruptFile, PhotonError
+from photon_core.errors import CorruptFile
 from photon_core.layout import Run
+from photon_core.rounds import READERS, history
 from schemas.manifests import RoundManifest, RunManifest, UpdateManifest
 
-READERS = 16  # manifests read at the same time: a store far away answers each in some 50 ms
 PHASES = ("wait", "validate", "download", "train", "encode", "upload", "aggregate", "evaluate")
 FLOAT32_BYTES = 4
 
@@ -78,14 +78,10 @@ def read_record(run: Run, count: int | None = None, last: int | None = None) -> 
     Raises:
         PhotonError: a round is missing, or a manifest is damaged.
     """
-    latest = run.latest() if last is None else last
+    rounds = history(run, last)
+    latest, places = len(rounds) - 1, rounds[-1].updates if rounds else {}
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(run.round, range(0 if latest is None else latest + 1)))
-        rounds = [manifest for manifest in found if manifest is not None]
-        if len(rounds) != len(found):
-            raise PhotonError(f"{run.store.url}: round {found.index(None)} of run '{run.run}' is missing")
-        places = rounds[-1].updates if rounds else {}
-        updates = pool.map(lambda site: _update(run, latest or 0, site, places[site].attempt), places)
+        updates = pool.map(lambda site: _update(run, latest, site, places[site].attempt), places)
         there = {update.site: update for update in updates if update is not None}
     return Record(
         run=run.run,
@@ -93,7 +89,7 @@ def read_record(run: Run, count: int | None = None, last: int | None = None) -> 
         birth=run.birth(),
         rounds=rounds,
         updates=there,
-        last_sha256=run.round_sha256(latest) if latest is not None else "",
+        last_sha256=run.round_sha256(latest) if rounds else "",
         count=count,
     )
 

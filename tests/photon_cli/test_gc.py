@@ -36,14 +36,14 @@ def test_gc_says_first_then_does(file: Path, capsys: pytest.CaptureFixture[str])
     federation = load_federation(file)
     run = run_of(federation)
     whole = data(run)
-    collect(federation, 1, None, "1d", dry_run=True)
+    collect(federation, 1, None, "1d", dry_run=True, quiet=True)
     said = capsys.readouterr().out
     assert "kept whole: round 3" in said and "round 2: 4 files, " in said and "would remove 9 files" in said
     assert data(run) == whole
-    collect(federation, 1, None, "1d", dry_run=False)
+    collect(federation, 1, None, "1d", dry_run=False, quiet=True)
     assert "removed 9 files" in capsys.readouterr().out
     assert data(run) == {3: 4}
-    collect(federation, 1, None, "1d", dry_run=False)
+    collect(federation, 1, None, "1d", dry_run=False, quiet=True)
     assert "nothing to remove" in capsys.readouterr().out
 
     show_status(federation, Path("federation.yaml"), as_json=False, watch=False)
@@ -55,4 +55,4 @@ def test_gc_says_first_then_does(file: Path, capsys: pytest.CaptureFixture[str])
 
 def test_an_age_is_a_duration(file: Path) -> None:
     with pytest.raises(FederationError, match="--litter-age 'soon' is not a duration"):
-        collect(load_federation(file), 1, None, "soon", dry_run=True)
+        collect(load_federation(file), 1, None, "soon", dry_run=True, quiet=True)

@@ -10,29 +10,23 @@ from typer.testing import CliRunner
 
 from photon_cli.main import app
 from schemas.errors import FederationError
+from tests.federations import sections, site
 
 SITES = [
-    {
-        "name": name,
-        "hardware": {"tflops": 100, "memory_gb": 80},
-        "link": {"up": up},
-        "streams": [{"name": "s", "source": "s.txt"}],
-    }
+    site(name, hardware={"tflops": 100, "memory_gb": 80}, link={"up": up})
     for name, up in (("north", 1), ("south", 0.1))
 ]
 
 
-def write(folder: Path, **sections: Any) -> str:
-    data = {
-        "run": "r",
+def write(folder: Path, **changes: Any) -> str:
+    plan: dict[str, Any] = {
         "store": "store",
-        "tokenizer": "bytes",
         "model": {"preset": "125M"},
         "rounds": {"count": 10},
         "local": {"steps": 100, "batch_size": 8},
         "sites": SITES,
     }
-    (folder / "federation.yaml").write_text(yaml.safe_dump(data | sections))
+    (folder / "federation.yaml").write_text(yaml.safe_dump(sections(**plan | changes)))
     return str(folder / "federation.yaml")
 
 

@@ -7,24 +7,11 @@ import pytest
 from photon_core.round_metrics import aggregate_metrics
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
+from tests.federations import sample, site
 
 
 def federation() -> Federation:
-    def site(name: str, *streams: str) -> dict[str, object]:
-        share = 1 / len(streams)
-        return {"name": name, "streams": [{"name": s, "source": "x.txt", "proportion": share} for s in streams]}
-
-    return Federation.model_validate(
-        {
-            "run": "r",
-            "store": "/store",
-            "tokenizer": "bytes",
-            "model": {"n_layers": 1, "d_model": 32, "n_heads": 2, "vocab_size": 257},
-            "rounds": {"count": 5},
-            "local": {"steps": 10, "batch_size": 2},
-            "sites": [site("a", "news", "code"), site("b", "news")],
-        }
-    )
+    return sample(sites=[site("a", "news", "code"), site("b", "news")])
 
 
 def update(site: str, **metrics: float) -> UpdateManifest:

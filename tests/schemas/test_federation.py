@@ -9,27 +9,11 @@ from pydantic import ValidationError
 from schemas.federation import Federation
 from schemas.server import Server
 from schemas.sites import Site
-
-
-def site(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "streams": [{"name": "s", "source": "s.txt"}], **more}
-
-
-def data(**more: Any) -> dict[str, Any]:
-    return {
-        "run": "r",
-        "store": "/store",
-        "tokenizer": "bytes",
-        "model": {"n_layers": 1, "d_model": 32, "n_heads": 2, "vocab_size": 257},
-        "rounds": {"count": 5},
-        "local": {"steps": 10, "batch_size": 2},
-        "sites": [site("a"), site("b"), site("c")],
-        **more,
-    }
+from tests.federations import sample, site
 
 
 def test_defaults() -> None:
-    federation = Federation.model_validate(data())
+    federation = sample()
     assert (federation.sites_per_round, federation.quorum, federation.schedule_steps) == (3, 3, 50)
     assert federation.rounds.deadline == 86_400
     assert (federation.server.optimizer, federation.server.lr) == ("fedavg", 1.0)
@@ -40,9 +24,9 @@ def test_defaults() -> None:
 
 
 def test_a_sample_is_also_its_own_quorum() -> None:
-    federation = Federation.model_validate(data(rounds={"count": 5, "sites_per_round": 2}))
+    federation = sample(rounds={"count": 5, "sites_per_round": 2})
     assert (federation.sites_per_round, federation.quorum) == (2, 2)
-    federation = Federation.model_validate(data(rounds={"count": 5, "sites_per_round": 2, "quorum": 1}))
+    federation = sample(rounds={"count": 5, "sites_per_round": 2, "quorum": 1})
     assert (federation.sites_per_round, federation.quorum) == (2, 1)
 
 
@@ -50,7 +34,7 @@ def test_a_sample_is_also_its_own_quorum() -> None:
     ("written", "seconds"), [(90, 90), (1.5, 1.5), ("90s", 90), ("30m", 1800), ("2h", 7200), ("1.5 d", 129_600)]
 )
 def test_durations(written: Any, seconds: float) -> None:
-    assert Federation.model_validate(data(rounds={"count": 1, "deadline": written})).rounds.deadline == seconds
+    assert sample(rounds={"count": 1, "deadline": written}).rounds.deadline == seconds
 
 
 @pytest.mark.parametrize("name", ["a", "Site-1", "eu.west_2", "0", "x" * 63])
@@ -64,18 +48,18 @@ def test_proportions_may_be_rounded_as_floats_are() -> None:
 
 
 def test_the_same_stream_name_may_serve_two_sites() -> None:
-    assert Federation.model_validate(data()).sites[0].streams == Federation.model_validate(data()).sites[1].streams
+    assert sample().sites[0].streams == sample().sites[1].streams
 
 
 def test_it_survives_json_and_pickle() -> None:
-    federation = Federation.model_validate(data(rounds={"count": 5, "deadline": "30m"}, preset="75M"))
+    federation = sample(rounds={"count": 5, "deadline": "30m"}, preset="75M")
     assert Federation.model_validate(federation.model_dump(mode="json")) == federation
     assert Federation.model_validate_json(federation.model_dump_json()) == federation
     assert pickle.loads(pickle.dumps(federation)) == federation
 
 
 def test_it_cannot_be_changed() -> None:
-    federation = Federation.model_validate(data())
+    federation = sample()
     with pytest.raises(ValidationError, match="frozen"):
         federation.run = "other"
 
@@ -88,24 +72,24 @@ def test_momentum_belongs_to_the_optimizers_that_have_one() -> None:
 
 def test_a_constant_schedule_may_warm_up_for_as_long_as_it_likes() -> None:
     local = {"steps": 10, "batch_size": 2, "schedule": {"name": "constant", "warmup_steps": 1000}}
-    assert Federation.model_validate(data(local=local)).local.schedule.warmup_steps == 1000
+    assert sample(local=local).local.schedule.warmup_steps == 1000
 
 
 def test_states_may_lie_beside_the_run_in_a_local_store_but_not_in_it() -> None:
     beside = [site("a", state_dir="/store/photon-sites/r/a"), site("b", state_dir="/store/photon-sites/r/b")]
-    assert Federation.model_validate(data(sites=beside)).sites[0].state_dir == "/store/photon-sites/r/a"
+    assert sample(sites=beside).sites[0].state_dir == "/store/photon-sites/r/a"
     with pytest.raises(ValidationError, match="is in the shared store '/store/r'"):
-        Federation.model_validate(data(sites=[site("a", state_dir="/store/r")]))
+        sample(sites=[site("a", state_dir="/store/r")])
     with pytest.raises(ValidationError, match="belongs to site 'a'"):
-        Federation.model_validate(data(sites=[site("a", state_dir="/x"), site("b", state_dir="/x/")]))
+        sample(sites=[site("a", state_dir="/x"), site("b", state_dir="/x/")])
 
 
 def test_paused_sites_do_not_count() -> None:
     sites = [site("a"), site("b", paused=True), site("c")]
-    federation = Federation.model_validate(data(sites=sites))
+    federation = sample(sites=sites)
     assert (federation.active, federation.paused) == (["a", "c"], ["b"])
     assert (federation.sites_per_round, federation.quorum) == (2, 2)
     with pytest.raises(ValidationError, match=r"3 sites a round, but there are 2 that are not paused \(b are\)"):
-        Federation.model_validate(data(sites=sites, rounds={"count": 5, "sites_per_round": 3}))
+        sample(sites=sites, rounds={"count": 5, "sites_per_round": 3})
     with pytest.raises(ValidationError, match="all sites are paused; take 'paused' from one at least"):
-        Federation.model_validate(data(sites=[site("a", paused=True)]))
+        sample(sites=[site("a", paused=True)])

@@ -17,27 +17,22 @@ from schemas.aggregation import Aggregation
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.model import Model
+from tests.federations import sample, site
 
 RECORDED = Path(__file__).with_name("demo_rounds.json")
 TOLERANCE = 0.25
 
 
-def federation(**sections: Any) -> Federation:
+def federation(**changes: Any) -> Federation:
     fast = {"hardware": {"devices": 8, "tflops": 1000, "memory_gb": 80}, "link": {"up": 1, "down": 8}}
     slow = {"hardware": {"devices": 2, "tflops": 1000, "memory_gb": 80}, "link": {"up": 0.5}}
-    data = {
-        "run": "r",
-        "store": "s",
-        "tokenizer": "bytes",
+    plan: dict[str, Any] = {
         "model": {"preset": "1.3B"},
         "rounds": {"count": 10},
         "local": {"steps": 100, "batch_size": 64},
-        "sites": [
-            {"name": name, **declared, "streams": [{"name": "s", "source": "s.txt"}]}
-            for name, declared in (("fast", fast), ("slow", slow))
-        ],
+        "sites": [site("fast", **fast), site("slow", **slow)],
     }
-    return Federation.model_validate(data | sections)
+    return sample(**plan | changes)
 
 
 def test_flops_of_gpt2_small_by_hand() -> None:
@@ -68,22 +63,20 @@ def test_declared_hardware_and_links() -> None:
 
 
 def test_memory_decides_on_the_micro_batch_and_on_fsdp() -> None:
-    def site(**hardware: Any) -> Any:
-        section = {"tflops": 100, **hardware}
-        sites = [{"name": "a", "hardware": section, "streams": [{"name": "s", "source": "s.txt"}]}]
-        return predict(federation(sites=sites)).sites[0]
+    def planned(**hardware: Any) -> Any:
+        return predict(federation(sites=[site("a", hardware={"tflops": 100, **hardware})])).sites[0]
 
     roomy, tight, sharded, none = (
-        site(memory_gb=2000),
-        site(memory_gb=60),
-        site(memory_gb=16, devices=8),
-        site(memory_gb=4),
+        planned(memory_gb=2000),
+        planned(memory_gb=60),
+        planned(memory_gb=16, devices=8),
+        planned(memory_gb=4),
     )
     assert (roomy.micro_batch, roomy.shards, roomy.fits) == (64, 1, True)
     assert 1 <= tight.micro_batch < 64 and tight.memory.total <= 0.9 * 60e9
     assert sharded.shards == 8 and sharded.fits
     assert (none.micro_batch, none.fits) == (0, False)
-    assert site().fits is None
+    assert planned().fits is None
 
 
 def test_sites_own_budgets_codec_and_pauses_count() -> None:
@@ -107,8 +100,8 @@ def test_sites_own_budgets_codec_and_pauses_count() -> None:
 def test_regions_are_read_twice_beside_their_means() -> None:
     """40 sites by 3 regions: 40 U for the means, 40 U + 3 x 3 M for the cosines, 3 M at the root."""
     names = [f"s{n}" for n in range(40)]
-    hardware = {"hardware": {"tflops": 1000}, "link": {"up": 1}}
-    sites = [{"name": n, **hardware, "streams": [{"name": "s", "source": "s.txt"}]} for n in names]
+    hardware: dict[str, Any] = {"hardware": {"tflops": 1000}, "link": {"up": 1}}
+    sites = [site(name, **hardware) for name in names]
     flat = federation(sites=sites, update={"codec": "int8"})
     tree = federation(sites=sites, update={"codec": "int8"}, aggregation={"tree_above": 32, "fan_out": 16})
     size, sent = 4.0 * parameter_count(flat.model), update_bytes(flat)
@@ -129,10 +122,10 @@ def test_a_measured_aggregation_is_scaled_by_what_is_read() -> None:
 
 
 def test_what_is_not_declared_is_not_guessed() -> None:
-    plan = predict(federation(sites=[{"name": "a", "streams": [{"name": "s", "source": "s.txt"}]}]))
+    plan = predict(federation(sites=[site("a")]))
     assert plan.round_seconds is plan.run_seconds is plan.bandwidth is plan.data_parallel_seconds is None
     assert plan.run_bytes > 0 and plan.sites[0].memory.total > 0
-    assert best(sweep(federation(sites=[{"name": "a", "streams": [{"name": "s", "source": "s.txt"}]}]))) is None
+    assert best(sweep(federation(sites=[site("a")]))) is None
 
 
 def test_best_is_the_fewest_steps_of_which_training_takes_nearly_all() -> None:

@@ -1,0 +1,31 @@
+"""Sample federation files in memory, for tests that neither prepare text nor train."""
+
+from typing import Any
+
+from schemas.federation import Federation
+
+
+def site(name: str, *streams: str, **more: Any) -> dict[str, Any]:
+    """A site with streams of these names, alike in proportion; one called s if none is given."""
+    names = streams or ("s",)
+    share = {"proportion": 1 / len(names)} if len(names) > 1 else {}
+    return {"name": name, "streams": [{"name": s, "source": f"{s}.txt", **share} for s in names], **more}
+
+
+def sections(**more: Any) -> dict[str, Any]:
+    """A whole file of three sites; keywords are in the place of its sections."""
+    return {
+        "run": "r",
+        "store": "/store",
+        "tokenizer": "bytes",
+        "model": {"n_layers": 1, "d_model": 32, "n_heads": 2, "vocab_size": 257},
+        "rounds": {"count": 5},
+        "local": {"steps": 10, "batch_size": 2},
+        "sites": [site("a"), site("b"), site("c")],
+        **more,
+    }
+
+
+def sample(**more: Any) -> Federation:
+    """The same, checked."""
+    return Federation.model_validate(sections(**more))
