@@ -1,13 +1,17 @@
 """A round's key picture: the curve so far and who did what when, as one SVG file."""
 
-from photon_core.report import curves, times
-from photon_core.report.record import Record
+from collections.abc import Sequence
+
+from photon_core.report.page import Section
+from photon_core.report.style import Picture
+
+SECTIONS = ("learning", "time")  # of the page: the first figure of each
 
 
-def picture(record: Record) -> str:
-    """The two figures beside each other, as a file that stands alone; empty before the first round."""
-    found = [curves.perplexity(record), times.gantt(record.rounds[-1])] if record.trained else []
-    shown = [picture for picture in found if picture is not None]
+def picture(sections: Sequence[Section]) -> str:
+    """Two figures of the page beside each other, as a file that stands alone; empty before the first round."""
+    found = [section.pictures[0] for section in sections if section.id in SECTIONS and section.pictures]
+    shown: list[Picture] = [figure for figure in found if figure is not None]
     if not shown:
         return ""
     width, height, parts = 0.0, 0.0, []

@@ -66,12 +66,17 @@ def render(record: Record, timelines: int = TIMELINES) -> str:
         record: the run.
         timelines: most rounds that get a timeline.
     """
+    return render_sections(record, sections_of(record, timelines))
+
+
+def render_sections(record: Record, sections: Sequence[Section]) -> str:
+    """The page with these sections, drawn before."""
     return render_page(
         title=record.run,
         lead=lead(record),
         glance=glance(record),
         notes=notes(record),
-        sections=_sections(record, timelines),
+        sections=sections,
         footer=f"Made from the manifests in {record.url}.",
     )
 
@@ -178,7 +183,8 @@ def _when(record: Record) -> str:
     return f"last on {record.rounds[-1].created[:16].replace('T', ' ')} UTC"
 
 
-def _sections(record: Record, timelines: int) -> list[Section]:
+def sections_of(record: Record, timelines: int = TIMELINES) -> list[Section]:
+    """Every section with its figures and tables."""
     trouble = tables.trouble_table(record)
     checks = tables.check_table(record)
     failed = sum(row.mark == "bad" for row in checks.rows)

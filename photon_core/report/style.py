@@ -146,6 +146,7 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], gap:
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()  # only now is it known how high the axes are
+    figure.set_layout_engine("none")  # and it stays so: laying out is a third of what drawing costs
     points = [float(axes.transData.transform((x, y))[1]) for x, y, _, _ in ends]
     low, high = axes.transAxes.transform((0, 0))[1], axes.transAxes.transform((0, 1))[1]
     order = sorted(range(len(ends)), key=points.__getitem__)

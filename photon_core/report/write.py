@@ -15,7 +15,7 @@ from typing import Any
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.layout import Run
 from photon_core.report import key
-from photon_core.report.page import render
+from photon_core.report.page import render_sections, sections_of
 from photon_core.report.record import read_record
 from photon_core.store import Store
 
@@ -32,13 +32,13 @@ def write_report(store: Store, run: str, t: int, count: int | None) -> dict[str,
     """
     where = Run(store, run)
     record = read_record(where, count, t)
-    path = f"{where.round_dir(t)}/{NAME}"
+    path, sections = f"{where.round_dir(t)}/{NAME}", sections_of(record, TIMELINES)
     try:
-        store.create(path, render(record, TIMELINES).encode())
+        store.create(path, render_sections(record, sections).encode())
         new = True
     except StoreConflict:
         new = False  # another coordinator has told the same
-    return {"location": store.locate(path), "new": new, "picture": key.picture(record)}
+    return {"location": store.locate(path), "new": new, "picture": key.picture(sections)}
 
 
 def main() -> None:
