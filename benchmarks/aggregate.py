@@ -8,12 +8,14 @@
 A case is MODEL-SITES[-CODEC]. For each: plain reads of the updates' files into one buffer, the aggregation from
 local files, both again through an S3 endpoint on loopback, and Flower's two ways of FedAvg where its arrays fit
 into memory. GB/s are bytes of the updates over seconds, files in the page cache; all in processes of their own.
-MODEL-SITES-synthetic aggregates updates that a filesystem makes up as they are read. Prints rows for RESULTS.md.
+MODEL-SITES-synthetic aggregates updates that a filesystem makes up as they are read; with :N at the end only N of
+the model's tensors, the largest first. Prints rows for RESULTS.md.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +26,7 @@ from typing import Any
 
 from benchmarks.common import ROOT, Neighbours, finish, heading, machine, say
 from benchmarks.peers.flower import PeerMissing, flower_aggregate
-from benchmarks.updates import bytes_of, make_run, shapes_of
+from benchmarks.updates import RUN, bytes_of, largest, make_run, shapes_of
 from photon_core.store import Store
 
 CASES = ["125M-8", "125M-16", "125M-64", "1.3B-4", "125M-8-int8:256", "7B-64-synthetic"]
@@ -65,11 +67,17 @@ def measure(case: str, *, flower: bool, s3: bool) -> list[Row]:
     """Every way of one case."""
     size, count, codec = [*case.split("-", 2), "float32"][:3]
     sites, shapes = int(count), shapes_of(size)
+    codec, _, tensors = codec.partition(":") if codec.startswith("synthetic") else (codec, "", "")
+    shapes = largest(shapes, int(tensors) if tensors else len(shapes))
     common = {"case": case, "parameters": bytes_of(shapes) // 4, "sites": sites}
     if codec == "synthetic":
         say(f"{case}: updates made up while they are read")
         return [
-            {**common, "way": "photon, synthetic", **child({"what": "synthetic", "size": size, "sites": sites})}
+            {
+                **common,
+                "way": "photon, synthetic",
+                **child({"what": "synthetic", "size": size, "sites": sites, "tensors": len(shapes)}),
+            }
         ]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     distinct = max(1, min(sites, int(CACHED * memory / bytes_of(shapes)) - 2))
@@ -84,6 +92,7 @@ def measure(case: str, *, flower: bool, s3: bool) -> list[Row]:
         for what, way in (("read", "plain reads"), ("aggregate", "photon")):
             say(f"{case}: {way}")
             rows.append({**common, "way": way, **child({**task, "what": what})})
+        forget(folder / "bucket")
         if s3:
             with s3_server(folder) as endpoint:
                 task |= {"url": "s3://bucket", "options": {"endpoint_url": endpoint}}
@@ -97,6 +106,12 @@ def measure(case: str, *, flower: bool, s3: bool) -> list[Row]:
                     {**common, "way": f"Flower, {way}", **peer(way, sites, folder, bytes_of(shapes), memory)}
                 )
     return rows
+
+
+def forget(store: Path) -> None:
+    """Remove what was aggregated: the next pass would take its finished shards."""
+    for name in ("model", "finished"):
+        shutil.rmtree(store / RUN / "rounds" / "000001" / name, ignore_errors=True)
 
 
 def child(task: dict[str, Any]) -> dict[str, float]:
@@ -137,16 +152,17 @@ def s3_server(folder: Path) -> Iterator[str]:
 
 def show(rows: list[Row]) -> None:
     """Markdown, as RESULTS.md has it."""
-    print("\n| case | way | distinct updates | seconds | GB/s | of plain reads | peak GiB |")
-    print("|---|---|--:|--:|--:|--:|--:|")
+    print("\n| case | way | distinct updates | seconds | CPU seconds | GB/s | of plain reads | peak GiB |")
+    print("|---|---|--:|--:|--:|--:|--:|--:|")
     for row in rows:
         if "note" in row:
-            print(f"| {row['case']} | {row['way']} | | {row['note']} | | | |")
+            print(f"| {row['case']} | {row['way']} | | {row['note']} | | | | |")
             continue
         limit = of_limit(rows, row)
         share = f"{limit:.2f}" if limit and row["way"].startswith("photon") else ""
-        figures = f"{row['seconds']:.2f} | {row['gb_s']:.2f} | {share} | {row['peak_gib']:.2f}"
-        print(f"| {row['case']} | {row['way']} | {row.get('distinct', '')} | {figures} |")
+        seconds = f"{row['seconds']:.2f} | {row['cpu_s']:.2f} | {row['gb_s']:.2f}"
+        print(f"| {row['case']} | {row['way']} | {row.get('distinct', '')} | {seconds} | ", end="")
+        print(f"{share} | {row['peak_gib']:.2f} |")
     print("\nDistinct updates: the other sites' files are hard links to them, so that the page cache holds all;")
     print(
         "every site has its own manifest. Peak: memory beyond the imports, file pages apart (Flower: all of it)."

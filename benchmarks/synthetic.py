@@ -5,7 +5,6 @@ worked out once for each shard of the model and of the update, not once for each
 and thrown away, but for manifests.
 """
 
-import hashlib
 import io
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from fsspec.spec import AbstractFileSystem
 
 from benchmarks.updates import Shapes, commit_base, commit_update, site_name
+from photon_core.hashing import Hashes
 from photon_core.layout import Run
 from photon_core.tensors import make_header, shard_plan, tensor_bytes
 from schemas.manifests import FileEntry, TensorEntry
@@ -126,14 +126,14 @@ def make_synthetic(run: Run, shapes: Shapes, sites: int) -> None:
 def _files(folder: str, stem: str, tensors: dict[str, TensorEntry], block: bytes) -> list[FileEntry]:
     entries = []
     plan = shard_plan(tensors)
-    for number, names in enumerate(plan, 1):
-        there = {name: tensors[name] for name in names}
+    for number, there in enumerate(plan, 1):
         header = make_header(there)
         size = len(header) + sum(tensor_bytes(tensor) for tensor in there.values())
-        digest, buffer, content = hashlib.sha256(), bytearray(BLOCK), Bytes(header, block, size)
+        digest, buffer, content = Hashes(), bytearray(BLOCK), Bytes(header, block, size)
         while count := content.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
         path = f"{stem}{number:05d}-of-{len(plan):05d}.safetensors"
         SyntheticFileSystem.made[f"{folder}/{path}"] = (header, block, size)
-        entries.append(FileEntry(path=path, sha256=digest.hexdigest(), bytes=size, tensors=there))
+        sha256, blake3 = digest.hexdigests()
+        entries.append(FileEntry(path=path, sha256=sha256, blake3=blake3, bytes=size, tensors=there))
     return entries

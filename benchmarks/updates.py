@@ -26,6 +26,11 @@ def shapes_of(size: str) -> Shapes:
     return parameter_shapes(Model(**SMALL) if size == "10M" else Model(preset=size))  # type: ignore[arg-type]
 
 
+def largest(shapes: Shapes, count: int) -> Shapes:
+    """So many of the tensors, the largest."""
+    return dict(sorted(shapes.items(), key=lambda item: -int(np.prod(item[1])))[:count])
+
+
 def bytes_of(shapes: Shapes) -> int:
     """In float32."""
     return 4 * sum(int(np.prod(shape)) for shape in shapes.values())

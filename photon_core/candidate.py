@@ -241,10 +241,12 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
                 result = Tree(run, t, candidate.groups, updates, candidate.server, **limits).aggregate()
             else:
                 result = aggregate(run, t, updates, candidate.server, **limits)
-            moments = []
-            if federation.local.optimizer_state == "average":
-                name = federation.local.optimizer.name
-                moments = average_moments(run, t, updates, result.weights, federation.model, name)
+            moments = candidate.moments if updates.keys() == candidate.updates.keys() else []
+            if federation.local.optimizer_state == "average" and not moments:
+                name, settings = federation.local.optimizer.name, federation.aggregation
+                moments = average_moments(
+                    run, t, updates, result.weights, federation.model, name, settings.shard_bytes, settings
+                )
             return replace(candidate, result=result, moments=moments, updates=updates, left_out=left_out)
         except UpdateRejected as rejected:
             del updates[rejected.site]

@@ -29,7 +29,6 @@ SCORES = {"loss", "perplexity", "tokens"}
 SCORE = re.compile(rf"loss|perplexity|tokens|(?:loss|tokens)/{NAME.pattern}")
 EVALUATION_LIMIT = 65_536  # bytes
 READERS = 16  # manifests read at the same time: a store far away answers each in some 50 ms
-NOTES_LIMIT = 20  # of a site's own notes in a round's manifest
 SCORE_LIMIT = 1e15  # of loss and tokens; beyond it a mean over the sites might not be finite
 FROZEN = ("model", "tokenizer", "seed", "start")  # what makes two rounds parts of one run
 

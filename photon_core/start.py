@@ -136,7 +136,7 @@ def _from_site(federation: Federation, site: str, folder: Path) -> Initial:
         raise PhotonError(f"site '{site}' has not uploaded the checkpoint that run '{run.run}' starts from")
     place = run.site_dir(0, site, 1)
     _check_shapes(manifest.files, federation.model, f"start.site: the checkpoint of '{site}'")
-    files = _copy(run.store, place, manifest.files, folder)
+    files = _copy(run.store, place, manifest.files, folder, federation.aggregation.connections)
     with TensorReader(run.store, place, manifest.files) as reader:
         for name in reader.tensors:
             if not all(np.isfinite(chunk).all() for chunk in reader.chunks(name, CHUNK)):
@@ -146,7 +146,8 @@ def _from_site(federation: Federation, site: str, folder: Path) -> Initial:
 
 def _from_run(federation: Federation, folder: Path) -> Initial:
     other, manifest = _other_round(federation)
-    files = _copy(other.store, other.round_dir(manifest.round), manifest.model, folder)
+    connections = federation.aggregation.connections
+    files = _copy(other.store, other.round_dir(manifest.round), manifest.model, folder, connections)
     source = f"{other.store.url}/{other.run} round {manifest.round}"
     hashes = {"round.json": other.round_sha256(manifest.round), "model": manifest.model_sha256}
     return Initial(files, StartRef(kind="run", source=source, sha256=hashes))
@@ -197,11 +198,10 @@ def _check_shapes(files: list[FileEntry], model: Model, what: str) -> None:
             )
 
 
-def _copy(store: Store, place: str, entries: list[FileEntry], folder: Path) -> list[Path]:
+def _copy(store: Store, place: str, entries: list[FileEntry], folder: Path, connections: int) -> list[Path]:
     """Copies of a manifest's files on this machine, verified."""
     paths = []
-    for number, entry in enumerate(entries, 1):
-        found = store.fetch(entry, place, folder / "fetched")
+    for number, found in enumerate(store.fetch_all(entries, place, folder / "fetched", connections), 1):
         path = folder / f"{number:05d}-of-{len(entries):05d}.safetensors"
         shutil.copyfile(found, path)
         paths.append(path)

@@ -5,9 +5,7 @@ the way. Threads work on several pieces side by side (from a disk, they also rea
 ahead) and write behind; the order of the arithmetic on every element, and so every bit of the model, is fixed.
 """
 
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.arithmetic import Arithmetic
-from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, blame, check_manifest
+from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, blame, blamed, check_manifest
 from photon_core.aggregation.combine import Combine, Given
 from photon_core.aggregation.finished import Finished
 from photon_core.aggregation.norms import Norms
@@ -182,20 +180,16 @@ class _Pass:
             for n, prefix in enumerate(self.prefixes)
         ]
         missing = [number for number in range(len(shards)) if number not in found]
-        jobs = self.stack.enter_context(
-            closing(
-                self._jobs(
-                    [piece for number in missing for piece in pieces[number]],
-                    [look for number in missing for look in looked[number]],
-                )
-            )
+        calls = self._calls(
+            [piece for number in missing for piece in pieces[number]],
+            [look for number in missing for look in looked[number]],
         )
+        results = self.stack.enter_context(closing(self.team.results(calls, self._give_up)))
         sums = {number: record.sums for number, record in found.items()}
         unrecorded: list[int] = []
         for number in missing:
             norms, gram = Norms(list(self.sites)), np.zeros_like(pairs.gram)
-            for piece, job in zip(pieces[number], islice(jobs, len(pieces[number])), strict=True):
-                done = job.result()
+            for piece, done in zip(pieces[number], islice(results, len(pieces[number])), strict=True):
                 gram += done.gram
                 for block in done.sums:
                     norms.add(piece.name, block)
@@ -226,37 +220,26 @@ class _Pass:
         fit = max(block, min(most, memory_bytes // (4 * streams * held)))
         return fit - fit % block
 
-    def _jobs(self, pieces: Sequence[Piece], looked: Sequence[bool]) -> Generator[Future[_Done], None, None]:
-        """Every piece, its work begun; some are under way beyond the one that is given out."""
-        keep = self.team.side_by_side
+    def _calls(self, pieces: Sequence[Piece], looked: Sequence[bool]) -> Iterator[Callable[[], _Done]]:
+        """The work on every piece."""
         thetas = self._loads(self.base, pieces)
         states = [self._state_loads(prefix, pieces) for prefix in self.prefixes[1:]]
         updates = [
-            self._blamed(site, reader, [_encoded(self.codecs[site], piece) for piece in pieces])
+            blamed(site, self._loads(reader, [_encoded(self.codecs[site], piece) for piece in pieces]))
             for site, reader in self.sites.items()
         ]
         size = max((p.end - p.start for p in pieces), default=0)
-        results = [np.empty(size, np.float32) for _ in range(keep + 1)]
-        begun: deque[Future[_Done]] = deque()
-        try:
-            for number, (piece, theta) in enumerate(zip(pieces, thetas, strict=True)):
-                state = [next(loads) for loads in states]
-                encoded = [next(loads) for loads in updates]
-                out = results[number % len(results)][: piece.end - piece.start]
-                given = (piece.name, theta, encoded, state, out, looked[number])
-                begun.append(self.team.workers.submit(self._compute, *given))
-                if len(begun) > keep:
-                    yield begun.popleft()
-            while begun:
-                yield begun.popleft()
-        except BaseException:
-            for reader in (self.base, self.state, *self.sites.values()):
-                reader.give_up()  # so that nobody waits for what the one that failed has not read
-            raise
-        finally:
-            for job in begun:
-                if not job.cancel():
-                    job.exception()  # it uses the files
+        results = [np.empty(size, np.float32) for _ in range(self.team.side_by_side + 1)]
+        for number, (piece, theta) in enumerate(zip(pieces, thetas, strict=True)):
+            state = [next(loads) for loads in states]
+            encoded = [next(loads) for loads in updates]
+            out = results[number % len(results)][: piece.end - piece.start]
+            yield partial(self._compute, piece.name, theta, encoded, state, out, looked[number])
+
+    def _give_up(self) -> None:
+        """Nobody waits for what the piece that failed has not read."""
+        for reader in (self.base, self.state, *self.sites.values()):
+            reader.give_up()
 
     def _compute(
         self, tensor: str, theta: Load, encoded: Sequence[Load], state: Sequence[Load], out: Float32, look: bool
@@ -321,12 +304,6 @@ class _Pass:
         loads = reader.loads(pieces, prefix, self.team.ahead, self.team.side_by_side)
         return self.stack.enter_context(closing(loads))
 
-    def _blamed(self, site: str, reader: TensorReader, pieces: Sequence[Piece]) -> Iterator[Load]:
-        """Loads of a site's update; what is wrong with its bytes is that update being bad."""
-        with blame(site):
-            for load in self._loads(reader, pieces):
-                yield partial(_call, site, load)
-
     def _state_loads(self, prefix: str, pieces: Sequence[Piece]) -> Iterator[Load]:
         """The optimizer's state; what it starts at when no round has kept it yet."""
         wanted = self._like(prefix)
@@ -379,8 +356,3 @@ class _NoWriter:
 
     def close(self) -> list[FileEntry]:
         return []
-
-
-def _call(site: str, load: Load) -> Array:
-    with blame(site):
-        return load()

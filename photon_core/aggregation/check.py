@@ -1,12 +1,14 @@
 """What an update's manifest must say before any of its bytes are read."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from types import TracebackType
 
 from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
 from photon_core.layout import Run
 from photon_core.store import SHA256, check_path
+from photon_core.tensor_reader import Array, Load
 from photon_core.tensors import all_tensors
 from photon_core.update.codec import Codec, get_codec
 from schemas.manifests import PartialManifest, RoundManifest, TensorEntry, UpdateManifest
@@ -30,6 +32,18 @@ class blame:
     ) -> None:
         if isinstance(error, self._what):
             raise UpdateRejected(self._site, str(error)) from error
+
+
+def blamed(site: str, loads: Iterator[Load]) -> Iterator[Load]:
+    """Loads of a site's update; what is wrong with its bytes is that update being bad."""
+    with blame(site):
+        for load in loads:
+            yield partial(_call, site, load)
+
+
+def _call(site: str, load: Load) -> Array:
+    with blame(site):
+        return load()
 
 
 def check_manifest(

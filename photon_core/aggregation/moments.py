@@ -1,27 +1,32 @@
 """The weighted mean of the sites' optimizer moments, from which all sites go on in the next round.
 
-In bounded memory, piece by piece, in the order of the sites' names.
+In bounded memory, several pieces side by side, each in the order of the sites' names.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from photon_core.aggregation.check import blame, blamed
 from photon_core.aggregation.mean import weighted_mean
-from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
+from photon_core.aggregation.threads import Threads
+from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.layout import Run
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import SHA256, check_path
-from photon_core.tensor_reader import Array, TensorReader
+from photon_core.tensor_reader import Load, TensorReader, cut
 from photon_core.tensors import SHARD_BYTES, all_tensors
 from photon_core.training.shapes import moment_shapes
+from schemas.aggregation import Aggregation
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
 from schemas.model import Model
 
 Float32 = NDArray[np.float32]
-CHUNK_ELEMENTS = 1 << 17
+LEAST_PIECE, MOST_PIECE = 1 << 13, 1 << 17  # elements of a site
+CACHED = 1 << 21  # elements of a piece, all sites
 FOLDER = "moments/"
 
 
@@ -33,6 +38,8 @@ def average_moments(
     model: Model,
     optimizer: str,
     max_shard_bytes: int = SHARD_BYTES,
+    settings: Aggregation | None = None,
+    threads: int | None = None,
 ) -> list[FileEntry]:
     """Write round t's moments; the caller commits round.json, until then the files are litter.
 
@@ -42,6 +49,7 @@ def average_moments(
         weights: the sites' shares of the mean, which sum to 1.
         model, optimizer: of the federation file; they say which moments there are.
         max_shard_bytes: size of the files.
+        settings, threads: as for `aggregate`.
 
     Raises:
         UpdateRejected: a site's moments are missing, damaged, of other shapes, not finite, or negative where they
@@ -52,51 +60,65 @@ def average_moments(
     }
     for site in sorted(updates):
         _check(site, updates[site], tensors)
+    elements = max(LEAST_PIECE, min(MOST_PIECE, CACHED // len(updates)))
     with ExitStack() as stack:
+        team = Threads.start(stack, run.store.is_local, settings or Aggregation(), threads)
         readers = {}
         for site in sorted(updates):
             folder = run.site_dir(t, site, updates[site].attempt)
-            readers[site] = stack.enter_context(TensorReader(run.store, folder, updates[site].moments))
-        writer = stack.enter_context(ShardWriter(run.store, run.round_dir(t), FOLDER, tensors, max_shard_bytes))
-        shares = [weights[site] for site in readers]
-        for name in writer.order:
-            chunks = {site: reader.chunks(name, CHUNK_ELEMENTS) for site, reader in readers.items()}
-            for _ in range(-(-int(np.prod(tensors[name].shape)) // CHUNK_ELEMENTS)):
-                pieces = np.stack([_next(site, name, chunk) for site, chunk in chunks.items()])
-                out = np.empty_like(pieces[0])
-                weighted_mean(pieces, shares, out, np.empty_like(pieces))
-                if name.startswith("exp_avg_sq."):
-                    np.maximum(out, 0, out=out)  # what rounding has taken below
-                writer.write(name, out)
+            reader = TensorReader(run.store, folder, updates[site].moments, team.readers)
+            readers[site] = stack.enter_context(reader)
+        writer = stack.enter_context(
+            ShardWriter(run.store, run.round_dir(t), FOLDER, tensors, max_shard_bytes, team.writers)
+        )
+        sizes = {name: int(np.prod(tensor.shape)) for name, tensor in tensors.items()}
+        pieces = [piece for name in writer.order for piece in cut(name, 0, sizes[name], elements)]
+        loads = {}
         for site, reader in readers.items():
-            try:
+            stream = stack.enter_context(closing(reader.loads(pieces, "", team.ahead, team.side_by_side)))
+            loads[site] = blamed(site, stream)
+        shares = [weights[site] for site in readers]
+
+        def calls() -> Iterator[Callable[[], Float32]]:
+            for piece in pieces:
+                yield partial(_mean, piece.name, {site: next(of) for site, of in loads.items()}, shares)
+
+        def give_up() -> None:
+            for reader in readers.values():
+                reader.give_up()
+
+        means = stack.enter_context(closing(team.results(calls(), give_up)))
+        for piece, mean in zip(pieces, means, strict=True):
+            writer.write(piece.name, mean)
+        for site, reader in readers.items():
+            with blame(site):
                 reader.verify()
-            except CorruptFile as error:
-                raise UpdateRejected(site, str(error)) from error
         return writer.close()
+
+
+def _mean(name: str, loads: Mapping[str, Load], shares: Sequence[float]) -> Float32:
+    rows = np.stack([_checked(site, name, load()) for site, load in loads.items()])
+    out = weighted_mean(rows, shares, np.empty_like(rows[0]), np.empty_like(rows))
+    if name.startswith("exp_avg_sq."):
+        np.maximum(out, 0, out=out)  # what rounding has taken below
+    return out
 
 
 def _check(site: str, update: UpdateManifest, tensors: Mapping[str, TensorEntry]) -> None:
     """Refuse moments that are not the optimizer's, before any of their bytes are read."""
-    try:
+    with blame(site, PhotonError):
         for entry in update.moments:
             check_path(entry.path)
             if not SHA256.fullmatch(entry.sha256):
                 raise PhotonError(f"file '{entry.path}' has no sha256")
         found = all_tensors(update.moments)
-    except PhotonError as error:
-        raise UpdateRejected(site, str(error)) from error
     for name in sorted(found.keys() | tensors.keys()):
         if found.get(name) != tensors.get(name):
             what = "is missing" if name not in found else "is not one of the optimizer's, or has another shape"
             raise UpdateRejected(site, f"the optimizer's moment '{name[:200]}' {what}")
 
 
-def _next(site: str, name: str, chunks: Iterator[Array]) -> Float32:
-    try:
-        values = next(chunks).copy()
-    except CorruptFile as error:
-        raise UpdateRejected(site, str(error)) from error
+def _checked(site: str, name: str, values: Float32) -> Float32:
     if not np.isfinite(values).all() or (name.startswith("exp_avg_sq.") and values.min(initial=0) < 0):
         raise UpdateRejected(site, f"the optimizer's moment '{name}' is not finite, or negative")
     return values

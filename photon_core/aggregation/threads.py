@@ -1,12 +1,15 @@
 """Who reads, computes and writes in a pass over the updates."""
 
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from schemas.aggregation import Aggregation
+
+T = TypeVar("T")
 
 
 class Threads(NamedTuple):
@@ -29,6 +32,29 @@ class Threads(NamedTuple):
 
         readers = None if local else pool("read", settings.connections)
         return cls(readers, pool("compute", cores), pool("write", cores), ahead=2, side_by_side=cores)
+
+    def results(self, calls: Iterable[Callable[[], T]], give_up: Callable[[], None]) -> Generator[T, None, None]:
+        """What the calls return, in their order; some are under way beyond the one that is given out.
+
+        Args:
+            calls: what to do; the next one is asked for when there is room for it.
+            give_up: called after a failure: nobody may wait for what will not be done any more.
+        """
+        begun: deque[Future[T]] = deque()
+        try:
+            for call in calls:
+                begun.append(self.workers.submit(call))
+                if len(begun) > self.side_by_side:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        except BaseException:
+            give_up()
+            raise
+        finally:
+            for job in begun:
+                if not job.cancel():
+                    job.exception()  # it uses the files
 
 
 class Now(Executor):

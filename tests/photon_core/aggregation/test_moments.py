@@ -80,3 +80,24 @@ def test_what_is_refused(run: Run, tmp_path: Path) -> None:
     refused("'exp_avg.wpe.weight' is not finite", exp_avg=wpe * np.float32("nan"))
     refused("'exp_avg_sq.wpe.weight' is not finite, or negative", exp_avg_sq=-np.ones_like(wpe))
     refused("'exp_avg.blocks.0.attn.Wqkv.weight' is not one of the optimizer's", optimizer="muon")
+
+
+def test_no_bit_depends_on_threads(run: Run, tmp_path: Path) -> None:
+    sites = {site: draw(seed, "adamw") for seed, site in enumerate("abc")}
+    updates = {site: update(run, tmp_path, site, moments) for site, moments in sites.items()}
+    weights = {"a": 0.5, "b": 0.2, "c": 0.3}
+    found = [average_moments(run, 1, updates, weights, MODEL, "adamw", 1 << 14, threads=n) for n in (0, 1, 3)]
+    assert len({tuple(entry.sha256 for entry in files) for files in found}) == 1
+
+
+def test_damaged_files_are_their_sites_fault(run: Run, tmp_path: Path) -> None:
+    updates = {site: update(run, tmp_path, site, draw(seed, "adamw")) for seed, site in enumerate("ab")}
+    path = tmp_path / "store" / run.site_dir(1, "b", 1) / updates["b"].moments[0].path
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.unlink()  # the upload linked it
+    path.write_bytes(data)
+    with pytest.raises(UpdateRejected, match="blake3") as caught:
+        average_moments(run, 1, updates, {"a": 0.5, "b": 0.5}, MODEL, "adamw")
+    assert caught.value.site == "b"
+    assert run.store.ls(f"{run.round_dir(1)}/moments") == []
