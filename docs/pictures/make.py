@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
             picture(chromium.new_page(viewport={"width": 1240, "height": 1180}), "report", page.as_uri(), _still)
         run = _last_round(server.url)
         picture(
-            chromium.new_page(viewport={"width": 1500, "height": 640}), "round",
+            chromium.new_page(viewport={"width": 1100, "height": 560}), "round",
             f"{server.url}/runs/flow-run/{run}", _graph,
         )  # fmt: skip
         chromium.close()
@@ -73,13 +73,16 @@ def _still(page: "Page") -> dict[str, Any]:
 
 
 def _graph(page: "Page") -> dict[str, Any]:
-    """The graph without the rest of the page, once it has been laid out."""
-    graph = page.locator("canvas").first
-    graph.wait_for(timeout=120_000)
-    page.wait_for_timeout(8_000)
-    box = graph.bounding_box()
-    assert box is not None
-    return {"clip": box}
+    """The graph alone, on white, once it has been laid out and fills the page."""
+    page.evaluate("localStorage.setItem('color-scheme', JSON.stringify('light'))")
+    page.reload()
+    page.locator("canvas").first.wait_for(timeout=120_000)
+    for button in ("Toggle fullscreen (f)", "Recenter graph (c)"):
+        page.wait_for_timeout(4_000)
+        page.get_by_title(button).click()
+    page.wait_for_timeout(4_000)
+    page.add_style_tag(content=".run-graph__actions { display: none }")
+    return {}
 
 
 def _last_round(url: str) -> str:
