@@ -21,15 +21,29 @@ Line = list[tuple[int, float]]  # (round, value)
 
 def perplexity(record: Record) -> Picture | None:
     """Of the global model on held-out text, over all sites and at each."""
-    whole = [(m.round, m.metrics["perplexity"]) for m in record.rounds if "perplexity" in m.metrics]
+    sites = {site: line for site in record.sites if (line := _evaluated(record, site, "perplexity"))}
+    return _perplexity(record, "perplexity", "Perplexity of the global model", "site", sites)
+
+
+def domains(record: Record) -> Picture | None:
+    """The same by domain: the streams of one name at all sites together. None where every site is a domain."""
+    streams = [[stream["name"] for stream in site["streams"]] for site in record.federation.get("sites", [])]
+    there = {name for names in streams for name in names}
+    if len(there) == len(streams) and all(len(names) == 1 for names in streams):
+        return None
+    lines = {name: line for name in sorted(there) if (line := _metric(record.rounds, f"perplexity/{name}"))}
+    return _perplexity(record, "domains", "Perplexity by domain", "domain", lines) if lines else None
+
+
+def _perplexity(record: Record, name: str, title: str, kind: str, lines: Mapping[str, Line]) -> Picture | None:
+    whole = _metric(record.rounds, "perplexity")
     if not whole:
         return None
-    sites = {site: line for site in record.sites if (line := _evaluated(record, site, "perplexity"))}
     best = min(whole, key=lambda point: point[1])
     alt = (
         f"Perplexity of the global model on held-out text, by round: {whole[0][1]:.4g} after round {whole[0][0]}, "
         f"{whole[-1][1]:.4g} after round {whole[-1][0]}; lowest {best[1]:.4g} in round {best[0]}. "
-        + _last_values("By site", sites)
+        + _last_values(f"By {kind}", lines)
     )
 
     def paint(figure: "Figure") -> None:
@@ -37,9 +51,9 @@ def perplexity(record: Record) -> Picture | None:
         axes.set_yscale("log")
         plain_log(axes)
         axes.set_ylabel("perplexity, held-out text")
-        _lines(axes, sites, {"all sites": whole})
+        _lines(axes, lines, {f"all {kind}s": whole})
 
-    return draw("perplexity", "Perplexity of the global model", alt, 330, paint)
+    return draw(name, title, alt, 330, paint)
 
 
 def before_and_after(record: Record) -> Picture | None:

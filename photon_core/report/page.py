@@ -193,7 +193,7 @@ def sections_of(record: Record, timelines: int = TIMELINES) -> list[Section]:
             "learning", "Learning",
             "Perplexity of the averaged model on text that every site holds out, and the sites' own losses. "
             "A site whose curve stays away from the others has other text.",
-            [curves.perplexity(record), curves.before_and_after(record)],
+            [curves.perplexity(record), curves.before_and_after(record), curves.domains(record)],
         ),
         _time_section(record, timelines),
         Section(

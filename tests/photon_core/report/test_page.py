@@ -102,6 +102,17 @@ def test_manifests_without_spans_have_curves_and_no_timeline(make_record: Callab
     assert 'id="perplexity"' in page and 'id="seconds"' in page and 'id="round-3"' not in page
 
 
+def test_domains_that_are_not_the_sites_have_curves_of_their_own(make_record: Callable[..., Record]):
+    plain = make_record(3, 2)
+    assert plain.birth is not None and 'id="domains"' not in render(plain)
+    sites = [{"name": site, "streams": [{"name": "news"}, {"name": "code"}]} for site in plain.sites]
+    birth = plain.birth.model_copy(update={"federation": plain.federation | {"sites": sites}})
+    domains = {"perplexity/news": 9.5, "perplexity/code": 3.25}
+    told = [m.model_copy(update={"metrics": m.metrics | (domains if m.round else {})}) for m in plain.rounds]
+    page = render(make_record(3, 2, birth=birth, rounds=told))
+    assert 'id="domains"' in page and "By domain: news 9.5, code 3.25" in page
+
+
 def test_traffic_is_the_rings(make_record: Callable[..., Record]):
     # 2 rounds of 10 steps, 4 sites, 1000 parameters: each sends 2 * 3/4 * 4000 bytes a step to its neighbour
     ours, theirs = traffic(make_record(2, 4))[-1]
