@@ -17,6 +17,7 @@ from streaming import StreamingDataLoader, StreamingDataset
 from photon_core.errors import PhotonError
 from photon_core.training.model import PhotonModel
 from photon_core.training.ranks import TIMEOUT, Ranks
+from photon_core.training.trainee import parallelism
 from schemas.federation import Federation
 from schemas.local import Logger as LoggerSection
 
@@ -44,13 +45,16 @@ def collate_share(samples: list[dict[str, Any]], ranks: Ranks) -> dict[str, Any]
     """
     mine = samples[ranks.share(len(samples))]
     ids = torch.tensor([sample["id"] for sample in samples])
-    return {"ids": ids, **collate(mine or samples[:1]), "empty": not mine}
+    return {"ids": ids, **collate(mine or samples[:1]), "empty": not mine, "ranks": ranks.size}
 
 
 def split_share(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
-    """Micro-batches of a rank's share."""
-    parts = zip(batch["tokens"].split(size), batch["id"].split(size), strict=True)
-    return [{"tokens": tokens, "id": ids, "empty": batch["empty"]} for tokens, ids in parts]
+    """Micro-batches of a rank's share, as many as of the largest: with FSDP each is an exchange of all ranks."""
+    shares = zip(batch["tokens"].split(size), batch["id"].split(size), strict=True)
+    parts = [{"tokens": tokens, "id": ids, "empty": batch["empty"]} for tokens, ids in shares]
+    largest = -(-len(batch["ids"]) // batch["ranks"])
+    filling = {"tokens": batch["tokens"][:1], "id": batch["id"][:1], "empty": True}
+    return parts + [filling] * (-(-largest // size) - len(parts))
 
 
 def count_samples(batch: dict[str, Any]) -> int:
@@ -153,6 +157,7 @@ def make_trainer(
         spin_dataloaders=False,
         save_folder=None,
         save_latest_filename=None,
+        parallelism_config=parallelism(ranks) if ranks else None,
         dist_timeout=TIMEOUT,
     )
     trainer.state.timestamp = Timestamp(batch=global_step)

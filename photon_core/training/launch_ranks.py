@@ -53,7 +53,8 @@ def train_ranks(
     check_devices(job, infra.ranks)
     place = Path(tempfile.mkdtemp(prefix="ranks-"))
     job = replace(job, threads=max(1, job.threads // infra.ranks))
-    request = {"job": job, "folder": folder, "written": written, "micro_batch": micro_batch}
+    request: dict[str, Any] = {"job": job, "folder": folder, "written": written, "micro_batch": micro_batch}
+    request["sharded"] = infra.kind == "fsdp"
     try:
         (place / REQUEST).write_bytes(pickle.dumps(request))
         with _passing_on(place / REPORTS, report):

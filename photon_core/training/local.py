@@ -70,7 +70,10 @@ def _train(
     if infra.kind == "federation":
         return train_apart(job, infra, report, folder, written, checkpoints, train)
     # before this process touches a GPU
-    micro_batch = find_micro_batch(job.federation, job.site, folder, infra.ranks)
+    micro_batch: int | str | None = "auto"  # Composer's own search, in training
+    wanted = job.federation.site(job.site).micro_batch or job.federation.local.micro_batch
+    if infra.kind != "fsdp" or wanted != "auto":
+        micro_batch = find_micro_batch(job.federation, job.site, folder, infra.ranks)
     if infra.ranks > 1:
         return train_ranks(job, infra, report, folder, written, micro_batch)
     trained = work(job, report, folder, written, checkpoints, micro_batch)

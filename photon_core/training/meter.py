@@ -1,7 +1,7 @@
 """What is measured of a training beside its loss: norms, and the loss of each of a site's streams."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -13,14 +13,18 @@ class ActivationNorm:
 
     Args:
         norm_f: the decoder's last norm, whose input that is.
+        counts: whether what passes now is to be counted.
     """
 
-    def __init__(self, norm_f: nn.Module) -> None:
+    def __init__(self, norm_f: nn.Module, counts: Callable[[], bool] = lambda: True) -> None:
+        self._counts = counts
         self._sum: Tensor | None = None
         self._tokens = 0
         norm_f.register_forward_pre_hook(self._add)
 
     def _add(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not self._counts():
+            return
         norms = inputs[0].detach().float().norm(dim=-1)
         self._sum = norms.sum() if self._sum is None else self._sum + norms.sum()
         self._tokens += norms.numel()

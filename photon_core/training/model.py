@@ -70,6 +70,10 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(model) for _ in range(model.n_layers))
         self.norm_f = nn.LayerNorm(model.d_model)
 
+    def fsdp_wrap_fn(self, module: nn.Module) -> bool:
+        """Composer asks it: what FSDP gathers as one."""
+        return isinstance(module, Block)
+
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
         for block in self.blocks:
@@ -103,21 +107,27 @@ class PhotonModel(ComposerModel):
     Args:
         decoder: what is trained.
         by_sample: keep each sample's loss, until `take_losses`.
+
+    Attributes:
+        counts: whether the batch at work does; one that has "empty" is there for other ranks' sake.
     """
 
     def __init__(self, decoder: Decoder, by_sample: bool = False) -> None:
         super().__init__()
         self.decoder = decoder
         self._losses: list[Tensor] | None = [] if by_sample else None
+        self.counts = True
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        self.counts = not batch.get("empty")
         return self.decoder(batch["tokens"])
 
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         if self._losses is None:
             return next_token_loss(outputs, batch["tokens"])
         loss, losses = losses_by_sample(outputs, batch["tokens"])
-        self._losses.append(losses)
+        if self.counts:
+            self._losses.append(losses)
         return loss
 
     def take_losses(self) -> list[float]:

@@ -18,11 +18,13 @@ class Ranks:
         rank: its number; 0 keeps the state, writes the update and speaks for all.
         size: how many there are.
         device: cpu or cuda.
+        sharded: FSDP spreads the model over them; else each holds the whole.
     """
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
+    sharded: bool = False
 
     @property
     def first(self) -> bool:
@@ -52,15 +54,16 @@ class Ranks:
             dist.barrier()
 
 
-def join_ranks(device: str) -> Ranks:
+def join_ranks(device: str, sharded: bool = False) -> Ranks:
     """The ranks that Composer's launcher has started, this process being one: its variables tell which.
 
     Args:
         device: cpu or cuda; of several GPUs, the one of this rank's number becomes the current one.
+        sharded: whether FSDP spreads the model over them.
     """
     from composer.utils import dist
 
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.initialize_dist("gpu" if device == "cuda" else "cpu", TIMEOUT)
-    return Ranks(dist.get_global_rank(), dist.get_world_size(), device)
+    return Ranks(dist.get_global_rank(), dist.get_world_size(), device, sharded)

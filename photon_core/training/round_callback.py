@@ -137,7 +137,7 @@ class RoundCallback(Callback):
                 self.job.site, f"training diverged: the loss of local step {progress.steps + 1} is {loss}"
             )
         numbers = batch["id"] if self.ranks.size == 1 else batch["ids"]
-        seconds, (norms, norm_tokens), losses = self._measured(batch, len(numbers))
+        seconds, (norms, norm_tokens), losses = self._measured(len(numbers))
         tokens = len(numbers) * batch["tokens"].shape[1]
         self.samples.write(numbers.numpy().astype("<u4").tobytes())
         progress.steps += 1
@@ -151,7 +151,7 @@ class RoundCallback(Callback):
         if self.losses is not None:
             self.losses.add(numbers.tolist(), losses)
 
-    def _measured(self, batch: dict[str, Any], count: int) -> tuple[float, tuple[float, float], list[float]]:
+    def _measured(self, count: int) -> tuple[float, tuple[float, float], list[float]]:
         """Of all ranks: seconds since the start (by the first one's clock), the activation norms' sum and number,
         and, of a site with several streams, the losses of the `count` samples of the whole batch."""
         seconds, norms = time.monotonic() - self.started, self.activations.take()
@@ -161,9 +161,8 @@ class RoundCallback(Callback):
         values = np.zeros(3 + (count if self.losses is not None else 0))
         if self.ranks.first:
             values[0] = seconds
-        if not batch["empty"]:
-            values[1:3] = norms
-            if losses:
-                values[3:][self.ranks.share(count)] = losses
+        values[1:3] = norms
+        if losses:
+            values[3:][self.ranks.share(count)] = losses
         values = self.ranks.sum(values)
         return float(values[0]), (float(values[1]), float(values[2])), values[3:].tolist()

@@ -37,6 +37,7 @@ from photon_core.training.random_state import get_random_state, set_random_state
 from photon_core.training.ranks import Ranks
 from photon_core.training.round_callback import RoundCallback
 from photon_core.training.state import SAMPLES, TRAINING
+from photon_core.training.trainee import State, Trainee
 from photon_core.training.weights import Theta, Written, write_update
 from photon_core.update.post_process import noise_generator
 
@@ -96,11 +97,13 @@ def work(
         theta = Theta(job.base_files, federation.model)
         mix = stream_hash(federation, job.site)
         past = load_past(job, folder, mix, checkpoints)
-        decoder = load_decoder(federation.model, past.parameters or theta.tensors(), device)
+        # with FSDP it comes onto the device block by block, when the Trainer has it
+        place = "cpu" if ranks.sharded else device
+        decoder = load_decoder(federation.model, past.parameters or theta.tensors(), place)
         model = PhotonModel(decoder, by_sample=len(streams) > 1)
         optimizer = make_optimizer(decoder, federation.local.optimizer)
         names = parameter_names(decoder, federation.local.optimizer)
-        _load_optimizer(job, optimizer, past, names)
+        trainee = Trainee(model, optimizer, names, ranks)
         progress, tokens_before = past.progress, past.progress.tokens
     with clock.phase("dataset"):
         dataset = train_dataset(federation, job.site, federation.seed, ranks.size, ranks.wait)
@@ -112,19 +115,19 @@ def work(
             samples.write(past.trail)
 
             def checkpoint() -> None:
-                if not ranks.first:
-                    return
-                samples.flush()
-                state = _state(job, optimizer, loader.state_dict(), mix, past.samples)
                 with clock.phase("checkpoint"):
-                    _checkpoint(checkpoints, past, state, model, written / SAMPLES)
+                    parameters, moments = trainee.parameters(), trainee.state()
+                    if ranks.first:
+                        samples.flush()
+                        state = _state(job, moments, loader.state_dict(), mix, past.samples)
+                        _checkpoint(checkpoints, past, state, parameters, written / SAMPLES)
 
             gradients = _gradients(job, theta, model, device)
             meter = None
             if len(streams) > 1:
                 counts = [int(count) for count in dataset.samples_per_stream]
                 meter = StreamLosses([stream.name for stream in streams], counts, progress.streams)
-            activations = ActivationNorm(decoder.norm_f)
+            activations = ActivationNorm(decoder.norm_f, lambda: model.counts)
             callback = RoundCallback(
                 job, samples, report, checkpoint, progress, model, gradients, activations, meter, ranks
             )
@@ -142,22 +145,23 @@ def work(
                     loggers=make_loggers(federation.local.loggers, folder / "log", first=ranks.first),
                     ranks=ranks,
                 )
+                _load_optimizer(job, trainee, past)
                 if past.state:
                     set_random_state(past.state["random"])
             _fit(trainer, job.steps - progress.steps, clock)
-        stream = loader.state_dict()
+        parameters, kept, stream = trainee.parameters(), trainee.state(), loader.state_dict()
         if not _take_leave(dataset, ranks):
             return None
-        if federation.local.evaluate:
+        if federation.local.evaluate and not ranks.sharded:  # the first rank alone may not hold the model
             with (
                 clock.phase("evaluate"),
                 suppress(DataError),
             ):  # nothing is held out: the round's evaluation says it
                 scores = held_out_scores(decoder, federation, job.site, device)
         with clock.phase("encode"):
-            update = encode(job, report, theta, dict(decoder.named_parameters()), past, folder, written)
+            update = encode(job, report, theta, parameters, past, folder, written)
         with clock.phase("save"):
-            state = _state(job, optimizer, stream, mix, past.samples + progress.count)
+            state = _state(job, kept, stream, mix, past.samples + progress.count)
             moments = []
             if federation.local.optimizer_state == "average":
                 moments = write_moments(state["optimizer"], names, written)
@@ -217,18 +221,17 @@ def encode(
     return write_update(theta, dict(parameters), written, settings, feedback, noise, shard_bytes, ready)
 
 
-def _load_optimizer(job: LocalJob, optimizer: torch.optim.Optimizer, past: Past, names: list[str]) -> None:
+def _load_optimizer(job: LocalJob, trainee: Trainee, past: Past) -> None:
     """The moments of this round's checkpoint, else those averaged over the sites, else the site's own, if kept."""
-    local, state = job.federation.local, None
+    model, local, state = job.federation.model, job.federation.local, None
     if past.parameters is not None:
         state = past.state and past.state["optimizer"]
     elif job.moment_files:
-        state = read_moments(job.moment_files, names, job.federation.model, local.optimizer, job.global_step)
+        state = read_moments(job.moment_files, trainee.names, model, local.optimizer, job.global_step)
     elif local.optimizer_state != "reset":
         state = past.state and past.state["optimizer"]
     if state:
-        groups = optimizer.state_dict()["param_groups"]  # the federation file's numbers, not the past's
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        trainee.load(state)
 
 
 def _gradients(job: LocalJob, theta: Theta, model: PhotonModel, device: str) -> Gradients:
@@ -249,11 +252,9 @@ def _fit(trainer: Trainer, steps: int, clock: Clock) -> None:
             trainer.close()
 
 
-def _state(
-    job: LocalJob, optimizer: torch.optim.Optimizer, stream: dict[str, Any] | None, mix: str, samples: int
-) -> dict[str, Any]:
+def _state(job: LocalJob, moments: State, stream: dict[str, Any] | None, mix: str, samples: int) -> dict[str, Any]:
     return {
-        "optimizer": optimizer.state_dict()["state"],
+        "optimizer": moments,
         "optimizer_name": job.federation.local.optimizer.name,
         "stream": stream,
         "mix": mix,  # the stream's own state does not say which streams it belongs to
@@ -263,12 +264,12 @@ def _state(
 
 
 def _checkpoint(
-    checkpoints: Checkpoints, past: Past, state: dict[str, Any], model: PhotonModel, trail: Path
+    checkpoints: Checkpoints, past: Past, state: dict[str, Any], parameters: dict[str, torch.Tensor], trail: Path
 ) -> None:
     """Write a checkpoint; a disk that does not take it costs the checkpoint, not the round."""
     saved = {
         "state": {**state, "feedback": (past.state or {}).get("feedback")},
-        "parameters": model.decoder.state_dict(),
+        "parameters": parameters,
         "progress": asdict(past.progress),
         "trail": torch.from_numpy(np.fromfile(trail, np.uint8)),
         "notes": past.notes,

@@ -2,8 +2,11 @@
 
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from photon_core.data.paths import state_dir
 from photon_core.training.checkpoint import Checkpoints
@@ -13,8 +16,11 @@ from photon_core.training.working import work
 
 
 def main(folder: Path) -> None:
-    ranks, results = join_ranks("cpu"), []
-    for job, micro_batch in pickle.loads((folder / "jobs.pickle").read_bytes()):
+    # all that keeps Composer from FSDP without CUDA is that it asks for the current GPU's number
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    all_ranks, results = join_ranks("cpu"), []
+    for job, micro_batch, sharded in pickle.loads((folder / "jobs.pickle").read_bytes()):
+        ranks = replace(all_ranks, sharded=sharded)
         state = state_dir(job.federation, job.site).absolute()
         if ranks.first:
             (state / "state").mkdir(parents=True, exist_ok=True)
@@ -25,7 +31,7 @@ def main(folder: Path) -> None:
         else:
             assert work(job, silent, state, Path("/nowhere"), Checkpoints(state, job), micro_batch, ranks) is None
         ranks.wait()
-    if ranks.first:
+    if all_ranks.first:
         (folder / "results.pickle").write_bytes(pickle.dumps(results))
 
 

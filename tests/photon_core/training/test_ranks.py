@@ -1,4 +1,4 @@
-"""DDP: two gloo ranks equal one at the same global batch, and end together whatever ends them."""
+"""DDP and FSDP: two gloo ranks equal one at the same global batch, and end together whatever ends them."""
 
 import pickle
 import tempfile
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from photon_core.data.paths import state_dir
 from photon_core.errors import ChildFailed
@@ -18,13 +19,16 @@ from photon_core.training.job import LocalJob, Trained
 from photon_core.training.launch import Launcher
 from photon_core.training.launch_ranks import launch
 from photon_core.training.local import train
+from photon_core.training.model import initial_decoder
 from photon_core.training.ranks import Ranks
+from photon_core.training.trainee import parallelism
 from schemas.federation import Federation
 from schemas.hardware import Hardware
 from tests.photon_core.training.conftest import make_federation, write_site
 from tests.photon_core.training.test_local import apply, make_job, samples, silent, theta_zero
 from tests.shared_memory import left_behind
 
+TWO_STREAMS = ("news", "code")
 TWO = Hardware(devices=2, tflops=1)
 # a key's bias has no gradient but rounding, which AdamW would make a whole step of
 LOCAL: dict[str, Any] = {"optimizer": {"lr": 3e-3, "weight_decay": 0.01, "eps": 1e-5}}
@@ -77,8 +81,11 @@ class Case:
         return make_job(federation, self.thetas[t - 1], self.folder, t)
 
 
+Compared = dict[str, tuple[Case, list[Trained], list[Trained]]]
+
+
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Case, list[Trained], list[Trained]]]:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     """What one process and two ranks made of the same jobs, whose models are the one process's."""
     folder = tmp_path_factory.mktemp("ranks")
     cases = {
@@ -86,12 +93,20 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Case, 
         "two streams": Case(folder / "streams", 11, 2, 2, streams=("news", "code"), batch_size=5),
         # 21 in batches of 4: the second rank has nothing of an epoch's last batch
         "empty share": Case(folder / "empty", 21, 2, None, steps=6, optimizer_state="average"),
+        # 16 in batches of 5 and micro-batches of 2: the last batch of an epoch is one sequence
+        "fsdp": Case(
+            folder / "fsdp", 8, 2, 2, streams=("news", "code"), batch_size=5, steps=6, checkpoint_steps=2
+        ),
         "muon": Case(folder / "muon", 40, 2, None, optimizer=MUON, proximal=0.1, clip_norm=0.5),
     }
     for case in cases.values():
         case.folder.mkdir(exist_ok=True)
     alone = {name: case.run_alone() for name, case in cases.items()}
-    jobs = [(case.job(case.federations[1], t), case.micro_batch) for case in cases.values() for t in (1, 2)]
+    jobs = [
+        (case.job(case.federations[1], t), case.micro_batch, name == "fsdp")
+        for name, case in cases.items()
+        for t in (1, 2)
+    ]
     (folder / "jobs.pickle").write_bytes(pickle.dumps(jobs))
     script = Path(__file__).with_name("rank_jobs.py")
     assert launch([str(script), str(folder)], 2, 1) == 0
@@ -99,8 +114,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Case, 
     return {name: (case, alone[name], [next(results) for _ in (1, 2)]) for name, case in cases.items()}
 
 
-@pytest.mark.parametrize("name", ["two streams", "empty share", "muon"])
-def test_two_ranks_equal_one(compared: dict[str, tuple[Case, list[Trained], list[Trained]]], name: str) -> None:
+@pytest.mark.parametrize("name", ["two streams", "empty share", "fsdp", "muon"])
+def test_two_ranks_equal_one(compared: Compared, name: str) -> None:
     case, alone, ranks = compared[name]
     for t in range(2):
         assert samples(ranks[t]) == samples(alone[t]), "the same samples in the same order"
@@ -108,22 +123,57 @@ def test_two_ranks_equal_one(compared: dict[str, tuple[Case, list[Trained], list
         assert max(np.abs(found[key] - expected[key]).max() for key in expected) < 1e-5
         assert (ranks[t].tokens, ranks[t].steps) == (alone[t].tokens, alone[t].steps)
         metrics, others = alone[t].metrics, ranks[t].metrics
-        assert others["devices"] == 2 and metrics.keys() - {"devices"} <= others.keys()
-        for key in metrics.keys() - {"tokens_per_second", "seconds", "micro_batch"}:
+        missing = {"valid_loss", "valid_tokens"} if name == "fsdp" else set()
+        assert others["devices"] == 2 and metrics.keys() - others.keys() == missing
+        for key in metrics.keys() - {"tokens_per_second", "seconds", "micro_batch", *missing}:
             assert others[key] == pytest.approx(metrics[key], rel=1e-4), key
 
 
 def test_the_state_that_two_ranks_leave_is_that_of_one(
-    compared: dict[str, tuple[Case, list[Trained], list[Trained]]],
+    compared: Compared,
 ) -> None:
     """Round 2 trained from it; its stream goes on in the same place for any number of ranks."""
-    import torch
-
     for _, alone, ranks in compared.values():
         one, two = (torch.load(Path(r[1].folder, "training.pt"), weights_only=True) for r in (alone, ranks))
         assert two["stream"] == one["stream"] and two["samples"] == one["samples"] and two["mix"] == one["mix"]
         assert two["optimizer"].keys() == one["optimizer"].keys()
+        for number, values in one["optimizer"].items():
+            for key, value in values.items():
+                assert torch.allclose(two["optimizer"][number][key], value, rtol=1e-3, atol=1e-6), key
         assert [m.tensors for m in ranks[1].moments] == [m.tensors for m in alone[1].moments]
+
+
+def test_what_composer_is_told_of_fsdp() -> None:
+    from composer.utils import FSDPConfig
+
+    assert parallelism(Ranks(0, 2)) is None
+    told = parallelism(Ranks(0, 8, "cuda", sharded=True))
+    assert told is not None and list(told) == ["fsdp"]
+    assert told["fsdp"].keys() <= FSDPConfig.__dataclass_fields__.keys()
+    config = FSDPConfig(**told["fsdp"])
+    assert (config.sharding_strategy, config.use_orig_params, config.auto_wrap) == ("FULL_SHARD", True, True)
+    decoder = initial_decoder(make_federation(Path()).model, 1)
+    wrapped = [name for name, module in decoder.named_modules() if decoder.fsdp_wrap_fn(module)]
+    assert wrapped == ["blocks.0", "blocks.1"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="FSDP takes two GPUs")
+def test_fsdp_equals_ddp_on_gpus(tmp_path: Path) -> None:
+    ends = []
+    for parallel in ("ddp", "fsdp"):
+        federation = make_federation(tmp_path / parallel, **LOCAL, device="cuda", steps=6, checkpoint_steps=2)
+        write_site(federation, "alpha", 21)
+        federation = with_hardware(federation, TWO.model_copy(update={"parallel": parallel}))
+        theta = theta_zero(federation)
+        for t in (1, 2):
+            trained = train(make_job(federation, theta, tmp_path, t), silent)
+            theta = apply(theta, trained)
+        ends.append((theta, trained))
+    (ddp, one), (fsdp, other) = ends
+    assert max(np.abs(ddp[name] - fsdp[name]).max() for name in ddp) < 1e-5
+    for key in ("train_loss", "gradient_norm", "activation_norm", "samples"):
+        assert other.metrics[key] == pytest.approx(one.metrics[key], rel=1e-4)
 
 
 @pytest.fixture(scope="module")
