@@ -51,6 +51,10 @@ def test_a_rank_without_a_sample_trains_on_one_that_does_not_count() -> None:
     batch = collate_share([{"tokens": np.arange(4), "id": number} for number in range(5)], Ranks(0, 2))
     assert batch["id"].tolist() == [0, 1, 2] and count_samples(batch) == 3
     assert [part["id"].tolist() for part in split_share(batch, 2)] == [[0, 1], [2]]
+    batch = collate_share([{"tokens": np.arange(4), "id": number} for number in range(5)], Ranks(1, 2))
+    parts = split_share(batch, 2)
+    assert [part["id"].tolist() for part in parts if not part["empty"]] == [[3, 4]]
+    assert len(parts) == 2, "as many as of every rank"
 
 
 def with_hardware(federation: Federation, hardware: Hardware) -> Federation:
