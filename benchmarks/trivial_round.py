@@ -121,6 +121,7 @@ def rounds_of(file: Path) -> dict[str, float]:
         from prefect.cache_policies import NO_CACHE
         from prefect.task_runners import ThreadPoolTaskRunner
 
+        from photon_core.candidate import Course
         from tasks import coordinator, site
         from tasks.processes import launcher
 
@@ -138,7 +139,7 @@ def rounds_of(file: Path) -> dict[str, float]:
             for future in uploaded:
                 future.result()
             candidate = coordinator.aggregate(federation, t, sampled, {}, {})
-            coordinator.publish(federation, candidate, sampled, {}, {}, {}, {})
+            coordinator.publish(federation, candidate, Course(sampled))
 
         for _ in range(federation.rounds.count):
             trivial_round()
