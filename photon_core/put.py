@@ -8,18 +8,20 @@ from photon_core.tensors import file_entry
 from schemas.manifests import FileEntry
 
 
-def put_file(store: Store, path: Path, folder: str, prefix: str = "") -> FileEntry:
+def put_file(store: Store, path: Path, folder: str, prefix: str = "", entry: FileEntry | None = None) -> FileEntry:
     """Upload a file, unless the store has it: no two writers ever share a name, and the same bytes go up once.
 
     Args:
         path: the file, finished.
         folder: where it goes.
         prefix: of its path in the manifest, which stands above `folder`.
+        entry: what was found of it when it was written; looked at anew if left out. Should the file have changed
+            since, whoever reads it from the store is told.
 
     Raises:
         CorruptFile: the store has a file of that name and another size.
     """
-    entry = file_entry(path, "")
+    entry = entry or file_entry(path, "")
     name = f"{path.stem}-{entry.sha256[:16]}.safetensors"
     place = f"{folder}/{name}"
     try:

@@ -13,10 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.errors import CorruptFile
-from photon_core.hashing import file_hashes
+from photon_core.hashing import Hashes, file_hashes
 from photon_core.store import Store
 from schemas.manifests import FileEntry, TensorEntry
 
@@ -27,6 +28,7 @@ DTYPE_BYTES = {
 NUMPY_DTYPES = {"F32": "<f4", "I32": "<i4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "I8": "|i1", "U8": "|u1"}
 HEADER_LIMIT = 8 << 20  # bytes; a 256 MiB shard's header is some kB
 SHARD_BYTES = 256 << 20
+WRITE = 1 << 18  # bytes that are written and then hashed while a core's cache still has them
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,32 @@ def save_shard(path: Path, shard: Mapping[str, TensorEntry], tensor: Callable[[s
     }
     metadata = make_metadata(shard)
     save_file(held, path, metadata if "rows" in metadata else None)
+
+
+def write_shard(
+    path: Path, name: str, shard: Mapping[str, TensorEntry], tensor: Callable[[str], NDArray[Any]]
+) -> FileEntry:
+    """Write a file of a plan, hashed on the way.
+
+    Args:
+        path: of the new file.
+        name: its path relative to the manifest.
+        shard: what it holds.
+        tensor: gives a whole tensor, in the bits of its dtype; asked for one at a time, in the shard's order.
+    """
+    header = make_header(shard)
+    hashes, size = Hashes().update(header), len(header)
+    with path.open("wb") as file:
+        file.write(header)
+        for each, part in shard.items():
+            values = tensor(each) if part.rows is None else tensor(each)[slice(*part.rows)]
+            data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+            for start in range(0, data.size, WRITE):
+                file.write(data[start : start + WRITE].data)
+                hashes.update(data[start : start + WRITE].data)
+            size += data.size
+    sha256, blake3 = hashes.hexdigests()
+    return FileEntry(path=name, sha256=sha256, blake3=blake3, bytes=size, tensors=dict(shard))
 
 
 def tensor_bytes(tensor: TensorEntry) -> int:

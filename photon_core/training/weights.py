@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from photon_core.errors import CorruptFile
-from photon_core.tensors import SHARD_BYTES, file_entry, make_metadata, shard_plan
+from photon_core.tensors import SHARD_BYTES, shard_plan, write_shard
 from photon_core.training.shapes import parameter_shapes
 from photon_core.training.state import UPDATE
 from photon_core.update.post_process import PostProcess
@@ -140,26 +139,20 @@ def write_update(
         for name, value in parameters.items()
     }
     shards = shard_plan(layout, shard_bytes)
-    encoded: dict[str, torch.Tensor] = {}  # the last one: a tensor that files share is encoded once
+    encoded: dict[str, np.ndarray[Any, Any]] = {}  # the last one: a tensor that files share is encoded once
+
+    def encode(name: str) -> np.ndarray[Any, Any]:
+        nonlocal encoded
+        if name not in encoded:
+            encoded = {}
+            encoded = {name: process.encode(name)}
+        return encoded[name]
+
     entries = []
     for number, shard in enumerate(shards, 1):
-        held = {}
-        for name, part in shard.items():
-            if name not in encoded:
-                encoded = {name: torch.from_numpy(_signed(process.encode(name)))}
-                if codec.dtype == "BF16":
-                    encoded = {name: encoded[name].view(torch.bfloat16)}
-            held[name] = encoded[name] if part.rows is None else encoded[name][slice(*part.rows)]
         path = f"{UPDATE}/{number:05d}-of-{len(shards):05d}.safetensors"
-        metadata = make_metadata(shard)
-        save_file(held, folder / path, metadata if "rows" in metadata else None)
-        entries.append(file_entry(folder / path, path))
+        entries.append(write_shard(folder / path, path, shard, encode))
         if ready:
             ready(entries[-1])
     kept = {name: torch.from_numpy(value) for name, value in process.kept.items()}
     return Written(entries, codec.name, process.metrics(), kept)
-
-
-def _signed(encoded: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """torch has few unsigned types."""
-    return encoded.view(np.int16) if encoded.dtype == np.uint16 else encoded

@@ -8,7 +8,7 @@ from photon_core.data.manifest import data_sha256
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.layout import Run, versions
 from photon_core.patience import outage_note, outages
-from photon_core.rounds import put_files
+from photon_core.put import put_file
 from photon_core.spans import Begin
 from schemas.federation import Federation
 from schemas.manifests import Span, UpdateManifest
@@ -48,8 +48,11 @@ def upload_update(
     folder = run.site_dir(t, site, trained.attempt)
     begin = Begin()
     with outages() as found:
-        files = put_files(run, folder, [Path(trained.folder) / entry.path for entry in trained.files])
-        moments = put_files(run, folder, [Path(trained.folder) / entry.path for entry in trained.moments])
+        place = Path(trained.folder)
+        files, moments = (
+            [put_file(run.store, place / entry.path, folder, entry=entry) for entry in entries]
+            for entries in (trained.files, trained.moments)
+        )
     manifest = UpdateManifest(
         run=federation.run,
         round=t,
