@@ -118,15 +118,18 @@ def publish(state_dir: Path, written: Path, trained: Trained, key: str) -> Train
         target.rename(discarded)
         shutil.rmtree(discarded, ignore_errors=True)
     written.rename(target)
-    _prune(target.parent)
+    _prune(target.parent, trained.round)
     return dataclasses.replace(trained, folder=str(target))
 
 
-def _prune(parent: Path) -> None:
-    """Drop the large files of all but the last rounds; results and the audit trail are small and stay."""
-    folders = [path for path in parent.iterdir() if path.name[:6].isdigit()]
-    rounds = sorted({path.name[:6] for path in folders})
-    for path in folders:
-        if path.name[:6] in rounds[:-KEPT_ROUNDS]:
+def _prune(parent: Path, newest: int) -> None:
+    """Drop the large files of all but the last rounds up to `newest`; results and the audit trail stay.
+
+    Later rounds are of another run with the same folder.
+    """
+    folders = {path: int(path.name[:6]) for path in parent.iterdir() if path.name[:6].isdigit()}
+    rounds = sorted({t for t in folders.values() if t <= newest})
+    for path, t in folders.items():
+        if t in rounds[:-KEPT_ROUNDS]:
             (path / TRAINING).unlink(missing_ok=True)
             shutil.rmtree(path / UPDATE, ignore_errors=True)

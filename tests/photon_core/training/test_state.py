@@ -1,0 +1,43 @@
+"""The site's private folder: what stays of the last rounds, also where two runs share it."""
+
+from pathlib import Path
+
+from photon_core.hashing import sha256_file
+from photon_core.training.job import Trained
+from photon_core.training.state import find, find_result, publish, writing
+from schemas.manifests import FileEntry
+
+
+def leave(folder: Path, run: str, t: int) -> None:
+    """The state of a round, as its training leaves it."""
+    with writing(folder) as written:
+        (written / "update").mkdir()
+        (written / "update" / "1.safetensors").write_text(f"{run} {t}")
+        (written / "training.pt").write_text(f"{run} {t}")
+        update = FileEntry(
+            path="update/1.safetensors",
+            sha256=sha256_file(written / "update" / "1.safetensors"),
+            bytes=3,
+            tensors={},
+        )
+        trained = Trained(t, 1, "", "float32", 1, 1, {}, [update], "", {})
+        publish(folder, written, trained, key=f"{run} {t}")
+
+
+def test_the_last_three_rounds_stay(tmp_path: Path):
+    (tmp_path / "state").mkdir()
+    for t in (1, 2, 3, 4, 5):
+        leave(tmp_path, "one", t)
+    assert [t for t in range(1, 6) if find(tmp_path, t, 1)] == [3, 4, 5]
+    assert sorted(path.name for path in (tmp_path / "state" / "000001-0001").iterdir()) == ["trained.json"]
+
+
+def test_a_second_run_in_the_same_folder_keeps_what_it_has_just_trained(tmp_path: Path):
+    (tmp_path / "state").mkdir()
+    for t in (1, 2, 3, 4, 5):
+        leave(tmp_path, "one", t)
+    for t in (1, 2):
+        leave(tmp_path, "two", t)
+        found = find_result(tmp_path, t, 1, f"two {t}")
+        assert found is not None and (Path(found.folder) / "update/1.safetensors").read_text() == f"two {t}"
+    assert find_result(tmp_path, 5, 1, "one 5") is not None, "the first run's last round is still there"
