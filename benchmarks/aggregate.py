@@ -213,7 +213,7 @@ def draw(rows: list[Row], target: Path) -> None:
     for axes, label in ((time, "seconds"), (memory, "peak memory (GiB)")):
         axes.set(xscale="log", yscale="log", xlabel="sites x parameters x 4 bytes (GB)", ylabel=label)
         axes.grid(alpha=0.3)
-    time.legend(fontsize=6)
+    time.legend(fontsize=6, loc="lower right")
     figure.savefig(target, format="svg")
 
 
