@@ -16,6 +16,7 @@ from photon_core.layout import Run, model_sha256, versions
 from photon_core.round_metrics import aggregate_metrics
 from photon_core.rounds import federation_sha256, newest_update, utc_now
 from photon_core.spans import timeline
+from photon_core.training.infra import choose_infra
 from schemas.aggregation import Aggregation
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, Span, UpdateManifest
@@ -107,7 +108,7 @@ def aggregate_round(
     Raises:
         QuorumMissed: fewer sites than the quorum have a usable update; every reason is in the message.
     """
-    updates, reasons = _gather(run, t, sampled, left_out, rejected)
+    updates, reasons = _gather(run, federation, t, sampled, left_out, rejected)
     server = server_at(t, federation.server, federation.rounds.count)
     groups = regions(federation.aggregation, sampled)
     start = Candidate(t, Aggregate([], [], {}), updates, server, reasons, groups=groups)
@@ -128,7 +129,7 @@ def aggregate_region(
     Returns:
         the region's bad updates: site -> reason.
     """
-    updates, _ = _gather(run, t, sampled, {}, rejected)
+    updates, _ = _gather(run, federation, t, sampled, {}, rejected)
     groups, found = regions(federation.aggregation, sampled), dict[str, str]()
     while True:
         tree = Tree(run, t, groups, updates, federation.server, **_limits(federation))
@@ -142,7 +143,12 @@ def aggregate_region(
 
 
 def _gather(
-    run: Run, t: int, sampled: list[str], left_out: Mapping[str, str], rejected: Mapping[str, str] | None
+    run: Run,
+    federation: Federation,
+    t: int,
+    sampled: list[str],
+    left_out: Mapping[str, str],
+    rejected: Mapping[str, str] | None,
 ) -> tuple[dict[str, UpdateManifest], dict[str, str]]:
     """The committed updates, and every sampled site that has none to aggregate, with the reason."""
     reasons, updates = {**left_out, **(rejected or {})}, {}
@@ -154,7 +160,11 @@ def _gather(
         except CorruptFile as error:
             reasons[site] = printable(str(error))
             continue
-        if update is not None:
+        most = token_limit(federation, site)
+        if update is not None and most < update.tokens <= _limits(federation)["token_limit"]:
+            # of another site's size: the check of the manifest knows the largest site's limit alone
+            reasons[site] = f"it claims {update.tokens} trained tokens; at most {most} are possible"
+        elif update is not None:
             updates[site] = update
             reasons.pop(site, None)  # whatever its task said, the store has its work
         else:
@@ -162,10 +172,17 @@ def _gather(
     return updates, reasons
 
 
-def _limits(federation: Federation) -> Limits:
+def token_limit(federation: Federation, site: str) -> int:
+    """Most tokens that a site can have trained in a round: each of its nodes that train apart makes all steps."""
     local = federation.local
-    tokens = local.steps * local.batch_size * federation.model.max_seq_len
-    return Limits(token_limit=tokens, step_limit=local.steps, settings=federation.aggregation)
+    nodes = choose_infra(federation, site).nodes
+    return nodes * local.steps * local.batch_size * federation.model.max_seq_len
+
+
+def _limits(federation: Federation) -> Limits:
+    """For all sites: the largest one's."""
+    tokens = max(token_limit(federation, site.name) for site in federation.sites)
+    return Limits(token_limit=tokens, step_limit=federation.local.steps, settings=federation.aggregation)
 
 
 def apply_again(

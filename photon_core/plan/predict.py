@@ -193,7 +193,7 @@ def step_seconds(federation: Federation, name: str, measured: Measured | None) -
     """Seconds of one local step at a site: measured, else declared, else unknown (None)."""
     tokens = federation.local.batch_size * federation.model.max_seq_len
     if measured is not None and name in measured.tokens_per_second:
-        return tokens / measured.tokens_per_second[name]
+        return tokens * choose_infra(federation, name).nodes / measured.tokens_per_second[name]
     hardware = federation.site(name).hardware
     if hardware is None:
         return None

@@ -195,3 +195,13 @@ def test_sites_pause_join_and_leave_between_rounds(prepared: Callable[..., Feder
         found[3].updates["b"].metrics["samples"] == 12 and found[3].updates["b"].metrics.get("state_lost") is None
     )
     assert all(ref.metrics["data_tokens"] > 0 for manifest in found[1:] for ref in manifest.updates.values())
+
+
+def test_a_site_whose_nodes_train_apart_weighs_what_they_trained(prepared: Callable[..., Federation]):
+    federation = prepared(("a", "b"), rounds={"count": 1})
+    sites = [site.model_dump() for site in federation.sites]
+    sites[0]["hardware"] = {"nodes": 2, "tflops": 1, "parallel": "federation"}
+    (_, manifest) = run(changed(federation, sites=sites))
+    a, b = manifest.updates["a"], manifest.updates["b"]
+    assert (a.tokens, a.steps, a.metrics["nodes"]) == (2 * b.tokens, b.steps, 2)
+    assert (a.weight, b.weight) == (pytest.approx(2 / 3), pytest.approx(1 / 3))

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from photon_core.candidate import token_limit
 from photon_core.errors import FederationError
 from photon_core.training.infra import check_infra, choose_infra, job_infra, node_federation, waiting_share
 from schemas.federation import Federation
@@ -110,3 +111,9 @@ def test_fsdp_is_refused_on_the_cpu_and_ddp_takes_muon() -> None:
     apart = {**H100, "nodes": 2, "parallel": "federation"}
     with pytest.raises(FederationError, match="Muon needs whole matrices"):
         check_infra(federation("7B", apart, optimizer=MUON), "a")
+
+
+def test_a_site_may_claim_the_tokens_of_its_own_nodes() -> None:
+    fed = federation("125M", {**H100, "nodes": 3, "parallel": "federation"})
+    assert token_limit(fed, "a") == 3 * 100 * 256 * 2048
+    assert token_limit(federation("125M", {**H100, "nodes": 3, "parallel": "ddp"}), "a") == 100 * 256 * 2048
