@@ -47,6 +47,7 @@ SITE = (
 )
 TEXTS = 30
 ROUND_SECONDS = 1800.0
+MANY = 16  # sites, above which one measured round is enough
 RECORDED_SECONDS = 120.0  # in which the server has recorded a task that has ended
 LAST = {"round": "/ upload", "evaluate": "/ evaluate"}
 SITE_PHASES = ("created", "picked up", "process, imports", "validate", "train", "upload", "noticed")
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--sites", type=int, nargs="+", help="numbers of sites instead of 1, 4, 16 and 64")
     arguments = parser.parse_args()
     counts = arguments.sites or ([1, 4] if arguments.quick else [1, 4, 16, 64])
-    rounds = 1 if arguments.quick else 2
+    rounds = {count: 1 if arguments.quick or count > MANY else 2 for count in counts}
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-bench-") as name:
         work = Path(name)
@@ -78,7 +79,7 @@ def main() -> None:
             file = files[counts[0]]
             with worker(work, file, "--coordinator"), worker(work, file, "--site", "s0") as sites:
                 for count, file in files.items():
-                    measured[count] = [one_round(file, sites) for _ in range(rounds + 1)][1:]
+                    measured[count] = [one_round(file, sites) for _ in range(rounds[count] + 1)][1:]
                     say(f"{count} sites: {[round(m['seconds'], 1) for m in measured[count]]} s a round")
     show(at, neighbours.share(), measured, quick=arguments.quick)
 
