@@ -1,6 +1,7 @@
 """photon join: look whether a site can do its part, then become the worker of its work pool."""
 
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -183,4 +184,5 @@ def _become_worker(federation: Federation, site: str | None, pool: str, kind: st
     # every flow run is a process of its own: they share one fork server, which has imported composer once
     shared = serve_beside() if kind == "process" and site is not None else {}
     sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's background job ignores it, and Prefect ends by it
     os.execve(sys.executable, command, {**WORKER, **os.environ, **heartbeat, **shared, "PATH": WORKER["PATH"]})

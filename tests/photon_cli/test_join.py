@@ -111,8 +111,9 @@ def test_deploy_then_join(guarded: str, prepared: Callable[..., Federation], tmp
     other = photon("join", moved, "--site", "a", "--check", "--unprepared", url=guarded)
     assert other.returncode == 1 and "write absolute paths that hold at the site" in other.stderr
 
+    behind = ["bash", "-c", "trap '' INT; exec \"$@\"", "-"]  # as a script's background job ignores Ctrl-C
     with subprocess.Popen(
-        [PHOTON, "join", file, "--site", "a"], env=environment(guarded), stdout=subprocess.PIPE, text=True
+        [*behind, PHOTON, "join", file, "--site", "a"], env=environment(guarded), stdout=subprocess.PIPE, text=True
     ) as worker:
         assert worker.stdout is not None
         limit = time.monotonic() + 120
