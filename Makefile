@@ -17,7 +17,7 @@ demo: $(VENV)/.installed   ## a whole federation on this machine
 	$(BIN)/photon demo
 
 test: lint                 ## everything that must hold
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 browser:                   ## Chromium, for the tests that look at the Prefect UI and at reports (skipped without)
 	@command -v chromium chromium-browser google-chrome && exit 0; \

@@ -108,8 +108,8 @@ def norms(record: Record) -> Picture | None:
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
-        _lines(axes, sites, {"their mean": mean}, low=0.0)
         axes.set_ylabel("norm of the update")
+        _lines(axes, sites, {"their mean": mean}, low=0.0)
 
     return draw("norms", "How far the sites go", alt, 290, paint)
 
@@ -124,8 +124,8 @@ def cosines(record: Record) -> Picture | None:
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         low = min(value for line in sites.values() for _, value in line)
-        _lines(axes, sites, {}, low=min(0.0, 1.1 * low), high=1.0)
         axes.set_ylabel("cosine with the mean")
+        _lines(axes, sites, {}, low=min(0.0, 1.1 * low), high=1.0)
 
     return draw("cosines", "Who pulls away", alt, 290, paint)
 
@@ -181,8 +181,8 @@ def speed(record: Record) -> Picture | None:
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
-        _lines(axes, sites, {}, low=0.0)
         axes.set_ylabel("tokens a second")
+        _lines(axes, sites, {}, low=0.0)
 
     return draw("speed", "Speed of the sites", alt, 260, paint)
 

@@ -131,7 +131,7 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], gap:
     """Names at the right ends of lines, apart from each other.
 
     Args:
-        axes: with its limits and scale set.
+        axes: with its limits, scale and labels set: the figure is laid out here, once.
         ends: (x, y, text, colour) of each line's last point.
         gap: least distance of two names, in points.
     """
