@@ -73,7 +73,7 @@ def test_progress_is_a_bar_that_goes_away_a_line_in_scripts_nothing_when_quiet(c
     with Terminal([PHOTON, "report", file, "--to", to], environment()) as terminal:
         assert terminal.ended() == 0
         assert "drawing" in terminal.said
-        shown = " ".join(terminal.screen())  # one line, which may be wrapped
+        shown = " ".join(" ".join(terminal.screen()).split())  # one line, which may be wrapped
         assert "open it in a browser" in shown and "drawing" not in shown
     with Terminal([PHOTON, "report", file, "--to", to, "--quiet"], environment()) as terminal:
         assert terminal.ended() == 0
