@@ -14,7 +14,6 @@ import torch
 from photon_core.data.manifest import require_manifest
 from photon_core.data.stream import stream_hash
 from photon_core.errors import DataError
-from photon_core.sampling import TOKENS
 from photon_core.training.checkpoint import Checkpoints
 from photon_core.training.device import choose_device
 from photon_core.training.evaluate import held_out_scores
@@ -24,10 +23,9 @@ from photon_core.training.model import load_decoder
 from photon_core.training.moments import write_tensors
 from photon_core.training.nodes import Average, Train, train_nodes
 from photon_core.training.past import load_past
-from photon_core.training.random_state import get_random_state
 from photon_core.training.state import SAMPLES, TRAINING
 from photon_core.training.weights import Theta
-from photon_core.training.working import Clock, encode
+from photon_core.training.working import Clock, as_trained, encode, kept_state
 
 
 def train_apart(
@@ -69,40 +67,12 @@ def train_apart(
             moments = write_tensors(average.moments(), written)
         samples = average.samples()
         (written / SAMPLES).write_bytes(samples)
-        state = {
-            "optimizer": None,  # each node keeps its own, and its place in its stream
-            "optimizer_name": federation.local.optimizer.name,
-            "stream": None,
-            "mix": mix,
-            "random": get_random_state(),
-            "samples": past.samples + len(samples) // 4,
-            "nodes": infra.nodes,
-            "feedback": update.feedback,
-        }
+        # each node keeps its own optimizer, and its place in its stream
+        state = kept_state(job, None, None, mix, past.samples + len(samples) // 4)
+        state |= {"nodes": infra.nodes, "feedback": update.feedback}
         with (written / TRAINING).open("wb") as file:
             torch.save(state, file)
-    notes = [*past.notes, *average.notes()]
-    for note in notes:
-        print(note)
-    data = require_manifest(federation, job.site)
-    return Trained(
-        round=job.round,
-        attempt=job.attempt,
-        base_sha256=job.base_sha256,
-        codec=update.codec,
-        tokens=average.tokens,
-        steps=average.steps,
-        metrics={
-            **average.metrics(),
-            "seconds": time.monotonic() - started,
-            **update.metrics,
-            **{f"valid_{name}": scores[name] for name in ("loss", "tokens") if name in scores},
-            **({TOKENS: float(data.train_tokens)} if federation.rounds.sampling == "tokens" else {}),
-            **past.metrics,
-        },
-        files=update.files,
-        folder="",
-        seconds=clock.seconds,
-        notes=notes,
-        moments=moments,
-    )
+    metrics = {**average.metrics(), "seconds": time.monotonic() - started}
+    data_tokens = require_manifest(federation, job.site).train_tokens
+    done, notes = (average.tokens, average.steps), [*past.notes, *average.notes()]
+    return as_trained(job, *done, metrics, scores, data_tokens, past, update, moments, clock, notes)

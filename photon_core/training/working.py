@@ -40,6 +40,7 @@ from photon_core.training.state import SAMPLES, TRAINING
 from photon_core.training.trainee import State, Trainee
 from photon_core.training.weights import Theta, Written, write_update
 from photon_core.update.post_process import noise_generator
+from schemas.manifests import FileEntry
 
 NOISE_KEY = "noise.key"
 
@@ -119,7 +120,7 @@ def work(
                     parameters, moments = trainee.parameters(), trainee.state()
                     if ranks.first:
                         samples.flush()
-                        state = _state(job, moments, loader.state_dict(), mix, past.samples)
+                        state = kept_state(job, moments, loader.state_dict(), mix, past.samples)
                         _checkpoint(checkpoints, past, state, parameters, written / SAMPLES)
 
             gradients = _gradients(job, theta, model, device)
@@ -161,7 +162,7 @@ def work(
         with clock.phase("encode"):
             update = encode(job, report, theta, parameters, past, folder, written)
         with clock.phase("save"):
-            state = _state(job, kept, stream, mix, past.samples + progress.count)
+            state = kept_state(job, kept, stream, mix, past.samples + progress.count)
             moments = []
             if federation.local.optimizer_state == "average":
                 moments = write_moments(state["optimizer"], names, written)
@@ -173,31 +174,51 @@ def work(
         if ranks.first:
             with clock.phase("dataset"):
                 _close(dataset)
-    for note in past.notes:
-        print(note)
     metrics = {
         **round_metrics(job, progress),
         "tokens_per_second": (progress.tokens - tokens_before) / clock.seconds["fit"],
         "seconds": time.monotonic() - started,
-        **update.metrics,
-        **{f"valid_{name}": scores[name] for name in ("loss", "tokens") if name in scores},
-        **({TOKENS: float(data.train_tokens)} if federation.rounds.sampling == "tokens" else {}),
         **({"micro_batch": float(micro_batch)} if isinstance(micro_batch, int) else {}),
         **({"devices": float(ranks.size)} if ranks.size > 1 else {}),
-        **past.metrics,
     }
+    done = progress.tokens, progress.steps
+    return as_trained(job, *done, metrics, scores, data.train_tokens, past, update, moments, clock, past.notes)
+
+
+def as_trained(
+    job: LocalJob,
+    tokens: int,
+    steps: int,
+    metrics: Mapping[str, float],
+    scores: Mapping[str, float],
+    data_tokens: int,
+    past: Past,
+    update: Written,
+    moments: list[FileEntry],
+    clock: Clock,
+    notes: list[str],
+) -> Trained:
+    """What has been trained and written, as the launcher hears of it; the notes go to the site's log, too."""
+    for note in notes:
+        print(note)
     return Trained(
         round=job.round,
         attempt=job.attempt,
         base_sha256=job.base_sha256,
         codec=update.codec,
-        tokens=progress.tokens,
-        steps=progress.steps,
-        metrics=metrics,
+        tokens=tokens,
+        steps=steps,
+        metrics={
+            **metrics,
+            **update.metrics,
+            **{f"valid_{name}": scores[name] for name in ("loss", "tokens") if name in scores},
+            **({TOKENS: float(data_tokens)} if job.federation.rounds.sampling == "tokens" else {}),
+            **past.metrics,
+        },
         files=update.files,
         folder="",
         seconds=clock.seconds,
-        notes=past.notes,
+        notes=notes,
         moments=moments,
     )
 
@@ -252,7 +273,10 @@ def _fit(trainer: Trainer, steps: int, clock: Clock) -> None:
             trainer.close()
 
 
-def _state(job: LocalJob, moments: State, stream: dict[str, Any] | None, mix: str, samples: int) -> dict[str, Any]:
+def kept_state(
+    job: LocalJob, moments: State | None, stream: dict[str, Any] | None, mix: str, samples: int
+) -> dict[str, Any]:
+    """What the next round goes on from, but for the codec's error feedback."""
     return {
         "optimizer": moments,
         "optimizer_name": job.federation.local.optimizer.name,
