@@ -41,13 +41,14 @@ class Terminal:
     def keys(self, text: str) -> None:
         os.write(self._at, text.encode())
 
-    def until(self, text: str, seconds: float = 90) -> str:
-        """All that was said, once `text` is on the screen."""
+    def until(self, *texts: str, seconds: float = 90) -> list[str]:
+        """The screen, once all of `texts` are on it, in this order; what follows may not have come yet."""
         limit = time.monotonic() + seconds
-        while text not in "\n".join(self.screen()):
+        order = re.compile(".*".join(map(re.escape, texts)), re.DOTALL)
+        while order.search("\n".join(self.screen())) is None:
             if not self._read(limit - time.monotonic()):
-                raise AssertionError(f"no {text!r} in {self.said!r}")
-        return self.said
+                raise AssertionError(f"no {texts!r} in {self.said!r}")
+        return self.screen()
 
     def ended(self, seconds: float = 60) -> int:
         """The exit code, once everything was said."""

@@ -29,10 +29,9 @@ def test_watching_is_one_screen_that_is_refreshed_until_ctrl_c(committed: Callab
     federation = load_federation(file)
     run = run_of(federation)
     with Terminal([PHOTON, "status", file, "--watch"], environment()) as terminal:
-        terminal.until("1 of 3 rounds")
+        terminal.until("1 of 3 rounds", "\na ", "\nb ", "no")
         run.commit_round(round_manifest(federation, 2, 20.0, run.round_sha256(1)))
-        terminal.until("2 of 3 rounds")
-        shown = terminal.screen()
+        shown = terminal.until("2 of 3 rounds", "\na ", "\nb ", "no")
         terminal.keys("\x03")
         code = terminal.ended()
         after = terminal.screen()
