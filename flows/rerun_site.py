@@ -23,7 +23,7 @@ def rerun_site(federation: Federation, site: str, t: int, force: bool = False) -
     Raises:
         StoreConflict: round t is committed; what it aggregated stands.
     """
-    check_open(run_of(federation), t)
+    check_open(federation, t)
     attempt = next_attempt(run_of(federation), t, site) if force else 1
     with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
         dispatch.dispatch_round(federation, site, t, time.time() + federation.rounds.deadline, attempt)

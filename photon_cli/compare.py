@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from photon_cli.progress import display
+from photon_cli.reach import reachable
 from photon_core.errors import FederationError
 from photon_core.layout import Run
 from photon_core.report.compare import differences, names, render, results
 from photon_core.report.record import Record, read_record
-from photon_core.rounds import run_of
 from photon_core.store import Store
 from schemas.load import load_federation
 
@@ -48,7 +48,7 @@ def read(name: str) -> Record:
     """The record of a federation file's run, or of <store>/<run>."""
     if name.endswith((".yaml", ".yml")) or Path(name).is_file():
         federation = load_federation(Path(name))
-        record = read_record(run_of(federation), federation.rounds.count)
+        record = read_record(reachable(federation), federation.rounds.count)
     else:
         store, _, run = name.rstrip("/").rpartition("/")
         if not store:

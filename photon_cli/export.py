@@ -8,6 +8,8 @@ from photon_cli.progress import display
 from photon_core.numbers import amount
 from schemas.federation import Federation
 
+TOKENS = 100  # that generate adds, unless asked for another number
+
 
 def export(federation: Federation, t: int | None, folder: Path, quiet: bool) -> None:
     """Write the folder and say what is in it."""
@@ -22,11 +24,19 @@ def export(federation: Federation, t: int | None, folder: Path, quiet: bool) -> 
 
 
 def generate(
-    federation: Federation, t: int | None, prompt: str, tokens: int, temperature: float, top_k: int, seed: int
+    federation: Federation,
+    t: int | None,
+    prompt: str,
+    tokens: int | None,
+    temperature: float,
+    top_k: int,
+    seed: int,
 ) -> None:
-    """Print the prompt and what the model makes of it, as it comes."""
+    """Print the prompt and what the model makes of it, as it comes. `tokens`: None for what fits, at most 100."""
     from photon_core.export.generate import generate as continue_text
 
+    if tokens is None:
+        tokens = min(TOKENS, federation.model.max_seq_len - 1)
     unsaid = [prompt]
 
     def say(text: str) -> None:

@@ -127,10 +127,9 @@ def _places(federation: Federation, site: str | None) -> list[tuple[str, Any]]:
 
 def _store(federation: Federation, site: str | None) -> str:
     """The store takes a file where this site writes, and gives up its list of rounds."""
-    from photon_core.layout import Run
-    from photon_core.store import Store
+    from photon_cli.reach import reachable
 
-    run = Run(Store(federation.store, **federation.storage.store_options()), federation.run)
+    run = reachable(federation)
     folder = run.round_dir(0) + (f"/sites/{site}" if site else "")
     probe = f"{folder}/probe-{uuid.uuid4().hex}"
     try:

@@ -57,12 +57,14 @@ def options(
 
 
 def _federation(file: Path) -> "Federation":
-    """The file, checked, with the store's credentials at hand where they are in a block."""
+    """The file, checked; its store has answered, and let us in."""
     from photon_cli.credentials import take_credentials
+    from photon_cli.reach import reachable
     from schemas.load import load_federation
 
     federation = load_federation(file)
     take_credentials(federation)
+    reachable(federation)
     return federation
 
 
@@ -87,9 +89,13 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Turn a site's text into validated, tokenised shards."""
+    from photon_cli.credentials import take_credentials
     from photon_cli.prepare import prepare_sites
+    from schemas.load import load_federation
 
-    prepare_sites(_federation(file), file, site, quiet)
+    federation = load_federation(file)
+    take_credentials(federation)
+    prepare_sites(federation, file, site, quiet)
 
 
 @app.command()
@@ -242,7 +248,9 @@ def generate(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="text that the model continues")],
     file: File = HERE,
     t: Annotated[int | None, typer.Option("--round", "-r", min=0, help="the last one if left out")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="most tokens to add")] = 100,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="most tokens to add; 100, or what fits the model, if left out")
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="draw from the k likeliest tokens only; 0 for all")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="of the drawing")] = 17,
@@ -260,6 +268,10 @@ def main() -> None:
     except PhotonError as error:
         typer.echo(f"photon: {error}", err=True)
         sys.exit(_exit_code(error))
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"photon: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
     except SystemExit as ended:
         if ended.code == EXIT_INTERRUPTED:  # Typer's, in the place of KeyboardInterrupt
             typer.echo("photon: interrupted; the same command continues where this one stopped", err=True)

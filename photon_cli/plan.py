@@ -1,13 +1,16 @@
 """photon plan: memory, time and bytes before they are spent, and against what the rounds so far have taken."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from photon_core.errors import FederationError
+from photon_cli.credentials import take_credentials
+from photon_cli.reach import reachable
+from photon_core.errors import CorruptFile, FederationError, PhotonError
 from photon_core.numbers import amount, duration
 from photon_core.plan.check import compared
 from photon_core.plan.measured import Measured, measure
@@ -15,7 +18,7 @@ from photon_core.plan.picture import draw
 from photon_core.plan.predict import Prediction, SitePlan, predict
 from photon_core.plan.sweep import best, sweep
 from photon_core.plan.wall_time import TOPOLOGIES
-from photon_core.rounds import history, run_of
+from photon_core.rounds import history
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
@@ -39,7 +42,7 @@ def show_plan(federation: Federation, as_json: bool, to: Path | None) -> None:
     """
     if to is not None and to.suffix not in ENDINGS:
         raise FederationError(f"--to {to}: write a file that ends in .svg or .html")
-    rounds = history(run_of(federation))
+    rounds = _committed(federation)
     measured = measure(federation, rounds)
     now = predict(federation, measured)
     predictions = sweep(federation, measured)
@@ -51,6 +54,18 @@ def show_plan(federation: Federation, as_json: bool, to: Path | None) -> None:
         if now.round_seconds is None:
             raise FederationError(f"--to {to}: there is no time to draw; {_remedy(now)}")
         _write(federation, now, predictions, rounds, measured, to)
+
+
+def _committed(federation: Federation) -> list[RoundManifest]:
+    """The rounds so far; none, with a word about it, while there is no store to ask: a plan comes first."""
+    try:
+        take_credentials(federation)
+        return history(reachable(federation))
+    except (FederationError, CorruptFile):
+        raise
+    except PhotonError as error:
+        print(f"photon: planned without the rounds so far: {error}", file=sys.stderr)
+        return []
 
 
 def _print(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from photon_cli.progress import display
+from photon_core.errors import PhotonError
 from photon_core.rounds import run_of
 from schemas.federation import Federation
 
@@ -14,6 +15,9 @@ def report(federation: Federation, to: Path | None, quiet: bool) -> None:
         federation: the federation file.
         to: the page's file, overwritten; <run>-report.html in the current folder if None.
         quiet: say nothing.
+
+    Raises:
+        PhotonError: the run has no rounds yet.
     """
     target = to or Path(f"{federation.run}-report.html")
     with display(quiet) as show:
@@ -21,7 +25,10 @@ def report(federation: Federation, to: Path | None, quiet: bool) -> None:
         from photon_core.report.page import render
         from photon_core.report.record import read_record
 
-        record = read_record(run_of(federation), federation.rounds.count)
+        run = run_of(federation)
+        record = read_record(run, federation.rounds.count)
+        if record.birth is None:
+            raise PhotonError(f"run '{run.run}' has no rounds in {run.store.url} yet. Write: photon run")
         show.activity("report", "drawing")
         page = render(record)
         target.parent.mkdir(parents=True, exist_ok=True)

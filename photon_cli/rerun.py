@@ -11,7 +11,7 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
     """Where PREFECT_API_URL names a server, through the deployment there; else here, embedded.
 
     Raises:
-        FederationError: there is no such site.
+        FederationError: there is no such site, or round.
         StoreConflict: round t is committed.
         PhotonError: the rerun failed, and why.
     """
@@ -21,7 +21,7 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
     if site not in names:
         raise FederationError(f"there is no site '{site}'; the file has {', '.join(names)}")
     run = run_of(federation)
-    check_open(run, t)
+    check_open(federation, t)
     attempt = next_attempt(run, t, site) if force else 1
     if (done := is_done(run, t, site, attempt)) is not None:
         print(f"{site} has committed its update for round {t} (attempt {done.attempt}). To train again: --force")

@@ -1,5 +1,6 @@
 """photon run: the flows on this machine, with a Prefect server of their own that ends with them."""
 
+import logging
 import signal
 import sys
 import threading
@@ -11,8 +12,9 @@ from types import FrameType
 from photon_cli.progress import Display, display, follow
 from photon_cli.server import EmbeddedServer, prefect_home
 from photon_core.data.shards import available
+from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import DataError
-from photon_core.rounds import history, run_of
+from photon_core.rounds import check_frozen, history, run_of
 from photon_core.start import check_start
 from photon_core.trackers import check_trackers
 from photon_core.training.infra import check_infra
@@ -30,11 +32,17 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
         PhotonError: as the run failed; what was committed stands.
     """
     check_paths(federation, sites=[], file=file)  # raw text may be gone once it is prepared
+    birth, latest = run_of(federation).birth(), run_of(federation).latest()
+    if birth is not None and latest is not None and latest >= federation.rounds.count:
+        check_frozen(birth, federation, load_tokenizer(federation.tokenizer).sha256)
+        show_result(federation, file)
+        print(f"all {latest} rounds are committed; to go on, raise rounds.count in {file}")
+        return
     check_prepared(federation, file)
     check_trackers(federation)
     for site in federation.active:
         check_infra(federation, site)
-    if run_of(federation).birth() is None:
+    if birth is None:
         check_start(federation)
     with display(quiet) as show:
         run_flow(federation, file, rounds, show)
@@ -79,6 +87,7 @@ def embedded(federation: Federation, file: Path, show: Display) -> Iterator[None
             shutdown()
             with suppress(Exception):
                 flush()
+            logging.raiseExceptions = False  # what is logged from here on has no server to go to
 
 
 def show_result(federation: Federation, file: Path) -> None:

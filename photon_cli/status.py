@@ -76,7 +76,8 @@ class Status:
     def lines(self) -> list[str]:
         """The head, for people; and what changes, where there is no terminal."""
         if not self.rounds:
-            head = f"run {self.federation.run}: nothing in {self.run.store.url} yet. Next: photon run"
+            head = f"run {self.federation.run}: nothing in {self.run.store.url} yet. "
+            head += "Next: photon prepare, photon run"
         else:
             head = f"run {self.federation.run}: {self.done} of {self.federation.rounds.count} rounds in "
             head += self.run.store.url

@@ -16,7 +16,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar, cast
 
-from photon_core.errors import PhotonError, StoreConflict
+from photon_core.errors import FederationError, PhotonError, StoreConflict
 from photon_core.listing import Found, walk_remote
 from photon_core.object_files import ObjectRanges, ObjectReader, ObjectWriter
 from photon_core.patience import PATIENCE, error_code, patiently
@@ -276,6 +276,12 @@ def _open(url: str, protocol: str, options: dict[str, Any]) -> tuple[Any, str, s
             "config_kwargs": CLIENT | options.get("config_kwargs", {}),
             "skip_instance_cache": True,
         }
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ValueError, ImportError) as error:
+        raise FederationError(
+            f"'{url}' cannot be opened ({error}); write a path, or a URL such as s3://bucket/folder"
+        ) from None
     with _LOCK:
         if protocol not in S3:
             fs, root = fsspec.core.url_to_fs(url, **options)

@@ -182,15 +182,19 @@ def is_committed(run: Run, t: int, site: str, attempt: int) -> bool:
     return update is not None and update.attempt >= attempt
 
 
-def check_open(run: Run, t: int) -> None:
-    """Refuse work for a round that is committed, or whose base is not.
+def check_open(federation: Federation, t: int) -> None:
+    """Refuse work for a round that is committed, whose base is not, or that the file does not ask for.
 
     Raises:
         StoreConflict: round t is committed.
-        PhotonError: round t - 1 is not.
+        FederationError: it is beyond rounds.count.
+        PhotonError: round t - 1 is not committed.
     """
+    run = run_of(federation)
     if run.round(t) is not None:
         raise StoreConflict(f"round {t} of run '{run.run}' is committed; what it aggregated stands")
+    if t > federation.rounds.count:
+        raise FederationError(f"round {t}: the file has {federation.rounds.count} rounds; raise rounds.count")
     if run.round(t - 1) is None:
         raise PhotonError(f"round {t} of run '{run.run}' cannot start: round {t - 1} is not committed")
 

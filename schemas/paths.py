@@ -10,6 +10,7 @@ from typing import Any
 from schemas.errors import FederationError
 from schemas.federation import Federation
 from schemas.problems import locate
+from schemas.values import BROKEN_URL
 from schemas.yaml_lines import Key, read_yaml
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -43,7 +44,9 @@ def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
 
     def absolute(value: Any) -> Any:
-        if not isinstance(value, str) or not value.strip() or is_url(value) or not value.isprintable():
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            return value
+        if is_url(value) or BROKEN_URL.match(value):
             return value
         return os.path.normpath(folder / Path(value).expanduser())
 

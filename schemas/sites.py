@@ -40,7 +40,7 @@ class Site(Section):
         description="what the pool's jobs get: env, image, resources; any key that the pool's template has",
     )
     streams: list[Stream] = Field(min_length=1, examples=["- {name: web, source: web/*.jsonl}"])
-    state_dir: Text | None = Field(
+    state_dir: Place | None = Field(
         default=None,
         description="private folder of the site, on its own disk; photon-sites/<run>/<site> if left out",
     )

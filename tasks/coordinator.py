@@ -78,7 +78,7 @@ def open_round(federation: Federation, t: int | None) -> int:
             raise PhotonError(f"all {federation.rounds.count} rounds are committed: raise rounds.count to go on")
         _remember(t)
     if not _is_retry() or run_of(federation).round(t) is None:
-        rounds.check_open(run_of(federation), t)
+        rounds.check_open(federation, t)
     return t
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from photon_core.data.tokenizer import load_tokenizer
 from photon_core.layout import model_sha256
 from photon_core.rounds import federation_sha256, run_of
 from schemas.federation import Federation
@@ -27,7 +28,8 @@ def committed(write_federation: Callable[..., Path]) -> Callable[..., Path]:
             RunManifest(
                 run=federation.run, created="2026-01-01T00:00:00+00:00",
                 federation=federation.model_dump(mode="json"),
-                federation_sha256=federation_sha256(federation), tokenizer_sha256="0" * 64, versions={},
+                federation_sha256=federation_sha256(federation),
+                tokenizer_sha256=load_tokenizer(federation.tokenizer).sha256, versions={},
             )
         )  # fmt: skip
         for t in range(last + 1):

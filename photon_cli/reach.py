@@ -1,0 +1,28 @@
+"""A store that is elsewhere is asked once before any work: nobody waits two minutes for a wrong address."""
+
+from photon_core.errors import StoreUnavailable
+from photon_core.layout import Run
+from photon_core.store import Store
+from schemas.federation import Federation
+
+SECONDS = 15.0  # for an answer; what goes on under way is more patient
+
+
+def reachable(federation: Federation) -> Run:
+    """The federation's run, in a store that has answered.
+
+    Raises:
+        StoreUnavailable: it does not answer.
+        StoreRefused: it does not let us in.
+        FederationError: its URL is of no kind that there is.
+    """
+    options = federation.storage.store_options()
+    run = Run(Store(federation.store, **options), federation.run)
+    if not run.store.is_local:
+        try:
+            Store(federation.store, **options, patience=SECONDS).exists(f"{federation.run}/run.json")
+        except StoreUnavailable as error:
+            raise StoreUnavailable(
+                f"{error}; if it was never there, correct store and storage.endpoint_url"
+            ) from None
+    return run
