@@ -132,12 +132,14 @@ def aggregate_region(
     updates, _ = _gather(run, federation, t, sampled, {}, rejected)
     groups, found = regions(federation.aggregation, sampled), dict[str, str]()
     while True:
-        tree = Tree(run, t, groups, updates, federation.server, **_limits(federation))
         try:
+            tree = Tree(run, t, groups, updates, federation.server, **_limits(federation))
             if region in tree.groups:
                 tree.compare(region) if second_look else tree.partial(region)
             return found
         except UpdateRejected as bad:
+            if bad.site not in updates:  # a region's mean is damaged: whoever combines them makes it anew
+                raise
             del updates[bad.site]
             found[bad.site] = bad.reason
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
-from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT
+from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifest
 from photon_core.aggregation.combine import Combine
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict, UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
@@ -56,6 +56,9 @@ class Tree:
         updates: each site's committed update; a region without any is passed over.
         server: its weights and mean; the optimizer and its numbers.
         options: for `aggregate`: token_limit, step_limit, ...
+
+    Raises:
+        UpdateRejected: one site's manifest is bad; drop that site and start again.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Tree:
         self.groups = {n: sites for n, sites in there.items() if sites}
         self.token_limit = options.pop("token_limit", TOKEN_LIMIT)
         self.options = {"step_limit": STEP_LIMIT, **options}
+        for site in self._sites():  # the shares come from what the manifests say, before any region is read
+            check_manifest(run, base, t, site, updates[site], self.token_limit, self.options["step_limit"])
         self._known: dict[int, tuple[str, PartialManifest]] = {}
 
     def partial(self, region: int, again: bool = False) -> tuple[str, PartialManifest]:

@@ -9,6 +9,7 @@ import pytest
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
 from photon_core.aggregation.tree import Tree, regions
+from photon_core.candidate import aggregate_region
 from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.garbage import Rule, look
 from photon_core.layout import Run, model_sha256
@@ -17,6 +18,7 @@ from photon_core.tensor_reader import TensorReader
 from schemas.aggregation import Aggregation
 from schemas.manifests import FileEntry, RoundManifest, UpdateManifest
 from schemas.server import Server
+from tests.federations import sample
 
 Arrays = dict[str, np.ndarray]
 MakeRun = Callable[..., tuple[Run, dict[str, UpdateManifest]]]
@@ -190,6 +192,45 @@ def test_a_bad_update_is_named_and_only_its_region_done_again(
     check_equal(run, tree.aggregate(), aggregate(run, 1, updates, Server()))
     assert tree.partial(1) == first
     assert list(tree.partial(2)[1].parts) == ["s3"]
+
+
+@pytest.mark.parametrize(
+    ("server", "change", "reason"),
+    [
+        (Server(), {"tokens": 0}, "it claims 0 trained tokens"),
+        (Server(weights="fednova"), {"steps": 0}, "it claims 0 trained steps"),
+        (
+            Server(mean="norm_bounded"),
+            {"metrics": {"train_loss": 1.0, "delta_norm": np.nan}},
+            "'delta_norm' is nan",
+        ),
+    ],
+)
+def test_manifests_are_looked_at_before_their_numbers_are_used(
+    tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any, server: Server, change: Any, reason: str
+) -> None:
+    run, updates = make_run(Store(str(tmp_path)), theta, sites)
+    updates = {s: u.model_copy(update={"metrics": {**u.metrics, "delta_norm": 3.0}}) for s, u in updates.items()}
+    updates["s3"] = updates["s3"].model_copy(update=change)
+    del updates["s4"]  # its region is of nobody else
+    with pytest.raises(UpdateRejected, match=reason) as bad:
+        Tree(run, 1, GROUPS, updates, server).aggregate()
+    assert bad.value.site == "s3"
+
+
+def test_a_region_whose_second_look_meets_a_damaged_mean_says_so(
+    tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any
+) -> None:
+    run, updates = make_run(Store(str(tmp_path)), theta, sites)
+    named = [{"name": name, "streams": [{"name": "s", "source": "x.txt"}]} for name in sites]
+    federation = sample(run="run", sites=named, aggregation={"tree_above": 1, "fan_out": 4})
+    sampled = list(updates)
+    assert aggregate_region(run, federation, 1, sampled, 1) == {}
+    folder, partial = Tree(run, 1, regions(federation.aggregation, sampled), updates, Server()).partial(1)
+    path = tmp_path / folder / partial.files[0].path
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(UpdateRejected, match=r"'\+0001' rejected: .* does not have the blake3"):
+        aggregate_region(run, federation, 1, sampled, 2, second_look=True)
 
 
 def test_a_region_without_updates_is_passed_over(
