@@ -39,7 +39,7 @@ class Norms:
             raise UpdateRejected(
                 self._sites[largest], f"tensor '{tensor}' holds values so large that the mean is not finite"
             )
-        if not math.isfinite(block[-1]):
+        if not (math.isfinite(block[-2]) and math.isfinite(block[-1])):
             raise StepOverflow(
                 f"the server's step makes tensor '{tensor}' NaN or infinite, though the updates are finite; "
                 "lower server.lr or server.momentum"

@@ -36,3 +36,14 @@ def test_finished_shards_are_reused_and_damaged_ones_made_anew(
         not (damage and number == 1) for number in range(len(first.model))
     ]
     assert bool(written) == damage
+
+
+def test_changes_whose_products_overflow_are_no_error(tmp_path: Path, make_run) -> None:
+    """Their pairs have no cosine, and their shards no record, which could not say so."""
+    theta = {name: np.ones(300, np.float32) for name in "abcd"}
+    sites = {s: ({n: v + np.float32(size) for n, v in theta.items()}, 10) for s, size in (("x", 0.1), ("y", 5e19))}
+    run, updates = make_run(Store(str(tmp_path)), theta, sites)
+    result = aggregate(run, 1, updates, Server(), max_shard_bytes=1200, threads=0)
+    assert len(result.model) == 4 and result.norms["delta_norm/y"] == pytest.approx(5e19 * 1200**0.5)
+    assert not any(name.startswith("cosine_pair/") for name in result.norms)
+    assert run.store.ls(f"{run.round_dir(1)}/finished") == []
