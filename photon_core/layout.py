@@ -208,7 +208,11 @@ class Run:
             raise CorruptFile(f"{self.store.locate(path)} is not a manifest: {where}: {first['msg']}") from None
 
     def _commit(self, path: str, manifest: Manifest) -> None:
-        self.store.create(path, manifest_bytes(manifest))
+        data = manifest_bytes(manifest)
+        if len(data) > MANIFEST_LIMIT:  # nobody would read it, and nothing is ever overwritten
+            where = self.store.locate(path)
+            raise PhotonError(f"{where} would hold {len(data)} bytes; at most {MANIFEST_LIMIT} are read")
+        self.store.create(path, data)
 
     def _check_link(self, manifest: RoundManifest) -> None:
         previous = self.round_sha256(manifest.round - 1) if manifest.round else ""

@@ -221,7 +221,7 @@ def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str,
         return None
     try:
         scores = {name: float(value) for name, value in json.loads(data).items()}
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         scores = {}
     finite = all(isfinite(value) and value >= 0 for value in scores.values())
     large = max((value for name, value in scores.items() if name != "perplexity"), default=0.0) > SCORE_LIMIT

@@ -17,6 +17,7 @@ from schemas.manifests import Span, UpdateManifest
 WHOLE = "round"  # the phase of the coordinator's own wait for all that a site does elsewhere before aggregation
 LIMIT = 100  # spans of a site in a round
 LONGEST = 1e9  # seconds
+PHASE_LIMIT = 40  # characters
 
 Key = tuple[str, int, str]  # run, round, site
 
@@ -114,8 +115,8 @@ def place(spans: Sequence[Span], begin: float, end: float) -> tuple[list[Span], 
     """Spans as seconds after `begin`, moved together where the site's clock is off.
 
     Args:
-        spans: by the site's clock, Unix time. What cannot be (not finite, negative, too many) is dropped: a wrong
-            timeline costs nobody the round.
+        spans: by the site's clock, Unix time. What cannot be (not finite, negative, too many, a phase that is no
+            name) is dropped: a wrong timeline costs nobody the round.
         begin, end: Unix time by the coordinator's clock: none can have begun before the one, or ended after the
             other.
 
@@ -134,4 +135,5 @@ def place(spans: Sequence[Span], begin: float, end: float) -> tuple[list[Span], 
 
 
 def _possible(span: Span) -> bool:
-    return math.isfinite(span.start) and 0 <= span.seconds < LONGEST and abs(span.start) < 1e11
+    named = len(span.phase) <= PHASE_LIMIT and span.phase.isprintable()
+    return named and math.isfinite(span.start) and 0 <= span.seconds < LONGEST and abs(span.start) < 1e11

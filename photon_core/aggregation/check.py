@@ -16,6 +16,7 @@ from schemas.manifests import PartialManifest, RoundManifest, TensorEntry, Updat
 TOKEN_LIMIT = 10**15  # more than any site trains in a round; a claim beyond it would drown the others' weights
 STEP_LIMIT = 10**9  # the largest count moves everyone's learning-rate schedule
 METRICS_LIMIT = 1000
+METRIC_LIMIT = 100  # characters of its name: the round's manifest repeats them, and has to stay readable
 
 
 class blame:
@@ -102,6 +103,9 @@ def _check_metrics(site: str, metrics: Mapping[str, float]) -> None:
     if "train_loss" not in metrics:
         raise UpdateRejected(site, "its metrics have no train_loss")
     for name, value in metrics.items():
+        if len(name) > METRIC_LIMIT or not name.isprintable():
+            said = f"it names a metric '{name[:METRIC_LIMIT]}...' of {len(name)} characters"
+            raise UpdateRejected(site, f"{said}; a name is printable and has at most {METRIC_LIMIT}")
         if not math.isfinite(value):
             raise UpdateRejected(site, f"its metric '{name[:200]}' is {value}")
 

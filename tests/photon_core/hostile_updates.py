@@ -158,6 +158,14 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "loss is NaN": (_set(metrics={"train_loss": float("nan")}), "'train_loss' is nan"),
     "endless loss": (_set(metrics={"train_loss": 1.0, "x": float("inf")}), "'x' is inf"),
     "many metrics": (_set(metrics={"train_loss": 1.0} | {f"m{n}": 0.0 for n in range(1001)}), "1002 metrics"),
+    "endless names of metrics": (
+        _set(metrics={"train_loss": 1.0} | {f"{n:0900d}": 0.0 for n in range(900)}),
+        "of 900 characters; a name is printable and has at most 100",
+    ),
+    "metric with a hostile name": (
+        _set(metrics={"train_loss": 1.0, "\x1b[2J": 0.0}),
+        "metric '?[2J...",
+    ),
     "wrong base": (_set(base_sha256="e" * 64), "starts from model eeeeeeeeeeeeeeee"),
     "wrong previous": (_set(previous_sha256="e" * 64), "follows another manifest"),
     "another site's": (_set(site="a"), "speaks of run, round, site, attempt ('run', 1, 'a', 1)"),
