@@ -25,8 +25,8 @@ def evaluate(federation: Federation, site: str, files: list[str], threads: int) 
         threads: torch threads.
 
     Returns:
-        loss (mean nats a predicted token), perplexity (its exponential), tokens (predicted ones); of a site with
-        several streams also loss/<stream> and tokens/<stream>.
+        loss (mean nats a predicted token; LARGEST_LOSS where it is not finite), perplexity (its exponential),
+        tokens (predicted ones); of a site with several streams also loss/<stream> and tokens/<stream>.
 
     Raises:
         DataError: the site is not prepared, or holds no sequences out.
@@ -56,7 +56,7 @@ def held_out_scores(decoder: Decoder, federation: Federation, site: str, device:
             losses += each.tolist()
     decoder.train(training)
     predicted = sequences.shape[1] - 1
-    loss_mean = total / len(sequences)
+    loss_mean = _told(total / len(sequences))
     scores = {
         "loss": loss_mean,
         "perplexity": math.exp(min(loss_mean, LARGEST_LOSS)),
@@ -65,7 +65,12 @@ def held_out_scores(decoder: Decoder, federation: Federation, site: str, device:
     counts, start = valid_counts(federation, site, limit), 0
     for name, count in counts.items() if len(counts) > 1 else ():
         if count:
-            scores[f"loss/{name}"] = sum(losses[start : start + count]) / count
+            scores[f"loss/{name}"] = _told(sum(losses[start : start + count]) / count)
             scores[f"tokens/{name}"] = float(count * predicted)
         start += count
     return scores
+
+
+def _told(loss: float) -> float:
+    """A model that has blown up has no finite loss, but a manifest holds no other, and the guard has to see it."""
+    return loss if math.isfinite(loss) else LARGEST_LOSS

@@ -129,13 +129,13 @@ class RoundCallback(Callback):
         """Add the step that has just been made to the progress.
 
         Raises:
-            UpdateRejected: its loss (Composer's mean over all ranks) is not finite.
+            UpdateRejected: its loss (Composer's mean over all ranks), or its gradients' norm, is not finite.
         """
-        batch, progress = state.batch, self.progress
-        if not math.isfinite(loss):
-            raise UpdateRejected(
-                self.job.site, f"training diverged: the loss of local step {progress.steps + 1} is {loss}"
-            )
+        batch, progress, norm = state.batch, self.progress, float(self.gradients.norm)
+        for what, value in (("loss", loss), ("gradients' norm", norm)):
+            if not math.isfinite(value):
+                reason = f"training diverged: the {what} of local step {progress.steps + 1} is {value}"
+                raise UpdateRejected(self.job.site, reason)
         numbers = batch["id"] if self.ranks.size == 1 else batch["ids"]
         seconds, (norms, norm_tokens), losses = self._measured(len(numbers))
         tokens = len(numbers) * batch["tokens"].shape[1]
@@ -146,7 +146,7 @@ class RoundCallback(Callback):
         progress.loss_sum += loss * tokens
         progress.last_loss = loss
         progress.seconds = self.seconds_before + seconds
-        progress.gradient_norms += float(self.gradients.norm)
+        progress.gradient_norms += norm
         progress.activation_norms += norms / norm_tokens
         if self.losses is not None:
             self.losses.add(numbers.tolist(), losses)

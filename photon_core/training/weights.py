@@ -63,14 +63,14 @@ class Theta:
                 with safe_open(file, framework="numpy") as opened:
                     for name in opened.keys():  # noqa: SIM118  (not a mapping)
                         part = opened.get_slice(name)
-                        dtype, shape = part.get_dtype(), tuple(part.get_shape())
+                        kind, shape = part.get_dtype(), tuple(part.get_shape())
                         if name in found:
                             shape = (found[name][1][0] + shape[0], *shape[1:])
-                        found[name] = (dtype, shape)
+                        found[name] = (kind, shape)
                         self._places.setdefault(name, []).append(file)
             except (OSError, SafetensorError) as error:
                 raise CorruptFile(f"{file}: not a readable safetensors file: {error}") from error
-        rounded = {dtype for dtype, _ in found.values()} == {"BF16"}  # as update.model_dtype has it sent
+        rounded = {kind for kind, _ in found.values()} == {"BF16"}  # as update.model_dtype has it sent
         self._dtype = "BF16" if rounded else dtype
         expected = {name: (self._dtype, shape) for name, shape in (shapes or parameter_shapes(model)).items()}
         for name in sorted(found.keys() | expected.keys()):

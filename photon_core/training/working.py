@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from streaming import StreamingDataset
 
 from photon_core.data.manifest import require_manifest
 from photon_core.data.stream import release, stream_hash, train_dataset
-from photon_core.errors import DataError
+from photon_core.errors import DataError, UpdateRejected
 from photon_core.sampling import TOKENS
 from photon_core.training.checkpoint import Checkpoints
 from photon_core.training.composing import make_loader, make_loggers, make_trainer
@@ -84,7 +85,7 @@ def work(
         what was trained; None on every rank but the first.
 
     Raises:
-        UpdateRejected: the loss is not finite.
+        UpdateRejected: the loss, or another number of the training, is not finite.
         CorruptFile: theta's files are not the federation's model.
         DataError: the site is not prepared.
     """
@@ -198,9 +199,23 @@ def as_trained(
     clock: Clock,
     notes: list[str],
 ) -> Trained:
-    """What has been trained and written, as the launcher hears of it; the notes go to the site's log, too."""
+    """What has been trained and written, as the launcher hears of it; the notes go to the site's log, too.
+
+    Raises:
+        UpdateRejected: one of its numbers is not finite, which no manifest holds.
+    """
     for note in notes:
         print(note)
+    metrics = {
+        **metrics,
+        **update.metrics,
+        **{f"valid_{name}": scores[name] for name in ("loss", "tokens") if name in scores},
+        **({TOKENS: float(data_tokens)} if job.federation.rounds.sampling == "tokens" else {}),
+        **past.metrics,
+    }
+    for name, value in metrics.items():
+        if not isfinite(value):
+            raise UpdateRejected(job.site, f"training diverged: its metric '{name}' is {value}")
     return Trained(
         round=job.round,
         attempt=job.attempt,
@@ -208,13 +223,7 @@ def as_trained(
         codec=update.codec,
         tokens=tokens,
         steps=steps,
-        metrics={
-            **metrics,
-            **update.metrics,
-            **{f"valid_{name}": scores[name] for name in ("loss", "tokens") if name in scores},
-            **({TOKENS: float(data_tokens)} if job.federation.rounds.sampling == "tokens" else {}),
-            **past.metrics,
-        },
+        metrics=metrics,
         files=update.files,
         folder="",
         seconds=clock.seconds,

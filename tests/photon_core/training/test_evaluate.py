@@ -4,14 +4,20 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
+from photon_core.aggregation.guard import loss_trouble
 from photon_core.data.stream import valid_sequences
-from photon_core.training.evaluate import evaluate
-from photon_core.training.initial import initial_model
+from photon_core.hashing import canonical_json
+from photon_core.training.evaluate import LARGEST_LOSS, evaluate
+from photon_core.training.initial import initial_model, initial_tensor
 from photon_core.training.model import initial_decoder, next_token_loss
+from photon_core.training.shapes import parameter_shapes
 from schemas.federation import Federation
+from schemas.server import Guard
 
 
 def test_loss_is_the_mean_over_all_predicted_tokens(make_site: Callable[..., Federation], tmp_path: Path) -> None:
@@ -40,3 +46,19 @@ def test_every_streams_own_loss(make_site: Callable[..., Federation], tmp_path: 
         assert scores["loss/code"] == pytest.approx(
             next_token_loss(decoder(sequences), sequences).item(), rel=1e-5
         )
+
+
+@pytest.mark.parametrize("value", [math.nan, 1e30])
+def test_a_model_that_has_blown_up_scores_the_largest_loss(
+    make_site: Callable[..., Federation], tmp_path: Path, value: float
+) -> None:
+    federation = make_site(streams=("news", "code"), batch_size=3)
+    theta = {k: initial_tensor(k, federation.model, 1) for k in parameter_shapes(federation.model)}
+    theta["norm_f.weight"] = theta["norm_f.weight"] * np.float32(value)
+    theta["wte.weight"] = theta["wte.weight"] * np.float32(1e10)
+    save_file(theta, tmp_path / "theta.safetensors")
+    scores = evaluate(federation, "alpha", [str(tmp_path / "theta.safetensors")], 1)
+    assert scores["loss"] == scores["loss/news"] == scores["loss/code"] == LARGEST_LOSS
+    assert scores["perplexity"] == math.exp(LARGEST_LOSS)
+    canonical_json(scores)
+    assert loss_trouble(scores["loss"], [{"loss": 3.0}], Guard())

@@ -323,6 +323,29 @@ def test_divergence_rejects_the_update_by_name(make_site: Make, tmp_path: Path) 
     assert [path.name for path in (state_dir(federation, "alpha") / "state").iterdir()] == ["lock"]
 
 
+@pytest.mark.parametrize(
+    ("tensor", "what"),
+    [
+        ("norm_f.weight", "the gradients' norm of local step 1"),
+        ("wpe.weight", "its metric 'activation_norm'"),
+    ],
+)
+def test_no_number_of_an_update_is_infinite(make_site: Make, tmp_path: Path, tensor: str, what: str) -> None:
+    federation = make_site(steps=1, schedule={"warmup_steps": 0})
+    theta = theta_zero(federation)
+    theta[tensor] *= np.float32(3e19)
+    with pytest.raises(UpdateRejected, match=f"'alpha' rejected: training diverged: {what} is inf"):
+        train(make_job(federation, theta, tmp_path), silent)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16, np.int32])
+def test_a_model_of_another_type_is_refused(make_site: Make, tmp_path: Path, kind: Any) -> None:
+    federation = make_site()
+    theta = {name: value.astype(kind) for name, value in theta_zero(federation).items()}
+    with pytest.raises(CorruptFile, match=r"has it F32 \[2, 32\]|has it F32 "):
+        train(make_job(federation, theta, tmp_path), silent)
+
+
 def test_a_model_of_another_shape_is_refused(make_site: Make, tmp_path: Path) -> None:
     federation = make_site()
     theta = theta_zero(federation)
