@@ -53,7 +53,7 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
                 except UpdateRejected:
                     checkpoints.drop()  # going on would only diverge again
                     raise
-                trained = publish(folder, written, trained, job.key)
+                trained = publish(folder, written, trained, job.key, job.resume)
         checkpoints.drop()
         return trained
 

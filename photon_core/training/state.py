@@ -94,7 +94,9 @@ def writing(state_dir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(state_dir: Path, written: Path, trained: Trained, key: str) -> Trained:
+def publish(
+    state_dir: Path, written: Path, trained: Trained, key: str, resume: tuple[int, int] | None = None
+) -> Trained:
     """Write trained.json into the folder, give it its name, and drop the large files of rounds long past.
 
     Args:
@@ -102,6 +104,8 @@ def publish(state_dir: Path, written: Path, trained: Trained, key: str) -> Train
         written: the folder from `writing`, complete but for trained.json.
         trained: the result; its `folder` is set here.
         key: the job's.
+        resume: (round, attempt) of the state that it went on from, and that the next one goes on from, too, should
+            this update be left out of its round: it stays, however long ago that was.
     """
     target = state_folder(state_dir, trained.round, trained.attempt)
     values = {
@@ -118,18 +122,18 @@ def publish(state_dir: Path, written: Path, trained: Trained, key: str) -> Train
         target.rename(discarded)
         shutil.rmtree(discarded, ignore_errors=True)
     written.rename(target)
-    _prune(target.parent, trained.round)
+    _prune(target.parent, trained.round, None if resume is None else state_folder(state_dir, *resume))
     return dataclasses.replace(trained, folder=str(target))
 
 
-def _prune(parent: Path, newest: int) -> None:
-    """Drop the large files of all but the last rounds up to `newest`; results and the audit trail stay.
+def _prune(parent: Path, newest: int, kept: Path | None) -> None:
+    """Drop the large files of all but `kept` and the last rounds up to `newest`; results and the audit trail stay.
 
     Later rounds are of another run with the same folder.
     """
     folders = {path: int(path.name[:6]) for path in parent.iterdir() if path.name[:6].isdigit()}
     rounds = sorted({t for t in folders.values() if t <= newest})
     for path, t in folders.items():
-        if t in rounds[:-KEPT_ROUNDS]:
+        if t in rounds[:-KEPT_ROUNDS] and path != kept:
             (path / TRAINING).unlink(missing_ok=True)
             shutil.rmtree(path / UPDATE, ignore_errors=True)

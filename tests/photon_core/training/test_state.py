@@ -8,7 +8,7 @@ from photon_core.training.state import find, find_result, publish, writing
 from schemas.manifests import FileEntry
 
 
-def leave(folder: Path, run: str, t: int) -> None:
+def leave(folder: Path, run: str, t: int, resume: tuple[int, int] | None = None) -> None:
     """The state of a round, as its training leaves it."""
     with writing(folder) as written:
         (written / "update").mkdir()
@@ -21,7 +21,7 @@ def leave(folder: Path, run: str, t: int) -> None:
             tensors={},
         )
         trained = Trained(t, 1, "", "float32", 1, 1, {}, [update], "", {})
-        publish(folder, written, trained, key=f"{run} {t}")
+        publish(folder, written, trained, f"{run} {t}", resume)
 
 
 def test_the_last_three_rounds_stay(tmp_path: Path):
@@ -30,6 +30,16 @@ def test_the_last_three_rounds_stay(tmp_path: Path):
         leave(tmp_path, "one", t)
     assert [t for t in range(1, 6) if find(tmp_path, t, 1)] == [3, 4, 5]
     assert sorted(path.name for path in (tmp_path / "state" / "000001-0001").iterdir()) == ["trained.json"]
+
+
+def test_the_last_one_that_was_aggregated_stays_however_many_come_too_late(tmp_path: Path):
+    (tmp_path / "state").mkdir()
+    leave(tmp_path, "one", 1)
+    for t in (2, 3, 4, 5, 6):
+        leave(tmp_path, "one", t, resume=(1, 1))
+    assert [t for t in range(1, 7) if find(tmp_path, t, 1)] == [1, 4, 5, 6]
+    leave(tmp_path, "one", 7, resume=(6, 1))
+    assert [t for t in range(1, 8) if find(tmp_path, t, 1)] == [5, 6, 7]
 
 
 def test_a_second_run_in_the_same_folder_keeps_what_it_has_just_trained(tmp_path: Path):
