@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from photon_core.errors import PhotonError
 from photon_core.update.codec import Codec, Lossless, Lossy, get_codec
 from schemas.update import Update
 
@@ -113,18 +114,26 @@ def noise_generator(key_file: Path, work: str) -> np.random.Generator:
     Args:
         key_file: the site's private key; made where it is missing.
         work: what names the work and all that its result depends on.
+
+    Raises:
+        PhotonError: the key is damaged.
     """
     if not key_file.exists():
         temporary = key_file.with_name(f"{key_file.name}.{os.getpid()}")
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(os.urandom(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
         try:
             os.link(temporary, key_file)  # whole or not at all, and the first one's stays
         except FileExistsError:
             pass
         finally:
             temporary.unlink()
-    digest = hashlib.blake2b(work.encode(), key=key_file.read_bytes(), digest_size=32).digest()
+    key = key_file.read_bytes()
+    if len(key) != KEY_BYTES:  # an empty one would make noise that everybody can foresee
+        raise PhotonError(f"{key_file} holds {len(key)} bytes, not {KEY_BYTES}; remove it, and another is drawn")
+    digest = hashlib.blake2b(work.encode(), key=key, digest_size=32).digest()
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(int.from_bytes(digest, "little"))))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from photon_core.errors import PhotonError
 from photon_core.update import lossless
 from photon_core.update.codec import Lossy
 from photon_core.update.post_process import PostProcess, noise_generator
@@ -88,6 +89,13 @@ def test_the_noise_is_the_sites_own_and_the_same_for_the_same_work(tmp_path: Pat
     assert draw(tmp_path / "other", "job 1") != first
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in tmp_path.iterdir()) == ["key", "other"]
+
+
+@pytest.mark.parametrize("left", [b"", bytes(31)])
+def test_a_key_that_is_not_whole_makes_no_noise(tmp_path: Path, left: bytes) -> None:
+    (tmp_path / "key").write_bytes(left)
+    with pytest.raises(PhotonError, match="bytes, not 32; remove it"):
+        noise_generator(tmp_path / "key", "job 1")
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4", "int3", "topk", "bfloat16"])
