@@ -168,9 +168,8 @@ class Store:
         """
         path = check_path(f"{folder}/{check_path(entry.path)}")
         if isinstance(self._files, LocalFiles):
-            local = self._files.root / path
-            _verify(local, entry, self.locate(path))
-            return local
+            self.check(entry, folder)
+            return self._files.root / path
         if not SHA256.fullmatch(entry.sha256):
             raise CorruptFile(f"the manifest's sha256 of {self.locate(path)} is not a hash: {entry.sha256[:80]!r}")
         cached = cache_dir / entry.sha256

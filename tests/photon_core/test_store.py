@@ -1,5 +1,6 @@
 """The store's rule on every kind of store: created once, whole or not at all, never outside its prefix."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -152,6 +153,15 @@ def test_fetch_and_check_name_a_damaged_file(store: Store, tmp_path: Path, store
     with pytest.raises(CorruptFile, match="run/model/shard"):
         store.check(covered, "run")
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_fetch_waits_for_nothing_that_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """On a shared disk, as a stranger may leave it."""
+    (tmp_path / "run").mkdir()
+    make(tmp_path / "run" / "shard")
+    with pytest.raises(CorruptFile, match="shard is "):
+        Store(str(tmp_path)).fetch(entry("shard", b"theta"), "run", tmp_path / "cache")
 
 
 def test_read_is_bounded(store: Store) -> None:
