@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
 from photon_core import rounds
+from photon_core.aggregation.moments import moments_for
 from photon_core.data.paths import cache_dir, state_dir
 from photon_core.errors import ChildFailed, DeadlinePassed, PhotonError, StoreUnavailable
 from photon_core.rounds import is_done, last_contribution, next_attempt, run_of
@@ -204,7 +205,9 @@ def _job(federation: Federation, site: str, t: int) -> "LocalJob":
     base = run.round(t - 1)
     if base is None:
         raise PhotonError(f"round {t} cannot start: round {t - 1} of run '{federation.run}' is not committed")
-    average = federation.local.optimizer_state == "average"
+    moments: list[FileEntry] = []
+    if federation.local.optimizer_state == "average":
+        moments = moments_for(base.moments, federation.model, federation.local.optimizer.name)
     return LocalJob(
         federation=federation,
         site=site,
@@ -212,7 +215,7 @@ def _job(federation: Federation, site: str, t: int) -> "LocalJob":
         attempt=next_attempt(run, t, site),
         base_files=_model_files(federation, site, t - 1, base.download or base.model),
         base_sha256=base.model_sha256,
-        moment_files=_model_files(federation, site, t - 1, base.moments) if average else [],
+        moment_files=_model_files(federation, site, t - 1, moments),
         announce=not run.store.is_local,  # there an upload is a link
         global_step=base.global_step,
         resume=last_contribution(run, site, t),

@@ -30,6 +30,13 @@ CACHED = 1 << 21  # elements of a piece, all sites
 FOLDER = "moments/"
 
 
+def moments_for(files: Sequence[FileEntry], model: Model, optimizer: str) -> list[FileEntry]:
+    """A round's averaged moments, for sites to go on from; none where they are another optimizer's, because the
+    federation file has changed since: then each site starts afresh, and says so."""
+    found = {name: tensor.shape for name, tensor in all_tensors(files).items()}
+    return list(files) if found == moment_shapes(model, optimizer) else []
+
+
 def average_moments(
     run: Run,
     t: int,
@@ -55,9 +62,8 @@ def average_moments(
         UpdateRejected: a site's moments are missing, damaged, of other shapes, not finite, or negative where they
             are means of squares.
     """
-    tensors = {
-        name: TensorEntry(dtype="F32", shape=shape) for name, shape in moment_shapes(model, optimizer).items()
-    }
+    shapes = moment_shapes(model, optimizer)
+    tensors = {name: TensorEntry(dtype="F32", shape=shape) for name, shape in shapes.items()}
     for site in sorted(updates):
         _check(site, updates[site], tensors)
     elements = max(LEAST_PIECE, min(MOST_PIECE, CACHED // len(updates)))

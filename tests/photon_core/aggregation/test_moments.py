@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from photon_core.aggregation.moments import average_moments
+from photon_core.aggregation.moments import average_moments, moments_for
 from photon_core.errors import UpdateRejected
 from photon_core.layout import Run
 from photon_core.rounds import put_files
@@ -101,3 +101,10 @@ def test_damaged_files_are_their_sites_fault(run: Run, tmp_path: Path) -> None:
         average_moments(run, 1, updates, {"a": 0.5, "b": 0.5}, MODEL, "adamw")
     assert caught.value.site == "b"
     assert run.store.ls(f"{run.round_dir(1)}/moments") == []
+
+
+def test_those_of_another_optimizer_are_not_gone_on_from(run: Run, tmp_path: Path) -> None:
+    files = update(run, tmp_path, "a", draw(1, "adamw")).moments
+    assert moments_for(files, MODEL, "adamw") == files
+    assert moments_for(files, MODEL, "muon") == []
+    assert moments_for([], MODEL, "adamw") == []
