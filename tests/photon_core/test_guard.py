@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from photon_core.aggregation.guard import loss_trouble, norm_trouble, running
 from photon_core.candidate import Candidate, Course, aggregate_round, apply_again, commit
 from photon_core.errors import StepOverflow
 from photon_core.layout import Run, model_sha256
+from photon_core.rounds import put_files
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import Store
 from photon_core.tensor_reader import TensorReader
+from photon_core.training.shapes import moment_shapes
 from photon_core.update import lossless
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
@@ -30,12 +33,13 @@ TARGETS = {s: np.random.default_rng(k).standard_normal(SIZE).astype(np.float32) 
 GOAL = np.mean(list(TARGETS.values()), axis=0)
 
 
-def federation(**server: Any) -> Federation:
+def federation(optimizer_state: str = "keep", **server: Any) -> Federation:
     return Federation.model_validate(
         {
             "run": "run", "store": "unused", "tokenizer": "bytes",
             "model": {"n_layers": 1, "d_model": 8, "n_heads": 1, "vocab_size": 257, "max_seq_len": 16},
-            "rounds": {"count": 12}, "local": {"steps": 5, "batch_size": 4, "device": "cpu"}, "server": server,
+            "rounds": {"count": 12, "quorum": 2}, "server": server,
+            "local": {"steps": 5, "batch_size": 4, "device": "cpu", "optimizer_state": optimizer_state},
             "sites": [{"name": s, "streams": [{"name": "s", "source": "x.txt"}]} for s in SITES],
         }
     )  # fmt: skip
@@ -64,7 +68,9 @@ def model(run: Run, t: int, files: list[FileEntry]) -> np.ndarray:
         return next(reader.chunks("w", SIZE)).copy()
 
 
-def train(run: Run, t: int, site: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+def train(
+    run: Run, t: int, site: str, change: Callable[[np.ndarray], np.ndarray], moments: list[Path] | None = None
+) -> None:
     base = run.round(t - 1)
     assert base is not None
     theta = model(run, t - 1, base.model)
@@ -75,6 +81,7 @@ def train(run: Run, t: int, site: str, change: Callable[[np.ndarray], np.ndarray
             run="run", round=t, site=site, attempt=1, base_sha256=base.model_sha256, codec="float32", files=files,
             tokens=320, steps=5, metrics={"train_loss": 1.0}, data_sha256="", versions={},
             previous_sha256=run.round_sha256(t - 1),
+            moments=put_files(run, run.site_dir(t, site, 1), moments or []),
         )
     )  # fmt: skip
 
@@ -159,6 +166,29 @@ def test_when_the_tries_are_used_up_the_last_one_stands(tmp_path: Path) -> None:
     manifest = make_round(run, setting, 2, lambda c: 0 * c + 1e6)
     assert len(manifest.guard) == 1
     assert manifest.server["lr"] == pytest.approx(0.9)
+
+
+def test_the_mean_of_the_moments_is_made_once_however_often_the_round_is_applied(tmp_path: Path) -> None:
+    """They do not depend on the server's learning rate: the first try's stay, whatever is found wrong with it."""
+    run, setting = start(tmp_path), federation("average")
+    shapes = moment_shapes(setting.model, "adamw")
+    paths = {site: tmp_path / f"{site}.safetensors" for site in SITES}
+    for number, path in enumerate(paths.values()):
+        save_file({name: np.full(shape, number, np.float32) for name, shape in shapes.items()}, path)
+    for t, change, loss, trouble in ((1, 0.01, 1.0, ""), (2, 0.01, 1e9, "loss"), (3, 100.0, 1.0, "step")):
+        for site in SITES:
+            train(run, t, site, lambda c, to=change: 0 * c + np.float32(to), [paths[site]])
+        candidate = aggregate_round(run, setting, t, list(SITES), {})
+        evaluations = {"a": {"loss": loss, "perplexity": 1.0, "tokens": 1.0}}
+        while again := apply_again(run, setting, candidate, evaluations):
+            candidate = again
+        (made,) = (tmp_path / run.round_dir(t) / "moments").iterdir()
+        manifest = commit(run, setting, candidate, Course(list(SITES), evaluations))
+        assert [entry.path for entry in manifest.moments] == [f"moments/{made.name}"]
+        found = load_file(made)
+        assert found.keys() == shapes.keys() and all((value == 1).all() for value in found.values())
+        assert len(manifest.guard) == (setting.server.guard.tries if trouble else 0)
+        assert all(trouble in note for note in manifest.guard)
 
 
 def test_the_running_value_is_the_median_of_the_last_rounds() -> None:

@@ -10,6 +10,7 @@ import pytest
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import CorruptFile, FederationError, PhotonError
 from photon_core.export.export import export_round
+from photon_core.hashing import sha256_file
 from photon_core.layout import Run
 from photon_core.rounds import open_run, run_of
 from photon_core.start import check_start, make_initial, site_start, upload_start
@@ -65,6 +66,32 @@ def test_from_the_last_round_of_a_run_in_another_store(make_rounds: Rounds, tmp_
     shutil.rmtree(run.store.url)  # nothing of it is needed any more
     for entry in manifest.model:
         new.store.check(entry, new.round_dir(0))
+
+
+@pytest.mark.parametrize("connections", [1, 16])
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_the_files_of_a_round_are_copied_side_by_side_and_verified(
+    make_rounds: Rounds, tmp_path: Path, kind: str, connections: int
+) -> None:
+    store = f"memory://{tmp_path.name}-{connections}" if kind == "memory" else str(tmp_path / "store")
+    federation, run = make_rounds(store=store, aggregation={"connections": connections})
+    new = Federation.model_validate({**federation.model_dump(), "run": "next", "start": {"run": "small"}})
+    last = run.round(1)
+    assert last is not None and len(last.model) == 2
+    (tmp_path / "scratch").mkdir()
+    files = make_initial(new, tmp_path / "scratch").files
+    assert [path.name for path in files] == ["00001-of-00002.safetensors", "00002-of-00002.safetensors"]
+    assert [sha256_file(path) for path in files] == [entry.sha256 for entry in last.model]
+    assert all(path.stat().st_nlink == 1 for path in files), "what is written to them is not written to the store"
+
+    second = f"{run.round_dir(1)}/{last.model[1].path}"
+    content = run.store.read(second)
+    run.store.discard(second)
+    run.store.create(second, content[:-1] + b"\x7f")
+    shutil.rmtree(tmp_path / "scratch")
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(CorruptFile, match=last.model[1].path):
+        make_initial(new, tmp_path / "scratch")
 
 
 def test_from_a_checkpoint(make_rounds: Rounds, tmp_path: Path) -> None:
