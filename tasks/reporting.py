@@ -77,8 +77,8 @@ def _report(federation: Federation, manifest: RoundManifest) -> None:
 
 
 def _make(federation: Federation, t: int) -> dict[str, Any]:
-    asked = {"store": federation.store, "options": federation.storage.options(), "run": federation.run, "t": t,
-             "count": federation.rounds.count}  # fmt: skip
+    options, count = federation.storage.store_options(), federation.rounds.count
+    asked = {"store": federation.store, "options": options, "run": federation.run, "t": t, "count": count}
     command = [sys.executable, "-m", "photon_core.report.write"]
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=SECONDS)
     if done.returncode:
