@@ -2,7 +2,7 @@
 
 from photon_core.training.shapes import parameter_count
 from schemas.federation import Federation
-from schemas.manifests import RoundManifest
+from schemas.manifests import RoundManifest, StartRef
 
 CARD = """\
 ---
@@ -90,10 +90,18 @@ def model_card(federation: Federation, rounds: list[RoundManifest]) -> str:
         curve=_curve(rounds),
         model_sha256=last.model_sha256,
         federation_sha256=last.federation_sha256,
-        start="a function of the seed",
+        start=_start(rounds[0].start),
         created=last.created,
         versions=", ".join(f"{name} {version}" for name, version in sorted(last.versions.items())),
     )
+
+
+def _start(start: StartRef | None) -> str:
+    """Where the model of round 0 came from, without the folders of whoever holds it."""
+    if start is None:
+        return "a function of the seed"
+    hashes = ", ".join(f"{name} `{sha256}`" for name, sha256 in sorted(start.sha256.items()))
+    return f"the {start.kind} `{start.source.rstrip('/').rpartition('/')[2]}`: {hashes}"
 
 
 def _data(federation: Federation, rounds: list[RoundManifest]) -> str:

@@ -13,10 +13,13 @@ import pytest
 
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import CorruptFile, FederationError, PhotonError
+from photon_core.export.card import model_card
 from photon_core.export.export import export_round
 from photon_core.export.gpt2 import gpt2_places
 from photon_core.layout import Run
+from photon_core.rounds import history
 from schemas.federation import Federation
+from schemas.manifests import StartRef
 from tests.photon_core.export.conftest import TEXTS
 
 Rounds = Callable[..., tuple[Federation, Run]]
@@ -125,13 +128,19 @@ def test_a_round_that_is_not_there_and_another_runs_model(make_rounds: Rounds, t
 
 
 def test_the_card_tells_the_manifests_numbers(make_rounds: Rounds, tmp_path: Path) -> None:
-    federation, _ = make_rounds()
+    federation, run = make_rounds()
     manifest = export_round(federation, None, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| north | web | 1 | 1,234 | 99.5% |" in card
     assert "| south | 2.72 | 1,000 |\n| all | 2.75 | 2,000 |" in card
     assert manifest.model_sha256 in card
     assert "1,240 tokens" in card
+    assert "| theta of round 0 | a function of the seed |" in card
+    rounds = history(run)
+    source = StartRef(kind="checkpoint", source="/home/ada/models/gpt2", sha256={"model.safetensors": "ab" * 32})
+    started = [rounds[0].model_copy(update={"start": source}), rounds[1]]
+    origin = f"| theta of round 0 | the checkpoint `gpt2`: model.safetensors `{'ab' * 32}` |"
+    assert origin in model_card(federation, started)
 
 
 def test_every_parameter_has_one_place() -> None:
