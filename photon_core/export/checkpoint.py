@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,11 @@ class Checkpoint:
     def _match(self, infos: list[TensorInfo]) -> dict[str, Target]:
         """The checkpoint's name -> what it becomes, every parameter of the model once."""
         names = {info.name for info in infos}
+        if twice := sorted(name for name, count in Counter(info.name for info in infos).items() if count > 1):
+            raise FederationError(
+                f"start.checkpoint: the tensor '{twice[0][:200]}' is in two files of '{self.place}'; write the "
+                "path of one checkpoint"
+            )
         wanted = self._wanted(names)
         for info in infos:
             if info.name == HEAD or info.name.endswith(MASKS):

@@ -1,6 +1,7 @@
 """Checkpoints to start from: what transformers saved computes the same here; what does not fit is told by name."""
 
 import json
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -193,3 +194,15 @@ def test_places_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "other.safetensors").write_bytes(b"not safetensors at all")
     with pytest.raises(FederationError, match="no safetensors file of 22 bytes"):
         Checkpoint(str(tmp_path), MODEL, {})
+
+
+def test_two_checkpoints_in_one_folder_are_told_apart_from_one(
+    make_rounds: Callable[..., tuple[Federation, Run]], tmp_path: Path
+) -> None:
+    federation, run = make_rounds()
+    manifest = run.round(1)
+    assert manifest is not None
+    for number, entry in enumerate((*manifest.model, manifest.model[0])):
+        shutil.copyfile(f"{run.store.url}/{run.round_dir(1)}/{entry.path}", tmp_path / f"{number}.safetensors")
+    with pytest.raises(FederationError, match=r"the tensor '.*' is in two files of '.*'; write the path of one"):
+        Checkpoint(str(tmp_path), federation.model, {})
