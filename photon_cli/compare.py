@@ -60,8 +60,9 @@ def read(name: str) -> Record:
 
 
 def _print(records: Sequence[Record]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from photon_cli.tables import wide_console
 
     shown = names(records)
     table = Table("", *shown, box=None, pad_edge=False, header_style="bold")
@@ -70,7 +71,7 @@ def _print(records: Sequence[Record]) -> None:
     table.add_row("perplexity by round", *(_spark(record, records) for record in records), end_section=True)
     for key, values in differences(records):
         table.add_row(key, *values)
-    Console(highlight=False, soft_wrap=False).print(table)
+    wide_console().print(table)
 
 
 def _spark(record: Record, records: Sequence[Record]) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from photon_cli.credentials import take_credentials
 from photon_cli.reach import reachable
+from photon_cli.tables import wide_console
 from photon_core.errors import CorruptFile, FederationError, PhotonError
 from photon_core.numbers import amount, duration
 from photon_core.plan.check import compared
@@ -49,7 +50,7 @@ def show_plan(federation: Federation, as_json: bool, to: Path | None) -> None:
     if as_json:
         print(json.dumps(_facts(now, best(predictions)), indent=2))
     else:
-        _print(Console(), federation, now, predictions, rounds, measured)
+        _print(wide_console(), federation, now, predictions, rounds, measured)
     if to is not None:
         if now.round_seconds is None:
             raise FederationError(f"--to {to}: there is no time to draw; {_remedy(now)}")

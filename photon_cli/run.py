@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 
 from photon_cli.progress import Display, display, follow
@@ -92,15 +93,13 @@ def embedded(federation: Federation, file: Path, show: Display) -> Iterator[None
 
 def show_result(federation: Federation, file: Path) -> None:
     """The table of all rounds, where everything is, and what to try next."""
-    from rich.console import Console
+    from photon_cli.tables import rounds_table, wide_console
 
-    from photon_cli.tables import rounds_table
-
-    console, run = Console(soft_wrap=True), run_of(federation)
-    console.print(rounds_table(history(run)[1:]))
-    prefect = Path(sys.executable).with_name("prefect")
-    console.print(f"\nstore:       {run.store.url}/{federation.run}", highlight=False)
-    console.print(f"Prefect UI:  PREFECT_HOME={prefect_home(file)} {prefect} server start", highlight=False)
+    run = run_of(federation)
+    wide_console().print(rounds_table(history(run)[1:]))
+    home, prefect = prefect_home(file), Path(sys.executable).with_name("prefect")
+    print(f"\nstore:       {run.store.url}/{federation.run}")
+    print(f"Prefect UI:  PREFECT_HOME={quote(str(home))} {quote(str(prefect))} server start")
 
 
 @contextmanager

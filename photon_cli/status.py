@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from photon_cli.live import Doing, Live, age, ask, server_url
 from photon_cli.server import prefect_home
-from photon_cli.tables import rounds_table
+from photon_cli.tables import rounds_table, wide_console
 from photon_core.layout import Run
 from photon_core.numbers import duration
 from photon_core.rounds import history, next_attempt, run_of, summary
@@ -123,9 +123,7 @@ def show_status(federation: Federation, file: Path, as_json: bool, watch: bool) 
         if as_json:
             print(json.dumps(status.facts(), indent=2))
         else:
-            from rich.console import Console
-
-            Console(highlight=False).print(status.show())
+            wide_console().print(status.show())
         return
     if as_json:
         _watch_json(federation, home)

@@ -1,5 +1,9 @@
 """Tables for people."""
 
+import os
+import sys
+
+from rich.console import Console
 from rich.table import Table
 
 from photon_core.numbers import amount
@@ -7,6 +11,15 @@ from photon_core.rounds import summary
 from schemas.manifests import RoundManifest
 
 COLUMNS = ("round", "site", "tokens", "train loss", "validation perplexity", "bytes sent", "seconds")
+
+
+WIDE = 200  # columns where there is no terminal: what scripts read is not wrapped
+
+
+def wide_console() -> Console:
+    """Standard output, as wide as its terminal."""
+    apart = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if apart else WIDE)
 
 
 def rounds_table(rounds: list[RoundManifest]) -> Table:
