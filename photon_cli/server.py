@@ -53,7 +53,8 @@ class EmbeddedServer:
         self.home = home.resolve()
         self.services_off = () if services else SERVICES_OFF
         self.log = self.home / "server.log"
-        self.port = _free_port()
+        self._held = hold_port()
+        self.port = int(self._held.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
         if "prefect" in sys.modules and os.environ.get("PREFECT_API_URL", self.url) != self.url:
@@ -99,6 +100,7 @@ class EmbeddedServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._held.close()
         if self._process is None:
             return
         (self.home / ADDRESS).unlink(missing_ok=True)
@@ -112,10 +114,13 @@ class EmbeddedServer:
         _signal_group(self._process.pid, signal.SIGKILL)
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def hold_port() -> socket.socket:
+    """A free port of loopback that nobody else is given while the socket is open, not for an outgoing connection
+    either; a server that says SO_REUSEADDR, as Prefect's does, may listen there."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 def _signal_group(pid: int, sign: signal.Signals) -> None:

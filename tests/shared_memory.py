@@ -6,7 +6,7 @@ from pathlib import Path
 SHM = Path("/dev/shm")
 
 
-def left_behind(before: set[Path], seconds: float = 10) -> set[Path]:
+def left_behind(before: set[Path], seconds: float = 60) -> set[Path]:
     """Entries that came since `before` and that no living process maps; what is on its way out has `seconds`."""
     limit = time.monotonic() + seconds
     while True:

@@ -41,7 +41,7 @@ class Terminal:
     def keys(self, text: str) -> None:
         os.write(self._at, text.encode())
 
-    def until(self, *texts: str, seconds: float = 90) -> list[str]:
+    def until(self, *texts: str, seconds: float = 200) -> list[str]:
         """The screen, once all of `texts` are on it, in this order; what follows may not have come yet."""
         limit = time.monotonic() + seconds
         order = re.compile(".*".join(map(re.escape, texts)), re.DOTALL)
@@ -50,7 +50,7 @@ class Terminal:
                 raise AssertionError(f"no {texts!r} in {self.said!r}")
         return self.screen()
 
-    def ended(self, seconds: float = 60) -> int:
+    def ended(self, seconds: float = 200) -> int:
         """The exit code, once everything was said."""
         limit = time.monotonic() + seconds
         while self._read(limit - time.monotonic()):

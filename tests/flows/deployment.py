@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from photon_cli.server import CLIENT
+from photon_cli.server import CLIENT, hold_port
 from photon_core.rounds import history, run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
@@ -31,8 +30,8 @@ class Server:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = int(free.getsockname()[1])
+        self._held = hold_port()
+        self.port = int(self._held.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -56,6 +55,7 @@ class Server:
         eventually(self._answers, "the server answers")
 
     def stop(self) -> None:
+        """End it at once; its port stays held, for another start."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -87,7 +87,7 @@ def test_a_deployed_round_makes_the_same_model_as_an_embedded_one(deployed: Depl
 
 
 def test_a_failed_site_goes_on_after_a_retry_in_the_ui(deployed: Deploy):
-    two = deployed(run="retry", rounds={"deadline": 120})
+    two = deployed(run="retry", rounds={"deadline": 250})
     damaged = two.damage("b")
     rounds = threading.Thread(target=run_round, args=(two,))
     rounds.start()
@@ -95,7 +95,7 @@ def test_a_failed_site_goes_on_after_a_retry_in_the_ui(deployed: Deploy):
     assert damaged.file.name in failed.state.message
     damaged.mend()
     two.retry(failed)
-    rounds.join(120)
+    rounds.join(250)
     manifest = two.rounds()[1]
     assert set(manifest.updates) == {"a", "b"} and not manifest.left_out
     assert trainings(two, "a") == trainings(two, "b") == 1
@@ -126,7 +126,7 @@ def test_a_site_that_never_answers_is_left_out_by_name(deployed: Deploy):
 
 
 def test_killed_trainer_is_trained_again(deployed: Deploy):
-    two = deployed(run="killed", local={"steps": 400}, rounds={"deadline": 200})
+    two = deployed(run="killed", local={"steps": 400}, rounds={"deadline": 280})
     killer = threading.Thread(target=lambda: os.kill(two.trainer("b"), signal.SIGKILL), daemon=True)
     killer.start()
     run_round(two)

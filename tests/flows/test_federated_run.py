@@ -149,7 +149,7 @@ def test_the_graph_names_sites_and_steps(prepared: Callable[..., Federation]):
     run(federation)
     with get_client(sync_client=True) as client:
         mine = FlowRunFilter(tags=FlowRunFilterTags(all_=["run:graphed", "round:1"]))
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 120
         expected = {f"{site} / {step}" for site in "ab" for step in ("validate", "train", "upload", "evaluate")}
         names: set[str] = set()
         while not expected <= names and time.monotonic() < limit:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from photon_cli.server import EmbeddedServer
+from photon_cli.server import EmbeddedServer, hold_port
 
 
 @pytest.fixture
@@ -47,3 +48,14 @@ def test_simultaneous_requests_are_all_answered(tmp_path: Path, own_environment:
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(post, range(200)))
     assert set(answers) <= {200, 201}, answers
+
+
+def test_a_held_port_is_for_the_server_alone() -> None:
+    with hold_port() as held, socket.socket() as server, socket.socket() as stranger:
+        place = held.getsockname()
+        with pytest.raises(OSError, match="in use"):
+            stranger.bind(place)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Prefect does
+        server.bind(place)
+        server.listen()
+        socket.create_connection(place).close()

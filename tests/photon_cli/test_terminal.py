@@ -61,7 +61,9 @@ def test_colours_are_for_terminals_that_want_them(committed: Callable[..., Path]
     with Terminal([PHOTON, "status", file], environment(NO_COLOR="1")) as terminal:
         assert terminal.ended() == 0
         assert not COLOUR.search(terminal.said) and "late" in terminal.said
-    piped = subprocess.run([PHOTON, "status", file], capture_output=True, text=True, timeout=60, env=environment())
+    piped = subprocess.run(
+        [PHOTON, "status", file], capture_output=True, text=True, timeout=200, env=environment()
+    )
     assert "\x1b" not in piped.stdout and "late" in piped.stdout
 
 

@@ -13,7 +13,7 @@ from photon_core.data.locks import folder_lock
 def _hold(folder: Path, ready: Any) -> None:
     with folder_lock(folder):
         ready.set()
-        time.sleep(60)
+        time.sleep(300)
 
 
 def test_lock_ends_with_its_process_and_leaves_no_file(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_lock_ends_with_its_process_and_leaves_no_file(tmp_path: Path) -> None:
     ready = context.Event()
     child = context.Process(target=_hold, args=(tmp_path, ready))
     child.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     child.join()

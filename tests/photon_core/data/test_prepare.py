@@ -140,7 +140,7 @@ def test_killed_and_continued(two_streams: Federation, moment: str) -> None:
 
     child = multiprocessing.get_context("fork").Process(target=_prepare_and_die, args=(two_streams, moment))
     child.start()
-    child.join(60)
+    child.join(200)
     assert child.exitcode == -signal.SIGKILL
     root = data_dir(two_streams, "s")
     assert load_manifest(two_streams, "s") is None
@@ -160,7 +160,7 @@ def test_a_kill_while_a_change_is_prepared_leaves_no_manifest_over_other_shards(
     changed = two_streams.model_copy(update={"seed": 18})
     child = multiprocessing.get_context("fork").Process(target=_prepare_and_die, args=(changed, "two: tok"))
     child.start()
-    child.join(60)
+    child.join(200)
     assert child.exitcode == -signal.SIGKILL
     assert load_manifest(two_streams, "s") is None
 

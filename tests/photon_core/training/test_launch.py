@@ -96,7 +96,7 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> bool:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -140,7 +140,7 @@ def hold(launcher: Launcher, **options: Any) -> tuple[dict[str, Any], threading.
 
     thread = threading.Thread(target=body)
     thread.start()
-    assert ready.wait(60)
+    assert ready.wait(200)
     return seen, thread, errors
 
 
@@ -208,8 +208,10 @@ def test_forgotten_shared_memory_is_removed(launcher: Launcher) -> None:
 
 def test_deadline_ends_the_whole_group(launcher: Launcher) -> None:
     seen: dict[str, Any] = {}
-    with pytest.raises(DeadlinePassed, match="slow: ended because its time was up"):
-        launcher.run(hold_memory, {}, label="slow", timeout=2, on_report=seen.update)
+    for timeout in (2, 60):  # a busy machine may take longer than two seconds to start it
+        if not seen:
+            with pytest.raises(DeadlinePassed, match="slow: ended because its time was up"):
+                launcher.run(hold_memory, {}, label="slow", timeout=timeout, on_report=seen.update)
     assert nothing_left(seen)
 
 
@@ -217,7 +219,7 @@ def test_deadline_ends_the_whole_group(launcher: Launcher) -> None:
 def test_cancel_ends_the_child_and_its_children(launcher: Launcher, ignore: bool) -> None:
     seen, thread, errors = hold(launcher, ignore=ignore)
     assert launcher.cancel("holder") == 1
-    thread.join(30)
+    thread.join(120)
     assert [str(error) for error in errors] == ["holder: cancelled"]
     assert nothing_left(seen)
 
@@ -240,7 +242,7 @@ def test_at_most_slots_children_at_once() -> None:
         with pytest.raises(DeadlinePassed):
             launcher.run(add, {"left": 1, "right": 1}, label="waiting", timeout=0.5)
         launcher.cancel("holder")
-        thread.join(30)
+        thread.join(120)
         assert launcher.run(add, {"left": 1, "right": 1}, label="next") == 2
 
 
@@ -249,7 +251,7 @@ def test_shutdown_leaves_nothing() -> None:
     seen, thread, errors = hold(launcher)
     scratch = Path(seen["folder"]).parent
     launcher.shutdown()
-    thread.join(30)
+    thread.join(120)
     assert errors and isinstance(errors[0], ChildFailed)
     assert nothing_left(seen)
     assert not scratch.exists()

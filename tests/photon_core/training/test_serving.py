@@ -48,7 +48,7 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> bool:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -66,7 +66,7 @@ class Holder:
         self._launcher, self._label, self._ready = launcher, label, threading.Event()
         self._thread = threading.Thread(target=self._body)
         self._thread.start()
-        assert self._ready.wait(60)
+        assert self._ready.wait(200)
 
     def _body(self) -> None:
         def report(values: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ class Holder:
             self.error = error
 
     def join(self) -> str:
-        self._thread.join(30)
+        self._thread.join(120)
         return str(self.error)
 
 
