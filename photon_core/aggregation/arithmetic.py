@@ -16,6 +16,7 @@ from photon_core.aggregation.check import blame
 from photon_core.aggregation.combine import Combine
 from photon_core.aggregation.pairs import gram
 from photon_core.aggregation.server_optimizer import ServerOptimizer
+from photon_core.dots import dots
 from photon_core.errors import UpdateRejected
 from photon_core.update.codec import Codec
 from schemas.server import Server
@@ -24,7 +25,6 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 LEAST_BLOCK, MOST_BLOCK = 1 << 12, 1 << 16  # elements of a site; multiples of every codec's block
 CACHED = 1 << 20  # elements of a block of all sites
-DOT = 1 << 12  # elements of a partial inner product: few enough that BLAS starts no threads for them
 
 
 def block_elements(sites: int) -> int:
@@ -118,20 +118,3 @@ class Arithmetic:
     def _mean(self) -> Float32:
         found: Float32 = self._scratch.mean
         return found
-
-
-def dots(a: Float32, b: Float32) -> Float64:
-    """The inner products of rows: float32 over short runs, float64 over those, and alone where float32 overflows.
-
-    Args:
-        a: an array (K, n).
-        b: the same, or one row for all.
-    """
-    whole = a.shape[1] - a.shape[1] % DOT
-    values: Float64 = np.vecdot(a[:, whole:], b[..., whole:]).astype(np.float64)
-    if whole:
-        runs = [part[..., :whole].reshape(*part.shape[:-1], -1, DOT) for part in (a, b)]
-        values += np.vecdot(*runs).sum(axis=1, dtype=np.float64)
-    for k in np.flatnonzero(~np.isfinite(values)):
-        values[k] = np.dot(a[k].astype(np.float64), (b if b.ndim == 1 else b[k]).astype(np.float64))
-    return values

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from photon_core.dots import dots
 from photon_core.errors import PhotonError
 from photon_core.update.codec import Codec, Lossless, Lossy, get_codec
 from schemas.update import Update
@@ -138,5 +139,7 @@ def noise_generator(key_file: Path, work: str) -> np.random.Generator:
 
 
 def _square(values: Float32) -> float:
-    flat = values.reshape(-1)
-    return float(np.dot(flat, flat))
+    """The sum of the squares; to more digits than float32 has, because the server reckons it again."""
+    flat = values.reshape(1, -1)
+    with np.errstate(all="ignore"):  # what overflows is summed again in float64
+        return float(dots(flat, flat)[0])

@@ -68,6 +68,19 @@ def test_clipping(codec: Any) -> None:
     assert all(short[n].tobytes() == theta_k[n].tobytes() for n in SHAPES)
 
 
+@pytest.mark.parametrize("value", [1e-3, 5e19])
+def test_a_norm_is_right_however_many_numbers_it_is_of(value: float) -> None:
+    """The server rejects one that is off by a thousandth, and noise is measured by it."""
+    theta = {"w": np.zeros((5_000, 1_000), np.float32)}
+    theta_k = {"w": np.full((5_000, 1_000), value, np.float32)}
+    process = PostProcess(Update(clip_norm=1.0), theta.__getitem__, theta_k.__getitem__, theta, {}, None)
+    sent = process.codec.decode(theta["w"], process.encode("w"))
+    expected = float(np.float32(value)) * 5e6**0.5
+    assert process.metrics()["unclipped_norm"] == pytest.approx(expected, rel=1e-6)
+    assert process.metrics()["delta_norm"] == pytest.approx(1.0, rel=1e-6)
+    assert sent.min() == sent.max() == pytest.approx(5e6**-0.5, rel=1e-6)
+
+
 def test_noise_is_gaussian_of_the_said_deviation_after_clipping() -> None:
     theta = {n: np.zeros(s, np.float32) for n, s in SHAPES.items()}
     theta_k = {n: np.full(s, 100, np.float32) for n, s in SHAPES.items()}

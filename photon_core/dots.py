@@ -1,0 +1,25 @@
+"""Inner products of float32 arrays of any length, to float64's precision: what norms and cosines are made of."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+DOT = 1 << 12  # elements of a partial inner product: few enough that BLAS starts no threads for them
+
+
+def dots(a: Float32, b: Float32) -> Float64:
+    """The inner products of rows: float32 over short runs, float64 over those, and alone where float32 overflows.
+
+    Args:
+        a: an array (K, n).
+        b: the same, or one row for all.
+    """
+    whole = a.shape[1] - a.shape[1] % DOT
+    values: Float64 = np.vecdot(a[:, whole:], b[..., whole:]).astype(np.float64)
+    if whole:
+        runs = [part[..., :whole].reshape(*part.shape[:-1], -1, DOT) for part in (a, b)]
+        values += np.vecdot(*runs).sum(axis=1, dtype=np.float64)
+    for k in np.flatnonzero(~np.isfinite(values)):
+        values[k] = np.dot(a[k].astype(np.float64), (b if b.ndim == 1 else b[k]).astype(np.float64))
+    return values
