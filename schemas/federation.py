@@ -171,6 +171,12 @@ class Federation(Section):
                 "average sends moments without the noise of update.noise_multiplier; write keep",
                 *("local", "optimizer_state"),
             )
+        if self.local.optimizer_state == "average" and self.server.mean == "norm_bounded":
+            raise wrong(
+                "average takes the moments' plain mean, which one bad site carries away: norm_bounded bounds the "
+                "parameters alone; write keep, or server.mean: median or trimmed",
+                *("local", "optimizer_state"),
+            )
         return self
 
     @model_validator(mode="after")

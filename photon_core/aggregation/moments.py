@@ -1,6 +1,8 @@
-"""The weighted mean of the sites' optimizer moments, from which all sites go on in the next round.
+"""The mean of the sites' optimizer moments, from which all sites go on in the next round.
 
-In bounded memory, several pieces side by side, each in the order of the sites' names.
+It is of the same kind as that of the parameters: a bad site that a median or a trimmed mean keeps from the model
+must not reach the others by way of their optimizers. In bounded memory, several pieces side by side, each in the
+order of the sites' names.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from photon_core.aggregation.check import blame, blamed
 from photon_core.aggregation.mean import weighted_mean
+from photon_core.aggregation.robust import median, trimmed_mean
 from photon_core.aggregation.threads import Threads
 from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.layout import Run
@@ -23,6 +26,7 @@ from photon_core.training.shapes import moment_shapes
 from schemas.aggregation import Aggregation
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
 from schemas.model import Model
+from schemas.server import Server
 
 Float32 = NDArray[np.float32]
 LEAST_PIECE, MOST_PIECE = 1 << 13, 1 << 17  # elements of a site
@@ -44,6 +48,7 @@ def average_moments(
     weights: Mapping[str, float],
     model: Model,
     optimizer: str,
+    server: Server,
     max_shard_bytes: int = SHARD_BYTES,
     settings: Aggregation | None = None,
     threads: int | None = None,
@@ -55,12 +60,13 @@ def average_moments(
         updates: each site's committed update.
         weights: the sites' shares of the mean, which sum to 1.
         model, optimizer: of the federation file; they say which moments there are.
+        server: its mean.
         max_shard_bytes: size of the files.
         settings, threads: as for `aggregate`.
 
     Raises:
-        UpdateRejected: a site's moments are missing, damaged, of other shapes, not finite, or negative where they
-            are means of squares.
+        UpdateRejected: a site's moments are missing, damaged, of other shapes, not finite, so large that the mean
+            is not, or negative where they are means of squares.
     """
     shapes = moment_shapes(model, optimizer)
     tensors = {name: TensorEntry(dtype="F32", shape=shape) for name, shape in shapes.items()}
@@ -87,7 +93,8 @@ def average_moments(
 
         def calls() -> Iterator[Callable[[], Float32]]:
             for piece in pieces:
-                yield partial(_mean, piece.name, {site: next(of) for site, of in loads.items()}, shares)
+                of_sites = {site: next(of) for site, of in loads.items()}
+                yield partial(_mean, piece.name, of_sites, shares, server)
 
         def give_up() -> None:
             for reader in readers.values():
@@ -102,9 +109,19 @@ def average_moments(
         return writer.close()
 
 
-def _mean(name: str, loads: Mapping[str, Load], shares: Sequence[float]) -> Float32:
+def _mean(name: str, loads: Mapping[str, Load], shares: Sequence[float], server: Server) -> Float32:
     rows = np.stack([_checked(site, name, load()) for site, load in loads.items()])
-    out = weighted_mean(rows, shares, np.empty_like(rows[0]), np.empty_like(rows))
+    out: Float32 = np.empty_like(rows[0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        if server.mean == "median":
+            median(rows, out)
+        elif server.mean == "trimmed":
+            trimmed_mean(rows, server.trim, out)
+        else:
+            weighted_mean(rows, shares, out, np.empty_like(rows))
+    if not np.isfinite(out).all():
+        site = list(loads)[int(np.argmax(np.abs(rows).max(axis=1)))]
+        raise UpdateRejected(site, f"the optimizer's moment '{name}' is so large that the mean is not finite")
     if name.startswith("exp_avg_sq."):
         np.maximum(out, 0, out=out)  # what rounding has taken below
     return out

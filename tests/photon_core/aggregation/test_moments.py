@@ -15,6 +15,7 @@ from photon_core.store import Store
 from photon_core.training.shapes import moment_shapes
 from schemas.manifests import UpdateManifest
 from schemas.model import Model
+from schemas.server import Server
 
 MODEL = Model(n_layers=1, d_model=16, n_heads=2, vocab_size=64, max_seq_len=8)
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
@@ -48,7 +49,7 @@ def test_the_weighted_mean(run: Run, tmp_path: Path, optimizer: str, shard: int)
     sites = {site: draw(seed, optimizer) for seed, site in enumerate("abc")}
     updates = {site: update(run, tmp_path, site, moments) for site, moments in sites.items()}
     weights = {"a": 0.5, "b": 0.2, "c": 0.3}
-    files = average_moments(run, 1, updates, weights, MODEL, optimizer, shard)
+    files = average_moments(run, 1, updates, weights, MODEL, optimizer, Server(), shard)
     found: Arrays = {}
     for entry in files:
         assert entry.path.startswith("moments/")
@@ -58,6 +59,36 @@ def test_the_weighted_mean(run: Run, tmp_path: Path, optimizer: str, shard: int)
     for name, value in found.items():
         expected = sum(weights[site] * sites[site][name].astype(np.float64) for site in sites)
         assert np.allclose(value, expected, atol=1e-6)
+
+
+def mean_of(run: Run, folder: Path, sites: dict[str, Arrays], server: Server) -> Arrays:
+    updates = {site: update(run, folder, site, moments) for site, moments in sites.items()}
+    weights = dict.fromkeys(sites, 1 / len(sites))
+    found: Arrays = {}
+    for entry in average_moments(run, 1, updates, weights, MODEL, "adamw", server):
+        found |= load_file(run.store.fetch(entry, run.round_dir(1), folder / "cache"))
+    return found
+
+
+@pytest.mark.parametrize("server", [Server(mean="median"), Server(mean="trimmed", trim=0.2)])
+def test_a_robust_mean_is_the_moments_mean_too(run: Run, tmp_path: Path, server: Server) -> None:
+    sites = {site: draw(seed, "adamw") for seed, site in enumerate("abcde")}
+    good = {name: np.stack([moments[name] for moments in sites.values()]) for name in sites["a"]}
+    sites["e"] = {name: np.full_like(value, 1e30) for name, value in sites["e"].items()}
+    found = mean_of(run, tmp_path, sites, server)
+    for name, value in found.items():
+        assert (value <= good[name][:4].max(axis=0)).all() and (value >= good[name][:4].min(axis=0)).all()
+    plain = mean_of(run, tmp_path, sites, Server())
+    assert min(value.min() for value in plain.values()) > 1e28
+
+
+def test_a_mean_that_overflows_is_the_largest_ones_fault(run: Run, tmp_path: Path) -> None:
+    sites = {site: draw(seed, "adamw") for seed, site in enumerate("ab")}
+    for site, value in (("a", 3e38), ("b", -3.3e38)):
+        sites[site]["exp_avg.wpe.weight"][:] = value
+    with pytest.raises(UpdateRejected, match=r"'exp_avg\.wpe\.weight' is so large that the mean is not") as caught:
+        mean_of(run, tmp_path, sites, Server())
+    assert caught.value.site == "b"
 
 
 def test_what_is_refused(run: Run, tmp_path: Path) -> None:
@@ -70,7 +101,7 @@ def test_what_is_refused(run: Run, tmp_path: Path) -> None:
             "b": update(run, tmp_path, "b", {name: value for name, value in moments.items() if value is not None}),
         }
         with pytest.raises(UpdateRejected, match=match) as caught:
-            average_moments(run, 1, updates, {"a": 0.5, "b": 0.5}, MODEL, optimizer)
+            average_moments(run, 1, updates, {"a": 0.5, "b": 0.5}, MODEL, optimizer, Server())
         assert caught.value.site == "b" or optimizer == "muon"
 
     wpe = good["exp_avg.wpe.weight"]
@@ -86,7 +117,9 @@ def test_no_bit_depends_on_threads(run: Run, tmp_path: Path) -> None:
     sites = {site: draw(seed, "adamw") for seed, site in enumerate("abc")}
     updates = {site: update(run, tmp_path, site, moments) for site, moments in sites.items()}
     weights = {"a": 0.5, "b": 0.2, "c": 0.3}
-    found = [average_moments(run, 1, updates, weights, MODEL, "adamw", 1 << 14, threads=n) for n in (0, 1, 3)]
+    found = [
+        average_moments(run, 1, updates, weights, MODEL, "adamw", Server(), 1 << 14, threads=n) for n in (0, 1, 3)
+    ]
     assert len({tuple(entry.sha256 for entry in files) for files in found}) == 1
 
 
@@ -98,7 +131,7 @@ def test_damaged_files_are_their_sites_fault(run: Run, tmp_path: Path) -> None:
     path.unlink()  # the upload linked it
     path.write_bytes(data)
     with pytest.raises(UpdateRejected, match="blake3") as caught:
-        average_moments(run, 1, updates, {"a": 0.5, "b": 0.5}, MODEL, "adamw")
+        average_moments(run, 1, updates, {"a": 0.5, "b": 0.5}, MODEL, "adamw", Server())
     assert caught.value.site == "b"
     assert run.store.ls(f"{run.round_dir(1)}/moments") == []
 
