@@ -3,7 +3,7 @@
 from math import prod
 
 from photon_core.tensors import DTYPE_BYTES
-from photon_core.training.shapes import parameter_count, parameter_shapes
+from photon_core.training.shapes import moment_shapes, parameter_count, parameter_shapes
 from photon_core.update.codec import get_codec
 from schemas.federation import Federation
 
@@ -11,19 +11,27 @@ GIGABIT = 1e9 / 8  # bytes
 
 
 def model_bytes(federation: Federation) -> int:
-    """Bytes of the global model as sites download it, without the headers of its files."""
-    return parameter_count(federation.model) * (2 if federation.update.model_dtype == "bfloat16" else 4)
+    """Bytes that a site downloads for a round: the global model, and averaged moments if the file asks for them,
+    without the headers of their files."""
+    element = 2 if federation.update.model_dtype == "bfloat16" else 4
+    return parameter_count(federation.model) * element + _moment_bytes(federation)
 
 
 def update_bytes(federation: Federation) -> int:
-    """Bytes of a site's update as its codec writes it, without the headers of its files."""
+    """Bytes of a site's update as its codec writes it, with the moments that are averaged, without headers."""
     codec = get_codec(federation.update.codec_name)
     shapes = parameter_shapes(federation.model).values()
-    return sum(prod(codec.shape(shape)) for shape in shapes) * DTYPE_BYTES[codec.dtype]
+    return sum(prod(codec.shape(shape)) for shape in shapes) * DTYPE_BYTES[codec.dtype] + _moment_bytes(federation)
+
+
+def _moment_bytes(federation: Federation) -> int:
+    if federation.local.optimizer_state != "average":
+        return 0
+    return 4 * sum(map(prod, moment_shapes(federation.model, federation.local.optimizer.name).values()))
 
 
 def link_seconds(federation: Federation, site: str, upload: float) -> float:
-    """Seconds of a site's link in a round: the model down, the update up; 0 where no link is declared."""
+    """Seconds of a site's link in a round: what it fetches, and its update; 0 where no link is declared."""
     down, up = transfer_seconds(federation, site, upload)
     return (down or 0.0) + (up or 0.0)
 

@@ -1,8 +1,10 @@
 """What a report is made of: the manifests of a run, and the few sums over them that are shown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
 from typing import Any, TypeVar
 
 from photon_core.errors import CorruptFile
@@ -57,14 +59,9 @@ class Record:
         return list(names)
 
     @property
-    def model_bytes(self) -> int:
-        """Bytes of the global model as it is stored: float32."""
-        return sum(entry.bytes for entry in self.rounds[0].model) if self.rounds else 0
-
-    @property
     def parameters(self) -> int:
         tensors = [tensor for entry in self.rounds[0].model for tensor in entry.tensors.values()]
-        return sum(_product(tensor.shape) for tensor in tensors)
+        return sum(prod(tensor.held) for tensor in tensors)
 
 
 def read_record(run: Run, count: int | None = None, last: int | None = None) -> Record:
@@ -104,10 +101,10 @@ def _update(run: Run, t: int, site: str, attempt: int) -> UpdateManifest | None:
 def traffic(record: Record) -> list[tuple[float, float]]:
     """Bytes that this run has moved and that data-parallel training would have, summed up to each round.
 
-    This run: every sampled site downloads the model of the round before (S bytes) and uploads its update; both are
-    counted, as stored. Data-parallel training of the same steps over the same K sites synchronises float32
-    gradients of N parameters at every step; with the ring all-reduce, which moves the least, every site then sends
-    2 (K - 1) / K * 4 N bytes a step, so K sites send
+    This run: every sampled site downloads the round before (its model, rounded where they fetch that, and averaged
+    moments, if any) and uploads its update; both are counted, as stored. Data-parallel training of the same steps
+    over the same K sites synchronises float32 gradients of N parameters at every step; with the ring all-reduce,
+    which moves the least, every site then sends 2 (K - 1) / K * 4 N bytes a step, so K sites send
 
         2 (K - 1) * 4 N * H     bytes a round of H local steps
 
@@ -115,9 +112,10 @@ def traffic(record: Record) -> list[tuple[float, float]]:
     site made; K the sites whose updates were aggregated.
     """
     sums, ours, theirs = [], 0.0, 0.0
-    for manifest in record.trained:
+    for before, manifest in pairwise(record.rounds):
+        fetched = [*(before.download or before.model), *before.moments]
         ours += sum(update.bytes for update in manifest.updates.values())
-        ours += len(manifest.sampled) * record.model_bytes
+        ours += len(manifest.sampled) * sum(entry.bytes for entry in fetched)
         steps = max((update.steps for update in manifest.updates.values()), default=0)
         theirs += 2 * max(0, len(manifest.updates) - 1) * FLOAT32_BYTES * record.parameters * steps
         sums.append((ours, theirs))
@@ -141,10 +139,3 @@ def thin(items: Sequence[Item], limit: int) -> list[Item]:
         return [items[-1]]
     step = (len(items) - 1) / (limit - 1)
     return [items[round(i * step)] for i in range(limit)]
-
-
-def _product(shape: Iterable[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

@@ -1,6 +1,7 @@
 """The plan: arithmetic on declared hardware and links, and the demo's measured rounds."""
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from photon_core.plan.predict import predict
 from photon_core.plan.sweep import best, sweep
 from photon_core.plan.transfer import update_bytes
 from photon_core.training.flops import flops_per_token
-from photon_core.training.shapes import parameter_count
+from photon_core.training.shapes import moment_shapes, parameter_count
 from schemas.aggregation import Aggregation
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
@@ -95,6 +96,17 @@ def test_sites_own_budgets_codec_and_pauses_count() -> None:
     assert trained(time_limit=7.0).sites[1].train == 7
     assert [site.name for site in trained(paused=True).sites] == ["fast"]
     assert trained(micro_batch=4).sites[1].micro_batch == 4
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_averaged_moments_travel_too(name: str) -> None:
+    fed = federation(update={"codec": "int8"})
+    optimizer = fed.local.optimizer.model_copy(update={"name": name})
+    local = fed.local.model_copy(update={"optimizer": optimizer, "optimizer_state": "average"})
+    moments = 4 * sum(map(prod, moment_shapes(fed.model, name).values()))
+    more, less = predict(fed.model_copy(update={"local": local})), predict(fed)
+    assert more.upload_bytes - less.upload_bytes == more.download_bytes - less.download_bytes == moments
+    assert more.run_bytes > less.run_bytes
 
 
 def test_regions_are_read_twice_beside_their_means() -> None:

@@ -12,6 +12,7 @@ from photon_core.report import write
 from photon_core.report.page import TIMELINES, render
 from photon_core.report.record import Record, read_record, thin, traffic
 from photon_core.store import Store
+from schemas.manifests import TensorEntry
 
 SIZES = [(0, 4), (1, 1), (7, 4), (12, 64), (1000, 8)]
 
@@ -118,6 +119,23 @@ def test_traffic_is_the_rings(make_record: Callable[..., Record]):
     ours, theirs = traffic(make_record(2, 4))[-1]
     assert theirs == 2 * 10 * 4 * (2 * 3 / 4 * 4000)
     assert ours == 2 * 4 * (4096 + 3000)
+
+
+def test_traffic_is_what_the_sites_fetch(make_record: Callable[..., Record]):
+    """The rounded model where there is one, and averaged moments; from round 0 they fetch its model alone."""
+    record = make_record(2, 4)
+    whole = record.rounds[0].model[0]
+    rounded, moments = whole.model_copy(update={"bytes": 2048}), whole.model_copy(update={"bytes": 8192})
+    record.rounds[1] = record.rounds[1].model_copy(update={"download": [rounded], "moments": [moments]})
+    assert traffic(record)[-1][0] == 4 * (4096 + 3000) + 4 * (2048 + 8192 + 3000)
+
+
+def test_a_tensor_that_several_files_share_is_counted_once(make_record: Callable[..., Record]):
+    record = make_record(1, 2)
+    parts = [TensorEntry(dtype="F32", shape=(10, 100), rows=rows) for rows in ((0, 6), (6, 10))]
+    files = [record.rounds[0].model[0].model_copy(update={"tensors": {"w": part}}) for part in parts]
+    record.rounds[0] = record.rounds[0].model_copy(update={"model": files})
+    assert record.parameters == 1000
 
 
 def test_thin_keeps_the_ends():
