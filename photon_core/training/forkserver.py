@@ -136,7 +136,7 @@ class _Server:
             os.read(self.wake_read, 4096)
             self.reap()
         for descriptor, client in present.items():
-            if descriptor in ready and not self.handle(client):
+            if descriptor in ready and not self.serve_one(client):
                 self.leave(client)
         if self.listener is not None and self.listener.fileno() in ready:
             with contextlib.suppress(OSError):  # it has changed its mind
@@ -150,6 +150,15 @@ class _Server:
             self.listener.close()
             os.close(self.lifeline)
             self.listener = self.lifeline = None
+
+    def serve_one(self, client: _Client) -> bool:
+        """`handle`; what goes wrong with one launcher's message (no memory or descriptor for its child, or it is no
+        message) ends that launcher's jobs, and nobody else's."""
+        try:
+            return self.handle(client)
+        except Exception:
+            traceback.print_exc()
+            return False
 
     def handle(self, client: _Client) -> bool:
         """Handle one message; False when the launcher has gone."""
@@ -174,10 +183,12 @@ class _Server:
     def start(self, client: _Client, message: dict[str, Any], channel: int) -> None:
         server = os.getpid()
         folder = Path(message["folder"])
-        pid = os.fork()
-        if pid == 0:
-            self._become_child(message, folder, channel, server)
-        os.close(channel)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_child(message, folder, channel, server)
+        finally:
+            os.close(channel)
         self.children[pid] = _Child(client, message["job"], folder)
         client.tell(op="started", job=message["job"], pid=pid)
 

@@ -15,7 +15,7 @@ import pytest
 
 from photon_core.errors import ChildFailed
 from photon_core.training.launch import Launcher
-from photon_core.training.serving import VARIABLE, serve
+from photon_core.training.serving import VARIABLE, connect, serve
 
 ROOT = Path(__file__).parents[3]
 ANSWERS_ITS_SERVER = "os:getppid"
@@ -118,6 +118,23 @@ def test_one_launchers_end_is_not_anothers(socket_path: str) -> None:
         assert alive(two.seen["pid"])
         second.cancel("holder")
         assert two.join() == "holder: cancelled"
+
+
+@pytest.mark.parametrize("message", [b"\xff", b"[]", b"{}", b'{"op": "start", "job": 1, "folder": "/nowhere"}'])
+def test_what_cannot_be_done_for_one_is_not_the_end_of_others(socket_path: str, message: bytes) -> None:
+    """As when there is no memory, or no descriptor, for a child."""
+    with Launcher(1, shared=socket_path) as launcher:
+        holder = Holder(launcher)
+        broken = connect(Path(socket_path))
+        assert broken is not None
+        broken.send(message)
+        broken.settimeout(60)
+        assert broken.recv(1) == b""
+        broken.close()
+        assert alive(holder.seen["pid"])
+        launcher.cancel("holder")
+        assert holder.join() == "holder: cancelled"
+        assert launcher.run(ANSWERS_ITS_SERVER, label="next") == holder.seen["server"]
 
 
 CLIENT = """
