@@ -64,7 +64,7 @@ def train_apart(
     with clock.phase("save"):
         moments = []
         if federation.local.optimizer_state == "average":
-            moments = write_tensors(average.moments(), written)
+            moments = write_tensors(average.moments(), written, federation.aggregation.shard_bytes)
         samples = average.samples()
         (written / SAMPLES).write_bytes(samples)
         # each node keeps its own optimizer, and its place in its stream

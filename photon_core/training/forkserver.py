@@ -152,8 +152,8 @@ class _Server:
             self.listener = self.lifeline = None
 
     def serve_one(self, client: _Client) -> bool:
-        """`handle`; what goes wrong with one launcher's message (no memory or descriptor for its child, or it is no
-        message) ends that launcher's jobs, and nobody else's."""
+        """`handle`; what goes wrong with one launcher's message (no memory or descriptor for its child, or no
+        message at all) ends that launcher's jobs, and nobody else's."""
         try:
             return self.handle(client)
         except Exception:

@@ -7,10 +7,9 @@ a site which joins late does not correct moments that are not its own. Child pro
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from photon_core.tensors import file_entry, shard_plan
+from photon_core.tensors import SHARD_BYTES, shard_plan, write_shard
 from photon_core.training.shapes import moment_shapes
 from photon_core.training.state import UPDATE
 from photon_core.training.weights import Theta
@@ -21,31 +20,32 @@ from schemas.model import Model
 State = dict[int, dict[str, Tensor]]
 
 
-def write_moments(state: State, names: list[str], folder: Path) -> list[FileEntry]:
+def write_moments(state: State, names: list[str], folder: Path, shard_bytes: int = SHARD_BYTES) -> list[FileEntry]:
     """Write an optimizer's moments as shards into folder/update.
 
     Args:
         state: as in optimizer.state_dict()["state"], by the parameter's number.
         names: the parameters, by number (see optimizers.parameter_names).
         folder: holds the folder `update`; the entries' paths are relative to it.
+        shard_bytes: largest file; a larger tensor is split by rows.
     """
     tensors = {
-        f"{moment}.{names[number]}": value.detach().float().cpu().contiguous()
+        f"{moment}.{names[number]}": value.detach().float().cpu()
         for number, moments in state.items()
         for moment, value in moments.items()
         if moment != "step"
     }
-    return write_tensors(tensors, folder)
+    return write_tensors(tensors, folder, shard_bytes)
 
 
-def write_tensors(tensors: dict[str, Tensor], folder: Path) -> list[FileEntry]:
+def write_tensors(tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> list[FileEntry]:
     """Write moments by their names, <moment>.<parameter>, as shards into folder/update."""
-    shards = shard_plan({name: TensorEntry(dtype="F32", shape=tuple(t.shape)) for name, t in tensors.items()})
+    layout = {name: TensorEntry(dtype="F32", shape=tuple(value.shape)) for name, value in tensors.items()}
+    shards = shard_plan(layout, shard_bytes)
     entries = []
     for number, shard in enumerate(shards, 1):
         path = f"{UPDATE}/moments-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: tensors[name] for name in shard}, folder / path)
-        entries.append(file_entry(folder / path, path))
+        entries.append(write_shard(folder / path, path, shard, lambda name: tensors[name].numpy()))
     return entries
 
 
