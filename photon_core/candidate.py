@@ -224,7 +224,8 @@ def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidat
 def _with_download(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
     if federation.update.model_dtype == "float32":
         return candidate
-    return replace(candidate, download=write_rounded(run, candidate.t, candidate.result.model))
+    shard_bytes = federation.aggregation.shard_bytes
+    return replace(candidate, download=write_rounded(run, candidate.t, candidate.result.model, shard_bytes))
 
 
 def _lowered(candidate: Candidate, trouble: str) -> Candidate:

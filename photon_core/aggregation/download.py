@@ -11,8 +11,13 @@ from schemas.manifests import FileEntry, TensorEntry
 CHUNK_ELEMENTS = 1 << 20
 
 
-def write_rounded(run: Run, t: int, model: Sequence[FileEntry]) -> list[FileEntry]:
+def write_rounded(run: Run, t: int, model: Sequence[FileEntry], max_shard_bytes: int) -> list[FileEntry]:
     """Round t's model, written already, once more under download/, in bounded memory.
+
+    Args:
+        run, t: the round.
+        model: its files.
+        max_shard_bytes: size of the new ones.
 
     Raises:
         CorruptFile: the model's files are not those that the entries say.
@@ -20,7 +25,7 @@ def write_rounded(run: Run, t: int, model: Sequence[FileEntry]) -> list[FileEntr
     folder = run.round_dir(t)
     with TensorReader(run.store, folder, model) as reader:
         tensors = {name: TensorEntry(dtype="BF16", shape=tensor.shape) for name, tensor in reader.tensors.items()}
-        with ShardWriter(run.store, folder, "download/", tensors) as writer:
+        with ShardWriter(run.store, folder, "download/", tensors, max_shard_bytes) as writer:
             for name in writer.order:
                 for values in reader.chunks(name, CHUNK_ELEMENTS):
                     writer.write(name, to_bfloat16(values))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from photon_core.aggregation.download import write_rounded
 from photon_core.candidate import Candidate, Course, aggregate_round, commit
 from photon_core.layout import Run
 from photon_core.shard_writer import ShardWriter
@@ -147,3 +148,18 @@ def test_means_of_regions_are_of_the_models_own_bits(second: Run) -> None:
     assert candidate.groups
     found = load(second, 2, candidate.result.model)
     assert all(np.allclose(found[n], flat[n], rtol=0, atol=1e-7) for n in flat)
+
+
+def test_its_files_are_of_the_size_that_the_file_asks_for(tmp_path: Path, make_run: MakeRun) -> None:
+    theta = {"a": np.linspace(-1, 1, 4000, dtype=np.float32).reshape(40, 100), "b": np.ones(7, np.float32)}
+    run, _ = make_run(Store(str(tmp_path)), theta, {})
+    base = run.round(0)
+    assert base is not None
+    files = write_rounded(run, 0, base.model, 2000)
+    assert len(files) > 4 and all(entry.bytes < 2000 + 1000 for entry in files)
+    with TensorReader(run.store, run.round_dir(0), files) as reader:
+        for name, values in theta.items():
+            assert (
+                np.concatenate(list(map(np.copy, reader.chunks(name, 100)))) == to_bfloat16(values.ravel())
+            ).all()
+        reader.verify()
