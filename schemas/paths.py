@@ -13,8 +13,6 @@ from schemas.problems import locate
 from schemas.values import BROKEN_URL
 from schemas.yaml_lines import Key, read_yaml
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-
 SOURCE_FILE = re.compile(r"\.((jsonl|txt)(\.gz|\.zst)?|parquet)$", re.IGNORECASE)
 ENDINGS = ".jsonl, .txt (also .gz, .zst) or .parquet"
 

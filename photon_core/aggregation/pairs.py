@@ -18,8 +18,11 @@ class Pairs:
     """Inner products of the sites' pseudo-gradients, K^2 ELEMENTS operations at most however large the model is.
 
     Args:
-        sites: names, in the order of the rows given to `add`.
+        sites: names, in the order of the rows of `gram`.
         elements: of the whole model; they come in pieces of like size.
+
+    Attributes:
+        gram: the sum of `gram` over the pieces that were looked at; the caller adds to it.
     """
 
     def __init__(self, sites: Sequence[str], elements: int) -> None:
@@ -32,11 +35,6 @@ class Pairs:
         """Whether the next piece is to be looked at."""
         self._piece += 1
         return 1 < len(self._sites) <= SITES and (self._piece - 1) % self._every == 0
-
-    def add(self, deltas: Float32) -> None:
-        """One piece: every site's theta - theta_k, a row each. It is looked at if its turn has come."""
-        if self.turn():
-            self.gram += gram(deltas)
 
     def result(self) -> dict[str, float]:
         """cosine_pair/<site>/<site>, names in order; none where a square or a product is 0 or overflows."""

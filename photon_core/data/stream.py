@@ -145,19 +145,11 @@ def release(dataset: Any, whole: bool = True) -> None:
                 memory.created_shms.clear()
         if not whole:
             return
-        _remove(prefix)
+        for path in SHARED_MEMORY.glob(prefix + "*"):
+            path.unlink(missing_ok=True)
         for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
             # left there, they would make every later dataset look for a higher number
             (Path(dataset._filelock_root) / f"{prefix}{name}").unlink(missing_ok=True)
-
-
-def unlink_shared_memory(prefix: str) -> list[str]:
-    """Remove what a killed process's dataset left under /dev/shm; returns the names removed.
-
-    Only for a prefix (see `shm_prefix`) whose process is known to be dead and to have held it to the end.
-    """
-    with shared_memory_lock():
-        return _remove(prefix)
 
 
 def _unlink(memories: list[Any]) -> None:
@@ -166,15 +158,6 @@ def _unlink(memories: list[Any]) -> None:
             memory.unlink()
         except FileNotFoundError:
             continue
-
-
-def _remove(prefix: str) -> list[str]:
-    if len(prefix) != 7 or not prefix[:6].isdigit() or prefix[6] != "_":
-        raise ValueError(f"'{prefix}' is no prefix of a dataset; one looks like '000003_'")
-    names = sorted(path.name for path in SHARED_MEMORY.glob(prefix + "*"))
-    for name in names:
-        (SHARED_MEMORY / name).unlink(missing_ok=True)
-    return names
 
 
 def stream_hash(federation: Federation, site: str) -> str:

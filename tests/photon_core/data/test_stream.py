@@ -1,11 +1,8 @@
 """What training and evaluation read: mixture, order, shared memory, held-out sequences."""
 
 import multiprocessing
-import os
 import resource
-import signal
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,6 @@ from photon_core.data.stream import (
     shm_prefix,
     stream_hash,
     train_dataset,
-    unlink_shared_memory,
     valid_sequences,
 )
 from photon_core.errors import DataError
@@ -134,25 +130,6 @@ def test_released_dataset_leaves_no_shared_memory(one_stream: Federation) -> Non
     assert not {name for name in shared_names() - before if name.startswith(shm_prefix(dataset))}
 
 
-def _hold(federation: Federation, ready: Any) -> None:
-    dataset = train_dataset(federation, "s", seed=3)
-    ready.send(shm_prefix(dataset))
-    time.sleep(60)
-
-
-def test_what_a_killed_process_left_is_removed_by_its_prefix(one_stream: Federation) -> None:
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-    child = context.Process(target=_hold, args=(one_stream, there))
-    child.start()
-    prefix = here.recv()
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    assert unlink_shared_memory(prefix)
-    assert not [name for name in shared_names() if name.startswith(prefix)]
-
-
 def test_what_strangers_left_in_part_is_passed_over(one_stream: Federation) -> None:
     first = train_dataset(one_stream, "s", seed=3)
     number = int(shm_prefix(first)[:6])
@@ -170,12 +147,6 @@ def test_what_strangers_left_in_part_is_passed_over(one_stream: Federation) -> N
     finally:
         for file in left:
             file.unlink(missing_ok=True)
-
-
-@pytest.mark.parametrize("prefix", ["", "0", "00000_", "sem.foo", "000000", "../../_"])
-def test_only_a_datasets_prefix_is_removed(prefix: str) -> None:
-    with pytest.raises(ValueError, match="is no prefix of a dataset"):
-        unlink_shared_memory(prefix)
 
 
 def _construct(federation: Federation, start: Any, results: Any) -> None:
