@@ -16,6 +16,7 @@ from photon_core.aggregation.moments import moments_for
 from photon_core.data.paths import cache_dir, state_dir
 from photon_core.errors import ChildFailed, DeadlinePassed, PhotonError, StoreUnavailable
 from photon_core.rounds import is_done, last_contribution, next_attempt, run_of
+from photon_core.site_cache import fetch_model
 from photon_core.spans import Begin, Spans
 from photon_core.update.early import EarlyUpload
 from photon_core.update.upload import upload_update
@@ -193,8 +194,8 @@ def _birth(federation: Federation) -> RunManifest:
 
 def _model_files(federation: Federation, site: str, t: int, model: list[FileEntry]) -> list[str]:
     """Local paths of a model of round t, downloaded and verified where they are not at hand."""
-    run, cache = run_of(federation), cache_dir(federation, site) / "model"
-    found = run.store.fetch_all(model, run.round_dir(t), cache, federation.aggregation.connections)
+    cache = cache_dir(federation, site) / "model" / federation.run
+    found = fetch_model(run_of(federation), t, model, cache, federation.aggregation.connections)
     return [str(path) for path in found]
 
 
