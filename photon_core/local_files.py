@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -75,10 +76,13 @@ class LocalRanges:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    def read_into(self, view: memoryview, start: int) -> int:
+    def read_into(self, views: Sequence[memoryview], start: int) -> int:
         done = 0
-        while done < len(view) and (count := os.preadv(self._file.fileno(), [view[done:]], start + done)):
-            done += count
+        for view in views:
+            at = 0
+            while at < len(view) and (count := os.preadv(self._file.fileno(), [view[at:]], start + done + at)):
+                at += count
+            done += at
         return done
 
     def close(self) -> None:

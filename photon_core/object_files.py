@@ -5,7 +5,7 @@ completed are not seen by anyone (a bucket's lifecycle rule removes them, docs/s
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -15,6 +15,7 @@ from photon_core.patience import error_code
 
 PART = 16 << 20  # bytes; S3 takes 10,000 parts of an object, so 156 GiB
 BLOCK = 8 << 20  # bytes of one ranged read
+ReadInto = Callable[[Sequence[memoryview], int], int]
 
 
 class Call(Protocol):
@@ -112,14 +113,14 @@ class ObjectReader(io.RawIOBase):
     """An object read from front to back in ranges, each of which is asked for again when it breaks.
 
     Args:
-        read_range: the bytes from start to end, fewer where the object ends before.
+        read_into: fills views with the bytes from a position on; how many, fewer where the object ends before.
     """
 
-    def __init__(self, read_range: Callable[[int, int], bytes]) -> None:
-        self._read_range = read_range
+    def __init__(self, read_into: ReadInto) -> None:
+        self._read_into = read_into
         self._at = 0
         self._start = 0  # of the block at hand
-        self._block = memoryview(b"")
+        self._memory = self._block = memoryview(b"")
         self._ended = False  # the block at hand is the last
 
     def readable(self) -> bool:
@@ -142,8 +143,9 @@ class ObjectReader(io.RawIOBase):
         if not 0 <= here < len(self._block):
             if here >= len(self._block) and self._ended:
                 return 0
-            data = self._read_range(self._at, self._at + BLOCK)
-            self._start, self._block, self._ended = self._at, memoryview(data), len(data) < BLOCK
+            self._memory = self._memory or memoryview(bytearray(BLOCK))
+            count = self._read_into([self._memory], self._at)
+            self._start, self._block, self._ended = self._at, self._memory[:count], count < len(self._memory)
             here = 0
         view = memoryview(buffer).cast("B")
         count = min(len(view), len(self._block) - here)
@@ -156,16 +158,11 @@ class ObjectRanges:
     """An object's ranges, each a request of its own, so that several connections bring it.
 
     Args:
-        read_range: the bytes from start to end, fewer where the object ends before.
+        read_into: fills views with the bytes from a position on; how many, fewer where the object ends before.
     """
 
-    def __init__(self, read_range: Callable[[int, int], bytes]) -> None:
-        self._read_range = read_range
-
-    def read_into(self, view: memoryview, start: int) -> int:
-        data = self._read_range(start, start + len(view))
-        view[: len(data)] = data
-        return len(data)
+    def __init__(self, read_into: ReadInto) -> None:
+        self.read_into = read_into
 
     def close(self) -> None:
         pass

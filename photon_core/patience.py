@@ -163,6 +163,7 @@ def connection_errors(*more: type[BaseException]) -> tuple[type[BaseException], 
         "botocore.parsers": ("ResponseParserError",),
         "aiohttp": ("ClientConnectionError", "ClientPayloadError"),
         "http.client": ("HTTPException",),
+        "urllib3.exceptions": ("HTTPError",),
         "fsspec.exceptions": ("FSTimeoutError",),
     }
     modules = {name: sys.modules[name] for name in wanted if name in sys.modules}

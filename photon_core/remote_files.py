@@ -9,8 +9,9 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -20,6 +21,7 @@ from photon_core.errors import FederationError, PhotonError, StoreConflict
 from photon_core.listing import Found, walk_remote
 from photon_core.object_files import ObjectRanges, ObjectReader, ObjectWriter
 from photon_core.patience import PATIENCE, error_code, patiently
+from photon_core.s3_client import S3Client
 
 T = TypeVar("T")
 
@@ -32,11 +34,12 @@ BRIEFLY = 5.0  # s; for what may also be left undone
 CLIENT = {
     "connect_timeout": 10,
     "read_timeout": 30,  # of silence
-    "max_pool_connections": 32,
+    "max_pool_connections": 256,  # as many as aggregation.connections can be
     "retries": {"total_max_attempts": 1, "mode": "standard"},  # the repeating is ours, with one end to it
 }
 _LOCK = Lock()
-_filesystems: dict[str, Any] = {}  # of this process; fsspec would keep one for each thread, with its connections
+# of this process; fsspec would keep one for each thread, with its connections
+_filesystems: dict[str, tuple[Any, S3Client]] = {}
 _proven: set[str] = set()  # places whose server was seen to honour If-None-Match
 
 
@@ -87,8 +90,7 @@ class RemoteFiles:
         self, url: str, *, single_writer: bool = False, patience: float = PATIENCE, **options: Any
     ) -> None:
         self.protocol = url.split("://", 1)[0]
-        self._s3 = self.protocol in S3
-        self.fs, self.root, self._place = _open(url, self.protocol, options)
+        self.fs, self._s3, self.root, self._place = _open(url, self.protocol, options)
         self._patience = patience
         self._single_writer = single_writer
 
@@ -97,34 +99,48 @@ class RemoteFiles:
 
     def _do(self, verb: str, path: str, call: Callable[..., T], patience: float | None = None) -> T:
         """`call(timeout=...)`, patiently."""
-        limit = {"timeout": CALL_SECONDS} if self._s3 else {}
+        limit = {"timeout": CALL_SECONDS} if self._s3 is not None else {}
         what = f"{verb} {self.protocol}://{self._full(path)}"
         return patiently(lambda: call(**limit), what, self._patience if patience is None else patience)
 
     def read(self, path: str) -> bytes:
-        # without a range, s3fs would ask for the size first
-        return self.read_range(path, 0, None)
-
-    def read_range(self, path: str, start: int, end: int | None) -> bytes:
-        if end is not None and end <= start:
-            return b""
         full = self._full(path)
-        try:
-            return bytes(
-                self._do("read", path, lambda **limit: self.fs.cat_file(full, start=start, end=end, **limit))
-            )
-        except OSError as error:
-            if error_code(error) in ("InvalidRange", "416"):  # the file ends before
-                return b""
-            raise
+        if self._s3 is not None:
+            return self._fetch(path, partial(self._s3.read, full))
+        return bytes(self._fetch(path, lambda: self.fs.cat_file(full)))
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        if end <= start:
+            return b""
+        if self._s3 is None:
+            full = self._full(path)
+            return bytes(self._fetch(path, lambda: self.fs.cat_file(full, start=start, end=end)))
+        data = bytearray(end - start)
+        count = self._read_into(path, [memoryview(data)], start)
+        return bytes(memoryview(data)[:count])
 
     def open_read(self, path: str) -> BinaryIO:
-        if not self._s3:
+        if self._s3 is None:
             return io.BytesIO(self.read(path)) if self.protocol == "memory" else self.fs.open(self._full(path))
-        return cast(BinaryIO, ObjectReader(lambda start, end: self.read_range(path, start, end)))
+        return cast(BinaryIO, ObjectReader(partial(self._read_into, path)))
 
     def open_ranges(self, path: str) -> ObjectRanges:
-        return ObjectRanges(lambda start, end: self.read_range(path, start, end))
+        return ObjectRanges(partial(self._read_into, path))
+
+    def _read_into(self, path: str, views: Sequence[memoryview], start: int) -> int:
+        """Fill the views with the bytes from `start` on; how many, fewer where the file ends before."""
+        if self._s3 is not None:
+            return self._fetch(path, partial(self._s3.read_into, self._full(path), views, start))
+        data = memoryview(self.read_range(path, start, start + sum(map(len, views))))
+        done = 0
+        for view in views:
+            part = data[done : done + len(view)]
+            view[: len(part)] = part
+            done += len(part)
+        return done
+
+    def _fetch(self, path: str, call: Callable[[], T]) -> T:
+        return patiently(call, f"read {self.protocol}://{self._full(path)}", self._patience)
 
     def size(self, path: str) -> int:
         return int(self._do("look at", path, lambda **limit: self.fs.info(self._full(path), **limit))["size"])
@@ -181,7 +197,7 @@ class RemoteFiles:
                 sink.write(block)
 
     def open_write(self, path: str) -> ObjectWriter | BufferWriter:
-        if not self._s3:
+        if self._s3 is None:
             full = self._full(path)
             return BufferWriter(lambda data: self._do("write", path, lambda: self.fs.pipe_file(full, data)))
 
@@ -264,8 +280,8 @@ class RemoteFiles:
         _proven.add(self._place)
 
 
-def _open(url: str, protocol: str, options: dict[str, Any]) -> tuple[Any, str, str]:
-    """The filesystem, the root on it, and what both are known by in this process."""
+def _open(url: str, protocol: str, options: dict[str, Any]) -> tuple[Any, S3Client | None, str, str]:
+    """The filesystem, who reads from it if it is S3, the root on it, and what they are known by here."""
     import fsspec
 
     key = f"{os.getpid()} {protocol} {json.dumps(options, sort_keys=True, default=repr)}"
@@ -284,12 +300,14 @@ def _open(url: str, protocol: str, options: dict[str, Any]) -> tuple[Any, str, s
         ) from None
     with _LOCK:
         if protocol not in S3:
+            client = None
             fs, root = fsspec.core.url_to_fs(url, **options)
         else:
             if key not in _filesystems:
-                _filesystems[key] = fsspec.filesystem(protocol, **options)
-                _filesystems[key].retries = 1
-            fs = _filesystems[key]
+                fs = fsspec.filesystem(protocol, **options)
+                fs.retries = 1
+                _filesystems[key] = fs, S3Client(fs, CALL_SECONDS)
+            fs, client = _filesystems[key]
             root = fs._strip_protocol(url)
     root = str(root).rstrip("/")
-    return fs, root, f"{key} {root.partition('/')[0]}"
+    return fs, client, root, f"{key} {root.partition('/')[0]}"

@@ -41,8 +41,8 @@ class Writer(Protocol):
 class Ranges(Protocol):
     """A file read in ranges, by several threads side by side."""
 
-    def read_into(self, view: memoryview, start: int) -> int:
-        """Bytes from `start` on; how many were put into `view`: fewer only where the file ends before."""
+    def read_into(self, views: Sequence[memoryview], start: int) -> int:
+        """Bytes from `start` on, one view after the other; how many: fewer only where the file ends before."""
 
     def close(self) -> None: ...
 

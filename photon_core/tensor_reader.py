@@ -20,6 +20,7 @@ from schemas.manifests import FileEntry, TensorEntry
 
 BLOCK = 1 << 20
 STEP = 1 << 18  # bytes of a file on a disk that are read and then hashed while a core's cache still has them
+LINE = 64  # bytes of a cache line
 Array = NDArray[Any]
 Load = Callable[[], Array]
 Spans = Mapping[str, tuple[int, int]]  # of tensors, the first element and the first beyond
@@ -73,7 +74,7 @@ class TensorReader:
                 yield load()
 
     def loads(
-        self, pieces: Sequence[Piece], prefix: str = "", ahead: int = 1, keep: int = 0
+        self, pieces: Sequence[Piece], prefix: str = "", ahead: int = 1, keep: int = 0, together: int = 0
     ) -> Generator[Load, None, None]:
         """For every piece, in order, what is to be called for it once, by any thread; all are called in order.
 
@@ -83,29 +84,32 @@ class TensorReader:
         Args:
             pieces: what to read.
             prefix: put before the pieces' names.
-            ahead: pieces that the pool reads, side by side, beyond the one asked for.
+            ahead: jobs of the pool, side by side, beyond the one whose pieces are asked for.
             keep: pieces that stay valid beside the newest.
+            together: bytes of small pieces that one job reads, in one request where they are neighbours.
         """
         ahead = ahead if self._pool else 0
-        size = max((self._bytes(piece, prefix) for piece in pieces), default=0)
-        buffers = [_aligned(size) for _ in range(min(ahead + keep + 1, len(pieces)))]
-        coming: deque[Load] = deque()
+        groups = self._groups(pieces, prefix, together if self._pool else 0)
+        size = max((group.end for group in groups), default=0)
+        buffers = [_aligned(size) for _ in range(min(ahead + keep + 1, len(groups)))]
+        coming: deque[list[Load]] = deque()
         under_way: deque[Future[None]] = deque()
         asked = 0
         try:
-            for index in range(len(pieces)):
-                while asked < min(index + ahead + 1, len(pieces)):
-                    buffer, piece = buffers[asked % len(buffers)], pieces[asked]
-                    fill: Callable[[], None] = partial(self._fill, self._plan(piece, prefix, buffer))
+            for index in range(len(groups)):
+                while asked < min(index + ahead + 1, len(groups)):
+                    group, buffer = groups[asked], buffers[asked % len(buffers)]
+                    arrays = [buffer[at : at + self._bytes(piece, prefix)] for piece, at in group.places]
+                    fill: Callable[[], None] = partial(self._fill, self._plan(group, prefix, arrays))
                     if self._pool:
                         under_way.append(self._pool.submit(fill))
                         fill = under_way[-1].result
-                    dtype = NUMPY_DTYPES[self.tensors[prefix + piece.name].dtype]
-                    coming.append(partial(_filled, fill, buffer[: self._bytes(piece, prefix)].view(dtype)))
+                    dtypes = [NUMPY_DTYPES[self.tensors[prefix + piece.name].dtype] for piece, _ in group.places]
+                    coming.append([partial(_filled, fill, a.view(d)) for a, d in zip(arrays, dtypes, strict=True)])
                     asked += 1
                 while len(under_way) > len(buffers):
                     under_way.popleft()
-                yield coming.popleft()
+                yield from coming.popleft()
         except BaseException:
             self.give_up()  # another stream may wait for the turn of what is not read any more
             for job in under_way:
@@ -150,24 +154,43 @@ class TensorReader:
     def _itemsize(self, name: str) -> int:
         return DTYPE_BYTES[self.tensors[name].dtype]
 
-    def _plan(self, piece: Piece, prefix: str, buffer: NDArray[np.uint8]) -> list["_Read"]:
+    def _groups(self, pieces: Sequence[Piece], prefix: str, together: int) -> list["_Group"]:
+        """What is read by one job each: a piece, or as many as fit into so many bytes."""
+        groups: list[_Group] = []
+        for piece in pieces:
+            at = -(-groups[-1].end // LINE) * LINE if groups else 0
+            size = self._bytes(piece, prefix)
+            if groups and at + size <= together:
+                groups[-1] = _Group([*groups[-1].places, (piece, at)], at + size)
+            else:
+                groups.append(_Group([(piece, 0)], size))
+        return groups
+
+    def _plan(self, group: "_Group", prefix: str, arrays: Sequence[NDArray[np.uint8]]) -> list["_Read"]:
         """What to read from which files, in order; called in the order of the pieces."""
-        name, reads, at = prefix + piece.name, [], 0
-        item = self._itemsize(name)
-        for part in self._parts[name]:
-            start, end = max(part.start, piece.start), min(part.end, piece.end)
-            if start < end:
-                file = self._files[part.file]
-                for following in self._files[part.file : part.file + 2]:
-                    following.prepare(self._pool)
-                view = buffer.data[at : at + (end - start) * item]
-                reads.append(_Read(file, *file.plan(name, (start - part.start) * item, len(view)), view))
-                at += len(view)
+        reads: list[_Read] = []
+        for (piece, _), array in zip(group.places, arrays, strict=True):
+            name, at = prefix + piece.name, 0
+            item = self._itemsize(name)
+            for part in self._parts[name]:
+                start, end = max(part.start, piece.start), min(part.end, piece.end)
+                if start < end:
+                    file = self._files[part.file]
+                    for following in self._files[part.file : part.file + 2]:
+                        following.prepare(self._pool)
+                    view = array.data[at : at + (end - start) * item]
+                    place, in_turn = file.plan(name, (start - part.start) * item, len(view))
+                    last = reads[-1] if reads else None
+                    if last and last.file is file and last.end == place and last.in_turn == in_turn:
+                        last.views.append(view)
+                    else:
+                        reads.append(_Read(file, place, in_turn, [view]))
+                    at += len(view)
         return reads
 
     def _fill(self, reads: Sequence["_Read"]) -> None:
         for read in reads:
-            read.file.read_into(read.view, read.start, read.in_turn)
+            read.file.read_into(read.views, read.start, read.in_turn)
 
     def _holding(self, parts: Spans | None) -> list["_File"]:
         return [file for file in self._files if parts is None or _overlap(file.entry.tensors, parts)]
@@ -186,11 +209,24 @@ class _Part(NamedTuple):
     file: int
 
 
+class _Group(NamedTuple):
+    """Pieces that are read by one job, each with its place in the job's memory, and where the last one ends."""
+
+    places: list[tuple[Piece, int]]
+    end: int
+
+
 class _Read(NamedTuple):
+    """Bytes of a file from `start` on, into one view after the other."""
+
     file: "_File"
     start: int
     in_turn: bool
-    view: memoryview
+    views: list[memoryview]
+
+    @property
+    def end(self) -> int:
+        return self.start + sum(map(len, self.views))
 
 
 class _File:
@@ -230,24 +266,26 @@ class _File:
             self._planned += size
         return start, in_turn
 
-    def read_into(self, view: memoryview, start: int, in_turn: bool) -> None:
-        """Fill `view` from byte `start` on; hash it, in its turn."""
+    def read_into(self, views: Sequence[memoryview], start: int, in_turn: bool) -> None:
+        """Fill the views from byte `start` on; hash them, in their turn."""
         try:
             if in_turn and self._steps and self._wait_for(start):
-                for at in range(0, len(view), STEP):
-                    self._read(view[at : at + STEP], start + at)
-                    self._check.update(view[at : at + STEP])
-                self._passed(len(view))
+                for view in views:
+                    for at in range(0, len(view), STEP):
+                        self._read([view[at : at + STEP]], start + at)
+                        self._check.update(view[at : at + STEP])
+                    start += len(view)
+                self._passed(start)
                 return
-            self._read(view, start)
+            self._read(views, start)
             if in_turn and self._wait_for(start):
-                self._hash(view)
+                self._hash(views)
         except BaseException:
             self.give_up()
             raise
 
-    def _read(self, view: memoryview, start: int) -> None:
-        if self._open_ranges().read_into(view, start) < len(view):
+    def _read(self, views: Sequence[memoryview], start: int) -> None:
+        if self._open_ranges().read_into(views, start) < sum(map(len, views)):
             raise CorruptFile(f"{self.store.locate(self.path)} ends before byte {self.entry.bytes}")
 
     def _wait_for(self, start: int) -> bool:
@@ -272,8 +310,8 @@ class _File:
         block = memoryview(bytearray(min(BLOCK, self.entry.bytes)))
         while self._position < self.entry.bytes:
             size = min(len(block), self.entry.bytes - self._position)
-            self._read(block[:size], self._position)
-            self._hash(block[:size])
+            self._read([block[:size]], self._position)
+            self._hash([block[:size]])
 
     def close(self) -> None:
         if self._opening:
@@ -287,7 +325,7 @@ class _File:
         header, infos = read_header(self.store, self.path, self.entry.bytes, header_limit(self.entry.tensors))
         check_held(self.entry.tensors, infos, self.store.locate(self.path))
         self._planned = len(header)
-        self._hash(memoryview(header))
+        self._hash([memoryview(header)])
         self._starts = {info.name: info.start for info in infos.values()}
 
     def _open_ranges(self) -> Ranges:
@@ -298,14 +336,15 @@ class _File:
                 self._ranges = self.store.open_ranges(self.path)
             return self._ranges
 
-    def _hash(self, view: memoryview) -> None:
-        self._check.update(view)
-        self._passed(len(view))
+    def _hash(self, views: Sequence[memoryview]) -> None:
+        for view in views:
+            self._check.update(view)
+        self._passed(self._position + sum(map(len, views)))
 
-    def _passed(self, count: int) -> None:
-        """So many bytes more are hashed."""
+    def _passed(self, position: int) -> None:
+        """All before is hashed."""
         with self._turn:
-            self._position += count
+            self._position = position
             self._turn.notify_all()
         if self._position == self.entry.bytes:
             self._compare()
@@ -347,6 +386,6 @@ def _overlap(file: Mapping[str, TensorEntry], parts: Spans) -> bool:
 
 def _aligned(size: int) -> NDArray[np.uint8]:
     """Bytes that begin where a cache line does."""
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
+    raw = np.empty(size + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
     return raw[start : start + size]

@@ -157,6 +157,7 @@ class _Pass:
         self.base = self._reader(run.round_dir(t - 1), base.model)
         self.state = self._reader(run.round_dir(t - 1), base.optimizer if optimizer.state else [])
         self.sites = {site: self._reader(folders[site], update.files) for site, update in updates.items()}
+        self.together = 0  # bytes of an update's small pieces that are read in one request
         self.finished = None
         if target == run.round_dir(t):
             self.finished = Finished(
@@ -166,6 +167,7 @@ class _Pass:
     def work(self, piece_elements: int) -> Aggregate:
         plans = [shard_plan(self._like(prefix), self.shard_bytes, self.align) for prefix in self.prefixes]
         piece_elements = -(-piece_elements // self.align) * self.align
+        self.together = 4 * piece_elements
         shards = list(zip(*plans, strict=True))  # the model's, and the same of every state
         pieces = [
             [piece for name, part in shard.items() for piece in cut(name, *span(part), piece_elements)]
@@ -302,7 +304,7 @@ class _Pass:
         return self.stack.enter_context(writer)
 
     def _loads(self, reader: TensorReader, pieces: Sequence[Piece], prefix: str = "") -> Iterator[Load]:
-        loads = reader.loads(pieces, prefix, self.team.ahead, self.team.side_by_side)
+        loads = reader.loads(pieces, prefix, self.team.ahead, self.team.side_by_side, self.together)
         return self.stack.enter_context(closing(loads))
 
     def _state_loads(self, prefix: str, pieces: Sequence[Piece]) -> Iterator[Load]:

@@ -31,6 +31,7 @@ from schemas.server import Server
 Float32 = NDArray[np.float32]
 LEAST_PIECE, MOST_PIECE = 1 << 13, 1 << 17  # elements of a site
 CACHED = 1 << 21  # elements of a piece, all sites
+TOGETHER = 1 << 22  # bytes of one request to a server
 FOLDER = "moments/"
 
 
@@ -74,7 +75,8 @@ def average_moments(
         _check(site, updates[site], tensors)
     elements = max(LEAST_PIECE, min(MOST_PIECE, CACHED // len(updates)))
     with ExitStack() as stack:
-        team = Threads.start(stack, run.store.is_local, settings or Aggregation(), threads)
+        settings = settings or Aggregation()
+        team, memory = Threads.start(stack, run.store.is_local, settings, threads), settings.memory_bytes
         readers = {}
         for site in sorted(updates):
             folder = run.site_dir(t, site, updates[site].attempt)
@@ -86,8 +88,10 @@ def average_moments(
         sizes = {name: int(np.prod(tensor.shape)) for name, tensor in tensors.items()}
         pieces = [piece for name in writer.order for piece in cut(name, 0, sizes[name], elements)]
         loads = {}
+        together = min(TOGETHER, memory // (len(readers) * (team.ahead + team.side_by_side + 1)))
         for site, reader in readers.items():
-            stream = stack.enter_context(closing(reader.loads(pieces, "", team.ahead, team.side_by_side)))
+            coming = reader.loads(pieces, "", team.ahead, team.side_by_side, together)
+            stream = stack.enter_context(closing(coming))
             loads[site] = blamed(site, stream)
         shares = [weights[site] for site in readers]
 
