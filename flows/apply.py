@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from flows.blocks import Notifier, credentials, forget_webhook, save_webhook
 from flows.catalogue import Automation, Deployment, Plan, Pool
+from flows.pages import PAGE, pages
 from photon_core.errors import FederationError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-
-PAGE = 200  # objects that a server returns at most at once
 
 
 def apply(plan: Plan, dry_run: bool = False, prune: bool = False) -> list[str]:
@@ -123,8 +122,8 @@ class _Applier:
 
     def _automations(self) -> list[Any]:
         """This run's, by their names."""
-        pages = _pages(lambda offset: self.client.read_automations(limit=PAGE, offset=offset))
-        return [automation for automation in pages if automation.name.startswith(self.plan.prefix)]
+        found = pages(lambda offset: self.client.read_automations(limit=PAGE, offset=offset))
+        return [automation for automation in found if automation.name.startswith(self.plan.prefix)]
 
     def _apply_webhook(self) -> Iterator[str]:
         notify = self.plan.notify
@@ -190,7 +189,7 @@ class _Applier:
         mine = DeploymentFilter(tags=DeploymentFilterTags(all_=list(self.plan.tags)))
         kept = {deployment.full_name for deployment in self.plan.deployments}
         flows: dict[Any, str] = {}
-        for deployment in _pages(
+        for deployment in pages(
             lambda offset: self.client.read_deployments(deployment_filter=mine, limit=PAGE, offset=offset)
         ):
             if deployment.flow_id not in flows:
@@ -201,10 +200,10 @@ class _Applier:
 
     def _old_pools(self) -> list[Any]:
         kept = {pool.name for pool in self.plan.pools}
-        pages = _pages(lambda offset: self.client.read_work_pools(limit=PAGE, offset=offset))
+        found = pages(lambda offset: self.client.read_work_pools(limit=PAGE, offset=offset))
         return [
             pool
-            for pool in pages
+            for pool in found
             if pool.name not in kept and (pool.description or "").split("\n")[0] == self.plan.marker
         ]
 
@@ -213,18 +212,8 @@ class _Applier:
         from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 
         on = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
-        pages = _pages(lambda offset: self.client.read_deployments(work_pool_filter=on, limit=PAGE, offset=offset))
-        return {deployment.id for deployment in pages}
-
-
-def _pages(read: Any) -> list[Any]:
-    """Everything that `read(offset)` returns page by page."""
-    found: list[Any] = []
-    while page := read(len(found)):
-        found += page
-        if len(page) < PAGE:
-            break
-    return found
+        found = pages(lambda offset: self.client.read_deployments(work_pool_filter=on, limit=PAGE, offset=offset))
+        return {deployment.id for deployment in found}
 
 
 def _job_template(pool_type: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """photon deploy: a federation's pools, deployments and automations on a Prefect server."""
 
 from flows.catalogue import plan
-from photon_cli.remote import require_server
+from photon_cli.remote import asking, require_server
 from schemas.federation import Federation
 
 
@@ -9,13 +9,14 @@ def deploy(federation: Federation, dry_run: bool, prune: bool, quiet: bool) -> N
     """Bring the server of PREFECT_API_URL in line with the file, and say what was done.
 
     Raises:
-        NotReady: the server does not answer.
+        NotReady: the server does not answer, or fails.
         FederationError: a name is taken by something else, or a block is missing.
     """
     url = require_server()
     from flows.apply import apply
 
-    lines = apply(plan(federation), dry_run=dry_run, prune=prune)
+    with asking(url):
+        lines = apply(plan(federation), dry_run=dry_run, prune=prune)
     if quiet:
         return
     print(*lines, sep="\n")

@@ -9,7 +9,7 @@ from typing import Any
 from photon_core.errors import printable
 
 TIMEOUT = 3.0  # seconds; `photon status` does not wait for a server that is away
-LIMIT = 200  # of one answer: the server's own limit
+LIMIT = 200  # of one answer: the server's own limit; a round of many sites takes several
 GOING = ("RUNNING", "PENDING", "SCHEDULED", "PAUSED", "CANCELLING")
 BAD = ("FAILED", "CRASHED")
 STEPS = ("validate", "train", "upload", "round", "evaluate")  # in the order in which they are made
@@ -82,7 +82,7 @@ def ask(url: str, run: str, t: int) -> Live | None:
             if rounds and not tasks:  # a scheduled round has no tag of its own number
                 mine = {"id": {"any_": [rounds[0]["id"]]}}
                 tasks = _post(client, "task_runs", {"flow_runs": mine, "sort": "EXPECTED_START_TIME_DESC"})
-            ids = [task["id"] for task in tasks]
+            ids = [task["id"] for task in tasks if str(task.get("name", "")).endswith(" / train")]
             progress = _post(client, "artifacts", {
                 "artifacts": {"type": {"any_": ["progress"]}, "task_run_id": {"any_": ids}},
                 "sort": "CREATED_DESC",
@@ -94,10 +94,16 @@ def ask(url: str, run: str, t: int) -> Live | None:
 
 
 def _post(client: Any, what: str, filters: dict[str, Any]) -> list[dict[str, Any]]:
-    answer = client.post(f"/{what}/filter", json={**filters, "limit": LIMIT})
-    answer.raise_for_status()
-    found: list[dict[str, Any]] = answer.json()
-    return found
+    found: list[dict[str, Any]] = []
+    while True:
+        answer = client.post(f"/{what}/filter", json={**filters, "limit": LIMIT, "offset": len(found)})
+        answer.raise_for_status()
+        page = answer.json()
+        if not isinstance(page, list):
+            raise TypeError("some other program answers")
+        found += page
+        if len(page) < LIMIT:
+            return found
 
 
 def _headers() -> dict[str, str]:

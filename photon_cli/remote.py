@@ -1,10 +1,29 @@
 """The Prefect server that a deployed federation runs on: is it there, and does it let us in?"""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from photon_core.errors import PhotonError
+
+ANSWER_SECONDS = 20.0  # for its first answer
 
 
 class NotReady(PhotonError):
     """Something that has to be there before work can start is not. Its text names it."""
+
+
+@contextmanager
+def asking(url: str) -> Iterator[None]:
+    """Name a server that goes away, or refuses, in the middle of the block. Raises NotReady."""
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise NotReady(
+            f"the Prefect server at {url} failed ({type(error).__name__}: {error}); look at its log, and "
+            "write the same command again"
+        ) from None
 
 
 def require_server() -> str:
@@ -16,7 +35,12 @@ def require_server() -> str:
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
-    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+    from prefect.settings import (
+        PREFECT_API_REQUEST_TIMEOUT,
+        PREFECT_API_URL,
+        PREFECT_CLIENT_MAX_RETRIES,
+        temporary_settings,
+    )
 
     url = PREFECT_API_URL.value()
     if not url:
@@ -24,7 +48,8 @@ def require_server() -> str:
             "no Prefect server is named; set PREFECT_API_URL, such as http://coordinator.example.org:4200/api"
         )
     try:
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+        once = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_SECONDS}
+        with temporary_settings(once), get_client(sync_client=True) as client:
             client.read_work_pools(limit=1)
     except PrefectHTTPStatusError as error:
         if error.response.status_code in (401, 403):

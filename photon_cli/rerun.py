@@ -38,18 +38,20 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
 
 def _deployed(federation: Federation, t: int, site: str, force: bool) -> None:
     from prefect.deployments import run_deployment
+    from prefect.exceptions import ObjectNotFound
 
-    from photon_cli.remote import require_server
+    from photon_cli.remote import NotReady, asking, require_server
 
-    require_server()
-    flow_run = run_deployment(
-        f"rerun-site/{federation.run}",
-        parameters={"site": site, "t": t, "force": force},
-        timeout=federation.rounds.deadline,
-        poll_interval=2,
-    )
+    name, deadline = f"rerun-site/{federation.run}", federation.rounds.deadline
+    with asking(url := require_server()):
+        try:
+            asked = {"site": site, "t": t, "force": force}
+            flow_run = run_deployment(name, parameters=asked, timeout=deadline, poll_interval=2)
+        except ObjectNotFound:
+            raise NotReady(f"{url} has no deployment '{name}'. Write: photon deploy FILE") from None
     if not flow_run.state.is_completed():
-        raise PhotonError(f"rerun of site '{site}' for round {t}: {flow_run.state.name}: {flow_run.state.message}")
+        why = flow_run.state.message or f"not done after {deadline:g} s"
+        raise PhotonError(f"rerun of site '{site}' for round {t}: {flow_run.state.name}: {why}")
 
 
 def _embedded(federation: Federation, file: Path, t: int, site: str, attempt: int, quiet: bool) -> None:

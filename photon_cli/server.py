@@ -16,7 +16,7 @@ from types import TracebackType
 from photon_core.errors import PhotonError
 
 ADDRESS = "address"  # in its home, while it runs: where `photon status` in another terminal finds it
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 STOP_SECONDS = 10.0
 # An embedded run schedules nothing and has no workers: only what records runs, logs and events stays on.
 SERVICES_OFF = ("SCHEDULER", "LATE_RUNS", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "FOREMAN", "REPOSSESSOR",
@@ -103,7 +103,9 @@ class EmbeddedServer:
         self._held.close()
         if self._process is None:
             return
-        (self.home / ADDRESS).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if (self.home / ADDRESS).read_text() == f"{self.url}/api":  # not another run's
+                (self.home / ADDRESS).unlink()
         for sign in (signal.SIGTERM, signal.SIGKILL):
             _signal_group(self._process.pid, sign)
             try:

@@ -57,11 +57,21 @@ def check_frozen(birth: RunManifest, federation: Federation, tokenizer_sha256: s
     for key in FROZEN:
         then = birth.federation.get(key, Start().model_dump(mode="json"))  # older runs have no start
         if key != "tokenizer" and now[key] != then:
-            raise FederationError(f"{key} is {now[key]}, but the run was started with {then}: {remedy}")
+            where, mine, started = _first_difference(key, now[key], then)
+            raise FederationError(f"{where} is {mine}, but the run was started with {started}: {remedy}")
     if birth.tokenizer_sha256 != tokenizer_sha256:
         raise FederationError(
             f"tokenizer '{federation.tokenizer}' is not the one that the run was started with: {remedy}"
         )
+
+
+def _first_difference(key: str, mine: Any, theirs: Any) -> tuple[str, Any, Any]:
+    """The key at which two values of a federation file differ, and both values there."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        below = next((k for k in mine if mine[k] != theirs.get(k)), None)
+        if below is not None:
+            return _first_difference(f"{key}.{below}", mine[below], theirs.get(below))
+    return key, mine, theirs
 
 
 def open_run(
@@ -196,7 +206,8 @@ def check_open(federation: Federation, t: int) -> None:
     if t > federation.rounds.count:
         raise FederationError(f"round {t}: the file has {federation.rounds.count} rounds; raise rounds.count")
     if run.round(t - 1) is None:
-        raise PhotonError(f"round {t} of run '{run.run}' cannot start: round {t - 1} is not committed")
+        remedy = "photon run, or the next federated-round, makes it"
+        raise PhotonError(f"round {t} of run '{run.run}' cannot start: round {t - 1} is not committed; {remedy}")
 
 
 def commit_evaluation(run: Run, t: int, site: str, model: list[FileEntry], scores: dict[str, float]) -> None:

@@ -121,3 +121,9 @@ def test_deploy_then_join(guarded: str, prepared: Callable[..., Federation], tmp
             assert line and time.monotonic() < limit, "the worker did not start"
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(200) == 0
+
+
+@pytest.mark.slow
+def test_a_rerun_before_the_deployment(guarded: str, committed: Callable[..., Path]) -> None:
+    done = photon("rerun", committed(1), "--round", "2", "--site", "a", url=guarded)
+    assert done.returncode == 1 and "has no deployment 'rerun-site/tiny'. Write: photon deploy FILE" in done.stderr

@@ -61,8 +61,8 @@ def test_a_finished_run_starts_nothing(committed: Callable[..., Path]) -> None:
 
 def test_a_finished_run_is_not_taken_for_another(committed: Callable[..., Path]) -> None:
     file = committed(2)
-    write(file, "seed: 3", "seed: 4")
-    assert_refused(photon("run", file), 2, "seed is 4, but the run was started with 3")
+    write(file, "d_model: 32", "d_model: 64")
+    assert_refused(photon("run", file), 2, "model.d_model is 64, but the run was started with 32: restore it, or")
 
 
 def test_a_full_disk(committed: Callable[..., Path]) -> None:
