@@ -13,7 +13,7 @@ six machines. A federation's are updates and models, averaged moments among them
 The recipes are schemas/presets.py's at this scale: what they say of optimizers, moments and server stands; local
 steps, batch and schedule are the same for all, so that all synchronise as often and have as many tokens. Photon's
 schedule is therefore not stretched beyond the run, and local rates are those that probes found for this model
-(NOTES.md): the central 4e-3 with plain averaging, half of it under a server momentum of 0.9.
+(NOTES.md): the central one with plain averaging, half of it under a server momentum of 0.9.
 
 [perplexity_ratio_natural, perplexity_ratio_iid: perplexity of a token, of the mean loss over the domains, the
 recipe's over the better centralised one's; sync_reduction; of the recipe `unlike-sites`]
@@ -36,9 +36,11 @@ from benchmarks.six_sites import domains_of, evaluate, options, texts, train_tok
 from schemas.federation import Federation
 
 BEST = "unlike-sites"
-RATES: dict[str, float | None] = {"photon": 4e-3, "fedmom": 2e-3, "diloco": 2e-3, "local-sgd": 4e-3, BEST: None}
-CENTRAL = {"central-adamw": "adamw", "central-muon": "muon"}
-CENTRAL_LR = 4e-3
+RATES: dict[str, float | None] = {"photon": 8e-3, "fedmom": 4e-3, "diloco": 4e-3, "local-sgd": 8e-3, BEST: None}
+CENTRAL = {  # AdamW's rates are the best of 4e-3, 8e-3, 1.6e-2 in the probes
+    "central-adamw": {"name": "adamw", "lr": 8e-3},
+    "central-muon": {"name": "muon", "lr": 1.6e-2},
+}
 ROWS = (*CENTRAL, *(f"{recipe}/{kind}" for kind in ("natural", "iid") for recipe in RATES))
 QUICK = ("central-muon", f"{BEST}/natural", f"{BEST}/iid")
 ROUNDS, STEPS, BATCH, WARMUP = 48, 20, 4, 30
@@ -116,7 +118,7 @@ class Setting:
             "schedule": {"name": "cosine", "warmup_steps": min(WARMUP, self.total // 4), "alpha": 0.1},
         }
         if row in CENTRAL:
-            local["optimizer"] = {"name": CENTRAL[row], "lr": CENTRAL_LR}
+            local["optimizer"] = CENTRAL[row]
         elif rate := RATES[recipe]:
             local["optimizer"] = {"lr": rate}
         return Federation.model_validate(
@@ -272,7 +274,7 @@ def show(at: dict[str, Any], others: float | None, rows: list[Row], setting: Set
                "seconds", "CPU s")  # fmt: skip
     title = (
         f"{setting.tokens:,} tokens each; sites: {setting.rounds} rounds of {setting.steps} steps of {BATCH} "
-        f"sequences; centralised: {setting.total} of {BATCH * len(setting.domains)}, lr {CENTRAL_LR:g}"
+        f"sequences; centralised: {setting.total} of {BATCH * len(setting.domains)}"
     )
     table(title, columns, lines)
     table(

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from schemas.federation import Federation, Rounds
 from schemas.local import Local
 from schemas.model import Model
-from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS
+from schemas.presets import FEDERATED_PRESETS, HOW, MODEL_PRESETS
 
 PATH = Path(__file__).with_name("federation.schema.json")
 
@@ -33,7 +33,7 @@ def federation_schema() -> dict[str, Any]:
         "properties": {
             "model": {"anyOf": [{"required": ["preset"]}, {"required": _required(Model)}]},
             "rounds": {"required": _required(Rounds)},
-            "local": {"required": _required(Local)},
+            "local": {"required": [name for name in _required(Local) if name != "steps"]},
         },
     }
     return {
@@ -44,7 +44,7 @@ def federation_schema() -> dict[str, Any]:
         "allOf": [
             {"if": {"anyOf": [_named("preset"), _named("recipe")]}, "else": without_preset},
             {
-                "if": _named("recipe"),
+                "if": {"anyOf": [_named("recipe"), {"not": _says_how()}]},
                 "else": {"required": ["local"], "properties": {"local": {"required": ["steps"]}}},
             },
         ],
@@ -57,6 +57,15 @@ def text() -> str:
 
 def _named(key: str) -> dict[str, Any]:
     return {"required": [key], "properties": {key: {"type": "string"}}}
+
+
+def _says_how() -> dict[str, Any]:
+    """As schemas.presets.says_how has it."""
+    inside = [
+        {"required": [section], "properties": {section: {"anyOf": [{"required": [key]} for key in keys]}}}
+        for section, keys in HOW.items()
+    ]
+    return {"anyOf": [*inside, *({"required": [key]} for key in ("preset", "recipe", "server"))]}
 
 
 def _required(section: type[BaseModel]) -> list[str]:

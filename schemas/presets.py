@@ -5,7 +5,8 @@ model and federated hyperparameters; "Photon: Federated LLM Pre-Training" (arXiv
 script for the 125M model; "DiLoCo" (arXiv 2311.08105).
 
 A preset says how large: shape, rounds, batch, learning rate, horizon. A recipe says how: what is done at the site
-and at the server. A recipe's values go over the preset's, the file's own over both.
+and at the server. A recipe's values go over the preset's, the file's own over both. A file that says nothing of
+either, nor of optimizers, gets our own recipe.
 """
 
 from collections.abc import Callable
@@ -103,7 +104,10 @@ def _local_sgd(size: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+OURS = "unlike-sites"
+HOW = {"local": ("optimizer", "optimizer_state", "schedule"), "update": ("noise_multiplier",)}
 UNLIKE_STEPS = 20
+WARMUP = 30
 
 
 def _unlike_sites(size: dict[str, Any]) -> dict[str, Any]:
@@ -112,15 +116,15 @@ def _unlike_sites(size: dict[str, Any]) -> dict[str, Any]:
     rate, batch and schedule stand, which has not been measured."""
     local: dict[str, Any] = {
         "steps": UNLIKE_STEPS,
-        "optimizer": {"name": "muon", "lr": 4e-3, "matrix_lr": 0.02, "momentum": 0.95, "betas": [0.9, 0.95]},
-        "schedule": {"name": "cosine", "alpha": 0.1, "warmup_steps": 30},
+        "optimizer": {"name": "muon", "lr": 1.6e-2, "matrix_lr": 0.02, "momentum": 0.95, "betas": [0.9, 0.95]},
+        "schedule": {"name": "cosine", "alpha": 0.1},
         "optimizer_state": "average",
         "clip_norm": 1.0,
     }
     recipe = {"local": local, "server": {"optimizer": "nesterov", "lr": 0.7, "momentum": 0.6}}
     if size:
         local["optimizer"]["lr"] = size["local"]["optimizer"]["lr"]
-        local["schedule"] = {**size["local"]["schedule"], "warmup_steps": 30}
+        local["schedule"] = dict(size["local"]["schedule"])
         recipe["rounds"] = {"count": -(-local["schedule"]["total_steps"] // UNLIKE_STEPS)}
     return recipe
 
@@ -130,7 +134,7 @@ RECIPES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "fedmom": _fedmom,
     "diloco": _diloco,
     "local-sgd": _local_sgd,
-    "unlike-sites": _unlike_sites,
+    OURS: _unlike_sites,
 }
 
 
@@ -139,11 +143,33 @@ def apply_preset(data: dict[str, Any]) -> dict[str, Any]:
 
     Server numbers belong to their server optimizer: whoever names another takes none of them.
     """
+    if not says_how(data):
+        data = {**data, "recipe": OURS}
     name, recipe = data.get("preset"), data.get("recipe")
     below = FEDERATED_PRESETS.get(name, {}) if isinstance(name, str) else {}
     if isinstance(recipe, str) and recipe in RECIPES:
         below = _over(below, RECIPES[recipe](below))
+        if recipe == OURS:
+            below["local"]["schedule"]["warmup_steps"] = _warmup(_over(below, data))
     return _over(below, data) if below else data
+
+
+def says_how(data: dict[str, Any]) -> bool:
+    """Whether a file's data names a preset or a recipe (null is the one that has nothing), or optimizers; or
+    noise, which the moments that our recipe averages would leave without."""
+    sections = {key: data[key] for key in HOW if isinstance(data.get(key), dict)}
+    inside = any(key in section for name, section in sections.items() for key in HOW[name])
+    return inside or any(key in data for key in ("preset", "recipe", "server"))
+
+
+def _warmup(data: dict[str, Any]) -> int:
+    """Our recipe's steps of warm-up: a quarter of the schedule at most, however short a file makes it."""
+    rounds, local = (section if isinstance(section := data.get(key), dict) else {} for key in ("rounds", "local"))
+    schedule, count, steps = local.get("schedule"), rounds.get("count"), local.get("steps")
+    total = schedule.get("total_steps") if isinstance(schedule, dict) else None
+    if total is None and isinstance(count, int) and isinstance(steps, int):
+        total = count * steps
+    return min(WARMUP, total // 4) if isinstance(total, int) and total > 0 else WARMUP
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

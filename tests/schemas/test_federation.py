@@ -12,8 +12,8 @@ from schemas.sites import Site
 from tests.federations import sample, site
 
 
-def test_defaults() -> None:
-    federation = sample()
+def test_defaults_of_a_file_without_a_recipe() -> None:
+    federation = sample(recipe=None)
     assert (federation.sites_per_round, federation.quorum, federation.schedule_steps) == (3, 3, 50)
     assert federation.rounds.deadline == 86_400
     assert (federation.server.optimizer, federation.server.lr) == ("fedavg", 1.0)

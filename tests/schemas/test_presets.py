@@ -117,7 +117,7 @@ def test_the_recipe_for_unlike_sites_is_what_was_probed() -> None:
     local, server = federation.local, federation.server
     assert (local.steps, federation.schedule_steps, local.optimizer_state) == (20, 960, "average")
     optimizer, schedule = local.optimizer, local.schedule
-    assert (optimizer.name, optimizer.lr, optimizer.matrix_lr, optimizer.momentum) == ("muon", 4e-3, 0.02, 0.95)
+    assert (optimizer.name, optimizer.lr, optimizer.matrix_lr, optimizer.momentum) == ("muon", 1.6e-2, 0.02, 0.95)
     assert (optimizer.betas, local.clip_norm) == ((0.9, 0.95), 1.0)
     assert (schedule.name, schedule.warmup_steps, schedule.alpha) == ("cosine", 30, 0.1)
     assert (server.optimizer, server.lr, server.momentum) == ("nesterov", 0.7, 0.6)
@@ -129,6 +129,52 @@ def test_the_recipe_for_unlike_sites_keeps_a_presets_schedule() -> None:
     assert (federation.rounds.count * local.steps, federation.schedule_steps) == (15_000, 15_000)
     assert (local.batch_size, local.optimizer.name, local.optimizer.lr) == (256, "muon", 3e-4)
     assert (federation.server.optimizer, federation.server.lr) == ("nesterov", 0.7)
+
+
+def plain(**more: Any) -> Federation:
+    """A file that says nothing of how to learn, but for what is in `more`."""
+    rest = {"rounds": {"count": 48}, "local": {"batch_size": 4}, "model": {"preset": "75M"}}
+    return Federation.model_validate(minimal(**{**rest, **more}))
+
+
+def test_a_file_that_says_nothing_of_how_gets_our_recipe() -> None:
+    ours = recipe("unlike-sites", rounds={"count": 48}, local={"batch_size": 4})
+    assert plain().recipe == "unlike-sites"
+    assert (plain().local, plain().server) == (ours.local, ours.server)
+    assert Federation.model_validate(plain().model_dump(mode="json")) == plain(), "as a store keeps it"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"recipe": None},
+        {"server": {"optimizer": "fedavg"}},
+        {"local": {"optimizer": {"lr": 1e-3}}},
+        {"local": {"optimizer_state": "keep"}},
+        {"local": {"schedule": {"alpha": 0.1}}},
+        {"update": {"clip_norm": 1.0, "noise_multiplier": 0.1}},
+    ],
+)
+def test_a_file_that_says_how_is_taken_at_its_word(said: dict[str, Any]) -> None:
+    local = {"steps": 20, "batch_size": 4, **said.pop("local", {})}
+    federation = plain(local=local, **said)
+    assert (federation.recipe, federation.server.optimizer) == (None, "fedavg")
+    assert (federation.local.optimizer.name, federation.local.optimizer_state) == ("adamw", "keep")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "local", "warmup"),
+    [
+        (48, {}, 30),
+        (2, {}, 10),
+        (1, {"steps": 3}, 0),
+        (48, {"schedule": {"total_steps": 60}}, 15),
+        (1, {"schedule": {"warmup_steps": 7}}, 7),
+    ],
+)
+def test_our_recipes_warmup_is_a_quarter_of_a_short_run(rounds: int, local: dict[str, Any], warmup: int) -> None:
+    federation = plain(recipe="unlike-sites", rounds={"count": rounds}, local={"batch_size": 4, **local})
+    assert federation.local.schedule.warmup_steps == warmup
 
 
 def test_a_recipe_goes_over_the_preset_and_the_file_over_both() -> None:

@@ -16,6 +16,7 @@ MUON = {"name": "muon", "matrix_lr": 0.01}
 def federation(preset: str = "1.3B", hardware: dict[str, Any] | None = None, **local: Any) -> Federation:
     data = {
         "run": "r",
+        "recipe": None,
         "store": "s",
         "tokenizer": "bytes",
         "model": {"preset": preset},
