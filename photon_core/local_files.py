@@ -12,15 +12,15 @@ import stat
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict
+from photon_core.writer import Writer
 
 HIDDEN = "."  # temporary files and probes start with it; listings leave them out
 
 
-class LocalWriter:
+class LocalWriter(Writer):
     """A file being written under a temporary name; it appears, whole, when closed."""
 
     def __init__(self, target: Path) -> None:
@@ -57,17 +57,6 @@ class LocalWriter:
             os.close(self._descriptor)
             self._descriptor = -1
             self._temporary.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.discard()
 
 
 class LocalRanges:

@@ -7,11 +7,11 @@ completed are not seen by anyone (a bucket's lifecycle rule removes them, docs/s
 import io
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.patience import error_code
+from photon_core.writer import Writer
 
 PART = 16 << 20  # bytes; S3 takes 10,000 parts of an object, so 156 GiB
 BLOCK = 8 << 20  # bytes of one ranged read
@@ -24,7 +24,7 @@ class Call(Protocol):
     def __call__(self, method: str, patience: float | None = None, **arguments: Any) -> Any: ...
 
 
-class ObjectWriter:
+class ObjectWriter(Writer):
     """An object being written; it appears, whole, when closed.
 
     Args:
@@ -96,17 +96,6 @@ class ObjectWriter:
             # the answer to an earlier try was lost: it cannot be done because it is done
             if self._size() != size:
                 raise StoreConflict("the name was taken by another writer") from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.discard()
 
 
 class ObjectReader(io.RawIOBase):

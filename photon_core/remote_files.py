@@ -14,14 +14,14 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from photon_core.errors import FederationError, PhotonError, StoreConflict
 from photon_core.listing import Found, walk_remote
 from photon_core.object_files import ObjectRanges, ObjectReader, ObjectWriter
 from photon_core.patience import PATIENCE, error_code, patiently
 from photon_core.s3_client import S3Client
+from photon_core.writer import Writer
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ _filesystems: dict[str, tuple[Any, S3Client]] = {}
 _proven: set[str] = set()  # places whose server was seen to honour If-None-Match
 
 
-class BufferWriter:
+class BufferWriter(Writer):
     """A file of another kind of server being written; it is kept in memory and appears, whole, when closed."""
 
     def __init__(self, finish: Callable[[bytes], None]) -> None:
@@ -63,17 +63,6 @@ class BufferWriter:
     def discard(self) -> None:
         """Drop what was written; after `close` there is nothing to drop."""
         self._buffer = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.discard()
 
 
 class RemoteFiles:
@@ -196,7 +185,7 @@ class RemoteFiles:
             while block := source.read(1 << 20):
                 sink.write(block)
 
-    def open_write(self, path: str) -> ObjectWriter | BufferWriter:
+    def open_write(self, path: str) -> Writer:
         if self._s3 is None:
             full = self._full(path)
             return BufferWriter(lambda data: self._do("write", path, lambda: self.fs.pipe_file(full, data)))

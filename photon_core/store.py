@@ -11,31 +11,20 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict
 from photon_core.hashing import BLOCK, Check
 from photon_core.listing import Found, walk_local
 from photon_core.local_files import LocalFiles
 from photon_core.remote_files import RemoteFiles
+from photon_core.writer import Writer
 
 if TYPE_CHECKING:
     from schemas.manifests import FileEntry
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 PATH_LIMIT = 800  # characters; S3 takes 1024 bytes with the store's own prefix
-
-
-class Writer(Protocol):
-    """A binary file being written: whole on `close`, never seen on `discard` or an error inside `with`."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> int: ...
-    def close(self) -> None: ...
-    def discard(self) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 class Ranges(Protocol):

@@ -335,12 +335,6 @@ def shared_memory_of(pid: int) -> set[tuple[str, int]]:
     return {(Path(line[5]).name, int(line[4])) for line in lines if not line[5].endswith("_locals")}
 
 
-def alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    return False
-
-
 def recovered(name: str, since: float) -> None:
     """Print how long it took. `since` is of time.monotonic()."""
     print(f"recovery: {name}: {time.monotonic() - since:.1f} s")

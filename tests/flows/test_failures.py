@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.docs import commands
-from tests.flows.deployment import Deployed, Workers, alive, eventually, recovered, shared_memory_of
+from tests.flows.deployment import Deployed, Workers, eventually, recovered, shared_memory_of
+from tests.processes import alive
 from tests.s3_server import FaultProxy, Request
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from tests.processes import alive, wait_until
 from tests.shared_memory import left_behind
 
 PHOTON = Path(sys.executable).parent / "photon"
@@ -93,7 +93,7 @@ def test_interrupted_run_leaves_nothing_and_continues(write_federation: Callable
     marked = family(file)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(200) == 130
-    assert not [pid for pid in marked if alive(pid)]
+    assert wait_until(lambda: not any(map(alive, marked)), 60)
     assert not left_behind(before)
 
     file.write_text(file.read_text().replace("steps: 400", "steps: 3"))
@@ -118,18 +118,6 @@ def family(file: Path) -> list[int]:
                 found.append(int(process.name))
     assert len(found) >= 3  # the command, its server, a child that trains
     return found
-
-
-def alive(pid: int) -> bool:
-    limit = time.monotonic() + 60
-    while time.monotonic() < limit:
-        try:
-            if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
-                return False
-        except OSError:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def test_the_shell_completes_sites_from_the_file(write_federation: Callable[..., Path]):

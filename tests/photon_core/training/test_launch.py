@@ -19,6 +19,7 @@ import pytest
 from photon_core.errors import ChildFailed, DataError, DeadlinePassed, UpdateRejected
 from photon_core.training.launch import Launcher
 from photon_core.training.scratch import create_scratch
+from tests.processes import alive, wait_until
 
 
 def add(left: int, right: int) -> int:
@@ -86,23 +87,6 @@ def kill_oneself() -> None:
 
 def speak() -> None:
     print("a line for the log")
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def nothing_left(seen: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ import pytest
 from photon_core.errors import ChildFailed
 from photon_core.training.launch import Launcher
 from photon_core.training.serving import VARIABLE, connect, serve
+from tests.processes import alive, wait_until
 
 ROOT = Path(__file__).parents[3]
 ANSWERS_ITS_SERVER = "os:getppid"
@@ -38,23 +39,6 @@ def where() -> dict[str, Any]:
 def hold(report: Callable[[dict[str, Any]], None]) -> None:
     report({"pid": os.getpid(), "server": os.getppid(), "folder": os.environ["TMPDIR"]})
     time.sleep(300)
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 class Holder:
