@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib
 import os
 import signal
 import socket
@@ -42,7 +43,7 @@ class ServerFailed(PhotonError):
 class EmbeddedServer:
     """Context manager around `prefect server start`.
 
-    Must be created before prefect is imported: it sets PREFECT_API_URL and PREFECT_HOME for this process.
+    Sets PREFECT_API_URL and PREFECT_HOME for this process, which should import prefect afterwards.
 
     Args:
         home: folder of the server's database, its log and Prefect's own settings.
@@ -57,14 +58,14 @@ class EmbeddedServer:
         self.port = int(self._held.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
-        if "prefect" in sys.modules and os.environ.get("PREFECT_API_URL", self.url) != self.url:
-            raise ServerFailed("prefect was imported before its embedded server was set up")
 
     def __enter__(self) -> "EmbeddedServer":
         self.home.mkdir(parents=True, exist_ok=True)
         os.environ.update(CLIENT, PREFECT_HOME=str(self.home), PREFECT_API_URL=f"{self.url}/api")
         for name in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
             os.environ.pop(name, None)  # settings of some other server
+        if "prefect" in sys.modules:  # and has read its settings, else would start a server of its own beside this
+            importlib.import_module("prefect.context").refresh_global_settings_context()
         env = os.environ | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in self.services_off}
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{self.home}/prefect.db"
         place = ["--host", "127.0.0.1", "--port", str(self.port)]

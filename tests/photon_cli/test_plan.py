@@ -26,7 +26,7 @@ def write(folder: Path, **changes: Any) -> str:
         "local": {"steps": 100, "batch_size": 8},
         "sites": SITES,
     }
-    (folder / "federation.yaml").write_text(yaml.safe_dump(sections(**plan | changes)))
+    (folder / "federation.yaml").write_text(yaml.safe_dump(sections(recipe=None, **plan | changes)))
     return str(folder / "federation.yaml")
 
 

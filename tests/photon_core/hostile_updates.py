@@ -37,7 +37,7 @@ THETA = {
 }
 FEDERATION = Federation.model_validate(
     {
-        "run": "run", "store": "unused", "tokenizer": "bytes",
+        "run": "run", "recipe": None, "store": "unused", "tokenizer": "bytes",
         "model": {"n_layers": 1, "d_model": 8, "n_heads": 1, "vocab_size": 257, "max_seq_len": 16},
         "rounds": {"count": 3, "quorum": 2}, "local": {"steps": 5, "batch_size": 4, "device": "cpu"},
         "sites": [{"name": s, "streams": [{"name": "s", "source": "x.txt"}]} for s in (*HONEST, EVIL)],

@@ -20,7 +20,7 @@ def test_a_deployment_that_is_missing_or_of_another_version(
     from flows.catalogue import plan
     from tasks.dispatch import _create
 
-    federation = load_federation(write_federation(("a",), run="dispatched"))
+    federation = load_federation(write_federation(("a",), pools={"a": "dispatched"}, run="dispatched"))
     parameters = {"federation": federation.model_dump(mode="json") | {"zebra": 1}, "site": "a", "t": 1}
     with get_client(sync_client=True) as client:
         with pytest.raises(

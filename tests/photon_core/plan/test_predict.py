@@ -33,7 +33,7 @@ def federation(**changes: Any) -> Federation:
         "local": {"steps": 100, "batch_size": 64},
         "sites": [site("fast", **fast), site("slow", **slow)],
     }
-    return sample(**plan | changes)
+    return sample(recipe=None, **plan | changes)
 
 
 def test_flops_of_gpt2_small_by_hand() -> None:
