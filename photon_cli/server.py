@@ -29,6 +29,7 @@ CLIENT = {
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_CLI_WRAP_LINES": "false",
 }
+OF_ANOTHER = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE")  # settings of some other server
 
 
 def prefect_home(file: Path) -> Path:
@@ -43,7 +44,8 @@ class ServerFailed(PhotonError):
 class EmbeddedServer:
     """Context manager around `prefect server start`.
 
-    Sets PREFECT_API_URL and PREFECT_HOME for this process, which should import prefect afterwards.
+    While it is entered, PREFECT_API_URL and PREFECT_HOME of this process are its own. Prefect should be imported
+    inside, which is quicker.
 
     Args:
         home: folder of the server's database, its log and Prefect's own settings.
@@ -61,11 +63,11 @@ class EmbeddedServer:
 
     def __enter__(self) -> "EmbeddedServer":
         self.home.mkdir(parents=True, exist_ok=True)
+        self._before = dict(os.environ)
         os.environ.update(CLIENT, PREFECT_HOME=str(self.home), PREFECT_API_URL=f"{self.url}/api")
-        for name in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE"):
-            os.environ.pop(name, None)  # settings of some other server
-        if "prefect" in sys.modules:  # and has read its settings, else would start a server of its own beside this
-            importlib.import_module("prefect.context").refresh_global_settings_context()
+        for name in OF_ANOTHER:
+            os.environ.pop(name, None)
+        _read_settings_again()
         env = os.environ | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in self.services_off}
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{self.home}/prefect.db"
         place = ["--host", "127.0.0.1", "--port", str(self.port)]
@@ -102,6 +104,11 @@ class EmbeddedServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._held.close()
+        for name in (*CLIENT, *OF_ANOTHER, "PREFECT_HOME", "PREFECT_API_URL"):
+            os.environ.pop(name, None)
+            if name in self._before:
+                os.environ[name] = self._before[name]
+        _read_settings_again()
         if self._process is None:
             return
         with contextlib.suppress(OSError):
@@ -115,6 +122,12 @@ class EmbeddedServer:
             except subprocess.TimeoutExpired:
                 continue
         _signal_group(self._process.pid, signal.SIGKILL)
+
+
+def _read_settings_again() -> None:
+    """Where Prefect was imported, and so has read them: without its address it starts a server of its own."""
+    if "prefect" in sys.modules:
+        importlib.import_module("prefect.context").refresh_global_settings_context()
 
 
 def hold_port() -> socket.socket:

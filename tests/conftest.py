@@ -119,6 +119,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from tasks.processes import shutdown
 
     with EmbeddedServer(tmp_path_factory.mktemp("prefect")) as server, serve() as shared:
+        import prefect.context  # noqa: F401  reads its settings now, not while a test has changed the environment
+
         os.environ.update(shared)
         server.wait()
         yield server.url

@@ -44,18 +44,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PREFECT_SERVER_API_AUTH_STRING": AUTH,
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     }
-    before = dict(os.environ)
     os.environ.update(settings)
-    os.environ.pop("PREFECT_API_URL", None)
-    server = EmbeddedServer(tmp_path_factory.mktemp("guarded"))
-    server.__enter__()
-    os.environ.clear()
-    os.environ.update(before)
-    try:
+    with EmbeddedServer(tmp_path_factory.mktemp("guarded")) as server:
+        for name in settings:
+            del os.environ[name]
         server.wait()
         yield f"{server.url}/api"
-    finally:
-        server.__exit__(None, None, None)
 
 
 def test_neither_site_nor_coordinator(write_federation: Callable[..., Path]) -> None:

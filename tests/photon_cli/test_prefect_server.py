@@ -1,11 +1,9 @@
 """The embedded run's Prefect server does not turn simultaneous writers away."""
 
 import json
-import os
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,18 +12,8 @@ import pytest
 from photon_cli.server import EmbeddedServer, hold_port
 
 
-@pytest.fixture
-def own_environment() -> Iterator[None]:
-    """The environment of a process that has no other server; afterwards it is as it was."""
-    before = dict(os.environ)
-    os.environ.pop("PREFECT_API_URL", None)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
 @pytest.mark.slow
-def test_simultaneous_requests_are_all_answered(tmp_path: Path, own_environment: None) -> None:
+def test_simultaneous_requests_are_all_answered(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path) as server:
         server.wait()
 
