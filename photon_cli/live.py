@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flows.pages import PAGE, pages
 from photon_core.errors import printable
 
 TIMEOUT = 3.0  # seconds; `photon status` does not wait for a server that is away
-LIMIT = 200  # of one answer: the server's own limit; a round of many sites takes several
 GOING = ("RUNNING", "PENDING", "SCHEDULED", "PAUSED", "CANCELLING")
 BAD = ("FAILED", "CRASHED")
 STEPS = ("validate", "train", "upload", "round", "evaluate")  # in the order in which they are made
@@ -94,16 +94,16 @@ def ask(url: str, run: str, t: int) -> Live | None:
 
 
 def _post(client: Any, what: str, filters: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    while True:
-        answer = client.post(f"/{what}/filter", json={**filters, "limit": LIMIT, "offset": len(found)})
+
+    def read(offset: int) -> list[dict[str, Any]]:
+        answer = client.post(f"/{what}/filter", json={**filters, "limit": PAGE, "offset": offset})
         answer.raise_for_status()
         page = answer.json()
         if not isinstance(page, list):
             raise TypeError("some other program answers")
-        found += page
-        if len(page) < LIMIT:
-            return found
+        return page
+
+    return pages(read)
 
 
 def _headers() -> dict[str, str]:
