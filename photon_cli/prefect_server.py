@@ -1,4 +1,4 @@
-"""`prefect server start` with SQLite transactions that wait for each other: `photon server`, and embedded runs.
+"""`prefect server start` whose SQLite serves many sites at once: `photon server`, and embedded runs.
 
     photon server --host 0.0.0.0 --port 4200
 
@@ -9,16 +9,23 @@ to ask whether its tags have a concurrency limit: with four sites most rounds st
 With four workers on a plain server, two requests were also seen to wait for each other's lock until the busy
 timeout of 60 s had passed, twice in a round. Begun IMMEDIATE, as Prefect's own comment on its SQLite settings
 advises, they queue for milliseconds.
+
+On SQLite the server also has at most a hundred requests at work, and counts a websocket as one for as long as it
+is open. Every process of a flow run holds two, so that some fifty sites at work at once left no room for any
+request: the server stood still for good. Here websockets, which hold no transaction, do not count.
 """
 
 import runpy
 import sys
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
+from prefect.server.api.server import RequestLimitMiddleware
 from prefect.server.database.configurations import AioSqliteConfiguration
 
 _begin_as_asked = AioSqliteConfiguration.begin_transaction
+_limited = RequestLimitMiddleware.__call__
 
 
 def begin_immediate(
@@ -28,7 +35,14 @@ def begin_immediate(
     return _begin_as_asked(configuration, session, with_for_update=True)
 
 
+async def limit_requests(middleware: RequestLimitMiddleware, scope: Any, receive: Any, send: Any) -> None:
+    """Pass websockets on at once, and requests when there is room for one more."""
+    serve = middleware.app if scope["type"] == "websocket" else partial(_limited, middleware)
+    await serve(scope, receive, send)
+
+
 if __name__ == "__main__":
     AioSqliteConfiguration.begin_transaction = begin_immediate
+    RequestLimitMiddleware.__call__ = limit_requests
     sys.argv = ["prefect", "server", "start", *sys.argv[1:]]
     runpy.run_module("prefect", run_name="__main__", alter_sys=True)

@@ -1,15 +1,19 @@
-"""The embedded run's Prefect server does not turn simultaneous writers away."""
+"""The embedded run's Prefect server does not turn simultaneous writers away, and serves many processes at once."""
 
 import json
 import socket
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from websockets.typing import Subprotocol
 
 from photon_cli.server import EmbeddedServer, hold_port
+
+PREFECT = Subprotocol("prefect")
 
 
 @pytest.mark.slow
@@ -36,6 +40,19 @@ def test_simultaneous_requests_are_all_answered(tmp_path: Path) -> None:
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(post, range(200)))
     assert set(answers) <= {200, 201}, answers
+
+
+@pytest.mark.slow
+def test_open_websockets_take_no_requests_place(tmp_path: Path) -> None:
+    """Every process of a flow run holds two while it goes on."""
+    from websockets.sync.client import connect
+
+    with EmbeddedServer(tmp_path) as server, ExitStack() as sockets:
+        server.wait()
+        for _ in range(120):
+            sockets.enter_context(connect(f"ws://127.0.0.1:{server.port}/api/events/in", subprotocols=[PREFECT]))
+        with urllib.request.urlopen(f"{server.url}/api/health", timeout=60) as answer:
+            assert answer.status == 200
 
 
 def test_a_held_port_is_for_the_server_alone() -> None:
