@@ -25,6 +25,7 @@ from benchmarks.updates import bytes_of, shapes_of
 FILE = """run: trivial
 store: store
 tokenizer: bytes
+recipe: null
 model: {model}
 rounds: {{count: {rounds}}}
 local: {{steps: 1, batch_size: 1, device: cpu}}
