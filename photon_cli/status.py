@@ -30,10 +30,15 @@ RECENT = 5  # rounds that the time left is reckoned from
 
 
 class Status:
-    """One look at a run."""
+    """One look at a run.
 
-    def __init__(self, federation: Federation, home: Path) -> None:
-        self.federation, self.run = federation, run_of(federation)
+    Args:
+        run: the federation's; it remembers the manifests that it has read, for the next look.
+        home: of the embedded server, beside the federation file.
+    """
+
+    def __init__(self, federation: Federation, run: Run, home: Path) -> None:
+        self.federation, self.run = federation, run
         self.rounds = history(self.run)
         self.done = self.rounds[-1].round if self.rounds else 0
         self.finished = bool(self.rounds) and self.done >= federation.rounds.count
@@ -117,39 +122,39 @@ class Status:
 
 def show_status(federation: Federation, file: Path, as_json: bool, watch: bool) -> None:
     """Print it once, or again and again until the last round is committed or Ctrl-C."""
-    home = prefect_home(file)
+    home, run = prefect_home(file), run_of(federation)
     if not watch:
-        status = Status(federation, home)
+        status = Status(federation, run, home)
         if as_json:
             print(json.dumps(status.facts(), indent=2))
         else:
             wide_console().print(status.show())
         return
     if as_json:
-        _watch_json(federation, home)
+        _watch_json(federation, run, home)
     elif sys.stdout.isatty():
-        _watch_terminal(federation, home)
+        _watch_terminal(federation, run, home)
     else:
-        _watch_lines(federation, home)
+        _watch_lines(federation, run, home)
 
 
-def _watch_terminal(federation: Federation, home: Path) -> None:
+def _watch_terminal(federation: Federation, run: Run, home: Path) -> None:
     from rich.live import Live as Screen
 
     with Screen(refresh_per_second=1) as screen:
         while True:
-            status = Status(federation, home)
+            status = Status(federation, run, home)
             screen.update(status.show(newest=3), refresh=True)
             if status.finished:
                 return
             time.sleep(REFRESH)
 
 
-def _watch_lines(federation: Federation, home: Path) -> None:
+def _watch_lines(federation: Federation, run: Run, home: Path) -> None:
     """A line whenever something is another."""
     before: set[str] = set()
     while True:
-        status = Status(federation, home)
+        status = Status(federation, run, home)
         now = [
             f"{status.done} of {federation.rounds.count} rounds",
             *(f"{d.site}: {words(d)}" for d in status.sites),
@@ -163,10 +168,10 @@ def _watch_lines(federation: Federation, home: Path) -> None:
         time.sleep(REFRESH)
 
 
-def _watch_json(federation: Federation, home: Path) -> None:
+def _watch_json(federation: Federation, run: Run, home: Path) -> None:
     """One object a line."""
     while True:
-        status = Status(federation, home)
+        status = Status(federation, run, home)
         print(json.dumps(status.facts()), flush=True)
         if status.finished:
             return

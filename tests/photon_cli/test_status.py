@@ -16,6 +16,7 @@ import pytest
 from photon_cli import live
 from photon_cli.live import age, ask
 from photon_cli.status import Status
+from photon_core.rounds import run_of
 from schemas.federation import Federation
 from schemas.load import load_federation
 
@@ -29,7 +30,8 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def look(file: Path) -> Status:
-    return Status(load_federation(file), file.parent / ".prefect")
+    federation = load_federation(file)
+    return Status(federation, run_of(federation), file.parent / ".prefect")
 
 
 def test_from_the_store_alone(committed: Callable[..., Path]):
