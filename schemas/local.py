@@ -1,11 +1,11 @@
 """The federation file's `local`: what a site does between two synchronisations."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from schemas.section import Section
-from schemas.values import Beta, MicroBatch, wrong
+from schemas.values import Beta, MicroBatch, Options, wrong
 
 
 class Optimizer(Section):
@@ -43,7 +43,7 @@ class Logger(Section):
     """One of Composer's own loggers."""
 
     name: Literal["tensorboard", "mlflow", "wandb", "file"]
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of Composer's logger")
+    options: Options = Field(default_factory=dict, description="keyword arguments of Composer's logger")
 
 
 class Local(Section):

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas.deploy import ObjectServer, PoolType, check_environment
 from schemas.hardware import Hardware, Link
 from schemas.section import Section
-from schemas.values import MicroBatch, Name, Place, Seconds, Text, is_s3, unique, wrong
+from schemas.values import MicroBatch, Name, Options, Place, Seconds, Text, is_s3, unique, wrong
 
 
 class Stream(Section):
@@ -35,7 +35,7 @@ class Site(Section):
     paused: bool = Field(default=False, description="takes no part in rounds until this is taken back")
     pool: Name | None = Field(default=None, description="Prefect work pool; photon-<site> if left out")
     pool_type: PoolType | None = Field(default=None, description="its type; deploy.pool_type if left out")
-    job_variables: dict[str, Any] = Field(
+    job_variables: Options = Field(
         default_factory=dict,
         description="what the pool's jobs get: env, image, resources; any key that the pool's template has",
     )

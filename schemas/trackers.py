@@ -1,11 +1,11 @@
 """The federation file's `trackers`: where the rounds' metrics go, beside the store."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from schemas.section import Section
-from schemas.values import Place
+from schemas.values import Options, Place
 
 
 class Tracker(Section):
@@ -16,6 +16,6 @@ class Tracker(Section):
         default=None,
         description="where its files are, at the coordinator; photon-trackers beside this file if left out",
     )
-    options: dict[str, Any] = Field(
+    options: Options = Field(
         default_factory=dict, description="keyword arguments of Composer's logger", examples=["{project: photon}"]
     )

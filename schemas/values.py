@@ -1,5 +1,6 @@
 """The kinds of values in a federation file: names, places, durations, shares."""
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -70,6 +71,17 @@ def _micro_batch(value: Any) -> Any:
     return value
 
 
+def _options(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(
+            "holds NaN, infinity or another value that is no JSON; write texts, numbers, true, false, null, lists "
+            "or mappings of them"
+        ) from None
+    return value
+
+
 def _text(value: str) -> str:
     if not value.strip():
         raise ValueError("is blank; write a value")
@@ -92,6 +104,7 @@ def _place(value: str) -> str:
 
 Text = Annotated[str, AfterValidator(_text)]
 Place = Annotated[str, AfterValidator(_place)]
+Options = Annotated[dict[str, Any], AfterValidator(_options)]
 Name = Annotated[
     str,
     BeforeValidator(_name),

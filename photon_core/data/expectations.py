@@ -40,11 +40,13 @@ class CheckResult:
         suite: its name.
         checks: one for every expectation.
         notes: what was put right on the way.
+        remedies: column -> what the suite says of it: what is wrong, and what to do.
     """
 
     suite: str
     checks: list[Check]
     notes: list[str] = field(default_factory=list)
+    remedies: dict[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[Check]:
@@ -58,7 +60,7 @@ class ExpectationFailed(DataError):
         site: the site that stops.
         failed: the expectations that were not met.
         where: what was looked at, such as "stream 'news'".
-        details: more about a column, such as the place of its first offender.
+        details: more about a column, such as the place of its first offender and the remedy.
     """
 
     def __init__(self, site: str, failed: list[Check], where: str, details: dict[str, str]) -> None:
@@ -122,7 +124,8 @@ def run_suite(
             raise DataError(f"suite '{suite['name']}': {kind} of column {column} gave no result ({reason})")
         limit = {k: v for k, v in outcome["kwargs"].items() if k not in ("column", "batch_id")}
         checks.append(Check(kind, column, features[column], limit, bool(outcome["success"])))
-    return CheckResult(suite["name"], checks, notes or [])
+    said = {e["kwargs"]["column"]: str((e.get("meta") or {}).get("notes", "")) for e in suite["expectations"]}
+    return CheckResult(suite["name"], checks, notes or [], {column: text for column, text in said.items() if text})
 
 
 def _refuse_unknown(suite: dict[str, Any], features: Features, parameters: dict[str, Any]) -> None:

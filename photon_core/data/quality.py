@@ -38,7 +38,11 @@ def check_documents(federation: Federation, site: str, stream: str, features: Do
     }
     result = run_suite(load_suite("documents"), features.row(), parameters)
     if result.failed:
-        raise ExpectationFailed(site, result.failed, f"stream '{stream}'", features.first)
+        details = result.remedies | {
+            column: "; ".join(filter(None, (first, result.remedies.get(column))))
+            for column, first in features.first.items()
+        }
+        raise ExpectationFailed(site, result.failed, f"stream '{stream}'", details)
     return result
 
 
@@ -76,7 +80,7 @@ def check_shards(federation: Federation, site: str, tokenizer_sha256: str) -> Ch
     features = _features(federation, site, manifest)
     result = run_suite(load_suite("shards"), features, parameters, notes)
     if result.failed:
-        raise ExpectationFailed(site, result.failed, "shards", {})
+        raise ExpectationFailed(site, result.failed, "shards", result.remedies)
     return result
 
 

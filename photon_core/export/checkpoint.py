@@ -24,6 +24,7 @@ SUFFIX = ".safetensors"
 JSON_LIMIT = 8 << 20  # bytes of config.json and of the index
 MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that old GPT-2 checkpoints hold beside the parameters
 HEAD = "lm_head.weight"
+AGAIN = "save the checkpoint again, or write the path of another"
 NEAR_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python")
 
 
@@ -93,8 +94,7 @@ class Checkpoint:
         if "model.safetensors" in there:
             return ["model.safetensors"]
         if "model.safetensors.index.json" in there:
-            index = json.loads(self._store.read("model.safetensors.index.json", JSON_LIMIT))
-            return sorted(set(index["weight_map"].values()))
+            return self._indexed("model.safetensors.index.json")
         names = [name for name in there if name.endswith(SUFFIX)]
         if not names:
             pickles = [name for name in there if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
@@ -104,6 +104,25 @@ class Checkpoint:
                 + ("" if pickles else "; write the path or URL of a safetensors file, or of a folder of them")
             )
         return names
+
+    def _indexed(self, name: str) -> list[str]:
+        """The files that Hugging Face's index names."""
+        places = self._json(name).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+            raise FederationError(f"start.checkpoint: '{self._store.locate(name)}' has no weight_map; {AGAIN}")
+        return sorted(set(places.values()))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        """A JSON object beside the tensors. Raises FileNotFoundError."""
+        try:
+            found = json.loads(self._store.read(name, JSON_LIMIT))
+        except (ValueError, RecursionError) as error:
+            reason = str(error)
+        else:
+            if isinstance(found, dict):
+                return found
+            reason = "no object"
+        raise FederationError(f"start.checkpoint: '{self._store.locate(name)}' is not JSON ({reason}); {AGAIN}")
 
     def _header(self, name: str) -> list[TensorInfo]:
         try:
@@ -174,7 +193,7 @@ class Checkpoint:
     def _check_config(self) -> None:
         """What shapes do not show: heads, activation, epsilon. Without a config.json it is taken as right."""
         try:
-            config = json.loads(self._store.read("config.json", JSON_LIMIT))
+            config = self._json("config.json")
         except FileNotFoundError:
             self.notes.append(
                 "the checkpoint has no config.json: its heads and activation are taken as the model's"

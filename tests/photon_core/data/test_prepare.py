@@ -211,13 +211,25 @@ def test_half_surrogates_do_not_stop_it(
 
 
 REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
-    ([None, "a", "b"], {}, "column null_documents: observed 1, allowed at most 0 \\(first at .*a.jsonl:1\\)"),
+    (
+        [None, "a", "b"],
+        {},
+        "column null_documents: observed 1, allowed at most 0 \\(first at .*a.jsonl:1; the text is null; take",
+    ),
     ([7, "a", "b"], {}, "column wrong_type_documents: observed 1, allowed at most 0"),
-    (["a", " \n", "b"], {}, "column empty_documents: observed 1, allowed at most 0 \\(first at .*a.jsonl:2\\)"),
+    (
+        ["a", " \n", "b"],
+        {},
+        "column empty_documents: observed 1, allowed at most 0 \\(first at .*a.jsonl:2; the text is empty",
+    ),
     (["a" * 101, "b"], {"max_document_bytes": 100}, "longest_document_bytes: observed 101, allowed at most 100"),
     (["a", "b", "b", "b"], {"max_duplicate_share": 0.3}, "duplicate_share: observed 0.5, allowed at most 0.3"),
     (["a"], {}, "column documents: observed 1, allowed at least 2"),
-    ([], {}, "column documents: observed 0, allowed at least 2"),
+    (
+        [],
+        {},
+        "column documents: observed 0, allowed at least 2 \\(each of the two splits needs a document; add texts",
+    ),
 ]
 
 

@@ -196,6 +196,31 @@ def test_places_without_a_checkpoint(tmp_path: Path) -> None:
         Checkpoint(str(tmp_path), MODEL, {})
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "config.json",
+            "{",
+            r"config\.json' is not JSON \(Expecting property name.*\); save the checkpoint again, or",
+        ),
+        ("config.json", "[1]", r"config\.json' is not JSON \(no object\)"),
+        ("config.json", b"\xff", r"config\.json' is not JSON \('utf-8' codec can't"),
+        ("model.safetensors.index.json", "{}", r"index\.json' has no weight_map; save the checkpoint again, or"),
+        ("model.safetensors.index.json", '{"weight_map": {"wte": 7}}', r"index\.json' has no weight_map"),
+    ],
+)
+def test_damaged_json_beside_the_tensors(
+    name: str, content: str | bytes, message: str, saved: Path, tmp_path: Path
+) -> None:
+    place = Path(broken(saved, tmp_path / "bad", {}))
+    if name != "config.json":
+        (place / "model.safetensors").rename(place / "model-00001-of-00001.safetensors")
+    (place / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(FederationError, match=message):
+        Checkpoint(str(place), MODEL, {})
+
+
 def test_two_checkpoints_in_one_folder_are_told_apart_from_one(
     make_rounds: Callable[..., tuple[Federation, Run]], tmp_path: Path
 ) -> None:
