@@ -27,7 +27,7 @@ store: store
 tokenizer: bytes
 recipe: null
 model: {model}
-rounds: {{count: {rounds}}}
+rounds: {{count: {rounds}, report_every: null}}
 local: {{steps: 1, batch_size: 1, device: cpu}}
 sites:
 """
