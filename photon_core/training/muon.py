@@ -20,18 +20,18 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """U p(S) V^T of each matrix U S V^T, where p brings every singular value of 0.01 to 1 times the norm near 1.
 
     Args:
-        matrices: (..., rows, columns). bfloat16 on a GPU is what the authors use; any float type works.
+        matrices: (number, rows, columns). bfloat16 on a GPU is what the authors use; any float type works.
 
     Returns:
         a tensor of the same shape and type.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x = (matrices.mT if tall else matrices).contiguous()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + EPSILON)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
