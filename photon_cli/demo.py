@@ -9,7 +9,7 @@ from sysconfig import get_path
 
 from photon_cli.prepare import prepare_with
 from photon_cli.progress import display
-from photon_cli.run import run_flow, show_result
+from photon_cli.run import run_embedded
 from photon_core.data.manifest import load_manifest
 from photon_core.rounds import history, run_of
 from schemas.federation import Federation
@@ -63,8 +63,7 @@ def run_demo(folder: Path, rounds: int, quiet: bool) -> None:
         federation = load_federation(file)
         for name in names:
             prepare_with(show, federation, name)
-        run_flow(federation, file, None, show)
-    show_result(federation, file)
+    run_embedded(federation, file, None, quiet)
     unigram = _unigram_perplexity(federation)
     reached = history(run_of(federation))[-1].metrics["perplexity"]
     print(f"perplexity:  {reached:.2f} a byte on held-out text; a unigram model has {unigram:.2f}")
