@@ -1,6 +1,7 @@
 """photon demo: a federation of four sites on this machine, on text that every Python brings along."""
 
 import json
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from math import exp, log
@@ -11,6 +12,7 @@ from photon_cli.prepare import prepare_with
 from photon_cli.progress import display
 from photon_cli.run import run_embedded
 from photon_core.data.manifest import load_manifest
+from photon_core.errors import FederationError
 from photon_core.rounds import history, run_of
 from schemas.federation import Federation
 from schemas.load import load_federation
@@ -47,6 +49,7 @@ data: {{evaluation_sequences: 48}}
 sites:
 {sites}"""
 
+COUNT = re.compile(r"^(rounds: *\{ *count: *)\d+", re.MULTILINE)
 SITE = """\
   - name: {name}
     state_dir: sites/{name}
@@ -59,10 +62,10 @@ def run_demo(folder: Path, rounds: int, quiet: bool) -> None:
     file = folder / "federation.yaml"
     with display(quiet) as show:
         show.say(f"Four sites train one model without sharing a line of text. Everything is in {folder}/")
-        names = write_demo(folder, rounds)
+        write_demo(folder, rounds)
         federation = load_federation(file)
-        for name in names:
-            prepare_with(show, federation, name)
+        for site in federation.sites:
+            prepare_with(show, federation, site.name)
     run_embedded(federation, file, None, quiet)
     unigram = _unigram_perplexity(federation)
     reached = history(run_of(federation))[-1].metrics["perplexity"]
@@ -71,7 +74,14 @@ def run_demo(folder: Path, rounds: int, quiet: bool) -> None:
 
 
 def write_demo(folder: Path, rounds: int) -> list[str]:
-    """The federation file and each site's text. Returns the sites' names."""
+    """The federation file and each site's text; of a file that is there, only the number of rounds is changed.
+
+    Returns:
+        the sites' names.
+
+    Raises:
+        FederationError: the file that is there does not say `rounds: {count: ...` any more.
+    """
     sites = {
         "networking": _sources(NETWORKING),
         "concurrency": _sources(CONCURRENCY),
@@ -85,8 +95,15 @@ def write_demo(folder: Path, rounds: int) -> list[str]:
             part = path.with_suffix(".part")
             part.write_text("".join(json.dumps({"text": text}) + "\n" for text in _documents(texts)))
             part.rename(path)
-    listing = "".join(SITE.format(name=name) for name in sites)
-    (folder / "federation.yaml").write_text(FILE.format(rounds=rounds, sites=listing))
+    file = folder / "federation.yaml"
+    if file.exists():
+        text, found = COUNT.subn(rf"\g<1>{rounds}", file.read_text("utf-8"))
+        if not found:
+            raise FederationError(f"{file} is not as the demo wrote it; go on with: photon run {file}")
+    else:
+        listing = "".join(SITE.format(name=name) for name in sites)
+        text = FILE.format(rounds=rounds, sites=listing)
+    file.write_text(text, "utf-8")
     return list(sites)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from photon_cli.remote import NotReady, require_server
-from photon_core.errors import DataError, FederationError, PhotonError
+from photon_core.data.paths import find_site
+from photon_core.errors import DataError, PhotonError
 from photon_core.training.serving import serve_beside
 from schemas.federation import Federation
 from schemas.load import check_paths
@@ -66,9 +67,7 @@ def _pool(federation: Federation, site: str | None) -> tuple[str, str]:
     """The name and type of the work pool to serve."""
     if site is None:
         return federation.coordinator_pool, federation.deploy.pool_type
-    names = [known.name for known in federation.sites]
-    if site not in names:
-        raise FederationError(f"there is no site '{site}'; the file has {', '.join(names)}")
+    find_site(federation, site)
     return federation.site_pool(site), federation.site_pool_type(site)
 
 
@@ -131,7 +130,7 @@ def _store(federation: Federation, site: str | None) -> str:
 
     run = reachable(federation)
     folder = run.round_dir(0) + (f"/sites/{site}" if site else "")
-    probe = f"{folder}/probe-{uuid.uuid4().hex}"
+    probe = f"{folder}/.probe-{uuid.uuid4().hex}"
     try:
         run.store.create(probe, b"")
         latest = run.latest()

@@ -132,9 +132,7 @@ def _sites(tasks: list[dict[str, Any]], progress: list[dict[str, Any]]) -> dict[
             state=printable(str(state.get("name", ""))),
             percent=float(percent) if isinstance(percent, int | float) and step == "train" else None,
             since=str(state.get("timestamp") or ""),
-            message=printable(str(state.get("message") or ""), 300)
-            if state.get("type") in ("FAILED", "CRASHED")
-            else "",
+            message=printable(str(state.get("message") or ""), 300) if state.get("type") in BAD else "",
         )
         rank = (state.get("type") in GOING and step != "round", STEPS.index(step))
         if site not in best or rank > best[site][0]:

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from photon_cli.progress import Display, display
-from photon_core.data.paths import data_dir
+from photon_core.data.paths import data_dir, find_site
 from photon_core.data.prepare import prepare_site
-from photon_core.errors import FederationError
 from schemas.federation import Federation
 from schemas.load import check_paths
 
@@ -17,11 +16,9 @@ def prepare_sites(federation: Federation, file: Path, sites: list[str] | None, q
         FederationError: there is no such site, or a source is missing.
         DataError: text that cannot be read, or that an expectation refuses.
     """
-    names = [site.name for site in federation.sites]
     for site in sites or []:
-        if site not in names:
-            raise FederationError(f"there is no site '{site}'; the file has {', '.join(names)}")
-    wanted = sites or names
+        find_site(federation, site)
+    wanted = sites or [site.name for site in federation.sites]
     check_paths(federation, wanted, file=file)
     with display(quiet) as show:
         for site in wanted:

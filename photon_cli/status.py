@@ -50,7 +50,7 @@ class Status:
         self.left = seconds_left(self.rounds, federation.rounds.count, self.live)
 
     def facts(self) -> dict[str, Any]:
-        """What --json prints; README names the keys that scripts may rely on."""
+        """What --json prints; docs/looking.md names the keys that scripts may rely on."""
         live = self.live
         return {
             "version": VERSION,

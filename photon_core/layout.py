@@ -1,7 +1,8 @@
 """A run's paths in the store, and the manifests that stand there.
 
     <store>/<run>/run.json
-    <store>/<run>/rounds/000007/{model,optimizer}/*.safetensors, round.json (written last)
+    <store>/<run>/rounds/000007/{model,optimizer,moments,download}/*.safetensors, round.json (written last)
+    <store>/<run>/rounds/000007/finished/ (which of these an aggregation that was cut off had made)
     <store>/<run>/rounds/000007/sites/<site>/0001/*.safetensors, update.json (written last)
     <store>/<run>/rounds/000007/regions/0001/<inputs>/0001/model/*.safetensors, partial.json (written last)
     <store>/<run>/rounds/000007/removed.json (photon gc has taken the tensors away)

@@ -64,8 +64,9 @@ def test_s3_gives_the_same_model_keeps_secrets_and_sites_to_their_places(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    here = run(prepared())
-    federation = on_s3(write_federation(folder="there"), s3_bucket, s3_proxy.url)
+    average = {"optimizer_state": "average"}  # as in the default recipe: moments go to all sites
+    here = run(prepared(local=average))
+    federation = on_s3(write_federation(folder="there", local=average), s3_bucket, s3_proxy.url)
 
     caplog.set_level(logging.DEBUG)
     caplog.handler.setLevel(logging.INFO)

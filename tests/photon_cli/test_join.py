@@ -59,7 +59,7 @@ def test_neither_site_nor_coordinator(write_federation: Callable[..., Path]) -> 
 
 def test_unknown_site(write_federation: Callable[..., Path]) -> None:
     done = photon("join", write_federation(), "--site", "zebra", url=None)
-    assert done.returncode == 2 and "there is no site 'zebra'; the file has a, b" in done.stderr
+    assert done.returncode == 2 and "no site is named 'zebra'; write one of: a, b" in done.stderr
 
 
 @pytest.mark.slow
