@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from photon_core.data.sources import SourceFile, filesystem_open, hash_file, list_files, open_file
+from photon_core.data.sources import SourceFile, filesystem_open, hash_file, open_file
 from photon_core.errors import DataError
 from photon_core.patience import connection_errors, told
 
@@ -28,26 +28,17 @@ class Document:
     line: int
 
 
-def read_documents(source: str, text_key: str) -> Iterator[Document]:
-    """The documents of a source, in the order of file names.
+def read_file(file: SourceFile, text_key: str, digest: Any = None) -> Iterator[Document]:
+    """The documents of one file.
 
     Args:
-        source: path or fsspec URL of a file, a glob, or a folder.
+        file: one of those that `list_files` finds.
         text_key: the key (.jsonl) or column (.parquet) that holds the text. A .txt file is one document.
+        digest: a hashlib object that all the file's raw bytes go through.
 
     Raises:
-        DataError: a file is missing, unreadable, truncated, no JSON, or without that key; the text names file
-            and line. A null, an empty text or a number under the key is no error: the checks count those.
-    """
-    for file in list_files(source):
-        yield from read_file(file, text_key)
-
-
-def read_file(file: SourceFile, text_key: str, digest: Any = None) -> Iterator[Document]:
-    """The documents of one file; all its raw bytes go through the digest (hashlib) if one is given.
-
-    Raises:
-        DataError: as `read_documents`.
+        DataError: it is missing, unreadable, truncated, no JSON, or without that key; the text names file and
+            line. A null, an empty text or a number under the key is no error: the checks count those.
     """
     if file.kind == ".parquet":
         if digest is not None:

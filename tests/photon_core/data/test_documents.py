@@ -3,17 +3,24 @@
 import gzip
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 import zstandard
 
-from photon_core.data.documents import read_documents, read_file
+from photon_core.data.documents import Document, read_file
 from photon_core.data.sources import list_files
 from photon_core.errors import DataError
 
 TEXTS = ["first", "second — ünïcode", "third\nwith lines"]
+
+
+def read_documents(source: str, text_key: str) -> Iterator[Document]:
+    """The documents of all files, in the order of their names."""
+    for file in list_files(source):
+        yield from read_file(file, text_key)
 
 
 def lines(texts: list[object]) -> bytes:
