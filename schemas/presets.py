@@ -61,7 +61,8 @@ PHOTON_SITES = 8  # the central batch is shared among so many
 
 def _photon(size: dict[str, Any]) -> dict[str, Any]:
     """The later paper's recipe: a site's batch is small, its learning rate that of the large batch, the schedule
-    stretched by central batch / local batch, plain averaging; without a size, the released script's for 125M."""
+    stretched by central batch / local batch (`_stretch`), plain averaging; without a size, the released script's
+    for 125M."""
     local: dict[str, Any] = {
         "steps": PHOTON_STEPS,
         "batch_size": 32,
@@ -70,14 +71,19 @@ def _photon(size: dict[str, Any]) -> dict[str, Any]:
         "optimizer_state": "keep",
         "clip_norm": 1.0,
     }
-    rounds = 320
     if size:
-        total = size["local"]["schedule"]["total_steps"] * PHOTON_SITES
         local["batch_size"] = size["local"]["batch_size"] // PHOTON_SITES
         local["optimizer"] = size["local"]["optimizer"]
-        local["schedule"] = {**size["local"]["schedule"], "total_steps": total, "warmup_steps": 800}
-        rounds = -(-total // PHOTON_STEPS)
-    return {"rounds": {"count": rounds}, "local": local, "server": {"optimizer": "fedavg", "lr": 1.0}}
+        local["schedule"] = {**size["local"]["schedule"], "warmup_steps": 800}
+    return {"rounds": {"count": 320}, "local": local, "server": {"optimizer": "fedavg", "lr": 1.0}}
+
+
+def _stretch(size: dict[str, Any], how: dict[str, Any], batch: Any, steps: Any) -> None:
+    """The Photon recipe's steps and rounds over a size: its tokens, in the file's batches and steps."""
+    if all(isinstance(number, int) and number > 0 for number in (batch, steps)):
+        total = -(-size["local"]["schedule"]["total_steps"] * size["local"]["batch_size"] // batch)
+        how["local"]["schedule"]["total_steps"] = total
+        how["rounds"]["count"] = -(-total // steps)
 
 
 def _fedmom(size: dict[str, Any]) -> dict[str, Any]:
@@ -138,20 +144,29 @@ RECIPES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
+# where the optimizers' names stand; what stands beside a name belongs to it
+NAMES = (("local", "optimizer", "name"), ("server", "optimizer"))
+
+
 def apply_preset(data: dict[str, Any]) -> dict[str, Any]:
     """Federation data with its preset's and its recipe's values under the user's own; mappings are merged.
 
-    Server numbers belong to their server optimizer: whoever names another takes none of them.
+    Numbers belong to their optimizer, at the sites as at the server: whoever names another takes none of them.
     """
     if not says_how(data):
         data = {**data, "recipe": OURS}
     name, recipe = data.get("preset"), data.get("recipe")
-    below = FEDERATED_PRESETS.get(name, {}) if isinstance(name, str) else {}
-    if isinstance(recipe, str) and recipe in RECIPES:
-        below = _over(below, RECIPES[recipe](below))
-        if recipe == OURS:
-            below["local"]["schedule"]["warmup_steps"] = _warmup(_over(below, data))
-    return _over(below, data) if below else data
+    size = FEDERATED_PRESETS.get(name, {}) if isinstance(name, str) else {}
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        return _merged([size, data])
+    how = RECIPES[recipe](size)
+    layers = [size, how, data]
+    if recipe == OURS:
+        how["local"]["schedule"]["warmup_steps"] = _warmup(_merged(layers))
+    if recipe == "photon" and size:
+        whole = _merged(layers)
+        _stretch(size, how, *(_at(whole, ("local", key)) for key in ("batch_size", "steps")))
+    return _merged(layers)
 
 
 def says_how(data: dict[str, Any]) -> bool:
@@ -164,19 +179,40 @@ def says_how(data: dict[str, Any]) -> bool:
 
 def _warmup(data: dict[str, Any]) -> int:
     """Our recipe's steps of warm-up: a quarter of the schedule at most, however short a file makes it."""
-    rounds, local = (section if isinstance(section := data.get(key), dict) else {} for key in ("rounds", "local"))
-    schedule, count, steps = local.get("schedule"), rounds.get("count"), local.get("steps")
-    total = schedule.get("total_steps") if isinstance(schedule, dict) else None
+    total = _at(data, ("local", "schedule", "total_steps"))
+    count, steps = _at(data, ("rounds", "count")), _at(data, ("local", "steps"))
     if total is None and isinstance(count, int) and isinstance(steps, int):
         total = count * steps
     return min(WARMUP, total // 4) if isinstance(total, int) and total > 0 else WARMUP
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    mine, other = below.get("server"), above.get("server")
-    if mine and isinstance(other, dict) and other.get("optimizer", mine["optimizer"]) != mine["optimizer"]:
-        below = {key: value for key, value in below.items() if key != "server"}
-    return _merge(below, above)
+def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each layer over those before it, without the numbers of optimizers that are not the one named last."""
+    for place in NAMES:
+        names = [_at(layer, place) for layer in layers]
+        chosen = next((name for name in reversed(names) if name is not None), None)
+        layers = [
+            layer if name in (None, chosen) else _without(layer, place[:-1])
+            for layer, name in zip(layers, names, strict=True)
+        ]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    return merged
+
+
+def _at(data: Any, place: tuple[str, ...]) -> Any:
+    """The value there; None if there is none."""
+    for key in place:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+def _without(data: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
+    """A copy without the section there."""
+    first, *rest = place
+    others = {key: value for key, value in data.items() if key != first}
+    return {**others, first: _without(data[first], tuple(rest))} if rest else others
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from schemas.federation import Federation
+from schemas.local import Optimizer
 from schemas.model import Model
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
 
@@ -97,6 +98,9 @@ def test_the_photon_recipe_stretches_a_presets_schedule() -> None:
     assert federation.rounds.count * local.steps == 8 * 24_800
     assert (federation.server.optimizer, federation.server.lr) == ("fedavg", 1.0)
     assert federation.model == Model.model_validate({"preset": "1.3B"})
+    own = recipe("photon", "1.3B", local={"batch_size": 128, "steps": 100})
+    assert own.schedule_steps * 128 == 24_800 * 512
+    assert own.rounds.count * own.local.steps == own.schedule_steps
 
 
 def test_the_other_recipes() -> None:
@@ -194,6 +198,22 @@ def test_another_server_optimizer_takes_none_of_the_presets_numbers() -> None:
     assert (fedavg.lr, fedavg.momentum) == (1.0, 0.0)
     slower = Federation.model_validate(minimal("125M", server={"lr": 0.1})).server
     assert (slower.optimizer, slower.lr, slower.momentum) == ("fedmom", 0.1, 0.9)
+
+
+def test_another_local_optimizer_takes_none_of_the_recipes_numbers() -> None:
+    """unlike-sites' 0.016 is for what Muon leaves to AdamW, not for a whole model."""
+    rest = {"rounds": {"count": 3}, "local": {"batch_size": 8, "optimizer": {"name": "adamw"}}}
+    alone = recipe("unlike-sites", **rest).local
+    assert (alone.optimizer, alone.steps, alone.optimizer_state) == (Optimizer(name="adamw"), 20, "average")
+    sized = recipe("unlike-sites", "125M", **rest).local.optimizer
+    assert sized == Optimizer(name="adamw", lr=3e-4), "the size's own rate"
+    slower = recipe("unlike-sites", local={"batch_size": 8, "optimizer": {"lr": 1e-3}}, rounds={"count": 3}).local
+    assert (slower.optimizer.name, slower.optimizer.lr, slower.optimizer.matrix_lr) == ("muon", 1e-3, 0.02)
+
+
+def test_an_optimizer_that_the_preset_has_and_the_recipe_has_not_keeps_the_presets_numbers() -> None:
+    server = recipe("diloco", "125M", server={"optimizer": "fedmom"}).server
+    assert (server.lr, server.momentum) == (0.2, 0.9)
 
 
 def test_presets_are_not_changed_by_their_use() -> None:
