@@ -19,6 +19,7 @@ from photon_core.training.device import choose_device
 from photon_core.training.evaluate import held_out_scores
 from photon_core.training.infra import Infra
 from photon_core.training.job import LocalJob, Trained
+from photon_core.training.micro_batch import evaluation_batch
 from photon_core.training.model import load_decoder
 from photon_core.training.moments import write_tensors
 from photon_core.training.nodes import Average, Train, train_nodes
@@ -56,9 +57,10 @@ def train_apart(
     scores: dict[str, float] = {}
     if federation.local.evaluate:
         with clock.phase("evaluate"), suppress(DataError):  # nothing is held out: the round's evaluation says it
+            size = evaluation_batch(federation, job.site)
             device = choose_device(federation.local)  # the nodes have ended: this process may touch a GPU now
             decoder = load_decoder(federation.model, parameters, device)
-            scores = held_out_scores(decoder, federation, job.site, device)
+            scores = held_out_scores(decoder, federation, job.site, device, size)
     with clock.phase("encode"):
         update = encode(job, report, theta, parameters, past, folder, written)
     with clock.phase("save"):

@@ -8,6 +8,7 @@ from photon_core.data.shards import stage
 from photon_core.data.stream import valid_counts, valid_sequences
 from photon_core.errors import DataError
 from photon_core.training.device import choose_device
+from photon_core.training.micro_batch import evaluation_batch
 from photon_core.training.model import Decoder, load_decoder, losses_by_sample
 from photon_core.training.weights import Theta
 from schemas.federation import Federation
@@ -32,20 +33,26 @@ def evaluate(federation: Federation, site: str, files: list[str], threads: int) 
         DataError: the site is not prepared, or holds no sequences out.
     """
     torch.set_num_threads(threads)
+    size = evaluation_batch(federation, site)
     device = choose_device(federation.local)
     stage(federation, site)  # a site that was not sampled has not validated its shards
     decoder = load_decoder(federation.model, Theta(files, federation.model).tensors(), device)
-    return held_out_scores(decoder, federation, site, device)
+    return held_out_scores(decoder, federation, site, device, size)
 
 
-def held_out_scores(decoder: Decoder, federation: Federation, site: str, device: str) -> dict[str, float]:
-    """As `evaluate`, of a decoder that is on the device already; it is left in the mode that it was in."""
+def held_out_scores(
+    decoder: Decoder, federation: Federation, site: str, device: str, size: int
+) -> dict[str, float]:
+    """As `evaluate`, of a decoder that is on the device already; it is left in the mode that it was in.
+
+    Args:
+        size: sequences that go through the model at once; no more than fit beside what is on the device.
+    """
     limit = federation.data.evaluation_sequences
     sequences = valid_sequences(federation, site, limit)
     if not len(sequences):
         raise DataError(f"site '{site}' holds no sequences out; raise data.validation_share and prepare again")
-    size, training = federation.local.batch_size, decoder.training
-    total, losses = 0.0, []
+    training, total, losses = decoder.training, 0.0, []
     decoder.eval()
     with torch.inference_mode():
         for start in range(0, len(sequences), size):

@@ -15,13 +15,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from photon_core.data.partition import node_dir
+from photon_core.data.paths import state_dir
 from photon_core.errors import FederationError, PhotonError
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.training.device import choose_device
+from photon_core.training.infra import choose_infra, job_infra
 from photon_core.training.memory import training_memory
 from photon_core.training.model import empty_decoder, next_token_loss
 from photon_core.training.optimizers import make_optimizer
@@ -78,26 +81,61 @@ def find_micro_batch(federation: Federation, site: str, folder: Path, ranks: int
     Raises:
         FederationError: not one sequence fits.
     """
-    section = federation.site(site)
-    wanted = section.micro_batch or federation.local.micro_batch
+    wanted = _wanted(federation, site)
     if wanted != "auto":
         return wanted
-    declared = section.hardware.memory_gb if section.hardware else None
-    gigabytes = declared or federation.local.memory_gb
-    limit = None if gigabytes is None else int(gigabytes * GIGABYTE)
-    question = Question(federation.model, federation.local, choose_device(federation.local), limit, ranks)
-    kept = _read(folder / FILE)
-    if kept.get("key") == question.key:
-        return int(kept["micro_batch"])
+    question = _question(federation, site, ranks)
+    if (kept := _kept(folder, question)) is not None:
+        return kept
     found, trials = search(question.batch, first_guess(question), lambda size: fits(question, size))
     if not found:
-        room = "the memory of its device" if limit is None else f"{gigabytes:g} GB"
+        limit = question.limit
+        room = "the memory of its device" if limit is None else f"{limit / GIGABYTE:g} GB"
         raise FederationError(
             f"site '{site}': not one sequence of {federation.model.max_seq_len} tokens trains in {room}; raise "
             "the site's hardware.memory_gb or local.memory_gb, or take a smaller model"
         )
     _write(folder / FILE, {"key": question.key, "micro_batch": found, "trials": trials})
     return found
+
+
+def evaluation_batch(federation: Federation, site: str) -> int:
+    """Sequences that an evaluation at this site puts through the model at once; as for `at_once`."""
+    ranks, micro_batch = job_infra(federation, site).ranks, _wanted(federation, site)
+    if micro_batch == "auto":
+        split = choose_infra(federation, site).kind == "federation"
+        folder = node_dir(federation, site, 1) if split else state_dir(federation, site)
+        micro_batch = _kept(folder, _question(federation, site, ranks)) or "auto"
+    return at_once(federation, micro_batch, ranks)
+
+
+def at_once(federation: Federation, micro_batch: int | str | None, ranks: int) -> int:
+    """Sequences that an evaluation puts through the model at once: no more than training does on one device.
+
+    Args:
+        micro_batch: of the training; None for a device's whole batch, auto where none has been found.
+        ranks: devices that share the batch.
+    """
+    share = -(-federation.local.batch_size // ranks)
+    return min(micro_batch, share) if isinstance(micro_batch, int) else share if micro_batch is None else 1
+
+
+def _wanted(federation: Federation, site: str) -> int | Literal["auto"] | None:
+    return federation.site(site).micro_batch or federation.local.micro_batch
+
+
+def _question(federation: Federation, site: str, ranks: int) -> Question:
+    section = federation.site(site)
+    declared = section.hardware.memory_gb if section.hardware else None
+    gigabytes = declared or federation.local.memory_gb
+    limit = None if gigabytes is None else int(gigabytes * GIGABYTE)
+    return Question(federation.model, federation.local, choose_device(federation.local), limit, ranks)
+
+
+def _kept(folder: Path, question: Question) -> int | None:
+    """The number found earlier for the same question."""
+    kept = _read(folder / FILE)
+    return int(kept["micro_batch"]) if kept.get("key") == question.key else None
 
 
 def search(largest: int, guess: int, fits: Callable[[int], bool]) -> tuple[int, dict[int, bool]]:

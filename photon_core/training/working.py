@@ -30,6 +30,7 @@ from photon_core.training.gradients import Gradients
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.meter import ActivationNorm, StreamLosses
 from photon_core.training.metrics import round_metrics
+from photon_core.training.micro_batch import at_once
 from photon_core.training.model import PhotonModel, load_decoder
 from photon_core.training.moments import read_moments, write_moments
 from photon_core.training.optimizers import make_optimizer, parameter_names
@@ -159,7 +160,8 @@ def work(
                 clock.phase("evaluate"),
                 suppress(DataError),
             ):  # nothing is held out: the round's evaluation says it
-                scores = held_out_scores(decoder, federation, job.site, device)
+                size = at_once(federation, micro_batch, ranks.size)  # the optimizer is still on the device
+                scores = held_out_scores(decoder, federation, job.site, device, size)
         with clock.phase("encode"):
             update = encode(job, report, theta, parameters, past, folder, written)
         with clock.phase("save"):

@@ -14,7 +14,9 @@ from photon_core.data.stream import valid_sequences
 from photon_core.hashing import canonical_json
 from photon_core.training.evaluate import LARGEST_LOSS, evaluate
 from photon_core.training.initial import initial_model, initial_tensor
-from photon_core.training.model import initial_decoder, next_token_loss
+from photon_core.training.job import LocalJob
+from photon_core.training.local import train
+from photon_core.training.model import Decoder, initial_decoder, next_token_loss
 from photon_core.training.shapes import parameter_shapes
 from schemas.federation import Federation
 from schemas.server import Guard
@@ -46,6 +48,33 @@ def test_every_streams_own_loss(make_site: Callable[..., Federation], tmp_path: 
         assert scores["loss/code"] == pytest.approx(
             next_token_loss(decoder(sequences), sequences).item(), rel=1e-5
         )
+
+
+def test_no_more_goes_through_the_model_at_once_than_in_training(
+    make_site: Callable[..., Federation], tmp_path: Path
+) -> None:
+    """A training that fits its device must not run out of memory in the evaluation behind it."""
+    evaluated: list[int] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if isinstance(module, Decoder) and not module.training:
+            evaluated.append(len(inputs[0]))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        for micro_batch, first, then in ((3, 3, 3), (None, 4, 4), ("auto", 1, 4), (9, 4, 4)):
+            federation = make_site(micro_batch=micro_batch, steps=1, schedule={})
+            files = [str(path) for path in initial_model(federation, tmp_path)]
+            for attempt, expected in enumerate((first, then)):  # auto is found in training
+                evaluated.clear()
+                scores = evaluate(federation, "alpha", files, 1)
+                assert max(evaluated) == expected, micro_batch
+                evaluated.clear()
+                train(LocalJob(federation, "alpha", 1, attempt, files, "0", 0), lambda _: None)
+                assert max(evaluated) == then, micro_batch
+            assert scores["tokens"] == 8 * 15
+    finally:
+        hook.remove()
 
 
 @pytest.mark.parametrize("value", [math.nan, 1e30])
