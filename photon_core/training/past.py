@@ -95,8 +95,9 @@ def _load_state(job: LocalJob, folder: Path, mix: str, nodes: int) -> Past:
         )
         past.metrics["state_lost"] = 1.0
     if saved["mix"] != mix:
-        saved["stream"] = None
-        past.notes.append(f"{name} belongs to another mix of streams: the data stream starts afresh")
+        if at := saved["stream"]:  # an order of its own: the first samples are not trained on again
+            saved["stream"] = {**at, "epoch": at["epoch"] + 1, "sample_in_epoch": 0}
+        past.notes.append(f"{name} belongs to another mix of streams: the data stream begins a new epoch")
         past.metrics["stream_restarted"] = 1.0
     before, now = saved.get("optimizer_name", "adamw"), job.federation.local.optimizer.name
     if saved["optimizer"] and before != now:

@@ -302,7 +302,7 @@ def test_a_lost_or_damaged_state_is_said(make_site: Make, tmp_path: Path) -> Non
     assert "round 1, attempt 1 is missing or damaged" in second.notes[0]
 
 
-def test_another_mix_restarts_the_stream_and_says_so(make_site: Make, tmp_path: Path) -> None:
+def test_another_mix_begins_a_new_epoch_and_says_so(make_site: Make, tmp_path: Path) -> None:
     federation = make_site()
     theta = theta_zero(federation)
     train(make_job(federation, theta, tmp_path), silent)
@@ -310,6 +310,8 @@ def test_another_mix_restarts_the_stream_and_says_so(make_site: Make, tmp_path: 
     second = train(make_job(federation, theta, tmp_path, 2), silent)
     assert second.metrics["stream_restarted"] == 1.0 and "another mix" in second.notes[0]
     assert set(samples(second)) <= set(range(150))
+    afresh = train(make_job(federation, theta, tmp_path, attempt=2), silent)
+    assert samples(second) != samples(afresh)  # not those of the very beginning again
 
 
 def test_divergence_rejects_the_update_by_name(make_site: Make, tmp_path: Path) -> None:
