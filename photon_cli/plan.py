@@ -89,6 +89,13 @@ def _print(
     for site in now.sites:
         if site.infra:
             console.print(f"[bold]{site.name}[/bold] trains with {site.infra}", highlight=False)
+        if site.fits is False and site.micro_batch:
+            console.print(
+                f"[bold]{site.name}[/bold] has no room for {site.micro_batch} sequences at once; "
+                "write micro_batch: auto",
+                style="red",
+                highlight=False,
+            )
     console.print(_totals(now))
     advised = best(predictions)
     if now.round_seconds is None:

@@ -31,7 +31,7 @@ class SitePlan:
     """One site in one round. None: not known, because the site declares nothing and nothing was measured.
 
     Args:
-        micro_batch: sequences at once, for gradients to be accumulated over; 0 if not even one fits.
+        micro_batch: sequences at once, for gradients to be accumulated over; 0 if not one fits.
         memory: of one device at that micro-batch.
         fits: whether it does; None where the site does not declare its memory.
         shards: devices that FSDP spreads the model over; 1 for none.
@@ -203,28 +203,28 @@ def step_seconds(federation: Federation, name: str, measured: Measured | None) -
 
 
 def fitting(federation: Federation, name: str) -> tuple[int, int, Memory]:
-    """The largest micro-batch that halving the batch leads to and that fits a device of a site.
+    """The micro-batch that a site trains with: the file's, or the whole batch; auto: what halving makes fit.
 
     Returns:
-        sequences at once on one device, shards, and the memory of one device.
+        sequences at once on one device, shards, and the memory of one device; no sequences where not one fits.
     """
     section, local = federation.site(name), federation.local
     infra = job_infra(federation, name)
     shards = infra.ranks if infra.kind == "fsdp" else 1
     limit, given = _limit(section.hardware), section.micro_batch or local.micro_batch
-    whole = max(1, local.batch_size // infra.ranks)
+    size = max(1, local.batch_size // infra.ranks)
     if isinstance(given, int):
-        whole = min(whole, given)
+        size = min(size, given)
 
     def memory(micro_batch: int) -> Memory:
         name, ddp = local.optimizer.name, infra.kind == "ddp"
         return training_memory(federation.model, micro_batch, local.precision, name, shards, ddp)
 
-    micro_batch = whole
-    while limit is not None and micro_batch > 1 and memory(micro_batch).total > limit:
-        micro_batch //= 2
-    fits = limit is None or memory(micro_batch).total <= limit
-    return micro_batch if fits else 0, shards, memory(micro_batch)
+    if limit is not None and memory(1).total > limit:
+        return 0, shards, memory(1)
+    while limit is not None and given == "auto" and memory(size).total > limit:
+        size //= 2
+    return size, shards, memory(size)
 
 
 def _infra(federation: Federation, name: str) -> str:

@@ -127,11 +127,11 @@ def _one_job(federation: Federation, site: str, hardware: Hardware) -> tuple[Kin
 
 
 def _needed(federation: Federation, site: str, hardware: Hardware) -> float:
-    """10^9 bytes of one device with the smallest micro-batch that the file allows, the model whole on it."""
+    """10^9 bytes of one device, the model whole on it: with the file's micro-batch, or with one sequence (auto)."""
     local = federation.local
     given = federation.site(site).micro_batch or local.micro_batch
     share = max(1, local.batch_size // hardware.all_devices)
-    size = min(given, share) if isinstance(given, int) else 1
+    size = 1 if given == "auto" else min(given or share, share)
     name = local.optimizer.name
     return training_memory(federation.model, size, local.precision, name, ddp=True).total / 1e9
 

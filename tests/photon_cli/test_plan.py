@@ -71,6 +71,13 @@ def test_page_and_picture(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["federation.yaml", "plan.html", "plan.svg"]
 
 
+def test_a_fixed_micro_batch_that_does_not_fit(tmp_path: Path) -> None:
+    local = {"steps": 100, "batch_size": 64}
+    text = run(write(tmp_path, local=local))
+    assert "north has no room for 64 sequences at once; write micro_batch: auto" in text
+    assert "no room" not in run(write(tmp_path, local={**local, "micro_batch": "auto"}))
+
+
 def test_without_declared_hardware_it_says_what_to_write(tmp_path: Path) -> None:
     file = write(tmp_path, sites=[{k: v for k, v in site.items() if k != "hardware"} for site in SITES])
     assert "No times: write hardware: {tflops: ...} for north, south, or run a round to measure it" in run(file)

@@ -64,8 +64,9 @@ def test_declared_hardware_and_links() -> None:
 
 
 def test_memory_decides_on_the_micro_batch_and_on_fsdp() -> None:
-    def planned(**hardware: Any) -> Any:
-        return predict(federation(sites=[site("a", hardware={"tflops": 100, **hardware})])).sites[0]
+    def planned(micro_batch: Any = "auto", **hardware: Any) -> Any:
+        local = {"steps": 100, "batch_size": 64, "micro_batch": micro_batch}
+        return predict(federation(local=local, sites=[site("a", hardware={"tflops": 100, **hardware})])).sites[0]
 
     roomy, tight, sharded, none = (
         planned(memory_gb=2000),
@@ -78,6 +79,10 @@ def test_memory_decides_on_the_micro_batch_and_on_fsdp() -> None:
     assert sharded.shards == 8 and sharded.fits
     assert (none.micro_batch, none.fits) == (0, False)
     assert planned().fits is None
+    for given, used in ((None, 64), (32, 32), (tight.micro_batch, tight.micro_batch)):
+        fixed = planned(given, memory_gb=60)
+        assert (fixed.micro_batch, fixed.fits) == (used, used == tight.micro_batch), "training takes it as it is"
+    assert planned(32, memory_gb=4).micro_batch == 0
 
 
 def test_sites_own_budgets_codec_and_pauses_count() -> None:

@@ -43,6 +43,12 @@ def test_smaller_devices_need_fsdp_sooner() -> None:
     assert choose_infra(federation("350M", {**H100, "memory_gb": 24}), "a").kind == "ddp"
 
 
+@pytest.mark.parametrize(("micro_batch", "kind"), [("auto", "ddp"), (1, "ddp"), (64, "fsdp"), (None, "fsdp")])
+def test_the_micro_batch_that_will_train_decides(micro_batch: Any, kind: str) -> None:
+    """3B with a batch of 64: 8 sequences a device at once are too much for the whole model beside them."""
+    assert choose_infra(federation("3B", H100, batch_size=64, micro_batch=micro_batch), "a").kind == kind
+
+
 def test_a_site_with_one_device_or_none_declared_trains_on_it() -> None:
     assert choose_infra(federation(), "a").kind == "none"
     assert choose_infra(federation("7B", {**H100, "devices": 1}), "a").kind == "none"
