@@ -20,6 +20,7 @@ from photon_core.plan.predict import Prediction, SitePlan, predict
 from photon_core.plan.sweep import best, sweep
 from photon_core.plan.wall_time import TOPOLOGIES
 from photon_core.rounds import history
+from photon_core.training.infra import check_infra
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
@@ -39,10 +40,13 @@ def show_plan(federation: Federation, as_json: bool, to: Path | None) -> None:
     """Print the plan; write it as a page or a picture, too, where asked for.
 
     Raises:
-        FederationError: the file's ending is neither .svg nor .html, or there is no time to draw.
+        FederationError: the file's ending is neither .svg nor .html, there is no time to draw, or a site cannot
+            train as its hardware makes it.
     """
     if to is not None and to.suffix not in ENDINGS:
         raise FederationError(f"--to {to}: write a file that ends in .svg or .html")
+    for site in federation.active:
+        check_infra(federation, site)
     rounds = _committed(federation)
     measured = measure(federation, rounds)
     now = predict(federation, measured)

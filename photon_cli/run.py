@@ -29,7 +29,8 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
     """Run rounds until the count is reached, then print the table.
 
     Raises:
-        FederationError, DataError: something is wrong or not prepared; nothing was started.
+        FederationError, DataError: something is wrong or not prepared; nothing was started. What the file has
+            wrong comes before what takes work to prepare.
         PhotonError: as the run failed; what was committed stands.
     """
     check_paths(federation, sites=[], file=file)  # raw text may be gone once it is prepared
@@ -39,10 +40,10 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
         show_result(federation, file)
         print(f"all {latest} rounds are committed; to go on, raise rounds.count in {file}")
         return
-    check_prepared(federation, file)
-    check_trackers(federation)
     for site in federation.active:
         check_infra(federation, site)
+    check_trackers(federation)
+    check_prepared(federation, file)
     if birth is None:
         check_start(federation)
     with display(quiet) as show:

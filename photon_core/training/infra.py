@@ -15,6 +15,7 @@ from photon_core.training.memory import FLOAT, training_memory
 from photon_core.training.shapes import parameter_count
 from schemas.federation import Federation
 from schemas.hardware import Hardware
+from schemas.presets import OURS
 
 FREE = 0.9  # of a device's memory; the rest is the allocator's and the libraries'
 HIDDEN = 2 / 3  # of a step is its backward pass, behind which DDP hides its exchange of gradients
@@ -87,9 +88,12 @@ def check_infra(federation: Federation, site: str) -> Infra:
     if local.device == "cpu":
         raise FederationError(f"{where}, which needs GPUs, but local.device is cpu; write parallel: ddp, or cuda")
     if local.optimizer.name == "muon":
+        ours = federation.recipe == OURS
+        of = f" (of recipe: {OURS}, which a file gets that names no other)" if ours else ""
+        instead = "recipe: diloco, or recipe: null with local.steps" if ours else "local.optimizer.name: adamw"
         raise FederationError(
-            f"{where}, but Muon needs whole matrices and FSDP cuts them; write local.optimizer.name: adamw, or "
-            "parallel: ddp on devices that hold the model"
+            f"{where}, but Muon{of} needs whole matrices and FSDP cuts them; write {instead}, or parallel: ddp on "
+            "devices that hold the model"
         )
     if local.proximal is not None:
         raise FederationError(
@@ -127,7 +131,7 @@ def _one_job(federation: Federation, site: str, hardware: Hardware) -> tuple[Kin
 
 
 def _needed(federation: Federation, site: str, hardware: Hardware) -> float:
-    """10^9 bytes of one device, the model whole on it: with the file's micro-batch, or with one sequence (auto)."""
+    """10^9 bytes of one device, the model whole on it, with the file's micro-batch; with one sequence if auto."""
     local = federation.local
     given = federation.site(site).micro_batch or local.micro_batch
     share = max(1, local.batch_size // hardware.all_devices)

@@ -1,6 +1,7 @@
 """photon plan: what it prints and writes, without torch."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from photon_cli.main import app
+from photon_core.errors import DataError
 from schemas.errors import FederationError
 from tests.federations import sections, site
 
@@ -76,6 +78,23 @@ def test_a_fixed_micro_batch_that_does_not_fit(tmp_path: Path) -> None:
     text = run(write(tmp_path, local=local))
     assert "north has no room for 64 sequences at once; write micro_batch: auto" in text
     assert "no room" not in run(write(tmp_path, local={**local, "micro_batch": "auto"}))
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_what_cannot_train_is_refused_before_anything_is_prepared(command: str, tmp_path: Path) -> None:
+    sharded = {"devices": 8, "tflops": 100, "parallel": "fsdp"}
+    sites, local = [site("a", hardware=sharded)], {"batch_size": 8}
+
+    def invoke(**recipe: Any) -> None:
+        file = tmp_path / "federation.yaml"
+        text = sections(store="store", model={"preset": "125M"}, local=local, sites=sites, **recipe)
+        file.write_text(yaml.safe_dump(text))
+        CliRunner().invoke(app, [command, str(file)], catch_exceptions=False)
+
+    with pytest.raises(FederationError, match=r"of recipe: unlike-sites.* write recipe: diloco, or recipe: null"):
+        invoke()
+    with nullcontext() if command == "plan" else pytest.raises(DataError, match="not prepared yet"):
+        invoke(recipe="diloco")
 
 
 def test_without_declared_hardware_it_says_what_to_write(tmp_path: Path) -> None:
