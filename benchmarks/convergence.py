@@ -15,8 +15,13 @@ steps, batch and schedule are the same for all, so that all synchronise as often
 schedule is therefore not stretched beyond the run, and local rates are those that probes found for this model
 (NOTES.md): the central one with plain averaging, half of it under a server momentum of 0.9.
 
+At equal wall-clock, by the plan's model (photon_core/plan/wall_time.py): sites exchange through one server, the
+centralised machines by ring all-reduce, all links of 1 Gbit/s; a local step takes what one core took here, or
+nothing, as on an accelerator that is fast for its links.
+
 [perplexity_ratio_natural, perplexity_ratio_iid: perplexity of a token, of the mean loss over the domains, the
-recipe's over the better centralised one's; sync_reduction; of the recipe `unlike-sites`]
+recipe's over the better centralised one's; perplexity_ratio_wall_clock: the first at equal wall-clock, where a
+step takes nothing; sync_reduction; of the recipe `unlike-sites`]
 """
 
 import itertools
@@ -33,6 +38,8 @@ from benchmarks.bare import site_runs, spec_of
 from benchmarks.common import Neighbours, cores, finish, heading, machine, our_seconds, say, table
 from benchmarks.federate import federate, source
 from benchmarks.six_sites import domains_of, evaluate, options, texts, train_tokenizer, valid_sequences
+from photon_core.plan.transfer import GIGABIT
+from photon_core.plan.wall_time import communication_seconds, total_seconds
 from schemas.federation import Federation
 
 BEST = "unlike-sites"
@@ -283,11 +290,44 @@ def show(at: dict[str, Any], others: float | None, rows: list[Row], setting: Set
         [(row["row"], *row["by_domain"].values()) for row in rows if row["seed"] == 0],
     )
     figures: dict[str, Any] = {"sync_reduction": setting.steps}
+    if f"{BEST}/natural" in found and central:
+        figures |= at_equal_time(rows, setting)
     for kind in ("natural", "iid"):
         if central and f"{BEST}/{kind}" in found:
             figures[f"perplexity_ratio_{kind}"] = round(found[f"{BEST}/{kind}"] / min(central.values()), 4)
     shown = [{key: value for key, value in row.items() if key != "setting"} for row in rows]
     finish({**figures, "recipe": BEST, "rows": shown, "others_share": others, "quick": setting.quick}, at)
+
+
+def at_equal_time(rows: list[Row], setting: Setting) -> dict[str, float]:
+    """A table of the recipe against what centralised training has reached when the recipe is done."""
+    ours = next(row for row in rows if row["row"] == f"{BEST}/natural")
+    others = {row["row"]: row for row in reversed(rows) if row["row"] in CENTRAL}  # the first seed's
+    sites, lines, ratios = len(setting.domains), [], []
+    exchange = ours["curve"][-1][1] / (2 * sites * setting.rounds)  # bytes, there and back
+    gradients = next(iter(others.values()))["curve"][-1][1] / (2 * (sites - 1) * setting.total)
+    for step in (0.0, min(row["cpu_seconds"] for row in others.values()) / (setting.total * sites)):
+        talk = communication_seconds("parameter server", sites, exchange, GIGABIT)
+        mine = total_seconds(setting.rounds, setting.steps * step, talk)
+        theirs = total_seconds(1, step, communication_seconds("ring all-reduce", sites, gradients, GIGABIT))
+        steps = min(setting.total, mine / theirs)
+        reached = {
+            name: reading(row["curve"], setting.tokens * steps / setting.total) for name, row in others.items()
+        }
+        ratio = ours["curve"][-1][2] / min(reached.values())
+        lines.append((step, mine, round(steps), *(reached.get(name) for name in CENTRAL), ratio))
+        ratios.append(ratio)
+    columns = ("seconds a step", f"{BEST} takes", "centralised steps by then", *CENTRAL, "ratio to the better")
+    table("At equal wall-clock, links of 1 Gbit/s", columns, lines)
+    return {"perplexity_ratio_wall_clock": round(ratios[0], 4)}
+
+
+def reading(curve: list[tuple[int, int, float]], tokens: float) -> float:
+    """The perplexity of a curve after so many tokens, its logarithm read from straight lines between points."""
+    import numpy as np
+
+    at, _, perplexities = zip(*curve, strict=True)
+    return float(np.exp(np.interp(tokens, at, np.log(perplexities))))
 
 
 def draw(rows: list[Row], target: Path) -> None:
