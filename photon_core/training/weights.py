@@ -26,7 +26,7 @@ class Written:
     Args:
         files: its shards, paths relative to the folder that `write_update` was given.
         codec: how they are encoded.
-        metrics: delta_norm and, with clipping, unclipped_norm.
+        metrics: delta_norm and, with clipping but no noise, unclipped_norm.
         feedback: what the codec has lost, for the site's next update.
     """
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from blake3 import blake3
 from composer import Trainer
 from streaming import StreamingDataset
 
@@ -248,7 +249,10 @@ def encode(
     settings = job.federation.update
     noise = None
     if settings.noise_multiplier:
-        noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt}")
+        digest = blake3()  # of what was trained: a time limit, or a GPU, may make other work of the same job
+        for name in sorted(parameters):
+            digest.update(parameters[name].detach().cpu().contiguous().numpy().data.cast("B"))
+        noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt} {digest.hexdigest()}")
     feedback, shard_bytes = (past.state or {}).get("feedback"), job.federation.aggregation.shard_bytes
     ready = (lambda entry: report({"file": str(written / entry.path)})) if job.announce else None
     return write_update(theta, dict(parameters), written, settings, feedback, noise, shard_bytes, ready)

@@ -11,8 +11,8 @@ update.model_dtype is bfloat16). In this order, each optional:
    (error feedback; Karimireddy et al. 2019, arXiv 1901.09847). It holds only what clipping and noise have passed.
 
 The noise comes from a generator seeded with a key that the site drew from the operating system's entropy and keeps
-in its private state, and with the job's hash and attempt: nobody outside can foresee it, the same work done again
-gives the same bytes, and other work never meets the same noise.
+in its private state, with the job's hash and attempt, and with the hash of theta_k: nobody outside can foresee it,
+the same work done again gives the same bytes, and other work never meets the same noise, even of the same job.
 """
 
 import hashlib
@@ -64,7 +64,8 @@ class PostProcess:
         if settings.clip_norm is not None:
             norm = math.sqrt(sum(_square(self._change(name)) for name in self._names))
             self._factor = min(1.0, settings.clip_norm / norm) if norm else 1.0
-            self._metrics["unclipped_norm"] = norm
+            if not settings.noise_multiplier:  # an exact number of what the noise is to hide
+                self._metrics["unclipped_norm"] = norm
 
     def encode(self, name: str) -> NDArray[np.generic]:
         """The tensor as it is sent; call it once for each, in sorted order.
@@ -92,7 +93,7 @@ class PostProcess:
         return encoded
 
     def metrics(self) -> dict[str, float]:
-        """delta_norm: of the change as sent. With clipping, unclipped_norm: before it."""
+        """delta_norm: of the change as sent. With clipping and no noise, unclipped_norm: before it."""
         return {"delta_norm": math.sqrt(self._squares), **self._metrics}
 
     def _change(self, name: str) -> Float32:

@@ -385,7 +385,7 @@ def test_what_a_lossy_codec_loses_goes_on_to_the_next_round(make_site: Make, tmp
     first = train(make_job(federation, theta, tmp_path, 1), silent)
     assert first.codec == "topk:64:8"
     assert sum(entry.bytes for entry in first.files) * 8 < sum(a.nbytes for a in theta.values())
-    assert first.metrics["unclipped_norm"] > 0.2
+    assert "unclipped_norm" not in first.metrics, "noise hides it"
     kept = torch.load(Path(first.folder, "training.pt"), weights_only=True)["feedback"]
     assert kept.keys() == theta.keys()
 

@@ -84,7 +84,8 @@ def test_a_norm_is_right_however_many_numbers_it_is_of(value: float) -> None:
 def test_noise_is_gaussian_of_the_said_deviation_after_clipping() -> None:
     theta = {n: np.zeros(s, np.float32) for n, s in SHAPES.items()}
     theta_k = {n: np.full(s, 100, np.float32) for n, s in SHAPES.items()}
-    found, _ = send(theta, theta_k, noise=np.random.default_rng(3), clip_norm=0.5, noise_multiplier=2.0)
+    found, process = send(theta, theta_k, noise=np.random.default_rng(3), clip_norm=0.5, noise_multiplier=2.0)
+    assert process.metrics().keys() == {"delta_norm"}, "the norm before it is exact, and would not be hidden"
     values = np.concatenate([found[n].reshape(-1) for n in SHAPES])
     values -= 0.5 / np.sqrt(values.size)
     assert values.std() == pytest.approx(1.0, rel=0.05)
