@@ -52,7 +52,7 @@ def show_plan(federation: Federation, as_json: bool, to: Path | None) -> None:
     now = predict(federation, measured)
     predictions = sweep(federation, measured)
     if as_json:
-        print(json.dumps(_facts(now, best(predictions)), indent=2))
+        print(json.dumps(_facts(federation, now, best(predictions)), indent=2))
     else:
         _print(wide_console(), federation, now, predictions, rounds, measured)
     if to is not None:
@@ -86,7 +86,7 @@ def _print(
         f"run [bold]{federation.run}[/bold]: {now.parameters:,} parameters, {now.sampled} of {len(now.sites)} "
         f"sites a round, {now.steps} local steps, {federation.rounds.count} rounds"
         + (f", aggregated by {now.regions} regions" if now.regions else "")
-        + f"; {source}\n",
+        + f"; {source}\n{_how(federation)}\n",
         highlight=False,
     )
     console.print(_sites(now))
@@ -108,6 +108,17 @@ def _print(
         console.print(_curve(predictions, now, advised))
     if measured is not None:
         console.print(_against(federation, rounds))
+
+
+def _how(federation: Federation) -> str:
+    """The recipe and both optimizers: what a file gets that says little, too."""
+    local, server = federation.local.optimizer, federation.server
+    matrices = f", matrix_lr {local.matrix_lr:g}" if local.name == "muon" else ""
+    momentum = f", momentum {server.momentum:g}" if server.momentum else ""
+    return (
+        f"recipe {federation.recipe or 'none'}: {local.name} at the sites (lr {local.lr:g}{matrices}, moments "
+        f"{federation.local.optimizer_state}), {server.optimizer} at the server (lr {server.lr:g}{momentum})"
+    )
 
 
 def _sites(now: Prediction) -> Table:
@@ -207,8 +218,11 @@ def _write(
     to.write_text(PAGE.format(run=federation.run, svg=drawing[drawing.index("<svg") :], text=text), "utf-8")
 
 
-def _facts(now: Prediction, advised: Prediction | None) -> dict[str, Any]:
+def _facts(federation: Federation, now: Prediction, advised: Prediction | None) -> dict[str, Any]:
     return {
+        "recipe": federation.recipe,
+        "optimizer": federation.local.optimizer.name,
+        "server_optimizer": federation.server.optimizer,
         "parameters": now.parameters,
         "calibrated_on_rounds": now.calibrated,
         "regions": now.regions,

@@ -72,7 +72,8 @@ class Federation(Section):
         default=None,
         description="published way to federate, or ours (unlike-sites): local steps, server optimizer and what "
         "goes with them, over the preset's; other keys override them. unlike-sites if the file has no preset, no "
-        "server, no noise, and no optimizer, optimizer_state or schedule in local; null for none",
+        "noise, no optimizer, optimizer_state or schedule in local, and in server nothing but guard and mean "
+        "(median or trimmed); null for none",
     )
     run: Name = Field(description="name of the run; its folder in the store", examples=["my-run"])
     store: Place = Field(description="fsspec URL or path: where rounds live", examples=["s3://bucket/photon"])

@@ -65,7 +65,13 @@ def _says_how() -> dict[str, Any]:
         {"required": [section], "properties": {section: {"anyOf": [{"required": [key]} for key in keys]}}}
         for section, keys in HOW.items()
     ]
-    return {"anyOf": [*inside, *({"required": [key]} for key in ("preset", "recipe", "server"))]}
+    bounded = {"required": ["mean"], "properties": {"mean": {"const": "norm_bounded"}}}
+    alone = [
+        {"required": ["recipe"]},
+        {"required": ["preset"], "properties": {"preset": {"not": {"type": "null"}}}},
+        {"required": ["server"], "properties": {"server": bounded}},
+    ]
+    return {"anyOf": [*inside, *alone]}
 
 
 def _required(section: type[BaseModel]) -> list[str]:

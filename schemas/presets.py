@@ -111,7 +111,11 @@ def _local_sgd(size: dict[str, Any]) -> dict[str, Any]:
 
 
 OURS = "unlike-sites"
-HOW = {"local": ("optimizer", "optimizer_state", "schedule"), "update": ("noise_multiplier",)}
+HOW = {
+    "local": ("optimizer", "optimizer_state", "schedule"),
+    "server": ("optimizer", "lr", "momentum", "betas", "tau", "schedule", "weights"),
+    "update": ("noise_multiplier",),
+}
 UNLIKE_STEPS = 20
 WARMUP = 30
 
@@ -170,11 +174,11 @@ def apply_preset(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def says_how(data: dict[str, Any]) -> bool:
-    """Whether a file's data names a preset or a recipe (null is the one that has nothing), or optimizers; or
-    noise, which the moments that our recipe averages would leave without."""
-    sections = {key: data[key] for key in HOW if isinstance(data.get(key), dict)}
-    inside = any(key in section for name, section in sections.items() for key in HOW[name])
-    return inside or any(key in data for key in ("preset", "recipe", "server"))
+    """Whether a file's data names a preset, or a recipe (null is the one that has nothing), or optimizers; or
+    noise or norm_bounded, which the moments that our recipe averages would leave without."""
+    inside = any(_at(data, (section, key)) is not None for section, keys in HOW.items() for key in keys)
+    bounded = _at(data, ("server", "mean")) == "norm_bounded"
+    return inside or bounded or "recipe" in data or data.get("preset") is not None
 
 
 def _warmup(data: dict[str, Any]) -> int:

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from schemas.federation import Federation
+from schemas.presets import OURS
 from schemas.yaml_lines import Key
 
 SHOWN = 60  # characters of a wrong value that a message repeats
@@ -30,7 +31,7 @@ def remedy(place: Names, details: ErrorDetails) -> str:
     if kind == "extra_forbidden":
         return _unknown(place)
     if kind == "missing":
-        return _missing(field, such_as)
+        return _missing(field, such_as) + (f", or recipe: {OURS}" if place == ("local", "steps") else "")
     if value is None:
         return _empty(field, such_as)
     if kind in ("model_type", "model_attributes_type", "dict_type"):

@@ -41,6 +41,7 @@ def run(*arguments: str) -> str:
 def test_tables(tmp_path: Path) -> None:
     text = run(write(tmp_path))
     assert "125,311,488 parameters, 2 of 2 sites a round, 100 local steps, 10 rounds; from what the sites" in text
+    assert "recipe none: adamw at the sites (lr 0.0006, moments keep), fedavg at the server (lr 1)" in text
     for part in (
         "north",
         "ring all-reduce",
@@ -49,6 +50,15 @@ def test_tables(tmp_path: Path) -> None:
         "the file's",
     ):
         assert part in text
+
+
+def test_it_names_what_a_file_gets_that_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "federation.yaml").write_text(yaml.safe_dump(sections(store="store", local={"batch_size": 2})))
+    text = " ".join(run(str(tmp_path / "federation.yaml")).split())
+    assert "recipe unlike-sites: muon at the sites (lr 0.016, matrix_lr 0.02, moments average), nesterov" in text
+    facts = json.loads(run(str(tmp_path / "federation.yaml"), "--json"))
+    found = [facts[key] for key in ("recipe", "optimizer", "server_optimizer")]
+    assert found == ["unlike-sites", "muon", "nesterov"]
 
 
 def test_json_is_what_the_tables_say(tmp_path: Path) -> None:

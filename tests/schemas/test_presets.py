@@ -141,11 +141,24 @@ def plain(**more: Any) -> Federation:
     return Federation.model_validate(minimal(**{**rest, **more}))
 
 
-def test_a_file_that_says_nothing_of_how_gets_our_recipe() -> None:
-    ours = recipe("unlike-sites", rounds={"count": 48}, local={"batch_size": 4})
-    assert plain().recipe == "unlike-sites"
-    assert (plain().local, plain().server) == (ours.local, ours.server)
-    assert Federation.model_validate(plain().model_dump(mode="json")) == plain(), "as a store keeps it"
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"preset": None},
+        {"server": {}},
+        {"server": {"guard": {"tries": 2}}},
+        {"server": {"mean": "trimmed", "trim": 0.3}},
+        {"update": {"codec": "int8"}},
+    ],
+)
+def test_a_file_that_says_nothing_of_how_gets_our_recipe(said: dict[str, Any]) -> None:
+    ours = recipe("unlike-sites", rounds={"count": 48}, local={"batch_size": 4}, **said)
+    federation = plain(**said)
+    assert federation.recipe == "unlike-sites"
+    assert (federation.local, federation.server) == (ours.local, ours.server)
+    assert (federation.server.optimizer, federation.server.lr) == ("nesterov", 0.7)
+    assert Federation.model_validate(federation.model_dump(mode="json")) == federation, "as a store keeps it"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +166,11 @@ def test_a_file_that_says_nothing_of_how_gets_our_recipe() -> None:
     [
         {"recipe": None},
         {"server": {"optimizer": "fedavg"}},
+        {"server": {"lr": 1.0}},
+        {"server": {"momentum": 0.0}},
+        {"server": {"schedule": {"warmup_rounds": 3}}},
+        {"server": {"weights": "uniform"}},
+        {"server": {"mean": "norm_bounded"}},
         {"local": {"optimizer": {"lr": 1e-3}}},
         {"local": {"optimizer_state": "keep"}},
         {"local": {"schedule": {"alpha": 0.1}}},
@@ -227,4 +245,5 @@ def test_presets_are_not_changed_by_their_use() -> None:
 
 @pytest.mark.parametrize("preset", [None, "2B", ["75M"], {}, 75])
 def test_what_is_no_preset_brings_nothing(preset: Any) -> None:
-    assert apply_preset({"preset": preset, "run": "r"}) == {"preset": preset, "run": "r"}
+    data = {"preset": preset, "recipe": None, "run": "r"}
+    assert apply_preset(data) == data
