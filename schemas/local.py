@@ -56,7 +56,8 @@ class Local(Section):
     micro_batch: MicroBatch = Field(
         default=None,
         description="sequences that go through the model at once, gradients are accumulated; auto: the most that "
-        "fit the site's device; the whole batch if left out",
+        "fit the site's device, found once (with FSDP by Composer's halving, in every round); the whole batch if "
+        "left out",
     )
     memory_gb: float | None = Field(
         default=None, gt=0, description="micro_batch auto: most memory that training may take, in 10^9 bytes"

@@ -19,7 +19,7 @@ from photon_core.training.checkpoint import Checkpoints
 from photon_core.training.infra import Infra, check_infra
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.launch_ranks import train_ranks
-from photon_core.training.micro_batch import find_micro_batch
+from photon_core.training.micro_batch import find_micro_batch, found_anew
 from photon_core.training.state import exclusive, find_result, publish, writing
 from photon_core.training.working import work
 
@@ -49,7 +49,8 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
         if trained is None:
             with _temporary_folder(), writing(folder) as written:
                 try:
-                    trained = _train(job, infra, report, folder, written, checkpoints)
+                    with found_anew(folder):
+                        trained = _train(job, infra, report, folder, written, checkpoints)
                 except UpdateRejected:
                     checkpoints.drop()  # going on would only diverge again
                     raise

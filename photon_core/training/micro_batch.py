@@ -10,8 +10,8 @@ import multiprocessing
 import os
 import platform
 import resource
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -97,6 +97,17 @@ def find_micro_batch(federation: Federation, site: str, folder: Path, ranks: int
         )
     _write(folder / FILE, {"key": question.key, "micro_batch": found, "trials": trials})
     return found
+
+
+@contextmanager
+def found_anew(folder: Path) -> Iterator[None]:
+    """What runs out of memory inside has the number in this private folder forgotten: the device is fuller now."""
+    try:
+        yield
+    except Exception as error:
+        if _starved(error):
+            (folder / FILE).unlink(missing_ok=True)
+        raise
 
 
 def evaluation_batch(federation: Federation, site: str) -> int:
@@ -202,12 +213,15 @@ def _answer(channel: Connection, function: Callable[..., Any], args: tuple[Any, 
     try:
         channel.send(function(*args))
     except Exception as error:
-        # torch's out-of-memory errors are RuntimeErrors
-        starved = isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)
-        channel.send(None if starved else f"{type(error).__name__}: {error}")
+        channel.send(None if _starved(error) else f"{type(error).__name__}: {error}")
     finally:
         channel.close()
         os._exit(0)
+
+
+def _starved(error: Exception) -> bool:
+    """Whether it is of too little memory; torch's are RuntimeErrors, and those of other processes ChildFailed."""
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 def _try(question: Question, size: int, resident: int) -> bool:
@@ -219,8 +233,7 @@ def _try(question: Question, size: int, resident: int) -> bool:
         resident: bytes that the process had in memory which will train; a forked child shares some of them.
     """
     model, local = question.model, question.local
-    free = _free(question.device)
-    room = int(MARGIN * free) if question.limit is None else min(int(MARGIN * question.limit) - resident, free)
+    room = _room(question, resident, _free(question.device))
     before = _status("VmRSS")
     _forbid_more(question.device, room)
     decoder = empty_decoder(model, question.device)
@@ -239,6 +252,13 @@ def _try(question: Question, size: int, resident: int) -> bool:
             optimizer.step()
     del kept
     return question.device == "cuda" or _peak() - before <= room
+
+
+def _room(question: Question, resident: int, free: int) -> int:
+    """Bytes that a trial may take of those free; a limit is the whole process's, whose own memory no GPU holds."""
+    if question.limit is None:
+        return int(MARGIN * free)
+    return min(int(MARGIN * question.limit) - (resident if question.device == "cpu" else 0), free)
 
 
 def _forbid_more(device: str, room: int) -> None:

@@ -103,6 +103,12 @@ class RoundCallback(Callback):
         if logger.destinations:
             logger.log_metrics({"learning_rate": rate})
 
+    def before_train_batch(self, state: State, logger: Logger) -> None:
+        """Composer's own search for a micro-batch begins a batch anew when an attempt runs out of memory."""
+        if self.losses is not None:
+            self.model.take_losses()
+        self.activations.take()
+
     def batch_end(self, state: State, logger: Logger) -> None:
         loss, now = state.total_loss_dict["loss/train/total"], time.monotonic()
         self._count(state, loss)

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from photon_core.data.paths import state_dir
 from photon_core.errors import FederationError
-from photon_core.training import micro_batch
+from photon_core.training import local, micro_batch
 from photon_core.training.initial import initial_tensor
 from photon_core.training.job import LocalJob
 from photon_core.training.local import train
@@ -71,6 +71,38 @@ def test_found_once_and_again_when_anything_changes(
     assert find(gigabytes=100, n_layers=3) == 32 and len(asked) == 3, "another model"
     (tmp_path / FILE).write_bytes(b"damaged")
     assert find(gigabytes=100, n_layers=3) == 32 and len(asked) == 4
+
+
+@pytest.mark.parametrize("starved", [True, False])
+def test_found_anew_after_a_training_that_ran_out_of_memory(
+    make_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starved: bool
+) -> None:
+    """Whoever shares the device may take more of it than on the day of the search."""
+    federation = make_site(micro_batch="auto")
+    kept = state_dir(federation, "alpha") / FILE
+    real = local.work
+
+    def work(*args: Any) -> Any:
+        assert kept.exists()
+        torch.empty(1 << 60 if starved else -1)  # torch's own errors
+
+    save_file({name: initial_tensor(name, federation.model, 1) for name in parameter_shapes(federation.model)},
+              tmp_path / "theta.safetensors")  # fmt: skip
+    job = LocalJob(federation, "alpha", 1, 1, [str(tmp_path / "theta.safetensors")], "0", 0)
+    monkeypatch.setattr(local, "work", work)
+    with pytest.raises(RuntimeError, match="not enough memory|can't allocate" if starved else "negative"):
+        train(job, lambda _: None)
+    assert kept.exists() != starved
+    monkeypatch.setattr(local, "work", real)
+    assert train(job, lambda _: None).metrics["micro_batch"] == 4
+
+
+def test_a_limit_is_the_whole_process_on_a_processor_and_the_gpus_memory_on_a_gpu(make_site: Make) -> None:
+    federation, free = make_site(), 80 * GIGABYTE
+    for device, limit, room in (("cpu", 20, 16), ("cuda", 20, 19), ("cuda", 100, 80), ("cuda", None, 76)):
+        declared = limit and limit * GIGABYTE
+        question = micro_batch.Question(federation.model, federation.local, device, declared)
+        assert micro_batch._room(question, 3 * GIGABYTE, free) == room * GIGABYTE
 
 
 def test_a_number_is_taken_as_it_is(make_site: Make, tmp_path: Path) -> None:
