@@ -12,7 +12,11 @@ from schemas.values import wrong
 class Hardware(Section):
     """What trains at a site."""
 
-    nodes: int = Field(default=1, ge=1, description="machines of the site, all alike")
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        description="groups of devices of one machine, all alike; machines apart are sites of their own",
+    )
     devices: int = Field(default=1, ge=1, description="accelerators (or processors) of a node")
     interconnect: float | None = Field(
         default=None,

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from schemas.federation import Federation
+from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS
 
 PATH = Path(__file__).parents[1] / "docs" / "federation.md"
 HEAD = """\
@@ -17,6 +18,9 @@ HEAD = """\
 Everything about a federation is in one YAML file. It is checked as a whole before any work; each problem comes
 with line, key, value and what to write instead. Unknown keys are refused. Places on disk are taken from
 the file's own folder; durations are seconds, or `90s`, `30m`, `2h`, `1d`.
+
+The defaults are those of `recipe: null`. What a preset or a recipe brings goes over them, and most files that name
+neither [have a recipe, too](recipes.md#sites-whose-texts-differ).
 
 This page is made from the schema (`python -m schemas.json_schema`). [concepts.md](concepts.md) says what the words
 mean, [recipes.md](recipes.md) shows parts of files, `examples/federation.yaml` is a whole one. In an editor with a
@@ -30,6 +34,12 @@ KINDS = {
     bool: "true or false",
     dict: "mapping",
     Any: "anything",
+}
+REQUIRED = "**required**"
+BROUGHT = {"model", "rounds", "local", "local.steps"} | {
+    f"{section}.{key}"
+    for section, values in (("model", MODEL_PRESETS["75M"]), *FEDERATED_PRESETS["75M"].items())
+    for key in values
 }
 LIMITS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 
@@ -55,22 +65,23 @@ def _section(place: str, section: type[BaseModel], seen: dict[type[BaseModel], s
         path = key if place == "federation.yaml" else f"{place}.{key}"
         if inner is not None:
             below.append((path, inner))
-        yield _row(name, field, inner, seen.get(inner, path) if inner else None)
+        required = REQUIRED + (" unless a preset or recipe brings it" if path in BROUGHT else "")
+        yield _row(name, field, inner, seen.get(inner, path) if inner else None, required)
     yield "\n"
     for path, inner in below:
         if inner not in seen:
             yield from _section(path, inner, seen)
 
 
-def _row(name: str, field: FieldInfo, inner: type[BaseModel] | None, path: str | None) -> str:
+def _row(name: str, field: FieldInfo, inner: type[BaseModel] | None, path: str | None, required: str) -> str:
     described = _escape(field.description or "")
     if inner is not None:
-        default = "**required**" if field.is_required() else "" if not _plain(field) else "`[]`"
+        default = required if field.is_required() else "" if not _plain(field) else "`[]`"
         kind = (
             f"{'list of sections' if _is_list(field.annotation) else 'section'} [`{path}`](#{_anchor(path or '')})"
         )
         return f"| `{name}` | {kind} | {default} | {described} |\n"
-    default = "**required**" if field.is_required() else _default(field)
+    default = required if field.is_required() else _default(field)
     return f"| `{name}` | {_escape(_kind(field))} | {default} | {described} |\n"
 
 

@@ -21,3 +21,10 @@ def test_links_lead_to_headings() -> None:
     headings = {reference._anchor(heading) for heading in re.findall(r"^## `(.*)`$", PAGE, re.MULTILINE)}
     assert set(re.findall(r"\]\(#([^)]*)\)", PAGE)) <= headings
     assert "localoptimizer" in headings
+
+
+def test_what_a_preset_or_recipe_brings_is_asked_for_only_without() -> None:
+    rows = [line.split(" | ") for line in PAGE.splitlines() if "**required** unless a preset or recipe" in line]
+    keys = {row[0].strip("| `") for row in rows}
+    shape = {"n_layers", "d_model", "n_heads"}
+    assert keys == {"model", "rounds", "local", "count", "steps", "batch_size", *shape}
