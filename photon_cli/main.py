@@ -60,9 +60,10 @@ def _federation(file: Path) -> "Federation":
     """The file, checked; its store has answered, and let us in."""
     from photon_cli.credentials import take_credentials
     from photon_cli.reach import reachable
-    from schemas.load import load_federation
+    from schemas.load import check_store, load_federation
 
     federation = load_federation(file)
+    check_store(federation, file)
     take_credentials(federation)
     reachable(federation)
     return federation
@@ -225,9 +226,11 @@ def plan(
 ) -> None:
     """Predict memory, time and bytes from the file, and from the rounds so far where there are any."""
     from photon_cli.plan import show_plan
-    from schemas.load import load_federation
+    from schemas.load import check_store, load_federation
 
-    show_plan(load_federation(file), as_json, to)
+    federation = load_federation(file)
+    check_store(federation, file)
+    show_plan(federation, as_json, to)
 
 
 @app.command()

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from schemas.errors import FederationError
 from schemas.federation import Federation
-from schemas.paths import check_paths, resolve
+from schemas.paths import check_paths, check_store, resolve
 from schemas.problems import describe
 from schemas.yaml_lines import Key, read_yaml
 
-__all__ = ["FederationError", "check_paths", "load_federation"]
+__all__ = ["FederationError", "check_paths", "check_store", "load_federation"]
 
 
 def load_federation(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Federation:

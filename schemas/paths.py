@@ -116,6 +116,20 @@ def check_paths(
             _add(problems, ("sites", i, "shards"), _store_problem(site.shards))
         if site.state_dir is not None:
             _add(problems, ("sites", i, "state_dir"), _folder_problem(Path(site.state_dir)))
+    _refuse(problems, federation, file)
+
+
+def check_store(federation: Federation, file: str | os.PathLike[str]) -> None:
+    """Whether the store's URL is of a kind that there is, for commands that read nothing else that the file names.
+
+    Raises:
+        FederationError: it is not; with file, line, key, value and remedy.
+    """
+    problem = None if local_path(federation.store) else _protocol_problem(federation.store)
+    _refuse([(("store",), problem)] if problem else [], federation, file)
+
+
+def _refuse(problems: list[tuple[Key, str]], federation: Federation, file: str | os.PathLike[str] | None) -> None:
     if not problems:
         return
     data: Any = federation.model_dump()

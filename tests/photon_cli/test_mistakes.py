@@ -69,10 +69,12 @@ def test_a_full_disk(committed: Callable[..., Path]) -> None:
     assert_refused(photon("report", committed(1), "--to", "/dev/full"), 1, "No space left on device")
 
 
-def test_a_protocol_that_nobody_knows(write_federation: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("command", ["status", "plan"])
+def test_a_protocol_that_nobody_knows(command: str, write_federation: Callable[..., Path]) -> None:
     file = write_federation()
     write(file, STORE, "store: warp://bucket/x\n")
-    assert_refused(photon("status", file), 2, "'warp://bucket/x' cannot be opened (Protocol not known: warp)")
+    message = f"{file}:2: store: 'warp://bucket/x' cannot be opened (Protocol not known: warp); write a path, or"
+    assert_refused(photon(command, file), 2, message)
 
 
 def test_a_store_that_is_not_there_is_told_soon(
