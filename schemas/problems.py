@@ -9,6 +9,8 @@ from pydantic_core import ErrorDetails
 from schemas.remedies import names, nearest_key, remedy
 from schemas.yaml_lines import Key
 
+Finding = tuple[Key, ErrorDetails, list[str]]  # where, what, and which keys are missing beside it
+
 
 def describe(
     error: ValidationError,
@@ -26,11 +28,14 @@ def describe(
         lines: line of every key (schemas/yaml_lines.py).
         overridden: keys whose values came from the caller, not from the file.
     """
-    found = [(_place(details), details) for details in error.errors(include_url=False)]
-    found = [(place, d) for place, d in found if d["type"] != "missing" or not _explained(place, found)]
+    places = [(_place(details), details) for details in error.errors(include_url=False)]
+    missing = [place for place, details in places if details["type"] == "missing"]
+    found = [(p, d, [str(m[-1]) for m in missing if m[:-1] == p[:-1]]) for p, d in places]
+    found = [item for item in found if item[1]["type"] != "missing" or not _explained(item[0], found)]
     found.sort(key=lambda item: line_of(item[0], lines))
     return [
-        locate(place, remedy(names(place), details), data, file, lines, overridden) for place, details in found
+        locate(place, remedy(names(place), details, beside), data, file, lines, overridden)
+        for place, details, beside in found
     ]
 
 
@@ -76,11 +81,13 @@ def _place(details: ErrorDetails) -> Key:
     return place[:-1] if half_a_pair else place
 
 
-def _explained(missing: Key, found: list[tuple[Key, ErrorDetails]]) -> bool:
-    """Whether another problem says why a key is missing: a misspelling, or a preset that does not exist."""
-    for place, details in found:
+def _explained(missing: Key, found: list[Finding]) -> bool:
+    """Whether another problem says why a key is missing: a misspelling, or a preset or recipe of nowhere."""
+    for place, details, beside in found:
         if place[-1:] == ("preset",) and place[:-1] in ((), missing[:-1]):
             return True
-        if details["type"] == "extra_forbidden" and (*place[:-1], nearest_key(names(place))) == missing:
+        if place == ("recipe",) and missing[:1] in (("local",), ("rounds",)):
+            return True
+        if details["type"] == "extra_forbidden" and (*place[:-1], nearest_key(names(place), beside)) == missing:
             return True
     return False

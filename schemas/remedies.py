@@ -1,8 +1,10 @@
 """One of Pydantic's findings in words: what is wrong with the value, what to write instead."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
+from types import NoneType
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -20,16 +22,24 @@ LIMITS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "of at most"),
 }
+NOTHING = ("none", "no", "off", "nothing", "false")  # what people write for null
+LIKE, SURE = 0.6, 0.75  # how much alike two words are of which one may be, or is, meant by the other
+SECRET = re.compile(r"secret|password|token|access_key|credential|key_id", re.IGNORECASE)
 Names = tuple[str, ...]
 
 
-def remedy(place: Names, details: ErrorDetails) -> str:
-    """The message for one finding at a key, given as its path without the numbers of list entries."""
+def remedy(place: Names, details: ErrorDetails, missing: Sequence[str] = ()) -> str:
+    """The message for one finding at a key, given as its path without the numbers of list entries.
+
+    Args:
+        place, details: the key and what Pydantic found.
+        missing: required keys that its section lacks.
+    """
     kind, value, ctx = details["type"], details["input"], details.get("ctx", {})
     field = _fields().get(place)
     such_as = f" such as {_example(field)}" if _example(field) else ""
     if kind == "extra_forbidden":
-        return _unknown(place)
+        return _unknown(place, missing)
     if kind == "missing":
         return _missing(field, such_as) + (f", or recipe: {OURS}" if place == ("local", "steps") else "")
     if value is None:
@@ -63,10 +73,12 @@ def names(place: Key) -> Names:
     return tuple(part for part in place if isinstance(part, str))
 
 
-def nearest_key(unknown: Names) -> str | None:
-    """The key of the same section that an unknown one may have meant."""
-    here = [path[-1] for path in _fields() if path[:-1] == unknown[:-1]]
-    return next(iter(get_close_matches(unknown[-1].lower(), here, n=1, cutoff=0.6)), None)
+def nearest_key(unknown: Names, missing: Sequence[str]) -> str | None:
+    """The key of the same section that an unknown one may have meant; where that is doubtful, a missing one."""
+    here, word = [path[-1] for path in _fields() if path[:-1] == unknown[:-1]], unknown[-1].lower()
+    if missing and not get_close_matches(word, here, cutoff=SURE) and get_close_matches(word, here, cutoff=LIKE):
+        return get_close_matches(word, missing, n=1, cutoff=0)[0]
+    return next(iter(get_close_matches(word, here, n=1, cutoff=LIKE)), None)
 
 
 def shown(value: Any) -> str:
@@ -109,8 +121,14 @@ def _keys(field: FieldInfo | None) -> str:
     return f": {', '.join(section.model_fields)}" if section else ""
 
 
-def _unknown(place: Names) -> str:
-    near = nearest_key(place)
+def _unknown(place: Names, missing: Sequence[str]) -> str:
+    if place[-2:-1] == ("storage",) and SECRET.search(place[-1]):
+        others = ", profile or block" if len(place) == 2 else " or profile"
+        return (
+            "unknown key; credentials stay out of the file: take it out, they come from the environment "
+            f"(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY){others}"
+        )
+    near = nearest_key(place, missing)
     if near:
         return f"unknown key; did you mean '{near}'?"
     elsewhere = [".".join(path) for path in _fields() if path[-1] == place[-1]]
@@ -139,9 +157,10 @@ def _empty(field: FieldInfo | None, such_as: str) -> str:
 
 def _choice(value: Any, field: FieldInfo | None) -> str:
     choices = list(_choices(field.annotation)) if field is not None else []
-    near = get_close_matches(str(value).lower(), [c.lower() for c in choices], n=1, cutoff=0.6)
+    near = get_close_matches(str(value).lower(), [c.lower() for c in choices], n=1, cutoff=LIKE)
     meant = next((c for c in choices if near and c.lower() == near[0]), None)
-    hint = f"did you mean '{meant}'?" if meant else "write one of them"
+    none = field is not None and NoneType in get_args(field.annotation) and str(value).lower() in NOTHING
+    hint = f"did you mean '{meant}'?" if meant else "write one of them" + (", or null for none" if none else "")
     return f"{shown(value)} is not one of {', '.join(choices)}; {hint}"
 
 
