@@ -28,9 +28,9 @@ def aggregate_metrics(
         evaluations: every site's scores of the new global model on its held-out text.
 
     Returns:
-        MEANS and SUMS over the sites; loss and perplexity of the global model, also by domain (loss/<stream>, the
-        streams of that name at all sites together) where there are several; and before averaging, each site's own
-        model on its own held-out text: loss_before, perplexity_before.
+        MEANS and SUMS over the sites; loss and perplexity of the global model; the same before averaging, of each
+        site's own model on its own held-out text (loss_before, perplexity_before); and both by domain, the streams
+        of one name at all sites together, where there are several (loss/<stream>, loss_before/<stream>, ...).
     """
     metrics: dict[str, float] = {}
     said = {
@@ -45,28 +45,27 @@ def aggregate_metrics(
         if any(name in values for values in said.values()):
             metrics[name] = sum(values.get(name, 0.0) for values in said.values())
     before = {site: _own(values) for site, values in said.items()}
-    _add_loss(metrics, "loss_before", "perplexity_before", before, "loss", "tokens")
-    _add_loss(metrics, "loss", "perplexity", evaluations, "loss", "tokens")
     domains = {stream.name for site in federation.sites for stream in site.streams}
-    if len(domains) > 1:
-        by_domain = {site: _by_domain(federation, site, scores) for site, scores in evaluations.items()}
-        for name in sorted(domains):
-            names = f"loss/{name}", f"perplexity/{name}", by_domain, f"loss/{name}", f"tokens/{name}"
+    for when, scores in ("_before", before), ("", evaluations):
+        _add_loss(metrics, f"loss{when}", f"perplexity{when}", scores, "loss", "tokens")
+        by_domain = {site: _by_domain(federation, site, values) for site, values in scores.items()}
+        for name in sorted(domains) if len(domains) > 1 else ():
+            names = f"loss{when}/{name}", f"perplexity{when}/{name}", by_domain, f"loss/{name}", f"tokens/{name}"
             _add_loss(metrics, *names)
     return metrics
 
 
 def _own(metrics: Mapping[str, float]) -> dict[str, float]:
     """What a site said of its own model, as if it were an evaluation."""
-    names = {"loss": "valid_loss", "tokens": "valid_tokens"}
-    return {short: max(0.0, metrics[name]) for short, name in names.items() if name in metrics}
+    valid = "valid_"
+    return {name[len(valid) :]: max(0.0, value) for name, value in metrics.items() if name.startswith(valid)}
 
 
 def _by_domain(federation: Federation, site: str, scores: Mapping[str, float]) -> Mapping[str, float]:
     """A site with one stream has one domain, and does not say so."""
     streams = [stream.name for known in federation.sites if known.name == site for stream in known.streams]
     if len(streams) == 1:
-        return {f"{name}/{streams[0]}": scores[name] for name in ("loss", "tokens")}
+        return {f"{name}/{streams[0]}": scores[name] for name in ("loss", "tokens") if name in scores}
     return scores
 
 

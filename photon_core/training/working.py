@@ -213,7 +213,7 @@ def as_trained(
     metrics = {
         **metrics,
         **update.metrics,
-        **{f"valid_{name}": scores[name] for name in ("loss", "tokens") if name in scores},
+        **{f"valid_{name}": value for name, value in scores.items() if name != "perplexity"},
         **({TOKENS: float(data_tokens)} if job.federation.rounds.sampling == "tokens" else {}),
         **past.metrics,
     }

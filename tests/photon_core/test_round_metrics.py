@@ -23,9 +23,11 @@ def update(site: str, **metrics: float) -> UpdateManifest:
 
 def test_means_and_sums() -> None:
     updates = {
-        "a": update("a", gradient_norm=1.0, tokens_per_second=10.0, valid_loss=2.0, valid_tokens=30.0),
+        "a": update("a", gradient_norm=1.0, tokens_per_second=10.0, valid_loss=2.0, valid_tokens=30.0,
+                    **{"valid_loss/news": 1.0, "valid_tokens/news": 10.0, "valid_loss/code": 2.5,
+                       "valid_tokens/code": 20.0, "valid_loss/strange": 9.0, "valid_tokens/strange": 1.0}),
         "b": update("b", gradient_norm=5.0, tokens_per_second=5.0, mfu=0.4, valid_loss=4.0, valid_tokens=10.0),
-    }
+    }  # fmt: skip
     evaluations = {
         "a": {"loss": 2.5, "perplexity": exp(2.5), "tokens": 40.0, "loss/news": 3.0, "tokens/news": 10.0,
               "loss/code": 7 / 3, "tokens/code": 30.0, "loss/strange": 9.0, "tokens/strange": 1.0},
@@ -36,6 +38,8 @@ def test_means_and_sums() -> None:
     assert found["mfu"] == pytest.approx(0.4), "of the site that reports it"
     assert found["tokens_per_second"] == 15.0
     assert found["loss_before"] == pytest.approx(2.5) and found["perplexity_before"] == pytest.approx(exp(2.5))
+    assert found["loss_before/news"] == pytest.approx((10 * 1.0 + 10 * 4.0) / 20), "of both sites' own models"
+    assert found["perplexity_before/code"] == pytest.approx(exp(2.5))
     assert found["loss"] == pytest.approx((40 * 2.5 + 30 * log(8)) / 70)
     assert found["loss/news"] == pytest.approx((10 * 3.0 + 30 * log(8)) / 40), "of both sites"
     assert found["perplexity/code"] == pytest.approx(exp(7 / 3))
@@ -48,4 +52,4 @@ def test_what_a_site_tells_cannot_make_a_metric_infinite_or_a_name_without_bound
     updates = {site: update(site, **wild, **more) for site in ("a", "b")}
     found = aggregate_metrics(federation(), {"a": 0.5, "b": 0.5}, updates, {})
     assert all(map(isfinite, found.values()))
-    assert len(found) == 5
+    assert len(found) == 7, found.keys()

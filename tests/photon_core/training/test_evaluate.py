@@ -20,6 +20,7 @@ from photon_core.training.model import Decoder, initial_decoder, next_token_loss
 from photon_core.training.shapes import parameter_shapes
 from schemas.federation import Federation
 from schemas.server import Guard
+from tests.photon_core.training.test_local import apply, make_job, silent, theta_zero
 
 
 def test_loss_is_the_mean_over_all_predicted_tokens(make_site: Callable[..., Federation], tmp_path: Path) -> None:
@@ -75,6 +76,21 @@ def test_no_more_goes_through_the_model_at_once_than_in_training(
             assert scores["tokens"] == 8 * 15
     finally:
         hook.remove()
+
+
+def test_the_sites_own_model_is_evaluated_before_it_is_averaged(
+    make_site: Callable[..., Federation], tmp_path: Path
+) -> None:
+    federation = make_site(streams=("news", "code"))
+    theta = theta_zero(federation)
+    trained = train(make_job(federation, theta, tmp_path), silent)
+    save_file(apply(theta, trained), tmp_path / "end.safetensors")
+    scores = evaluate(federation, "alpha", [str(tmp_path / "end.safetensors")], 1)
+    told = {name[6:]: value for name, value in trained.metrics.items() if name.startswith("valid_")}
+    assert told == {name: value for name, value in scores.items() if name != "perplexity"} and "loss/code" in told
+    off = make_site(streams=("news", "code"), evaluate=False)
+    again = train(make_job(off, theta, tmp_path, attempt=2), silent)
+    assert "valid_loss" not in again.metrics and again.files == trained.files
 
 
 @pytest.mark.parametrize("value", [math.nan, 1e30])

@@ -17,7 +17,6 @@ from photon_core.data.paths import state_dir
 from photon_core.data.stream import release, train_dataset
 from photon_core.data.trail import locate
 from photon_core.errors import CorruptFile, FederationError, PhotonError, UpdateRejected
-from photon_core.training.evaluate import evaluate
 from photon_core.training.initial import initial_tensor
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.local import train
@@ -256,18 +255,6 @@ def test_result_and_reports(make_site: Make, tmp_path: Path) -> None:
     norm = math.sqrt(sum(float(((end[name] - theta[name]).astype(np.float64) ** 2).sum()) for name in theta))
     assert trained.metrics["delta_norm"] == pytest.approx(norm, rel=1e-5)
     assert not list((state_dir(federation, "alpha") / "state").glob(".*"))
-
-
-def test_the_sites_own_model_is_evaluated_before_it_is_averaged(make_site: Make, tmp_path: Path) -> None:
-    federation = make_site(streams=("news", "code"))
-    theta = theta_zero(federation)
-    trained = train(make_job(federation, theta, tmp_path), silent)
-    save_file(apply(theta, trained), tmp_path / "end.safetensors")
-    scores = evaluate(federation, "alpha", [str(tmp_path / "end.safetensors")], 1)
-    assert (trained.metrics["valid_loss"], trained.metrics["valid_tokens"]) == (scores["loss"], scores["tokens"])
-    off = make_site(streams=("news", "code"), evaluate=False)
-    again = train(make_job(off, theta, tmp_path, attempt=2), silent)
-    assert "valid_loss" not in again.metrics and again.files == trained.files
 
 
 def test_finished_training_is_not_repeated_unless_something_differs(make_site: Make, tmp_path: Path) -> None:
