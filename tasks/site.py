@@ -233,6 +233,7 @@ class _Progress:
         self.logger = get_run_logger()
         self.sent = time.monotonic()
         self.artifact: Any = None
+        self.away = False
 
     def __call__(self, report: dict[str, Any]) -> None:
         if "file" in report:
@@ -243,14 +244,22 @@ class _Progress:
         if now - self.sent < REPORT_SECONDS and report["step"] < self.steps:
             return
         self.sent = now
-        percent = 100.0 * report["step"] / self.steps
-        if self.artifact is None:
-            self.artifact = create_progress_artifact(
-                percent, description=f"{self.site}, round {self.t}: local steps"
-            )
-        else:
-            update_progress_artifact(self.artifact, percent)
+        self._draw(100.0 * report["step"] / self.steps)
         self.logger.info(
             "step %d of %d, loss %.4f, %.0f tokens/s",
             report["step"], self.steps, report["loss"], report["tokens_per_second"],
         )  # fmt: skip
+
+    def _draw(self, percent: float) -> None:
+        """The bar in the Prefect UI. A server that is away costs it, not the training; one warning an outage."""
+        try:
+            if self.artifact is None:
+                what = f"{self.site}, round {self.t}: local steps"
+                self.artifact = create_progress_artifact(percent, description=what)
+            else:
+                update_progress_artifact(self.artifact, percent)
+            self.away = False
+        except Exception as error:  # of the client's connection, with kinds of its own
+            if not self.away:
+                self.logger.warning("the Prefect server does not take the progress; training goes on: %r", error)
+            self.away = True

@@ -57,8 +57,15 @@ class Server:
     def stop(self) -> None:
         """End it at once; its port stays held, for another start."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Of its process, and of its process group."""
+        assert self._process is not None
+        return self._process.pid
 
     def _answers(self) -> bool:
         try:
