@@ -9,6 +9,7 @@ from photon_core.errors import UpdateRejected
 from schemas.manifests import UpdateManifest
 from schemas.server import Server
 
+ALIKE = ("median", "trimmed")  # means in which all sites count alike, and which need every site in one place
 EXACT = 1e-9  # shares that miss 1 by less sum to 1
 TOLERANCE = 1e-3  # of a norm that a site claims: it sums in another order
 
@@ -49,7 +50,7 @@ class Combine:
         factor = 1.0
         if server.weights == "fednova":
             self.weights, factor = fednova_factor({site: update.steps for site, update in updates.items()})
-        elif server.weights == "uniform":
+        elif server.weights == "uniform" or server.mean in ALIKE:
             self.weights = {site: 1 / len(updates) for site in updates}
         else:
             self.weights = token_weights({site: update.tokens for site, update in updates.items()})

@@ -18,7 +18,7 @@ from typing import Any
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
 from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifest
-from photon_core.aggregation.combine import Combine
+from photon_core.aggregation.combine import ALIKE, Combine
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict, UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.layout import Run, versions
@@ -27,7 +27,6 @@ from schemas.manifests import PartialManifest, UpdateManifest, UpdateRef
 from schemas.server import Server
 
 MEAN = Server()  # fedavg with lr 1: the new model is the mean, bit for bit
-NOT_LINEAR = ("median", "trimmed")
 CODEC = "plain"
 COSINES_LIMIT = 1 << 20  # bytes
 TRIES = 3  # of a region whose committed files turn out to be damaged
@@ -73,7 +72,7 @@ class Tree:
         base = run.round(t - 1)
         if base is None:
             raise PhotonError(f"round {t} cannot be aggregated: round {t - 1} is not committed")
-        if server.mean in NOT_LINEAR:
+        if server.mean in ALIKE:
             raise PhotonError(f"a {server.mean} mean needs every site in one place: drop aggregation.tree_above")
         self.run, self.t, self.base, self.updates, self.server = run, t, base, updates, server
         there = {n: [site for site in sites if site in updates] for n, sites in groups.items()}

@@ -42,7 +42,8 @@ def parameters(theta: np.ndarray) -> list[np.ndarray]:
 
 def test_weights() -> None:
     assert Combine(Server(), updates()).weights == {"a": 10 / 75, "b": 40 / 75, "c": 25 / 75}
-    assert Combine(Server(weights="uniform"), updates()).weights == {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
+    for server in (Server(weights="uniform"), Server(mean="median"), Server(mean="trimmed")):
+        assert Combine(server, updates()).weights == {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
 
 
 def test_uniform_is_the_plain_mean(theta: np.ndarray, parameters: list[np.ndarray]) -> None:
