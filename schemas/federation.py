@@ -19,6 +19,7 @@ from schemas.update import Update
 from schemas.values import Fraction, Name, Place, Seconds, Text, is_s3, unique, wrong
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
+ROBUST_UPDATES = 3  # of two, none is in the middle
 
 
 class Rounds(Section):
@@ -199,6 +200,19 @@ class Federation(Section):
                 *("aggregation", "tree_above"),
             )
         return self
+
+    @model_validator(mode="after")
+    def _robust(self) -> "Federation":
+        if self.server.mean == "mean" or self.quorum >= ROBUST_UPDATES:
+            return self
+        remedy = f"write rounds.quorum: {ROBUST_UPDATES} or more, or drop it"
+        if self.sites_per_round < ROBUST_UPDATES:
+            remedy = f"drop it, or have {ROBUST_UPDATES} sites a round"
+        raise wrong(
+            f"{self.server.mean} needs {ROBUST_UPDATES} updates to tell a bad one from the others, but a round "
+            f"may commit with {self.quorum}; {remedy}",
+            *("server", "mean"),
+        )
 
     @model_validator(mode="after")
     def _state_dirs(self) -> "Federation":

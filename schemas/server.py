@@ -101,6 +101,12 @@ class Server(Section):
     def _mean(self) -> "Server":
         if self.mean in ("median", "trimmed") and self.weights == "fednova":
             raise wrong(f"fednova weighs the sites, but in a {self.mean} all count alike; drop it", "weights")
+        if self.mean == "norm_bounded" and self.weights == "fednova":
+            raise wrong(
+                "fednova multiplies a change by up to the other sites' steps over its own, whatever norm_bounded "
+                "has bounded it to; write tokens or uniform",
+                "weights",
+            )
         only_for(self, "trim", self.mean, ["trimmed"], "mean: ")
         only_for(self, "norm_bound", self.mean, ["norm_bounded"], "mean: ")
         return self

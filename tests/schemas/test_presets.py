@@ -28,7 +28,7 @@ FEDERATED = {
 
 
 def minimal(preset: str | None = None, **more: Any) -> dict[str, Any]:
-    sites = [{"name": "a", "streams": [{"name": "s", "source": "s.txt"}]}]
+    sites = [{"name": name, "streams": [{"name": "s", "source": "s.txt"}]} for name in "abc"]
     data = {"run": "r", "store": "s", "tokenizer": "gpt2", "local": {"steps": 64}, "sites": sites, **more}
     return {**data, "preset": preset} if preset else data
 
