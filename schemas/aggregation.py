@@ -1,8 +1,9 @@
 """The federation file's `aggregation`: how the server reads and combines the sites' updates."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.section import Section
+from schemas.values import wrong
 
 MIB = 1 << 20
 
@@ -33,6 +34,12 @@ class Aggregation(Section):
         le=256,
         description="requests at a time to a store that is not a local disk",
     )
+
+    @model_validator(mode="after")
+    def _tree(self) -> "Aggregation":
+        if self.tree_above is None and self.fan_out != type(self).model_fields["fan_out"].default:
+            raise wrong("is for regions, and there are none without tree_above; write that, or drop it", "fan_out")
+        return self
 
     @property
     def shard_bytes(self) -> int:

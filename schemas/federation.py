@@ -190,6 +190,37 @@ class Federation(Section):
                     f"{site.steps} steps, but local.steps is {self.local.steps}; write at most that",
                     *("sites", i, "steps"),
                 )
+            if site.time_limit is not None and site.time_limit >= self.rounds.deadline:
+                raise wrong(
+                    f"{site.time_limit:g} s of training do not end before rounds.deadline "
+                    f"({self.rounds.deadline:g} s), when the site is left out; write less",
+                    *("sites", i, "time_limit"),
+                )
+            if isinstance(site.micro_batch, int) and site.micro_batch > self.local.batch_size:
+                raise wrong(
+                    f"{site.micro_batch} sequences at once, but local.batch_size is {self.local.batch_size}; "
+                    "write at most that, or auto",
+                    *("sites", i, "micro_batch"),
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _memory(self) -> "Federation":
+        wanted = {site.micro_batch or self.local.micro_batch for site in self.sites}
+        if self.local.memory_gb is not None and "auto" not in wanted:
+            raise wrong("is for micro_batch: auto; write that, or drop it", "local", "memory_gb")
+        return self
+
+    @model_validator(mode="after")
+    def _server_schedule(self) -> "Federation":
+        schedule = self.server.schedule
+        end = schedule.total_rounds or self.rounds.count
+        if schedule.name != "constant" and schedule.warmup_rounds and schedule.warmup_rounds >= end:
+            raise wrong(
+                f"{schedule.warmup_rounds} rounds of warm-up, but the schedule ends at {end} (total_rounds, or "
+                "rounds.count); write fewer",
+                *("server", "schedule", "warmup_rounds"),
+            )
         return self
 
     @model_validator(mode="after")

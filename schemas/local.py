@@ -90,3 +90,13 @@ class Local(Section):
         if self.device == "cpu" and self.precision == "amp_bf16":
             raise wrong("amp_bf16 does not train on the CPU; write fp32, or device: cuda", "precision")
         return self
+
+    @model_validator(mode="after")
+    def _micro_batch(self) -> "Local":
+        if isinstance(self.micro_batch, int) and self.micro_batch > self.batch_size:
+            raise wrong(
+                f"{self.micro_batch} sequences at once, but batch_size is {self.batch_size}; write at most that, "
+                "or auto",
+                "micro_batch",
+            )
+        return self

@@ -23,6 +23,12 @@ class ServerSchedule(Section):
     )
     alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
 
+    @model_validator(mode="after")
+    def _constant(self) -> "ServerSchedule":
+        for key in ("total_rounds", "alpha"):
+            only_for(self, key, self.name, ["cosine", "linear"])
+        return self
+
 
 class Guard(Section):
     """A round that has gone wrong is applied again, from the same updates, with a lower learning rate."""
