@@ -28,6 +28,7 @@ from photon_core.training.scratch import create_scratch
 from photon_core.training.serving import PRELOAD, connect, last_words, start_process
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+STUCK = 30.0  # seconds of SIGKILL after which a child is left to its fate: it stands in a dead disk or driver
 TICK = 0.25  # seconds between looks at the clock while a child is silent
 
 
@@ -227,7 +228,8 @@ class Launcher:
         finally:
             channel.close()
             self._end(job)
-            shutil.rmtree(folder, ignore_errors=True)
+            if job.ended or job.pid is None:  # else the server removes it, if the child ever ends
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _forsaken(self, job: _Job) -> bool:
         """Whether the shared server ended before it took the job on: then it is for one of our own to do."""
@@ -321,7 +323,7 @@ class Launcher:
                 return message
 
     def _end(self, job: _Job) -> None:
-        """Wait until the child is gone and its leavings are removed; a child that lingers is killed."""
+        """Wait until the child is gone and its leavings are removed; one that lingers is killed, then given up."""
         give_up = time.monotonic() + GRACE
         number = signal.SIGTERM
         with self._changed:
@@ -331,7 +333,7 @@ class Launcher:
             if not finishing and job.pid is None and not self._ready:
                 job.cancelled = True  # the server has not forked it yet: it will be ended when it is
                 return
-            while not finishing:
+            while not finishing and time.monotonic() < give_up + STUCK:
                 self._signal(job, number)
                 finishing = self._changed.wait_for(lambda: job.ended, 0.5)
                 if time.monotonic() > give_up:
@@ -347,6 +349,8 @@ class Launcher:
         """What a job without an answer died of."""
         if job.cancelled:
             return ChildFailed(f"{job.label}: cancelled")
+        if job.pid and not job.ended:
+            return ChildFailed(f"{job.label}: process {job.pid} outlives SIGKILL: a disk or a GPU's driver hangs")
         if job.exit_code is None:
             return ChildFailed(f"{job.label}: the fork server has ended. {self._failure or ''}".rstrip())
         if job.exit_code < 0:

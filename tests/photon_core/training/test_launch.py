@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from photon_core.errors import ChildFailed, DataError, DeadlinePassed, UpdateRejected
+from photon_core.training import launch
 from photon_core.training.launch import Launcher
 from photon_core.training.scratch import create_scratch
 from tests.processes import alive, wait_until
@@ -83,6 +84,12 @@ def give_a_lock() -> Any:
 
 def kill_oneself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def cut_off(report: Callable[[dict[str, Any]], None]) -> None:
+    report({"pid": os.getpid()})
+    os.closerange(3, 256)
+    time.sleep(300)
 
 
 def speak() -> None:
@@ -218,6 +225,26 @@ def test_an_error_in_on_report_ends_the_child(launcher: Launcher) -> None:
     with pytest.raises(KeyboardInterrupt):
         launcher.run(hold_memory, {}, label="interrupted", on_report=report)
     assert nothing_left(seen)
+
+
+def test_a_child_that_no_signal_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that stands in the kernel, on a dead disk: here the server that passes signals on stands still."""
+    monkeypatch.setattr(launch, "GRACE", 0.2)
+    monkeypatch.setattr(launch, "STUCK", 0.5)
+    seen: dict[str, Any] = {}
+    with Launcher(1, preload=()) as launcher:
+
+        def report(values: dict[str, Any]) -> None:
+            seen.update(values)
+            assert launcher._server is not None
+            os.kill(launcher._server.pid, signal.SIGSTOP)
+
+        with pytest.raises(ChildFailed, match=r"stuck: process \d+ outlives SIGKILL"):
+            launcher.run(cut_off, label="stuck", on_report=report)
+        assert alive(seen["pid"]) and launcher._server is not None
+        os.kill(launcher._server.pid, signal.SIGCONT)
+        assert wait_until(lambda: not alive(seen["pid"]))
+        assert launcher.run(add, {"left": 1, "right": 1}, label="next") == 2
 
 
 def test_at_most_slots_children_at_once() -> None:
