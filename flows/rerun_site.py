@@ -5,7 +5,7 @@ import time
 from prefect import flow, tags
 from prefect.states import Completed, State
 
-from photon_core.rounds import check_open, next_attempt, run_of
+from photon_core.rounds import check_asked, check_in_time, newest_update, next_attempt, run_of
 from schemas.federation import Federation
 from tasks import dispatch
 
@@ -21,10 +21,15 @@ def rerun_site(federation: Federation, site: str, t: int, force: bool = False) -
         force: train again although an update is committed: a new attempt beside the old one.
 
     Raises:
-        StoreConflict: round t is committed; what it aggregated stands.
+        FederationError: round t does not ask for the site.
+        StoreConflict: round t is committed, or was before the update came; what it aggregated stands.
     """
-    check_open(federation, t)
-    attempt = next_attempt(run_of(federation), t, site) if force else 1
+    check_asked(federation, t, site)
+    run = run_of(federation)
+    attempt = next_attempt(run, t, site) if force else 1
     with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
         dispatch.dispatch_round(federation, site, t, time.time() + federation.rounds.deadline, attempt)
+    update = newest_update(run, t, site)
+    assert update is not None
+    check_in_time(run, update)
     return Completed(message=f"site '{site}', round {t}: the update is committed")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from photon_core.errors import FederationError, PhotonError
-from photon_core.rounds import check_open, is_done, next_attempt, run_of
+from photon_core.errors import PhotonError
+from photon_core.rounds import check_asked, check_in_time, is_done, next_attempt, run_of
 from schemas.federation import Federation
 
 
@@ -11,17 +11,14 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
     """Where PREFECT_API_URL names a server, through the deployment there; else here, embedded.
 
     Raises:
-        FederationError: there is no such site, or round.
-        StoreConflict: round t is committed.
+        FederationError: there is no such site, or round, or the round does not ask for the site.
+        StoreConflict: round t is committed, or was before the update came.
         PhotonError: the rerun failed, and why.
     """
     import os
 
-    names = [known.name for known in federation.sites]
-    if site not in names:
-        raise FederationError(f"there is no site '{site}'; the file has {', '.join(names)}")
     run = run_of(federation)
-    check_open(federation, t)
+    check_asked(federation, t, site)
     attempt = next_attempt(run, t, site) if force else 1
     if (done := is_done(run, t, site, attempt)) is not None:
         print(f"{site} has committed its update for round {t} (attempt {done.attempt}). To train again: --force")
@@ -33,6 +30,7 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
     update = is_done(run, t, site, attempt)
     if update is None:
         raise PhotonError(f"site '{site}', round {t}: no update was committed")
+    check_in_time(run, update)
     print(f"{site}: attempt {update.attempt} for round {t} is committed, {update.tokens:,} tokens")
 
 

@@ -18,6 +18,7 @@ from photon_core.errors import (
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.layout import Run, model_sha256, versions
 from photon_core.put import put_file
+from photon_core.sampling import sampled_sites
 from photon_core.start import Initial, check_start
 from photon_core.store import Store
 from schemas.federation import Federation
@@ -208,6 +209,42 @@ def check_open(federation: Federation, t: int) -> None:
     if run.round(t - 1) is None:
         remedy = "photon run, or the next federated-round, makes it"
         raise PhotonError(f"round {t} of run '{run.run}' cannot start: round {t - 1} is not committed; {remedy}")
+
+
+def check_asked(federation: Federation, t: int, site: str) -> None:
+    """Refuse one site's work for a round that would not use it; beyond that as `check_open`.
+
+    Raises:
+        FederationError: there is no such site, or it is paused, or not sampled in round t.
+    """
+    names = [known.name for known in federation.sites]
+    if site not in names:
+        raise FederationError(f"there is no site '{site}'; the file has {', '.join(names)}")
+    if site in federation.paused:
+        raise FederationError(
+            f"site '{site}' is paused, and no round asks for it: take its 'paused' out of the file"
+        )
+    check_open(federation, t)
+    if site not in (sampled := sampled_sites(run_of(federation), federation, t)):
+        raise FederationError(
+            f"round {t} samples {len(sampled)} of {len(federation.active)} sites, and '{site}' is not among them: "
+            f"it would not use the update. It asks {', '.join(sampled)}"
+        )
+
+
+def check_in_time(run: Run, update: UpdateManifest) -> None:
+    """Say it if the round was committed without the update.
+
+    Raises:
+        StoreConflict: it was, while the update was being made.
+    """
+    manifest, t, site = run.round(update.round), update.round, update.site
+    if manifest is not None and (site not in manifest.updates or manifest.updates[site].attempt != update.attempt):
+        used = f"with attempt {manifest.updates[site].attempt}" if site in manifest.updates else "without the site"
+        raise StoreConflict(
+            f"attempt {update.attempt} of site '{site}' for round {t} came too late and is not used: "
+            f"the round was committed {used} meanwhile, and stands"
+        )
 
 
 def commit_evaluation(run: Run, t: int, site: str, model: list[FileEntry], scores: dict[str, float]) -> None:

@@ -5,6 +5,7 @@ from math import isfinite, log
 
 from photon_core.hashing import sha256_bytes
 from photon_core.layout import Run
+from schemas.federation import Federation
 
 TOKENS = "data_tokens"  # the metric of an update that tells how many tokens a site has prepared for training
 
@@ -32,6 +33,13 @@ def sample_sites(
     else:
         ranked = sorted(names, key=lambda name: -log((int(digests[name], 16) + 0.5) / 2**256) / weights[name])
     return sorted(ranked[:k])
+
+
+def sampled_sites(run: Run, federation: Federation, t: int) -> list[str]:
+    """The sites of round t, as the file says; paused ones are never among them."""
+    names = federation.active
+    weights = site_tokens(run, names, t) if federation.rounds.sampling == "tokens" else None
+    return sample_sites(names, federation.sites_per_round, federation.seed, t, weights)
 
 
 def site_tokens(run: Run, sites: Sequence[str], t: int) -> dict[str, float]:

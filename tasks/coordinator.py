@@ -19,7 +19,7 @@ from photon_core.candidate import Candidate, Course
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
 from photon_core.rounds import run_of
-from photon_core.sampling import sample_sites, site_tokens
+from photon_core.sampling import sampled_sites
 from photon_core.start import Initial
 from photon_core.trackers import check_trackers
 from photon_core.training.infra import check_infra
@@ -111,11 +111,9 @@ def _remember(t: int) -> None:
 @task(task_run_name="sample sites", cache_policy=NO_CACHE)
 def sample(federation: Federation, t: int) -> list[str]:
     """The K of P sites that take part in round t; paused ones are passed over by name."""
-    names = federation.active
     if federation.paused:
         get_run_logger().warning("round %d passes over the paused sites: %s", t, ", ".join(federation.paused))
-    weights = site_tokens(run_of(federation), names, t) if federation.rounds.sampling == "tokens" else None
-    return sample_sites(names, federation.sites_per_round, federation.seed, t, weights)
+    return sampled_sites(run_of(federation), federation, t)
 
 
 @task(task_run_name="{step_name} region {region}", cache_policy=NO_CACHE)

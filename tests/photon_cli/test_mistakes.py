@@ -46,9 +46,18 @@ def test_before_the_first_run(command: list[str], write_federation: Callable[...
     assert not (file.parent / "store").exists()
 
 
-def test_a_round_beyond_the_count(committed: Callable[..., Path]) -> None:
-    done = photon("rerun", committed(2), "--round", "3", "--site", "a")
-    assert_refused(done, 2, "round 3: the file has 2 rounds; raise rounds.count")
+@pytest.mark.parametrize(
+    "t, site, problem",
+    [
+        ("3", "a", "round 3: the file has 2 rounds; raise rounds.count"),
+        ("2", "x", "there is no site 'x'; the file has a, b, c"),
+        ("2", "c", "round 2 samples 1 of 3 sites, and 'c' is not among them: it would not use the update. "
+         "It asks a"),
+    ],
+)  # fmt: skip
+def test_work_that_no_round_asks_for(t: str, site: str, problem: str, committed: Callable[..., Path]) -> None:
+    file = committed(2 if t == "3" else 1, sites=("a", "b", "c"), rounds={"count": 2, "sites_per_round": 1})
+    assert_refused(photon("rerun", file, "--round", t, "--site", site), 2, problem)
 
 
 def test_a_finished_run_starts_nothing(committed: Callable[..., Path]) -> None:

@@ -1,15 +1,19 @@
-"""What a site says of a round's model, read as a stranger's word."""
+"""What a site says of a round's model, read as a stranger's word; and which work a round asks for."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from photon_core.errors import CorruptFile, PhotonError
+from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict
 from photon_core.layout import MANIFEST_LIMIT, Run
-from photon_core.rounds import commit_evaluation, evaluation
+from photon_core.rounds import check_asked, check_in_time, commit_evaluation, evaluation
 from photon_core.store import Store
-from schemas.manifests import FileEntry, RemovalManifest
+from schemas.federation import Federation
+from schemas.manifests import FileEntry, RemovalManifest, UpdateManifest
+from tests.federations import site
+from tests.photon_core.export.conftest import make_rounds as make_rounds  # the fixture
 
 MODEL = [FileEntry(path="model/1", sha256="a" * 64, bytes=1)]
 SCORES = {"loss": 2.0, "perplexity": 7.4, "tokens": 100.0}
@@ -48,3 +52,32 @@ def test_a_manifest_that_nobody_would_read_is_not_committed(tmp_path: Path) -> N
     with pytest.raises(PhotonError, match=f"at most {MANIFEST_LIMIT} are read"):
         run.record_removal(note)
     assert run.removed(0) is None
+
+
+def test_no_round_asks_for_a_paused_site(make_rounds: Callable[..., tuple[Federation, Run]]) -> None:
+    federation, _ = make_rounds(sites=[site("north"), site("south", paused=True)])
+    check_asked(federation, 2, "north")
+    with pytest.raises(FederationError, match=r"site 'south' is paused.* take its 'paused' out of the file"):
+        check_asked(federation, 2, "south")
+
+
+@pytest.mark.parametrize("name, t, attempt, used", [
+    ("north", 2, 1, None),
+    ("north", 1, 1, None),
+    ("north", 1, 2, "with attempt 1"),
+    ("west", 1, 1, "without the site"),
+])  # fmt: skip
+def test_an_update_that_its_round_did_not_use(
+    name: str, t: int, attempt: int, used: str | None, make_rounds: Callable[..., tuple[Federation, Run]]
+) -> None:
+    _, run = make_rounds()
+    update = UpdateManifest(
+        run="small", round=t, site=name, attempt=attempt, base_sha256="", codec="float32", files=[], tokens=1,
+        steps=1, metrics={}, data_sha256="", versions={}, previous_sha256="",
+    )  # fmt: skip
+    if used is None:
+        return check_in_time(run, update)
+    with pytest.raises(
+        StoreConflict, match=f"attempt {attempt} of site '{name}' .* was committed {used} meanwhile"
+    ):
+        check_in_time(run, update)
