@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TypedDict
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
+from photon_core.aggregation.check import check_counts
 from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.guard import RUNNING_ROUNDS, loss_trouble, norm_trouble
 from photon_core.aggregation.moments import average_moments
@@ -159,14 +160,12 @@ def _gather(
             continue
         try:
             update = newest_update(run, t, site)
-        except CorruptFile as error:
-            reasons[site] = printable(str(error))
+            if update is not None:
+                _check_work(federation, site, update)
+        except (CorruptFile, UpdateRejected) as error:
+            reasons[site] = error.reason if isinstance(error, UpdateRejected) else printable(str(error))
             continue
-        most = token_limit(federation, site)
-        if update is not None and most < update.tokens <= _limits(federation)["token_limit"]:
-            # of another site's size: the check of the manifest knows the largest site's limit alone
-            reasons[site] = f"it claims {update.tokens} trained tokens; at most {most} are possible"
-        elif update is not None:
+        if update is not None:
             updates[site] = update
             reasons.pop(site, None)  # whatever its task said, the store has its work
         else:
@@ -174,11 +173,29 @@ def _gather(
     return updates, reasons
 
 
+def _check_work(federation: Federation, site: str, update: UpdateManifest) -> None:
+    """Refuse more work than is the site's own; the check of a manifest knows the largest site's limits alone.
+
+    Raises:
+        UpdateRejected: it claims too many tokens or local steps, or more tokens than its steps can have had.
+    """
+    tokens, steps = token_limit(federation, site), step_limit(federation, site)
+    check_counts(site, update, tokens, steps)
+    most = update.steps * (tokens // steps)
+    if update.tokens > most:
+        claim = f"it claims {update.tokens} tokens in {update.steps} local steps"
+        raise UpdateRejected(site, f"{claim}; at most {most} are possible")
+
+
+def step_limit(federation: Federation, site: str) -> int:
+    """Most local steps that a site can have made in a round."""
+    return federation.site(site).steps or federation.local.steps
+
+
 def token_limit(federation: Federation, site: str) -> int:
     """Most tokens that a site can have trained in a round: each of its nodes that train apart makes all steps."""
-    local = federation.local
     nodes = choose_infra(federation, site).nodes
-    return nodes * local.steps * local.batch_size * federation.model.max_seq_len
+    return nodes * step_limit(federation, site) * federation.local.batch_size * federation.model.max_seq_len
 
 
 def _limits(federation: Federation) -> Limits:

@@ -81,11 +81,7 @@ def check_manifest(
         )
     if update.previous_sha256 != run.round_sha256(t - 1):
         raise UpdateRejected(site, f"it follows another manifest of round {t - 1} than the committed one")
-    for what, count, limit in (("tokens", update.tokens, token_limit), ("steps", update.steps, step_limit)):
-        if count <= 0:
-            raise UpdateRejected(site, f"it claims {_number(count)} trained {what}; at least 1 is needed")
-        if count > limit:
-            raise UpdateRejected(site, f"it claims {_number(count)} trained {what}; at most {limit} are possible")
+    check_counts(site, update, token_limit, step_limit)
     _check_metrics(site, update.metrics)
     with blame(site, PhotonError):
         codec = get_codec(update.codec)
@@ -95,6 +91,15 @@ def check_manifest(
                 raise PhotonError(f"file '{entry.path}' has no sha256 or blake3")
         found = all_tensors(update.files)
     _check_tensors(site, all_tensors(base.model), found, codec)
+
+
+def check_counts(site: str, update: UpdateManifest, token_limit: int, step_limit: int) -> None:
+    """Refuse tokens and local steps, the update's weight, that nobody trains in a round."""
+    for what, count, limit in (("tokens", update.tokens, token_limit), ("steps", update.steps, step_limit)):
+        if count <= 0:
+            raise UpdateRejected(site, f"it claims {_number(count)} trained {what}; at least 1 is needed")
+        if count > limit:
+            raise UpdateRejected(site, f"it claims {_number(count)} trained {what}; at most {limit} are possible")
 
 
 def _check_metrics(site: str, metrics: Mapping[str, float]) -> None:

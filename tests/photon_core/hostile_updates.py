@@ -39,8 +39,11 @@ FEDERATION = Federation.model_validate(
     {
         "run": "run", "recipe": None, "store": "unused", "tokenizer": "bytes",
         "model": {"n_layers": 1, "d_model": 8, "n_heads": 1, "vocab_size": 257, "max_seq_len": 16},
-        "rounds": {"count": 3, "quorum": 2}, "local": {"steps": 5, "batch_size": 4, "device": "cpu"},
-        "sites": [{"name": s, "streams": [{"name": "s", "source": "x.txt"}]} for s in (*HONEST, EVIL)],
+        "rounds": {"count": 3, "quorum": 2}, "local": {"steps": 6, "batch_size": 4, "device": "cpu"},
+        "sites": [
+            {"name": s, "streams": [{"name": "s", "source": "x.txt"}], "steps": 5 if s == EVIL else None}
+            for s in (*HONEST, EVIL)
+        ],
     }
 )  # fmt: skip
 
@@ -153,7 +156,9 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
         _raw(lambda: b'{"tokens":1' + b"0" * 9000 + b"}"),
         "is not a manifest",
     ),
+    "one step too many": (_set(steps=6), "claims 6 trained steps; at most 5"),
     "too many steps": (_set(steps=10**12), "claims 1000000000000 trained steps; at most 5"),
+    "more tokens than its steps": (_set(steps=4), "claims 320 tokens in 4 local steps; at most 256 are possible"),
     "no loss": (_set(metrics={}), "no train_loss"),
     "loss is NaN": (_set(metrics={"train_loss": float("nan")}), "'train_loss' is nan"),
     "endless loss": (_set(metrics={"train_loss": 1.0, "x": float("inf")}), "'x' is inf"),

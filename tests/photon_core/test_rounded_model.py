@@ -73,7 +73,7 @@ def second(tmp_path: Path, make_run: MakeRun) -> Run:
     """A run whose round 1 is committed and sent as bfloat16; the sites of round 1 had float32."""
     shapes = parameter_shapes(FEDERATION.model)
     theta = {name: initial_tensor(name, FEDERATION.model, 17) for name in shapes}
-    sites = {site: (moved(theta, seed), 320) for seed, site in enumerate("ab")}
+    sites = {site: (moved(theta, seed), 64) for seed, site in enumerate("ab")}
     run, _ = make_run(Store(str(tmp_path)), theta, sites)
     commit(run, FEDERATION, aggregate_round(run, FEDERATION, 1, ["a", "b"], {}), Course(["a", "b"]))
     return run
