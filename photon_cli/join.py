@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 from photon_cli.remote import NotReady, require_server
 from photon_core.data.paths import find_site
 from photon_core.errors import DataError, PhotonError
+from photon_core.training.infra import check_gpus, check_infra
 from photon_core.training.serving import serve_beside
 from schemas.federation import Federation
 from schemas.load import check_paths
 
-CUDA = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
+GPUS = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 CUDA_SECONDS = 300.0  # importing torch from a cold disk takes a while
 WORKER = {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # jobs call python
@@ -45,7 +46,7 @@ def join(federation: Federation, site: str | None, unprepared: bool, check_only:
     if site is None or kind == "process":
         checks["store"] = lambda: _store(federation, site)
     if site is not None and kind == "process":  # others train elsewhere: what this machine has says nothing
-        checks["device"] = lambda: _device(federation)
+        checks["device"] = lambda: _device(federation, site)
         checks["data"] = lambda: _data(federation, site, unprepared)
     problems = []
     for name, check in checks.items():
@@ -146,18 +147,23 @@ def _store(federation: Federation, site: str | None) -> str:
     return f"{run.store.url}, " + ("no round yet" if latest is None else f"round {latest} is the latest")
 
 
-def _device(federation: Federation) -> str:
-    """The device that the file asks for. Looked at in a child: CUDA must not be touched here."""
-    wanted = federation.local.device
-    if wanted != "cuda":
+def _device(federation: Federation, site: str) -> str:
+    """The devices that the file asks for. Looked at in a child: CUDA must not be touched here."""
+    infra, wanted = check_infra(federation, site), federation.local.device
+    devices = infra.nodes * infra.ranks
+    if wanted == "cpu" or (wanted == "auto" and devices == 1):
         return f"{wanted}, as the file says"
     try:
-        done = subprocess.run([sys.executable, "-c", CUDA], capture_output=True, timeout=CUDA_SECONDS)
+        done = subprocess.run([sys.executable, "-c", GPUS], capture_output=True, timeout=CUDA_SECONDS)
     except subprocess.TimeoutExpired:
         raise NotReady(f"looking for a GPU took more than {CUDA_SECONDS:.0f} s: its driver hangs") from None
-    if done.returncode:
+    found = 0 if done.returncode else int(done.stdout.split()[-1])
+    if not found and wanted == "cuda":
         raise NotReady("the file says local.device: cuda, and no GPU can be used here; look at nvidia-smi")
-    return "cuda"
+    if not found:
+        return "no GPU can be used here: training takes the processors"
+    check_gpus(site, devices, found)
+    return f"cuda, {devices} of {found} GPUs"
 
 
 def _data(federation: Federation, site: str, unprepared: bool) -> str:

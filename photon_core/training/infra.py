@@ -103,6 +103,20 @@ def check_infra(federation: Federation, site: str) -> Infra:
     return infra
 
 
+def check_gpus(site: str, wanted: int, found: int) -> None:
+    """Refuse to train on more GPUs than a machine has.
+
+    Raises:
+        FederationError: it has fewer.
+    """
+    if found < wanted:
+        raise FederationError(
+            f"sites[{site}].hardware: training takes {wanted} GPUs of one machine, and this one shows {found}. A "
+            "job over several machines is not supported: write the machines as sites of their own, or the devices "
+            "that are there"
+        )
+
+
 def waiting_share(federation: Federation, hardware: Hardware) -> float:
     """Share of a step of one job over all nodes that its devices wait for the exchange of gradients.
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from photon_core.errors import ChildFailed, FederationError
+from photon_core.errors import ChildFailed
 from photon_core.training.device import choose_device
-from photon_core.training.infra import Infra
+from photon_core.training.infra import Infra, check_gpus
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.rank import ANSWER, REPORTS, REQUEST
 from photon_core.training.scratch import remove_job
@@ -66,15 +66,8 @@ def train_ranks(
 
 def check_devices(job: LocalJob, wanted: int) -> None:
     """Refuse to train on more GPUs than this machine has; processors may be shared."""
-    if choose_device(job.federation.local) == "cpu":
-        return
-    found = torch.cuda.device_count()
-    if found < wanted:
-        raise FederationError(
-            f"sites[{job.site}].hardware: training takes {wanted} GPUs of one machine, and this one shows "
-            f"{found}. A job over several machines is not supported: write the machines as sites of their own, or "
-            "the devices that are there"
-        )
+    if choose_device(job.federation.local) != "cpu":
+        check_gpus(job.site, wanted, torch.cuda.device_count())
 
 
 def launch(program: list[str], ranks: int, threads: int) -> int:

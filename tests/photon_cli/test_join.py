@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from photon_cli import join
 from photon_cli.server import EmbeddedServer
+from photon_core.errors import PhotonError
 from schemas.federation import Federation
+from tests.federations import sample, site
 
 PHOTON = Path(sys.executable).parent / "photon"
 AUTH = "photon:words"
@@ -60,6 +63,30 @@ def test_neither_site_nor_coordinator(write_federation: Callable[..., Path]) -> 
 def test_unknown_site(write_federation: Callable[..., Path]) -> None:
     done = photon("join", write_federation(), "--site", "zebra", url=None)
     assert done.returncode == 2 and "no site is named 'zebra'; write one of: a, b" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"),
+    [
+        ("cuda", 8, "cuda, 8 of 8 GPUs"),
+        ("auto", 9, "cuda, 8 of 9 GPUs"),
+        ("auto", 4, "sites[a].hardware: training takes 8 GPUs of one machine, and this one shows 4."),
+        ("auto", 0, "no GPU can be used here: training takes the processors"),
+        ("cuda", 0, "the file says local.device: cuda, and no GPU can be used here"),
+        ("cpu", 0, "cpu, as the file says"),
+    ],
+)
+def test_a_site_declares_no_more_gpus_than_its_machine_has(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, expected: str
+) -> None:
+    monkeypatch.setattr(join, "GPUS", f"print({gpus})")  # what torch counts
+    hardware = {"devices": 4, "nodes": 2, "parallel": "federation", "tflops": 1}
+    local = {"steps": 10, "batch_size": 8, "device": device}
+    try:
+        said = join._device(sample(local=local, sites=[site("a", hardware=hardware)]), "a")
+    except PhotonError as error:
+        said = str(error)
+    assert said.startswith(expected)
 
 
 @pytest.mark.slow
