@@ -67,6 +67,10 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
     if t is None:
         start_at_site(federation, deployed)
     t = coordinator.open_round(federation, t)
+    if t is None:  # a schedule goes on when the run is done
+        return Completed(
+            message=f"all {federation.rounds.count} rounds are committed: raise rounds.count to go on"
+        )
     manifest = coordinator.committed_before(federation, t)
     if manifest is None:
         with dispatch.watching() as over:

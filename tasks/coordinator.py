@@ -65,17 +65,19 @@ def open_run(federation: Federation) -> int:
         return latest
 
 
-def open_round(federation: Federation, t: int | None) -> int:
-    """The number of the round to make: t, or the one after the latest. Opens the run where that is to be done.
+def open_round(federation: Federation, t: int | None) -> int | None:
+    """The number of the round to make: t, or the one after the latest; None if all are committed.
+
+    Opens the run where that is to be done.
 
     Raises:
         StoreConflict: round t is committed already.
-        PhotonError: round t - 1 is not, or all rounds of the federation are.
+        PhotonError: round t - 1 is not.
     """
     if t is None:
         t = _begun_before() or open_run(federation) + 1
         if t > federation.rounds.count:
-            raise PhotonError(f"all {federation.rounds.count} rounds are committed: raise rounds.count to go on")
+            return None
         _remember(t)
     if not _is_retry() or run_of(federation).round(t) is None:
         rounds.check_open(federation, t)

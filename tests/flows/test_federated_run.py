@@ -61,6 +61,8 @@ def test_four_sites_with_the_same_data_equal_one_site(prepared: Callable[..., Fe
 
 
 def test_a_committed_round_and_a_committed_update_are_not_done_again(prepared: Callable[..., Federation]):
+    from flows.federated_round import federated_round
+
     federation = prepared()
     first = run(federation, rounds=1)
     assert run(federation, rounds=1)[:2] == first
@@ -68,6 +70,8 @@ def test_a_committed_round_and_a_committed_update_are_not_done_again(prepared: C
     folders = [f"tiny/rounds/{t:06d}/sites/{site}" for t in (1, 2) for site in "ab"]
     assert all([name for name in store.ls(folder) if name.isdigit()] == ["0001"] for folder in folders)
     assert len(run(federation)) == 3  # the count is reached: nothing more
+    state = federated_round(federation, return_state=True)
+    assert state.is_completed() and state.message == "all 2 rounds are committed: raise rounds.count to go on"
 
 
 def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation]):
