@@ -25,7 +25,7 @@ from photon_core.errors import ChildFailed, DeadlinePassed
 from photon_core.training.channel import Channel, ChannelClosed
 from photon_core.training.child import REQUEST
 from photon_core.training.scratch import create_scratch
-from photon_core.training.serving import PRELOAD, connect, last_words, start_process
+from photon_core.training.serving import PRELOAD, connect, heard, last_words, start_process
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 STUCK = 30.0  # seconds of SIGKILL after which a child is left to its fate: it stands in a dead disk or driver
@@ -135,10 +135,7 @@ class Launcher:
     def _listen(self, control: socket.socket) -> None:
         """Take in what the server says, until it is gone."""
         while True:
-            try:
-                data = control.recv(1 << 16)
-            except OSError:
-                data = b""
+            data = heard(control)
             ending = "" if data else last_words(self._server, self._scratch)
             with self._changed:
                 if data:

@@ -44,6 +44,18 @@ def start_process(call: str, descriptors: Sequence[int], log: Path) -> subproces
         )
 
 
+def heard(control: socket.socket) -> bytes:
+    """What a fork server says next; nothing once it is gone."""
+    for _ in range(2):
+        try:
+            return control.recv(1 << 16)
+        except ConnectionResetError:  # it ended with something unread: what it said before is still to come
+            continue
+        except OSError:
+            break
+    return b""
+
+
 def last_words(server: subprocess.Popen[bytes] | None, scratch: Path | None) -> str:
     """How a launcher's own fork server ended, and the end of its log."""
     if server is None or scratch is None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 from photon_core.errors import ChildFailed
 from photon_core.training.launch import Launcher
-from photon_core.training.serving import VARIABLE, connect, serve
+from photon_core.training.serving import VARIABLE, connect, heard, serve
 from tests.processes import alive, wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -216,3 +217,12 @@ def test_a_server_beside_a_program_outlives_it_by_its_last_launcher() -> None:
             holder.join()
             assert launcher.run(ANSWERS_ITS_SERVER, label="x") == holder.seen["server"]
         assert wait_until(lambda: not alive(holder.seen["server"]) and not path.parent.exists())
+
+
+def test_a_server_that_ends_before_it_has_read_all_is_still_heard() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        ours.send(b"a job")
+        theirs.send(b"cannot import")
+        theirs.close()
+        assert [heard(ours), heard(ours)] == [b"cannot import", b""]
