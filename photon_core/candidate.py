@@ -8,7 +8,7 @@ from typing import TypedDict
 from photon_core.aggregation.aggregate import Aggregate, aggregate
 from photon_core.aggregation.check import check_counts
 from photon_core.aggregation.download import write_rounded
-from photon_core.aggregation.guard import RUNNING_ROUNDS, loss_trouble, norm_trouble
+from photon_core.aggregation.guard import RUNNING_ROUNDS, blown_up, diverged, loss_trouble, norm_trouble
 from photon_core.aggregation.moments import average_moments
 from photon_core.aggregation.server_schedule import server_at
 from photon_core.aggregation.tree import Tree, reference, regions
@@ -213,16 +213,35 @@ def apply_again(
         another candidate, to be evaluated in its turn; None if this one is good, or no tries are left.
     """
     guard = candidate.server.guard
-    metrics = aggregate_metrics(federation, candidate.result.weights, candidate.updates, evaluations)
-    trouble = loss_trouble(metrics.get("loss"), _past_metrics(run, candidate.t), guard)
+    trouble = loss_trouble(evaluations, [manifest.evaluations for manifest in _past(run, candidate.t)], guard)
+    if sites := blown_up(evaluations, federation):
+        trouble = f"the validation loss is not finite at {', '.join(sites)}"
     if not trouble or len(candidate.guard) >= guard.tries:
         return None
     return _guarded(run, federation, _lowered(candidate, trouble))
 
 
+def _last_notes(
+    run: Run, federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
+) -> list[str]:
+    """What is still out of line with a candidate that is to be committed, because no tries are left.
+
+    Raises:
+        ModelDiverged: so much that no round could follow.
+    """
+    guard, past = candidate.server.guard, _past(run, candidate.t)
+    if sites := blown_up(evaluations, federation):
+        raise diverged(candidate.t, sites, candidate.server.lr, len(candidate.guard))
+    found = [
+        norm_trouble(candidate.result.norms, [manifest.metrics for manifest in past], guard),
+        loss_trouble(evaluations, [manifest.evaluations for manifest in past], guard),
+    ]
+    return [f"{trouble}: no tries are left, and it stands" for trouble in found if trouble and guard.tries]
+
+
 def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
     """The candidate with its model; applied again with a lower learning rate while its norms are out of line."""
-    past = _past_metrics(run, candidate.t)
+    past = [manifest.metrics for manifest in _past(run, candidate.t)]
     while True:
         guard = candidate.server.guard
         last = len(candidate.guard) >= guard.tries
@@ -258,10 +277,10 @@ def _lowered(candidate: Candidate, trouble: str) -> Candidate:
     )
 
 
-def _past_metrics(run: Run, t: int) -> list[dict[str, float]]:
-    """Metrics of the rounds just before round t, oldest first."""
+def _past(run: Run, t: int) -> list[RoundManifest]:
+    """The rounds just before round t, oldest first."""
     manifests = [run.round(r) for r in range(max(1, t - RUNNING_ROUNDS), t)]
-    return [manifest.metrics for manifest in manifests if manifest is not None]
+    return [manifest for manifest in manifests if manifest is not None]
 
 
 def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
@@ -301,6 +320,7 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
 
     Raises:
         StoreConflict: another writer committed this round first. Its result stands.
+        ModelDiverged: no round could follow it.
     """
     before = run.round(candidate.t - 1)
     assert before is not None
@@ -322,7 +342,7 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
         partials=candidate.result.partials,
         incidents=_incidents(updates, course.incidents),
         server=candidate.server.model_dump(mode="json"),
-        guard=candidate.guard,
+        guard=[*candidate.guard, *_last_notes(run, federation, candidate, course.evaluations)],
         global_step=before.global_step + max(update.steps for update in updates.values()),
         total_tokens=before.total_tokens + tokens,
         metrics=candidate.result.norms

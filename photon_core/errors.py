@@ -8,6 +8,7 @@ __all__ = [
     "DataError",
     "DeadlinePassed",
     "FederationError",
+    "ModelDiverged",
     "PhotonError",
     "QuorumMissed",
     "StoreConflict",
@@ -71,6 +72,10 @@ class ChildFailed(PhotonError):
 
 class DeadlinePassed(ChildFailed):
     """A child process was ended because its time was up."""
+
+
+class ModelDiverged(PhotonError):
+    """A round's new model has no finite validation loss, so that the next round's training could not begin."""
 
 
 class StepOverflow(PhotonError):

@@ -186,6 +186,8 @@ def publish(federation: Federation, candidate: Candidate, course: Course) -> Rou
     with step(candidate.t, "publish") as out:
         course = replace(course, spans=SPANS.take(federation.run, candidate.t))
         manifest = candidates.commit(run_of(federation), federation, candidate, course)
+        for note in manifest.guard[len(candidate.guard) :]:
+            get_run_logger().warning("round %d: %s", candidate.t, note)
         _show(federation, manifest)
         out.update(manifest=manifest)
         return manifest

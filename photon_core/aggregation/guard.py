@@ -1,9 +1,11 @@
 """Whether a round has gone wrong at the server: its norms, or its loss, are out of line with the rounds before."""
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from photon_core.errors import ModelDiverged
+from photon_core.round_metrics import LARGEST_LOSS, Scores
+from schemas.federation import Federation
 from schemas.server import Guard
 
 RUNNING_ROUNDS = 5  # whose median is the running value
@@ -31,11 +33,42 @@ def norm_trouble(norms: Mapping[str, float], past: Sequence[Mapping[str, float]]
     return ""
 
 
-def loss_trouble(loss: float | None, past: Sequence[Mapping[str, float]], guard: Guard) -> str:
-    """What is wrong with a new model's validation loss (nats, mean over the sites), or nothing."""
-    usual = running(past, "loss")
-    if guard.loss_jump is None or loss is None or usual is None:
+def loss_trouble(evaluations: Scores, past: Sequence[Scores], guard: Guard) -> str:
+    """What is wrong with a new model's validation loss (nats, mean over the sites' tokens), or nothing.
+
+    Only of sites that have been evaluated before, each against its own running value: whoever joins, pauses or
+    comes back moves the mean of all.
+
+    Args:
+        evaluations: site -> its scores of the candidate.
+        past: the same of the committed rounds, oldest first.
+        guard: the settings.
+    """
+    tokens, loss, usual = 0.0, 0.0, 0.0
+    for site, scores in evaluations.items():
+        before = running([found[site] for found in past if site in found], "loss")
+        if before is not None:
+            tokens += scores["tokens"]
+            loss += scores["tokens"] * scores["loss"]
+            usual += scores["tokens"] * before
+    if guard.loss_jump is None or not tokens or loss <= usual + guard.loss_jump * tokens:
         return ""
-    if not math.isfinite(loss) or loss > usual + guard.loss_jump:
-        return f"the validation loss is {loss:.4g}, over {guard.loss_jump:g} above its running value {usual:.4g}"
-    return ""
+    now, usually = loss / tokens, usual / tokens
+    return f"the validation loss is {now:.4g}, over {guard.loss_jump:g} above its running value {usually:.4g}"
+
+
+def blown_up(evaluations: Scores, federation: Federation) -> list[str]:
+    """The sites at which a new model has no finite loss, if a quorum that could train from it is not left."""
+    sites = [site for site, scores in sorted(evaluations.items()) if scores["loss"] >= LARGEST_LOSS]
+    return sites if len(federation.active) - len(sites) < federation.quorum else []
+
+
+def diverged(t: int, sites: Sequence[str], lr: float, lowered: int) -> ModelDiverged:
+    """Why round t cannot be committed, blown up at these sites after so many tries, and what to do."""
+    tried = f"{lr:g}, lowered {lowered} times" if lowered else f"{lr:g}"
+    return ModelDiverged(
+        f"round {t} is not committed: its model, with server.lr {tried}, has no finite validation loss at "
+        f"{', '.join(sites)}, and too few other sites could train from it. Write a lower server.lr, another "
+        "server.optimizer or more server.guard.tries, or pause the sites named, and run again: the updates stay, "
+        "and are aggregated again"
+    )

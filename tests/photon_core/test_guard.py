@@ -1,7 +1,7 @@
 """A federation that blows up without the guard and recovers with it, on the store's real path but for training.
 
-Three sites, each with a quadratic of its own: theta_k = theta - a (theta - target_k); the loss is the distance to
-the targets' mean. A server learning rate beyond 2 / a diverges.
+Three sites, each with a quadratic of its own: theta_k = theta - a (theta - target_k); the loss is the distance
+to the targets' mean. A server learning rate beyond 2 / a diverges.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from photon_core.aggregation.guard import loss_trouble, norm_trouble, running
+from photon_core.aggregation.guard import blown_up, loss_trouble, norm_trouble, running
 from photon_core.candidate import Candidate, Course, aggregate_round, apply_again, commit
-from photon_core.errors import StepOverflow
+from photon_core.errors import ModelDiverged, StepOverflow
 from photon_core.layout import Run, model_sha256
+from photon_core.round_metrics import LARGEST_LOSS
 from photon_core.rounds import put_files
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import Store
@@ -88,7 +89,11 @@ def train(
 
 def evaluate(run: Run, candidate: Candidate) -> dict[str, dict[str, float]]:
     away = model(run, candidate.t, candidate.result.model).astype(np.float64) - GOAL
-    return {"a": {"loss": float((away**2).mean()) / 2, "perplexity": 1.0, "tokens": 1.0}}
+    return told(float(np.sqrt((away**2).mean())))
+
+
+def told(loss: float) -> dict[str, dict[str, float]]:
+    return {site: {"loss": min(loss, LARGEST_LOSS), "perplexity": 1.0, "tokens": 1.0} for site in SITES}
 
 
 def make_round(
@@ -97,6 +102,10 @@ def make_round(
     """As flows/federated_round.py does."""
     for site in SITES:
         train(run, t, site, change)
+    return aggregate_and_commit(run, setting, t)
+
+
+def aggregate_and_commit(run: Run, setting: Federation, t: int) -> RoundManifest:
     candidate = aggregate_round(run, setting, t, list(SITES), {})
     evaluations = evaluate(run, candidate)
     while again := apply_again(run, setting, candidate, evaluations):
@@ -111,9 +120,9 @@ def test_a_federation_blows_up_without_the_guard_and_recovers_with_it(tmp_path: 
     for t in range(1, 9):
         blown = make_round(without, federation(**reckless, guard={"tries": 0}), t)
         saved = make_round(guarded, federation(**reckless), t)
-    assert blown.metrics["loss"] > 1e3
+    assert blown.metrics["loss"] > 100
     assert blown.guard == []
-    assert saved.metrics["loss"] < 15
+    assert saved.metrics["loss"] < 6
     manifests = [manifest for t in range(1, 9) if (manifest := guarded.round(t))]
     acted = [manifest for manifest in manifests if manifest.guard]
     assert acted
@@ -154,18 +163,55 @@ def test_a_step_that_is_not_finite_is_made_smaller(tmp_path: Path) -> None:
     setting = {"lr": 8.0}
     with pytest.raises(StepOverflow):
         make_round(start(tmp_path / "a"), federation(**setting, guard={"tries": 0}), 1, lambda c: 0 * c + 1e38)
-    found = make_round(start(tmp_path / "b"), federation(**setting), 1, lambda c: 0 * c + 1e38)
-    assert found.server["lr"] == 2.0
+    found = aggregate_round(Run(Store(str(tmp_path / "a")), "run"), federation(**setting), 1, list(SITES), {})
+    assert found.server.lr == 2.0
     assert len(found.guard) == 2
     assert all("NaN or infinite" in note for note in found.guard)
 
 
-def test_when_the_tries_are_used_up_the_last_one_stands(tmp_path: Path) -> None:
+def test_when_the_tries_are_used_up_the_last_one_stands_and_says_so(tmp_path: Path) -> None:
     run, setting = start(tmp_path), federation(guard={"tries": 1, "lr_factor": 0.9})
     make_round(run, setting, 1)
-    manifest = make_round(run, setting, 2, lambda c: 0 * c + 1e6)
-    assert len(manifest.guard) == 1
+    manifest = make_round(run, setting, 2, lambda c: 0 * c + 600)
     assert manifest.server["lr"] == pytest.approx(0.9)
+    lowered, *left = manifest.guard
+    assert "the server's step is" in lowered and lowered.endswith("and the round applied again")
+    assert [note.partition(" is ")[0] for note in left] == [
+        "the server's step", "the validation loss",
+    ]  # fmt: skip
+    assert all(note.endswith(": no tries are left, and it stands") for note in left)
+
+
+def test_a_model_that_no_site_could_train_from_is_not_committed_and_the_updates_stay(tmp_path: Path) -> None:
+    """In the first round, too, that has no running value; then with what the error says."""
+    run = start(tmp_path)
+    with pytest.raises(ModelDiverged, match=r"server.lr 0.125, lowered 3 times, .* loss at a, b, c,.* run again"):
+        make_round(run, federation(), 1, lambda c: 0 * c + 1e6)
+    assert run.round(1) is None
+    with pytest.raises(ModelDiverged, match=r"with server.lr 1, has no finite"):
+        aggregate_and_commit(run, federation(guard={"tries": 0}), 1)
+    manifest = aggregate_and_commit(run, federation(lr=1e-3), 1)
+    assert manifest.server["lr"] == 5e-4
+    assert ["the validation loss is not finite at a, b, c" in note for note in manifest.guard] == [True]
+
+
+def test_what_a_quorum_can_train_from_is_not_held_up_by_one_site() -> None:
+    evaluations = told(4.0) | {"a": {"loss": LARGEST_LOSS, "perplexity": 1.0, "tokens": 1.0}}
+    assert blown_up(evaluations, federation()) == []  # a quorum of 2 of 3
+    assert blown_up(evaluations | {"c": evaluations["a"]}, federation()) == ["a", "c"]
+
+
+def test_a_site_that_comes_or_goes_is_no_jump_of_the_loss() -> None:
+    def of(**losses: float) -> dict[str, dict[str, float]]:
+        return {site: {"loss": loss, "tokens": 100.0} for site, loss in losses.items()}
+
+    past = [of(a=4.1, b=6.0), of(a=4.0, b=6.0), of(a=3.9, b=6.0)]
+    assert loss_trouble(of(a=4, b=6, joins=9), past, Guard()) == ""
+    assert loss_trouble(of(joins=9), past, Guard()) == ""
+    assert loss_trouble(of(b=6), past, Guard()) == ""
+    assert loss_trouble(of(a=4), [*past, of(b=6.0)], Guard()) == ""
+    found = loss_trouble(of(a=5.5, b=7.5, joins=1), past, Guard())
+    assert found == "the validation loss is 6.5, over 1 above its running value 5"
 
 
 def test_the_mean_of_the_moments_is_made_once_however_often_the_round_is_applied(tmp_path: Path) -> None:
@@ -175,11 +221,11 @@ def test_the_mean_of_the_moments_is_made_once_however_often_the_round_is_applied
     paths = {site: tmp_path / f"{site}.safetensors" for site in SITES}
     for number, path in enumerate(paths.values()):
         save_file({name: np.full(shape, number, np.float32) for name, shape in shapes.items()}, path)
-    for t, change, loss, trouble in ((1, 0.01, 1.0, ""), (2, 0.01, 1e9, "loss"), (3, 100.0, 1.0, "step")):
+    for t, change, loss, trouble in ((1, 0.01, 1.0, ""), (2, 0.01, 100.0, "loss"), (3, 100.0, 1.0, "step")):
         for site in SITES:
             train(run, t, site, lambda c, to=change: 0 * c + np.float32(to), [paths[site]])
         candidate = aggregate_round(run, setting, t, list(SITES), {})
-        evaluations = {"a": {"loss": loss, "perplexity": 1.0, "tokens": 1.0}}
+        evaluations = told(loss)
         while again := apply_again(run, setting, candidate, evaluations):
             candidate = again
         (made,) = (tmp_path / run.round_dir(t) / "moments").iterdir()
@@ -187,7 +233,7 @@ def test_the_mean_of_the_moments_is_made_once_however_often_the_round_is_applied
         assert [entry.path for entry in manifest.moments] == [f"moments/{made.name}"]
         found = load_file(made)
         assert found.keys() == shapes.keys() and all((value == 1).all() for value in found.values())
-        assert len(manifest.guard) == (setting.server.guard.tries if trouble else 0)
+        assert len(manifest.guard) == (setting.server.guard.tries + 1 if trouble else 0)
         assert all(trouble in note for note in manifest.guard)
 
 
@@ -200,7 +246,7 @@ def test_the_running_value_is_the_median_of_the_last_rounds() -> None:
     assert "29, 14.5 times its running value 2" in norm_trouble(norms, [{"step_norm": 2.0}], Guard())
     assert norm_trouble(norms, [{"step_norm": 2.0}], Guard(norm_factor=None)) == ""
     assert norm_trouble(norms, [], Guard()) == ""
-    assert loss_trouble(3.9, [{"loss": 3.0}], Guard()) == ""
-    assert loss_trouble(4.1, [{"loss": 3.0}], Guard())
-    assert loss_trouble(4.1, [{"loss": 3.0}], Guard(loss_jump=None)) == ""
-    assert loss_trouble(None, [{"loss": 3.0}], Guard()) == ""
+    assert loss_trouble(told(3.9), [told(3.0)], Guard()) == ""
+    assert loss_trouble(told(4.1), [told(3.0)], Guard())
+    assert loss_trouble(told(4.1), [told(3.0)], Guard(loss_jump=None)) == ""
+    assert loss_trouble({}, [told(3.0)], Guard()) == ""

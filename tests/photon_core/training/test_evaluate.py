@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 from photon_core.aggregation.guard import loss_trouble
 from photon_core.data.stream import valid_sequences
 from photon_core.hashing import canonical_json
-from photon_core.training.evaluate import LARGEST_LOSS, evaluate
+from photon_core.round_metrics import LARGEST_LOSS
+from photon_core.training.evaluate import evaluate
 from photon_core.training.initial import initial_model, initial_tensor
 from photon_core.training.job import LocalJob
 from photon_core.training.local import train
@@ -106,4 +107,4 @@ def test_a_model_that_has_blown_up_scores_the_largest_loss(
     assert scores["loss"] == scores["loss/news"] == scores["loss/code"] == LARGEST_LOSS
     assert scores["perplexity"] == math.exp(LARGEST_LOSS)
     canonical_json(scores)
-    assert loss_trouble(scores["loss"], [{"loss": 3.0}], Guard())
+    assert loss_trouble({"alpha": scores}, [{"alpha": {"loss": 3.0}}], Guard())
