@@ -313,6 +313,7 @@ def summary(manifest: RoundManifest) -> list[dict[str, Any]]:
                 "bytes sent": update.bytes if update else 0,
                 "seconds": update.metrics.get("seconds") if update else None,
                 "left out": _why_left_out(manifest, site),
+                "not evaluated": manifest.not_evaluated.get(site, ""),
                 "incidents": "; ".join(manifest.incidents.get(site, [])),
             }
         )

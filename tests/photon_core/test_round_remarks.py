@@ -3,7 +3,7 @@
 from typing import Any
 
 from photon_cli.progress import round_line
-from photon_core.rounds import remarks
+from photon_core.rounds import remarks, summary
 from schemas.manifests import RoundManifest
 
 
@@ -27,5 +27,10 @@ def test_every_kind_in_this_order():
     assert remarks(strange) == [
         "Guard: applied again", "Left out: a (late)", "Left out: b (crashed)", "Paused: c, d",
         "a: started twice; slow", "Not evaluated: b (away)",
+    ]  # fmt: skip
+    columns = ("site", "left out", "not evaluated", "incidents")
+    assert [tuple(row[name] for name in columns) for row in summary(strange)] == [
+        ("a", "late", "", "started twice; slow"), ("b", "crashed", "away", ""), ("c", "paused", "", ""),
+        ("d", "paused", "", ""),
     ]  # fmt: skip
     assert round_line(strange, 5).splitlines()[1:] == [f"  {line}" for line in remarks(strange)]
