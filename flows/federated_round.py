@@ -94,7 +94,6 @@ def _round(federation: Federation, t: int, deployed: bool, over: threading.Event
             else:
                 futures[site] = site_steps(federation, site, t)
     left_out = _wait(federation, t, futures, deadline)
-    coordinator.announce(federation, t, left_out)
     seconds = {"sites": time.monotonic() - clock}
 
     clock = time.monotonic()
@@ -109,7 +108,9 @@ def _round(federation: Federation, t: int, deployed: bool, over: threading.Event
     seconds["evaluate"] = time.monotonic() - clock
 
     incidents = {
-        site: found["round"].result() for site, found in futures.items() if deployed and site not in left_out
+        site: [f"{why}; its update was committed all the same"]
+        for site, why in left_out.items()
+        if site in candidate.updates
     }
     course = Course(sampled, evaluations, not_evaluated, seconds, incidents, opened)
     return coordinator.publish(federation, candidate, course)

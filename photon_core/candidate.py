@@ -367,9 +367,8 @@ def _written(at: float) -> str:
 
 
 def _incidents(updates: dict[str, UpdateManifest], coordinator: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What the coordinator saw of each site, and what the site says itself."""
-    found = {
-        site: [*coordinator.get(site, []), *(printable(note, 300) for note in update.notes[:NOTES_LIMIT])]
-        for site, update in updates.items()
-    }
+    """What the coordinator saw of each site, also of one that is left out, and what the site says itself."""
+    found = {site: list(notes) for site, notes in coordinator.items()}
+    for site, update in updates.items():
+        found.setdefault(site, []).extend(printable(note, 300) for note in update.notes[:NOTES_LIMIT])
     return {site: notes for site, notes in found.items() if notes}

@@ -26,6 +26,7 @@ from photon_core.training.infra import check_infra
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.events import LEFT_OUT
+from tasks.incidents import INCIDENTS
 from tasks.processes import launcher
 from tasks.progress import step
 from tasks.reporting import report
@@ -135,7 +136,7 @@ def aggregate(
     """Average the pseudo-gradients and apply the server optimizer; the result is not committed yet."""
     with step(t, "aggregate"):
         candidate = candidates.aggregate_round(run_of(federation), federation, t, sampled, left_out, rejected)
-        announce(federation, t, {site: why for site, why in candidate.left_out.items() if site not in left_out})
+        announce(federation, t, candidate.left_out)
         for note in candidate.guard:
             get_run_logger().warning("round %d: %s", t, note)
         return candidate
@@ -147,6 +148,8 @@ def apply_again(
     """The round with a lower server learning rate, if the guard finds the candidate's validation loss too high."""
     again = candidates.apply_again(run_of(federation), federation, candidate, evaluations)
     if again is not None:
+        bad = {site: why for site, why in again.left_out.items() if site not in candidate.left_out}
+        announce(federation, candidate.t, bad)
         for note in again.guard[len(candidate.guard) :]:
             get_run_logger().warning("round %d: %s", candidate.t, note)
     return again
@@ -184,7 +187,10 @@ def track(federation: Federation, manifest: RoundManifest) -> None:
 def publish(federation: Federation, candidate: Candidate, course: Course) -> RoundManifest:
     """Commit the round and show it as a table artifact."""
     with step(candidate.t, "publish") as out:
-        course = replace(course, spans=SPANS.take(federation.run, candidate.t))
+        seen = INCIDENTS.take(federation.run, candidate.t)
+        for site, told in course.incidents.items():
+            seen[site] = told + seen.get(site, [])
+        course = replace(course, spans=SPANS.take(federation.run, candidate.t), incidents=seen)
         manifest = candidates.commit(run_of(federation), federation, candidate, course)
         for note in manifest.guard[len(candidate.guard) :]:
             get_run_logger().warning("round %d: %s", candidate.t, note)

@@ -19,6 +19,7 @@ from photon_core.spans import WHOLE
 from photon_core.start import site_start
 from schemas.federation import Federation
 from schemas.manifests import FileEntry
+from tasks.incidents import INCIDENTS
 from tasks.progress import step
 from tasks.site import SPANS
 from tasks.watch import Watch
@@ -36,16 +37,13 @@ def dispatch_round(
     deadline: float,
     attempt: int = 1,
     over: threading.Event | None = None,
-) -> list[str]:
-    """Return when the site's update for round t is in the store.
+) -> None:
+    """Return when the site's update for round t is in the store; what went wrong on the way is in INCIDENTS.
 
     Args:
         deadline: Unix time in seconds.
         attempt: an earlier attempt's update does not count.
         over: of `watching`.
-
-    Returns:
-        What went wrong on the way, a sentence each.
 
     Raises:
         DeadlinePassed: it is not; the message ends with the state of the site's flow run.
@@ -53,8 +51,9 @@ def dispatch_round(
     run = run_of(federation)
     with suppress(StoreUnavailable):  # which is waited for below
         attempt = wanted_attempt(run, t, site, attempt)
-    with step(t, "site round", site), SPANS.span((federation.run, t, site), WHOLE):
-        return _on_site(
+    key = (federation.run, t, site)
+    with step(t, "site round", site), SPANS.span(key, WHOLE):
+        seen = _on_site(
             "site-round",
             federation,
             site,
@@ -65,6 +64,7 @@ def dispatch_round(
             deadline=deadline,
             over=over,
         )
+        INCIDENTS.put(key, "round", seen)
 
 
 @task(task_run_name="{site} / start", cache_policy=NO_CACHE)
@@ -95,9 +95,9 @@ def dispatch_evaluation(
     over: threading.Event | None = None,
 ) -> dict[str, float]:
     """The site's scores of a candidate for round t. Raises DeadlinePassed as `dispatch_round` does."""
-    run = run_of(federation)
-    with step(t, "evaluate", site) as out, SPANS.span((federation.run, t, site), "evaluate"):
-        _on_site(
+    run, key = run_of(federation), (federation.run, t, site)
+    with step(t, "evaluate", site) as out, SPANS.span(key, "evaluate"):
+        seen = _on_site(
             "site-evaluate",
             federation,
             site,
@@ -108,11 +108,12 @@ def dispatch_evaluation(
                 "model": [entry.model_dump(mode="json") for entry in model],
             },
             key=f"{federation.run}/{t}/{site}/evaluate/{model[0].sha256}",
-            tags=[f"round:{t}"],
+            tags=[f"round:{t}", f"model:{model[0].sha256[:16]}"],
             done=lambda: evaluation(run, t, site, model) is not None,
             deadline=deadline,
             over=over,
         )
+        INCIDENTS.put(key, f"evaluate {model[0].sha256}", [f"evaluation: {sentence}" for sentence in seen])
         scores = evaluation(run, t, site, model)
         assert scores is not None
         out.update(scores)

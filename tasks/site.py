@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import task_run
 
 from photon_core import rounds
 from photon_core.aggregation.moments import moments_for
@@ -22,6 +21,7 @@ from photon_core.update.early import EarlyUpload
 from photon_core.update.upload import upload_update
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RunManifest
+from tasks.incidents import INCIDENTS, starts
 from tasks.processes import launcher
 from tasks.progress import emit, step
 
@@ -82,6 +82,7 @@ def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
             log_path=_log(federation, site),
             on_start=begin,
         )
+        INCIDENTS.put((federation.run, t, site), "validate", starts("validation"))
         return [asdict(check) for check in result.checks]
 
 
@@ -127,8 +128,7 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
             if job.announce:
                 with SPANS.span(key, "upload"):
                     early.wait()
-        if (starts := task_run.run_count or 1) > 1:
-            trained = replace(trained, notes=[*trained.notes, f"local training was started {starts} times"])
+        trained = replace(trained, notes=[*INCIDENTS.pop(key), *trained.notes, *starts("local training")])
         for note in trained.notes:
             logger.warning(note)
         out.update(loss=trained.metrics["train_loss"], tokens=trained.tokens)
@@ -146,6 +146,7 @@ def upload(
     key = (federation.run, t, site)
     with step(t, "upload", site) as out, SPANS.span(key, "upload"):
         spans = SPANS.of(key)
+        trained = replace(trained, notes=[*trained.notes, *starts("the upload")])
         manifest = upload_update(run_of(federation), federation, site, t, trained, spans, checks)
         out.update(bytes=sum(entry.bytes for entry in manifest.files))
 
@@ -168,6 +169,7 @@ def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) 
             on_start=begin,
         )
         rounds.commit_evaluation(run_of(federation), t, site, model, scores)
+        INCIDENTS.put((federation.run, t, site), f"evaluate {model[0].sha256}", starts("evaluation"))
         out.update(scores)
         return scores
 

@@ -92,15 +92,33 @@ def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation
     assert {name: manifest.metrics[name] for name in norms} == pytest.approx(norms, rel=1e-4, abs=1e-6)
 
 
-def test_a_site_with_a_corrupt_shard_is_left_out_by_name(prepared: Callable[..., Federation]):
-    federation = prepared(("a", "b", "c"), rounds={"count": 1, "quorum": 2})
-    shard = next((Path(federation.site("b").state_dir or "") / "data" / "text" / "train").glob("shard*"))
+def test_what_goes_wrong_at_sites_is_told(prepared: Callable[..., Federation]):
+    """One is left out; another committed before its shard went bad; the validation of a third is killed once."""
+    from flows.site_round import site_round
+    from tasks.coordinator import open_run
+
+    federation = prepared(("killed", "corrupt", "late"), rounds={"count": 1, "quorum": 2})
+    open_run(federation)
+    site_round(federation, "late", 1)
+    shards = {site: damage(federation, site) for site in ("corrupt", "late")}
+    killer = threading.Thread(target=signal_first_child, args=(federation, "killed", signal.SIGKILL), daemon=True)
+    killer.start()
+    manifest = run(federation)[1]
+    assert set(manifest.updates) == {"killed", "late"} and set(manifest.left_out) == {"corrupt"}
+    assert shards["corrupt"] in manifest.left_out["corrupt"]
+    assert set(manifest.incidents) == {"killed", "late"}
+    assert "validation was started 2 times" in manifest.incidents["killed"]
+    (late,) = manifest.incidents["late"]
+    assert shards["late"] in late and late.endswith("its update was committed all the same")
+
+
+def damage(federation: Federation, site: str) -> str:
+    """Flip a bit of one of the site's shards. Returns its name."""
+    shard = next((Path(federation.site(site).state_dir or "") / "data" / "text" / "train").glob("shard*.zstd"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    manifest = run(federation)[1]
-    assert set(manifest.updates) == {"a", "c"}
-    assert shard.name in manifest.left_out["b"]
+    return shard.name
 
 
 def test_quorum_missed_names_every_reason_and_commits_nothing(prepared: Callable[..., Federation]):
@@ -112,22 +130,22 @@ def test_quorum_missed_names_every_reason_and_commits_nothing(prepared: Callable
 
 def test_a_site_that_never_ends_is_left_out_at_the_deadline(prepared: Callable[..., Federation]):
     federation = prepared(("a", "b"), rounds={"count": 1, "quorum": 1, "deadline": 20})
-    stopper = threading.Thread(target=stop_trainer_of, args=(federation, "b"), daemon=True)
+    stopper = threading.Thread(target=signal_first_child, args=(federation, "b", signal.SIGSTOP), daemon=True)
     stopper.start()
     manifest = run(federation)[1]
     assert set(manifest.updates) == {"a"}
     assert "deadline of 20 s" in manifest.left_out["b"]
 
 
-def stop_trainer_of(federation: Federation, site: str) -> None:
-    """SIGSTOP the first child process that writes to the site's log."""
+def signal_first_child(federation: Federation, site: str, number: signal.Signals) -> None:
+    """Signal the first child process that writes to the site's log."""
     log = Path(federation.site(site).state_dir or "") / "log" / "training.log"
     limit = time.monotonic() + 60
     while time.monotonic() < limit:
         for process in Path("/proc").iterdir():
             try:
                 if process.name.isdigit() and (process / "fd" / "1").resolve() == log.resolve():
-                    os.kill(int(process.name), signal.SIGSTOP)
+                    os.kill(int(process.name), number)
                     return
             except OSError:
                 continue

@@ -132,6 +132,8 @@ def test_an_update_from_the_other_model_is_refused(second: Run) -> None:
     lenient = FEDERATION.model_copy(update={"rounds": FEDERATION.rounds.model_copy(update={"quorum": 1})})
     candidate = aggregate_round(second, lenient, 2, ["a", "b"], {})
     assert "starts from a model in F32" in candidate.left_out["b"]
+    course = Course(["a", "b"], incidents={"b": ["it was started again"]})
+    assert commit(second, lenient, candidate, course).incidents == course.incidents
 
 
 def test_means_of_regions_are_of_the_models_own_bits(second: Run) -> None:
