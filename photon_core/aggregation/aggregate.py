@@ -277,9 +277,10 @@ class _Pass:
             if not whole or not np.isfinite(sums[number]).all():  # JSON has no infinity: nobody's pairs are noted
                 left.append(number)
                 continue
-            self.finished.keep(number, [writer.shard(number) for writer in writers], sums[number])
+            files = [writer.shard(number) for writer in writers]
             for writer in writers:
-                writer.keep(number)
+                writer.keep(number)  # first: a record whose answer is lost may be there, and another may go by it
+            self.finished.keep(number, files, sums[number])
         return left
 
     def _like(self, prefix: str) -> dict[str, TensorEntry]:

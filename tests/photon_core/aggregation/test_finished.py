@@ -7,9 +7,11 @@ import pytest
 
 from photon_core.aggregation import aggregate as module
 from photon_core.aggregation.aggregate import aggregate
+from photon_core.errors import StoreUnavailable
 from photon_core.layout import model_sha256
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import Store
+from schemas.manifests import ShardRecord
 from schemas.server import Server
 
 
@@ -36,6 +38,27 @@ def test_finished_shards_are_reused_and_damaged_ones_made_anew(
         not (damage and number == 1) for number in range(len(first.model))
     ]
     assert bool(written) == damage
+
+
+def test_a_record_whose_answer_was_lost_keeps_its_files(
+    tmp_path: Path, make_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the store, though its writer was told that the store is away: another coordinator may go by it."""
+    theta = {"a": np.ones((40, 5), np.float32)}
+    run, updates = make_run(Store(str(tmp_path)), theta, {"s": ({"a": theta["a"] + np.float32(0.1)}, 10)})
+    plain = Store.create
+
+    def create(store: Store, path: str, data: bytes) -> None:
+        plain(store, path, data)
+        raise StoreUnavailable("the answer was lost")
+
+    monkeypatch.setattr(Store, "create", create)
+    with pytest.raises(StoreUnavailable):
+        aggregate(run, 1, updates, Server(), max_shard_bytes=200)
+    records = list((tmp_path / run.round_dir(1) / "finished").rglob("*.json"))
+    assert len(records) == 1
+    for entry in ShardRecord.model_validate_json(records[0].read_bytes()).files:
+        run.store.check(entry, run.round_dir(1))
 
 
 def test_changes_whose_products_overflow_are_no_error(tmp_path: Path, make_run) -> None:
