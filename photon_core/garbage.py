@@ -10,17 +10,20 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict
 from photon_core.layout import REMOVED, Run
 from photon_core.listing import Found
 from photon_core.rounds import utc_now
+from photon_core.start import site_start
 from schemas.manifests import FileEntry, RemovalManifest
 
 PLACE = re.compile(r"[^/]+/rounds/(?P<t>\d{6,})/(?P<rest>.+)")
 TEMPORARY = re.compile(r"\.(probe-[0-9a-f]{32}|[0-9a-f]{32}\.tmp)")
 UPDATE = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4})/update\.json")
+START = re.compile(r"sites/(?P<site>[^/]+)/0001/start\.json")
 REGION = re.compile(r"(?P<folder>regions/\d{4}/[0-9a-f]{16}/\d{4})/partial\.json")
 DATA = ".safetensors"
 DAY = 86_400.0
@@ -51,7 +54,7 @@ class Plan:
 
     Args:
         latest: the last committed round.
-        kept: committed rounds whose tensors stay.
+        kept: committed rounds whose tensors all stay.
         rounds: those whose tensors go, with the files that are still there.
         litter: files that no manifest names.
     """
@@ -71,7 +74,7 @@ class Plan:
 
 
 def plan(
-    found: Iterable[Found], named: Mapping[str, int], committed: Sequence[int], rule: Rule, now: float
+    found: Sequence[Found], named: Mapping[str, int], committed: Sequence[int], rule: Rule, now: float
 ) -> Plan:
     """What may go. Looks at nothing but its arguments.
 
@@ -84,8 +87,8 @@ def plan(
     """
     if rule.last < 1 or (rule.every is not None and rule.every < 1):
         raise PhotonError("photon gc keeps at least the latest round: --keep-last and --keep-every are 1 or more")
-    latest = committed[-1]
-    result = Plan(latest, [t for t in committed if rule.keeps(t, latest)])
+    latest, gone = committed[-1], _rounds_with(REMOVED, found)
+    result = Plan(latest, [t for t in committed if rule.keeps(t, latest) and t not in gone])
     for file in found:
         place = PLACE.fullmatch(file.path)
         if place is None or int(place["t"]) > latest:
@@ -139,13 +142,17 @@ def check_kept(run: Run, t: int) -> None:
     note = run.removed(t)
     if note is None:
         return
-    places = [place for file in run.store.walk(run.run) if (place := PLACE.fullmatch(file.path))]
-    with_note = {int(place["t"]) for place in places if place["rest"] == REMOVED}
-    committed = {int(place["t"]) for place in places if place["rest"] == "round.json"}
+    found = run.store.walk(run.run)
+    kept = sorted(_rounds_with("round.json", found) - _rounds_with(REMOVED, found))
     raise PhotonError(
-        f"round {t}'s model was removed by photon gc ({note.created}); "
-        f"kept rounds are {ranges(sorted(committed - with_note))}"
+        f"round {t}'s model was removed by photon gc ({note.created}); kept rounds are {ranges(kept)}"
     )
+
+
+def _rounds_with(name: str, found: Iterable[Found]) -> set[int]:
+    """Rounds whose folder holds a file of this name."""
+    places = (PLACE.fullmatch(file.path) for file in found)
+    return {int(place["t"]) for place in places if place and place["rest"] == name}
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -180,6 +187,10 @@ def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
             folder = f"{run.round_dir(t)}/{at['folder']}"
             if partial := run.partial(folder):
                 cover(t, folder, partial.files)
+        elif at := START.fullmatch(place["rest"]):
+            with suppress(CorruptFile):  # as below
+                if start := site_start(run, at["site"]):
+                    cover(0, run.site_dir(0, at["site"], 1), start.files)
         elif at := UPDATE.fullmatch(place["rest"]):
             try:
                 update = run.update(t, at["site"], int(at["attempt"]))

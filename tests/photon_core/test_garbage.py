@@ -16,9 +16,10 @@ from photon_core.garbage import Rule, check_kept, look, plan, ranges, remove
 from photon_core.layout import Run, model_sha256
 from photon_core.listing import Found
 from photon_core.rounds import history
+from photon_core.shard_writer import ShardWriter
 from photon_core.store import Store
 from photon_core.update import lossless
-from schemas.manifests import RoundManifest, TensorEntry, UpdateManifest
+from schemas.manifests import RoundManifest, StartManifest, TensorEntry, UpdateManifest
 from schemas.server import Server
 
 MakeRun = Callable[..., tuple[Run, dict[str, UpdateManifest]]]
@@ -32,8 +33,6 @@ def theta(seed: int) -> dict[str, Any]:
 
 def upload(run: Run, t: int, site: str) -> UpdateManifest:
     """Any update for round t, committed."""
-    from photon_core.shard_writer import ShardWriter
-
     base = run.round(t - 1)
     assert base
     with ShardWriter(
@@ -110,6 +109,22 @@ def test_old_rounds_go_and_the_run_goes_on(old_run: Run) -> None:
     assert result.optimizer
     assert look(run, Rule(last=2, every=3), LATER).files == []
     assert set(look(run, Rule(last=1), LATER).rounds) == {0, 3, 4}
+    assert look(run, Rule(last=5), LATER).kept == [3, 4, 5]  # a wider rule brings nothing back
+
+
+def test_the_model_that_a_site_uploaded_to_start_from_belongs_to_round_0(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    run, _ = make_run(Store(str(tmp_path)), theta(0), {})
+    place = run.site_dir(0, "a", 1)
+    with ShardWriter(run.store, place, "", {"w": TensorEntry(dtype="F32", shape=(50,))}) as writer:
+        writer.write("w", theta(0)["w"])
+        start = StartManifest(run="run", site="a", files=writer.close(), sha256={})
+    run.store.create(f"{place}/start.json", start.model_dump_json().encode())
+    go_on(run, 1)
+    assert look(run, Rule(last=2), LATER).files == []
+    found = look(run, Rule(last=1), LATER)
+    assert ({t: len(files) for t, files in found.rounds.items()}, found.litter) == ({0: 2}, [])
 
 
 def test_litter_goes_when_it_is_old_and_its_round_is_committed(tmp_path: Path, make_run: MakeRun) -> None:
