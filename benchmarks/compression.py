@@ -123,6 +123,7 @@ def measure(
             losses = evaluate(setting, federated_model(setting), held_out)
             rows.append({"codec": name, **sent(setting, run), **speed(setting, quick=quick)})
             rows[-1]["perplexity"] = math.exp(sum(losses.values()) / len(losses))
+            say(f"  perplexity {rows[-1]['perplexity']:.2f}, {rows[-1]['factor']:.2f} times fewer bytes")
             shutil.rmtree(work / f"store-{number}")
     for row in rows:
         row["increase"] = row["perplexity"] / rows[0]["perplexity"] - 1
