@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
     FlowRunFilterState,
     FlowRunFilterStateType,
     FlowRunFilterTags,
@@ -17,26 +18,41 @@ from prefect.states import Cancelled, Cancelling, State
 from flows.pages import PAGE, pages
 
 SITE_FLOWS = ["site-round", "site-evaluate", "site-start"]
-LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
+UNDER_WAY = [StateType.PENDING, StateType.RUNNING]
+LIVE = [*UNDER_WAY, StateType.SCHEDULED, StateType.PAUSED]
 
 
 def cancel_sites(flow: Any, flow_run: FlowRun, state: State) -> None:
-    """Hook: cancel every flow run of the federation's sites that has not ended."""
-    run = flow_run.parameters["federation"]["run"]
+    """Hook: cancel every flow run of the federation's sites that has not ended.
+
+    None while another round of the run is under way: all rounds of a run wait for the same flow runs of its sites.
+    """
+    tag = f"run:{flow_run.parameters['federation']['run']}"
     with get_client(sync_client=True) as client:
-        mine = pages(
-            lambda offset: client.read_flow_runs(
-                flow_filter=FlowFilter(name=FlowFilterName(any_=SITE_FLOWS)),
-                flow_run_filter=FlowRunFilter(
-                    tags=FlowRunFilterTags(all_=[f"run:{run}"]),
-                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVE)),
-                ),
-                limit=PAGE,
-                offset=offset,
-            )
-        )
-        for child in mine:
+        rounds = _flow_runs(client, ["federated-round"], UNDER_WAY, tag)
+        mine = _flow_runs(client, ["federated-round"], UNDER_WAY, tag, flow_run)
+        if {found.id for found in rounds} - {flow_run.id, *(found.id for found in mine)}:
+            return
+        for child in _flow_runs(client, SITE_FLOWS, LIVE, tag):
             message = f"the round '{flow_run.name}' was cancelled"
-            started = child.state_type in (StateType.RUNNING, StateType.PENDING)
+            started = child.state_type in UNDER_WAY
             ending = Cancelling(message=message) if started else Cancelled(message=message)
             client.set_flow_run_state(child.id, ending, force=True)
+
+
+def _flow_runs(
+    client: SyncPrefectClient, flows: list[str], states: list[StateType], tag: str, parent: FlowRun | None = None
+) -> list[FlowRun]:
+    """Those of these flows, in these states, with the tag; of this parent only."""
+    return pages(
+        lambda offset: client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=flows)),
+            flow_run_filter=FlowRunFilter(
+                tags=FlowRunFilterTags(all_=[tag]),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)),
+                parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent.id]) if parent else None,
+            ),
+            limit=PAGE,
+            offset=offset,
+        )
+    )
