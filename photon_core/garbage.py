@@ -113,7 +113,7 @@ def look(run: Run, rule: Rule, now: float | None = None) -> Plan:
     if latest is None:
         raise PhotonError(f"run '{run.run}' has no rounds in {run.store.url} yet: there is nothing to collect")
     found = run.store.walk(run.run)
-    return plan(found, _named(run, found, latest), range(latest + 1), rule, time.time() if now is None else now)
+    return plan(found, _named(run, found), range(latest + 1), rule, time.time() if now is None else now)
 
 
 def remove(run: Run, plan: Plan) -> None:
@@ -166,7 +166,7 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(" to ".join(map(str, (r[0], r[-1]))) if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
 
 
-def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
+def _named(run: Run, found: Sequence[Found]) -> dict[str, int]:
     """Path -> the latest round whose manifests cover it. Rounds without data are not looked into."""
     with_data = {int(p["t"]) for f in found if f.path.endswith(DATA) and (p := PLACE.fullmatch(f.path))}
     named: dict[str, int] = {}

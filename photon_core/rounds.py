@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from photon_core.data.paths import find_site
 from photon_core.errors import (
     CorruptFile,
     FederationError,
@@ -217,10 +218,7 @@ def check_asked(federation: Federation, t: int, site: str) -> None:
     Raises:
         FederationError: there is no such site, or it is paused, or not sampled in round t.
     """
-    names = [known.name for known in federation.sites]
-    if site not in names:
-        raise FederationError(f"there is no site '{site}'; the file has {', '.join(names)}")
-    if site in federation.paused:
+    if find_site(federation, site).paused:
         raise FederationError(
             f"site '{site}' is paused, and no round asks for it: take its 'paused' out of the file"
         )

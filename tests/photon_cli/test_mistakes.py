@@ -50,7 +50,7 @@ def test_before_the_first_run(command: list[str], write_federation: Callable[...
     "t, site, problem",
     [
         ("3", "a", "round 3: the file has 2 rounds; raise rounds.count"),
-        ("2", "x", "there is no site 'x'; the file has a, b, c"),
+        ("2", "x", "no site is named 'x'; write one of: a, b, c"),
         ("2", "c", "round 2 samples 1 of 3 sites, and 'c' is not among them: it would not use the update. "
          "It asks a"),
     ],
