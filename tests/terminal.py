@@ -62,7 +62,9 @@ class Terminal:
         return screen(self.said)
 
     def _read(self, seconds: float) -> bool:
-        if seconds <= 0 or not select.select([self._at], [], [], seconds)[0]:
+        poll = select.poll()  # select knows no descriptor beyond 1023, and streaming's datasets leave many open
+        poll.register(self._at, select.POLLIN)
+        if seconds <= 0 or not poll.poll(1000 * seconds):
             return False
         try:
             found = os.read(self._at, 65536)
