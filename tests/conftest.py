@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,13 @@ pytest_plugins = ["tests.browser", "tests.s3_server"]
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+
+# Streaming's datasets leave descriptors open in the process that reads them: elsewhere a child, here all tests'.
+DESCRIPTORS = 4096
+SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
+if SOFT != resource.RLIM_INFINITY and SOFT < DESCRIPTORS:
+    most = DESCRIPTORS if HARD == resource.RLIM_INFINITY else min(DESCRIPTORS, HARD)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, HARD))
 
 TINY: dict[str, Any] = {
     "run": "tiny",
