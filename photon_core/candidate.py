@@ -179,7 +179,7 @@ def _check_work(federation: Federation, site: str, update: UpdateManifest) -> No
     Raises:
         UpdateRejected: it claims too many tokens or local steps, or more tokens than its steps can have had.
     """
-    tokens, steps = token_limit(federation, site), step_limit(federation, site)
+    tokens, steps = token_limit(federation, site), federation.site_steps(site)
     check_counts(site, update, tokens, steps)
     most = update.steps * (tokens // steps)
     if update.tokens > most:
@@ -187,15 +187,10 @@ def _check_work(federation: Federation, site: str, update: UpdateManifest) -> No
         raise UpdateRejected(site, f"{claim}; at most {most} are possible")
 
 
-def step_limit(federation: Federation, site: str) -> int:
-    """Most local steps that a site can have made in a round."""
-    return federation.site(site).steps or federation.local.steps
-
-
 def token_limit(federation: Federation, site: str) -> int:
     """Most tokens that a site can have trained in a round: each of its nodes that train apart makes all steps."""
     nodes = choose_infra(federation, site).nodes
-    return nodes * step_limit(federation, site) * federation.local.batch_size * federation.model.max_seq_len
+    return nodes * federation.site_steps(site) * federation.local.batch_size * federation.model.max_seq_len
 
 
 def _limits(federation: Federation) -> Limits:

@@ -11,7 +11,7 @@ from schemas.local import Local
 from schemas.model import Model
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
 from schemas.section import Section
-from schemas.server import Server
+from schemas.server import ALIKE, Server
 from schemas.sites import Site
 from schemas.start import Start
 from schemas.trackers import Tracker
@@ -206,7 +206,7 @@ class Federation(Section):
 
     @model_validator(mode="after")
     def _memory(self) -> "Federation":
-        wanted = {site.micro_batch or self.local.micro_batch for site in self.sites}
+        wanted = {self.site_micro_batch(site.name) for site in self.sites}
         if self.local.memory_gb is not None and "auto" not in wanted:
             raise wrong("is for micro_batch: auto; write that, or drop it", "local", "memory_gb")
         return self
@@ -225,7 +225,7 @@ class Federation(Section):
 
     @model_validator(mode="after")
     def _tree(self) -> "Federation":
-        if self.aggregation.tree_above is not None and self.server.mean in ("median", "trimmed"):
+        if self.aggregation.tree_above is not None and self.server.mean in ALIKE:
             raise wrong(
                 f"regions cannot be combined to a {self.server.mean} mean of their sites; drop it, or server.mean",
                 *("aggregation", "tree_above"),
@@ -300,6 +300,14 @@ class Federation(Section):
     def coordinator_pool(self) -> str:
         """The work pool that the rounds themselves run on."""
         return self.deploy.pool or f"photon-{self.run}"
+
+    def site_steps(self, name: str) -> int:
+        """Local steps that a site makes in a round, unless its time is up before."""
+        return self.site(name).steps or self.local.steps
+
+    def site_micro_batch(self, name: str) -> int | Literal["auto"] | None:
+        """What the file says of a site's micro-batch."""
+        return self.site(name).micro_batch or self.local.micro_batch
 
     def site_pool(self, name: str) -> str:
         """The work pool of a site."""

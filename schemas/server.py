@@ -9,6 +9,7 @@ from schemas.values import Beta, only_for, wrong
 
 WITH_MOMENTUM = ("nesterov", "fedmom")
 ADAPTIVE = ("fedadagrad", "fedyogi", "fedadam")
+ALIKE = ("median", "trimmed")  # means in which all sites count alike, and which need every site in one place
 
 
 class ServerSchedule(Section):
@@ -105,7 +106,7 @@ class Server(Section):
 
     @model_validator(mode="after")
     def _mean(self) -> "Server":
-        if self.mean in ("median", "trimmed") and self.weights == "fednova":
+        if self.mean in ALIKE and self.weights == "fednova":
             raise wrong(f"fednova weighs the sites, but in a {self.mean} all count alike; drop it", "weights")
         if self.mean == "norm_bounded" and self.weights == "fednova":
             raise wrong(

@@ -7,9 +7,8 @@ from photon_core.aggregation.mean import Float32, token_weights, weighted_mean
 from photon_core.aggregation.robust import bounds, median, trimmed_mean
 from photon_core.errors import UpdateRejected
 from schemas.manifests import UpdateManifest
-from schemas.server import Server
+from schemas.server import ALIKE, Server
 
-ALIKE = ("median", "trimmed")  # means in which all sites count alike, and which need every site in one place
 EXACT = 1e-9  # shares that miss 1 by less sum to 1
 TOLERANCE = 1e-3  # of a norm that a site claims: it sums in another order
 

@@ -18,13 +18,13 @@ from typing import Any
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
 from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifest
-from photon_core.aggregation.combine import ALIKE, Combine
+from photon_core.aggregation.combine import Combine
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict, UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.layout import Run, versions
 from schemas.aggregation import Aggregation
 from schemas.manifests import PartialManifest, UpdateManifest, UpdateRef
-from schemas.server import Server
+from schemas.server import ALIKE, Server
 
 MEAN = Server()  # fedavg with lr 1: the new model is the mean, bit for bit
 CODEC = "plain"

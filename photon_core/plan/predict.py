@@ -170,7 +170,7 @@ def _site(federation: Federation, name: str, measured: Measured | None, steps: i
     section = federation.site(name)
     micro_batch, shards, memory = fitting(federation, name)
     limit = _limit(section.hardware)
-    own_steps = steps * (section.steps or federation.local.steps) / federation.local.steps
+    own_steps = steps * federation.site_steps(name) / federation.local.steps
     most = section.time_limit or inf
     step = step_seconds(federation, name, measured)
     down, up = transfer_seconds(federation, name, upload)
@@ -211,7 +211,7 @@ def fitting(federation: Federation, name: str) -> tuple[int, int, Memory]:
     section, local = federation.site(name), federation.local
     infra = job_infra(federation, name)
     shards = infra.ranks if infra.kind == "fsdp" else 1
-    limit, given = _limit(section.hardware), section.micro_batch or local.micro_batch
+    limit, given = _limit(section.hardware), federation.site_micro_batch(name)
     size = max(1, local.batch_size // infra.ranks)
     if isinstance(given, int):
         size = min(size, given)

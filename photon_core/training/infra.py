@@ -147,7 +147,7 @@ def _one_job(federation: Federation, site: str, hardware: Hardware) -> tuple[Kin
 def _needed(federation: Federation, site: str, hardware: Hardware) -> float:
     """10^9 bytes of one device, the model whole on it, with the file's micro-batch; with one sequence if auto."""
     local = federation.local
-    given = federation.site(site).micro_batch or local.micro_batch
+    given = federation.site_micro_batch(site)
     share = max(1, local.batch_size // hardware.all_devices)
     size = 1 if given == "auto" else min(given or share, share)
     name = local.optimizer.name

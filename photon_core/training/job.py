@@ -42,7 +42,7 @@ class LocalJob:
     @property
     def steps(self) -> int:
         """H, the local steps that the site is to make, unless its time limit ends them."""
-        return self.federation.site(self.site).steps or self.federation.local.steps
+        return self.federation.site_steps(self.site)
 
     @property
     def time_limit(self) -> float | None:

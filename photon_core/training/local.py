@@ -72,7 +72,7 @@ def _train(
         return train_apart(job, infra, report, folder, written, checkpoints, train)
     # before this process touches a GPU
     micro_batch: int | str | None = "auto"  # Composer's own search, in training
-    wanted = job.federation.site(job.site).micro_batch or job.federation.local.micro_batch
+    wanted = job.federation.site_micro_batch(job.site)
     if infra.kind != "fsdp" or wanted != "auto":
         micro_batch = find_micro_batch(job.federation, job.site, folder, infra.ranks)
     if infra.ranks > 1:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -81,7 +81,7 @@ def find_micro_batch(federation: Federation, site: str, folder: Path, ranks: int
     Raises:
         FederationError: not one sequence fits.
     """
-    wanted = _wanted(federation, site)
+    wanted = federation.site_micro_batch(site)
     if wanted != "auto":
         return wanted
     question = _question(federation, site, ranks)
@@ -112,7 +112,7 @@ def found_anew(folder: Path) -> Iterator[None]:
 
 def evaluation_batch(federation: Federation, site: str) -> int:
     """Sequences that an evaluation at this site puts through the model at once; as for `at_once`."""
-    ranks, micro_batch = job_infra(federation, site).ranks, _wanted(federation, site)
+    ranks, micro_batch = job_infra(federation, site).ranks, federation.site_micro_batch(site)
     if micro_batch == "auto":
         split = choose_infra(federation, site).kind == "federation"
         folder = node_dir(federation, site, 1) if split else state_dir(federation, site)
@@ -129,10 +129,6 @@ def at_once(federation: Federation, micro_batch: int | str | None, ranks: int) -
     """
     share = -(-federation.local.batch_size // ranks)
     return min(micro_batch, share) if isinstance(micro_batch, int) else share if micro_batch is None else 1
-
-
-def _wanted(federation: Federation, site: str) -> int | Literal["auto"] | None:
-    return federation.site(site).micro_batch or federation.local.micro_batch
 
 
 def _question(federation: Federation, site: str, ranks: int) -> Question:
