@@ -1,11 +1,12 @@
 """A filesystem that makes its files' bytes up when they are read, so that 64 updates of 7B need no disk.
 
 A file is a safetensors header and then one block of content over and over, the same at every site: its hash is
-worked out once for each shard of the model and of the update, not once for each site. What is written is counted
-and thrown away, but for manifests.
+worked out once for each shard of the model and of the update, not once for each site. Written data is counted
+and thrown away; manifests are kept.
 """
 
 import io
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -94,9 +95,10 @@ class SyntheticFileSystem(AbstractFileSystem):
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
         path = self._strip_protocol(path)
-        if path.endswith(".json"):
-            self.kept[path] = bytes(value)
-        SyntheticFileSystem.written += len(value)
+        self.kept[path] = bytes(value)
+
+    def put_file(self, lpath: str, rpath: str, *args: Any, **options: Any) -> None:
+        SyntheticFileSystem.written += Path(lpath).stat().st_size
 
     def rm_file(self, path: str) -> None:
         self.kept.pop(self._strip_protocol(path), None)

@@ -96,7 +96,7 @@ def plan(
         if not file.path.endswith(DATA) and not TEMPORARY.fullmatch(file.path.rpartition("/")[2]):
             continue
         if file.path in named:
-            if not rule.keeps(named[file.path], latest):
+            if named[file.path] in gone or not rule.keeps(named[file.path], latest):
                 result.rounds.setdefault(int(place["t"]), []).append(file)
         elif now - file.modified >= rule.litter_seconds:
             result.litter.append(file)

@@ -8,13 +8,14 @@ Every call has a time of its own and is repeated, patiently, while the server is
 import io
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from photon_core.errors import FederationError, PhotonError, StoreConflict
 from photon_core.listing import Found, walk_remote
@@ -43,26 +44,34 @@ _filesystems: dict[str, tuple[Any, S3Client]] = {}
 _proven: set[str] = set()  # places whose server was seen to honour If-None-Match
 
 
-class BufferWriter(Writer):
-    """A file of another kind of server being written; it is kept in memory and appears, whole, when closed."""
+class SpoolWriter(Writer):
+    """A file of another kind of server being written: at first without a name in TMPDIR, sent whole when closed.
 
-    def __init__(self, finish: Callable[[bytes], None]) -> None:
-        self._buffer: io.BytesIO | None = io.BytesIO()
-        self._finish = finish
+    Args:
+        send: sends what the local file of this path holds; it may be called again.
+    """
+
+    def __init__(self, send: Callable[[str], None]) -> None:
+        self._file: IO[bytes] | None = tempfile.TemporaryFile()  # noqa: SIM115 - until close
+        self._send = send
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        if self._buffer is None:
+        if self._file is None:
             raise ValueError("the file is closed")
-        return self._buffer.write(data)
+        return self._file.write(data)
 
     def close(self) -> None:
-        buffer, self._buffer = self._buffer, None
-        if buffer is not None:
-            self._finish(buffer.getvalue())
+        file, self._file = self._file, None
+        if file is not None:
+            with file:
+                file.flush()
+                self._send(f"/dev/fd/{file.fileno()}")
 
     def discard(self) -> None:
         """Drop what was written; after `close` there is nothing to drop."""
-        self._buffer = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 class RemoteFiles:
@@ -188,7 +197,7 @@ class RemoteFiles:
     def open_write(self, path: str) -> Writer:
         if self._s3 is None:
             full = self._full(path)
-            return BufferWriter(lambda data: self._do("write", path, lambda: self.fs.pipe_file(full, data)))
+            return SpoolWriter(lambda local: self._do("write", path, lambda: self.fs.put_file(local, full)))
 
         bucket, _, key = self._full(path).partition("/")
 

@@ -100,8 +100,11 @@ class Watch:
         state = self.run.state
         assert state is not None
         self.text = text(state)
-        self.notes = [*past(client, self.runs()), *self.notes]
+        before = past(client, self.runs())
+        self.notes = [*before, *self.notes]
+        self.ended = bool(before) and before[-1] != AGAIN  # just now, maybe: it is not to be told twice
         if state.is_final():
+            self.ended = False
             client.set_flow_run_state(self.run.id, AwaitingRetry(), force=True)
             self._note(AGAIN)
 

@@ -87,7 +87,8 @@ def find_micro_batch(federation: Federation, site: str, folder: Path, ranks: int
     question = _question(federation, site, ranks)
     if (kept := _kept(folder, question)) is not None:
         return kept
-    found, trials = search(question.batch, first_guess(question), lambda size: fits(question, size))
+    largest = _less_than(question.batch, _kept(folder, question, "failed"))
+    found, trials = search(largest, first_guess(question), lambda size: fits(question, size))
     if not found:
         limit = question.limit
         room = "the memory of its device" if limit is None else f"{limit / GIGABYTE:g} GB"
@@ -101,12 +102,12 @@ def find_micro_batch(federation: Federation, site: str, folder: Path, ranks: int
 
 @contextmanager
 def found_anew(folder: Path) -> Iterator[None]:
-    """What runs out of memory inside has the number in this private folder forgotten: the device is fuller now."""
+    """What runs out of memory inside has the number in this private folder searched again, among smaller ones."""
     try:
         yield
     except Exception as error:
-        if _starved(error):
-            (folder / FILE).unlink(missing_ok=True)
+        if _starved(error) and (kept := _read(folder / FILE)):
+            _write(folder / FILE, {"key": kept.get("key"), "failed": kept.get("micro_batch")})
         raise
 
 
@@ -139,10 +140,19 @@ def _question(federation: Federation, site: str, ranks: int) -> Question:
     return Question(federation.model, federation.local, choose_device(federation.local), limit, ranks)
 
 
-def _kept(folder: Path, question: Question) -> int | None:
+def _kept(folder: Path, question: Question, what: str = "micro_batch") -> int | None:
     """The number found earlier for the same question."""
     kept = _read(folder / FILE)
-    return int(kept["micro_batch"]) if kept.get("key") == question.key else None
+    number = kept.get(what) if kept.get("key") == question.key else None
+    return number if isinstance(number, int) else None
+
+
+def _less_than(batch: int, failed: int | None) -> int:
+    """The most sequences at once to try, after a training with `failed` ran out of memory: one pass more."""
+    if failed is None:
+        return batch
+    passes = -(-batch // failed) + 1
+    return max(1, min(failed - 1, -(-batch // passes)))
 
 
 def search(largest: int, guess: int, fits: Callable[[int], bool]) -> tuple[int, dict[int, bool]]:

@@ -59,16 +59,18 @@ def break_everything(federation: Deployed, workers: Workers, disk: str) -> BadRo
     round_run = federation.start_round()
 
     def kill_trainer() -> None:
-        since["trainer"] = kill(federation.trainer("trainer"))
+        since["trainer"] = kill(with_checkpoint(federation, "trainer"))
 
     def kill_process() -> None:
-        federation.trainer("process")
-        since["process"] = kill(federation.process_of(federation.site_run("process", 1, "RUNNING")))
+        pid = federation.process_of(federation.site_run("process", 1, "RUNNING"))
+        with_checkpoint(federation, "process")
+        since["process"] = kill(pid)
 
     def kill_worker() -> None:
-        federation.trainer("worker")
+        pid = federation.process_of(federation.site_run("worker", 1, "RUNNING"))
+        with_checkpoint(federation, "worker")
         workers.kill("far")
-        since["worker"] = kill(federation.process_of(federation.site_run("worker", 1, "RUNNING")))
+        since["worker"] = kill(pid)
         workers.start("far")  # as whatever keeps it alive on its machine does
 
     with ThreadPoolExecutor(3) as pool:  # each as soon as its site trains, whichever is first
@@ -89,6 +91,13 @@ def break_everything(federation: Deployed, workers: Workers, disk: str) -> BadRo
     assert state.is_completed(), state
     seconds = {site: committed(federation, site).stat().st_mtime - at for site, at in since.items()}
     return BadRound(federation.rounds()[-1], state.message, federation.table(), seconds, disk)
+
+
+def with_checkpoint(federation: Deployed, site: str) -> int:
+    """The process that trains the site, once its first local checkpoint is in place."""
+    pid, folder = federation.trainer(site), federation.folder(site) / "state" / "checkpoint"
+    eventually(lambda: any(folder.glob("*.pt")), f"{site} has a checkpoint", every=0.01)
+    return pid
 
 
 def fill(folder: Path) -> Path:

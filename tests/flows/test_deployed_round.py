@@ -15,7 +15,7 @@ from photon_core.rounds import history, run_of
 from schemas.federation import Federation
 from tests.flows.deployment import Deployed, SessionServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROUNDS = "test-rounds"
 Deploy = Callable[..., Deployed]
 
@@ -102,7 +102,7 @@ def test_a_failed_site_goes_on_after_a_retry_in_the_ui(deployed: Deploy):
 
 
 def test_a_retry_of_a_failed_round_trains_only_the_failed_site(deployed: Deploy):
-    two = deployed(run="again", rounds={"deadline": 60}, deploy={"pool": ROUNDS})
+    two = deployed(run="again", rounds={"deadline": 75}, deploy={"pool": ROUNDS})
     damaged = two.damage("b")
     started = two.start_round()
     failed = two.ended(started)
@@ -118,7 +118,7 @@ def test_a_retry_of_a_failed_round_trains_only_the_failed_site(deployed: Deploy)
 
 
 def test_a_site_that_never_answers_is_left_out_by_name(deployed: Deploy):
-    two = deployed("a", "nobody", run="silent", rounds={"deadline": 45, "evaluation_deadline": 20, "quorum": 1})
+    two = deployed("a", "nobody", run="silent", rounds={"deadline": 60, "evaluation_deadline": 20, "quorum": 1})
     run_round(two)
     manifest = two.rounds()[1]
     assert set(manifest.updates) == {"a"}

@@ -41,7 +41,7 @@ def test_a_round_cancelled_and_then_killed_three_times(breakable: Workers, deplo
 def cancelled(two: Deployed) -> None:
     """Cancel a round by the UI's API call: in a while nothing of it is left, anywhere."""
     flow_run = two.start_round()
-    trainers = {two.trainer("a"), two.trainer("b")}
+    trainers = both_train(two)
     memory = {file for pid in trainers for file in shared_memory_of(pid)}
     family = two.family()
     assert trainers < family and len(family) >= 5  # the round, two sites, two trainers
@@ -56,6 +56,16 @@ def cancelled(two: Deployed) -> None:
     eventually(lambda: not memory & shared_memory(), "no shared memory is left", seconds=20)
     assert [manifest.round for manifest in two.rounds()] == [0]
     recovered("a cancelled round is gone", clock)
+
+
+def both_train(two: Deployed) -> set[int]:
+    """The sites' trainers, while both are at work; who is first waits for the other."""
+    first = two.trainer("a")
+    os.kill(first, signal.SIGSTOP)
+    try:
+        return {first, two.trainer("b")}
+    finally:
+        os.kill(first, signal.SIGCONT)
 
 
 def kill_before_aggregation(two: Deployed, flow_run: Any) -> None:
@@ -99,7 +109,7 @@ def test_the_server_is_stopped_for_20_seconds(breakable: Workers, deploy: Deploy
     # while the server is away, no heartbeat arrives: zombie_after allows for it
     two = deploy("a", "b", run="outage", local=SLOW, rounds={"count": 1}, deploy={"zombie_after": 300})
     flow_run = two.start_round()
-    two.trainer("a"), two.trainer("b")
+    both_train(two)
     breakable.server.stop()
     clock = time.monotonic()
     time.sleep(20)

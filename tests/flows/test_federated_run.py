@@ -5,11 +5,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from photon_core.data.paths import cache_dir
 from photon_core.errors import QuorumMissed, StoreConflict
 from photon_core.hashing import sha256_file
 from photon_core.rounds import history, run_of, summary
@@ -101,8 +103,8 @@ def test_what_goes_wrong_at_sites_is_told(prepared: Callable[..., Federation]):
     open_run(federation)
     site_round(federation, "late", 1)
     shards = {site: damage(federation, site) for site in ("corrupt", "late")}
-    killer = threading.Thread(target=signal_first_child, args=(federation, "killed", signal.SIGKILL), daemon=True)
-    killer.start()
+    pipe = held(federation, "killed")
+    threading.Thread(target=kill_held, args=(federation, "killed", pipe), daemon=True).start()
     manifest = run(federation)[1]
     assert set(manifest.updates) == {"killed", "late"} and set(manifest.left_out) == {"corrupt"}
     assert shards["corrupt"] in manifest.left_out["corrupt"]
@@ -130,26 +132,30 @@ def test_quorum_missed_names_every_reason_and_commits_nothing(prepared: Callable
 
 def test_a_site_that_never_ends_is_left_out_at_the_deadline(prepared: Callable[..., Federation]):
     federation = prepared(("a", "b"), rounds={"count": 1, "quorum": 1, "deadline": 20})
-    stopper = threading.Thread(target=signal_first_child, args=(federation, "b", signal.SIGSTOP), daemon=True)
-    stopper.start()
+    held(federation, "b")
     manifest = run(federation)[1]
     assert set(manifest.updates) == {"a"}
     assert "deadline of 20 s" in manifest.left_out["b"]
 
 
-def signal_first_child(federation: Federation, site: str, number: signal.Signals) -> None:
-    """Signal the first child process that writes to the site's log."""
+def held(federation: Federation, site: str) -> Path:
+    """Has the site's next validation wait for ever: what it keeps of the last one becomes a pipe."""
+    pipe = cache_dir(federation, site) / "features.json"
+    pipe.parent.mkdir(parents=True, exist_ok=True)
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    return pipe
+
+
+def kill_held(federation: Federation, site: str, pipe: Path) -> None:
+    """Kill the validation that waits for the pipe; the next one finds none."""
     log = Path(federation.site(site).state_dir or "") / "log" / "training.log"
-    limit = time.monotonic() + 60
-    while time.monotonic() < limit:
-        for process in Path("/proc").iterdir():
-            try:
-                if process.name.isdigit() and (process / "fd" / "1").resolve() == log.resolve():
-                    os.kill(int(process.name), number)
-                    return
-            except OSError:
-                continue
-        time.sleep(0.005)
+    with pipe.open("wb"):  # opens as soon as the validation reads
+        pipe.unlink()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (process / "fd" / "1").resolve() == log.resolve():
+                    os.kill(int(process.name), signal.SIGKILL)
 
 
 def test_two_coordinators_one_commit(prepared: Callable[..., Federation]):

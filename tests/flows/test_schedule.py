@@ -7,7 +7,7 @@ import pytest
 
 from tests.flows.deployment import Deployed, Workers, eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_a_scheduled_round_advances_the_model_by_exactly_one(

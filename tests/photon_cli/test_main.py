@@ -79,24 +79,27 @@ def test_prepare_of_an_unknown_site(write_federation: Callable[..., Path]):
 
 
 @pytest.mark.slow
-def test_interrupted_run_leaves_nothing_and_continues(write_federation: Callable[..., Path]):
-    file = write_federation(rounds={"count": 2}, local={"steps": 400})
+def test_killed_and_interrupted_run_leaves_nothing_and_continues(write_federation: Callable[..., Path]):
+    file = write_federation(rounds={"count": 2}, local={"steps": 1500})
     assert photon("prepare", file).returncode == 0
-    before = set(Path("/dev/shm").iterdir())
-    process = subprocess.Popen(
-        [PHOTON, "run", file], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment()
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "train" in line and "loss" in line:
-            break
-    marked = family(file)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(200) == 130
-    assert wait_until(lambda: not any(map(alive, marked)), 60)
-    assert not left_behind(before)
+    for stop, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        before = set(Path("/dev/shm").iterdir())
+        process = subprocess.Popen(
+            [PHOTON, "run", file], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment()
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "train" in line and "loss" in line:
+                break
+        marked = family(file)
+        # who kills has the command's number at hand; Ctrl-C goes to all processes of the terminal
+        (os.kill if stop == signal.SIGKILL else os.killpg)(process.pid, stop)
+        assert process.wait(200) == code
+        process.stdout.close()
+        assert wait_until(lambda marked=marked: not any(map(alive, marked)), 60)
+        assert not left_behind(before)
 
-    file.write_text(file.read_text().replace("steps: 400", "steps: 3"))
+    file.write_text(file.read_text().replace("steps: 1500", "steps: 3"))
     again = photon("rerun", file, "--round", "1", "--site", "a", timeout=240)
     assert "a: attempt 1 for round 1 is committed" in again.stdout, again.stderr
     done = photon("run", file, timeout=240)

@@ -119,7 +119,7 @@ def test_with_a_server_it_says_what_each_site_does(
     from flows.federated_run import federated_run
 
     monkeypatch.setattr(live, "TIMEOUT", 60.0)  # for a busy server; people are not made to wait so long
-    federation = prepared(run="watched", rounds={"count": 1}, local={"steps": 400})
+    federation = prepared(run="watched", rounds={"count": 1}, local={"steps": 1000})
     runner = threading.Thread(target=federated_run, args=(federation,))
     runner.start()
     seen: set[tuple[str, str, str]] = set()

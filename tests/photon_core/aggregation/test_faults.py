@@ -82,6 +82,9 @@ class Faulty(MemoryFileSystem):
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> Any:
         return FAULT.call(lambda: MemoryFileSystem.pipe_file(self, path, value, mode))
 
+    def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
+        FAULT.call(lambda: MemoryFileSystem.pipe_file(self, rpath, Path(lpath).read_bytes()))
+
 
 class FaultyOs:
     """The system's calls, some of which break. Nothing is flushed to the disk: no power is cut here."""
