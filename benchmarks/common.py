@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,20 @@ def machine() -> dict[str, Any]:
         "cores": cores(),
         "memory_gib": round(memory / 2**30, 1),
         "python": platform.python_version(),
-        "torch": version("torch"),
-        "mosaicml": version("mosaicml"),
-        "prefect": version("prefect"),
+        "torch": _version("torch"),
+        "mosaicml": _version("mosaicml"),
+        "prefect": _version("prefect"),
         "commit": _git("rev-parse", "--short", "HEAD")
         + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""),
     }
+
+
+def _version(package: str) -> str:
+    """Of an installed package; a machine that only trains needs no Prefect."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def cores() -> int:

@@ -144,7 +144,7 @@ class ShardWriter:
 
     def _behind(self, work: Callable[[], None]) -> None:
         self._wait()
-        while len(self._leaving) > 1:  # some stores hold a shard in memory until it is sent
+        while len(self._leaving) > 1:  # some stores hold a shard in TMPDIR until it is sent
             self._leaving.popleft().result()
         if self._pool:
             self._pending = self._pool.submit(work)

@@ -66,6 +66,10 @@ class Local(Section):
         default=None, gt=0, description="mu of FedProx: adds mu/2 |theta_k - theta|^2 to the site's loss"
     )
     precision: Literal["fp32", "amp_bf16"] = "fp32"
+    compile: bool | None = Field(
+        default=None,
+        description="torch.compile: slow in the first steps, then faster; on a GPU if left out. Not with FSDP",
+    )
     clip_norm: float | None = Field(default=1.0, gt=0, description="gradient norm limit; null for none")
     optimizer_state: Literal["keep", "reset", "average"] = Field(
         default="keep",

@@ -1,33 +1,23 @@
 """What is measured of a training beside its loss: norms, and the loss of each of a site's streams."""
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class ActivationNorm:
-    """Sum over tokens of the Euclidean norm of the residual stream behind the last block.
+    """Sum over tokens of the Euclidean norm of the residual stream behind the last block."""
 
-    Args:
-        norm_f: the decoder's last norm, whose input that is.
-        counts: whether what passes now is to be counted.
-    """
-
-    def __init__(self, norm_f: nn.Module, counts: Callable[[], bool] = lambda: True) -> None:
-        self._counts = counts
+    def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._tokens = 0
-        norm_f.register_forward_pre_hook(self._add)
 
-    def _add(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if not self._counts():
-            return
-        norms = inputs[0].detach().float().norm(dim=-1)
-        self._sum = norms.sum() if self._sum is None else self._sum + norms.sum()
-        self._tokens += norms.numel()
+    def add(self, norms: Tensor, tokens: int) -> None:
+        """Take in the sum of so many tokens' norms."""
+        self._sum = norms if self._sum is None else self._sum + norms
+        self._tokens += tokens
 
     def take(self) -> tuple[float, int]:
         """Sum of the norms since the last call, and their number."""

@@ -4,6 +4,7 @@ Learned positions, pre-norm blocks, GELU, biases everywhere, token embedding tie
 Imports torch: only child processes import this module.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from composer.models import ComposerModel
 from torch import Tensor, nn
 
 from photon_core.training.initial import initial_tensor
+from photon_core.training.meter import ActivationNorm
 from photon_core.training.shapes import parameter_shapes
 from schemas.model import Model
 
@@ -74,11 +76,13 @@ class Decoder(nn.Module):
         """Composer asks it: what FSDP gathers as one."""
         return isinstance(module, Block)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, norms: bool = False) -> Any:
+        """The logits; with `norms` also the sum over tokens of the last block's output's Euclidean norm."""
         x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
-        return F.linear(self.norm_f(x), self.wte.weight)
+        logits = F.linear(self.norm_f(x), self.wte.weight)
+        return (logits, x.detach().float().norm(dim=-1).sum()) if norms else logits
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -101,34 +105,59 @@ def losses_by_sample(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return loss, each.view(tokens.shape).sum(1) / (tokens.shape[1] - 1)
 
 
+def score(
+    decoder: Decoder, tokens: Tensor, norms: bool, by_sample: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A training step's forward pass, down to the loss; what is compiled is this.
+
+    Returns:
+        the loss; the sum of activation norms, if `norms`; every sample's loss, (B,), if `by_sample`.
+    """
+    logits, norm = decoder(tokens, True) if norms else (decoder(tokens), None)
+    if not by_sample:
+        return next_token_loss(logits, tokens), norm, None
+    loss, losses = losses_by_sample(logits, tokens)
+    return loss, norm, losses
+
+
 class PhotonModel(ComposerModel):
     """The decoder as Composer wants it; a batch is {"tokens": int64 (B, T), "id": int64 (B,)}.
+
+    A batch that has "empty" is there for other ranks' sake: nothing is measured of it.
 
     Args:
         decoder: what is trained.
         by_sample: keep each sample's loss, until `take_losses`.
-
-    Attributes:
-        counts: whether the batch at work does; one that has "empty" is there for other ranks' sake.
+        activations: told of the activations' norms.
+        score: the forward pass, if not plain `score`.
     """
 
-    def __init__(self, decoder: Decoder, by_sample: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        by_sample: bool = False,
+        activations: ActivationNorm | None = None,
+        score: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]] = score,
+    ) -> None:
         super().__init__()
         self.decoder = decoder
         self._losses: list[Tensor] | None = [] if by_sample else None
-        self.counts = True
+        self._activations = activations
+        self._score = score
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
-        self.counts = not batch.get("empty")
-        return self.decoder(batch["tokens"])
+        """The batch's loss."""
+        tokens, wanted = batch["tokens"], (self._activations is not None, self._losses is not None)
+        loss, norms, losses = self._score(self.decoder, tokens, *wanted)
+        if not batch.get("empty"):
+            if self._activations is not None and norms is not None:
+                self._activations.add(norms, tokens.numel())
+            if self._losses is not None and losses is not None:
+                self._losses.append(losses)
+        return loss
 
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        if self._losses is None:
-            return next_token_loss(outputs, batch["tokens"])
-        loss, losses = losses_by_sample(outputs, batch["tokens"])
-        if self.counts:
-            self._losses.append(losses)
-        return loss
+        return outputs
 
     def take_losses(self) -> list[float]:
         """Mean loss of every sample since the last call, in the order of the batches."""

@@ -24,6 +24,7 @@ from photon_core.data.stream import release, stream_hash, train_dataset
 from photon_core.errors import DataError, UpdateRejected
 from photon_core.sampling import TOKENS
 from photon_core.training.checkpoint import Checkpoints
+from photon_core.training.compiled import choose_score
 from photon_core.training.composing import make_loader, make_loggers, make_trainer
 from photon_core.training.device import choose_device
 from photon_core.training.evaluate import held_out_scores
@@ -104,7 +105,9 @@ def work(
         # with FSDP it comes onto the device block by block, when the Trainer has it
         place = "cpu" if ranks.sharded else device
         decoder = load_decoder(federation.model, past.parameters or theta.tensors(), place)
-        model = PhotonModel(decoder, by_sample=len(streams) > 1)
+        activations = ActivationNorm()
+        score = choose_score(federation, job.site, device, ranks, past.notes)
+        model = PhotonModel(decoder, len(streams) > 1, activations, score)
         optimizer = make_optimizer(decoder, federation.local.optimizer)
         names = parameter_names(decoder, federation.local.optimizer)
         trainee = Trainee(model, optimizer, names, ranks)
@@ -131,7 +134,6 @@ def work(
             if len(streams) > 1:
                 counts = [int(count) for count in dataset.samples_per_stream]
                 meter = StreamLosses([stream.name for stream in streams], counts, progress.streams)
-            activations = ActivationNorm(decoder.norm_f, lambda: model.counts)
             callback = RoundCallback(
                 job, samples, report, checkpoint, progress, model, gradients, activations, meter, ranks
             )

@@ -1,0 +1,66 @@
+"""The forward pass compiled by torch.compile: kernels that are fused and written for the device and the shape.
+
+What compiling makes is kept in the site's private folder: the next round's process, which compiles anew, finds it
+there. Child processes only.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from photon_core.data.paths import cache_dir
+from photon_core.training.model import score
+from photon_core.training.ranks import Ranks
+from schemas.federation import Federation
+
+FOLDER = "compiled"
+
+
+def choose_score(
+    federation: Federation, site: str, device: str, ranks: Ranks, notes: list[str]
+) -> Callable[..., Any]:
+    """`score`, compiled if `local.compile` says so; FSDP gathers its blocks in Python, and stays as it is.
+
+    Args:
+        federation, site: who trains.
+        device: cpu or cuda.
+        ranks: the processes that share the work.
+        notes: of the training; they tell of a failure, if the file leaves it open whether to compile.
+    """
+    wanted = federation.local.compile
+    if ranks.sharded or not (device == "cuda" if wanted is None else wanted):
+        return score
+    folder = cache_dir(federation, site).absolute() / FOLDER
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))  # TMPDIR is gone after the round
+    return Compiled(score, None if wanted else notes)
+
+
+class Compiled:
+    """A function that is compiled when it is first called, for each shape of its arguments.
+
+    Args:
+        function: what to compile.
+        notes: where to tell of a failure, after which the function is called as it is; None to raise it.
+        options: of torch.compile.
+    """
+
+    def __init__(self, function: Callable[..., Any], notes: list[str] | None, **options: Any) -> None:
+        self._plain, self._notes = function, notes
+        self._call: Callable[..., Any] = torch.compile(function, dynamic=False, **options)
+
+    def __call__(self, *args: Any) -> Any:
+        """
+        Raises:
+            TorchDynamoException: it cannot be compiled.
+        """
+        try:
+            return self._call(*args)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            if self._notes is None:
+                raise
+            said = " ".join(str(error).split("\n\n")[0].split())[:300]  # what follows tells where to look
+            self._notes.append(f"torch.compile failed, training went on without: {type(error).__name__}: {said}")
+            self._call = self._plain
+            return self._call(*args)

@@ -1,0 +1,98 @@
+"""torch.compile changes the speed, not the training; where it fails, the file decides."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from photon_core.data.paths import cache_dir
+from photon_core.training.compiled import FOLDER, Compiled, choose_score
+from photon_core.training.local import train
+from photon_core.training.model import score
+from photon_core.training.ranks import Ranks
+from schemas.federation import Federation
+from tests.photon_core.training.test_local import apply, make_job, silent, theta_zero
+
+Make = Callable[..., Federation]
+
+
+def broken(module: Any, inputs: Any) -> Any:
+    raise OSError("no compiler here")
+
+
+def double(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+def test_where_the_file_leaves_it_open_a_failure_is_a_note() -> None:
+    notes: list[str] = []
+    compiled = Compiled(double, notes, backend=broken)
+    for _ in range(2):
+        assert compiled(torch.ones(3)).tolist() == [2, 2, 2]
+    (note,) = notes
+    assert "torch.compile failed, training went on without" in note and "no compiler here" in note
+
+
+def test_where_the_file_wants_it_a_failure_is_one() -> None:
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="no compiler here"):
+        Compiled(double, None, backend=broken)(torch.ones(3))
+
+
+def test_who_compiles(make_site: Make) -> None:
+    def compiles(device: str, ranks: Ranks, **local: Any) -> bool:
+        return choose_score(make_site(**local), "alpha", device, ranks, []) is not score
+
+    one, sharded = Ranks(), Ranks(sharded=True)
+    assert [compiles(device, one) for device in ("cpu", "cuda")] == [False, True]
+    assert [compiles(device, one, compile=False) for device in ("cpu", "cuda")] == [False, False]
+    assert [compiles(device, one, compile=True) for device in ("cpu", "cuda")] == [True, True]
+    assert not compiles("cuda", sharded) and not compiles("cuda", sharded, compile=True)
+
+
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back afterwards
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a processor needs g++")
+def test_a_compiled_training_is_the_same_training(
+    make_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+
+    own_cache(monkeypatch)
+    monkeypatch.setattr(config, "compile_threads", 1)
+    monkeypatch.setattr(config.cpp, "simdlen", 1)  # no vector instructions: compiled sooner
+    found: list[Any] = []
+    for attempt, compiled in enumerate((False, True), 1):
+        # eps: some gradients are zero but for rounding, of which AdamW would make steps
+        options = {"optimizer": {"lr": 3e-3, "eps": 1e-2}, "micro_batch": 2, "compile": compiled}
+        federation = make_site(streams=("news", "code"), **options)
+        theta = theta_zero(federation)
+        trained = train(make_job(federation, theta, tmp_path, attempt=attempt), silent)
+        found.append((trained, apply(theta, trained)))
+    (plain, expected), (compiled, theta) = found
+    assert compiled.notes == plain.notes == []
+    assert list((cache_dir(federation, "alpha") / FOLDER).rglob("*.cpp")), "kept for the next round"
+    assert max(np.abs(theta[key] - expected[key]).max() for key in expected) < 1e-5
+    for key in ("train_loss", "loss/news", "loss/code", "activation_norm", "gradient_norm"):
+        assert compiled.metrics[key] == pytest.approx(plain.metrics[key], rel=1e-5), key
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_compiles_by_itself(make_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_cache(monkeypatch)
+    losses = []
+    for attempt, options in enumerate(({"compile": False}, {}), 1):
+        federation = make_site(device="cuda", precision="amp_bf16", **options)
+        trained = train(make_job(federation, theta_zero(federation), tmp_path, attempt=attempt), silent)
+        assert trained.notes == []
+        losses.append(trained.metrics["train_loss"])
+    assert any((cache_dir(federation, "alpha") / FOLDER).rglob("*"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
