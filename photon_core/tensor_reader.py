@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import closing
 from functools import partial
@@ -61,20 +61,20 @@ class TensorReader:
 
     def pieces(self, name: str, elements: int) -> list[Piece]:
         """A tensor cut into pieces of at most so many elements; none for an empty tensor."""
-        return cut(name, 0, math.prod(self.tensors[name].shape), elements)
+        return list(cut(name, 0, math.prod(self.tensors[name].shape), elements))
 
     def chunks(self, name: str, elements: int) -> Iterator[Array]:
         """A tensor's elements, flat, at most so many at a time; each array is valid until the next."""
         return self.stream(self.pieces(name, elements))
 
-    def stream(self, pieces: Sequence[Piece], prefix: str = "", ahead: int = 1, keep: int = 0) -> Iterator[Array]:
+    def stream(self, pieces: Iterable[Piece], prefix: str = "", ahead: int = 1, keep: int = 0) -> Iterator[Array]:
         """Pieces in order, as `loads` gives them, each of them read."""
         with closing(self.loads(pieces, prefix, ahead, keep)) as loads:
             for load in loads:
                 yield load()
 
     def loads(
-        self, pieces: Sequence[Piece], prefix: str = "", ahead: int = 1, keep: int = 0, together: int = 0
+        self, pieces: Iterable[Piece], prefix: str = "", ahead: int = 1, keep: int = 0, together: int = 0
     ) -> Generator[Load, None, None]:
         """For every piece, in order, what is to be called for it once, by any thread; all are called in order.
 
@@ -82,23 +82,25 @@ class TensorReader:
         are asked for. Read in the order of the files, every byte is read once, and hashed on the way.
 
         Args:
-            pieces: what to read.
+            pieces: what to read; asked for as it is read.
             prefix: put before the pieces' names.
             ahead: jobs of the pool, side by side, beyond the one whose pieces are asked for.
             keep: pieces that stay valid beside the newest.
             together: bytes of small pieces that one job reads, in one request where they are neighbours.
         """
-        ahead = ahead if self._pool else 0
-        groups = self._groups(pieces, prefix, together if self._pool else 0)
-        size = max((group.end for group in groups), default=0)
-        buffers = [_aligned(size) for _ in range(min(ahead + keep + 1, len(groups)))]
+        ahead, together = (ahead, together) if self._pool else (0, 0)
+        groups = self._groups(pieces, prefix, together)
+        buffers = [_aligned(0) for _ in range(ahead + keep + 1)]
         coming: deque[list[Load]] = deque()
         under_way: deque[Future[None]] = deque()
         asked = 0
         try:
-            for index in range(len(groups)):
-                while asked < min(index + ahead + 1, len(groups)):
-                    group, buffer = groups[asked], buffers[asked % len(buffers)]
+            while True:
+                while len(coming) <= ahead and (group := next(groups, None)):
+                    place = asked % len(buffers)
+                    if len(buffers[place]) < group.end:
+                        buffers[place] = _aligned(group.end)
+                    buffer = buffers[place]
                     arrays = [buffer[at : at + self._bytes(piece, prefix)] for piece, at in group.places]
                     fill: Callable[[], None] = partial(self._fill, self._plan(group, prefix, arrays))
                     if self._pool:
@@ -109,6 +111,8 @@ class TensorReader:
                     asked += 1
                 while len(under_way) > len(buffers):
                     under_way.popleft()
+                if not coming:
+                    return
                 yield from coming.popleft()
         except BaseException:
             self.give_up()  # another stream may wait for the turn of what is not read any more
@@ -154,17 +158,20 @@ class TensorReader:
     def _itemsize(self, name: str) -> int:
         return DTYPE_BYTES[self.tensors[name].dtype]
 
-    def _groups(self, pieces: Sequence[Piece], prefix: str, together: int) -> list["_Group"]:
+    def _groups(self, pieces: Iterable[Piece], prefix: str, together: int) -> Iterator["_Group"]:
         """What is read by one job each: a piece, or as many as fit into so many bytes."""
-        groups: list[_Group] = []
+        group: _Group | None = None
         for piece in pieces:
-            at = -(-groups[-1].end // LINE) * LINE if groups else 0
             size = self._bytes(piece, prefix)
-            if groups and at + size <= together:
-                groups[-1] = _Group([*groups[-1].places, (piece, at)], at + size)
+            at = -(-group.end // LINE) * LINE if group else 0
+            if group and at + size <= together:
+                group = _Group([*group.places, (piece, at)], at + size)
             else:
-                groups.append(_Group([(piece, 0)], size))
-        return groups
+                if group:
+                    yield group
+                group = _Group([(piece, 0)], size)
+        if group:
+            yield group
 
     def _plan(self, group: "_Group", prefix: str, arrays: Sequence[NDArray[np.uint8]]) -> list["_Read"]:
         """What to read from which files, in order; called in the order of the pieces."""
@@ -365,9 +372,9 @@ class _File:
             ranges.close()
 
 
-def cut(name: str, start: int, end: int, elements: int) -> list[Piece]:
+def cut(name: str, start: int, end: int, elements: int) -> Iterator[Piece]:
     """Elements `start` to `end` of a tensor in pieces of at most so many."""
-    return [Piece(name, at, min(at + elements, end)) for at in range(start, end, elements)]
+    return (Piece(name, at, min(at + elements, end)) for at in range(start, end, elements))
 
 
 def span(tensor: TensorEntry) -> tuple[int, int]:

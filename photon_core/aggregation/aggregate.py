@@ -5,11 +5,10 @@ the way. Threads work on several pieces side by side (from a disk, they also rea
 ahead) and write behind; the order of the arithmetic on every element, and so every bit of the model, is fixed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -169,12 +168,15 @@ class _Pass:
         piece_elements = -(-piece_elements // self.align) * self.align
         self.together = 4 * piece_elements
         shards = list(zip(*plans, strict=True))  # the model's, and the same of every state
-        pieces = [
-            [piece for name, part in shard.items() for piece in cut(name, *span(part), piece_elements)]
-            for shard in plans[0]
-        ]
-        pairs = Pairs(list(self.sites), sum(piece.end - piece.start for of in pieces for piece in of))
-        looked = [[pairs.turn() for _ in of] for of in pieces]
+        spans = [[(name, *span(part)) for name, part in shard.items()] for shard in plans[0]]
+
+        def pieces(number: int) -> Iterator[Piece]:
+            """Of a shard; made when they are wanted: a list for each site would grow with both sites and model."""
+            for name, start, end in spans[number]:
+                yield from cut(name, start, end, piece_elements)
+
+        lengths = [end - start for shard in spans for _, start, end in shard]
+        pairs = Pairs(list(self.sites), sum(lengths))
         count = 2 * len(self.sites) + 3
         found = self._finished(shards, count + pairs.gram.size)
         writers = [
@@ -182,16 +184,19 @@ class _Pass:
             for n, prefix in enumerate(self.prefixes)
         ]
         missing = [number for number in range(len(shards)) if number not in found]
+        turns = ((number, pairs.turn()) for number in range(len(shards)) for _ in pieces(number))
         calls = self._calls(
-            [piece for number in missing for piece in pieces[number]],
-            [look for number in missing for look in looked[number]],
+            lambda: (piece for number in missing for piece in pieces(number)),
+            (turn for number, turn in turns if number not in found),
+            min(piece_elements, max(lengths, default=0)),
         )
         results = self.stack.enter_context(closing(self.team.results(calls, self._give_up)))
         sums = {number: record.sums for number, record in found.items()}
         unrecorded: list[int] = []
         for number in missing:
             norms, gram = Norms(list(self.sites)), np.zeros_like(pairs.gram)
-            for piece, done in zip(pieces[number], islice(results, len(pieces[number])), strict=True):
+            for piece in pieces(number):
+                done = next(results)
                 gram += done.gram
                 for block in done.sums:
                     norms.add(piece.name, block)
@@ -222,21 +227,22 @@ class _Pass:
         fit = max(block, min(most, memory_bytes // (4 * streams * held)))
         return fit - fit % block
 
-    def _calls(self, pieces: Sequence[Piece], looked: Sequence[bool]) -> Iterator[Callable[[], _Done]]:
-        """The work on every piece."""
-        thetas = self._loads(self.base, pieces)
-        states = [self._state_loads(prefix, pieces) for prefix in self.prefixes[1:]]
+    def _calls(
+        self, pieces: Callable[[], Iterator[Piece]], looked: Iterator[bool], largest: int
+    ) -> Iterator[Callable[[], _Done]]:
+        """The work on every piece; `largest` elements at most."""
+        thetas = self._loads(self.base, pieces())
+        states = [self._state_loads(prefix, pieces()) for prefix in self.prefixes[1:]]
         updates = [
-            blamed(site, self._loads(reader, [_encoded(self.codecs[site], piece) for piece in pieces]))
+            blamed(site, self._loads(reader, map(partial(_encoded, self.codecs[site]), pieces())))
             for site, reader in self.sites.items()
         ]
-        size = max((p.end - p.start for p in pieces), default=0)
-        results = [np.empty(size, np.float32) for _ in range(self.team.side_by_side + 1)]
-        for number, (piece, theta) in enumerate(zip(pieces, thetas, strict=True)):
+        results = [np.empty(largest, np.float32) for _ in range(self.team.side_by_side + 1)]
+        for number, (piece, theta, look) in enumerate(zip(pieces(), thetas, looked, strict=True)):
             state = [next(loads) for loads in states]
             encoded = [next(loads) for loads in updates]
             out = results[number % len(results)][: piece.end - piece.start]
-            yield partial(self._compute, piece.name, theta, encoded, state, out, looked[number])
+            yield partial(self._compute, piece.name, theta, encoded, state, out, look)
 
     def _give_up(self) -> None:
         """Nobody waits for what the piece that failed has not read."""
@@ -304,11 +310,11 @@ class _Pass:
         )
         return self.stack.enter_context(writer)
 
-    def _loads(self, reader: TensorReader, pieces: Sequence[Piece], prefix: str = "") -> Iterator[Load]:
+    def _loads(self, reader: TensorReader, pieces: Iterable[Piece], prefix: str = "") -> Iterator[Load]:
         loads = reader.loads(pieces, prefix, self.team.ahead, self.team.side_by_side, self.together)
         return self.stack.enter_context(closing(loads))
 
-    def _state_loads(self, prefix: str, pieces: Sequence[Piece]) -> Iterator[Load]:
+    def _state_loads(self, prefix: str, pieces: Iterable[Piece]) -> Iterator[Load]:
         """The optimizer's state; what it starts at when no round has kept it yet."""
         wanted = self._like(prefix)
         kept = {tensor: self.state.tensors[tensor] for tensor in wanted if tensor in self.state.tensors}

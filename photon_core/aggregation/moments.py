@@ -20,7 +20,7 @@ from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.layout import Run
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import SHA256, check_path
-from photon_core.tensor_reader import Load, TensorReader, cut
+from photon_core.tensor_reader import Load, Piece, TensorReader, cut
 from photon_core.tensors import SHARD_BYTES, all_tensors
 from photon_core.training.shapes import moment_shapes
 from schemas.aggregation import Aggregation
@@ -86,17 +86,20 @@ def average_moments(
             ShardWriter(run.store, run.round_dir(t), FOLDER, tensors, max_shard_bytes, team.writers)
         )
         sizes = {name: int(np.prod(tensor.shape)) for name, tensor in tensors.items()}
-        pieces = [piece for name in writer.order for piece in cut(name, 0, sizes[name], elements)]
+
+        def pieces() -> Iterator[Piece]:
+            return (piece for name in writer.order for piece in cut(name, 0, sizes[name], elements))
+
         loads = {}
         together = min(TOGETHER, memory // (len(readers) * (team.ahead + team.side_by_side + 1)))
         for site, reader in readers.items():
-            coming = reader.loads(pieces, "", team.ahead, team.side_by_side, together)
+            coming = reader.loads(pieces(), "", team.ahead, team.side_by_side, together)
             stream = stack.enter_context(closing(coming))
             loads[site] = blamed(site, stream)
         shares = [weights[site] for site in readers]
 
         def calls() -> Iterator[Callable[[], Float32]]:
-            for piece in pieces:
+            for piece in pieces():
                 of_sites = {site: next(of) for site, of in loads.items()}
                 yield partial(_mean, piece.name, of_sites, shares, server)
 
@@ -105,7 +108,7 @@ def average_moments(
                 reader.give_up()
 
         means = stack.enter_context(closing(team.results(calls(), give_up)))
-        for piece, mean in zip(pieces, means, strict=True):
+        for piece, mean in zip(pieces(), means, strict=True):
             writer.write(piece.name, mean)
         for site, reader in readers.items():
             with blame(site):

@@ -57,6 +57,18 @@ def test_an_array_stays_until_as_many_more_were_asked_for(
         reader.verify()
 
 
+@pytest.mark.parametrize("together", [0, 500])
+def test_pieces_are_asked_for_as_they_are_read(store: Store, together: int) -> None:
+    with ThreadPoolExecutor(3) as pool, TensorReader(store, "rounds/1", write(store, 4000), pool) as reader:
+        asked = iter(enumerate(pieces_of(reader, 30)))
+        for given, load in enumerate(reader.loads((piece for _, piece in asked), "", 2, 1, together)):
+            load()
+            if given == 100:
+                break
+        number, _ = next(asked)
+        assert given < number <= given + (4 if not together else 4 * 6), "three groups beyond the one in hand"
+
+
 def test_small_neighbours_are_one_request(s3_proxy: FaultProxy, s3_bucket: str) -> None:
     store = Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url)
     entries = write(store, 1 << 20)

@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from photon_core.aggregation.aggregate import aggregate
 from photon_core.store import Store
+from schemas.server import Server
 
 PASS = """
 import sys
@@ -57,3 +60,20 @@ def test_peak_memory_does_not_grow_with_the_sites(tmp_path: Path, make_run: Any)
         grown.append(peak)
     # 64 MiB that are read ahead, results and files being written, threads; not 120 and 960 MiB of updates
     assert max(grown) < 128, grown
+
+
+@pytest.mark.parametrize("threads", [0, None])
+def test_memory_does_not_grow_with_the_pieces(tmp_path: Path, make_run: Any, threads: int | None) -> None:
+    """A 7B model is 200,000 pieces at each of 64 sites: a list of them at every site would be gigabytes."""
+    theta = {"w": np.zeros((200, 300), np.float32)}
+    changed = {site: ({"w": theta["w"] + np.float32(0.5)}, 1) for site in "abcdefgh"}
+    run, updates = make_run(Store(str(tmp_path)), theta, changed)
+    peaks = []
+    for elements in (3000, 3000, 20):  # what the first one imports stays
+        tracemalloc.start()
+        try:
+            aggregate(run, 1, updates, Server(), chunk_elements=elements, threads=threads)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[2] - peaks[1] < 1 << 20, peaks  # 20 pieces at 8 sites, and 3,000
