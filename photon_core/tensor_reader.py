@@ -263,10 +263,7 @@ class _File:
 
     def plan(self, name: str, offset: int, size: int) -> tuple[int, bool]:
         """Where the bytes from `offset` into a tensor begin, and whether they are the next to be hashed."""
-        if self._opening:
-            self._opening.result()
-        if not self._starts:
-            self._open()
+        self._be_open()
         start = self._starts[name] + offset
         in_turn = start == self._planned
         if in_turn:
@@ -311,8 +308,7 @@ class _File:
     def verify(self) -> None:
         if self.verified:
             return
-        if not self._starts:
-            self._open()
+        self._be_open()
         self._check, self._position = Check(self.entry.sha256, self.entry.blake3), 0
         block = memoryview(bytearray(min(BLOCK, self.entry.bytes)))
         while self._position < self.entry.bytes:
@@ -327,6 +323,13 @@ class _File:
             ranges, self._ranges = self._ranges, None
         if ranges is not None:
             ranges.close()
+
+    def _be_open(self) -> None:
+        """Have the header read, by whoever has begun to: two would hash it twice."""
+        if self._opening:
+            self._opening.result()
+        if not self._starts:
+            self._open()
 
     def _open(self) -> None:
         header, infos = read_header(self.store, self.path, self.entry.bytes, header_limit(self.entry.tensors))

@@ -100,6 +100,8 @@ def check_infra(federation: Federation, site: str) -> Infra:
             f"{where}, which knows no local.proximal; drop it, or write parallel: ddp on devices that hold the "
             "model"
         )
+    if local.compile:
+        raise FederationError(f"{where}, which is not compiled; drop local.compile, and other sites' GPUs compile")
     return infra
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Timer
 
 import numpy as np
 import pytest
@@ -67,6 +68,18 @@ def test_pieces_are_asked_for_as_they_are_read(store: Store, together: int) -> N
                 break
         number, _ = next(asked)
         assert given < number <= given + (4 if not together else 4 * 6), "three groups beyond the one in hand"
+
+
+def test_a_header_on_its_way_is_waited_for(store: Store) -> None:
+    """Read and hashed by the pool and by `verify` at once, a whole file would be told as damaged."""
+    gate = Event()
+    with ThreadPoolExecutor(1) as pool, TensorReader(store, "rounds/1", write(store, 1 << 20), pool) as reader:
+        (file,) = reader._files
+        pool.submit(gate.wait, 60)
+        file.prepare(pool)
+        Timer(0.1, gate.set).start()
+        reader.verify()
+        assert file._opening is not None and file._opening.done() and file.verified
 
 
 def test_small_neighbours_are_one_request(s3_proxy: FaultProxy, s3_bucket: str) -> None:

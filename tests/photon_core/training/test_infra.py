@@ -103,6 +103,7 @@ def test_the_file_overrides_the_choice(parallel: str, ranks: int, nodes: int) ->
     [
         ({"optimizer": MUON}, r"trains with FSDP.*Muon needs whole matrices.*write local.optimizer.name: adamw"),
         ({"proximal": 0.1}, r"trains with FSDP.*knows no local.proximal; drop it"),
+        ({"compile": True}, r"trains with FSDP.*not compiled; drop local.compile"),
         ({"batch_size": 4}, r"on 8 devices, but local.batch_size is 4.*at least one sequence a device"),
     ],
 )
