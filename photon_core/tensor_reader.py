@@ -92,7 +92,7 @@ class TensorReader:
         groups = self._groups(pieces, prefix, together)
         buffers = [_aligned(0) for _ in range(ahead + keep + 1)]
         coming: deque[list[Load]] = deque()
-        under_way: deque[Future[None]] = deque()
+        under_way: deque[Future[None]] = deque(maxlen=len(buffers))
         asked = 0
         try:
             while True:
@@ -109,8 +109,6 @@ class TensorReader:
                     dtypes = [NUMPY_DTYPES[self.tensors[prefix + piece.name].dtype] for piece, _ in group.places]
                     coming.append([partial(_filled, fill, a.view(d)) for a, d in zip(arrays, dtypes, strict=True)])
                     asked += 1
-                while len(under_way) > len(buffers):
-                    under_way.popleft()
                 if not coming:
                     return
                 yield from coming.popleft()
