@@ -16,6 +16,7 @@ floating-point operations (6 N + 12 L d T for each token) over the device's peak
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -214,8 +215,6 @@ def _gpu() -> str:
     command = shutil.which("nvidia-smi")
     if command is None:
         return ""
-    import subprocess
-
     asked = [command, "--query-gpu=name", "--format=csv,noheader"]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
     return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else ""

@@ -102,11 +102,11 @@ class Watch:
         self.text = text(state)
         before = past(client, self.runs())
         self.notes = [*before, *self.notes]
-        self.ended = bool(before) and before[-1] != AGAIN  # just now, maybe: it is not to be told twice
         if state.is_final():
-            self.ended = False
             client.set_flow_run_state(self.run.id, AwaitingRetry(), force=True)
             self._note(AGAIN)
+        else:  # it may have ended badly since: what is told in `before` is not to be told twice
+            self.ended = bool(before) and before[-1] != AGAIN
 
     def _follow(self, note: str) -> None:
         """By another, so many times and no more; then a person's retry of the last one is waited for."""

@@ -106,8 +106,8 @@ def found_anew(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _starved(error) and (kept := _read(folder / FILE)):
-            _write(folder / FILE, {"key": kept.get("key"), "failed": kept.get("micro_batch")})
+        if _starved(error) and "micro_batch" in (kept := _read(folder / FILE)):
+            _write(folder / FILE, {"key": kept.get("key"), "failed": kept["micro_batch"]})
         raise
 
 
