@@ -32,6 +32,7 @@ class Spec:
             federation's own; AdamW with the numbers below without.
         side_by_side: so many runs at once, each in a process with one thread; 1 is one after the other, in one
             process, with all threads.
+        device: cpu, in float32; or cuda, in bfloat16.
         save: folder for the trained parameters, <name>.safetensors; nothing is saved without.
         save_after: steps after which the parameters are saved there too, as <name>-<step>.safetensors.
     """
@@ -51,6 +52,7 @@ class Spec:
     seed: int
     muon: dict[str, Any] | None = None
     side_by_side: int = 1
+    device: str = "cpu"
     save: str | None = None
     save_after: list[int] = field(default_factory=list)
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
@@ -161,7 +163,8 @@ def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
         algorithms=[GradientClipping("norm", spec.clip_norm)] if spec.clip_norm else [],
         callbacks=[Save()],
         max_duration=f"{spec.steps}ba",
-        device="cpu",
+        device="cpu" if spec.device == "cpu" else "gpu",
+        precision="fp32" if spec.device == "cpu" else "amp_bf16",
         seed=spec.seed,
         progress_bar=False,
         log_to_console=False,

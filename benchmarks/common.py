@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -81,6 +82,16 @@ def _cpu() -> str:
     name = named.get("model name", platform.processor() or platform.machine())
     model = f" (family {named['cpu family']}, model {named['model']})" if "model" in named else ""
     return name + model
+
+
+def gpu_name() -> str:
+    """Name of the first GPU, asked in a child process: ours must not touch CUDA before its children."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return ""
+    asked = [command, "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else ""
 
 
 def _git(*arguments: str) -> str:

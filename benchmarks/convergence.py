@@ -1,6 +1,7 @@
 """Does a federation learn as well as one machine? Recipes against centralised training at equal tokens.
 
     python -m benchmarks.convergence [--only unlike-sites photon/iid ...] [--seeds 3] [--keep rows.jsonl]
+    python -m benchmarks.convergence --size 30M          # or 125M: on a GPU
 
 Six sites, one domain each (natural), or each with a sixth of every domain (iid), and one machine with all of it,
 which synchronises after every step. All train on as many tokens from the same initial model, and are evaluated
@@ -13,7 +14,8 @@ six machines. A federation's are updates and models, averaged moments among them
 The recipes are schemas/presets.py's at this scale: what they say of optimizers, moments and server stands; local
 steps, batch and schedule are the same for all, so that all synchronise as often and have as many tokens. Photon's
 schedule is therefore not stretched beyond the run, and local rates are those that probes found for this model
-(NOTES.md): the central one with plain averaging, half of it under a server momentum of 0.9.
+(NOTES.md): the central one with plain averaging, half of it under a server momentum of 0.9. For the larger models
+AdamW's rates are an eighth, as an earlier probe of 29 M parameters had them; they are not tuned.
 
 At equal wall-clock, by the plan's model (photon_core/plan/wall_time.py): sites exchange through one server, the
 centralised machines by ring all-reduce, all links of 1 Gbit/s; a local step takes what one core took here, or
@@ -21,21 +23,24 @@ nothing, as on an accelerator that is fast for its links.
 
 [perplexity_ratio_natural, perplexity_ratio_iid: perplexity of a token, of the mean loss over the domains, the
 recipe's over the better centralised one's; perplexity_ratio_wall_clock: the first at equal wall-clock, where a
-step takes nothing; sync_reduction; of the recipe `unlike-sites`]
+step takes nothing, _paid where it takes its time; sync_reduction; of the recipe `unlike-sites`]
 """
 
 import itertools
 import json
 import math
 import shutil
+import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks.bare import site_runs, spec_of
-from benchmarks.common import Neighbours, cores, finish, heading, machine, our_seconds, say, table
+from benchmarks.common import Neighbours, cores, finish, gpu_name, heading, machine, our_seconds, say, table
+from benchmarks.convergence_picture import draw
 from benchmarks.federate import federate, source
 from benchmarks.six_sites import domains_of, evaluate, options, texts, train_tokenizer, valid_sequences
 from photon_core.plan.transfer import GIGABIT
@@ -43,23 +48,50 @@ from photon_core.plan.wall_time import communication_seconds, total_seconds
 from schemas.federation import Federation
 
 BEST = "unlike-sites"
-RATES: dict[str, float | None] = {"photon": 8e-3, "fedmom": 4e-3, "diloco": 4e-3, "local-sgd": 8e-3, BEST: None}
-CENTRAL = {  # AdamW's rates are the best of 4e-3, 8e-3, 1.6e-2 in the probes
+RATES = {"photon": 8e-3, "fedmom": 4e-3, "diloco": 4e-3, "local-sgd": 8e-3, BEST: 1.6e-2}
+CENTRAL: dict[str, dict[str, Any]] = {  # AdamW's rates are the best of 4e-3, 8e-3, 1.6e-2 in the probes
     "central-adamw": {"name": "adamw", "lr": 8e-3},
     "central-muon": {"name": "muon", "lr": 1.6e-2},
 }
 ROWS = (*CENTRAL, *(f"{recipe}/{kind}" for kind in ("natural", "iid") for recipe in RATES))
 QUICK = ("central-muon", f"{BEST}/natural", f"{BEST}/iid")
-ROUNDS, STEPS, BATCH, WARMUP = 48, 20, 4, 30
+STEPS, WARMUP = 20, 30
 POINTS = 8  # of a curve
 PIECE = 4000  # characters: longer texts are dealt out in such pieces for iid
 QUICK_TEXTS, QUICK_SEQUENCES = 60, 16
-MODEL = {"n_layers": 4, "d_model": 128, "n_heads": 4, "vocab_size": 2048, "max_seq_len": 128}  # 1.07 M
 Row = dict[str, Any]
+LARGER = {"vocab_size": 8192, "max_seq_len": 512}
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and what it trains on.
+
+    Args:
+        model: the federation file's.
+        rounds: of STEPS local steps.
+        batch: sequences of a site's step.
+        device: cpu, or cuda.
+        scale: what AdamW's rates are multiplied by.
+    """
+
+    model: dict[str, int]
+    rounds: int
+    batch: int
+    device: str = "cpu"
+    scale: float = 1.0
+
+
+SIZES = {
+    "1M": Size({"n_layers": 4, "d_model": 128, "n_heads": 4, "vocab_size": 2048, "max_seq_len": 128}, 48, 4),
+    "30M": Size(LARGER | {"n_layers": 8, "d_model": 512, "n_heads": 8}, 40, 16, "cuda", 1 / 8),
+    "125M": Size(LARGER | {"n_layers": 16, "d_model": 768, "n_heads": 12}, 80, 32, "cuda", 1 / 8),
+}
 
 
 def main() -> None:
-    parser = options(__doc__, rounds=ROUNDS, quick="under a minute: two short rounds, no result")
+    parser = options(__doc__, rounds=None, quick="under a minute: two short rounds, no result")
+    parser.add_argument("--size", choices=SIZES, default="1M", help="parameters; above 1M it takes a GPU")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help=f"in this order, of {', '.join(ROWS)}; a recipe's name is both"
     )
@@ -77,24 +109,28 @@ def main() -> None:
             parser.error(f"--only {name}: not one of {', '.join((*ROWS, *RATES))}")
     if arguments.only:
         names = tuple(dict.fromkeys(r for name in arguments.only for r in ROWS if name in (r, r.split("/")[0])))
+    size = SIZES["1M" if arguments.quick else arguments.size]
+    size = replace(size, rounds=arguments.rounds or size.rounds)
+    if size.device == "cuda" and not gpu_name():
+        sys.exit(f"benchmarks.convergence: no GPU here, which --size {arguments.size} takes")
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-convergence-") as folder:
-        setting = Setting(Path(folder), arguments.data.resolve(), domains, arguments.rounds, arguments.quick)
+        setting = Setting(Path(folder), arguments.data.resolve(), domains, size, arguments.quick)
         rows = measure(setting, names, arguments.seeds, arguments.keep)
     if arguments.picture:
-        draw(rows, arguments.picture)
+        draw(rows, (*CENTRAL, *RATES), arguments.picture)
     show(at, neighbours.share(), rows, setting)
 
 
 class Setting:
     """What all rows have in common: texts, tokenizer, model, numbers of rounds, steps and tokens."""
 
-    def __init__(self, work: Path, data: Path, domains: list[str], rounds: int, quick: bool) -> None:
-        self.work, self.data, self.quick = work, data, quick
+    def __init__(self, work: Path, data: Path, domains: list[str], size: Size, quick: bool) -> None:
+        self.work, self.data, self.size, self.quick = work, data, size, quick
         self.domains = domains[:2] if quick else domains
-        self.rounds, self.steps = (2, 4) if quick else (rounds, STEPS)
+        self.rounds, self.steps = (2, 4) if quick else (size.rounds, STEPS)
         self.total = self.rounds * self.steps
-        self.tokens = self.total * BATCH * len(self.domains) * MODEL["max_seq_len"]
+        self.tokens = self.total * size.batch * len(self.domains) * size.model["max_seq_len"]
         every = max(1, self.rounds // POINTS)
         self.marks = [t for t in range(1, self.rounds + 1) if t == self.rounds or t % every == 0]
         self.held_out: dict[str, Any] = {}
@@ -102,13 +138,14 @@ class Setting:
     @property
     def key(self) -> dict[str, Any]:
         """What makes kept rows comparable."""
-        return {"tokens": self.tokens, "rounds": self.rounds, "domains": self.domains, "model": MODEL}
+        return {"tokens": self.tokens, "rounds": self.rounds, "domains": self.domains, "model": self.size.model}
 
     def begin(self) -> None:
         """Tokenizer and held-out sequences."""
         if not self.quick:
             say("training the tokenizer")
-            train_tokenizer(self.data, self.domains, self.work / "tokenizer.json")
+            vocabulary = self.size.model["vocab_size"]
+            train_tokenizer(self.data, self.domains, self.work / "tokenizer.json", vocabulary)
         federation = self.federation("central-adamw", 0, self.work)
         valid = {domain: self.data / domain / "valid.jsonl.gz" for domain in self.domains}
         most = QUICK_SEQUENCES if self.quick else None
@@ -119,15 +156,15 @@ class Setting:
         recipe, _, kind = row.partition("/")
         local: dict[str, Any] = {
             "steps": self.steps,
-            "batch_size": BATCH,
-            "device": "cpu",
+            "batch_size": self.size.batch,
+            "device": self.size.device,
             "evaluate": False,
             "schedule": {"name": "cosine", "warmup_steps": min(WARMUP, self.total // 4), "alpha": 0.1},
         }
-        if row in CENTRAL:
-            local["optimizer"] = CENTRAL[row]
-        elif rate := RATES[recipe]:
-            local["optimizer"] = {"lr": rate}
+        if self.size.device == "cuda":
+            local["precision"] = "amp_bf16"
+        optimizer = dict(CENTRAL[row] if row in CENTRAL else {"lr": RATES[recipe]})
+        local["optimizer"] = optimizer | {"lr": self.size.scale * optimizer["lr"]}
         return Federation.model_validate(
             {
                 "run": "convergence",
@@ -135,7 +172,7 @@ class Setting:
                 "seed": 17 + seed,
                 "tokenizer": "bytes" if self.quick else str(self.work / "tokenizer.json"),
                 "recipe": None if row in CENTRAL else recipe,
-                "model": MODEL,
+                "model": self.size.model,
                 "rounds": {"count": self.rounds},
                 "local": local,
                 "data": {"validation_share": 0.02},
@@ -221,7 +258,8 @@ def centralised(setting: Setting, federation: Federation) -> Row:
     folder, sites = setting.work, len(setting.domains)
     union = {part: 1 / sites for run in site_runs(federation).values() for part in run}
     marks = [t * setting.steps for t in setting.marks]
-    changes = {"batch_size": BATCH * sites, "save": str(folder), "save_after": marks, "threads": cores()}
+    changes: dict[str, Any] = {"device": setting.size.device, "threads": cores()}
+    changes |= {"batch_size": setting.size.batch * sites, "save": str(folder), "save_after": marks}
     done = spec_of(federation, {"central": union}, setting.total, **changes).run(folder, "central")
     assert done["tokens"] == setting.tokens, "the two did not train on the same number of tokens"
     gradients = 4 * sum(math.prod(shape) for shape in parameter_shapes(federation.model).values())
@@ -279,9 +317,10 @@ def show(at: dict[str, Any], others: float | None, rows: list[Row], setting: Set
         lines.append((name, value, spread, *against, mine[0]["synchronisations"], gigabytes, *seconds))
     columns = ("row", "perplexity", "seeds' range", *(f"x {name}" for name in CENTRAL), "syncs", "GB moved",
                "seconds", "CPU s")  # fmt: skip
+    batch, sites = setting.size.batch, len(setting.domains)
     title = (
-        f"{setting.tokens:,} tokens each; sites: {setting.rounds} rounds of {setting.steps} steps of {BATCH} "
-        f"sequences; centralised: {setting.total} of {BATCH * len(setting.domains)}"
+        f"{setting.tokens:,} tokens each; sites: {setting.rounds} rounds of {setting.steps} steps of {batch} "
+        f"sequences; centralised: {setting.total} of {batch * sites}"
     )
     table(title, columns, lines)
     table(
@@ -319,7 +358,8 @@ def at_equal_time(rows: list[Row], setting: Setting) -> dict[str, float]:
         ratios.append(ratio)
     columns = ("seconds a step", f"{BEST} takes", "centralised steps by then", *CENTRAL, "ratio to the better")
     table("At equal wall-clock, links of 1 Gbit/s", columns, lines)
-    return {"perplexity_ratio_wall_clock": round(ratios[0], 4)}
+    free, paid = (round(ratio, 4) for ratio in ratios)
+    return {"perplexity_ratio_wall_clock": free, "perplexity_ratio_wall_clock_paid": paid}
 
 
 def reading(curve: list[tuple[int, int, float]], tokens: float) -> float:
@@ -328,35 +368,6 @@ def reading(curve: list[tuple[int, int, float]], tokens: float) -> float:
 
     at, _, perplexities = zip(*curve, strict=True)
     return float(np.exp(np.interp(tokens, at, np.log(perplexities))))
-
-
-def draw(rows: list[Row], target: Path) -> None:
-    """First seed's perplexity against tokens and against bytes: a colour each, iid dashed, centralised in ink."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    from photon_core.report.curves import plain_log
-    from photon_core.report.style import COLOURS, INK, RC, SOFT
-
-    colours = dict(zip((*CENTRAL, *RATES), (INK, SOFT, *COLOURS), strict=False))
-    with mpl.rc_context({**RC, "svg.hashsalt": "convergence"}):
-        figure = Figure(figsize=(13, 5), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, index, label in ((panels[0], 0, "tokens trained (M)"), (panels[1], 1, "bytes moved (GB)")):
-            for row in (row for row in rows if row["seed"] == 0):
-                style = "--" if row["row"].endswith("/iid") else "-"
-                x = [point[index] / (1e9 if index else 1e6) for point in row["curve"]]
-                y = [point[2] for point in row["curve"]]
-                colour = colours[row["row"].partition("/")[0]]
-                axes.plot(x, y, style, color=colour, label=row["row"], marker=".")
-            axes.set(yscale="log", xlabel=label)
-            plain_log(axes)
-        panels[1].set_xscale("log")
-        panels[1].xaxis.set_major_formatter("{x:g}")
-        panels[1].xaxis.set_minor_formatter("")
-        panels[0].set_ylabel("perplexity, held-out text of all domains")
-        panels[0].legend(fontsize=9, frameon=False)
-        figure.savefig(target, format="svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

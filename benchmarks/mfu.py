@@ -15,15 +15,13 @@ floating-point operations (6 N + 12 L d T for each token) over the device's peak
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import finish, heading, machine, python_child, say, table
+from benchmarks.common import finish, gpu_name, heading, machine, python_child, say, table
 from schemas.federation import Federation
 
 CASES = {"125M": {"micro_batch": 32, "passes": 4}, "1.3B": {"micro_batch": 16, "passes": 4}}
@@ -40,7 +38,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="MODEL", choices=list(CASES), help=", ".join(CASES))
     parser.add_argument("--peak", type=float, metavar="TFLOPS", help="of the device, if it is not known here")
     arguments = parser.parse_args()
-    at, gpu = machine(), _gpu()
+    at, gpu = machine(), gpu_name()
     if not gpu and not arguments.quick:
         sys.exit("benchmarks.mfu: no GPU here; --quick runs a small model on the processor")
     at["gpu"] = gpu
@@ -208,16 +206,6 @@ def _synchronize(device: str) -> None:
 
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _gpu() -> str:
-    """Name of the first GPU, asked in a child process: ours must not touch CUDA before its children."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return ""
-    asked = [command, "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
-    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else ""
 
 
 def child(what: str, folder: Path) -> None:

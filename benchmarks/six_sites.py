@@ -108,11 +108,12 @@ def measure(work: Path, data: Path, domains: list[str], text: str) -> dict[str, 
     }
 
 
-def options(about: str | None, *, rounds: int, quick: str) -> argparse.ArgumentParser:
+def options(about: str | None, *, rounds: int | None, quick: str) -> argparse.ArgumentParser:
     """What every benchmark on the folder of domains takes: --data, --rounds, --quick."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0] if about else None)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the domains")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"of the federation, {rounds} if left out")
+    left_out = f", {rounds} if left out" if rounds else ""
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"of the federation{left_out}")
     parser.add_argument("--quick", action="store_true", help=quick)
     return parser
 
@@ -133,7 +134,7 @@ def texts(path: Path) -> Iterator[str]:
             yield json.loads(line)["text"]
 
 
-def train_tokenizer(data: Path, domains: list[str], path: Path) -> None:
+def train_tokenizer(data: Path, domains: list[str], path: Path, vocabulary: int = VOCABULARY) -> None:
     """A byte-level BPE of all domains' training texts, as much of each."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -151,7 +152,7 @@ def train_tokenizer(data: Path, domains: list[str], path: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=["<|endoftext|>"],
         initial_alphabet=alphabet,
         show_progress=False,
@@ -195,11 +196,12 @@ def evaluate(federation: Any, files: list[Path], held_out: dict[str, Any]) -> di
 
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     tensors = {name.removeprefix("decoder."): tensor for name, tensor in tensors.items()}
-    decoder = load_decoder(federation.model, tensors).eval()
+    device = "cuda" if federation.local.device == "cuda" else "cpu"
+    decoder = load_decoder(federation.model, tensors).eval().to(device)
     losses = {}
     with torch.inference_mode():
         for domain, sequences in held_out.items():
-            tokens = torch.from_numpy(sequences)
+            tokens = torch.from_numpy(sequences).to(device)
             parts = [float(next_token_loss(decoder(part), part)) * len(part) for part in tokens.split(32)]
             losses[domain] = sum(parts) / len(tokens)
     return losses
