@@ -1,13 +1,14 @@
 """What each codec of updates saves and costs: bytes a round against perplexity, and how fast it is.
 
-    python -m benchmarks.compression [--data ../shared/data] [--rounds 24] [--only int3 ...] [--quick]
+    python -m benchmarks.compression [--data ../shared/data] [--rounds 24] [--only int3 ...] [--recipe R] [--quick]
 
 The same small federation of real texts once with every codec: the same data, seed, initial model, steps, so that
 whatever differs comes from the codec. Each site trains as in a round, in a child process, from its private state
 (error feedback included); updates go through the store; the coordinator aggregates them in its one pass. Only
 Prefect is left out, which moves no bytes. Speed is of encoding and decoding a change of 32 million parameters on
 one core, in GB of float32 parameters a second [bytes_factor: float32 parameters' bytes over the update's;
-perplexity_increase against float32; both of the codec that sends least at under 1 % higher perplexity].
+perplexity_increase against float32; both of the codec that sends least at under 1 % higher perplexity]. With
+--recipe the sites learn as a recipe says, such as unlike-sites, the default one, which sends averaged moments too.
 """
 
 import math
@@ -36,6 +37,10 @@ CODECS: dict[str, dict[str, Any]] = {
     "topk 1/16, no feedback": {"codec": "topk", "top_k": 0.0625, "error_feedback": False},
     "int4, model in bfloat16": {"codec": "int4", "model_dtype": "bfloat16"},
 }
+MOMENTS = {  # of recipes that average them
+    "float32, moments in bfloat16": {"moments_dtype": "bfloat16"},
+    "int3, moments in bfloat16": {"codec": "int3", "moments_dtype": "bfloat16"},
+}
 QUICK = ("float32", "int4", "int3", "topk 1/16")
 LIMIT = 0.01  # of perplexity, that the best codec may cost
 SPEED_ELEMENTS = 32_000_000
@@ -62,7 +67,8 @@ def main() -> None:
     parser = options(
         __doc__, rounds=FEDERATION["rounds"]["count"], quick="under a minute: two short rounds, no result"
     )
-    parser.add_argument("--only", nargs="+", metavar="CODEC", choices=CODECS, help="beside float32")
+    parser.add_argument("--only", nargs="+", metavar="CODEC", choices=CODECS | MOMENTS, help="beside float32")
+    parser.add_argument("--recipe", help="how the sites and the server learn; AdamW and Nesterov's if left out")
     arguments = parser.parse_args()
     names = ("float32", *arguments.only) if arguments.only else QUICK if arguments.quick else tuple(CODECS)
     if not (domains := domains_of(arguments.data)):
@@ -70,28 +76,31 @@ def main() -> None:
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-compression-") as name:
         data, rounds, quick = arguments.data.resolve(), arguments.rounds, arguments.quick
-        rows = measure(Path(name), data, domains, rounds, names, quick=quick)
+        values = FEDERATION | {"rounds": {"count": rounds}}
+        if arguments.recipe:
+            local = {key: FEDERATION["local"][key] for key in ("steps", "batch_size", "device", "schedule")}
+            values |= {"recipe": arguments.recipe, "local": local, "server": {}}
+        rows = measure(Path(name), data, domains, values, names, quick=quick)
     show(at, neighbours.share(), rows, quick=arguments.quick)
 
 
 def measure(
-    work: Path, data: Path, domains: list[str], rounds: int, names: tuple[str, ...], *, quick: bool
+    work: Path, data: Path, domains: list[str], values: dict[str, Any], names: tuple[str, ...], *, quick: bool
 ) -> list[dict[str, Any]]:
-    """A row for each of the codecs named, float32 the first."""
+    """A row for each of the codecs named, float32 the first; `values` are the federation file's."""
     from photon_core.data.prepare import prepare_site
     from photon_core.training.launch import Launcher
     from schemas.federation import Federation
 
-    values = {**FEDERATION, "rounds": {"count": rounds}}
     if quick:
         domains = domains[:2]
         model = {**FEDERATION["model"], "vocab_size": 257}
-        local = {**FEDERATION["local"], "steps": 4, "schedule": {}}
-        values.update(rounds={"count": 2}, tokenizer="bytes", model=model, local=local)
+        local = {**values["local"], "steps": 4, "schedule": {}}
+        values = values | {"rounds": {"count": 2}, "tokenizer": "bytes", "model": model, "local": local}
     else:
         say("training the tokenizer")
         train_tokenizer(data, domains, work / "tokenizer.json")
-        values["tokenizer"] = str(work / "tokenizer.json")
+        values = values | {"tokenizer": str(work / "tokenizer.json")}
 
     def federation(number: int, update: dict[str, Any]) -> Federation:
         sites = [
@@ -105,7 +114,7 @@ def measure(
         store = str(work / f"store-{number}")
         return Federation.model_validate({**values, "store": store, "update": update, "sites": sites})
 
-    chosen = {name: CODECS[name] for name in dict.fromkeys(names)}
+    chosen = {name: (CODECS | MOMENTS)[name] for name in dict.fromkeys(names)}
     first = federation(0, {})
     rows = []
     with Launcher(slots=cores()) as launcher:

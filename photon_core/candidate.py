@@ -294,10 +294,17 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
                 result = aggregate(run, t, updates, candidate.server, **limits)
             moments = candidate.moments if updates.keys() == candidate.updates.keys() else []
             if federation.local.optimizer_state == "average" and not moments:
-                model, name, settings = federation.model, federation.local.optimizer.name, federation.aggregation
-                shard_bytes, server = settings.shard_bytes, candidate.server
                 moments = average_moments(
-                    run, t, updates, result.weights, model, name, server, shard_bytes, settings
+                    run,
+                    t,
+                    updates,
+                    result.weights,
+                    federation.model,
+                    federation.local.optimizer.name,
+                    candidate.server,
+                    federation.aggregation.shard_bytes,
+                    federation.aggregation,
+                    dtype=federation.update.moments_dtype,
                 )
             return replace(candidate, result=result, moments=moments, updates=updates, left_out=left_out)
         except UpdateRejected as rejected:

@@ -180,6 +180,11 @@ class Federation(Section):
                 "parameters alone; write keep, or server.mean: median or trimmed",
                 *("local", "optimizer_state"),
             )
+        if self.update.moments_dtype != "float32" and self.local.optimizer_state != "average":
+            raise wrong(
+                "moments travel only with local.optimizer_state: average; write that, or drop it",
+                *("update", "moments_dtype"),
+            )
         return self
 
     @model_validator(mode="after")

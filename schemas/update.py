@@ -44,6 +44,11 @@ class Update(Section):
     model_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="what the global model is sent to the sites as; the store keeps float32"
     )
+    moments_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="what the optimizer's moments travel as, to and from the sites, where "
+        "local.optimizer_state: average has them averaged",
+    )
 
     @field_validator("block")
     @classmethod

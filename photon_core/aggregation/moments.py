@@ -8,6 +8,7 @@ order of the sites' names.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from photon_core.store import SHA256, check_path
 from photon_core.tensor_reader import Load, Piece, TensorReader, cut
 from photon_core.tensors import SHARD_BYTES, all_tensors
 from photon_core.training.shapes import moment_shapes
+from photon_core.update.floats import from_bfloat16, to_bfloat16
 from schemas.aggregation import Aggregation
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
 from schemas.model import Model
@@ -33,6 +35,7 @@ LEAST_PIECE, MOST_PIECE = 1 << 13, 1 << 17  # elements of a site
 CACHED = 1 << 21  # elements of a piece, all sites
 TOGETHER = 1 << 22  # bytes of one request to a server
 FOLDER = "moments/"
+SENT_AS = ("F32", "BF16")
 
 
 def moments_for(files: Sequence[FileEntry], model: Model, optimizer: str) -> list[FileEntry]:
@@ -53,6 +56,7 @@ def average_moments(
     max_shard_bytes: int = SHARD_BYTES,
     settings: Aggregation | None = None,
     threads: int | None = None,
+    dtype: str = "float32",
 ) -> list[FileEntry]:
     """Write round t's moments; the caller commits round.json, until then the files are litter.
 
@@ -64,15 +68,18 @@ def average_moments(
         server: its mean.
         max_shard_bytes: size of the files.
         settings, threads: as for `aggregate`.
+        dtype: float32 or bfloat16, what the mean is written as; a site's may be either.
 
     Raises:
         UpdateRejected: a site's moments are missing, damaged, of other shapes, not finite, so large that the mean
             is not, or negative where they are means of squares.
     """
     shapes = moment_shapes(model, optimizer)
-    tensors = {name: TensorEntry(dtype="F32", shape=shape) for name, shape in shapes.items()}
+    rounded = dtype == "bfloat16"
+    kind = "BF16" if rounded else "F32"
+    tensors = {name: TensorEntry(dtype=kind, shape=shape) for name, shape in shapes.items()}
     for site in sorted(updates):
-        _check(site, updates[site], tensors)
+        _check(site, updates[site], shapes)
     elements = max(LEAST_PIECE, min(MOST_PIECE, CACHED // len(updates)))
     with ExitStack() as stack:
         settings = settings or Aggregation()
@@ -109,7 +116,7 @@ def average_moments(
 
         means = stack.enter_context(closing(team.results(calls(), give_up)))
         for piece, mean in zip(pieces(), means, strict=True):
-            writer.write(piece.name, mean)
+            writer.write(piece.name, to_bfloat16(mean) if rounded else mean)
         for site, reader in readers.items():
             with blame(site):
                 reader.verify()
@@ -134,7 +141,7 @@ def _mean(name: str, loads: Mapping[str, Load], shares: Sequence[float], server:
     return out
 
 
-def _check(site: str, update: UpdateManifest, tensors: Mapping[str, TensorEntry]) -> None:
+def _check(site: str, update: UpdateManifest, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse moments that are not the optimizer's, before any of their bytes are read."""
     with blame(site, PhotonError):
         for entry in update.moments:
@@ -142,13 +149,17 @@ def _check(site: str, update: UpdateManifest, tensors: Mapping[str, TensorEntry]
             if not SHA256.fullmatch(entry.sha256):
                 raise PhotonError(f"file '{entry.path}' has no sha256")
         found = all_tensors(update.moments)
-    for name in sorted(found.keys() | tensors.keys()):
-        if found.get(name) != tensors.get(name):
-            what = "is missing" if name not in found else "is not one of the optimizer's, or has another shape"
+    for name in sorted(found.keys() | shapes.keys()):
+        tensor = found.get(name)
+        if tensor is None or tensor.shape != shapes.get(name) or tensor.dtype not in SENT_AS:
+            what = (
+                "is missing" if tensor is None else "is not one of the optimizer's, or has another shape or dtype"
+            )
             raise UpdateRejected(site, f"the optimizer's moment '{name[:200]}' {what}")
 
 
-def _checked(site: str, name: str, values: Float32) -> Float32:
+def _checked(site: str, name: str, sent: NDArray[Any]) -> Float32:
+    values = sent if sent.dtype == np.float32 else from_bfloat16(sent, np.empty(sent.shape, np.float32))
     if not np.isfinite(values).all() or (name.startswith("exp_avg_sq.") and values.min(initial=0) < 0):
         raise UpdateRejected(site, f"the optimizer's moment '{name}' is not finite, or negative")
     return values

@@ -27,7 +27,8 @@ def update_bytes(federation: Federation) -> int:
 def _moment_bytes(federation: Federation) -> int:
     if federation.local.optimizer_state != "average":
         return 0
-    return 4 * sum(map(prod, moment_shapes(federation.model, federation.local.optimizer.name).values()))
+    element = 2 if federation.update.moments_dtype == "bfloat16" else 4
+    return element * sum(map(prod, moment_shapes(federation.model, federation.local.optimizer.name).values()))
 
 
 def link_seconds(federation: Federation, site: str, upload: float) -> float:

@@ -66,7 +66,8 @@ def train_apart(
     with clock.phase("save"):
         moments = []
         if federation.local.optimizer_state == "average":
-            moments = write_tensors(average.moments(), written, federation.aggregation.shard_bytes)
+            size, dtype = federation.aggregation.shard_bytes, federation.update.moments_dtype
+            moments = write_tensors(average.moments(), written, size, dtype)
         samples = average.samples()
         (written / SAMPLES).write_bytes(samples)
         # each node keeps its own optimizer, and its place in its stream

@@ -1,18 +1,22 @@
 """The inner optimizer's moments between torch and safetensors: averaged over the sites, as the parameters are.
 
-Only tensors travel, as float32; the step count behind AdamW's bias correction is the round's global step, so that
-a site which joins late does not correct moments that are not its own. Child processes only.
+Only tensors travel, as float32 or bfloat16 (update.moments_dtype); the step count behind AdamW's bias correction
+is the round's global step, so that a site which joins late does not correct moments that are not its own. Child
+processes only.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from photon_core.tensors import SHARD_BYTES, shard_plan, write_shard
 from photon_core.training.shapes import moment_shapes
 from photon_core.training.state import UPDATE
 from photon_core.training.weights import Theta
+from photon_core.update.floats import to_bfloat16
 from schemas.local import Optimizer
 from schemas.manifests import FileEntry, TensorEntry
 from schemas.model import Model
@@ -20,7 +24,9 @@ from schemas.model import Model
 State = dict[int, dict[str, Tensor]]
 
 
-def write_moments(state: State, names: list[str], folder: Path, shard_bytes: int = SHARD_BYTES) -> list[FileEntry]:
+def write_moments(
+    state: State, names: list[str], folder: Path, shard_bytes: int = SHARD_BYTES, dtype: str = "float32"
+) -> list[FileEntry]:
     """Write an optimizer's moments as shards into folder/update.
 
     Args:
@@ -28,6 +34,7 @@ def write_moments(state: State, names: list[str], folder: Path, shard_bytes: int
         names: the parameters, by number (see optimizers.parameter_names).
         folder: holds the folder `update`; the entries' paths are relative to it.
         shard_bytes: largest file; a larger tensor is split by rows.
+        dtype: float32 or bfloat16, which they are rounded to.
     """
     tensors = {
         f"{moment}.{names[number]}": value.detach().float().cpu()
@@ -35,17 +42,26 @@ def write_moments(state: State, names: list[str], folder: Path, shard_bytes: int
         for moment, value in moments.items()
         if moment != "step"
     }
-    return write_tensors(tensors, folder, shard_bytes)
+    return write_tensors(tensors, folder, shard_bytes, dtype)
 
 
-def write_tensors(tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> list[FileEntry]:
+def write_tensors(
+    tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES, dtype: str = "float32"
+) -> list[FileEntry]:
     """Write moments by their names, <moment>.<parameter>, as shards into folder/update."""
-    layout = {name: TensorEntry(dtype="F32", shape=tuple(value.shape)) for name, value in tensors.items()}
+    rounded = dtype == "bfloat16"
+    kind = "BF16" if rounded else "F32"
+    layout = {name: TensorEntry(dtype=kind, shape=tuple(value.shape)) for name, value in tensors.items()}
     shards = shard_plan(layout, shard_bytes)
     entries = []
+
+    def bits(name: str) -> NDArray[Any]:
+        values = tensors[name].numpy()
+        return to_bfloat16(values) if rounded else values
+
     for number, shard in enumerate(shards, 1):
         path = f"{UPDATE}/moments-{number:05d}-of-{len(shards):05d}.safetensors"
-        entries.append(write_shard(folder / path, path, shard, lambda name: tensors[name].numpy()))
+        entries.append(write_shard(folder / path, path, shard, bits))
     return entries
 
 

@@ -171,8 +171,8 @@ def work(
             state = kept_state(job, kept, stream, mix, past.samples + progress.count)
             moments = []
             if federation.local.optimizer_state == "average":
-                shard_bytes = federation.aggregation.shard_bytes
-                moments = write_moments(state["optimizer"], names, written, shard_bytes)
+                size, dtype = federation.aggregation.shard_bytes, federation.update.moments_dtype
+                moments = write_moments(state["optimizer"], names, written, size, dtype)
             if federation.local.optimizer_state == "reset":
                 state["optimizer"] = None
             with (written / TRAINING).open("wb") as file:  # given a name, torch hides why a write has failed

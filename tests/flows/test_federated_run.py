@@ -212,11 +212,12 @@ def test_sites_pause_join_and_leave_between_rounds(prepared: Callable[..., Feder
     a, b, c = (site.model_dump() for site in federation.sites)
     run(changed(federation, sites=[a, b]), rounds=1)
     run(changed(federation, sites=[a, b | {"paused": True}, c]), rounds=1)
-    found = run(changed(federation, sites=[b, c]))
+    found = run(changed(federation, sites=[b, c], update={"moments_dtype": "bfloat16"}))
     assert [sorted(manifest.updates) for manifest in found] == [[], ["a", "b"], ["a", "c"], ["b", "c"]]
     assert [manifest.paused for manifest in found] == [[], [], ["b"], []]
     assert sorted(found[2].evaluations) == ["a", "c"]
-    assert all(manifest.moments for manifest in found[1:])
+    sent_as = [{t.dtype for entry in found[r].moments for t in entry.tensors.values()} for r in (1, 2, 3)]
+    assert sent_as == [{"F32"}, {"F32"}, {"BF16"}]
     rows = {row["site"]: row["left out"] for row in summary(found[2])}
     assert rows == {"a": "", "b": "paused", "c": ""}
     assert (

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from photon_core.aggregation.moments import average_moments, moments_for
@@ -12,7 +13,10 @@ from photon_core.errors import UpdateRejected
 from photon_core.layout import Run
 from photon_core.rounds import put_files
 from photon_core.store import Store
+from photon_core.training.moments import write_tensors
 from photon_core.training.shapes import moment_shapes
+from photon_core.training.state import UPDATE
+from photon_core.training.weights import Theta
 from schemas.manifests import UpdateManifest
 from schemas.model import Model
 from schemas.server import Server
@@ -59,6 +63,31 @@ def test_the_weighted_mean(run: Run, tmp_path: Path, optimizer: str, shard: int)
     for name, value in found.items():
         expected = sum(weights[site] * sites[site][name].astype(np.float64) for site in sites)
         assert np.allclose(value, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("sent", ["ab", "a", ""])
+def test_in_bfloat16(run: Run, tmp_path: Path, sent: str) -> None:
+    """The mean of what the sites sent, each in its dtype, rounded once, as torch rounds."""
+    sites = {site: draw(seed, "muon") for seed, site in enumerate("ab")}
+    updates = {}
+    for site, moments in sites.items():
+        (tmp_path / site / UPDATE).mkdir(parents=True)
+        tensors = {name: torch.from_numpy(value) for name, value in moments.items()}
+        dtype = "bfloat16" if site in sent else "float32"
+        files = write_tensors(tensors, tmp_path / site, 1 << 12, dtype)
+        put = put_files(run, run.site_dir(1, site, 1), [tmp_path / site / entry.path for entry in files])
+        updates[site] = update(run, tmp_path, site, moments).model_copy(update={"moments": put})
+        if site in sent:
+            sites[site] = {name: value.bfloat16().float().numpy() for name, value in tensors.items()}
+    weights = {"a": 0.25, "b": 0.75}
+    files = average_moments(run, 1, updates, weights, MODEL, "muon", Server(), 1 << 12, dtype="bfloat16")
+    paths = [str(run.store.fetch(entry, run.round_dir(1), tmp_path / "cache")) for entry in files]
+    found = Theta(paths, MODEL, moment_shapes(MODEL, "muon")).tensors()
+    for name, value in found.items():
+        mean = torch.from_numpy(sum(weights[site] * sites[site][name].astype(np.float64) for site in sites))
+        assert torch.equal(value, value.bfloat16().float())
+        torch.testing.assert_close(value.double(), mean, rtol=2**-8, atol=1e-7)
+    assert {tensor.dtype for entry in files for tensor in entry.tensors.values()} == {"BF16"}
 
 
 def mean_of(run: Run, folder: Path, sites: dict[str, Arrays], server: Server) -> Arrays:

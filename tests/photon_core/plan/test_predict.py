@@ -90,6 +90,9 @@ def test_sites_own_budgets_codec_and_pauses_count() -> None:
     count = parameter_count(fed.model)
     assert update_bytes(fed) == pytest.approx(count * (1 + 4 / 256), rel=1e-3)
     assert predict(fed).download_bytes == 2 * count
+    local = {"steps": 100, "batch_size": 64, "optimizer_state": "average"}
+    averaged = federation(local=local, update={"moments_dtype": "bfloat16"})
+    assert (update_bytes(averaged), predict(averaged).download_bytes) == ((4 + 2 * 2) * count, (4 + 2 * 2) * count)
     whole = predict(fed).sites[1].train or 0
     slow = fed.site("slow")
 
