@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import finish, gpu_name, heading, machine, python_child, say, table
+from photon_core.training.flops import flops_per_token, peak_tflops
 from schemas.federation import Federation
 
 CASES = {"125M": {"micro_batch": 32, "passes": 4}, "1.3B": {"micro_batch": 16, "passes": 4}}
 SMALL = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": 512, "max_seq_len": 128}
 WARM, STEPS = 6, 40
-PEAKS = {"H100": 989.4, "H200": 989.4, "A100": 312.0, "B200": 2250.0}  # TFLOP/s, dense bfloat16, by NVIDIA
 SITE = "site"
 Row = dict[str, Any]
 
@@ -42,7 +42,7 @@ def main() -> None:
     if not gpu and not arguments.quick:
         sys.exit("benchmarks.mfu: no GPU here; --quick runs a small model on the processor")
     at["gpu"] = gpu
-    peak = arguments.peak or next((number for name, number in PEAKS.items() if name in gpu), None)
+    peak = arguments.peak or peak_tflops(gpu)
     sizes = ["quick"] if arguments.quick else arguments.only or list(CASES)
     rows = [measure(size, bool(gpu), peak) for size in sizes]
     heading("MFU" + (" (quick: too small to be quoted)" if arguments.quick else ""), at, None)
@@ -56,8 +56,6 @@ def main() -> None:
 
 def measure(size: str, gpu: bool, peak: float | None) -> Row:
     """One model's row; MFU only where the peak is known."""
-    from photon_core.training.flops import flops_per_token
-
     with tempfile.TemporaryDirectory(prefix="photon-mfu-") as folder:
         place = Path(folder)
         federation = federation_of(size, gpu, place)

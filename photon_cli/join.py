@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 from photon_cli.remote import NotReady, require_server
 from photon_core.data.paths import find_site
 from photon_core.errors import DataError, PhotonError
-from photon_core.training.infra import check_gpus, check_infra
+from photon_core.training.infra import check_gpus, check_infra, check_processors
 from photon_core.training.serving import serve_beside
 from schemas.federation import Federation
 from schemas.load import check_paths
+from schemas.local import Local
 
 GPUS = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 CUDA_SECONDS = 300.0  # importing torch from a cold disk takes a while
@@ -149,21 +150,29 @@ def _store(federation: Federation, site: str | None) -> str:
 
 def _device(federation: Federation, site: str) -> str:
     """The devices that the file asks for. Looked at in a child: CUDA must not be touched here."""
-    infra, wanted = check_infra(federation, site), federation.local.device
-    devices = infra.nodes * infra.ranks
-    if wanted == "cpu" or (wanted == "auto" and devices == 1):
-        return f"{wanted}, as the file says"
+    infra, hardware = check_infra(federation, site), federation.site(site).hardware
+    if federation.local.device == "cpu":
+        return "cpu, as the file says"
     try:
         done = subprocess.run([sys.executable, "-c", GPUS], capture_output=True, timeout=CUDA_SECONDS)
     except subprocess.TimeoutExpired:
         raise NotReady(f"looking for a GPU took more than {CUDA_SECONDS:.0f} s: its driver hangs") from None
     found = 0 if done.returncode else int(done.stdout.split()[-1])
-    if not found and wanted == "cuda":
-        raise NotReady("the file says local.device: cuda, and no GPU can be used here; look at nvidia-smi")
     if not found:
+        require_gpu(federation.local)
+        check_processors(federation, site)
         return "no GPU can be used here: training takes the processors"
-    check_gpus(site, devices, found)
-    return f"cuda, {devices} of {found} GPUs"
+    check_gpus(site, devices := infra.nodes * infra.ranks, found)
+    more = found > (hardware.all_devices if hardware else 1)
+    write = f"; photon join FILE --site {site} --measure prints what to write" if more else ""
+    return f"cuda, {devices} of {found} GPUs{write}"
+
+
+def require_gpu(local: Local) -> None:
+    """Where no GPU can be used: raise NotReady if the file wants one."""
+    if local.device == "cuda" or local.precision == "amp_bf16":
+        said = "device: cuda" if local.device == "cuda" else "precision: amp_bf16, which needs a GPU"
+        raise NotReady(f"the file says local.{said}, and no GPU can be used here; look at nvidia-smi")
 
 
 def _data(federation: Federation, site: str, unprepared: bool) -> str:

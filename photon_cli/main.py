@@ -201,6 +201,9 @@ def join(
     coordinator: Annotated[bool, typer.Option("--coordinator", help="serve the rounds themselves")] = False,
     unprepared: Annotated[bool, typer.Option("--unprepared", help="join before the data are prepared")] = False,
     check: Annotated[bool, typer.Option("--check", help="only look whether everything is there")] = False,
+    measured: Annotated[
+        bool, typer.Option("--measure", help="only print the site's hardware and link, for the file")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """At a site: check server, store, device and data, then work for the federation until interrupted."""
@@ -209,6 +212,13 @@ def join(
 
     if (site is None) == (not coordinator):
         raise typer.BadParameter("write --site NAME, or --coordinator")
+    if measured:
+        if site is None:
+            raise typer.BadParameter("--measure is for a site; write --site NAME")
+        from photon_cli.measure import measure
+
+        measure(_federation(file), site, quiet)
+        return
     serve(load_federation(file), site, unprepared, check, quiet)
 
 

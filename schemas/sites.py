@@ -50,8 +50,12 @@ class Site(Section):
         default=None, description="its local training of a round ends after so long (s, or 30m, 2h), or its steps"
     )
     micro_batch: MicroBatch = Field(default=None, description="its own; local.micro_batch if left out")
-    hardware: Hardware | None = Field(default=None, description="what trains there")
-    link: Link | None = Field(default=None, description="how it reaches the store, for photon plan")
+    hardware: Hardware | None = Field(
+        default=None, description="what trains there; photon join --measure prints it"
+    )
+    link: Link | None = Field(
+        default=None, description="how it reaches the store, for photon plan; photon join --measure prints it"
+    )
     shards: Place | None = Field(
         default=None,
         description="the site's own folder or URL for prepared shards: photon prepare puts them there, and each "

@@ -212,13 +212,13 @@ def fitting(federation: Federation, name: str) -> tuple[int, int, Memory]:
     infra = job_infra(federation, name)
     shards = infra.ranks if infra.kind == "fsdp" else 1
     limit, given = _limit(section.hardware), federation.site_micro_batch(name)
-    size = max(1, local.batch_size // infra.ranks)
+    size = -(-local.batch_size // infra.ranks)
     if isinstance(given, int):
         size = min(size, given)
 
     def memory(micro_batch: int) -> Memory:
-        name, ddp = local.optimizer.name, infra.kind == "ddp"
-        return training_memory(federation.model, micro_batch, local.precision, name, shards, ddp)
+        name, ddp, proximal = local.optimizer.name, infra.kind == "ddp", local.proximal is not None
+        return training_memory(federation.model, micro_batch, local.precision, name, shards, ddp, proximal)
 
     if limit is not None and memory(1).total > limit:
         return 0, shards, memory(1)

@@ -1,7 +1,18 @@
-"""Floating-point operations of training: a pure function of the shape, without torch."""
+"""Floating-point operations: of training, a pure function of the shape, and of devices, by name; without torch."""
 
 from photon_core.training.shapes import parameter_count
 from schemas.model import Model
+
+# TFLOP/s in dense bfloat16, by NVIDIA; the first that a device's name contains
+PEAKS = {"H100": 989.4, "H200": 989.4, "A100": 312.0, "GB200": 2500.0, "B200": 2250.0}
+OTHERS = ("PCIe", "NVL", "MIG")  # cards of lower clocks, and parts of a GPU
+
+
+def peak_tflops(device: str) -> float | None:
+    """A GPU's peak in dense bfloat16, in 10^12 FLOP/s, by its name; None if it is not known here."""
+    if any(other in device for other in OTHERS):
+        return None
+    return next((peak for name, peak in PEAKS.items() if name in device), None)
 
 
 def flops_per_token(model: Model) -> float:

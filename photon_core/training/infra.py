@@ -119,6 +119,20 @@ def check_gpus(site: str, wanted: int, found: int) -> None:
         )
 
 
+def check_processors(federation: Federation, site: str) -> None:
+    """Refuse to train with FSDP where no GPU can be used.
+
+    Raises:
+        FederationError: the site trains so.
+    """
+    job = job_infra(federation, site)
+    if job.kind == "fsdp":
+        raise FederationError(
+            f"sites[{site}].hardware: trains with FSDP ({job.reason}), which needs GPUs, and none can be used "
+            "here; look at nvidia-smi, or write parallel: ddp to train on the processors"
+        )
+
+
 def waiting_share(federation: Federation, hardware: Hardware) -> float:
     """Share of a step of one job over all nodes that its devices wait for the exchange of gradients.
 
@@ -150,10 +164,10 @@ def _needed(federation: Federation, site: str, hardware: Hardware) -> float:
     """10^9 bytes of one device, the model whole on it, with the file's micro-batch; with one sequence if auto."""
     local = federation.local
     given = federation.site_micro_batch(site)
-    share = max(1, local.batch_size // hardware.all_devices)
+    share = -(-local.batch_size // hardware.all_devices)  # of the first devices, where it does not come out even
     size = 1 if given == "auto" else min(given or share, share)
-    name = local.optimizer.name
-    return training_memory(federation.model, size, local.precision, name, ddp=True).total / 1e9
+    name, proximal = local.optimizer.name, local.proximal is not None
+    return training_memory(federation.model, size, local.precision, name, ddp=True, proximal=proximal).total / 1e9
 
 
 def job_infra(federation: Federation, site: str) -> Infra:

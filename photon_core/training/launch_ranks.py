@@ -21,7 +21,7 @@ import torch
 
 from photon_core.errors import ChildFailed
 from photon_core.training.device import choose_device
-from photon_core.training.infra import Infra, check_gpus
+from photon_core.training.infra import Infra, check_gpus, check_processors
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.rank import ANSWER, REPORTS, REQUEST
 from photon_core.training.scratch import remove_job
@@ -48,7 +48,7 @@ def train_ranks(
     Raises:
         PhotonError: as a rank raised it, the first that did.
         ChildFailed: a rank raised something else, or was killed.
-        FederationError: this machine does not have that many GPUs.
+        FederationError: this machine does not have that many GPUs, or none, and FSDP needs them.
     """
     check_devices(job, infra.ranks)
     place = Path(tempfile.mkdtemp(prefix="ranks-"))
@@ -65,8 +65,10 @@ def train_ranks(
 
 
 def check_devices(job: LocalJob, wanted: int) -> None:
-    """Refuse to train on more GPUs than this machine has; processors may be shared."""
-    if choose_device(job.federation.local) != "cpu":
+    """Refuse to train on more GPUs than this machine has; processors may be shared, but not with FSDP."""
+    if choose_device(job.federation.local) == "cpu":
+        check_processors(job.federation, job.site)
+    else:
         check_gpus(job.site, wanted, torch.cuda.device_count())
 
 

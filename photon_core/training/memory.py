@@ -23,7 +23,7 @@ class Memory:
         parameters, gradients: float32, whatever the precision of the arithmetic.
         optimizer: its state.
         copies: under amp_bf16 the matrices in bfloat16; with shards what is gathered for the units at work; with
-            DDP the gradients' second copy in its buckets.
+            DDP the gradients' second copy in its buckets; with FedProx theta.
         activations: what the forward pass keeps for the backward pass.
         transient: the largest buffers of a moment: the logits and their gradient, or those of one block.
     """
@@ -47,6 +47,7 @@ def training_memory(
     optimizer: str = "adamw",
     shards: int = 1,
     ddp: bool = False,
+    proximal: bool = False,
 ) -> Memory:
     """Bytes of one device while it trains this model.
 
@@ -66,6 +67,7 @@ def training_memory(
         optimizer: adamw or muon.
         shards: devices that FSDP spreads parameters, gradients and optimizer state over; 1 for none or DDP.
         ddp: whether it is DDP.
+        proximal: whether FedProx keeps theta beside the model; FSDP knows none.
     """
     shapes = parameter_shapes(model)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
@@ -79,7 +81,7 @@ def training_memory(
         root = total - model.n_layers * block
         copies = 2 * element * (root + 2 * block)  # at work and fetched ahead; parameters and gradients
     else:
-        copies = (BFLOAT * matrices if precision == "amp_bf16" else 0) + (FLOAT * total if ddp else 0)
+        copies = (BFLOAT * matrices if precision == "amp_bf16" else 0) + FLOAT * total * (ddp + proximal)
     tokens = micro_batch * model.max_seq_len
     return Memory(
         parameters=-(-FLOAT * total // shards),

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_unknown_site(write_federation: Callable[..., Path]) -> None:
     ("device", "gpus", "expected"),
     [
         ("cuda", 8, "cuda, 8 of 8 GPUs"),
-        ("auto", 9, "cuda, 8 of 9 GPUs"),
+        ("auto", 9, "cuda, 8 of 9 GPUs; photon join FILE --site a --measure prints what to write"),
         ("auto", 4, "sites[a].hardware: training takes 8 GPUs of one machine, and this one shows 4."),
         ("auto", 0, "no GPU can be used here: training takes the processors"),
         ("cuda", 0, "the file says local.device: cuda, and no GPU can be used here"),
@@ -87,6 +88,29 @@ def test_a_site_declares_no_more_gpus_than_its_machine_has(
     except PhotonError as error:
         said = str(error)
     assert said.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "hardware", "precision", "expected"),
+    [
+        (1, None, "amp_bf16", "cuda, 1 of 1 GPUs"),
+        (8, None, "amp_bf16", "cuda, 1 of 8 GPUs; photon join FILE --site a --measure prints what to write"),
+        (8, {"devices": 8, "tflops": 1, "parallel": "none"}, "fp32", "cuda, 1 of 8 GPUs"),
+        (0, None, "amp_bf16", "the file says local.precision: amp_bf16, which needs a GPU, and no GPU"),
+        (0, {"devices": 2, "tflops": 1, "parallel": "fsdp"}, "fp32", "sites[a].hardware: trains with FSDP"),
+    ],
+)
+def test_gpus_beside_what_the_file_declares(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, hardware: dict[str, Any] | None, precision: str, expected: str
+) -> None:
+    monkeypatch.setattr(join, "GPUS", f"print({gpus})")
+    local = {"steps": 10, "batch_size": 8, "precision": precision}
+    federation = sample(local=local, recipe=None, sites=[site("a", hardware=hardware)])
+    try:
+        said = join._device(federation, "a")
+    except PhotonError as error:
+        said = str(error)
+    assert said.startswith(expected) and ("--measure" in said) == ("--measure" in expected)
 
 
 @pytest.mark.slow

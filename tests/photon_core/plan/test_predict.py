@@ -83,6 +83,7 @@ def test_memory_decides_on_the_micro_batch_and_on_fsdp() -> None:
         fixed = planned(given, memory_gb=60)
         assert (fixed.micro_batch, fixed.fits) == (used, used == tight.micro_batch), "training takes it as it is"
     assert planned(32, memory_gb=4).micro_batch == 0
+    assert planned(None, devices=7).micro_batch == 10, "64 sequences are 9 for each of 7 devices, and 1 more"
 
 
 def test_sites_own_budgets_codec_and_pauses_count() -> None:

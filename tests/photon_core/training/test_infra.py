@@ -6,8 +6,16 @@ import pytest
 
 from photon_core.candidate import token_limit
 from photon_core.errors import FederationError
-from photon_core.training.infra import check_infra, choose_infra, job_infra, node_federation, waiting_share
+from photon_core.training.infra import (
+    check_infra,
+    check_processors,
+    choose_infra,
+    job_infra,
+    node_federation,
+    waiting_share,
+)
 from schemas.federation import Federation
+from tests.federations import sample, site
 
 H100: dict[str, Any] = {"devices": 8, "tflops": 989, "memory_gb": 80}
 MUON = {"name": "muon", "matrix_lr": 0.01}
@@ -47,6 +55,21 @@ def test_smaller_devices_need_fsdp_sooner() -> None:
 def test_the_micro_batch_that_will_train_decides(micro_batch: Any, kind: str) -> None:
     """3B with a batch of 64: 8 sequences a device at once are too much for the whole model beside them."""
     assert choose_infra(federation("3B", H100, batch_size=64, micro_batch=micro_batch), "a").kind == kind
+
+
+@pytest.mark.parametrize(
+    ("proximal", "needed"),
+    # 23,040 parameters at 20 bytes, at 24 beside FedProx's theta; the first of 8 devices trains 2 of 15 sequences
+    # of 64 tokens: 2 x 64 x (2,072 of the block + 280 of the head + 3,084 of the logits)
+    [(None, 23_040 * 20 + 695_808), (0.1, 23_040 * 24 + 695_808)],
+)
+def test_the_largest_share_of_an_uneven_batch_and_fedprox_count(proximal: float | None, needed: int) -> None:
+    model = {"n_layers": 1, "d_model": 32, "n_heads": 2, "vocab_size": 257, "max_seq_len": 64}
+    local = {"steps": 1, "batch_size": 15, "proximal": proximal, "optimizer": {"lr": 1e-3}}
+    for factor, kind in ((1.001, "ddp"), (0.999, "fsdp")):
+        memory_gb = factor * needed / 0.9 / 1e9
+        sites = [site("a", hardware={"devices": 8, "tflops": 1, "memory_gb": memory_gb})]
+        assert choose_infra(sample(model=model, local=local, sites=sites, recipe=None), "a").kind == kind
 
 
 def test_a_site_with_one_device_or_none_declared_trains_on_it() -> None:
@@ -119,6 +142,14 @@ def test_fsdp_is_refused_on_the_cpu_and_ddp_takes_muon() -> None:
     apart = {**H100, "nodes": 2, "parallel": "federation"}
     with pytest.raises(FederationError, match="Muon needs whole matrices"):
         check_infra(federation("7B", apart, optimizer=MUON), "a")
+
+
+def test_fsdp_is_refused_where_no_gpu_can_be_used_and_ddp_is_not() -> None:
+    check_processors(federation("125M", H100), "a")
+    nodes = {**H100, "nodes": 2, "parallel": "federation"}
+    for hardware in (H100, nodes):
+        with pytest.raises(FederationError, match=r"trains with FSDP .* none can be used here; .*parallel: ddp"):
+            check_processors(federation("7B", hardware), "a")
 
 
 def test_a_site_may_claim_the_tokens_of_its_own_nodes() -> None:

@@ -43,6 +43,18 @@ def test_muon_keeps_one_momentum_of_the_hidden_matrices() -> None:
     assert training_memory(model, 1).optimizer == 8 * parameter_count(model)
 
 
+def test_ddp_keeps_a_second_copy_of_the_gradients_and_fedprox_theta() -> None:
+    model = Model(n_layers=1, d_model=32, n_heads=2, vocab_size=257, max_seq_len=64)
+    count = 257 * 32 + 64 * 32 + (12 * 32**2 + 13 * 32) + 2 * 32  # embeddings; matrices, biases and norms; norm
+    assert count == 23_040
+    copies = {
+        (ddp, proximal): training_memory(model, 1, ddp=ddp, proximal=proximal).copies
+        for ddp in (False, True)
+        for proximal in (False, True)
+    }
+    assert copies == {(False, False): 0, (True, False): 92_160, (False, True): 92_160, (True, True): 184_320}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
 def test_activations_are_what_torch_keeps(precision: str) -> None:
     import torch

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from photon_core.data.paths import state_dir
-from photon_core.errors import ChildFailed
+from photon_core.errors import ChildFailed, FederationError
 from photon_core.training.checkpoint import Checkpoints
 from photon_core.training.composing import collate_share, count_samples, split_share
 from photon_core.training.job import LocalJob, Trained
@@ -159,6 +159,14 @@ def test_what_composer_is_told_of_fsdp() -> None:
     decoder = initial_decoder(make_federation(Path()).model, 1)
     wrapped = [name for name, module in decoder.named_modules() if decoder.fsdp_wrap_fn(module)]
     assert wrapped == ["blocks.0", "blocks.1"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine could")
+def test_fsdp_without_a_gpu_is_refused_before_any_rank_starts(tmp_path: Path) -> None:
+    federation = make_federation(tmp_path, **LOCAL, device="auto")
+    sharded = with_hardware(federation, Hardware(devices=2, tflops=1, parallel="fsdp"))
+    with pytest.raises(FederationError, match=r"needs GPUs, and none can be used here; look at nvidia-smi"):
+        train(make_job(sharded, theta_zero(sharded), tmp_path), silent)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,102 @@
+"""photon join --measure: what this machine and its link do, as YAML to paste into the federation file."""
+
+import sys
+from collections import Counter
+from decimal import Decimal
+
+import yaml
+
+from photon_cli.join import CUDA_SECONDS, require_gpu
+from photon_cli.reach import reachable
+from photon_core.data.paths import find_site
+from photon_core.errors import FederationError
+from photon_core.numbers import amount, duration
+from photon_core.training.flops import peak_tflops
+from photon_core.training.infra import check_infra
+from photon_core.training.measure import Devices, Transfer, in_child, measure_devices, measure_link
+from schemas.federation import Federation
+from schemas.hardware import Hardware, Link
+
+STORE_SECONDS = 120.0  # for 10 s each way, and for importing what an object store needs
+
+
+def measure(federation: Federation, site: str, quiet: bool) -> None:
+    """Measure devices and link, and print the site's `hardware` and `link`.
+
+    Raises:
+        FederationError: there is no such site.
+        NotReady: the file wants a GPU, and none can be used.
+        ChildFailed: a GPU that is there cannot be used, or hangs.
+        StoreUnavailable, StoreRefused: the store does not take the probe.
+    """
+    find_site(federation, site)
+    _say("measuring the devices", quiet)
+    devices = in_child(measure_devices, CUDA_SECONDS, federation.local)
+    if not devices.gpus:
+        require_gpu(federation.local)
+    run = reachable(federation)
+    _say(f"measuring the link to {run.store.url}: up to 10 s each way", quiet)
+    folder = f"{run.round_dir(0)}/sites/{site}"
+    up, down = in_child(measure_link, STORE_SECONDS, run.store, folder)
+    print(declaration(federation, site, devices, up, down))
+
+
+def declaration(federation: Federation, site: str, devices: Devices, up: Transfer, down: Transfer) -> str:
+    """A site's `hardware` and `link` as they stand in the file, how each number was found, and what follows."""
+    hardware, link = _hardware(devices), _link(federation.store, up, down)
+    text = f"    hardware:\n{hardware}    link:\n{link}"
+    found = yaml.safe_load(text)
+    here = federation.site(site).model_copy(
+        update={"hardware": Hardware.model_validate(found["hardware"]), "link": Link.model_validate(found["link"])}
+    )
+    sites = [here if other.name == site else other for other in federation.sites]
+    try:
+        said = f"then it trains with {check_infra(federation.model_copy(update={'sites': sites}), site)}"
+    except FederationError as error:
+        said = f"then it is refused: {error}"
+    return f"# of the site {site}, in the place of its own hardware and link\n{text}# {said}"
+
+
+def _hardware(devices: Devices) -> str:
+    """The lines of `hardware`."""
+    names = Counter(devices.gpus)
+    kinds = ", ".join(f"{count} x {name}" for name, count in names.items())
+    peaks = [peak_tflops(name) if devices.dtype == "bfloat16" else None for name in names]
+    known = [peak for peak in peaks if peak is not None]
+    product = f"a product of {devices.size} x {devices.size} {devices.dtype} matrices reached"
+    reached = _plain(devices.reached / 1e12)
+    if len(known) == len(peaks) and known:
+        tflops = f"{_plain(min(known))}  # its maker's peak; {product} {reached}"
+    else:
+        tflops = f"{reached}  # what {product}; the peak is not known here"
+    several = len(devices.gpus) > 1
+    kinds = kinds or f"the processors together, {devices.processors}; no GPU is used"
+    memory = "of the smallest, in 10^9 bytes" if several else "in 10^9 bytes"
+    return "".join(
+        f"      {line}\n"
+        for line in (
+            "nodes: 1  # machines apart are sites of their own",
+            f"devices: {len(devices.gpus) or 1}  # {kinds}",
+            f"tflops: {tflops}" + (", on the slowest" if several else ""),
+            f"memory_gb: {_plain(devices.memory // 10**8 / 10)}  # {memory}",
+        )
+    )
+
+
+def _link(store: str, up: Transfer, down: Transfer) -> str:
+    """The lines of `link`."""
+    to = store if "://" in store else f"{store}, a folder: with what its file system keeps in memory"
+    return (
+        f"      up: {_plain(up.gigabits)}  # Gbit/s: {amount(up.size)} in {duration(up.seconds)} to {to}\n"
+        f"      down: {_plain(down.gigabits)}  # {amount(down.size)} of it back in {duration(down.seconds)}\n"
+    )
+
+
+def _plain(number: float) -> str:
+    """Four digits, and no exponent, which YAML would take for text."""
+    return f"{Decimal(f'{number:.4g}'):f}"
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
