@@ -314,6 +314,13 @@ class Federation(Section):
         """What the file says of a site's micro-batch."""
         return self.site(name).micro_batch or self.local.micro_batch
 
+    def site_memory_gb(self, name: str) -> float | None:
+        """10^9 bytes that training may take of one of a site's devices: the least that the file says, if any."""
+        hardware = self.site(name).hardware
+        given = [hardware.memory_gb if hardware else None]
+        given += [self.local.memory_gb] if self.site_micro_batch(name) == "auto" else []
+        return min((gigabytes for gigabytes in given if gigabytes is not None), default=None)
+
     def site_pool(self, name: str) -> str:
         """The work pool of a site."""
         return self.site(name).pool or f"photon-{name}"

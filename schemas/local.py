@@ -60,7 +60,10 @@ class Local(Section):
         "left out",
     )
     memory_gb: float | None = Field(
-        default=None, gt=0, description="micro_batch auto: most memory that training may take, in 10^9 bytes"
+        default=None,
+        gt=0,
+        description="micro_batch auto: most memory that training may take, in 10^9 bytes; a site's "
+        "hardware.memory_gb counts where that is less",
     )
     proximal: float | None = Field(
         default=None, gt=0, description="mu of FedProx: adds mu/2 |theta_k - theta|^2 to the site's loss"

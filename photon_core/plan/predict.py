@@ -19,7 +19,6 @@ from photon_core.training.infra import FREE, choose_infra, job_infra
 from photon_core.training.memory import Memory, training_memory
 from photon_core.training.shapes import parameter_count
 from schemas.federation import Federation
-from schemas.hardware import Hardware
 
 START_SECONDS = 2.0  # a child process with its data and its Trainer, until rounds say how long
 AGGREGATION_RATE = 0.5e9  # bytes that aggregation reads in a second, until rounds say how many
@@ -169,7 +168,7 @@ def predict(federation: Federation, measured: Measured | None = None, steps: int
 def _site(federation: Federation, name: str, measured: Measured | None, steps: int, upload: int) -> SitePlan:
     section = federation.site(name)
     micro_batch, shards, memory = fitting(federation, name)
-    limit = _limit(section.hardware)
+    limit = _limit(federation, name)
     own_steps = steps * federation.site_steps(name) / federation.local.steps
     most = section.time_limit or inf
     step = step_seconds(federation, name, measured)
@@ -208,10 +207,10 @@ def fitting(federation: Federation, name: str) -> tuple[int, int, Memory]:
     Returns:
         sequences at once on one device, shards, and the memory of one device; no sequences where not one fits.
     """
-    section, local = federation.site(name), federation.local
+    local = federation.local
     infra = job_infra(federation, name)
     shards = infra.ranks if infra.kind == "fsdp" else 1
-    limit, given = _limit(section.hardware), federation.site_micro_batch(name)
+    limit, given = _limit(federation, name), federation.site_micro_batch(name)
     size = -(-local.batch_size // infra.ranks)
     if isinstance(given, int):
         size = min(size, given)
@@ -232,8 +231,9 @@ def _infra(federation: Federation, name: str) -> str:
     return "" if hardware is None or hardware.all_devices == 1 else str(choose_infra(federation, name))
 
 
-def _limit(hardware: Hardware | None) -> float | None:
-    return None if hardware is None or hardware.memory_gb is None else hardware.memory_gb * 1e9 * FREE
+def _limit(federation: Federation, name: str) -> float | None:
+    gigabytes = federation.site_memory_gb(name)
+    return None if gigabytes is None else gigabytes * 1e9 * FREE
 
 
 def _together(sites: list[SitePlan], sampled: int, measured: Measured | None) -> float | None:

@@ -2,8 +2,8 @@
 
     <state_dir>/state/checkpoint/000007-0001.pt     the newest of the round and attempt in progress
 
-One file, replaced whole by the next; another job's is never read, and nothing is left once the round's state is
-published. Child processes only.
+One file, replaced whole by the next; another job's is not gone on from, which is said, and nothing is left once
+the round's state is published. Child processes only.
 """
 
 import os
@@ -30,18 +30,28 @@ class Checkpoints:
     def __init__(self, state_dir: Path, job: LocalJob) -> None:
         self.folder = state_dir / "state" / FOLDER
         self.path = self.folder / f"{job.round:06d}-{job.attempt:04d}.pt"
-        self.key = job.key
+        self.site, self.key = job.site, job.key
 
-    def read(self) -> dict[str, Any] | None:
-        """What `write` was last given, on the CPU; None if there is none of this job, or it is damaged."""
+    def read(self, notes: list[str]) -> dict[str, Any] | None:
+        """What `write` was last given, on the CPU; None if there is none of this job, or it is damaged.
+
+        Args:
+            notes: told of one of the same site, round and attempt that is another job's: its steps are lost.
+        """
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
             return None
-        if not isinstance(saved, dict) or saved.get("key") != self.key:
+        if not isinstance(saved, dict):
             return None
         values: dict[str, Any] = saved["values"]
-        return values
+        if saved["key"] == self.key:
+            return values
+        notes.append(
+            f"site '{self.site}': the local checkpoint at step {values['progress']['steps']} is of another "
+            "federation file, base model or run: the round's training starts afresh"
+        )
+        return None
 
     def write(self, values: dict[str, Any]) -> None:
         """Put this checkpoint in the place of the last, whole or not at all, and through to the disk.

@@ -1,10 +1,26 @@
 """What a site's training is asked for and what it gives back. Light: the process that launches imports it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from photon_core.hashing import canonical_json, sha256_bytes
 from schemas.federation import Federation
 from schemas.manifests import FileEntry
+
+# What a site's training does not read, or for its speed, its place or its log alone, or for the rounding that
+# `micro_batch: auto` may change in the middle of it anyway. All else counts, new keys, too.
+UNCOUNTED: dict[str, Any] = {
+    **dict.fromkeys(("preset", "recipe"), True),  # what they stand for is in the sections
+    **dict.fromkeys(("store", "storage", "server", "deploy", "trackers", "sites"), True),
+    "rounds": {"count", "sites_per_round", "quorum", "deadline", "evaluation_deadline", "report_every"},
+    "local": {
+        **dict.fromkeys(("micro_batch", "memory_gb", "checkpoint_steps", "loggers"), True),
+        "schedule": {"total_steps"},
+    },
+    "aggregation": {"tree_above", "fan_out", "memory_mib", "connections"},
+    "data": {"min_train_tokens", "max_eot_share"},  # limits, checked before
+}
+UNCOUNTED_OF_SITE = {"paused", "pool", "pool_type", "job_variables", "state_dir", "micro_batch", "link"}
 
 
 @dataclass(frozen=True)
@@ -51,9 +67,13 @@ class LocalJob:
 
     @property
     def key(self) -> str:
-        """Hash of all that the result depends on: equal keys, equal training."""
-        federation = self.federation.model_dump(mode="json")
-        parts = [federation, self.site, self.round, self.base_sha256, self.global_step, self.resume]
+        """Hash of all that the result depends on: equal keys, equal training, but for a micro-batch's rounding."""
+        whole = self.federation
+        federation = whole.model_dump(mode="json", exclude=UNCOUNTED)
+        site = whole.site(self.site).model_dump(mode="json", exclude=UNCOUNTED_OF_SITE)
+        # all that the learning rate knows of the rounds
+        total = None if whole.local.schedule.name == "constant" else whole.schedule_steps
+        parts = [federation, site, total, self.round, self.base_sha256, self.global_step, self.resume]
         return sha256_bytes(canonical_json(parts))
 
 

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from photon_core.training.infra import Infra, check_infra
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.launch_ranks import train_ranks
 from photon_core.training.micro_batch import find_micro_batch, found_anew
-from photon_core.training.state import exclusive, find_result, publish, writing
+from photon_core.training.state import exclusive, find_result, is_anothers, publish, writing
 from photon_core.training.working import work
 
 
@@ -43,17 +44,25 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
     """
     infra = check_infra(job.federation, job.site)
     folder = state_dir(job.federation, job.site).absolute()
-    checkpoints = Checkpoints(folder, job)
+    checkpoints, notes = Checkpoints(folder, job), list[str]()
     with exclusive(folder):
         trained = find_result(folder, job.round, job.attempt, job.key)
         if trained is None:
+            if is_anothers(folder, job.round, job.attempt, job.key, job.base_sha256):
+                notes.append(
+                    f"site '{job.site}': the finished training of round {job.round}, attempt {job.attempt} in its "
+                    "private folder is of another federation file: it is made anew"
+                )
             with _temporary_folder(), writing(folder) as written:
                 try:
-                    with found_anew(folder):
-                        trained = _train(job, infra, report, folder, written, checkpoints)
+                    with found_anew(folder, report) as told:
+                        trained = _train(job, infra, told, folder, written, checkpoints, notes)
                 except UpdateRejected:
                     checkpoints.drop()  # going on would only diverge again
                     raise
+                for note in notes:
+                    print(note)
+                trained = replace(trained, notes=[*notes, *trained.notes])
                 trained = publish(folder, written, trained, job.key, job.resume)
         checkpoints.drop()
         return trained
@@ -66,6 +75,7 @@ def _train(
     folder: Path,
     written: Path,
     checkpoints: Checkpoints,
+    notes: list[str],
 ) -> Trained:
     """HasInfra: one process, one job over the site's devices, or each of its nodes apart."""
     if infra.kind == "federation":
@@ -74,7 +84,7 @@ def _train(
     micro_batch: int | str | None = "auto"  # Composer's own search, in training
     wanted = job.federation.site_micro_batch(job.site)
     if infra.kind != "fsdp" or wanted != "auto":
-        micro_batch = find_micro_batch(job.federation, job.site, folder, infra.ranks)
+        micro_batch = find_micro_batch(job.federation, job.site, folder, infra.ranks, notes)
     if infra.ranks > 1:
         return train_ranks(job, infra, report, folder, written, micro_batch)
     trained = work(job, report, folder, written, checkpoints, micro_batch)

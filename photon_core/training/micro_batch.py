@@ -3,6 +3,12 @@
 Kept in the site's private folder under a hash of all that it depends on: the model, the optimizer, the precision,
 the batch, the hardware and its limit, torch. Gradients are accumulated, so the effective batch never changes.
 Every trial is a training step in a child process of its own, which may die of it. Child processes only.
+
+A training that runs out of memory all the same has the number found anew, among smaller ones. On a GPU it says so
+itself. On a processor the kernel kills it, or one of its ranks: the file then says that the number was being
+tried, and the kernel's own count of such kills has gone up since. Whatever else kills a training (a cancellation,
+a person's kill -9, a power cut) leaves the count, and the number, as they are. Should the kernel have killed
+another program meanwhile, the smaller number costs speed alone.
 """
 
 import json
@@ -21,7 +27,7 @@ import torch
 
 from photon_core.data.partition import node_dir
 from photon_core.data.paths import state_dir
-from photon_core.errors import FederationError, PhotonError
+from photon_core.errors import ChildFailed, FederationError, PhotonError
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.training.device import choose_device
 from photon_core.training.infra import choose_infra, job_infra
@@ -35,6 +41,8 @@ from schemas.model import Model
 FILE = "micro_batch.json"
 MARGIN = 0.95  # of the limit; training holds a little more than a trial: a batch ahead, a logger
 GIGABYTE = 10**9
+VMSTAT = Path("/proc/vmstat")
+Report = Callable[[dict[str, Any]], None]
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
 
 
@@ -69,7 +77,9 @@ class Question:
         return sha256_bytes(canonical_json([self.model.model_dump(mode="json"), work, hardware]))
 
 
-def find_micro_batch(federation: Federation, site: str, folder: Path, ranks: int = 1) -> int | None:
+def find_micro_batch(
+    federation: Federation, site: str, folder: Path, ranks: int = 1, notes: list[str] | None = None
+) -> int | None:
     """Sequences that go through the model at once on a device of this site; None for the device's whole batch.
 
     Args:
@@ -77,6 +87,7 @@ def find_micro_batch(federation: Federation, site: str, folder: Path, ranks: int
         site: name of the site.
         folder: the site's private folder, where the number that was found is kept.
         ranks: devices that share the batch.
+        notes: told if the kernel has killed the last training that took the number.
 
     Raises:
         FederationError: not one sequence fits.
@@ -85,9 +96,12 @@ def find_micro_batch(federation: Federation, site: str, folder: Path, ranks: int
     if wanted != "auto":
         return wanted
     question = _question(federation, site, ranks)
-    if (kept := _kept(folder, question)) is not None:
+    kept, killed = _kept(folder, question), _was_killed(folder, question)
+    if kept is not None and not killed:
+        _try_out(folder, question)
         return kept
-    largest = _less_than(question.batch, _kept(folder, question, "failed"))
+    failed = kept or _kept(folder, question, "failed")
+    largest = _less_than(question.batch, failed)
     found, trials = search(largest, first_guess(question), lambda size: fits(question, size))
     if not found:
         limit = question.limit
@@ -96,19 +110,71 @@ def find_micro_batch(federation: Federation, site: str, folder: Path, ranks: int
             f"site '{site}': not one sequence of {federation.model.max_seq_len} tokens trains in {room}; raise "
             "the site's hardware.memory_gb or local.memory_gb, or take a smaller model"
         )
+    if killed and notes is not None:
+        notes.append(
+            f"site '{site}': the kernel killed the last training for memory, which put {failed} sequences through "
+            f"the model at once (micro_batch: auto); it is {found} from now on"
+        )
     _write(folder / FILE, {"key": question.key, "micro_batch": found, "trials": trials})
+    _try_out(folder, question)
     return found
 
 
 @contextmanager
-def found_anew(folder: Path) -> Iterator[None]:
-    """What runs out of memory inside has the number in this private folder searched again, among smaller ones."""
+def found_anew(folder: Path, report: Report) -> Iterator[Report]:
+    """What runs out of memory inside has the number in this private folder searched again, among smaller ones.
+
+    Args:
+        folder: a site's private one, or a node's.
+        report: told of steps; to be called in the way that is given back, from which the first steps are counted.
+    """
+    reports = 0
+
+    def told(values: dict[str, Any]) -> None:
+        nonlocal reports
+        reports += 1
+        if reports == 2:  # the second step ran beside the optimizer's state: none takes more
+            _tried_out(folder)
+        report(values)
+
     try:
-        yield
+        yield told
     except Exception as error:
         if _starved(error) and "micro_batch" in (kept := _read(folder / FILE)):
             _write(folder / FILE, {"key": kept.get("key"), "failed": kept["micro_batch"]})
+        elif not isinstance(error, ChildFailed):  # that may be a rank which was killed
+            _tried_out(folder)
         raise
+    _tried_out(folder)
+
+
+def _try_out(folder: Path, question: Question) -> None:
+    """Write down that a training is about to take the number, and how often the kernel has killed until now."""
+    if question.device == "cpu":
+        _write(folder / FILE, {**_read(folder / FILE), "trying": _kills()})
+
+
+def _tried_out(folder: Path) -> None:
+    """The number is out of danger: it has trained, or something else went wrong."""
+    kept = _read(folder / FILE)
+    if kept.pop("trying", None) is not None:
+        with suppress(OSError):  # a full disk, which others will tell of
+            _write(folder / FILE, kept)
+
+
+def _was_killed(folder: Path, question: Question) -> bool:
+    """Whether the last training with the number ended in its first steps, and the kernel has killed since."""
+    before = _kept(folder, question, "trying")
+    return before is not None and _kills() > before
+
+
+def _kills() -> int:
+    """Processes that the kernel has killed for memory since it was started; 0 where it does not say."""
+    with suppress(OSError):
+        for line in VMSTAT.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def evaluation_batch(federation: Federation, site: str) -> int:
@@ -133,9 +199,7 @@ def at_once(federation: Federation, micro_batch: int | str | None, ranks: int) -
 
 
 def _question(federation: Federation, site: str, ranks: int) -> Question:
-    section = federation.site(site)
-    declared = section.hardware.memory_gb if section.hardware else None
-    gigabytes = declared or federation.local.memory_gb
+    gigabytes = federation.site_memory_gb(site)
     limit = None if gigabytes is None else int(gigabytes * GIGABYTE)
     return Question(federation.model, federation.local, choose_device(federation.local), limit, ranks)
 

@@ -53,8 +53,8 @@ def load_past(job: LocalJob, folder: Path, mix: str, checkpoints: Checkpoints, n
         checkpoints: the job's.
         nodes: that train apart now, of which each keeps a state of its own.
     """
-    notes = []
-    if saved := checkpoints.read():
+    notes: list[str] = []
+    if saved := checkpoints.read(notes):
         step = saved["progress"]["steps"]
         name = f"site '{job.site}': the local checkpoint at step {step} of {job.steps}"
         if saved["state"]["mix"] == mix:
@@ -66,7 +66,7 @@ def load_past(job: LocalJob, folder: Path, mix: str, checkpoints: Checkpoints, n
                 saved["parameters"],
                 saved["trail"].numpy().tobytes(),
             )
-        notes = [f"{name} belongs to another mix of streams: the round's training starts afresh"]
+        notes.append(f"{name} belongs to another mix of streams: the round's training starts afresh")
     past = _load_state(job, folder, mix, nodes)
     past.notes[:0] = notes
     return past

@@ -64,6 +64,15 @@ def find_result(state_dir: Path, round: int, attempt: int, key: str) -> Trained 
     return Trained(**values, files=files, moments=moments, folder=str(folder))
 
 
+def is_anothers(state_dir: Path, round: int, attempt: int, key: str, base_sha256: str) -> bool:
+    """Whether a finished training from the same model lies there that `find_result` refuses: it is lost."""
+    try:
+        saved = json.loads((state_folder(state_dir, round, attempt) / RESULT).read_bytes())
+        return bool(saved["key"] != key and saved["trained"]["base_sha256"] == base_sha256)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 @contextmanager
 def exclusive(state_dir: Path) -> Iterator[None]:
     """Let one process at a time train for this site; another waits, and then finds the result."""

@@ -70,7 +70,7 @@ def test_only_the_newest_is_kept_and_none_once_published(
     job = make_job(federation, tmp_path)
     interrupt(job, 4)
     assert left(federation) == ["000001-0001.pt"]
-    saved = Checkpoints(state_dir(federation, "alpha"), job).read()
+    saved = Checkpoints(state_dir(federation, "alpha"), job).read([])
     assert saved is not None and saved["progress"]["steps"] == 4 and len(saved["trail"]) == 4 * 4 * 4
     other = dataclasses.replace(job, round=2)
     interrupt(other, 1)
@@ -113,15 +113,48 @@ def test_one_that_outlived_its_rounds_publication_is_removed(make_site: Make, tm
     assert left(federation) == []
 
 
-def test_another_jobs_is_ignored(make_site: Make, tmp_path: Path, interrupt: Interrupt) -> None:
+def test_another_jobs_is_not_gone_on_from_and_that_is_said(
+    make_site: Make, tmp_path: Path, interrupt: Interrupt
+) -> None:
     federation = make_site(checkpoint_steps=1)
     job = make_job(federation, tmp_path)
     interrupt(dataclasses.replace(job, base_sha256="1"), 3)
     moved = train(job, silent)
-    assert not moved.notes and "resumed_at_step" not in moved.metrics
+    assert moved.notes == [
+        "site 'alpha': the local checkpoint at step 3 is of another federation file, base model or run: the "
+        "round's training starts afresh"
+    ]
+    assert "resumed_at_step" not in moved.metrics
     interrupt(dataclasses.replace(job, attempt=2), 3)
     third = train(dataclasses.replace(job, attempt=3), silent)  # trained again on purpose: from the start
     assert not third.notes and result(third) == result(moved)
+
+
+def test_an_edited_file_costs_no_step_that_it_does_not_change(
+    make_site: Make, tmp_path: Path, interrupt: Interrupt
+) -> None:
+    """Killed, or finished and not uploaded: then the operator pauses, adds or mends something else."""
+    federation = make_site(checkpoint_steps=1)
+    job = make_job(federation, tmp_path)
+    interrupt(job, 3)
+    values = federation.model_dump(mode="json")
+    values["sites"].append({"name": "beta", "paused": True, "streams": values["sites"][0]["streams"]})
+    values["sites"][0]["job_variables"] = {"env": {"OMP_NUM_THREADS": "2"}}
+    values["rounds"] |= {"deadline": 60, "report_every": 2}
+    values["local"] |= {"checkpoint_steps": 2, "micro_batch": 2}
+    values["server"] |= {"lr": 0.5}
+    edited = dataclasses.replace(job, federation=Federation.model_validate(values))
+    trained = train(edited, silent)
+    assert trained.metrics["resumed_at_step"] == 3.0
+    assert train(job, pytest.fail) == trained, "finished, and the file is the old one again"
+    slower = make_site(checkpoint_steps=1, optimizer={"lr": 1e-3})
+    anew = train(dataclasses.replace(job, federation=slower), silent)
+    assert anew.files != trained.files
+    assert anew.notes == [
+        "site 'alpha': the finished training of round 1, attempt 1 in its private folder is of another federation "
+        "file: it is made anew"
+    ]
+    assert not train(dataclasses.replace(job, base_sha256="1"), silent).notes, "an older run's is no loss"
 
 
 @pytest.mark.parametrize("damage", [b"", b"damaged", None])
@@ -207,5 +240,5 @@ def test_a_failed_write_leaves_the_last_one(make_site: Make, tmp_path: Path) -> 
     checkpoints.write({"step": 1})
     with largest_file(1 << 16), pytest.raises((OSError, RuntimeError)):
         checkpoints.write({"step": 2, "tensor": torch.zeros(1 << 16)})
-    assert checkpoints.read() == {"step": 1}
+    assert checkpoints.read([]) == {"step": 1}
     assert left(federation) == ["000001-0001.pt"]

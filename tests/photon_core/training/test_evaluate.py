@@ -64,7 +64,7 @@ def test_no_more_goes_through_the_model_at_once_than_in_training(
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
     try:
-        for micro_batch, first, then in ((3, 3, 3), (None, 4, 4), ("auto", 1, 4)):
+        for t, (micro_batch, first, then) in enumerate(((3, 3, 3), (None, 4, 4), ("auto", 1, 4)), 1):
             federation = make_site(micro_batch=micro_batch, steps=1, schedule={})
             files = [str(path) for path in initial_model(federation, tmp_path)]
             for attempt, expected in enumerate((first, then)):  # auto is found in training
@@ -72,7 +72,7 @@ def test_no_more_goes_through_the_model_at_once_than_in_training(
                 scores = evaluate(federation, "alpha", files, 1)
                 assert max(evaluated) == expected, micro_batch
                 evaluated.clear()
-                train(LocalJob(federation, "alpha", 1, attempt, files, "0", 0), lambda _: None)
+                train(LocalJob(federation, "alpha", t, attempt, files, "0", 0), lambda _: None)
                 assert max(evaluated) == then, micro_batch
             assert scores["tokens"] == 8 * 15
     finally:

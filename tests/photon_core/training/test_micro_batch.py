@@ -1,6 +1,9 @@
 """The search for the micro-batch: right for every threshold, within a real limit, kept, and searched again."""
 
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,8 @@ from safetensors.numpy import save_file
 
 from photon_core.data.paths import state_dir
 from photon_core.errors import FederationError
-from photon_core.training import local, micro_batch
-from photon_core.training.initial import initial_tensor
+from photon_core.training import local, micro_batch, round_callback
+from photon_core.training.initial import initial_model, initial_tensor
 from photon_core.training.job import LocalJob
 from photon_core.training.local import train
 from photon_core.training.memory import training_memory
@@ -21,6 +24,7 @@ from photon_core.training.micro_batch import FILE, GIGABYTE, find_micro_batch, s
 from photon_core.training.shapes import parameter_shapes
 from photon_core.update.codec import get_codec
 from schemas.federation import Federation
+from schemas.hardware import Hardware
 
 Make = Callable[..., Federation]
 LONG = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": 257, "max_seq_len": 512}
@@ -69,8 +73,23 @@ def test_found_once_and_again_when_anything_changes(
     assert find(gigabytes=None) == 32 and len(asked) == 1
     assert find(gigabytes=100) == 32 and len(asked) == 2, "another limit"
     assert find(gigabytes=100, n_layers=3) == 32 and len(asked) == 3, "another model"
+    assert find(gigabytes=100, n_layers=3) == 32 and len(asked) == 3
     (tmp_path / FILE).write_bytes(b"damaged")
     assert find(gigabytes=100, n_layers=3) == 32 and len(asked) == 4
+    monkeypatch.setattr(os, "cpu_count", lambda: 4096)
+    assert find(gigabytes=100, n_layers=3) == 32 and len(asked) == 5, "other hardware"
+
+
+def test_the_smaller_of_two_limits_counts(make_site: Make) -> None:
+    """A GPU of 80 GB that others share."""
+    federation = with_memory(make_site(), 40)
+    for gigabytes, limit in ((80, 40), (30, 30), (None, 40)):
+        hardware = Hardware(tflops=1, memory_gb=gigabytes)
+        sites = [federation.sites[0].model_copy(update={"hardware": hardware})]
+        found = micro_batch._question(federation.model_copy(update={"sites": sites}), "alpha", 1)
+        assert found.limit == limit * GIGABYTE
+    fixed = federation.model_copy(update={"local": federation.local.model_copy(update={"micro_batch": 4})})
+    assert fixed.site_memory_gb("alpha") is None
 
 
 @pytest.mark.parametrize("starved", [True, False])
@@ -92,10 +111,51 @@ def test_found_anew_after_a_training_that_ran_out_of_memory(
     monkeypatch.setattr(local, "work", work)
     with pytest.raises(RuntimeError, match="not enough memory|can't allocate" if starved else "negative"):
         train(job, lambda _: None)
-    assert ("micro_batch" in json.loads(kept.read_bytes())) != starved
+    left = json.loads(kept.read_bytes())
+    assert ("micro_batch" in left) != starved and "trying" not in left
     monkeypatch.setattr(local, "work", real)
     # a trial said that 4 fits and training did not: the same number would not fit the next time either
     assert train(job, lambda _: None).metrics["micro_batch"] == (2 if starved else 4)
+
+
+def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
+    make_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is really killed; the kernel's count is a file of ours, or no other program would be safe."""
+    federation = make_site(micro_batch="auto")
+    kept, count = state_dir(federation, "alpha") / FILE, tmp_path / "vmstat"
+    files = [str(path) for path in initial_model(federation, tmp_path)]
+    job = LocalJob(federation, "alpha", 1, 1, files, "0", 0)
+    monkeypatch.setattr(micro_batch, "VMSTAT", count)
+    monkeypatch.setattr(round_callback, "REPORT_SECONDS", 0.0)
+
+    def killed_in_its_first_step(kills: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(local, "work", lambda *_: _die())
+            child = multiprocessing.get_context("fork").Process(target=train, args=(job, print))
+            child.start()
+            child.join()
+        assert child.exitcode == -signal.SIGKILL
+        count.write_text(f"nr_free_pages 9\noom_kill {kills}\n")
+
+    count.write_text("nr_free_pages 9\noom_kill 2\n")
+    killed_in_its_first_step(kills=2)
+    notes: list[str] = []
+    assert find_micro_batch(federation, "alpha", kept.parent, 1, notes) == 4 and not notes, "a person's kill -9"
+    killed_in_its_first_step(kills=3)
+    tried = []
+    trained = train(job, lambda _: tried.append("trying" in json.loads(kept.read_bytes())))
+    assert trained.metrics["micro_batch"] == 2 and tried == [True, False, False, False, False]
+    assert trained.notes == [
+        "site 'alpha': the kernel killed the last training for memory, which put 4 sequences through the model at "
+        "once (micro_batch: auto); it is 2 from now on"
+    ]
+    count.write_text("oom_kill 9\n")
+    assert find_micro_batch(federation, "alpha", kept.parent, 1, notes) == 2 and not notes, "it got through"
+
+
+def test_the_kernel_tells_how_often_it_has_killed() -> None:
+    assert "\noom_kill " in micro_batch.VMSTAT.read_text()
 
 
 def test_smaller_ones_after_a_training_that_ran_out_of_memory() -> None:
@@ -127,9 +187,6 @@ def test_too_little_for_one_sequence(make_site: Make, tmp_path: Path) -> None:
 
 
 def _die() -> None:
-    import os
-    import signal
-
     os.kill(os.getpid(), signal.SIGKILL)
 
 
