@@ -21,7 +21,7 @@ from photon_core.training.infra import Infra, check_infra
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.launch_ranks import train_ranks
 from photon_core.training.micro_batch import find_micro_batch, found_anew
-from photon_core.training.state import exclusive, find_result, is_anothers, publish, writing
+from photon_core.training.state import exclusive, find_result, is_outdated, publish, writing
 from photon_core.training.working import work
 
 
@@ -48,10 +48,10 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
     with exclusive(folder):
         trained = find_result(folder, job.round, job.attempt, job.key)
         if trained is None:
-            if is_anothers(folder, job.round, job.attempt, job.key, job.base_sha256):
+            if is_outdated(folder, job):
                 notes.append(
-                    f"site '{job.site}': the finished training of round {job.round}, attempt {job.attempt} in its "
-                    "private folder is of another federation file: it is made anew"
+                    f"site '{job.site}': round {job.round} was trained, but not uploaded, before the federation "
+                    "file was edited: it is trained anew"
                 )
             with _temporary_folder(), writing(folder) as written:
                 try:
@@ -63,7 +63,7 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
                 for note in notes:
                     print(note)
                 trained = replace(trained, notes=[*notes, *trained.notes])
-                trained = publish(folder, written, trained, job.key, job.resume)
+                trained = publish(folder, written, trained, job.key, job.resume, job.federation.run)
         checkpoints.drop()
         return trained
 

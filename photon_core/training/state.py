@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from photon_core.hashing import canonical_json, sha256_file
-from photon_core.training.job import Trained
+from photon_core.training.job import LocalJob, Trained
 from schemas.manifests import FileEntry
 
 KEPT_ROUNDS = 3
@@ -64,11 +64,12 @@ def find_result(state_dir: Path, round: int, attempt: int, key: str) -> Trained 
     return Trained(**values, files=files, moments=moments, folder=str(folder))
 
 
-def is_anothers(state_dir: Path, round: int, attempt: int, key: str, base_sha256: str) -> bool:
-    """Whether a finished training from the same model lies there that `find_result` refuses: it is lost."""
+def is_outdated(state_dir: Path, job: LocalJob) -> bool:
+    """Whether a finished training of this run from the same model lies there, undone by an edit of the file."""
     try:
-        saved = json.loads((state_folder(state_dir, round, attempt) / RESULT).read_bytes())
-        return bool(saved["key"] != key and saved["trained"]["base_sha256"] == base_sha256)
+        saved = json.loads((state_folder(state_dir, job.round, job.attempt) / RESULT).read_bytes())
+        same = (saved["run"], saved["trained"]["base_sha256"]) == (job.federation.run, job.base_sha256)
+        return same and bool(saved["key"] != job.key)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -104,7 +105,12 @@ def writing(state_dir: Path) -> Iterator[Path]:
 
 
 def publish(
-    state_dir: Path, written: Path, trained: Trained, key: str, resume: tuple[int, int] | None = None
+    state_dir: Path,
+    written: Path,
+    trained: Trained,
+    key: str,
+    resume: tuple[int, int] | None = None,
+    run: str = "",
 ) -> Trained:
     """Write trained.json into the folder, give it its name, and drop the large files of rounds long past.
 
@@ -115,6 +121,7 @@ def publish(
         key: the job's.
         resume: (round, attempt) of the state that it went on from, and that the next one goes on from, too, should
             this update be left out of its round: it stays, however long ago that was.
+        run: the federation's.
     """
     target = state_folder(state_dir, trained.round, trained.attempt)
     values = {
@@ -124,7 +131,8 @@ def publish(
     }
     values["files"] = [entry.model_dump(mode="json") for entry in trained.files]
     values["moments"] = [entry.model_dump(mode="json") for entry in trained.moments]
-    saved = {"key": key, "training_sha256": sha256_file(written / TRAINING), "trained": values}
+    training_sha256 = sha256_file(written / TRAINING)
+    saved = {"key": key, "run": run, "training_sha256": training_sha256, "trained": values}
     (written / RESULT).write_bytes(canonical_json(saved))
     if target.exists():  # of another job, or damaged: `find_result` has refused it
         discarded = written.with_name(f".writing-old-{os.getpid()}")

@@ -151,10 +151,12 @@ def test_an_edited_file_costs_no_step_that_it_does_not_change(
     anew = train(dataclasses.replace(job, federation=slower), silent)
     assert anew.files != trained.files
     assert anew.notes == [
-        "site 'alpha': the finished training of round 1, attempt 1 in its private folder is of another federation "
-        "file: it is made anew"
+        "site 'alpha': round 1 was trained, but not uploaded, before the federation file was edited: it is "
+        "trained anew"
     ]
-    assert not train(dataclasses.replace(job, base_sha256="1"), silent).notes, "an older run's is no loss"
+    for run in ("tiny", "another"):  # of which the one from another model, or of another run, is no loss
+        other = federation.model_copy(update={"run": run})
+        assert not train(dataclasses.replace(job, federation=other, base_sha256="1"), silent).notes
 
 
 @pytest.mark.parametrize("damage", [b"", b"damaged", None])
