@@ -8,13 +8,20 @@ from typing import TypedDict
 from photon_core.aggregation.aggregate import Aggregate, aggregate
 from photon_core.aggregation.check import check_counts
 from photon_core.aggregation.download import write_rounded
-from photon_core.aggregation.guard import RUNNING_ROUNDS, blown_up, diverged, loss_trouble, norm_trouble
+from photon_core.aggregation.guard import (
+    RUNNING_ROUNDS,
+    blown_up,
+    diverged,
+    first_losses,
+    loss_trouble,
+    norm_trouble,
+)
 from photon_core.aggregation.moments import average_moments
 from photon_core.aggregation.server_schedule import server_at
 from photon_core.aggregation.tree import Tree, reference, regions
 from photon_core.errors import CorruptFile, QuorumMissed, StepOverflow, UpdateRejected, printable
 from photon_core.layout import Run, model_sha256, versions
-from photon_core.round_metrics import aggregate_metrics
+from photon_core.round_metrics import Scores, aggregate_metrics
 from photon_core.rounds import federation_sha256, newest_update, utc_now
 from photon_core.spans import timeline
 from photon_core.training.infra import choose_infra
@@ -208,7 +215,7 @@ def apply_again(
         another candidate, to be evaluated in its turn; None if this one is good, or no tries are left.
     """
     guard = candidate.server.guard
-    trouble = loss_trouble(evaluations, [manifest.evaluations for manifest in _past(run, candidate.t)], guard)
+    trouble = loss_trouble(evaluations, _past_scores(run, candidate), guard)
     if sites := blown_up(evaluations, federation):
         trouble = f"the validation loss is not finite at {', '.join(sites)}"
     if not trouble or len(candidate.guard) >= guard.tries:
@@ -224,12 +231,12 @@ def _last_notes(
     Raises:
         ModelDiverged: so much that no round could follow.
     """
-    guard, past = candidate.server.guard, _past(run, candidate.t)
+    guard, past = candidate.server.guard, [manifest.metrics for manifest in _past(run, candidate.t)]
     if sites := blown_up(evaluations, federation):
         raise diverged(candidate.t, sites, candidate.server.lr, len(candidate.guard))
     found = [
-        norm_trouble(candidate.result.norms, [manifest.metrics for manifest in past], guard),
-        loss_trouble(evaluations, [manifest.evaluations for manifest in past], guard),
+        norm_trouble(candidate.result.norms, past, guard),
+        loss_trouble(evaluations, _past_scores(run, candidate), guard),
     ]
     return [f"{trouble}: no tries are left, and it stands" for trouble in found if trouble and guard.tries]
 
@@ -273,9 +280,15 @@ def _lowered(candidate: Candidate, trouble: str) -> Candidate:
 
 
 def _past(run: Run, t: int) -> list[RoundManifest]:
-    """The rounds just before round t, oldest first."""
-    manifests = [run.round(r) for r in range(max(1, t - RUNNING_ROUNDS), t)]
+    """The rounds just before round t, oldest first; round 0 has the first model's norm."""
+    manifests = [run.round(r) for r in range(max(0, t - RUNNING_ROUNDS), t)]
     return [manifest for manifest in manifests if manifest is not None]
+
+
+def _past_scores(run: Run, candidate: Candidate) -> list[Scores]:
+    """The sites' evaluations in the rounds just before; where there are none, what training found."""
+    past: list[Scores] = [manifest.evaluations for manifest in _past(run, candidate.t)]
+    return past if any(past) else [first_losses(candidate.updates)]
 
 
 def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
@@ -286,12 +299,14 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
     """
     t, updates, left_out = candidate.t, dict(candidate.updates), dict(candidate.left_out)
     limits = _limits(federation)
+    lowered = candidate.server.guard.lr_factor ** len(candidate.guard)
     while len(updates) >= federation.quorum:
         try:
             if candidate.groups:
-                result = Tree(run, t, candidate.groups, updates, candidate.server, **limits).aggregate()
+                tree = Tree(run, t, candidate.groups, updates, candidate.server, lowered=lowered, **limits)
+                result = tree.aggregate()
             else:
-                result = aggregate(run, t, updates, candidate.server, **limits)
+                result = aggregate(run, t, updates, candidate.server, lowered=lowered, **limits)
             moments = candidate.moments if updates.keys() == candidate.updates.keys() else []
             if federation.local.optimizer_state == "average" and not moments:
                 moments = average_moments(

@@ -5,11 +5,14 @@ import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from math import isfinite
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from photon_core.data.paths import find_site
+from photon_core.dots import dots
 from photon_core.errors import (
     CorruptFile,
     FederationError,
@@ -113,6 +116,7 @@ def open_run(
             round=0,
             model_sha256=model_sha256(files),
             model=files,
+            metrics={"model_norm": _norm(initial.files)},
             start=initial.start,
             federation_sha256=federation_sha256(federation),
             created=utc_now(),
@@ -123,6 +127,17 @@ def open_run(
         except StoreConflict:
             pass  # the other's theta^0 has the same origin, and stands
     return birth
+
+
+def _norm(paths: Iterable[Path]) -> float:
+    """Euclidean norm of the model in these files of float32 tensors: the guard's first running value."""
+    squares = 0.0
+    for path in paths:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        values = np.asarray(np.memmap(path, "<f4", "r", 8 + header))
+        squares += float(dots(values[None], values[None])[0])
+    return sqrt(squares)
 
 
 def put_files(run: Run, folder: str, paths: Iterable[Path], prefix: str = "") -> list[FileEntry]:

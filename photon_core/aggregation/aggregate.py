@@ -45,7 +45,7 @@ class Aggregate:
 
     Args:
         model, optimizer: the files, as round.json will name them.
-        weights: each site's share of the mean.
+        weights: of the sites' objectives, which sum to 1 (aggregation/combine.py).
         norms: pseudo_gradient_norm, model_norm, step_norm (of the new model - theta), and for every site
             delta_norm/<site> (of theta - theta_k) and cosine/<site> (of that with the mean pseudo-gradient; 0
             where one of them is 0); of at most 16 sites, cosine_pair/<site>/<site>.
@@ -73,6 +73,7 @@ def aggregate(
     threads: int | None = None,
     folders: Mapping[str, str] | None = None,
     shares: Mapping[str, float] | None = None,
+    lowered: float = 1.0,
     into: str | None = None,
     write: bool = True,
 ) -> Aggregate:
@@ -92,6 +93,7 @@ def aggregate(
         threads: that read ahead, of those that compute, and of those that write behind; 0 for none.
         folders: where updates are that are not at their site's place.
         shares: what each update is multiplied by, theta getting what is left to 1; as the server says if left out.
+        lowered: what the guard has multiplied server.lr by already; the state is lowered with it.
         into: folder of the result; round t's if left out.
         write: whether there shall be files; without, only the norms are worked out.
 
@@ -114,7 +116,7 @@ def aggregate(
         target = (into or run.round_dir(t)) if write else None
         team = Threads.start(stack, run.store.is_local, settings, threads)
         shard_bytes = max_shard_bytes or settings.shard_bytes
-        one_pass = _Pass(run, t, base, ordered, places, combine, server, target, team, shard_bytes, stack)
+        one_pass = _Pass(run, t, base, ordered, places, combine, server, lowered, target, team, shard_bytes, stack)
         return one_pass.work(chunk_elements or one_pass.piece_elements(settings.memory_bytes))
 
 
@@ -138,6 +140,7 @@ class _Pass:
         folders: dict[str, str],
         combine: Combine,
         server: Server,
+        lowered: float,
         target: str | None,
         team: Threads,
         shard_bytes: int,
@@ -151,7 +154,7 @@ class _Pass:
         optimizer = OPTIMIZERS[server.optimizer]
         self.codecs = {site: against(get_codec(u.codec), u.base_dtype) for site, u in updates.items()}
         self.align = max(codec.block for codec in self.codecs.values())  # so that every codec can be cut
-        self.arithmetic = Arithmetic(self.codecs, combine, optimizer, server)
+        self.arithmetic = Arithmetic(self.codecs, combine, optimizer, server, lowered)
         self.prefixes = ["", *(f"{state}." for state in optimizer.state)]
         self.base = self._reader(run.round_dir(t - 1), base.model)
         self.state = self._reader(run.round_dir(t - 1), base.optimizer if optimizer.state else [])
@@ -159,9 +162,8 @@ class _Pass:
         self.together = 0  # bytes of an update's small pieces that are read in one request
         self.finished = None
         if target == run.round_dir(t):
-            self.finished = Finished(
-                run, t, target, base, updates, server, shard_bytes=shard_bytes, shares=combine.shares
-            )
+            shaping = {"shard_bytes": shard_bytes, "shares": combine.shares, "lowered": lowered}
+            self.finished = Finished(run, t, target, base, updates, server, **shaping)
 
     def work(self, piece_elements: int) -> Aggregate:
         plans = [shard_plan(self._like(prefix), self.shard_bytes, self.align) for prefix in self.prefixes]

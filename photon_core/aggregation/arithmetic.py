@@ -39,12 +39,19 @@ class Arithmetic:
         codecs: of every site's update, in the order of the sites' names.
         combine: the mean.
         optimizer, server: the server optimizer and its numbers.
+        lowered: what the guard has multiplied the learning rate by.
     """
 
     def __init__(
-        self, codecs: dict[str, Codec], combine: Combine, optimizer: ServerOptimizer, server: Server
+        self,
+        codecs: dict[str, Codec],
+        combine: Combine,
+        optimizer: ServerOptimizer,
+        server: Server,
+        lowered: float = 1.0,
     ) -> None:
         self.codecs, self.combine, self.optimizer, self.server = codecs, combine, optimizer, server
+        self.lowered = lowered
         self.block = block_elements(len(codecs))
         self._scratch = threading.local()  # a thread's own memory, used again for every piece
 
@@ -104,6 +111,7 @@ class Arithmetic:
         along, gradient = dots(deltas[1:], g), dots(deltas[:1], g)
         if np.isfinite(gradient).all():  # else the mean is not finite, and there is no step to take
             self.optimizer.step(theta, mean, g, state, self.server, out)
+            self.optimizer.lower(state, self.lowered)
         step = np.subtract(out, theta, out=mean)[None]
         return np.concatenate([squares, along, gradient, dots(step, step), dots(out[None], out[None])])
 

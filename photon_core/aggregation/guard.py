@@ -1,4 +1,8 @@
-"""Whether a round has gone wrong at the server: its norms, or its loss, are out of line with the rounds before."""
+"""Whether a round has gone wrong at the server: its norms, or its loss, are out of line with the rounds before.
+
+In the first round, with the model that it starts from: its norm is in round 0's metrics, and its loss is what the
+sites' training found in its first step. What a step is to that has no such measure.
+"""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -6,6 +10,7 @@ from statistics import median
 from photon_core.errors import ModelDiverged
 from photon_core.round_metrics import LARGEST_LOSS, Scores
 from schemas.federation import Federation
+from schemas.manifests import UpdateManifest
 from schemas.server import Guard
 
 RUNNING_ROUNDS = 5  # whose median is the running value
@@ -31,6 +36,15 @@ def norm_trouble(norms: Mapping[str, float], past: Sequence[Mapping[str, float]]
         if guard.norm_factor and usual and norms[name] > guard.norm_factor * usual:
             return f"{words} is {norms[name]:.4g}, {norms[name] / usual:.3g} times its running value {usual:.4g}"
     return ""
+
+
+def first_losses(updates: Mapping[str, UpdateManifest]) -> Scores:
+    """site -> its loss of the model that it started from, by its first local step, on text that it trains on.
+
+    What a round's validation loss is compared with while no round before it has been evaluated.
+    """
+    told = {site: update.metrics.get("first_loss") for site, update in updates.items()}
+    return {site: {"loss": max(0.0, min(loss, LARGEST_LOSS))} for site, loss in told.items() if loss is not None}
 
 
 def loss_trouble(evaluations: Scores, past: Sequence[Scores], guard: Guard) -> str:

@@ -27,10 +27,27 @@ class ServerOptimizer:
         state: names of its state tensors, which have theta's shapes, and the number that fills each at first.
         step: (theta, mean, g, state, server, out) -> out: the new theta. `state` is changed in place; `out`
             is none of the others.
+        velocity: whether the state moves the model on in later rounds by its own size, so that `lower` takes of it
+            what the guard takes of the step.
     """
 
     state: Mapping[str, Callable[[Server], float]]
     step: Step
+    velocity: bool = False
+
+    def lower(self, state: Sequence[Float32], factor: float) -> None:
+        """Multiply the state, after a step whose learning rate the guard has multiplied by `factor`, by the same.
+
+        A g is in the step of `nesterov` as lr (1 + mu) g, and comes again in the rounds that follow as lr mu^2 g,
+        lr mu^3 g, ..., at the whole lr: what was cut from a step that blew the model up would be gone after all,
+        mu^2 / (1 - mu) g in sum (8.1 g with a momentum of 0.9). So what is kept is the velocity of the step that
+        was really made; all of m, not the round's own g alone, because a blow-up may have built up in it. The
+        adaptive ones divide m by the root of v, which has taken g in, too: however large g was, their next steps
+        are of about lr, and nothing is to be lowered.
+        """
+        if self.velocity and factor != 1:
+            for values in state:
+                np.multiply(values, np.float32(factor), out=values)
 
 
 def fedavg(
@@ -58,7 +75,8 @@ def nesterov(
     FedMom (Huo et al. 2020) is the same map. It is published as v' = theta - lr g;
     theta <- v' + mu (v' - v); v <- v', from v = theta^0. Put v - theta = lr mu m: then v' - v =
     -lr (g + mu m) = -lr m', so theta <- v' - lr mu m', and v' - theta keeps the form; m = 0 at the start. That
-    holds for one lr; where a schedule or the guard changes it, this form is what both names mean.
+    holds for one lr; where a schedule changes it, this form is what both names mean. Where the guard has lowered
+    it, m is lowered, too (ServerOptimizer.lower).
     """
     (momentum,) = state
     np.multiply(momentum, np.float32(server.momentum), out=momentum)
@@ -136,8 +154,8 @@ MOMENTUM = {"momentum": _zero}
 MOMENTS = {"first_moment": _zero, "second_moment": _tau_squared}
 OPTIMIZERS = {
     "fedavg": ServerOptimizer({}, fedavg),
-    "nesterov": ServerOptimizer(MOMENTUM, nesterov),
-    "fedmom": ServerOptimizer(MOMENTUM, nesterov),
+    "nesterov": ServerOptimizer(MOMENTUM, nesterov, velocity=True),
+    "fedmom": ServerOptimizer(MOMENTUM, nesterov, velocity=True),
     "fedadagrad": ServerOptimizer(MOMENTS, fedadagrad),
     "fedyogi": ServerOptimizer(MOMENTS, fedyogi),
     "fedadam": ServerOptimizer(MOMENTS, fedadam),

@@ -17,6 +17,8 @@ def round_metrics(job: LocalJob, progress: Progress) -> dict[str, float]:
         "gradient_norm": progress.gradient_norms / progress.steps,
         "activation_norm": progress.activation_norms / progress.steps,
     }
+    if progress.first_loss is not None:
+        metrics["first_loss"] = progress.first_loss
     most = sorted(progress.streams.items(), key=lambda entry: -entry[1][1])[:STREAMS_LIMIT]
     for name, (loss, samples) in sorted(most):
         metrics |= {f"loss/{name}": loss / samples, f"samples/{name}": samples}

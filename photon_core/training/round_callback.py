@@ -30,6 +30,7 @@ class Progress:
         tokens: tokens trained.
         count: samples trained.
         loss_sum: sum over the steps of mean loss times tokens.
+        first_loss: mean loss of the first step, which is theta's own; None where a checkpoint does not say it.
         last_loss: mean loss of the last step.
         seconds: spent on the steps.
         gradient_norms, activation_norms: sums over the steps.
@@ -40,6 +41,7 @@ class Progress:
     tokens: int = 0
     count: int = 0
     loss_sum: float = 0.0
+    first_loss: float | None = None
     last_loss: float = 0.0
     seconds: float = 0.0
     gradient_norms: float = 0.0
@@ -146,6 +148,8 @@ class RoundCallback(Callback):
         seconds, (norms, norm_tokens), losses = self._measured(len(numbers))
         tokens = len(numbers) * batch["tokens"].shape[1]
         self.samples.write(numbers.numpy().astype("<u4").tobytes())
+        if not progress.steps:
+            progress.first_loss = loss
         progress.steps += 1
         progress.tokens += tokens
         progress.count += len(numbers)

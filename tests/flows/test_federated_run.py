@@ -123,6 +123,16 @@ def damage(federation: Federation, site: str) -> str:
     return shard.name
 
 
+def test_a_first_round_that_blows_up_is_applied_again(prepared: Callable[..., Federation]):
+    """No round came before it: its loss is held against the first model's, as training found it."""
+    federation = prepared(("a",), rounds={"count": 1}, server={"lr": 300, "guard": {"lr_factor": 0.01}})
+    _, manifest = run(federation)
+    (note,) = manifest.guard
+    assert "the validation loss is" in note and "server.lr lowered from 300 to 3" in note
+    assert manifest.server["lr"] == 3
+    assert manifest.metrics["loss"] < manifest.updates["a"].metrics["first_loss"]
+
+
 def test_quorum_missed_names_every_reason_and_commits_nothing(prepared: Callable[..., Federation]):
     federation = prepared(("a", "b"), data={"min_train_tokens": 10**9})
     with pytest.raises(QuorumMissed, match=r"0 of 2 .*quorum is 2.*a: validate.*b: validate"):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from photon_core.data.tokenizer import load_tokenizer
@@ -14,6 +15,7 @@ from photon_core.hashing import sha256_file
 from photon_core.layout import Run
 from photon_core.rounds import open_run, run_of
 from photon_core.start import check_start, make_initial, site_start, upload_start
+from photon_core.tensor_reader import TensorReader
 from schemas.federation import Federation
 from schemas.manifests import RemovalManifest, RoundManifest
 from tests.photon_core.export.conftest import make_rounds as make_rounds  # the fixture
@@ -39,6 +41,9 @@ def test_from_another_runs_round(make_rounds: Rounds, tmp_path: Path) -> None:
     first = run.round(0)
     assert first is not None
     assert manifest.model_sha256 == first.model_sha256
+    with TensorReader(run.store, run.round_dir(0), first.model) as reader:
+        whole = np.concatenate([chunk.copy() for name in reader.tensors for chunk in reader.chunks(name, 1 << 20)])
+    assert manifest.metrics == {"model_norm": pytest.approx(np.linalg.norm(whole.astype(np.float64)))}
     assert manifest.start is not None
     assert (manifest.start.kind, manifest.start.source) == ("run", f"{run.store.url}/small round 0")
     assert manifest.start.sha256 == {"round.json": run.round_sha256(0), "model": first.model_sha256}

@@ -11,6 +11,7 @@ from photon_core.errors import StoreUnavailable
 from photon_core.layout import model_sha256
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import Store
+from photon_core.tensor_reader import TensorReader
 from schemas.manifests import ShardRecord
 from schemas.server import Server
 
@@ -38,6 +39,18 @@ def test_finished_shards_are_reused_and_damaged_ones_made_anew(
         not (damage and number == 1) for number in range(len(first.model))
     ]
     assert bool(written) == damage
+
+
+def test_what_the_guard_has_lowered_leaves_less_momentum_and_the_same_step(tmp_path: Path, make_run) -> None:
+    """Over the records of a pass with the same learning rate that was not lowered, which must not be taken."""
+    theta = {"a": np.ones((40, 5), np.float32)}
+    run, updates = make_run(Store(str(tmp_path)), theta, {"s": ({"a": theta["a"] + np.float32(0.1)}, 10)})
+    server = Server(optimizer="nesterov", lr=0.35, momentum=0.9)
+    found = [aggregate(run, 1, updates, server, max_shard_bytes=200, lowered=lowered) for lowered in (1.0, 0.5)]
+    assert len(found[0].model) > 1 and model_sha256(found[0].model) == model_sha256(found[1].model)
+    readers = [TensorReader(run.store, run.round_dir(1), result.optimizer) for result in found]
+    whole, half = (np.concatenate([c.copy() for c in reader.chunks("momentum.a", 9)]) for reader in readers)
+    assert (half == whole / 2).all() and whole.all()
 
 
 def test_a_record_whose_answer_was_lost_keeps_its_files(

@@ -130,9 +130,11 @@ def test_norms_and_utilisation(make_site: Make, tmp_path: Path) -> None:
     batch = sequences(federation, trained)
     decoder = initial_decoder(federation.model, federation.seed)
     decoder.norm_f.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    next_token_loss(decoder(batch), batch).backward()
+    loss = next_token_loss(decoder(batch), batch)
+    loss.backward()
     norm = torch.stack([(p.grad**2).sum() for p in decoder.parameters() if p.grad is not None]).sum().sqrt()
     assert trained.metrics["gradient_norm"] == pytest.approx(norm.item(), rel=1e-5), "before clipping"
+    assert trained.metrics["first_loss"] == pytest.approx(loss.item(), rel=1e-5), "of theta"
     assert trained.metrics["activation_norm"] == pytest.approx(seen[0].norm(dim=-1).mean().item(), rel=1e-5)
     assert 0 < trained.metrics["mfu"] < 1
     assert "mfu" not in run(federation, tmp_path, attempt=2).metrics
