@@ -143,7 +143,9 @@ class UpdateRef(Manifest):
     attempt: int
     sha256: str = Field(description="hash of update.json")
     tokens: int
-    weight: float = Field(description="share of the mean, sums to 1 over the round's updates")
+    weight: float = Field(
+        description="share of the mean (with FedNova, of the metrics' and moments'), sums to 1 over the updates"
+    )
     bytes: int
     steps: int
     metrics: dict[str, float]

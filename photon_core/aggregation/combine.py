@@ -20,7 +20,7 @@ def fednova_factor(steps: Mapping[str, int]) -> tuple[dict[str, float], float]:
     plain SGD; it stands for other inner optimizers too) and tau = sum_k p a_k.
 
     Returns:
-        each site's weight, which sum to 1, and the factor to multiply their mean change by.
+        each site's share of the mean change, which sum to 1, and the factor to multiply that by.
     """
     tau = sum(steps.values()) / len(steps)
     shares = {site: tau / count / len(steps) for site, count in sorted(steps.items())}
@@ -36,7 +36,8 @@ class Combine:
         updates: what is averaged, in the order of the sites' names.
 
     Attributes:
-        weights: each site's share, which sum to 1.
+        weights: of the sites' objectives, which sum to 1: what their moments and metrics are averaged with.
+        relative: each site's share of the parameters' mean, which sum to 1; the weights, but for FedNova.
         shares: what each one's parameters are multiplied by; theta gets what is left to 1.
 
     Raises:
@@ -46,15 +47,15 @@ class Combine:
     def __init__(self, server: Server, updates: Mapping[str, UpdateManifest]) -> None:
         self._server = server
         self._claimed = _norms(updates) if server.mean == "norm_bounded" else {}
-        factor = 1.0
-        if server.weights == "fednova":
-            self.weights, factor = fednova_factor({site: update.steps for site, update in updates.items()})
-        elif server.weights == "uniform" or server.mean in ALIKE:
-            self.weights = {site: 1 / len(updates) for site in updates}
-        else:
+        if server.weights == "tokens" and server.mean not in ALIKE:
             self.weights = token_weights({site: update.tokens for site, update in updates.items()})
+        else:
+            self.weights = {site: 1 / len(updates) for site in updates}
+        self.relative, factor = self.weights, 1.0
+        if server.weights == "fednova":
+            self.relative, factor = fednova_factor({site: update.steps for site, update in updates.items()})
         self.bounds = bounds(self._claimed, server.norm_bound) if self._claimed else dict.fromkeys(updates, 1.0)
-        self.shares = {site: factor * weight * self.bounds[site] for site, weight in self.weights.items()}
+        self.shares = {site: factor * share * self.bounds[site] for site, share in self.relative.items()}
         self._plain = factor == 1.0 and all(bound == 1.0 for bound in self.bounds.values())
 
     def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
@@ -92,7 +93,7 @@ class Given(Combine):
 
     def __init__(self, shares: Mapping[str, float]) -> None:
         self._server, self._claimed = Server(), {}
-        self.weights = self.shares = {name: shares[name] for name in sorted(shares)}
+        self.weights = self.relative = self.shares = {name: shares[name] for name in sorted(shares)}
         self.bounds = dict.fromkeys(self.shares, 1.0)
         self._plain = abs(1 - math.fsum(shares.values())) < EXACT
 

@@ -186,7 +186,7 @@ class Tree:
         """Of a region's sites in its mean. Only bounded norms make them depend on the other regions."""
         sites = self.groups[region]
         if self.server.mean == "mean":
-            return Combine(self.server, {site: self.updates[site] for site in sites}).weights
+            return Combine(self.server, {site: self.updates[site] for site in sites}).relative
         whole = self._combine().shares
         total = math.fsum(whole[site] for site in sites)
         return {site: whole[site] / total for site in sites}

@@ -1,13 +1,17 @@
 """The sites' weights: tokens, alike, FedNova against the paper's formula in float64."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from photon_core.aggregation.combine import Combine, fednova_factor
+from photon_core.training.shapes import moment_shapes
 from schemas.manifests import UpdateManifest
 from schemas.server import Server
+from tests.photon_core import test_guard as rounds
 
 SIZE = 400
 STEPS = {"a": 10, "b": 40, "c": 25}
@@ -62,6 +66,29 @@ def test_fednova_is_the_papers_formula(theta: np.ndarray, parameters: list[np.nd
     weights, factor = fednova_factor(STEPS)
     assert sum(weights.values()) == pytest.approx(1)
     assert factor == pytest.approx(25 * (1 / 10 + 1 / 40 + 1 / 25) / 3)
+
+
+def test_fednova_shares_are_the_parameters_alone() -> None:
+    """With 1 and 100 steps: a mean of moments or metrics by 1 / steps would be the first site's alone."""
+    found = Combine(Server(weights="fednova"), updates({"a": 1, "b": 100}))
+    assert found.weights == {"a": 0.5, "b": 0.5}
+    assert found.relative == pytest.approx({"a": 100 / 101, "b": 1 / 101})
+    assert found.shares == pytest.approx({"a": 50.5 / 2, "b": 0.505 / 2})
+
+
+def test_under_fednova_moments_metrics_and_the_manifest_have_plain_means(tmp_path: Path) -> None:
+    run, setting = rounds.start(tmp_path), rounds.federation("average", weights="fednova")
+    shapes, file = moment_shapes(setting.model, "adamw"), tmp_path / "moments.safetensors"
+    for site, steps in (("a", 1), ("b", 4), ("c", 5)):
+        save_file({name: np.full(shape, steps, np.float32) for name, shape in shapes.items()}, file)
+        rounds.train(run, 1, site, lambda c, n=steps: 0 * c + np.float32(n), [file], steps, gradient_norm=steps)
+    manifest = rounds.aggregate_and_commit(run, setting, 1)
+    assert {ref.weight for ref in manifest.updates.values()} == {1 / 3}
+    assert manifest.metrics["gradient_norm"] == pytest.approx(10 / 3)
+    moments = load_file(tmp_path / run.round_dir(1) / manifest.moments[0].path)
+    assert all(np.allclose(value, 10 / 3) for value in moments.values())
+    step = rounds.model(run, 1, manifest.model) - 5
+    assert np.allclose(step, 10 / 3), "each change over its steps is 1, times the mean of the steps"
 
 
 def test_fednova_removes_the_bias_of_uneven_work() -> None:
