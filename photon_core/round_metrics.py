@@ -1,4 +1,4 @@
-"""A round's metrics: means over the sites, weighted as the parameters are, and over their held-out text."""
+"""A round's metrics: means over the sites, weighted as their objectives are, and over their held-out text."""
 
 from collections.abc import Mapping
 from math import exp
@@ -28,9 +28,10 @@ def aggregate_metrics(
         evaluations: every site's scores of the new global model on its held-out text.
 
     Returns:
-        MEANS and SUMS over the sites; loss and perplexity of the global model; the same before averaging, of each
-        site's own model on its own held-out text (loss_before, perplexity_before); and both by domain, the streams
-        of one name at all sites together, where there are several (loss/<stream>, loss_before/<stream>, ...).
+        MEANS and SUMS over the sites; loss and perplexity of the global model over all sites that have evaluated
+        it; loss_before and perplexity_before of each site's own model on its own held-out text, and beside them
+        loss_after and perplexity_after of the global model over the same sites, those that have both; and all of
+        it by domain, the streams of one name at all sites together, where there are several (loss/<stream>, ...).
     """
     metrics: dict[str, float] = {}
     said = {
@@ -44,9 +45,11 @@ def aggregate_metrics(
     for name in SUMS:
         if any(name in values for values in said.values()):
             metrics[name] = sum(values.get(name, 0.0) for values in said.values())
-    before = {site: _own(values) for site, values in said.items()}
+    own = {site: _own(values) for site, values in said.items()}
+    both = [site for site in own if {"loss", "tokens"} <= own[site].keys() and site in evaluations]
+    before, after = ({site: scores[site] for site in both} for scores in (own, evaluations))
     domains = {stream.name for site in federation.sites for stream in site.streams}
-    for when, scores in ("_before", before), ("", evaluations):
+    for when, scores in ("_before", before), ("_after", after), ("", evaluations):
         _add_loss(metrics, f"loss{when}", f"perplexity{when}", scores, "loss", "tokens")
         by_domain = {site: _by_domain(federation, site, values) for site, values in scores.items()}
         for name in sorted(domains) if len(domains) > 1 else ():

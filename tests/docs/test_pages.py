@@ -1,5 +1,6 @@
 """README, concepts and recipes: their commands run, in order, on one tiny federation; their YAML is valid."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,10 @@ def test_every_command_runs(write_federation: Callable[..., Path]) -> None:
         done = run(command, file.parent)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     assert (file.parent / "model" / "config.json").exists() and (file.parent / "taken" / "README.md").exists()
+    said = json.loads((file.parent / "store" / data["run"] / "rounds" / "000001" / "round.json").read_text())
+    names = {name.partition("/")[0] for name in (*said["metrics"], *said["updates"]["a"]["metrics"])}
+    explained = (ROOT / "docs" / "concepts.md").read_text("utf-8")
+    assert not [name for name in sorted(names) if f"`{name}" not in explained]
 
 
 def test_every_yaml_block_is_part_of_a_federation_file(write_federation: Callable[..., Path]) -> None:

@@ -46,10 +46,25 @@ def test_means_and_sums() -> None:
     assert not [name for name in found if "strange" in name]
 
 
+def test_before_and_after_are_of_the_same_sites() -> None:
+    """b trained and its evaluation is missing, c was not sampled, d does not evaluate its own model."""
+    sites = sample(sites=[site(name) for name in "abcd"])
+    updates = {
+        "a": update("a", valid_loss=2.0, valid_tokens=30.0), "b": update("b", valid_loss=4.0, valid_tokens=10.0),
+        "d": update("d"),
+    }  # fmt: skip
+    evaluations = {name: {"loss": loss, "tokens": 30.0} for name, loss in (("a", 2.5), ("c", 7.0), ("d", 4.0))}
+    found = aggregate_metrics(sites, dict.fromkeys("abd", 1 / 3), updates, evaluations)
+    assert (found["loss_before"], found["loss_after"]) == (2.0, 2.5)
+    assert found["loss"] == pytest.approx((2.5 + 7.0 + 4.0) / 3)
+    assert found["perplexity_after"] == pytest.approx(exp(2.5))
+
+
 def test_what_a_site_tells_cannot_make_a_metric_infinite_or_a_name_without_bound() -> None:
     wild = {"gradient_norm": 1e308, "tokens_per_second": 1e308, "valid_loss": 1e308, "valid_tokens": 1e308}
     more = {f"loss/{number}": 1.0 for number in range(900)}
     updates = {site: update(site, **wild, **more) for site in ("a", "b")}
-    found = aggregate_metrics(federation(), {"a": 0.5, "b": 0.5}, updates, {})
+    evaluations = {site: {"loss": 1e15, "perplexity": 1.0, "tokens": 1e15} for site in updates}
+    found = aggregate_metrics(federation(), {"a": 0.5, "b": 0.5}, updates, evaluations)
     assert all(map(isfinite, found.values()))
-    assert len(found) == 7, found.keys()
+    assert len(found) == 15, found.keys()
