@@ -62,14 +62,15 @@ def test_fedmom_is_the_published_form(lr: float, momentum: float, start: np.ndar
 
 
 @pytest.mark.parametrize("schedule", [{}, {"name": "cosine", "warmup_rounds": 4}])
-def test_nesterov_under_a_schedule_is_torch_sgd_under_it(
-    schedule: dict[str, Any], start: np.ndarray, targets: np.ndarray
+@pytest.mark.parametrize(("optimizer", "momentum"), [("fedavg", 0.0), ("nesterov", 0.9)])
+def test_under_a_schedule_it_is_torch_sgd_under_it(
+    optimizer: Any, momentum: float, schedule: dict[str, Any], start: np.ndarray, targets: np.ndarray
 ) -> None:
     import torch
 
     parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
-    sgd = torch.optim.SGD([parameter], lr=1.0, momentum=0.9, nesterov=True)
-    server = Server(optimizer="nesterov", lr=0.7, momentum=0.9, schedule=ServerSchedule(**schedule))
+    sgd = torch.optim.SGD([parameter], lr=1.0, momentum=momentum, nesterov=momentum > 0)
+    server = Server(optimizer=optimizer, lr=0.7, momentum=momentum, schedule=ServerSchedule(**schedule))
     for t, (target, theta) in enumerate(zip(targets, steps(server, targets, start), strict=True)):
         warm = min(1.0, (t + 1) / 4)
         fall = 0.1 + 0.9 * (1 + np.cos(np.pi * max(0, t - 4) / 16)) / 2
