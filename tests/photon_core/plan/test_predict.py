@@ -64,8 +64,8 @@ def test_declared_hardware_and_links() -> None:
 
 
 def test_memory_decides_on_the_micro_batch_and_on_fsdp() -> None:
-    def planned(micro_batch: Any = "auto", **hardware: Any) -> Any:
-        local = {"steps": 100, "batch_size": 64, "micro_batch": micro_batch}
+    def planned(micro_batch: Any = "auto", shared: float | None = None, **hardware: Any) -> Any:
+        local = {"steps": 100, "batch_size": 64, "micro_batch": micro_batch, "memory_gb": shared}
         return predict(federation(local=local, sites=[site("a", hardware={"tflops": 100, **hardware})])).sites[0]
 
     roomy, tight, sharded, none = (
@@ -79,6 +79,7 @@ def test_memory_decides_on_the_micro_batch_and_on_fsdp() -> None:
     assert sharded.shards == 8 and sharded.fits
     assert (none.micro_batch, none.fits) == (0, False)
     assert planned().fits is None
+    assert planned(shared=60, memory_gb=2000).micro_batch == tight.micro_batch, "a device that others use, too"
     for given, used in ((None, 64), (32, 32), (tight.micro_batch, tight.micro_batch)):
         fixed = planned(given, memory_gb=60)
         assert (fixed.micro_batch, fixed.fits) == (used, used == tight.micro_batch), "training takes it as it is"
