@@ -2,6 +2,7 @@
 
 from flows.catalogue import plan
 from photon_cli.remote import asking, require_server
+from photon_core.training.infra import check_infra
 from schemas.federation import Federation
 
 
@@ -10,8 +11,11 @@ def deploy(federation: Federation, dry_run: bool, prune: bool, quiet: bool) -> N
 
     Raises:
         NotReady: the server does not answer, or fails.
-        FederationError: a name is taken by something else, or a block is missing.
+        FederationError: a site could not train as the file says, a name is taken by something else, or a block is
+            missing.
     """
+    for site in federation.active:
+        check_infra(federation, site)
     url = require_server()
     from flows.apply import apply
 

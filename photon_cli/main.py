@@ -187,9 +187,11 @@ def deploy(
 ) -> None:
     """Put the federation on the Prefect server of PREFECT_API_URL: pools, deployments, schedule, automations."""
     from photon_cli.deploy import deploy as put
-    from schemas.load import load_federation
+    from schemas.load import check_store, load_federation
 
-    put(load_federation(file), dry_run, prune, quiet)
+    federation = load_federation(file)
+    check_store(federation, file)
+    put(federation, dry_run, prune, quiet)
 
 
 @app.command()

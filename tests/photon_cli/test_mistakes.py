@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,21 @@ def test_before_the_first_run(command: list[str], write_federation: Callable[...
     file = write_federation()
     assert_refused(photon(*command, file), 1, "run 'tiny' has no rounds in ")
     assert not (file.parent / "store").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [
+        ({"store": "s4://bucket/x"}, "store: 's4://bucket/x' "),
+        ({"local": {"steps": 4, "batch_size": 1, "device": "cpu"}}, "sites[a].hardware: trains with DDP"),
+    ],
+)
+def test_what_no_site_could_do_is_not_deployed(
+    wrong: dict[str, Any], problem: str, write_federation: Callable[..., Path]
+) -> None:
+    file = write_federation(**wrong)
+    write(file, "- name: a\n", "- name: a\n  hardware: {devices: 2, tflops: 1, parallel: ddp}\n")
+    assert_refused(photon("deploy", file), 2, problem)
 
 
 @pytest.mark.parametrize(
