@@ -70,6 +70,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="CODEC", choices=CODECS | MOMENTS, help="beside float32")
     parser.add_argument("--recipe", help="how the sites and the server learn; AdamW and Nesterov's if left out")
     arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error(f"--rounds {arguments.rounds}: the warm-up alone takes two")
     names = ("float32", *arguments.only) if arguments.only else QUICK if arguments.quick else tuple(CODECS)
     if not (domains := domains_of(arguments.data)):
         return
