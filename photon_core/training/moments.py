@@ -16,7 +16,6 @@ from photon_core.tensors import SHARD_BYTES, shard_plan, write_shard
 from photon_core.training.shapes import moment_shapes
 from photon_core.training.state import UPDATE
 from photon_core.training.weights import Theta
-from photon_core.update.floats import to_bfloat16
 from schemas.local import Optimizer
 from schemas.manifests import FileEntry, TensorEntry
 from schemas.model import Model
@@ -56,8 +55,8 @@ def write_tensors(
     entries = []
 
     def bits(name: str) -> NDArray[Any]:
-        values = tensors[name].numpy()
-        return to_bfloat16(values) if rounded else values
+        # torch's own rounding: what is not finite stays so, and is refused by name
+        return tensors[name].bfloat16().view(torch.int16).numpy() if rounded else tensors[name].numpy()
 
     for number, shard in enumerate(shards, 1):
         path = f"{UPDATE}/moments-{number:05d}-of-{len(shards):05d}.safetensors"

@@ -90,6 +90,19 @@ def test_in_bfloat16(run: Run, tmp_path: Path, sent: str) -> None:
     assert {tensor.dtype for entry in files for tensor in entry.tensors.values()} == {"BF16"}
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_does_not_pass_as_bfloat16(run: Run, tmp_path: Path, bad: float) -> None:
+    moments = draw(1, "adamw")
+    moments["exp_avg_sq.wpe.weight"][0] = bad
+    (tmp_path / UPDATE).mkdir()
+    tensors = {name: torch.from_numpy(value) for name, value in moments.items()}
+    files = write_tensors(tensors, tmp_path, dtype="bfloat16")
+    put = put_files(run, run.site_dir(1, "a", 1), [tmp_path / entry.path for entry in files])
+    updates = {"a": update(run, tmp_path, "a", moments).model_copy(update={"moments": put})}
+    with pytest.raises(UpdateRejected, match=r"'exp_avg_sq\.wpe\.weight' is not finite"):
+        average_moments(run, 1, updates, {"a": 1.0}, MODEL, "adamw", Server(), dtype="bfloat16")
+
+
 def mean_of(run: Run, folder: Path, sites: dict[str, Arrays], server: Server) -> Arrays:
     updates = {site: update(run, folder, site, moments) for site, moments in sites.items()}
     weights = dict.fromkeys(sites, 1 / len(sites))
