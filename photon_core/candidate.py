@@ -215,7 +215,7 @@ def apply_again(
         another candidate, to be evaluated in its turn; None if this one is good, or no tries are left.
     """
     guard = candidate.server.guard
-    trouble = loss_trouble(evaluations, _past_scores(run, candidate), guard)
+    trouble = loss_trouble(evaluations, _past_scores(_past(run, candidate.t), candidate), guard)
     if sites := blown_up(evaluations, federation):
         trouble = f"the validation loss is not finite at {', '.join(sites)}"
     if not trouble or len(candidate.guard) >= guard.tries:
@@ -231,12 +231,12 @@ def _last_notes(
     Raises:
         ModelDiverged: so much that no round could follow.
     """
-    guard, past = candidate.server.guard, [manifest.metrics for manifest in _past(run, candidate.t)]
+    guard, past = candidate.server.guard, _past(run, candidate.t)
     if sites := blown_up(evaluations, federation):
         raise diverged(candidate.t, sites, candidate.server.lr, len(candidate.guard))
     found = [
-        norm_trouble(candidate.result.norms, past, guard),
-        loss_trouble(evaluations, _past_scores(run, candidate), guard),
+        norm_trouble(candidate.result.norms, [manifest.metrics for manifest in past], guard),
+        loss_trouble(evaluations, _past_scores(past, candidate), guard),
     ]
     return [f"{trouble}: no tries are left, and it stands" for trouble in found if trouble and guard.tries]
 
@@ -285,10 +285,10 @@ def _past(run: Run, t: int) -> list[RoundManifest]:
     return [manifest for manifest in manifests if manifest is not None]
 
 
-def _past_scores(run: Run, candidate: Candidate) -> list[Scores]:
+def _past_scores(past: list[RoundManifest], candidate: Candidate) -> list[Scores]:
     """The sites' evaluations in the rounds just before; where there are none, what training found."""
-    past: list[Scores] = [manifest.evaluations for manifest in _past(run, candidate.t)]
-    return past if any(past) else [first_losses(candidate.updates)]
+    found: list[Scores] = [manifest.evaluations for manifest in past]
+    return found if any(found) else [first_losses(candidate.updates)]
 
 
 def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
