@@ -25,6 +25,7 @@ from photon_core.put import put_file
 from photon_core.sampling import sampled_sites
 from photon_core.start import Initial, check_start
 from photon_core.store import Store
+from photon_core.tensors import header_length
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, UpdateManifest
 from schemas.start import Start
@@ -134,7 +135,7 @@ def _norm(paths: Iterable[Path]) -> float:
     squares = 0.0
     for path in paths:
         with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
+            header = header_length(file.read(8), path.stat().st_size, str(path))
         values = np.asarray(np.memmap(path, "<f4", "r", 8 + header))
         squares += float(dots(values[None], values[None])[0])
     return sqrt(squares)

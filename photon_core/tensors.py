@@ -26,6 +26,7 @@ DTYPE_BYTES = {
     **{"F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1},
 }
 NUMPY_DTYPES = {"F32": "<f4", "I32": "<i4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "I8": "|i1", "U8": "|u1"}
+SENT_AS = {"float32": "F32", "bfloat16": "BF16"}  # by the federation file's names
 HEADER_LIMIT = 8 << 20  # bytes; a 256 MiB shard's header is some kB
 SHARD_BYTES = 256 << 20
 WRITE = 1 << 18  # bytes that are written and then hashed while a core's cache still has them

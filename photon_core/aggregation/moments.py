@@ -22,7 +22,7 @@ from photon_core.layout import Run
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import SHA256, check_path
 from photon_core.tensor_reader import Load, Piece, TensorReader, cut
-from photon_core.tensors import SHARD_BYTES, all_tensors
+from photon_core.tensors import SENT_AS, SHARD_BYTES, all_tensors
 from photon_core.training.shapes import moment_shapes
 from photon_core.update.floats import from_bfloat16, to_bfloat16
 from schemas.aggregation import Aggregation
@@ -35,7 +35,6 @@ LEAST_PIECE, MOST_PIECE = 1 << 13, 1 << 17  # elements of a site
 CACHED = 1 << 21  # elements of a piece, all sites
 TOGETHER = 1 << 22  # bytes of one request to a server
 FOLDER = "moments/"
-SENT_AS = ("F32", "BF16")
 
 
 def moments_for(files: Sequence[FileEntry], model: Model, optimizer: str) -> list[FileEntry]:
@@ -75,9 +74,7 @@ def average_moments(
             is not, or negative where they are means of squares.
     """
     shapes = moment_shapes(model, optimizer)
-    rounded = dtype == "bfloat16"
-    kind = "BF16" if rounded else "F32"
-    tensors = {name: TensorEntry(dtype=kind, shape=shape) for name, shape in shapes.items()}
+    tensors = {name: TensorEntry(dtype=SENT_AS[dtype], shape=shape) for name, shape in shapes.items()}
     for site in sorted(updates):
         _check(site, updates[site], shapes)
     elements = max(LEAST_PIECE, min(MOST_PIECE, CACHED // len(updates)))
@@ -116,7 +113,7 @@ def average_moments(
 
         means = stack.enter_context(closing(team.results(calls(), give_up)))
         for piece, mean in zip(pieces(), means, strict=True):
-            writer.write(piece.name, to_bfloat16(mean) if rounded else mean)
+            writer.write(piece.name, to_bfloat16(mean) if dtype == "bfloat16" else mean)
         for site, reader in readers.items():
             with blame(site):
                 reader.verify()
@@ -151,7 +148,7 @@ def _check(site: str, update: UpdateManifest, shapes: Mapping[str, tuple[int, ..
         found = all_tensors(update.moments)
     for name in sorted(found.keys() | shapes.keys()):
         tensor = found.get(name)
-        if tensor is None or tensor.shape != shapes.get(name) or tensor.dtype not in SENT_AS:
+        if tensor is None or tensor.shape != shapes.get(name) or tensor.dtype not in SENT_AS.values():
             what = (
                 "is missing" if tensor is None else "is not one of the optimizer's, or has another shape or dtype"
             )

@@ -2,7 +2,7 @@
 
 from math import prod
 
-from photon_core.tensors import DTYPE_BYTES
+from photon_core.tensors import DTYPE_BYTES, SENT_AS
 from photon_core.training.shapes import moment_shapes, parameter_count, parameter_shapes
 from photon_core.update.codec import get_codec
 from schemas.federation import Federation
@@ -13,7 +13,7 @@ GIGABIT = 1e9 / 8  # bytes
 def model_bytes(federation: Federation) -> int:
     """Bytes that a site downloads for a round: the global model, and averaged moments if the file asks for them,
     without the headers of their files."""
-    element = 2 if federation.update.model_dtype == "bfloat16" else 4
+    element = DTYPE_BYTES[SENT_AS[federation.update.model_dtype]]
     return parameter_count(federation.model) * element + _moment_bytes(federation)
 
 
@@ -27,7 +27,7 @@ def update_bytes(federation: Federation) -> int:
 def _moment_bytes(federation: Federation) -> int:
     if federation.local.optimizer_state != "average":
         return 0
-    element = 2 if federation.update.moments_dtype == "bfloat16" else 4
+    element = DTYPE_BYTES[SENT_AS[federation.update.moments_dtype]]
     return element * sum(map(prod, moment_shapes(federation.model, federation.local.optimizer.name).values()))
 
 

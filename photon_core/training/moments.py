@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from photon_core.tensors import SHARD_BYTES, shard_plan, write_shard
+from photon_core.tensors import SENT_AS, SHARD_BYTES, shard_plan, write_shard
 from photon_core.training.shapes import moment_shapes
 from photon_core.training.state import UPDATE
 from photon_core.training.weights import Theta
@@ -49,8 +49,7 @@ def write_tensors(
 ) -> list[FileEntry]:
     """Write moments by their names, <moment>.<parameter>, as shards into folder/update."""
     rounded = dtype == "bfloat16"
-    kind = "BF16" if rounded else "F32"
-    layout = {name: TensorEntry(dtype=kind, shape=tuple(value.shape)) for name, value in tensors.items()}
+    layout = {name: TensorEntry(dtype=SENT_AS[dtype], shape=tuple(value.shape)) for name, value in tensors.items()}
     shards = shard_plan(layout, shard_bytes)
     entries = []
 
