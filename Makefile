@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.8
 
-.PHONY: demo test browser pictures lint lock clean
+.PHONY: demo test test-long browser pictures lint lock clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ demo: $(VENV)/.installed   ## a whole federation on this machine
 
 test: lint                 ## everything that must hold
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-long: lint            ## what takes longer than fits into `make test`: tests marked long, an hour at most each
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile --timeout 3600
 
 browser:                   ## Chromium, for the tests that look at the Prefect UI and at reports (skipped without)
 	@command -v chromium chromium-browser google-chrome && exit 0; \
