@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks.common import Neighbours, cores, finish, heading, machine, say, table
 from benchmarks.federate import federate, source
 from benchmarks.six_sites import domains_of, evaluate, federated_model, options, train_tokenizer, valid_sequences
+from benchmarks.splits import three_splits
 
 CODECS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -96,6 +97,8 @@ def measure(
 
     if quick:
         domains = domains[:2]
+    data = three_splits(data, domains, work / "texts")
+    if quick:
         model = {**FEDERATION["model"], "vocab_size": 257}
         local = {**values["local"], "steps": 4, "schedule": {}}
         values = values | {"rounds": {"count": 2}, "tokenizer": "bytes", "model": model, "local": local}
@@ -124,7 +127,7 @@ def measure(
         for domain in domains:
             say(f"preparing {domain}")
             prepare_site(first, domain)
-        held_out = {domain: valid_sequences(first, data / domain / "valid.jsonl.gz") for domain in domains}
+        held_out = {domain: valid_sequences(first, data / domain / "test.jsonl.gz") for domain in domains}
         for number, (name, update) in enumerate(chosen.items()):
             say(name)
             setting = federation(number, update)

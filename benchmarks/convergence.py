@@ -1,15 +1,20 @@
 """Does a federation learn as well as one machine? Recipes against centralised training at equal tokens.
 
     python -m benchmarks.convergence [--only unlike-sites photon/iid ...] [--seeds 3] [--keep rows.jsonl]
+    python -m benchmarks.convergence --tune central-adamw central-muon --keep rows.jsonl
     python -m benchmarks.convergence --size 30M          # or 125M: on a GPU
 
 Six sites, one domain each (natural), or each with a sixth of every domain (iid), and one machine with all of it,
-which synchronises after every step. All train on as many tokens from the same initial model, and are evaluated
-alike on the corpora's own held-out files. Sites train as in a round, in child processes, from their private state;
-updates go through the store, the coordinator aggregates and commits them; only Prefect is left out, which changes
-no number. Centralised is a plain Composer loop (benchmarks.bare) over the union of the natural sites' shards,
-every domain in the same share; in the pictures, its bytes are those of a ring all-reduce of float32 gradients over
-six machines. A federation's are updates and models, averaged moments among them, to and from all sites.
+which synchronises after every step. All train on as many tokens from the same initial model. Curves and choices
+are of the validation texts, what is reported is of the test texts (benchmarks/splits.py). Sites train as in a
+round, in child processes, from their private state; updates go through the store, the coordinator aggregates and
+commits them; only Prefect is left out, which changes no number.
+
+Centralised is a plain Composer loop (benchmarks.bare) over the union of the natural sites' shards, every domain
+in the same share. Its batch and rate are the best on validation of four batch sizes and three rates (`--tune`):
+tokens are equal, so that a smaller batch has more steps, and rates grow with the square root of the batch. In the
+pictures, its bytes are those of a ring all-reduce of float32 gradients over six machines. A federation's are
+updates and models, averaged moments among them, to and from all sites.
 
 The recipes are schemas/presets.py's at this scale: what they say of optimizers, moments and server stands; local
 steps, batch and schedule are the same for all, so that all synchronise as often and have as many tokens. Photon's
@@ -43,16 +48,20 @@ from benchmarks.common import Neighbours, cores, finish, gpu_name, heading, mach
 from benchmarks.convergence_picture import draw
 from benchmarks.federate import federate, source
 from benchmarks.six_sites import domains_of, evaluate, options, texts, train_tokenizer, valid_sequences
+from benchmarks.splits import PARTS, TEST_EVERY, three_splits
 from photon_core.plan.transfer import GIGABIT
 from photon_core.plan.wall_time import communication_seconds, total_seconds
 from schemas.federation import Federation
 
 BEST = "unlike-sites"
 RATES = {"photon": 8e-3, "fedmom": 4e-3, "diloco": 4e-3, "local-sgd": 8e-3, BEST: 1.6e-2}
-CENTRAL: dict[str, dict[str, Any]] = {  # AdamW's rates are the best of 4e-3, 8e-3, 1.6e-2 in the probes
+CENTRAL: dict[str, dict[str, Any]] = {  # at the sites' batches together, and at a factor of 1
     "central-adamw": {"name": "adamw", "lr": 8e-3},
-    "central-muon": {"name": "muon", "lr": 1.6e-2},
+    "central-muon": {"name": "muon", "lr": 1.6e-2, "matrix_lr": 0.02},
 }
+BATCHES = (0.25, 0.5, 1.0, 2.0)  # of the sites' batches together
+FACTORS = (0.5, 1.0, 2.0)  # of the rates, beyond the square root of the batch
+CHOSEN = {"central-adamw": (1.0, 1.0), "central-muon": (1.0, 1.0)}  # batch and factor
 ROWS = (*CENTRAL, *(f"{recipe}/{kind}" for kind in ("natural", "iid") for recipe in RATES))
 QUICK = ("central-muon", f"{BEST}/natural", f"{BEST}/iid")
 STEPS, WARMUP = 20, 30
@@ -61,6 +70,7 @@ VALIDATION = {"": 0.02, "natural": 0.02, "iid": 0.05}  # a sixth of a small doma
 PIECE = 4000  # characters: longer texts are dealt out in such pieces for iid
 QUICK_TEXTS, QUICK_SEQUENCES = 60, 16
 Row = dict[str, Any]
+# Rows that are kept hold "curve" (tokens, bytes, validation perplexity), "test" and "test_by_domain".
 LARGER = {"vocab_size": 8192, "max_seq_len": 512}
 
 
@@ -96,6 +106,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help=f"in this order, of {', '.join(ROWS)}; a recipe's name is both"
     )
+    parser.add_argument("--tune", nargs="+", choices=CENTRAL, help="these, at all batch sizes and rates instead")
     parser.add_argument("--seeds", type=int, default=1, help="so many runs of each row")
     parser.add_argument(
         "--keep", type=Path, help="file that rows are kept in; those that it has are not run again"
@@ -110,6 +121,8 @@ def main() -> None:
             parser.error(f"--only {name}: not one of {', '.join((*ROWS, *RATES))}")
     if arguments.only:
         names = tuple(dict.fromkeys(r for name in arguments.only for r in ROWS if name in (r, r.split("/")[0])))
+    if arguments.tune:
+        names = tuple(row for name in arguments.tune for row in grid(name))
     size = SIZES["1M" if arguments.quick else arguments.size]
     size = replace(size, rounds=arguments.rounds or size.rounds)
     if size.device == "cuda" and not gpu_name():
@@ -120,26 +133,40 @@ def main() -> None:
         rows = measure(setting, names, arguments.seeds, arguments.keep)
     if arguments.picture:
         draw(rows, (*CENTRAL, *RATES), arguments.picture)
-    show(at, neighbours.share(), rows, setting)
+    (show_tuning if arguments.tune else show)(at, neighbours.share(), rows, setting)
+
+
+def grid(name: str) -> list[str]:
+    """Names of a centralised row's settings: name:batch:factor."""
+    return [f"{name}:{batch:g}:{factor:g}" for batch in BATCHES for factor in FACTORS]
+
+
+def central_setting(row: str) -> tuple[str, float, float]:
+    """(name, batch, factor) of a centralised row; those chosen where the row names none."""
+    name, *numbers = row.split(":")
+    batch, factor = map(float, numbers) if numbers else CHOSEN[name]
+    return name, batch, factor
 
 
 class Setting:
     """What all rows have in common: texts, tokenizer, model, numbers of rounds, steps and tokens."""
 
     def __init__(self, work: Path, data: Path, domains: list[str], size: Size, quick: bool) -> None:
-        self.work, self.data, self.size, self.quick = work, data, size, quick
+        self.work, self.size, self.quick = work, size, quick
         self.domains = domains[:2] if quick else domains
+        self.data = three_splits(data, self.domains, work / "texts")
         self.rounds, self.steps = (2, 4) if quick else (size.rounds, STEPS)
         self.total = self.rounds * self.steps
         self.tokens = self.total * size.batch * len(self.domains) * size.model["max_seq_len"]
         every = max(1, self.rounds // POINTS)
         self.marks = [t for t in range(1, self.rounds + 1) if t == self.rounds or t % every == 0]
-        self.held_out: dict[str, Any] = {}
+        self.held_out: dict[str, dict[str, Any]] = {}
 
     @property
     def key(self) -> dict[str, Any]:
         """What makes kept rows comparable."""
-        return {"tokens": self.tokens, "rounds": self.rounds, "domains": self.domains, "model": self.size.model}
+        key = {"tokens": self.tokens, "rounds": self.rounds, "domains": self.domains, "model": self.size.model}
+        return key | {"test_every": TEST_EVERY}
 
     def begin(self) -> None:
         """Tokenizer and held-out sequences."""
@@ -148,13 +175,15 @@ class Setting:
             vocabulary = self.size.model["vocab_size"]
             train_tokenizer(self.data, self.domains, self.work / "tokenizer.json", vocabulary)
         federation = self.federation("central-adamw", 0, self.work)
-        valid = {domain: self.data / domain / "valid.jsonl.gz" for domain in self.domains}
         most = QUICK_SEQUENCES if self.quick else None
-        self.held_out = {domain: valid_sequences(federation, path)[:most] for domain, path in valid.items()}
+        for part in PARTS:
+            paths = {domain: self.data / domain / f"{part}.jsonl.gz" for domain in self.domains}
+            self.held_out[part] = {d: valid_sequences(federation, path)[:most] for d, path in paths.items()}
 
     def federation(self, row: str, seed: int, folder: Path) -> Federation:
         """A row's federation; a centralised row's has the settings and the shards that it takes."""
         recipe, _, kind = row.partition("/")
+        central = row.split(":")[0] in CENTRAL
         local: dict[str, Any] = {
             "steps": self.steps,
             "batch_size": self.size.batch,
@@ -164,7 +193,12 @@ class Setting:
         }
         if self.size.device == "cuda":
             local["precision"] = "amp_bf16"
-        optimizer = dict(CENTRAL[row] if row in CENTRAL else {"lr": RATES[recipe]})
+        optimizer: dict[str, Any] = {"lr": RATES[recipe]} if not central else {}
+        if central:
+            name, batch, factor = central_setting(row)
+            optimizer = dict(CENTRAL[name])
+            for rate in {"lr", "matrix_lr"} & optimizer.keys():
+                optimizer[rate] *= factor * math.sqrt(batch)
         local["optimizer"] = optimizer | {"lr": self.size.scale * optimizer["lr"]}
         return Federation.model_validate(
             {
@@ -172,7 +206,7 @@ class Setting:
                 "store": str(folder / "store"),
                 "seed": 17 + seed,
                 "tokenizer": "bytes" if self.quick else str(self.work / "tokenizer.json"),
-                "recipe": None if row in CENTRAL else recipe,
+                "recipe": None if central else recipe,
                 "model": self.size.model,
                 "rounds": {"count": self.rounds},
                 "local": local,
@@ -223,9 +257,9 @@ class Setting:
             shutil.copytree(shards / domain / "data", folder / domain / "data")
         return self.federation(row, seed, folder)
 
-    def perplexity(self, federation: Federation, files: list[Path]) -> tuple[float, dict[str, float]]:
-        """Of the mean loss over the domains, and each domain's own."""
-        losses = evaluate(federation, files, self.held_out)
+    def perplexity(self, federation: Federation, files: list[Path], part: str) -> tuple[float, dict[str, float]]:
+        """Of the mean loss over the domains, and each domain's own, on one of PARTS."""
+        losses = evaluate(federation, files, self.held_out[part])
         return math.exp(mean(losses.values())), {domain: math.exp(loss) for domain, loss in losses.items()}
 
 
@@ -233,7 +267,7 @@ def measure(setting: Setting, names: tuple[str, ...], seeds: int, keep: Path | N
     """A row for every name and seed, those kept already among them."""
     lines = keep.read_text("utf-8").splitlines() if keep and keep.exists() else []
     kept = [row for row in map(json.loads, lines) if row["setting"] == setting.key]
-    rows = [row for row in kept if row["seed"] < seeds]
+    rows = [row for row in kept if row["seed"] < seeds and row["row"] in names]
     there = {(row["row"], row["seed"]) for row in rows}
     todo = [(name, seed) for seed in range(seeds) for name in names if (name, seed) not in there]
     if todo:
@@ -242,64 +276,73 @@ def measure(setting: Setting, names: tuple[str, ...], seeds: int, keep: Path | N
         federation = setting.prepared(name, seed)
         say(f"{name}, seed {seed}")
         clock, cpu = time.perf_counter(), our_seconds()
-        found = (centralised if name in CENTRAL else federated)(setting, federation)
+        found = federated(setting, federation) if "/" in name else centralised(setting, federation, name)
         spent = {"seconds": time.perf_counter() - clock, "cpu_seconds": our_seconds() - cpu}
         rows.append({"row": name, "seed": seed, **found, **spent, "setting": setting.key})
         shutil.rmtree(setting.work / f"row-{seed}")
         if keep:
             with keep.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
-    return sorted(rows, key=lambda row: (ROWS.index(row["row"]), row["seed"]))
+    return sorted(rows, key=lambda row: (names.index(row["row"]), row["seed"]))
 
 
-def centralised(setting: Setting, federation: Federation) -> Row:
-    """One machine: as many steps, each over one batch of every site."""
+def centralised(setting: Setting, federation: Federation, row: str) -> Row:
+    """One machine: as many tokens, in steps over its own batch of all sites' text."""
     from photon_core.training.shapes import parameter_shapes
 
     folder, sites = setting.work, len(setting.domains)
     union = {part: 1 / sites for run in site_runs(federation).values() for part in run}
-    marks = [t * setting.steps for t in setting.marks]
-    changes: dict[str, Any] = {"device": setting.size.device, "threads": cores()}
-    changes |= {"batch_size": setting.size.batch * sites, "save": str(folder), "save_after": marks}
-    done = spec_of(federation, {"central": union}, setting.total, **changes).run(folder, "central")
+    _, share, _ = central_setting(row)
+    batch, steps = round(share * setting.size.batch * sites), round(setting.total / share)
+    marks = [round(t * setting.steps / share) for t in setting.marks]
+    changes: dict[str, Any] = {"device": setting.size.device, "threads": cores(), "batch_size": batch}
+    changes |= {"warmup_steps": round(federation.local.schedule.warmup_steps / share), "schedule_steps": steps}
+    changes |= {"save": str(folder), "save_after": marks}
+    done = spec_of(federation, {"central": union}, steps, **changes).run(folder, "central")
     assert done["tokens"] == setting.tokens, "the two did not train on the same number of tokens"
     gradients = 4 * sum(math.prod(shape) for shape in parameter_shapes(federation.model).values())
-    curve, by_domain = [], {}
+    curve = []
     for step in marks:
-        perplexity, by_domain = setting.perplexity(federation, [folder / f"central-{step}.safetensors"])
-        curve.append((setting.tokens * step // setting.total, 2 * (sites - 1) * gradients * step, perplexity))
-    return {"curve": curve, "by_domain": by_domain, "synchronisations": setting.total}
+        perplexity, _ = setting.perplexity(federation, [folder / f"central-{step}.safetensors"], "valid")
+        curve.append((setting.tokens * step // steps, 2 * (sites - 1) * gradients * step, perplexity))
+    test, by_domain = setting.perplexity(federation, [folder / f"central-{steps}.safetensors"], "test")
+    return {"curve": curve, "test": test, "test_by_domain": by_domain, "synchronisations": steps}
 
 
 def federated(setting: Setting, federation: Federation) -> Row:
     """All rounds of the federation, its model evaluated every few of them."""
     from photon_core.training.launch import Launcher
 
-    curve, by_domain, sent = [], {}, 0
+    curve: list[tuple[int, int, float]] = []
+    found: dict[str, Any] = {}
+    sent = 0
 
     def after(run: Any, manifest: Any) -> None:
-        nonlocal sent, by_domain
+        nonlocal sent
         base = run.round(manifest.round - 1)
         fetched = sum(entry.bytes for entry in (*(base.download or base.model), *base.moments))
         sent += len(manifest.updates) * fetched + sum(update.bytes for update in manifest.updates.values())
         if manifest.round in setting.marks:
             folder = Path(run.store.url) / run.round_dir(manifest.round)
-            perplexity, by_domain = setting.perplexity(federation, [folder / e.path for e in manifest.model])
+            files = [folder / entry.path for entry in manifest.model]
+            perplexity, _ = setting.perplexity(federation, files, "valid")
             curve.append((manifest.total_tokens, sent, perplexity))
             say(f"  round {manifest.round}: {perplexity:.1f}")
+            if manifest.round == setting.rounds:
+                found["test"], found["test_by_domain"] = setting.perplexity(federation, files, "test")
 
     with Launcher(slots=cores()) as launcher:
         launcher.warm()
         federate(federation, launcher, setting.work, after)
     assert curve[-1][0] == setting.tokens, "the two did not train on the same number of tokens"
-    return {"curve": curve, "by_domain": by_domain, "synchronisations": setting.rounds}
+    return {"curve": curve, **found, "synchronisations": setting.rounds}
 
 
 def averages(rows: list[Row]) -> dict[str, float]:
-    """Each row's last perplexity, mean over its seeds."""
+    """Each row's perplexity on the test texts, mean over its seeds."""
     last: dict[str, list[float]] = {}
     for row in rows:
-        last.setdefault(row["row"], []).append(row["curve"][-1][2])
+        last.setdefault(row["row"], []).append(row["test"])
     return {name: mean(values) for name, values in last.items()}
 
 
@@ -311,23 +354,21 @@ def show(at: dict[str, Any], others: float | None, rows: list[Row], setting: Set
     lines = []
     for name, value in found.items():
         mine = [row for row in rows if row["row"] == name]
-        per = [row["curve"][-1][2] for row in mine]
+        per = [row["test"] for row in mine]
         against = (value / central[one] if one in central else None for one in CENTRAL)
         gigabytes, spread = mine[0]["curve"][-1][1] / 1e9, max(per) - min(per) if len(per) > 1 else None
         seconds = [round(mean(row[key] for row in mine)) for key in ("seconds", "cpu_seconds")]
         lines.append((name, value, spread, *against, mine[0]["synchronisations"], gigabytes, *seconds))
-    columns = ("row", "perplexity", "seeds' range", *(f"x {name}" for name in CENTRAL), "syncs", "GB moved",
+    columns = ("row", "test perplexity", "seeds' range", *(f"x {name}" for name in CENTRAL), "syncs", "GB moved",
                "seconds", "CPU s")  # fmt: skip
-    batch, sites = setting.size.batch, len(setting.domains)
-    title = (
-        f"{setting.tokens:,} tokens each; sites: {setting.rounds} rounds of {setting.steps} steps of {batch} "
-        f"sequences; centralised: {setting.total} of {batch * sites}"
+    title = f"{setting.tokens:,} tokens each; sites: {setting.rounds} rounds of {setting.steps} steps of " + (
+        f"{setting.size.batch} sequences"
     )
     table(title, columns, lines)
     table(
-        "By domain, first seed",
+        "Test perplexity by domain, first seed",
         ("row", *setting.domains),
-        [(row["row"], *row["by_domain"].values()) for row in rows if row["seed"] == 0],
+        [(row["row"], *row["test_by_domain"].values()) for row in rows if row["seed"] == 0],
     )
     figures: dict[str, Any] = {"sync_reduction": setting.steps}
     if f"{BEST}/natural" in found and central:
@@ -339,26 +380,43 @@ def show(at: dict[str, Any], others: float | None, rows: list[Row], setting: Set
     finish({**figures, "recipe": BEST, "rows": shown, "others_share": others, "quick": setting.quick}, at)
 
 
+def show_tuning(at: dict[str, Any], others: float | None, rows: list[Row], setting: Setting) -> None:
+    """A table of the settings that were tried, and the best on validation; test figures are not shown here."""
+    heading("Centralised training, by batch size and rate", at, others)
+    best: dict[str, Row] = {}
+    lines = []
+    for row in rows:
+        name, batch, factor = central_setting(row["row"])
+        sequences, rate = round(batch * setting.size.batch * len(setting.domains)), factor * math.sqrt(batch)
+        lines.append((name, sequences, rate * CENTRAL[name]["lr"], factor, row["curve"][-1][2]))
+        best[name] = min(best.get(name, row), row, key=lambda row: row["curve"][-1][2])
+    table("One seed", ("row", "sequences a step", "AdamW's rate", "factor", "validation perplexity"), lines)
+    tried = {row["row"]: round(row["curve"][-1][2], 2) for row in rows}
+    finish({"best": {k: row["row"] for k, row in best.items()}, "tried": tried, "others_share": others}, at)
+
+
 def at_equal_time(rows: list[Row], setting: Setting) -> dict[str, float]:
     """A table of the recipe against what centralised training has reached when the recipe is done."""
     ours = next(row for row in rows if row["row"] == f"{BEST}/natural")
     others = {row["row"]: row for row in reversed(rows) if row["row"] in CENTRAL}  # the first seed's
     sites, lines, ratios = len(setting.domains), [], []
     exchange = ours["curve"][-1][1] / (2 * sites * setting.rounds)  # bytes, there and back
-    gradients = next(iter(others.values()))["curve"][-1][1] / (2 * (sites - 1) * setting.total)
-    for step in (0.0, min(row["cpu_seconds"] for row in others.values()) / (setting.total * sites)):
+    for paid in (False, True):
+        step = min(row["cpu_seconds"] for row in others.values()) / (setting.total * sites) if paid else 0.0
         talk = communication_seconds("parameter server", sites, exchange, GIGABIT)
         mine = total_seconds(setting.rounds, setting.steps * step, talk)
-        theirs = total_seconds(1, step, communication_seconds("ring all-reduce", sites, gradients, GIGABIT))
-        steps = min(setting.total, mine / theirs)
-        reached = {
-            name: reading(row["curve"], setting.tokens * steps / setting.total) for name, row in others.items()
-        }
+        reached = {}
+        for name, row in others.items():
+            syncs = row["synchronisations"]
+            gradients = row["curve"][-1][1] / (2 * (sites - 1) * syncs)
+            talk = communication_seconds("ring all-reduce", sites, gradients, GIGABIT)
+            theirs = total_seconds(1, step * setting.total / syncs, talk)
+            reached[name] = reading(row["curve"], setting.tokens * min(1.0, mine / theirs / syncs))
         ratio = ours["curve"][-1][2] / min(reached.values())
-        lines.append((step, mine, round(steps), *(reached.get(name) for name in CENTRAL), ratio))
+        lines.append((step, mine, *(reached.get(name) for name in CENTRAL), ratio))
         ratios.append(ratio)
-    columns = ("seconds a step", f"{BEST} takes", "centralised steps by then", *CENTRAL, "ratio to the better")
-    table("At equal wall-clock, links of 1 Gbit/s", columns, lines)
+    columns = ("seconds a step", f"{BEST} takes", *CENTRAL, "ratio to the better")
+    table("At equal wall-clock, links of 1 Gbit/s, validation perplexity", columns, lines)
     free, paid = (round(ratio, 4) for ratio in ratios)
     return {"perplexity_ratio_wall_clock": free, "perplexity_ratio_wall_clock_paid": paid}
 

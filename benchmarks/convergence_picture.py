@@ -28,7 +28,7 @@ def draw(rows: list[dict[str, Any]], recipes: tuple[str, ...], target: Path) -> 
         panels[1].set_xscale("log")
         panels[1].xaxis.set_major_formatter("{x:g}")
         panels[1].xaxis.set_minor_formatter("")
-        panels[0].set_ylabel("perplexity, held-out text of all domains")
+        panels[0].set_ylabel("perplexity, validation texts of all domains")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", fontsize=9, frameon=False)
         figure.savefig(target, format="svg", metadata={"Date": None})

@@ -6,9 +6,9 @@ Each domain is a site, through the command line's own path: a small BPE trained 
 texts, preparation, rounds with Prefect, Composer and the store. Centralised is one Composer run over the union of
 the same shards, every domain in the share that it has in the federation, from the same initial model, with the
 same number of tokens: as many steps, each over one batch of every site (what data-parallel training of the six
-would do), with a learning rate of its own. Both models are then evaluated alike on the corpora's own held-out
-files, which no site ever reads [perplexity_ratio: the federation's over the centralised, perplexity of a token,
-of the mean loss over the six domains].
+would do), with a learning rate of its own. Both models are then evaluated alike on the test texts
+(benchmarks/splits.py), which nobody trains on [perplexity_ratio: the federation's over the centralised, perplexity
+of a token, of the mean loss over the six domains].
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.bare import site_runs, spec_of
 from benchmarks.common import ROOT, Neighbours, cores, finish, heading, machine, python_child, say, table
+from benchmarks.splits import three_splits
 
 VOCABULARY = 2048
 BPE_CHARACTERS = 1_500_000  # of each domain, to train the tokenizer on
@@ -68,6 +69,7 @@ def measure(work: Path, data: Path, domains: list[str], text: str) -> dict[str, 
     from photon_core.data.prepare import prepare_site
     from schemas.load import load_federation
 
+    data = three_splits(data, domains, work / "texts")
     say("training the tokenizer")
     train_tokenizer(data, domains, work / "tokenizer.json")
     file = work / "federation.yaml"
@@ -95,7 +97,7 @@ def measure(work: Path, data: Path, domains: list[str], text: str) -> dict[str, 
     timed = json.loads((work / "timed.json").read_text())
     last = timed["rounds"][-1]
     assert last["total_tokens"] == central["tokens"], "the two did not train on the same number of tokens"
-    held_out = {domain: valid_sequences(federation, data / domain / "valid.jsonl.gz") for domain in domains}
+    held_out = {domain: valid_sequences(federation, data / domain / "test.jsonl.gz") for domain in domains}
     return {
         "federation": federation,
         "tokens": last["total_tokens"],
