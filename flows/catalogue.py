@@ -6,6 +6,7 @@ Pure: nothing here imports Prefect or asks a server. flows/apply.py brings a ser
 from dataclasses import dataclass, field
 from typing import Any
 
+from photon_core.telemetry import OFF
 from schemas.deploy import Notify
 from schemas.federation import Federation
 from tasks.events import LEFT_OUT
@@ -23,6 +24,7 @@ SIGNS_OF_LIFE = tuple(
 )
 ROUND_ENDS_BADLY = ("prefect.flow-run.Failed", "prefect.flow-run.TimedOut", "prefect.flow-run.Crashed")
 CHILD_SETTINGS = {
+    **OFF,
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",  # the store says what has happened
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # and where a result is kept after all, it is no pickle
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from photon_core.errors import PhotonError, QuorumMissed, StoreConflict
+from photon_core.telemetry import telemetry_off
 
 if TYPE_CHECKING:
     from schemas.federation import Federation
@@ -278,6 +279,7 @@ def generate(
 
 def main() -> None:
     """Entry point of the command `photon`: errors in one line, documented exit codes."""
+    telemetry_off()
     try:
         app()
     except PhotonError as error:

@@ -13,6 +13,9 @@ advises, they queue for milliseconds.
 On SQLite the server also has at most a hundred requests at work, and counts a websocket as one for as long as it
 is open. Every process of a flow run holds two, so that some fifty sites at work at once left no room for any
 request: the server stood still for good. Here websockets, which hold no transaction, do not count.
+
+On any address but loopback the server does not start without a password (exposure.py): whoever reaches it can run
+any command at every site. Nor does it ask the internet which types of workers there are: Prefect brings a list along.
 """
 
 import runpy
@@ -21,11 +24,17 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
+from prefect.cli import _server_utils
+from prefect.server.api import collections
 from prefect.server.api.server import RequestLimitMiddleware
 from prefect.server.database.configurations import AioSqliteConfiguration
+from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
+
+from photon_cli.exposure import check_exposure
 
 _begin_as_asked = AioSqliteConfiguration.begin_transaction
 _limited = RequestLimitMiddleware.__call__
+_in_an_address = _server_utils._format_host_for_url
 
 
 def begin_immediate(
@@ -41,7 +50,18 @@ async def limit_requests(middleware: RequestLimitMiddleware, scope: Any, receive
     await serve(scope, receive, send)
 
 
+def checked_host(host: str) -> str:
+    """What `prefect server start` does first with the host that its options, environment and profile make: here it
+    ends if anybody could then use the server."""
+    if problem := check_exposure(host, PREFECT_SERVER_API_AUTH_STRING.value()):
+        print(f"photon: {problem}", file=sys.stderr)
+        raise SystemExit(2)
+    return _in_an_address(host)
+
+
 if __name__ == "__main__":
+    _server_utils._format_host_for_url = checked_host
+    collections.KNOWN_VIEWS.update(dict.fromkeys(collections.KNOWN_VIEWS, ""))
     AioSqliteConfiguration.begin_transaction = begin_immediate
     RequestLimitMiddleware.__call__ = limit_requests
     sys.argv = ["prefect", "server", "start", *sys.argv[1:]]

@@ -98,9 +98,9 @@ def show_result(federation: Federation, file: Path) -> None:
 
     run = run_of(federation)
     wide_console().print(rounds_table(history(run)[1:]))
-    home, prefect = prefect_home(file), Path(sys.executable).with_name("prefect")
+    home, photon = prefect_home(file), Path(sys.executable).with_name("photon")
     print(f"\nstore:       {run.store.url}/{federation.run}")
-    print(f"Prefect UI:  PREFECT_HOME={quote(str(home))} {quote(str(prefect))} server start")
+    print(f"Prefect UI:  PREFECT_HOME={quote(str(home))} {quote(str(photon))} server")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from photon_core.errors import PhotonError
+from photon_core.telemetry import OFF
 
 ADDRESS = "address"  # in its home, while it runs: where `photon status` in another terminal finds it
 START_SECONDS = 300.0
@@ -23,9 +24,8 @@ STOP_SECONDS = 10.0
 SERVICES_OFF = ("SCHEDULER", "LATE_RUNS", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "FOREMAN", "REPOSSESSOR",
                 "TRIGGERS")  # fmt: skip
 CLIENT = {
+    **OFF,
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the CLI shows progress; the UI has the logs
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_CLI_WRAP_LINES": "false",
 }

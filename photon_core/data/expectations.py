@@ -1,13 +1,13 @@
 """Great Expectations: a suite file run over one row of features."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import schemas
 from photon_core.errors import DataError
+from photon_core.telemetry import telemetry_off
 
 Features = dict[str, int | float | str]
 FOLDER = Path(schemas.__path__[0]) / "expectations"
@@ -129,7 +129,7 @@ def run_suite(
 
 
 def _refuse_unknown(suite: dict[str, Any], features: Features, parameters: dict[str, Any]) -> None:
-    _quiet()
+    telemetry_off()
     from great_expectations.expectations.registry import list_registered_expectation_implementations
 
     known = set(list_registered_expectation_implementations())
@@ -193,11 +193,6 @@ def _raised(info: dict[str, Any]) -> str:
     # either one entry, or one for each metric that failed
     entries = [info] if "raised_exception" in info else [e for e in info.values() if isinstance(e, dict)]
     return "; ".join(str(e["exception_message"]) for e in entries if e.get("raised_exception"))
-
-
-def _quiet() -> None:
-    # read by Great Expectations when it is first imported
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"
 
 
 def _allowed(limit: dict[str, Any]) -> str:

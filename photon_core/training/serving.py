@@ -16,6 +16,7 @@ from pathlib import Path
 import photon_core
 import schemas
 from photon_core.hashing import canonical_json, sha256_bytes
+from photon_core.telemetry import OFF
 from photon_core.training.scratch import create_scratch
 
 PRELOAD = ("torch", "composer", "streaming", "great_expectations", "photon_core.training.preload")
@@ -25,7 +26,7 @@ IDENTITY = "identity.json"
 BACKLOG = 128
 GRACE = 5.0  # seconds for a shared server whose clients are gone to end
 ENVIRONMENT = {
-    "GX_ANALYTICS_ENABLED": "false",
+    **OFF,
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() must not initialise CUDA
 }
 
