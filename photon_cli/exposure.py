@@ -14,8 +14,8 @@ def check_exposure(host: str, auth: str | None) -> str:
         return ""
     found = "is not set" if auth is None else "has no password: it is user:password"
     return (
-        f"the server would listen on {host or 'every address'}, and PREFECT_SERVER_API_AUTH_STRING {found}. Whoever "
-        "reaches a server without a password can run any command at every site. Write: "
+        f"the server would listen on {host or 'every address'}, and PREFECT_SERVER_API_AUTH_STRING {found}. "
+        "Whoever reaches a server without a password can run any command at every site. Write: "
         'export PREFECT_SERVER_API_AUTH_STRING="photon:$(openssl rand -hex 24)"; or serve this machine alone: '
         "--host 127.0.0.1"
     )

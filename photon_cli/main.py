@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXIT_WRONG_USE, EXIT_QUORUM, EXIT_CONFLICT, EXIT_INTERRUPTED = 2, 3, 4, 130
 
 app = typer.Typer(
-    help="Federated pre-training of language models: sites train one model together and no text leaves a site.",
+    help="Federated pre-training of language models: sites train one model together, each on its own text.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 3 quorum missed, 4 store conflict, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -227,7 +227,8 @@ def join(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def server(context: typer.Context) -> None:
-    """Start a Prefect server whose SQLite serves several sites; takes the options of `prefect server start`."""
+    """Start a Prefect server for several sites, with the options of `prefect server start`; for others than this
+    machine only with a password."""
     os.execv(sys.executable, [sys.executable, "-m", "photon_cli.prefect_server", *context.args])
 
 

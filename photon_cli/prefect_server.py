@@ -15,7 +15,7 @@ is open. Every process of a flow run holds two, so that some fifty sites at work
 request: the server stood still for good. Here websockets, which hold no transaction, do not count.
 
 On any address but loopback the server does not start without a password (exposure.py): whoever reaches it can run
-any command at every site. Nor does it ask the internet which types of workers there are: Prefect brings a list along.
+any command at every site. Nor does it ask the internet for the types of workers: Prefect brings a list along.
 """
 
 import runpy

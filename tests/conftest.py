@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from photon_core.telemetry import telemetry_off
 from schemas.federation import Federation
+from tests.database import give_database
 
 pytest_plugins = ["tests.browser", "tests.s3_server"]
 
-os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("DO_NOT_TRACK", "1")
+telemetry_off()
 
 # Streaming's datasets leave descriptors open in the process that reads them: elsewhere a child, here all tests'.
 DESCRIPTORS = 4096
@@ -126,7 +127,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from photon_core.training.serving import serve
     from tasks.processes import shutdown
 
-    with EmbeddedServer(tmp_path_factory.mktemp("prefect")) as server, serve() as shared:
+    with EmbeddedServer(give_database(tmp_path_factory.mktemp("prefect"))) as server, serve() as shared:
         import prefect.context  # noqa: F401  reads its settings now, not while a test has changed the environment
 
         os.environ.update(shared)

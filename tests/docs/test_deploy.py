@@ -18,6 +18,7 @@ import yaml
 from photon_core.rounds import history, run_of
 from schemas.federation import Federation
 from tests.conftest import TINY, merge, topics
+from tests.database import give_database
 from tests.docs import commands
 from tests.flows.deployment import eventually
 from tests.s3_server import SECRETS, FaultProxy
@@ -137,8 +138,7 @@ def user_environment(folder: Path) -> dict[str, str]:
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_HOME": str(give_database(folder / "prefect")),
         "PREFECT_CLI_WRAP_LINES": "false",
         "AWS_ACCESS_KEY_ID": "",
         "AWS_SECRET_ACCESS_KEY": "",

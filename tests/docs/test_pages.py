@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from photon_cli.server import prefect_home
 from schemas.load import load_federation
+from tests.database import give_database
 from tests.docs.commands import ROOT, adapted, commands, run
 
 PAGES = ("README.md", "docs/concepts.md", "docs/recipes.md")
@@ -20,6 +22,7 @@ YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def test_every_command_runs(write_federation: Callable[..., Path]) -> None:
     hardware = {"tflops": 0.1, "memory_gb": 8}
     file = write_federation(("a",), rounds={"count": 1})
+    give_database(prefect_home(file))
     data = yaml.safe_load(file.read_text())
     data["sites"][0] |= {"hardware": hardware, "link": {"up": 1}}
     file.write_text(yaml.safe_dump(data, sort_keys=False))

@@ -18,6 +18,7 @@ from photon_core.rounds import history, run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tests.conftest import prepare_file, write_file
+from tests.database import give_database
 
 T = TypeVar("T")
 COORDINATOR = "coordinator"
@@ -47,7 +48,7 @@ class Server:
         }
 
     def start(self) -> None:
-        self.home.mkdir(parents=True, exist_ok=True)
+        give_database(self.home)
         place = ["--host", "127.0.0.1", "--port", str(self.port)]
         self._process = start(
             "photon_cli.prefect_server", *place, env=self.environment(), log=self.home / "server"

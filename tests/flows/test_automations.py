@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.database import give_database
+
 pytestmark = pytest.mark.slow
 
 
@@ -21,9 +23,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "sites: [{name: a, streams: [{name: s, source: s.txt}]}]\n"
     )
     script = Path(__file__).with_name("act_on_events.py")
-    done = subprocess.run(
-        [sys.executable, script, file, folder / "home"], capture_output=True, text=True, timeout=280
-    )
+    home = give_database(folder / "home")
+    done = subprocess.run([sys.executable, script, file, home], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

@@ -15,6 +15,7 @@ from photon_cli import join
 from photon_cli.server import EmbeddedServer
 from photon_core.errors import PhotonError
 from schemas.federation import Federation
+from tests.database import give_database
 from tests.federations import sample, site
 
 PHOTON = Path(sys.executable).parent / "photon"
@@ -49,7 +50,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     }
     os.environ.update(settings)
-    with EmbeddedServer(tmp_path_factory.mktemp("guarded")) as server:
+    with EmbeddedServer(give_database(tmp_path_factory.mktemp("guarded"))) as server:
         for name in settings:
             del os.environ[name]
         server.wait()

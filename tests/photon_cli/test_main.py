@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from photon_cli.server import prefect_home
+from tests.database import give_database
 from tests.processes import alive, wait_until
 from tests.shared_memory import left_behind
 
@@ -81,6 +83,7 @@ def test_prepare_of_an_unknown_site(write_federation: Callable[..., Path]):
 @pytest.mark.slow
 def test_killed_and_interrupted_run_leaves_nothing_and_continues(write_federation: Callable[..., Path]):
     file = write_federation(rounds={"count": 2}, local={"steps": 1500})
+    give_database(prefect_home(file))
     assert photon("prepare", file).returncode == 0
     for stop, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         before = set(Path("/dev/shm").iterdir())

@@ -12,13 +12,14 @@ import pytest
 from websockets.typing import Subprotocol
 
 from photon_cli.server import EmbeddedServer, hold_port
+from tests.database import give_database
 
 PREFECT = Subprotocol("prefect")
 
 
 @pytest.mark.slow
 def test_simultaneous_requests_are_all_answered(tmp_path: Path) -> None:
-    with EmbeddedServer(tmp_path) as server:
+    with EmbeddedServer(give_database(tmp_path)) as server:
         server.wait()
 
         def post(number: int) -> int:
@@ -47,7 +48,7 @@ def test_open_websockets_take_no_requests_place(tmp_path: Path) -> None:
     """Every process of a flow run holds two while it goes on."""
     from websockets.sync.client import connect
 
-    with EmbeddedServer(tmp_path) as server, ExitStack() as sockets:
+    with EmbeddedServer(give_database(tmp_path)) as server, ExitStack() as sockets:
         server.wait()
         for _ in range(120):
             sockets.enter_context(connect(f"ws://127.0.0.1:{server.port}/api/events/in", subprotocols=[PREFECT]))

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from photon_cli.server import prefect_home
 from photon_core.rounds import run_of
 from schemas.load import load_federation
+from tests.database import give_database
 from tests.photon_cli.conftest import round_manifest
 from tests.terminal import COLOUR, Terminal
 
@@ -105,6 +107,7 @@ def test_tab_completes_in_a_real_shell(shell: str, write_federation: Callable[..
 @pytest.mark.slow
 def test_exit_codes_of_a_missed_quorum_and_of_another_coordinator(write_federation: Callable[..., Path]):
     file = write_federation(rounds={"count": 1, "deadline": 0.5}, local={"steps": 400})
+    give_database(prefect_home(file))
     assert subprocess.run([PHOTON, "prepare", file, "-q"], timeout=240, env=environment()).returncode == 0
     done = subprocess.run([PHOTON, "run", file], capture_output=True, text=True, timeout=240, env=environment())
     assert done.returncode == 3
