@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypedDict
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
+from photon_core.aggregation.blame import Doubt, Suspects
 from photon_core.aggregation.check import check_counts
 from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.guard import (
@@ -19,7 +21,7 @@ from photon_core.aggregation.guard import (
 from photon_core.aggregation.moments import average_moments
 from photon_core.aggregation.server_schedule import server_at
 from photon_core.aggregation.tree import Tree, reference, regions
-from photon_core.errors import CorruptFile, QuorumMissed, StepOverflow, UpdateRejected, printable
+from photon_core.errors import QuorumMissed, StepOverflow, UpdateRejected, printable
 from photon_core.layout import Run, model_sha256, versions
 from photon_core.round_metrics import Scores, aggregate_metrics
 from photon_core.rounds import federation_sha256, newest_update, utc_now
@@ -139,13 +141,16 @@ def aggregate_region(
     """
     updates, _ = _gather(run, federation, t, sampled, {}, rejected)
     groups, found = regions(federation.aggregation, sampled), dict[str, str]()
+    suspects = Suspects(run, t)
     while True:
         try:
             tree = Tree(run, t, groups, updates, federation.server, **_limits(federation))
             if region in tree.groups:
                 tree.compare(region) if second_look else tree.partial(region)
             return found
-        except UpdateRejected as bad:
+        except (UpdateRejected, Doubt) as met:
+            if (bad := suspects.judge(met, updates)) is None:
+                continue
             if bad.site not in updates:  # a region's mean is damaged: whoever combines them makes it anew
                 raise
             del updates[bad.site]
@@ -161,22 +166,21 @@ def _gather(
     rejected: Mapping[str, str] | None,
 ) -> tuple[dict[str, UpdateManifest], dict[str, str]]:
     """The committed updates, and every sampled site that has none to aggregate, with the reason."""
-    reasons, updates = {**left_out, **(rejected or {})}, {}
+    reasons, updates, suspects = {**left_out, **(rejected or {})}, {}, Suspects(run, t)
     for site in sampled:
         if site in (rejected or {}):
             continue
         try:
-            update = newest_update(run, t, site)
-            if update is not None:
-                _check_work(federation, site, update)
-        except (CorruptFile, UpdateRejected) as error:
-            reasons[site] = error.reason if isinstance(error, UpdateRejected) else printable(str(error))
-            continue
-        if update is not None:
+            update = suspects.read(site, partial(newest_update, run, t, site))
+            if update is None:
+                reasons.setdefault(site, "no update was committed")
+                continue
+            _check_work(federation, site, update)
+        except UpdateRejected as error:
+            reasons[site] = error.reason
+        else:
             updates[site] = update
             reasons.pop(site, None)  # whatever its task said, the store has its work
-        else:
-            reasons.setdefault(site, "no update was committed")
     return updates, reasons
 
 
@@ -184,8 +188,11 @@ def _check_work(federation: Federation, site: str, update: UpdateManifest) -> No
     """Refuse more work than is the site's own; the check of a manifest knows the largest site's limits alone.
 
     Raises:
-        UpdateRejected: it claims too many tokens or local steps, or more tokens than its steps can have had.
+        UpdateRejected: it claims too many tokens or local steps, or more tokens than its steps can have had; or it
+            brings moments that nobody asked for.
     """
+    if update.moments and federation.local.optimizer_state != "average":
+        raise UpdateRejected(site, "it brings the optimizer's moments, though none are averaged")
     tokens, steps = token_limit(federation, site), federation.site_steps(site)
     check_counts(site, update, tokens, steps)
     most = update.steps * (tokens // steps)
@@ -299,7 +306,7 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
     """
     t, updates, left_out = candidate.t, dict(candidate.updates), dict(candidate.left_out)
     limits = _limits(federation)
-    lowered = candidate.server.guard.lr_factor ** len(candidate.guard)
+    lowered, suspects = candidate.server.guard.lr_factor ** len(candidate.guard), Suspects(run, t)
     while len(updates) >= federation.quorum:
         try:
             if candidate.groups:
@@ -322,9 +329,10 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
                     dtype=federation.update.moments_dtype,
                 )
             return replace(candidate, result=result, moments=moments, updates=updates, left_out=left_out)
-        except UpdateRejected as rejected:
-            del updates[rejected.site]
-            left_out[rejected.site] = rejected.reason
+        except (UpdateRejected, Doubt) as met:
+            if rejected := suspects.judge(met, updates):
+                del updates[rejected.site]
+                left_out[rejected.site] = rejected.reason
     reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(left_out.items()))
     raise QuorumMissed(
         f"round {t}: {len(updates)} of {len(updates) + len(left_out)} sampled sites have a usable update, "

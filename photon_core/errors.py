@@ -14,6 +14,7 @@ __all__ = [
     "StoreConflict",
     "StoreRefused",
     "StoreUnavailable",
+    "Unreadable",
     "UpdateRejected",
     "printable",
 ]
@@ -42,6 +43,10 @@ class StoreRefused(PhotonError):
 
 class CorruptFile(PhotonError):
     """A file's bytes do not match the hash or size in the manifest that covers it."""
+
+
+class Unreadable(CorruptFile):
+    """The file system does not let its bytes be read: permissions, or something else stands at its place."""
 
 
 class UpdateRejected(PhotonError):

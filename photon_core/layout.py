@@ -11,8 +11,10 @@ Round 0 holds the initial model. The sites of round t start from the model of ro
 rounds/<t>/sites; rounds/<t>/model is the result.
 """
 
+import itertools
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import TypeVar
 
@@ -32,6 +34,8 @@ from schemas.manifests import (
 )
 from schemas.values import NAME
 
+ATTEMPT = re.compile(r"[0-9]{4}")
+ATTEMPTS_LIMIT = 9999  # of a site in a round
 MANIFEST_LIMIT = 64 << 20  # bytes; a 7B model's manifest is a few hundred kB
 UPDATE_LIMIT = 1 << 20  # bytes of an update's manifest beyond four times those of the round that it follows
 REMOVED = "removed.json"
@@ -95,13 +99,13 @@ class Run:
         Raises:
             CorruptFile: the round before is missing, or another one than it names.
         """
-        folders = [int(name) for name in self.store.ls(f"{self.run}/rounds") if name.isdecimal()]
-        for t in sorted(folders, reverse=True):
-            manifest = self.round(t)  # sites write under round t+1 before it is committed
-            if manifest:
-                self._check_link(manifest)
-                return t
-        return None
+        top = self._folders() - 1
+        near = next((t for t in (top, top - 1) if t >= 0 and self.round(t)), None)  # sites begin the next round
+        if near is None and self.round(0):  # and a stranger may have made more folders
+            near = last_true(lambda t: self.round(t) is not None, 0, top)
+        if near is not None and (manifest := self.round(near)):
+            self._check_link(manifest)
+        return near
 
     def commit_round(self, manifest: RoundManifest) -> None:
         """Commit round.json.
@@ -177,11 +181,32 @@ class Run:
         """The first attempt number that nobody has used, committed or not."""
         return max(self._attempts(t, site), default=0) + 1
 
+    def committed_attempt(self, t: int, site: str) -> int:
+        """The last of the site's committed attempts, which follow each other from 1 on; 0 if there are none.
+
+        Raises:
+            CorruptFile: there are more than anybody makes.
+        """
+
+        def committed(attempt: int) -> bool:
+            return self.store.exists(self._update_json(t, site, attempt))
+
+        last = last_true(committed, 1, ATTEMPTS_LIMIT) if committed(1) else 0
+        if last == ATTEMPTS_LIMIT:
+            raise CorruptFile(f"{self.store.locate(self._site(t, site))} holds {last} attempts or more")
+        return last
+
+    def _folders(self) -> int:
+        """How many rounds have a folder, from 0 on without a gap: no round is committed beyond them."""
+        there = set(self.store.ls(f"{self.run}/rounds"))
+        return next(t for t in itertools.count() if f"{t:06d}" not in there)
+
     def _site(self, t: int, site: str) -> str:
         return f"{self.round_dir(t)}/sites/{_name('site', site)}"
 
     def _attempts(self, t: int, site: str) -> list[int]:
-        return sorted(int(name) for name in self.store.ls(self._site(t, site)) if name.isdecimal())
+        names = self.store.ls(self._site(t, site))
+        return sorted(int(name) for name in names if ATTEMPT.fullmatch(name) and int(name) <= ATTEMPTS_LIMIT)
 
     def _round_json(self, t: int) -> str:
         return f"{self.round_dir(t)}/round.json"
@@ -204,8 +229,8 @@ class Run:
         try:
             return kind.model_validate_json(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the whole"
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])[:200] or "the whole"
             raise CorruptFile(f"{self.store.locate(path)} is not a manifest: {where}: {first['msg']}") from None
 
     def _commit(self, path: str, manifest: Manifest) -> None:
@@ -226,6 +251,22 @@ class Run:
     def _same(self, what: str, found: str, expected: str) -> None:
         if found != expected:
             raise PhotonError(f"the manifest's {what} is '{found}', but '{expected}' belongs there")
+
+
+def last_true(holds: Callable[[int], bool], low: int, limit: int) -> int:
+    """The last number, `limit` at most, before one where something ends to hold; asks for few of them.
+
+    Args:
+        holds: whether it holds for a number; it does for `low`.
+    """
+    step = 1
+    while low + step <= limit and holds(low + step):
+        low, step = low + step, 2 * step
+    high = min(low + step, limit + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

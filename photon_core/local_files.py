@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from photon_core.errors import CorruptFile, PhotonError, StoreConflict
+from photon_core.errors import CorruptFile, PhotonError, StoreConflict, Unreadable
 from photon_core.writer import Writer
 
+ITS_OWN = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
 HIDDEN = "."  # temporary files and probes start with it; listings leave them out
 
 
@@ -101,6 +102,7 @@ class LocalFiles:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise CorruptFile(f"{self.root / path} is a link; files of a store are plain files") from None
+            self._refuse(path, error)
             raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -111,10 +113,23 @@ class LocalFiles:
         return LocalRanges(self.open_read(path))
 
     def size(self, path: str) -> int:
-        return (self.root / path).stat().st_size
+        try:
+            return (self.root / path).stat().st_size
+        except OSError as error:
+            self._refuse(path, error)
+            raise
 
     def exists(self, path: str) -> bool:
-        return (self.root / path).exists()
+        try:
+            return (self.root / path).exists()
+        except OSError as error:
+            self._refuse(path, error)
+            raise
+
+    def _refuse(self, path: str, error: OSError) -> None:
+        """Raises Unreadable where the error is of this one place."""
+        if error.errno in ITS_OWN:
+            raise Unreadable(f"{self.root / path} cannot be read: {error.strerror}") from None
 
     def ls(self, path: str) -> list[str]:
         try:

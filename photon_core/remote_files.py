@@ -95,6 +95,10 @@ class RemoteFiles:
     def _full(self, path: str) -> str:
         return f"{self.root}/{path}" if path else self.root
 
+    def key(self, path: str) -> str:
+        """A file's name within its bucket."""
+        return self._full(path).partition("/")[2]
+
     def _do(self, verb: str, path: str, call: Callable[..., T], patience: float | None = None) -> T:
         """`call(timeout=...)`, patiently."""
         limit = {"timeout": CALL_SECONDS} if self._s3 is not None else {}

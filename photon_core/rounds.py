@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from photon_core.aggregation.check import check_manifest, check_moments
 from photon_core.data.paths import find_site
 from photon_core.dots import dots
 from photon_core.errors import (
@@ -18,6 +19,7 @@ from photon_core.errors import (
     FederationError,
     PhotonError,
     StoreConflict,
+    UpdateRejected,
 )
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.layout import Run, model_sha256, versions
@@ -157,10 +159,7 @@ def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:
 
 def next_attempt(run: Run, t: int, site: str) -> int:
     """One more than the site's committed attempts: an attempt that was cut off is taken up again."""
-    attempt = 1
-    while run.store.exists(f"{run.site_dir(t, site, attempt)}/update.json"):
-        attempt += 1
-    return attempt
+    return run.committed_attempt(t, site) + 1
 
 
 def committed_update(run: Run, t: int, site: str) -> UpdateManifest | None:
@@ -182,23 +181,51 @@ def newest_update(run: Run, t: int, site: str) -> UpdateManifest | None:
     return run.update(t, site, attempt) if attempt else None
 
 
-def is_done(run: Run, t: int, site: str, attempt: int = 1) -> UpdateManifest | None:
-    """The site's committed update for round t, of this attempt or a later one, if its files are whole."""
+def is_done(
+    run: Run, t: int, site: str, attempt: int = 1, beat: Callable[[], None] = lambda: None
+) -> UpdateManifest | None:
+    """The site's committed update for round t, of this attempt or a later one, if its files are whole.
+
+    Args:
+        beat: called with every block that is read; what it raises ends the reading.
+    """
     try:
-        update = committed_update(run, t, site)
-        if update is None or update.attempt < attempt:
+        base, update = run.round(t - 1), committed_update(run, t, site)
+        if base is None or update is None or update.attempt < attempt:
             return None
-        for entry in (*update.files, *update.moments):
-            run.store.check(entry, run.site_dir(t, site, update.attempt))
+        check_manifest(run, base, t, site, update)  # first: the model's size bounds that of every file
+        check_moments(site, base, update)
+        folder = run.site_dir(t, site, update.attempt)
+        files = [*update.files, *update.moments]
+        if any(run.store.size(f"{folder}/{entry.path}") != entry.bytes for entry in files):
+            return None
+        for entry in files:
+            run.store.check(entry, folder, beat)
         return update
-    except CorruptFile:
+    except (CorruptFile, UpdateRejected, FileNotFoundError):
         return None
 
 
-def wanted_attempt(run: Run, t: int, site: str, attempt: int = 1) -> int:
-    """The attempt from which on the site's update for round t counts: a committed one that is damaged does not."""
+class _Over(Exception):
+    """There is no time left to read more."""
+
+
+def wanted_attempt(run: Run, t: int, site: str, attempt: int = 1, over: Callable[[], bool] = lambda: False) -> int:
+    """The attempt from which on the site's update for round t counts: a committed one that is damaged does not.
+
+    Args:
+        over: whether there is no time left to read its files: then it counts, and aggregation says what it is.
+    """
+
+    def beat() -> None:
+        if over():
+            raise _Over
+
     newest = next_attempt(run, t, site) - 1
-    return attempt if newest < attempt or is_done(run, t, site, attempt) else newest + 1
+    try:
+        return attempt if newest < attempt or is_done(run, t, site, attempt, beat) else newest + 1
+    except _Over:
+        return attempt
 
 
 def is_committed(run: Run, t: int, site: str, attempt: int) -> bool:

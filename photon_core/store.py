@@ -7,7 +7,7 @@ racing writers exactly one wins. That single call is every commit of a federatio
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from schemas.manifests import FileEntry
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
-PATH_LIMIT = 800  # characters; S3 takes 1024 bytes with the store's own prefix
+PATH_LIMIT = 800  # bytes
+KEY_LIMIT = 1024  # bytes of an object's name on S3, the store's own prefix included
 
 
 class Ranges(Protocol):
@@ -34,6 +35,10 @@ class Ranges(Protocol):
         """Bytes from `start` on, one view after the other; how many: fewer only where the file ends before."""
 
     def close(self) -> None: ...
+
+
+def _nothing() -> None:
+    pass
 
 
 class Store:
@@ -72,6 +77,17 @@ class Store:
         """The full path or URL of a file, for people and messages."""
         return f"{self.url}/{check_path(path)}"
 
+    def _path(self, path: str) -> str:
+        """The path itself, when it can be one here. Raises PhotonError."""
+        check_path(path)
+        files = self._files
+        if isinstance(files, RemoteFiles) and _bytes(files.key(path)) > KEY_LIMIT:
+            raise PhotonError(
+                f"{path[:200]!r} is too long for {self.url}: with the store's own prefix, a name has at most "
+                f"{KEY_LIMIT} bytes"
+            )
+        return path
+
     def read(self, path: str, limit: int | None = None) -> bytes:
         """A small file's bytes.
 
@@ -79,7 +95,7 @@ class Store:
             FileNotFoundError: there is no such file.
             CorruptFile: it is larger than `limit` bytes.
         """
-        check_path(path)
+        self._path(path)
         if limit is None:
             return self._files.read(path)
         data = self._files.read_range(path, 0, limit + 1)  # whatever size the server claims
@@ -90,30 +106,30 @@ class Store:
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes start to end of a file; fewer where it ends before."""
-        return self._files.read_range(check_path(path), start, end)
+        return self._files.read_range(self._path(path), start, end)
 
     def open_read(self, path: str) -> BinaryIO:
         """A file for sequential reading (`readinto`, `read`, `seek`)."""
-        return self._files.open_read(check_path(path))
+        return self._files.open_read(self._path(path))
 
     def open_ranges(self, path: str) -> Ranges:
         """A file for reading in ranges, by several threads side by side."""
-        return self._files.open_ranges(check_path(path))
+        return self._files.open_ranges(self._path(path))
 
     def size(self, path: str) -> int:
         """Bytes of a file. Raises FileNotFoundError."""
-        return self._files.size(check_path(path))
+        return self._files.size(self._path(path))
 
     def exists(self, path: str) -> bool:
-        return self._files.exists(check_path(path))
+        return self._files.exists(self._path(path))
 
     def ls(self, path: str) -> list[str]:
         """Names of a folder's children, sorted, temporary ones left out; [] where there is no such folder."""
-        return self._files.ls(check_path(path) if path else "")
+        return self._files.ls(self._path(path) if path else "")
 
     def walk(self, path: str) -> list[Found]:
         """Every file below a folder, temporary ones too, sorted by path."""
-        check_path(path)
+        self._path(path)
         files = self._files
         return walk_local(files.root, path) if isinstance(files, LocalFiles) else files.walk(path)
 
@@ -125,7 +141,7 @@ class Store:
         Raises:
             StoreConflict: it was there; the content there stands.
         """
-        self._files.create(check_path(path), data)
+        self._files.create(self._path(path), data)
 
     def put(self, local_path: str | Path, path: str) -> None:
         """Upload a finished data file under a fresh name. On the same disk it is linked, not copied: the
@@ -134,15 +150,15 @@ class Store:
         Raises:
             StoreConflict: the name is taken (told on local disks only).
         """
-        self._files.put(Path(local_path), check_path(path))
+        self._files.put(Path(local_path), self._path(path))
 
     def open_write(self, path: str) -> Writer:
         """Write a data file under a fresh name, in pieces; nobody sees it before it is whole."""
-        return self._files.open_write(check_path(path))
+        return self._files.open_write(self._path(path))
 
     def discard(self, path: str) -> None:
         """Remove one's own data file that no manifest names, or one that `photon gc` collects. Nothing else."""
-        self._files.remove(check_path(path))
+        self._files.remove(self._path(path))
 
     def fetch(self, entry: "FileEntry", folder: str, cache_dir: Path) -> Path:
         """A local path of the file that a manifest covers, its size and hash verified.
@@ -155,7 +171,7 @@ class Store:
         Raises:
             CorruptFile: its bytes are not those that the manifest covers.
         """
-        path = check_path(f"{folder}/{check_path(entry.path)}")
+        path = self._path(f"{folder}/{check_path(entry.path)}")
         if isinstance(self._files, LocalFiles):
             self.check(entry, folder)
             return self._files.root / path
@@ -177,16 +193,21 @@ class Store:
         with ThreadPoolExecutor(max(1, min(connections, len(entries))), "fetch") as pool:
             return list(pool.map(lambda entry: self.fetch(entry, folder, cache_dir), entries))
 
-    def check(self, entry: "FileEntry", folder: str) -> None:
+    def check(self, entry: "FileEntry", folder: str, beat: Callable[[], None] = _nothing) -> None:
         """Read a file that a manifest covers, in bounded memory, and compare its size and hash.
+
+        Args:
+            entry, folder: as for `fetch`.
+            beat: called with every block; what it raises ends the reading.
 
         Raises:
             CorruptFile: it is missing, or its bytes are not those that the manifest covers.
         """
-        path = check_path(f"{folder}/{check_path(entry.path)}")
+        path = self._path(f"{folder}/{check_path(entry.path)}")
         check, size = Check(entry.sha256, entry.blake3), 0
         with _named(self.locate(path)), self.open_read(path) as source:
             while size <= entry.bytes and (block := source.read(BLOCK)):
+                beat()
                 check.update(block)
                 size += len(block)
         _compare(size, check, entry, self.locate(path))
@@ -232,13 +253,17 @@ def check_path(path: str) -> str:
             character.
     """
     parts = path.split("/")
-    names = all(part not in ("", ".", "..") and len(part.encode(errors="replace")) <= 255 for part in parts)
-    if not names or "\\" in path or not path.isprintable() or len(path) > PATH_LIMIT:
+    names = all(part not in ("", ".", "..") and _bytes(part) <= 255 for part in parts)
+    if not names or "\\" in path or not path.isprintable() or _bytes(path) > PATH_LIMIT:
         raise PhotonError(
             f"{path[:200]!r} is not a path inside the store: write names of at most 255 bytes joined by '/', "
-            "without '..', '.', backslashes, control characters or a leading '/'"
+            f"{PATH_LIMIT} in all, without '..', '.', backslashes, control characters or a leading '/'"
         )
     return path
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="replace"))
 
 
 def _verify(local: Path, entry: "FileEntry", name: str) -> None:

@@ -6,20 +6,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Executor, Future
 from contextlib import closing
 from functools import partial
-from threading import Condition
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.errors import CorruptFile
-from photon_core.hashing import Check
-from photon_core.store import Ranges, Store, check_path
-from photon_core.tensors import DTYPE_BYTES, NUMPY_DTYPES, all_tensors, check_held, header_limit, read_header
+from photon_core.hashed_file import HashedFile
+from photon_core.open_ranges import OpenRanges
+from photon_core.store import Store, check_path
+from photon_core.tensors import DTYPE_BYTES, NUMPY_DTYPES, all_tensors
 from schemas.manifests import FileEntry, TensorEntry
 
-BLOCK = 1 << 20
-STEP = 1 << 18  # bytes of a file on a disk that are read and then hashed while a core's cache still has them
 LINE = 64  # bytes of a cache line
 Array = NDArray[Any]
 Load = Callable[[], Array]
@@ -42,6 +39,7 @@ class TensorReader:
         folder: the manifest's folder; the entries' paths are relative to it.
         entries: the files.
         pool: threads that read and hash ahead; without one, reading happens when asked.
+        opened: the files that are open, of several readers together; of this one alone if left out.
 
     Raises:
         CorruptFile: two files claim the same tensor, or rows of one are missing. Every method raises it, naming
@@ -49,11 +47,17 @@ class TensorReader:
     """
 
     def __init__(
-        self, store: Store, folder: str, entries: Sequence[FileEntry], pool: Executor | None = None
+        self,
+        store: Store,
+        folder: str,
+        entries: Sequence[FileEntry],
+        pool: Executor | None = None,
+        opened: OpenRanges | None = None,
     ) -> None:
         self.tensors = all_tensors(entries)
         self._pool = pool
-        self._files = [_File(store, check_path(f"{folder}/{check_path(e.path)}"), e) for e in entries]
+        opened = opened or OpenRanges()
+        self._files = [HashedFile(store, f"{folder}/{check_path(e.path)}", e, opened) for e in entries]
         self._parts: dict[str, list[_Part]] = {}
         for number, file in enumerate(self._files):
             for name, tensor in file.entry.tensors.items():
@@ -197,7 +201,7 @@ class TensorReader:
         for read in reads:
             read.file.read_into(read.views, read.start, read.in_turn)
 
-    def _holding(self, parts: Spans | None) -> list["_File"]:
+    def _holding(self, parts: Spans | None) -> list[HashedFile]:
         return [file for file in self._files if parts is None or _overlap(file.entry.tensors, parts)]
 
 
@@ -224,7 +228,7 @@ class _Group(NamedTuple):
 class _Read(NamedTuple):
     """Bytes of a file from `start` on, into one view after the other."""
 
-    file: "_File"
+    file: HashedFile
     start: int
     in_turn: bool
     views: list[memoryview]
@@ -232,145 +236,6 @@ class _Read(NamedTuple):
     @property
     def end(self) -> int:
         return self.start + sum(map(len, self.views))
-
-
-class _File:
-    """One safetensors file, hashed as long as it is asked for from front to back.
-
-    Ranges may be read by several threads; who has read waits for its turn to hash. A pool starts its jobs in
-    the order that they were given, so the one that is waited for is always at work.
-    """
-
-    def __init__(self, store: Store, path: str, entry: FileEntry) -> None:
-        self.store, self.path, self.entry = store, path, entry
-        self.verified = False
-        self._steps = store.is_local  # read and hashed in small steps; from a server, in requests side by side
-        self._ranges: Ranges | None = None
-        self._opening: Future[None] | None = None
-        self._starts: dict[str, int] = {}
-        self._check = Check(entry.sha256, entry.blake3)
-        self._turn = Condition()
-        self._position = 0  # hashed so far
-        self._planned = 0  # asked for, from front to back
-        self._broken = False  # something was not read: nobody's turn comes any more
-
-    def prepare(self, pool: Executor | None) -> None:
-        """Have the header read."""
-        if pool and not self._starts and not self._opening:
-            self._opening = pool.submit(self._open)
-
-    def plan(self, name: str, offset: int, size: int) -> tuple[int, bool]:
-        """Where the bytes from `offset` into a tensor begin, and whether they are the next to be hashed."""
-        self._be_open()
-        start = self._starts[name] + offset
-        in_turn = start == self._planned
-        if in_turn:
-            self._planned += size
-        return start, in_turn
-
-    def read_into(self, views: Sequence[memoryview], start: int, in_turn: bool) -> None:
-        """Fill the views from byte `start` on; hash them, in their turn."""
-        try:
-            if in_turn and self._steps and self._wait_for(start):
-                for view in views:
-                    for at in range(0, len(view), STEP):
-                        self._read([view[at : at + STEP]], start + at)
-                        self._check.update(view[at : at + STEP])
-                    start += len(view)
-                self._passed(start)
-                return
-            self._read(views, start)
-            if in_turn and self._wait_for(start):
-                self._hash(views)
-        except BaseException:
-            self.give_up()
-            raise
-
-    def _read(self, views: Sequence[memoryview], start: int) -> None:
-        if self._open_ranges().read_into(views, start) < sum(map(len, views)):
-            raise CorruptFile(f"{self.store.locate(self.path)} ends before byte {self.entry.bytes}")
-
-    def _wait_for(self, start: int) -> bool:
-        """Until all before `start` is hashed; whether that will ever be."""
-        if self._position != start:
-            with self._turn:
-                self._turn.wait_for(lambda: self._broken or self._position == start)
-        return not self._broken
-
-    def give_up(self) -> None:
-        """Some of what was asked for is not read: nobody waits to hash any more, and `verify` reads all again."""
-        with self._turn:
-            self._broken = True
-            self._turn.notify_all()
-
-    def verify(self) -> None:
-        if self.verified:
-            return
-        self._be_open()
-        self._check, self._position = Check(self.entry.sha256, self.entry.blake3), 0
-        block = memoryview(bytearray(min(BLOCK, self.entry.bytes)))
-        while self._position < self.entry.bytes:
-            size = min(len(block), self.entry.bytes - self._position)
-            self._read([block[:size]], self._position)
-            self._hash([block[:size]])
-
-    def close(self) -> None:
-        if self._opening:
-            self._opening.exception()
-        with self._turn:
-            ranges, self._ranges = self._ranges, None
-        if ranges is not None:
-            ranges.close()
-
-    def _be_open(self) -> None:
-        """Have the header read, by whoever has begun to: two would hash it twice."""
-        if self._opening:
-            self._opening.result()
-        if not self._starts:
-            self._open()
-
-    def _open(self) -> None:
-        header, infos = read_header(self.store, self.path, self.entry.bytes, header_limit(self.entry.tensors))
-        check_held(self.entry.tensors, infos, self.store.locate(self.path))
-        self._planned = len(header)
-        self._hash([memoryview(header)])
-        self._starts = {info.name: info.start for info in infos.values()}
-
-    def _open_ranges(self) -> Ranges:
-        if (ranges := self._ranges) is not None:
-            return ranges
-        with self._turn:
-            if self._ranges is None:
-                self._ranges = self.store.open_ranges(self.path)
-            return self._ranges
-
-    def _hash(self, views: Sequence[memoryview]) -> None:
-        for view in views:
-            self._check.update(view)
-        self._passed(self._position + sum(map(len, views)))
-
-    def _passed(self, position: int) -> None:
-        """All before is hashed."""
-        with self._turn:
-            self._position = position
-            self._turn.notify_all()
-        if self._position == self.entry.bytes:
-            self._compare()
-
-    def _compare(self) -> None:
-        name = self.store.locate(self.path)
-        size = self.store.size(self.path)
-        if size != self.entry.bytes:
-            raise CorruptFile(f"{name} holds {size} bytes; its manifest says {self.entry.bytes}")
-        if self._check.found() != self._check.expected:
-            raise CorruptFile(
-                f"{name} does not have the {self._check.name} that its manifest says: it was changed or damaged"
-            )
-        self.verified = True
-        with self._turn:
-            ranges, self._ranges = self._ranges, None
-        if ranges is not None:
-            ranges.close()
 
 
 def cut(name: str, start: int, end: int, elements: int) -> Iterator[Piece]:

@@ -1,8 +1,14 @@
-"""What the store keeps beside the tensors: one JSON manifest a commit. See photon_core/store.py for the rule."""
+"""What the store keeps beside the tensors: one JSON manifest a commit. See photon_core/store.py for the rule.
+
+Sites write some of them, so everything has a bound (schemas/bounds.py): no number is too large to be added,
+written or drawn, and no text too long to be shown.
+"""
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from schemas.bounds import SHAPE_LIMIT, Bounded, Count, Finite, Listed, Name, Number, Text
 
 
 class Manifest(BaseModel):
@@ -17,9 +23,9 @@ def _without_defaults(values: dict[str, Any], **defaults: Any) -> dict[str, Any]
 class TensorEntry(Manifest):
     """One tensor of a file, or the rows of it that the file holds. dtype in safetensors' names (F32, I32, ...)."""
 
-    dtype: str
-    shape: tuple[int, ...] = Field(description="of the whole tensor")
-    rows: tuple[int, int] | None = Field(
+    dtype: Name
+    shape: tuple[Count, ...] = Field(max_length=SHAPE_LIMIT, description="of the whole tensor")
+    rows: tuple[Count, Count] | None = Field(
         default=None, description="of a tensor that several files share: the first row here, and the first beyond"
     )
 
@@ -36,13 +42,13 @@ class TensorEntry(Manifest):
 class FileEntry(Manifest):
     """One file that a manifest covers."""
 
-    path: str = Field(description="relative to the manifest's own folder, with forward slashes")
-    sha256: str
-    blake3: str = Field(
+    path: Text = Field(description="relative to the manifest's own folder, with forward slashes")
+    sha256: Name
+    blake3: Name = Field(
         default="", description="of the same bytes; readers check it where it is given, being the faster one"
     )
-    bytes: int
-    tensors: dict[str, TensorEntry] = Field(default_factory=dict, description="for safetensors files")
+    bytes: Count
+    tensors: dict[Text, TensorEntry] = Field(default_factory=dict, description="for safetensors files")
 
     @model_serializer(mode="wrap")
     def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -63,8 +69,8 @@ class RunManifest(Manifest):
 class StreamData(Manifest):
     """One prepared stream of a site."""
 
-    documents: int
-    tokens: int = Field(description="tokens in the shards of both splits, padding of the last sequence dropped")
+    documents: Count
+    tokens: Count = Field(description="tokens in the shards of both splits, padding of the last sequence dropped")
     source_sha256: str = Field(description="hash of the raw source's bytes")
     files: list[FileEntry] = Field(description="MDS shards and index.json of both splits")
 
@@ -74,15 +80,15 @@ class DataManifest(Manifest):
 
     site: str
     tokenizer_sha256: str
-    sequence_length: int
-    vocab_size: int
-    train_documents: int
-    valid_documents: int
-    train_sequences: int
-    valid_sequences: int
-    train_tokens: int
-    valid_tokens: int
-    unigram_perplexity: float = Field(
+    sequence_length: Count
+    vocab_size: Count
+    train_documents: Count
+    valid_documents: Count
+    train_sequences: Count
+    valid_sequences: Count
+    train_tokens: Count
+    valid_tokens: Count
+    unigram_perplexity: Finite = Field(
         description="perplexity of the training split's unigram model (add-one smoothed) on the validation split"
     )
     streams: dict[str, StreamData]
@@ -96,59 +102,59 @@ class DataManifest(Manifest):
 class Span(Manifest):
     """Something that a site did in a round, from when to when."""
 
-    phase: str = Field(description="validate, download, train, encode, upload or evaluate")
-    start: float = Field(
+    phase: Text = Field(description="validate, download, train, encode, upload or evaluate")
+    start: Number = Field(
         description="in an update: Unix time by the site's clock; in a round: seconds after the round was opened"
     )
-    seconds: float
+    seconds: Number
 
 
 class UpdateManifest(Manifest):
     """rounds/<t>/sites/<site>/<attempt>/update.json: a site's committed work for one round."""
 
-    run: str
-    round: int
-    site: str
-    attempt: int
-    base_sha256: str = Field(description="model hash of the theta that local training started from")
+    run: Name
+    round: Count
+    site: Name
+    attempt: Count
+    base_sha256: Name = Field(description="model hash of the theta that local training started from")
     base_dtype: Literal["F32", "BF16"] = Field(
         default="F32", description="BF16 if local training started from that theta rounded to bfloat16"
     )
-    codec: str
-    clip_norm: float | None = Field(default=None, description="largest norm of the change before noise and codec")
-    noise_multiplier: float = Field(
+    codec: Name
+    clip_norm: Number | None = Field(default=None, description="largest norm of the change before noise and codec")
+    noise_multiplier: Number = Field(
         default=0.0, description="standard deviation of the noise that the site added, over clip_norm"
     )
     files: list[FileEntry]
     moments: list[FileEntry] = Field(
         default_factory=list, description="the inner optimizer's moments, where they are averaged"
     )
-    tokens: int = Field(description="tokens really trained: the update's weight")
-    steps: int
-    metrics: dict[str, float] = Field(description="train_loss, tokens_per_second, seconds, delta_norm, ...")
-    data_sha256: str
-    notes: list[str] = Field(default_factory=list, description="what the operator should know, a sentence each")
-    spans: list[Span] = Field(default_factory=list, description="what the site did, and when")
-    checks: list[dict[str, Any]] = Field(
+    tokens: Count = Field(description="tokens really trained: the update's weight")
+    steps: Count
+    metrics: dict[Text, Number] = Field(description="train_loss, tokens_per_second, seconds, delta_norm, ...")
+    data_sha256: Name
+    notes: Listed[Text] = Field(default_factory=list, description="what the operator should know, a sentence each")
+    spans: Listed[Span] = Field(default_factory=list, description="what the site did, and when")
+    checks: Listed[Bounded] = Field(
         default_factory=list,
         description="what the data met before training: expectation, column, observed, limit, success",
     )
-    versions: dict[str, str]
-    previous_sha256: str = Field(description="hash of the previous round's round.json")
+    versions: dict[Name, Name]
+    previous_sha256: Name = Field(description="hash of the previous round's round.json")
 
 
 class UpdateRef(Manifest):
     """How a round's manifest names an update that it aggregated."""
 
-    attempt: int
+    attempt: Count
     sha256: str = Field(description="hash of update.json")
-    tokens: int
-    weight: float = Field(
+    tokens: Count
+    weight: Finite = Field(
         description="share of the mean (with FedNova, of the metrics' and moments'), sums to 1 over the updates"
     )
-    bytes: int
-    steps: int
-    metrics: dict[str, float]
+    bytes: Count
+    steps: Count
+    metrics: dict[str, Finite]
 
 
 class StartRef(Manifest):
@@ -163,11 +169,11 @@ class StartRef(Manifest):
 class StartManifest(Manifest):
     """rounds/000000/sites/<site>/0001/start.json: the model that a site holds and the run starts from."""
 
-    run: str
-    site: str
+    run: Name
+    site: Name
     files: list[FileEntry]
-    sha256: dict[str, str] = Field(description="hash of every file of the site's checkpoint, by file name")
-    notes: list[str] = Field(default_factory=list)
+    sha256: dict[Text, Name] = Field(description="hash of every file of the site's checkpoint, by file name")
+    notes: Listed[Text] = Field(default_factory=list)
 
 
 class PartialManifest(UpdateManifest):
@@ -177,7 +183,7 @@ class PartialManifest(UpdateManifest):
     """
 
     parts: dict[str, UpdateRef] = Field(description="site -> its update; weight is its share of this mean")
-    norms: dict[str, float] = Field(description="delta_norm/<site>, |theta - theta_k|")
+    norms: dict[str, Finite] = Field(description="delta_norm/<site>, |theta - theta_k|")
 
 
 class ShardRecord(Manifest):
@@ -188,16 +194,16 @@ class ShardRecord(Manifest):
     """
 
     inputs: str = Field(description="hash of all that the files depend on")
-    number: int
+    number: Count
     files: list[FileEntry] = Field(description="a shard of the model, and the same shard of the optimizer's state")
-    sums: list[float] = Field(description="of the norms, over these shards' elements")
+    sums: list[Finite] = Field(description="of the norms, over these shards' elements")
 
 
 class RoundManifest(Manifest):
     """rounds/<t>/round.json: the commit of round t, written last. Round 0 holds the initial model."""
 
     run: str
-    round: int
+    round: Count
     model_sha256: str = Field(description="sha256 over the model files' hashes, in order")
     model: list[FileEntry]
     download: list[FileEntry] = Field(
@@ -223,19 +229,21 @@ class RoundManifest(Manifest):
     guard: list[str] = Field(
         default_factory=list, description="a sentence for each time that the round was applied again, and why"
     )
-    global_step: int = Field(default=0, description="local steps so far: grows by the round's largest step count")
-    total_tokens: int = 0
-    metrics: dict[str, float] = Field(default_factory=dict)
-    evaluations: dict[str, dict[str, float]] = Field(
+    global_step: Count = Field(
+        default=0, description="local steps so far: grows by the round's largest step count"
+    )
+    total_tokens: Count = 0
+    metrics: dict[str, Finite] = Field(default_factory=dict)
+    evaluations: dict[str, dict[str, Finite]] = Field(
         default_factory=dict, description="site -> {loss, perplexity, tokens} of this round's model"
     )
     not_evaluated: dict[str, str] = Field(default_factory=dict, description="site -> reason")
     federation_sha256: str
     previous_sha256: str = Field(default="", description="hash of round t-1's round.json; empty for round 0")
-    seconds: dict[str, float] = Field(default_factory=dict)
+    seconds: dict[str, Finite] = Field(default_factory=dict)
     opened: str = Field(default="", description="UTC, ISO 8601: when the round began; empty in early manifests")
     spans: dict[str, list[Span]] = Field(default_factory=dict, description="site -> what it did, and when")
-    clocks: dict[str, float] = Field(
+    clocks: dict[str, Finite] = Field(
         default_factory=dict,
         description="site -> seconds that its spans had to be moved by to fit into the round: its clock is off",
     )
@@ -247,7 +255,7 @@ class RemovalManifest(Manifest):
     """rounds/<t>/removed.json: `photon gc` took the round's tensors away. Its other manifests stay."""
 
     run: str
-    round: int
-    files: int = Field(description="removed, or about to be, when this was written")
-    bytes: int
+    round: Count
+    files: Count = Field(description="removed, or about to be, when this was written")
+    bytes: Count
     created: str = Field(description="UTC, ISO 8601")

@@ -50,7 +50,7 @@ def dispatch_round(
     """
     run = run_of(federation)
     with suppress(StoreUnavailable):  # which is waited for below
-        attempt = wanted_attempt(run, t, site, attempt)
+        attempt = wanted_attempt(run, t, site, attempt, lambda: _over(over, deadline))
     key = (federation.run, t, site)
     with step(t, "site round", site), SPANS.span(key, WHOLE):
         seen = _on_site(
@@ -158,6 +158,10 @@ def _on_site(
                     raise DeadlinePassed(f"site '{site}' was not done at the deadline: {watch.story()}") from error
             if over.wait(POLL_SECONDS):
                 raise PhotonError(f"site '{site}' is not waited for any more: the round has ended")
+
+
+def _over(over: threading.Event | None, deadline: float) -> bool:
+    return time.time() > deadline or (over is not None and over.is_set())
 
 
 @contextmanager

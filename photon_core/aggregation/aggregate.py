@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.arithmetic import Arithmetic
-from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, blame, blamed, check_manifest
+from photon_core.aggregation.blame import blame, blamed
+from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifest
 from photon_core.aggregation.combine import Combine, Given
 from photon_core.aggregation.finished import Finished
 from photon_core.aggregation.norms import Norms
@@ -24,13 +25,14 @@ from photon_core.aggregation.server_optimizer import OPTIMIZERS
 from photon_core.aggregation.threads import Threads
 from photon_core.errors import CorruptFile, PhotonError
 from photon_core.layout import Run
+from photon_core.open_ranges import OpenRanges
 from photon_core.shard_writer import ShardWriter
 from photon_core.tensor_reader import Array, Load, Piece, Spans, TensorReader, cut, span
 from photon_core.tensors import all_tensors, shard_plan
 from photon_core.update.codec import Codec, get_codec
 from photon_core.update.rounded import against
 from schemas.aggregation import Aggregation
-from schemas.manifests import FileEntry, RoundManifest, ShardRecord, TensorEntry, UpdateManifest
+from schemas.manifests import FileEntry, PartialManifest, RoundManifest, ShardRecord, TensorEntry, UpdateManifest
 from schemas.server import Server
 
 Float32 = NDArray[np.float32]
@@ -99,6 +101,7 @@ def aggregate(
 
     Raises:
         UpdateRejected: one site's update is bad; drop that site and call again.
+        Doubt: it cannot be read, which may be the machine's fault or the store's.
         CorruptFile: the old model or the optimizer's state is damaged.
     """
     base = run.round(t - 1)
@@ -152,13 +155,20 @@ class _Pass:
         if wrong := [name for name, tensor in self.tensors.items() if tensor.dtype != "F32"]:
             raise PhotonError(f"round {t - 1}'s tensor '{wrong[0]}' is not float32, as a global model must be")
         optimizer = OPTIMIZERS[server.optimizer]
-        self.codecs = {site: against(get_codec(u.codec), u.base_dtype) for site, u in updates.items()}
+        self.codecs = {
+            site: against(get_codec(u.codec, ours=isinstance(u, PartialManifest)), u.base_dtype)
+            for site, u in updates.items()
+        }
         self.align = max(codec.block for codec in self.codecs.values())  # so that every codec can be cut
         self.arithmetic = Arithmetic(self.codecs, combine, optimizer, server, lowered)
         self.prefixes = ["", *(f"{state}." for state in optimizer.state)]
+        self.opened = OpenRanges()
         self.base = self._reader(run.round_dir(t - 1), base.model)
         self.state = self._reader(run.round_dir(t - 1), base.optimizer if optimizer.state else [])
-        self.sites = {site: self._reader(folders[site], update.files) for site, update in updates.items()}
+        self.sites: dict[str, TensorReader] = {}
+        for site, update in updates.items():
+            with blame(site):
+                self.sites[site] = self._reader(folders[site], update.files)
         self.together = 0  # bytes of an update's small pieces that are read in one request
         self.finished = None
         if target == run.round_dir(t):
@@ -295,7 +305,8 @@ class _Pass:
         return {prefix + name: tensor for name, tensor in self.tensors.items()}
 
     def _reader(self, folder: str, entries: Sequence[FileEntry]) -> TensorReader:
-        return self.stack.enter_context(TensorReader(self.run.store, folder, entries, self.team.readers))
+        reader = TensorReader(self.run.store, folder, entries, self.team.readers, self.opened)
+        return self.stack.enter_context(reader)
 
     def _writer(self, prefix: str, written: Mapping[int, FileEntry]) -> "ShardWriter | _NoWriter":
         if self.target is None:

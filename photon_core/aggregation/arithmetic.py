@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.aggregation.check import blame
+from photon_core.aggregation.blame import blame
 from photon_core.aggregation.combine import Combine
 from photon_core.aggregation.pairs import gram
 from photon_core.aggregation.server_optimizer import ServerOptimizer

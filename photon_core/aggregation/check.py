@@ -1,50 +1,22 @@
 """What an update's manifest must say before any of its bytes are read."""
 
 import math
-from collections.abc import Iterator, Mapping
-from functools import partial
-from types import TracebackType
+from collections.abc import Mapping, Sequence
 
-from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
+from photon_core.aggregation.blame import blame
+from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.layout import Run
 from photon_core.store import SHA256, check_path
-from photon_core.tensor_reader import Array, Load
-from photon_core.tensors import all_tensors
+from photon_core.tensors import all_tensors, header_limit, tensor_bytes
 from photon_core.update.codec import Codec, get_codec
-from schemas.manifests import PartialManifest, RoundManifest, TensorEntry, UpdateManifest
+from schemas.manifests import FileEntry, PartialManifest, RoundManifest, TensorEntry, UpdateManifest
 
 TOKEN_LIMIT = 10**15  # more than any site trains in a round; a claim beyond it would drown the others' weights
 STEP_LIMIT = 10**9  # the largest count moves everyone's learning-rate schedule
+LEAST_SHARD = 1 << 20  # bytes; aggregation.shard_mib is 1 or more
+MOMENTS = 2  # most that an optimizer keeps of a parameter
 METRICS_LIMIT = 1000
 METRIC_LIMIT = 100  # characters of its name: the round's manifest repeats them, and has to stay readable
-
-
-class blame:
-    """Whatever is found wrong inside is this site's update being bad: UpdateRejected instead of `what`."""
-
-    def __init__(self, site: str, what: type[PhotonError] = CorruptFile) -> None:
-        self._site, self._what = site, what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, self._what):
-            raise UpdateRejected(self._site, str(error)) from error
-
-
-def blamed(site: str, loads: Iterator[Load]) -> Iterator[Load]:
-    """Loads of a site's update; what is wrong with its bytes is that update being bad."""
-    with blame(site):
-        for load in loads:
-            yield partial(_call, site, load)
-
-
-def _call(site: str, load: Load) -> Array:
-    with blame(site):
-        return load()
 
 
 def check_manifest(
@@ -83,23 +55,54 @@ def check_manifest(
         raise UpdateRejected(site, f"it follows another manifest of round {t - 1} than the committed one")
     check_counts(site, update, token_limit, step_limit)
     _check_metrics(site, update.metrics)
-    with blame(site, PhotonError):
-        codec = get_codec(update.codec)
-        for entry in update.files:
-            check_path(entry.path)
-            if not all(SHA256.fullmatch(digest) for digest in (entry.sha256, entry.blake3 or entry.sha256)):
-                raise PhotonError(f"file '{entry.path}' has no sha256 or blake3")
+    expected = all_tensors(base.model)
+    with blame(site):
+        codec = get_codec(update.codec, ours=isinstance(update, PartialManifest))
         found = all_tensors(update.files)
-    _check_tensors(site, all_tensors(base.model), found, codec)
+        _check_tensors(site, expected, found, codec)
+        check_files(update.files, len(expected) + 2 * len(base.model))
+
+
+def check_files(entries: Sequence[FileEntry], pieces: int) -> None:
+    """Refuse files that no update consists of, before a byte of them is read.
+
+    Args:
+        entries: whose tensors are known to be the model's.
+        pieces: most files that the tensors fill, however few of their bytes a file holds.
+
+    Raises:
+        PhotonError: naming the file.
+    """
+    size = sum(tensor_bytes(tensor) for entry in entries for tensor in entry.tensors.values())
+    if len(entries) > (most := pieces + size // LEAST_SHARD):
+        raise PhotonError(f"it brings {len(entries)} files; its tensors fill at most {most}")
+    for entry in entries:
+        check_path(entry.path)
+        if not all(SHA256.fullmatch(digest) for digest in (entry.sha256, entry.blake3 or entry.sha256)):
+            raise PhotonError(f"file '{entry.path}' has no sha256 or blake3")
+        held = sum(tensor_bytes(tensor) for tensor in entry.tensors.values())
+        if not held <= entry.bytes <= 8 + header_limit(entry.tensors) + held:
+            raise PhotonError(f"file '{entry.path}' has {entry.bytes} bytes, but its tensors have {held}")
+
+
+def check_moments(site: str, base: RoundManifest, update: UpdateManifest) -> None:
+    """Refuse moments larger than any optimizer's of this model; `average_moments` knows which there have to be."""
+    with blame(site):
+        model = all_tensors(base.model)
+        most = MOMENTS * sum(tensor_bytes(tensor) for tensor in model.values())
+        found = sum(tensor_bytes(tensor) for tensor in all_tensors(update.moments).values())
+        if found > most:
+            raise PhotonError(f"its moments have {found} bytes; at most {most} are read")
+        check_files(update.moments, 2 * MOMENTS * len(model))
 
 
 def check_counts(site: str, update: UpdateManifest, token_limit: int, step_limit: int) -> None:
     """Refuse tokens and local steps, the update's weight, that nobody trains in a round."""
     for what, count, limit in (("tokens", update.tokens, token_limit), ("steps", update.steps, step_limit)):
         if count <= 0:
-            raise UpdateRejected(site, f"it claims {_number(count)} trained {what}; at least 1 is needed")
+            raise UpdateRejected(site, f"it claims {count} trained {what}; at least 1 is needed")
         if count > limit:
-            raise UpdateRejected(site, f"it claims {_number(count)} trained {what}; at most {limit} are possible")
+            raise UpdateRejected(site, f"it claims {count} trained {what}; at most {limit} are possible")
 
 
 def _check_metrics(site: str, metrics: Mapping[str, float]) -> None:
@@ -115,11 +118,6 @@ def _check_metrics(site: str, metrics: Mapping[str, float]) -> None:
             raise UpdateRejected(site, f"its metric '{name[:200]}' is {value}")
 
 
-def _number(value: int) -> str:
-    """A whole number as text; Python refuses to write those of thousands of digits."""
-    return str(value) if abs(value) < 10**40 else f"about 2^{value.bit_length()}"
-
-
 def _check_tensors(
     site: str, expected: Mapping[str, TensorEntry], found: Mapping[str, TensorEntry], codec: Codec
 ) -> None:
@@ -130,7 +128,7 @@ def _check_tensors(
     for name, tensor in found.items():
         right = codec.shape(expected[name].shape)
         if tensor.shape != right:
-            shown = ", ".join(map(_number, tensor.shape[:8])) + (", ..." if len(tensor.shape) > 8 else "")
+            shown = ", ".join(map(str, tensor.shape))
             whose = "the model's is" if codec.lossless else f"the model's in codec {codec.name} is"
             raise UpdateRejected(site, f"tensor '{name}' has shape [{shown}], {whose} {list(right)}")
         if tensor.dtype != codec.dtype:

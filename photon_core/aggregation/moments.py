@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.aggregation.check import blame, blamed
+from photon_core.aggregation.blame import blame, blamed
+from photon_core.aggregation.check import check_files
 from photon_core.aggregation.mean import weighted_mean
 from photon_core.aggregation.robust import median, trimmed_mean
 from photon_core.aggregation.threads import Threads
-from photon_core.errors import PhotonError, UpdateRejected
+from photon_core.errors import UpdateRejected
 from photon_core.layout import Run
+from photon_core.open_ranges import OpenRanges
 from photon_core.shard_writer import ShardWriter
-from photon_core.store import SHA256, check_path
 from photon_core.tensor_reader import Load, Piece, TensorReader, cut
 from photon_core.tensors import SENT_AS, SHARD_BYTES, all_tensors
 from photon_core.training.shapes import moment_shapes
@@ -81,10 +82,11 @@ def average_moments(
     with ExitStack() as stack:
         settings = settings or Aggregation()
         team, memory = Threads.start(stack, run.store.is_local, settings, threads), settings.memory_bytes
-        readers = {}
+        readers, opened = {}, OpenRanges()
         for site in sorted(updates):
             folder = run.site_dir(t, site, updates[site].attempt)
-            reader = TensorReader(run.store, folder, updates[site].moments, team.readers)
+            with blame(site):
+                reader = TensorReader(run.store, folder, updates[site].moments, team.readers, opened)
             readers[site] = stack.enter_context(reader)
         writer = stack.enter_context(
             ShardWriter(run.store, run.round_dir(t), FOLDER, tensors, max_shard_bytes, team.writers)
@@ -140,11 +142,7 @@ def _mean(name: str, loads: Mapping[str, Load], shares: Sequence[float], server:
 
 def _check(site: str, update: UpdateManifest, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse moments that are not the optimizer's, before any of their bytes are read."""
-    with blame(site, PhotonError):
-        for entry in update.moments:
-            check_path(entry.path)
-            if not SHA256.fullmatch(entry.sha256):
-                raise PhotonError(f"file '{entry.path}' has no sha256")
+    with blame(site):
         found = all_tensors(update.moments)
     for name in sorted(found.keys() | shapes.keys()):
         tensor = found.get(name)
@@ -153,10 +151,13 @@ def _check(site: str, update: UpdateManifest, shapes: Mapping[str, tuple[int, ..
                 "is missing" if tensor is None else "is not one of the optimizer's, or has another shape or dtype"
             )
             raise UpdateRejected(site, f"the optimizer's moment '{name[:200]}' {what}")
+    with blame(site):
+        check_files(update.moments, 2 * len(shapes))
 
 
 def _checked(site: str, name: str, sent: NDArray[Any]) -> Float32:
-    values = sent if sent.dtype == np.float32 else from_bfloat16(sent, np.empty(sent.shape, np.float32))
+    with blame(site):
+        values = sent if sent.dtype == np.float32 else from_bfloat16(sent, np.empty(sent.shape, np.float32))
     if not np.isfinite(values).all() or (name.startswith("exp_avg_sq.") and values.min(initial=0) < 0):
         raise UpdateRejected(site, f"the optimizer's moment '{name}' is not finite, or negative")
     return values

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from photon_core.training.state import SAMPLES, TRAINING
 from photon_core.training.trainee import State, Trainee
 from photon_core.training.weights import Theta, Written, write_update
 from photon_core.update.post_process import noise_generator
+from schemas.bounds import LARGEST_NUMBER
 from schemas.manifests import FileEntry
 
 NOISE_KEY = "noise.key"
@@ -208,7 +208,7 @@ def as_trained(
     """What has been trained and written, as the launcher hears of it; the notes go to the site's log, too.
 
     Raises:
-        UpdateRejected: one of its numbers is not finite, which no manifest holds.
+        UpdateRejected: one of its numbers is not finite, or larger than a manifest holds.
     """
     for note in notes:
         print(note)
@@ -220,7 +220,7 @@ def as_trained(
         **past.metrics,
     }
     for name, value in metrics.items():
-        if not isfinite(value):
+        if not abs(value) <= LARGEST_NUMBER:
             raise UpdateRejected(job.site, f"training diverged: its metric '{name}' is {value}")
     return Trained(
         round=job.round,

@@ -18,19 +18,24 @@ PLAIN: dict[str, Callable[[], Codec]] = {
     "float32": Lossless,
     "bfloat16": BFloat16,
     "float16": Float16,
-    "plain": Plain,  # means of regions, as a server writes them; no site is told to
 }
+OURS: dict[str, Callable[[], Codec]] = {"plain": Plain}  # means of regions, as a server writes them, never a site
 BLOCKS: dict[str, Callable[[int], Codec]] = {"int8": Int8, "int4": Int4, "int3": Int3}
 
 
-def get_codec(name: str) -> Codec:
+def get_codec(name: str, ours: bool = False) -> Codec:
     """The codec of that name.
+
+    Args:
+        name: as in a manifest.
+        ours: of what a server wrote, not a site.
 
     Raises:
         PhotonError: there is none.
     """
-    if name in PLAIN:
-        return PLAIN[name]()
+    known = PLAIN | OURS if ours else PLAIN
+    if name in known:
+        return known[name]()
     if found := re.fullmatch(r"(int8|int4|int3|topk):([1-9][0-9]{0,3})(?::([1-9][0-9]{0,3}))?", name):
         kind, block, kept = found[1], int(found[2]), int(found[3] or 0)
         fits = LEAST_BLOCK <= block <= LARGEST_BLOCK and not block & (block - 1)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photon_core.data.manifest import data_sha256
-from photon_core.errors import PhotonError, StoreConflict
+from photon_core.errors import PhotonError, StoreConflict, printable
 from photon_core.layout import Run, versions
 from photon_core.patience import outage_note, outages
 from photon_core.put import put_file
 from photon_core.spans import Begin
+from schemas.bounds import LIST_LIMIT
 from schemas.federation import Federation
 from schemas.manifests import Span, UpdateManifest
 
@@ -69,7 +70,7 @@ def upload_update(
         steps=trained.steps,
         metrics=trained.metrics,
         data_sha256=data_sha256(federation, site),
-        notes=[*trained.notes, *outage_note(found)],
+        notes=[printable(note) for note in (*trained.notes, *outage_note(found))][:LIST_LIMIT],
         spans=[*spans, Span(phase="upload", start=begin.unix, seconds=begin.elapsed())],
         checks=list(checks),
         versions=versions(),

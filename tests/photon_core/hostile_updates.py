@@ -147,11 +147,14 @@ def _place(make: Callable[[Path], None], name: str) -> Callable[[Update], None]:
 
 
 CASES: dict[str, tuple[Callable[[Update], None], str]] = {
-    "10^18 tokens": (_set(tokens=10**18), "claims 1000000000000000000 trained tokens; at most 320 are possible"),
+    "10^18 tokens": (_set(tokens=10**18), "tokens: Input should be less than or equal to 9007199254740992"),
     "one token too many": (_set(tokens=321), "claims 321 trained tokens"),
     "no tokens": (_set(tokens=0), "claims 0 trained tokens"),
-    "negative tokens": (_set(tokens=-(10**30)), "trained tokens; at least 1"),
-    "tokens of 3000 digits": (_set(tokens=10**3000), "claims about 2^9966 trained tokens"),
+    "negative tokens": (_set(tokens=-(10**30)), "tokens: Input should be greater than or equal to 0"),
+    "tokens of 3000 digits": (
+        _set(tokens=10**3000),
+        "tokens: Input should be less than or equal to 9007199254740992",
+    ),
     "tokens of 9000 digits": (
         _raw(lambda: b'{"tokens":1' + b"0" * 9000 + b"}"),
         "is not a manifest",
@@ -160,8 +163,14 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "too many steps": (_set(steps=10**12), "claims 1000000000000 trained steps; at most 5"),
     "more tokens than its steps": (_set(steps=4), "claims 320 tokens in 4 local steps; at most 256 are possible"),
     "no loss": (_set(metrics={}), "no train_loss"),
-    "loss is NaN": (_set(metrics={"train_loss": float("nan")}), "'train_loss' is nan"),
-    "endless loss": (_set(metrics={"train_loss": 1.0, "x": float("inf")}), "'x' is inf"),
+    "loss is NaN": (
+        _set(metrics={"train_loss": float("nan")}),
+        "metrics.train_loss: Input should be a finite number",
+    ),
+    "endless loss": (
+        _set(metrics={"train_loss": 1.0, "x": float("inf")}),
+        "metrics.x: Input should be a finite number",
+    ),
     "many metrics": (_set(metrics={"train_loss": 1.0} | {f"m{n}": 0.0 for n in range(1001)}), "1002 metrics"),
     "endless names of metrics": (
         _set(metrics={"train_loss": 1.0} | {f"{n:0900d}": 0.0 for n in range(900)}),
@@ -176,7 +185,10 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "another site's": (_set(site="a"), "speaks of run, round, site, attempt ('run', 1, 'a', 1)"),
     "unknown codec": (_set(codec="\x1b[2Jpickle"), "codec '?[2Jpickle' is not known"),
     "codec without its block": (_set(codec="int8"), "codec 'int8' is not known"),
-    "codec of endless blocks": (_set(codec="int8:1" + "0" * 1000), "is not known; use one of"),
+    "codec of endless blocks": (
+        _set(codec="int8:1" + "0" * 1000),
+        "codec: String should have at most 200 characters",
+    ),
     "another codec's tensors": (_set(codec="int8:256"), "has shape [200, 200], the model's in codec int8:256 is"),
     "endless scale": (_codec("int8:256", b"\x00\x00\x80\x7f"), "holds NaN or Inf"),
     "scale that is NaN": (_codec("int4:256", b"\xff"), "holds NaN or Inf"),
@@ -198,7 +210,7 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "backslashes": (_file(path="..\\..\\x"), "is not a path inside the store"),
     "NUL in a path": (_file(path="x\0.safetensors"), "is not a path inside the store"),
     "line break in a path": (_file(path="x\n2026 INFO all is well"), "is not a path inside the store"),
-    "endless path": (_file(path="x" * 100_000), "is not a path inside the store"),
+    "endless path": (_file(path="x" * 100_000), "path: String should have at most 4000 characters"),
     "long name": (_file(path="x" * 256), "is not a path inside the store"),
     "missing file": (_file(path="gone"), "gone is missing"),
     "no hash": (_file(sha256="../../x"), "has no sha256 or blake3"),
@@ -208,9 +220,12 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "rows missing": (_tensor(rows=[0, 7]), "do not hold all rows of tensor 'wte'"),
     "rows from the middle": (_tensor(rows=[1, 8]), "are not the next ones"),
     "rows backwards": (_tensor(rows=[8, 0]), "are not the next ones"),
-    "rows of 3000 digits": (_tensor(rows=[0, 10**3000]), "do not hold all rows of tensor 'wte'"),
-    "huge size": (_file(bytes=10**15), "the tensors end at byte"),
-    "negative size": (_file(bytes=-1), "no safetensors file of -1 bytes"),
+    "rows of 3000 digits": (
+        _tensor(rows=[0, 10**3000]),
+        "rows.1: Input should be less than or equal to 9007199254740992",
+    ),
+    "huge size": (_file(bytes=10**15), "has 1000000000000000 bytes, but its tensors have 160032"),
+    "negative size": (_file(bytes=-1), "bytes: Input should be greater than or equal to 0"),
     "tensor missing": (lambda u: u.file["tensors"].pop("wte"), "has no tensor 'wte'"),
     "tensor with a hostile name": (
         lambda u: u.file["tensors"].update({"\x1b]0;evil\n": {"dtype": "I32", "shape": [1]}}),
@@ -219,8 +234,11 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "tensor twice": (lambda u: u.manifest["files"].append(u.file), "is in two files"),
     "other shape": (_tensor(shape=[4, 2]), "'wte' has shape [4, 2], the model's is [8]"),
     "huge shape": (_tensor(shape=[10**15]), "'wte' has shape [1000000000000000]"),
-    "shape of 3000 digits": (_tensor(shape=[10**3000]), "'wte' has shape [about 2^9966]"),
-    "endless shape": (_tensor(shape=[1] * 100_000), "'wte' has shape [1, 1, 1, 1, 1, 1, 1, 1, ...]"),
+    "shape of 3000 digits": (
+        _tensor(shape=[10**3000]),
+        "shape.0: Input should be less than or equal to 9007199254740992",
+    ),
+    "endless shape": (_tensor(shape=[1] * 100_000), "shape: Tuple should have at most 16 items"),
     "other dtype": (_tensor(dtype="F32"), "'wte' is F32"),
     "truncated": (lambda u: u.__dict__.update(shard=u.shard[:-100]), "ends before byte"),
     "emptied": (lambda u: u.__dict__.update(shard=b""), "no safetensors file"),
@@ -230,7 +248,7 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
         "does not have the blake3",
     ),
     "header of 2^63 bytes": (lambda u: u.header(b"{}", 2**63), "its header claims 9223372036854775808 bytes"),
-    "huge header": (lambda u: u.header(b" " * (7 << 20)), "its header claims 7340032 bytes"),
+    "huge header": (lambda u: u.header(b" " * (7 << 20)), "has 7500072 bytes, but its tensors have 160032"),
     "deep header": (lambda u: u.header(_nodes(30_000)), "the header is not JSON"),
     "header is no JSON": (lambda u: u.header(b"\xff" * 99), "the header is not JSON"),
     "header of other tensors": (
@@ -245,7 +263,7 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "Inf": (_values(float("-inf")), "'blocks.0.w' holds NaN or Inf"),
 }
 ON_DISK: dict[str, tuple[Callable[[Update], None], str]] = {
-    "a file of 1 TiB": (_huge_file, "the tensors end at byte"),
+    "a file of 1 TiB": (_huge_file, "has 1099511627776 bytes, but its tensors have 160032"),
     "a pipe": (_place(os.mkfifo, "pipe"), "pipe is not a plain file"),
     "a link to a device": (_place(lambda p: p.symlink_to("/dev/zero"), "zero"), "zero is a link"),
     "a link out of the store": (_place(lambda p: p.symlink_to("/etc/hostname"), "out"), "out is a link"),

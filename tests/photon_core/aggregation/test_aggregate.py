@@ -289,7 +289,7 @@ BAD: dict[str, tuple[Callable[[UpdateManifest], dict[str, Any]], str]] = {
         "does not have the sha256",
     ),
     "no hash": (lambda u: _file(u, {"sha256": "../../x"}), "has no sha256 or blake3"),
-    "size": (lambda u: _file(u, {"bytes": 10**15}), "the tensors end at byte"),
+    "size": (lambda u: _file(u, {"bytes": 10**15}), "but its tensors have"),
     "missing": (lambda u: _file(u, {"path": "gone"}), "gone is missing"),
 }
 
