@@ -39,3 +39,5 @@ def prepare_with(show: Display, federation: Federation, site: str) -> None:
         f"{manifest.valid_documents:,} documents held out, unigram perplexity {manifest.unigram_perplexity:.1f} "
         f"({data_dir(federation, site)})"
     )
+    if federation.site(site).data_tokens != manifest.train_tokens:
+        show.say(f"{site}: for the federation file, at this site: data_tokens: {manifest.train_tokens}")

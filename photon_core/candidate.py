@@ -4,43 +4,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TypedDict
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
 from photon_core.aggregation.blame import Doubt, Suspects
 from photon_core.aggregation.check import check_counts
 from photon_core.aggregation.download import write_rounded
-from photon_core.aggregation.guard import (
-    RUNNING_ROUNDS,
-    blown_up,
-    diverged,
-    first_losses,
-    loss_trouble,
-    norm_trouble,
-)
+from photon_core.aggregation.guard import norm_trouble, outsized
 from photon_core.aggregation.moments import average_moments
 from photon_core.aggregation.server_schedule import server_at
 from photon_core.aggregation.tree import Tree, reference, regions
+from photon_core.claims import believed, excessive, least_steps, limits, token_limit
 from photon_core.errors import QuorumMissed, StepOverflow, UpdateRejected, printable
+from photon_core.guarded import last_notes, lowered, past_rounds, without, wrong_losses
 from photon_core.layout import Run, model_sha256, versions
-from photon_core.round_metrics import Scores, aggregate_metrics
+from photon_core.round_metrics import aggregate_metrics
 from photon_core.rounds import federation_sha256, newest_update, utc_now
 from photon_core.spans import timeline
-from photon_core.training.infra import choose_infra
-from schemas.aggregation import Aggregation
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, Span, UpdateManifest
 from schemas.server import Server
 
 NOTES_LIMIT = 20  # of a site's own notes in a round's manifest
-
-
-class Limits(TypedDict):
-    """Most tokens and local steps that a site can have trained in a round, and the pass's own numbers."""
-
-    token_limit: int
-    step_limit: int
-    settings: Aggregation
 
 
 @dataclass(frozen=True)
@@ -55,7 +39,8 @@ class Candidate:
         moments: the mean of the sites' inner optimizer moments, where they are averaged.
         left_out: site -> why its update is not among them.
         groups: the regions that are averaged first; none where one server reads all.
-        guard: what the guard has found and done, a sentence for each time that the round was applied again.
+        lowered: times that the guard has lowered server.lr.
+        guard: what the guard has found and done, a sentence each.
         download: the model rounded to bfloat16, if that is what the sites fetch.
     """
 
@@ -65,6 +50,7 @@ class Candidate:
     server: Server
     left_out: dict[str, str] = field(default_factory=dict)
     moments: list[FileEntry] = field(default_factory=list)
+    lowered: int = 0
     guard: list[str] = field(default_factory=list)
     groups: dict[int, list[str]] = field(default_factory=dict)
     download: list[FileEntry] = field(default_factory=list)
@@ -144,7 +130,7 @@ def aggregate_region(
     suspects = Suspects(run, t)
     while True:
         try:
-            tree = Tree(run, t, groups, updates, federation.server, **_limits(federation))
+            tree = Tree(run, t, groups, updates, federation.server, **limits(federation))
             if region in tree.groups:
                 tree.compare(region) if second_look else tree.partial(region)
             return found
@@ -179,7 +165,7 @@ def _gather(
         except UpdateRejected as error:
             reasons[site] = error.reason
         else:
-            updates[site] = update
+            updates[site] = update if federation.server.weights != "fednova" else _counted(federation, update)
             reasons.pop(site, None)  # whatever its task said, the store has its work
     return updates, reasons
 
@@ -201,16 +187,9 @@ def _check_work(federation: Federation, site: str, update: UpdateManifest) -> No
         raise UpdateRejected(site, f"{claim}; at most {most} are possible")
 
 
-def token_limit(federation: Federation, site: str) -> int:
-    """Most tokens that a site can have trained in a round: each of its nodes that train apart makes all steps."""
-    nodes = choose_infra(federation, site).nodes
-    return nodes * federation.site_steps(site) * federation.local.batch_size * federation.model.max_seq_len
-
-
-def _limits(federation: Federation) -> Limits:
-    """For all sites: the largest one's."""
-    tokens = max(token_limit(federation, site.name) for site in federation.sites)
-    return Limits(token_limit=tokens, step_limit=federation.local.steps, settings=federation.aggregation)
+def _counted(federation: Federation, update: UpdateManifest) -> UpdateManifest:
+    """The update with as many local steps as FedNova divides its change by."""
+    return update.model_copy(update={"steps": max(update.steps, least_steps(federation, update))})
 
 
 def apply_again(
@@ -221,39 +200,20 @@ def apply_again(
     Returns:
         another candidate, to be evaluated in its turn; None if this one is good, or no tries are left.
     """
-    guard = candidate.server.guard
-    trouble = loss_trouble(evaluations, _past_scores(_past(run, candidate.t), candidate), guard)
-    if sites := blown_up(evaluations, federation):
-        trouble = f"the validation loss is not finite at {', '.join(sites)}"
-    if not trouble or len(candidate.guard) >= guard.tries:
+    if candidate.lowered >= candidate.server.guard.tries:
         return None
-    return _guarded(run, federation, _lowered(candidate, trouble))
-
-
-def _last_notes(
-    run: Run, federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
-) -> list[str]:
-    """What is still out of line with a candidate that is to be committed, because no tries are left.
-
-    Raises:
-        ModelDiverged: so much that no round could follow.
-    """
-    guard, past = candidate.server.guard, _past(run, candidate.t)
-    if sites := blown_up(evaluations, federation):
-        raise diverged(candidate.t, sites, candidate.server.lr, len(candidate.guard))
-    found = [
-        norm_trouble(candidate.result.norms, [manifest.metrics for manifest in past], guard),
-        loss_trouble(evaluations, _past_scores(past, candidate), guard),
-    ]
-    return [f"{trouble}: no tries are left, and it stands" for trouble in found if trouble and guard.tries]
+    trouble = wrong_losses(run, federation, candidate, evaluations)
+    if not trouble:
+        return None
+    return _guarded(run, federation, _mended(run, federation, candidate, trouble))
 
 
 def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
-    """The candidate with its model; applied again with a lower learning rate while its norms are out of line."""
-    past = [manifest.metrics for manifest in _past(run, candidate.t)]
+    """The candidate with its model; applied again, as `_mended`, while its norms are out of line."""
+    past = [manifest.metrics for manifest in past_rounds(run, candidate.t)]
     while True:
         guard = candidate.server.guard
-        last = len(candidate.guard) >= guard.tries
+        last = candidate.lowered >= guard.tries
         try:
             candidate = _applied(run, federation, candidate)
             trouble = "" if last else norm_trouble(candidate.result.norms, past, guard)
@@ -263,7 +223,21 @@ def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidat
             trouble = str(error)
         if not trouble:
             return _with_download(run, federation, candidate)
-        candidate = _lowered(candidate, trouble)  # the files stay as litter, for `photon gc`
+        candidate = _mended(run, federation, candidate, trouble)  # the files stay as litter, for `photon gc`
+
+
+def _mended(run: Run, federation: Federation, candidate: Candidate, trouble: str) -> Candidate:
+    """The candidate to apply again: without the sites whose changes are out of line with the others', where they
+    and the quorum let that be; else with a lower learning rate."""
+    norms = candidate.result.norms
+    if not norms:  # the step overflows; a plain mean does not
+        plain = candidate.server.model_copy(update={"optimizer": "fedavg", "lr": 1.0, "momentum": 0.0})
+        found = _applied(run, federation, replace(candidate, server=plain))
+        candidate, norms = replace(found, server=candidate.server), found.result.norms
+    bad = outsized(norms, candidate.server.guard)
+    if not bad or len(candidate.updates) - len(bad) < federation.quorum:
+        return lowered(candidate, trouble)
+    return without(candidate, bad, trouble)
 
 
 def _with_download(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
@@ -273,31 +247,6 @@ def _with_download(run: Run, federation: Federation, candidate: Candidate) -> Ca
     return replace(candidate, download=write_rounded(run, candidate.t, candidate.result.model, shard_bytes))
 
 
-def _lowered(candidate: Candidate, trouble: str) -> Candidate:
-    server = candidate.server
-    lr = server.lr * server.guard.lr_factor
-    note = f"{trouble}: server.lr lowered from {server.lr:g} to {lr:g}, and the round applied again"
-    return replace(
-        candidate,
-        result=Aggregate([], [], {}),
-        download=[],
-        server=server.model_copy(update={"lr": lr}),
-        guard=[*candidate.guard, note],
-    )
-
-
-def _past(run: Run, t: int) -> list[RoundManifest]:
-    """The rounds just before round t, oldest first; round 0 has the first model's norm."""
-    manifests = [run.round(r) for r in range(max(0, t - RUNNING_ROUNDS), t)]
-    return [manifest for manifest in manifests if manifest is not None]
-
-
-def _past_scores(past: list[RoundManifest], candidate: Candidate) -> list[Scores]:
-    """The sites' evaluations in the rounds just before; where there are none, what training found."""
-    found: list[Scores] = [manifest.evaluations for manifest in past]
-    return found if any(found) else [first_losses(candidate.updates)]
-
-
 def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
     """The candidate's usable updates aggregated with its settings.
 
@@ -305,15 +254,15 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
         QuorumMissed: there are too few of them.
     """
     t, updates, left_out = candidate.t, dict(candidate.updates), dict(candidate.left_out)
-    limits = _limits(federation)
-    lowered, suspects = candidate.server.guard.lr_factor ** len(candidate.guard), Suspects(run, t)
+    most, suspects = limits(federation), Suspects(run, t)
+    factor = candidate.server.guard.lr_factor**candidate.lowered
     while len(updates) >= federation.quorum:
         try:
             if candidate.groups:
-                tree = Tree(run, t, candidate.groups, updates, candidate.server, lowered=lowered, **limits)
+                tree = Tree(run, t, candidate.groups, updates, candidate.server, lowered=factor, **most)
                 result = tree.aggregate()
             else:
-                result = aggregate(run, t, updates, candidate.server, lowered=lowered, **limits)
+                result = aggregate(run, t, updates, candidate.server, lowered=factor, **most)
             moments = candidate.moments if updates.keys() == candidate.updates.keys() else []
             if federation.local.optimizer_state == "average" and not moments:
                 moments = average_moments(
@@ -349,7 +298,7 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
     """
     before = run.round(candidate.t - 1)
     assert before is not None
-    updates = candidate.updates
+    updates, evaluations = candidate.updates, believed(federation, course.evaluations)
     site_spans, clocks = timeline(updates, course.spans, course.opened)
     tokens = sum(update.tokens for update in updates.values())
     manifest = RoundManifest(
@@ -365,14 +314,15 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
         updates={site: reference(run, update, candidate.result.weights[site]) for site, update in updates.items()},
         left_out=candidate.left_out,
         partials=candidate.result.partials,
-        incidents=_incidents(updates, course.incidents),
+        incidents=_incidents(updates, course.incidents, excessive(federation, course.evaluations)),
         server=candidate.server.model_dump(mode="json"),
-        guard=[*candidate.guard, *_last_notes(run, federation, candidate, course.evaluations)],
+        lowered=candidate.lowered,
+        guard=[*candidate.guard, *last_notes(run, federation, candidate, course.evaluations)],
         global_step=before.global_step + max(update.steps for update in updates.values()),
         total_tokens=before.total_tokens + tokens,
         metrics=candidate.result.norms
-        | aggregate_metrics(federation, candidate.result.weights, updates, course.evaluations),
-        evaluations=course.evaluations,
+        | aggregate_metrics(federation, candidate.result.weights, updates, evaluations),
+        evaluations=evaluations,
         not_evaluated=course.not_evaluated,
         federation_sha256=federation_sha256(federation),
         previous_sha256=run.round_sha256(candidate.t - 1),
@@ -391,9 +341,14 @@ def _written(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds") if at else ""
 
 
-def _incidents(updates: dict[str, UpdateManifest], coordinator: dict[str, list[str]]) -> dict[str, list[str]]:
+def _incidents(
+    updates: Mapping[str, UpdateManifest], *coordinator: Mapping[str, list[str]]
+) -> dict[str, list[str]]:
     """What the coordinator saw of each site, also of one that is left out, and what the site says itself."""
-    found = {site: list(notes) for site, notes in coordinator.items()}
+    found: dict[str, list[str]] = {}
+    for seen in coordinator:
+        for site, notes in seen.items():
+            found.setdefault(site, []).extend(notes)
     for site, update in updates.items():
         found.setdefault(site, []).extend(printable(note, 300) for note in update.notes[:NOTES_LIMIT])
     return {site: notes for site, notes in found.items() if notes}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from math import exp
 
+from photon_core.claims import bounded
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
 
@@ -25,7 +26,7 @@ def aggregate_metrics(
         federation: whose streams are the domains.
         weights: of the sites' updates; they sum to 1.
         updates: what the sites said of their local training.
-        evaluations: every site's scores of the new global model on its held-out text.
+        evaluations: every site's scores of the new global model on its held-out text, as `claims.believed`.
 
     Returns:
         MEANS and SUMS over the sites; loss and perplexity of the global model over all sites that have evaluated
@@ -35,7 +36,7 @@ def aggregate_metrics(
     """
     metrics: dict[str, float] = {}
     said = {
-        site: {name: max(-LIMIT, min(value, LIMIT)) for name, value in update.metrics.items()}
+        site: {n: bounded(federation, n, max(-LIMIT, min(value, LIMIT))) for n, value in update.metrics.items()}
         for site, update in updates.items()
     }
     for name in MEANS:

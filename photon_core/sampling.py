@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite, log
 
+from photon_core.claims import data_tokens
 from photon_core.hashing import sha256_bytes
 from photon_core.layout import Run
 from schemas.federation import Federation
@@ -37,24 +38,25 @@ def sample_sites(
 
 def sampled_sites(run: Run, federation: Federation, t: int) -> list[str]:
     """The sites of round t, as the file says; paused ones are never among them."""
-    names = federation.active
-    weights = site_tokens(run, names, t) if federation.rounds.sampling == "tokens" else None
+    names, weights = federation.active, None
+    if federation.rounds.sampling == "tokens":
+        weights = site_tokens(run, names, t, {site.name: site.data_tokens for site in federation.sites})
     return sample_sites(names, federation.sites_per_round, federation.seed, t, weights)
 
 
-def site_tokens(run: Run, sites: Sequence[str], t: int) -> dict[str, float]:
-    """Tokens that each site has prepared, as its newest aggregated update before round t says.
-
-    A site that has said nothing yet counts as the mean of the others; all are equal while none has.
-    """
-    known: dict[str, float] = {}
+def site_tokens(
+    run: Run, sites: Sequence[str], t: int, registered: Mapping[str, int | None] | None = None
+) -> dict[str, float]:
+    """Tokens that each site has prepared: as the federation file has registered them; of a site without, as its
+    newest aggregated update before round t says, up to the median of the others (see `claims.data_tokens`)."""
+    registered, claimed = registered or {}, dict[str, float]()
+    unknown = {site for site in sites if not registered.get(site)}
     for r in range(t - 1, 0, -1):
+        if not unknown - claimed.keys():
+            break
         manifest = run.round(r)
         for site, update in manifest.updates.items() if manifest else ():
             tokens = update.metrics.get(TOKENS, 0.0)
-            if site in sites and site not in known and isfinite(tokens) and tokens > 0:
-                known[site] = tokens
-        if len(known) == len(sites):
-            break
-    mean = sum(known.values()) / len(known) if known else 1.0
-    return {site: known.get(site, mean) for site in sites}
+            if site in unknown and site not in claimed and isfinite(tokens) and tokens > 0:
+                claimed[site] = tokens
+    return data_tokens(list(sites), registered, claimed)

@@ -226,8 +226,9 @@ class RoundManifest(Manifest):
     )
     start: StartRef | None = Field(default=None, description="of round 0, unless its model is made from the seed")
     server: dict[str, Any] = Field(default_factory=dict, description="server optimizer and its numbers, as used")
+    lowered: int = Field(default=0, description="times that the guard has lowered server.lr for this round")
     guard: list[str] = Field(
-        default_factory=list, description="a sentence for each time that the round was applied again, and why"
+        default_factory=list, description="what the guard has found and done, a sentence each, for people"
     )
     global_step: Count = Field(
         default=0, description="local steps so far: grows by the round's largest step count"
@@ -249,6 +250,10 @@ class RoundManifest(Manifest):
     )
     created: str
     versions: dict[str, str]
+
+    @model_serializer(mode="wrap")
+    def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(write(self), lowered=0)
 
 
 class RemovalManifest(Manifest):

@@ -49,6 +49,12 @@ class Site(Section):
     time_limit: Seconds | None = Field(
         default=None, description="its local training of a round ends after so long (s, or 30m, 2h), or its steps"
     )
+    data_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens that it has prepared for training, by which rounds.sampling: tokens draws it; photon "
+        "prepare prints it. If left out, what the site says, up to the median of the others",
+    )
     micro_batch: MicroBatch = Field(default=None, description="its own; local.micro_batch if left out")
     hardware: Hardware | None = Field(
         default=None, description="what trains there; photon join --measure prints it"

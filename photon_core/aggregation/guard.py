@@ -2,6 +2,8 @@
 
 In the first round, with the model that it starts from: its norm is in round 0's metrics, and its loss is what the
 sites' training found in its first step. What a step is to that has no such measure.
+
+The sites' own numbers are judged by their median, so that one site alone neither blinds the guard nor sets it off.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from schemas.manifests import UpdateManifest
 from schemas.server import Guard
 
 RUNNING_ROUNDS = 5  # whose median is the running value
+SITES = 3  # at least, for a median that one of them does not move
 WATCHED = {"step_norm": "the server's step", "model_norm": "the model's norm"}
 
 
@@ -47,34 +50,74 @@ def first_losses(updates: Mapping[str, UpdateManifest]) -> Scores:
     return {site: {"loss": max(0.0, min(loss, LARGEST_LOSS))} for site, loss in told.items() if loss is not None}
 
 
-def loss_trouble(evaluations: Scores, past: Sequence[Scores], guard: Guard) -> str:
-    """What is wrong with a new model's validation loss (nats, mean over the sites' tokens), or nothing.
+def jumps(evaluations: Scores, past: Sequence[Scores], bound: float) -> dict[str, float]:
+    """site -> how far its validation loss is above its own running value (nats).
 
-    Only of sites that have been evaluated before, each against its own running value: whoever joins, pauses or
-    comes back moves the mean of all.
+    Only of sites that have been evaluated before: whoever joins, pauses or comes back is no jump. None at all
+    where so few have been that one of them would speak for many.
 
     Args:
         evaluations: site -> its scores of the candidate.
         past: the same of the committed rounds, oldest first.
-        guard: the settings.
+        bound: the largest loss that counts, then and now.
     """
-    tokens, loss, usual = 0.0, 0.0, 0.0
+    found = {}
     for site, scores in evaluations.items():
-        before = running([found[site] for found in past if site in found], "loss")
+        before = running([told[site] for told in past if site in told], "loss")
         if before is not None:
-            tokens += scores["tokens"]
-            loss += scores["tokens"] * scores["loss"]
-            usual += scores["tokens"] * before
-    if guard.loss_jump is None or not tokens or loss <= usual + guard.loss_jump * tokens:
+            found[site] = min(scores["loss"], bound) - min(before, bound)
+    return found if len(found) >= min(SITES, len(evaluations)) else {}
+
+
+def loss_trouble(found: Mapping[str, float], guard: Guard) -> str:
+    """What is wrong with a new model's validation loss by the median of the sites' jumps, or nothing."""
+    if guard.loss_jump is None or not found or (jump := median(found.values())) <= guard.loss_jump:
         return ""
-    now, usually = loss / tokens, usual / tokens
-    return f"the validation loss is {now:.4g}, over {guard.loss_jump:g} above its running value {usually:.4g}"
+    return (
+        f"the validation loss is {jump:.4g} above its running value by the median of {len(found)} sites, "
+        f"over {guard.loss_jump:g}"
+    )
+
+
+def dissent(evaluations: Scores, found: Mapping[str, float], guard: Guard, bound: float) -> str:
+    """The sites whose validation loss says otherwise than most sites' does, or nothing; of two, nobody knows."""
+    if guard.loss_jump is None or len(evaluations) < SITES:
+        return ""
+    beyond = {site for site, scores in evaluations.items() if scores["loss"] >= bound}
+    high = beyond | {site for site, jump in found.items() if jump > guard.loss_jump}
+    if 2 * len(high) > len(evaluations):
+        low = sorted(evaluations.keys() - high)
+        return f"the validation loss is out of line at most sites, but not at {', '.join(low)}" if low else ""
+    if not high:
+        return ""
+    return f"the validation loss is out of line at {', '.join(sorted(high))}, but not at most sites"
 
 
 def blown_up(evaluations: Scores, federation: Federation) -> list[str]:
-    """The sites at which a new model has no finite loss, if a quorum that could train from it is not left."""
+    """The sites at which a new model has no finite loss, if they are most and no quorum could train from it."""
     sites = [site for site, scores in sorted(evaluations.items()) if scores["loss"] >= LARGEST_LOSS]
-    return sites if len(federation.active) - len(sites) < federation.quorum else []
+    left = len(federation.active) - len(sites)
+    return sites if left < federation.quorum and 2 * len(sites) > len(evaluations) else []
+
+
+def outsized(norms: Mapping[str, float], guard: Guard) -> dict[str, str]:
+    """site -> why, where a change is out of line with the other sites' in a round that is out of line itself.
+
+    Args:
+        norms: of the round, delta_norm/<site> among them.
+        guard: its norm_factor is what a change's norm may be of the sites' median.
+    """
+    prefix = "delta_norm/"
+    found = {name.removeprefix(prefix): norm for name, norm in norms.items() if name.startswith(prefix)}
+    if guard.norm_factor is None or len(found) < SITES:
+        return {}
+    usual = median(found.values())
+    reason = "its change has norm {:.4g}, over {:g} times the sites' median {:.4g}, and the round is out of line"
+    return {
+        site: reason.format(norm, guard.norm_factor, usual)
+        for site, norm in found.items()
+        if norm > guard.norm_factor * usual
+    }
 
 
 def diverged(t: int, sites: Sequence[str], lr: float, lowered: int) -> ModelDiverged:

@@ -20,7 +20,9 @@ UNCOUNTED: dict[str, Any] = {
     "aggregation": {"tree_above", "fan_out", "memory_mib", "connections"},
     "data": {"min_train_tokens", "max_eot_share"},  # limits, checked before
 }
-UNCOUNTED_OF_SITE = {"paused", "pool", "pool_type", "job_variables", "state_dir", "micro_batch", "link"}
+UNCOUNTED_OF_SITE = {
+    *("paused", "pool", "pool_type", "job_variables", "state_dir", "data_tokens", "micro_batch", "link")
+}
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from photon_core.aggregation.guard import blown_up, loss_trouble, norm_trouble, running
+from photon_core.aggregation.guard import blown_up, jumps, loss_trouble, norm_trouble, running
 from photon_core.candidate import Candidate, Course, aggregate_round, apply_again, commit
+from photon_core.claims import largest_loss
 from photon_core.errors import ModelDiverged, StepOverflow
 from photon_core.layout import Run, model_sha256
 from photon_core.round_metrics import LARGEST_LOSS
@@ -131,14 +132,14 @@ def test_a_federation_blows_up_without_the_guard_and_recovers_with_it() -> None:
     for t in range(1, 9):
         blown = make_round(without, federation(**reckless, guard={"tries": 0}), t)
         saved = make_round(guarded, federation(**reckless), t)
-    assert blown.metrics["loss"] > 100
-    assert blown.guard == []
+    assert blown.metrics["loss"] == largest_loss(federation())
+    assert blown.guard == [] and blown.lowered == 0
     assert saved.metrics["loss"] < 6
     manifests = [manifest for t in range(1, 9) if (manifest := guarded.round(t))]
     acted = [manifest for manifest in manifests if manifest.guard]
     assert acted
     for manifest in acted:
-        lr = 3.0 * 0.5 ** len(manifest.guard)
+        lr = 3.0 * 0.5**manifest.lowered
         assert manifest.server["lr"] == lr
         assert f"to {lr:g}, and the round applied again" in manifest.guard[-1]
         assert "the validation loss is" in manifest.guard[0]
@@ -196,7 +197,7 @@ def test_the_first_round_is_held_against_the_model_that_it_starts_from() -> None
     assert (blown.guard, blown.server["lr"]) == ([], 3.0), "updates that do not tell it"
     saved = make_round(start(memory()), federation(**loss), 1, first_loss=5.0)
     (note,) = saved.guard
-    assert "over 1 above its running value 5: server.lr lowered from 3 to 1.5" in note
+    assert "above its running value by the median of 3 sites, over 1: server.lr lowered from 3 to 1.5" in note
     assert saved.metrics["loss"] < 5 < blown.metrics["loss"]
 
 
@@ -253,13 +254,19 @@ def test_a_site_that_comes_or_goes_is_no_jump_of_the_loss() -> None:
     def of(**losses: float) -> dict[str, dict[str, float]]:
         return {site: {"loss": loss, "tokens": 100.0} for site, loss in losses.items()}
 
+    def trouble(scores: dict[str, dict[str, float]], past: list[dict[str, dict[str, float]]]) -> str:
+        return loss_trouble(jumps(scores, past, 20.0), Guard())
+
     past = [of(a=4.1, b=6.0), of(a=4.0, b=6.0), of(a=3.9, b=6.0)]
-    assert loss_trouble(of(a=4, b=6, joins=9), past, Guard()) == ""
-    assert loss_trouble(of(joins=9), past, Guard()) == ""
-    assert loss_trouble(of(b=6), past, Guard()) == ""
-    assert loss_trouble(of(a=4), [*past, of(b=6.0)], Guard()) == ""
-    found = loss_trouble(of(a=5.5, b=7.5, joins=1), past, Guard())
-    assert found == "the validation loss is 6.5, over 1 above its running value 5"
+    assert trouble(of(a=4, b=6, joins=9), past) == ""
+    assert trouble(of(joins=9), past) == ""
+    assert trouble(of(b=6), past) == ""
+    assert trouble(of(a=4), [*past, of(b=6.0)]) == ""
+    found = trouble(of(a=5.5, b=7.5), past)
+    assert found == "the validation loss is 1.5 above its running value by the median of 2 sites, over 1"
+    assert trouble(of(a=5.5, b=7.5, joins=1), past) == "", "two do not speak for three"
+    more = [scores | of(c=5.0) for scores in past]
+    assert trouble(of(a=5.5, b=7.5, c=6.5, joins=1), more).endswith("by the median of 3 sites, over 1")
 
 
 def test_the_mean_of_the_moments_is_made_once_however_often_the_round_is_applied(tmp_path: Path) -> None:
@@ -294,7 +301,8 @@ def test_the_running_value_is_the_median_of_the_last_rounds() -> None:
     assert "29, 14.5 times its running value 2" in norm_trouble(norms, [{"step_norm": 2.0}], Guard())
     assert norm_trouble(norms, [{"step_norm": 2.0}], Guard(norm_factor=None)) == ""
     assert norm_trouble(norms, [], Guard()) == ""
-    assert loss_trouble(told(3.9), [told(3.0)], Guard()) == ""
-    assert loss_trouble(told(4.1), [told(3.0)], Guard())
-    assert loss_trouble(told(4.1), [told(3.0)], Guard(loss_jump=None)) == ""
-    assert loss_trouble({}, [told(3.0)], Guard()) == ""
+    for loss, trouble in ((3.9, False), (4.1, True)):
+        found = jumps(told(loss), [told(3.0)], 20.0)
+        assert bool(loss_trouble(found, Guard())) == trouble
+        assert loss_trouble(found, Guard(loss_jump=None)) == ""
+    assert loss_trouble({}, Guard()) == ""

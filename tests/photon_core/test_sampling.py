@@ -74,4 +74,6 @@ def test_tokens_are_learnt_from_the_newest_updates(tmp_path: Path):
             )
         )  # fmt: skip
     assert site_tokens(run, SITES, 1) == dict.fromkeys(SITES, 1.0), "nobody has said anything: all alike"
-    assert site_tokens(run, SITES, 4) == {"a": 300.0, "b": 50.0, "c": 175.0, "d": 175.0}
+    assert site_tokens(run, SITES, 4) == dict.fromkeys(SITES, 50.0), "no more than the median of the others"
+    registered = {"a": 300, "b": 70, "c": None, "d": 10}
+    assert site_tokens(run, SITES, 4, registered) == {"a": 300.0, "b": 70.0, "c": 70.0, "d": 10.0}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from photon_core.candidate import token_limit
+from photon_core.claims import token_limit
 from photon_core.errors import FederationError
 from photon_core.training.infra import (
     check_infra,

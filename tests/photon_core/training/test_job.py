@@ -20,7 +20,7 @@ WITHOUT_EFFECT = {
     *("aggregation.tree_above", "aggregation.fan_out", "aggregation.memory_mib", "aggregation.connections"),
     *("data.min_train_tokens", "data.max_eot_share"),
     *("sites.alpha.paused", "sites.alpha.pool", "sites.alpha.pool_type", "sites.alpha.job_variables"),
-    *("sites.alpha.state_dir", "sites.alpha.micro_batch", "sites.alpha.link"),
+    *("sites.alpha.state_dir", "sites.alpha.micro_batch", "sites.alpha.link", "sites.alpha.data_tokens"),
 }
 
 
