@@ -126,7 +126,7 @@ def test_a_divergence_of_all_sites_is_still_seen() -> None:
 
 def test_what_a_site_says_of_its_own_training_has_bounds() -> None:
     run, setting = start(memory()), federation(lr=0.7)
-    told = {"valid_loss": 0.0, "valid_tokens": 1e15, "train_loss": 1e300, "first_loss": -1e300}
+    told = {"valid_loss": 0.0, "valid_tokens": 1e15, "train_loss": 1e40, "first_loss": -1e40}
     manifest = make_round(run, setting, 1, **told)
     assert manifest.metrics["train_loss"] == pytest.approx((2 + largest_loss(setting)) / 3)
     assert manifest.metrics["loss_before"] == 0.0 and manifest.guard == []
