@@ -12,6 +12,17 @@ fails when a tenth of its local steps is made:
 
 recovery_s counts from the failure to the commit of the round, and so holds the training that is left, aggregation
 and evaluation. The same is measured without a failure, from the same point; `cost` is the difference.
+
+    python -m benchmarks.recovery --chaos [--quick] [--only embedded | deployed]
+
+A run of two sites whose processes are killed with -9 at random moments (a fixed seed), one a minute on average, while
+server, workers and command are started again as systemd does; and the same run undisturbed. Embedded (`photon run`)
+and deployed (`photon server`, `photon join`) apart.
+
+* goodput: seconds of the undisturbed run over those of the disturbed one; null for one that was not done in ten times
+  as long. `--quick` makes one kill of each kind, each in a round of its own, and prints none.
+* same_bits: whether the models of all rounds are the undisturbed run's.
+* trained_twice: trainings of what was committed already; there must be none.
 """
 
 import argparse
@@ -23,6 +34,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.chaos import add_arguments, chaos
 from benchmarks.common import Neighbours, finish, heading, machine, say, table
 from photon_core.training.serving import serve
 from tests.flows.bad_round import failed, kill
@@ -36,7 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="every failure once, fewer steps")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of each kind")
+    add_arguments(parser)
     arguments = parser.parse_args()
+    if arguments.chaos:
+        chaos(arguments)
+        return
     repeats, steps = (1, 400) if arguments.quick else (arguments.repeats, 800)
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-bench-") as name, serve() as shared:

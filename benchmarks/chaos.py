@@ -1,0 +1,364 @@
+"""Chaos: a run whose processes are killed with -9 at random moments, held against the same run undisturbed.
+
+See benchmarks/recovery.py, whose `--chaos` this is. Server, workers and command are services that are started again
+as systemd would; which process is killed, and when, comes from a fixed seed.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Neighbours, finish, heading, machine, say, table
+from benchmarks.supervised import Service, Services, reap
+from photon_cli.join import WORKER
+from photon_cli.server import CLIENT, hold_port
+from photon_core.layout import Run
+from photon_core.rounds import history
+from photon_core.store import Store
+from tests.conftest import write_file
+
+RUN = "chaos"
+SITES = ("a", "b")
+KINDS = {
+    "embedded": ("command", "server", "fork server", "trainer"),
+    "deployed": ("command", "server", "worker", "fork server", "flow run", "trainer"),
+}
+SETTLE_SECONDS = 30.0  # in which there is a process of the kind that is to be killed
+START_SECONDS = 180.0  # of a server
+LOOK_SECONDS = 0.1
+LIMIT_SECONDS = 3600.0  # of an undisturbed run, and of a quick one
+SLOWEST = 10  # times the undisturbed run's time, after which the disturbed one counts as hung
+QUICK_STEPS = 800
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    chosen = parser.add_argument_group("chaos")
+    chosen.add_argument("--chaos", action="store_true", help="kill whatever runs, at random moments")
+    chosen.add_argument("--only", choices=KINDS, help="this part alone")
+    chosen.add_argument("--rounds", type=int, default=30)
+    chosen.add_argument("--steps", type=int, default=3000, help="local steps of a round")
+    chosen.add_argument("--every", type=float, default=60.0, help="mean seconds between two kills")
+    chosen.add_argument("--seed", type=int, default=1, help="of the kills")
+    chosen.add_argument("--keep", type=Path, help="a new folder to work in, which stays")
+
+
+def chaos(arguments: argparse.Namespace) -> None:
+    """Each part undisturbed, then disturbed; tables and the last line."""
+    at, neighbours = machine(), Neighbours()
+    parts = [arguments.only] if arguments.only else list(KINDS)
+    found: dict[str, tuple[Outcome, Outcome]] = {}
+    with _workplace(arguments.keep) as work:
+        for part in parts:
+            plan = _plan(arguments, part)
+            prepare(work / part / "prepared", plan)
+            reference = perform(work / part / "prepared", work / part / "undisturbed", part, plan, False)
+            if reference.seconds is None:
+                raise RuntimeError(f"{part}: the undisturbed run was not done within {plan.limit:.0f} s")
+            if plan.every is not None:
+                plan = replace(plan, limit=SLOWEST * reference.seconds)
+            disturbed = perform(work / part / "prepared", work / part / "disturbed", part, plan, True)
+            found[part] = reference, disturbed
+    show(at, neighbours.share(), found, arguments)
+
+
+def _plan(arguments: argparse.Namespace, part: str) -> "Plan":
+    if arguments.quick:
+        return Plan(len(KINDS[part]), QUICK_STEPS, None, arguments.seed, LIMIT_SECONDS)
+    return Plan(arguments.rounds, arguments.steps, arguments.every, arguments.seed, LIMIT_SECONDS)
+
+
+@contextmanager
+def _workplace(kept: Path | None) -> Iterator[Path]:
+    if kept is not None:
+        kept.mkdir(parents=True)
+        yield kept.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="photon-bench-") as name:
+        yield Path(name)
+
+
+def show(
+    at: Mapping[str, Any],
+    others: float | None,
+    found: Mapping[str, tuple["Outcome", "Outcome"]],
+    arguments: argparse.Namespace,
+) -> None:
+    heading("Chaos: a run whose processes are killed with -9 at random moments", at, others)
+    figures: dict[str, Any] = {"benchmark": "chaos", "quick": arguments.quick}
+    rows = []
+    for part, (reference, disturbed) in found.items():
+        same = disturbed.hashes == reference.hashes
+        goodput = None
+        if not arguments.quick and reference.seconds and disturbed.seconds:
+            goodput = reference.seconds / disturbed.seconds
+        kills = sum(disturbed.kills.values())
+        rows.append(
+            (part, len(reference.hashes) - 1, len(disturbed.hashes) - 1, kills, reference.seconds, disturbed.seconds,
+             goodput, str(same), len(disturbed.trained_twice))
+        )  # fmt: skip
+        figures[part] = {
+            "goodput": goodput and round(goodput, 3),
+            "same_bits": same,
+            "trained_twice": disturbed.trained_twice,
+            "left_out": disturbed.left_out,
+            "kills": dict(disturbed.kills),
+            "starts": disturbed.starts,
+            "undisturbed_s": reference.seconds and round(reference.seconds, 1),
+            "disturbed_s": disturbed.seconds and round(disturbed.seconds, 1),
+        }
+    columns = ("", "rounds", "disturbed", "kills", "undisturbed s", "disturbed s", "goodput", "same bits", "twice")
+    table("Two sites; rounds committed, seconds to the last commit", columns, rows)
+    kinds = sorted({kind for kinds in KINDS.values() for kind in kinds})
+    table("Kills", ("", *kinds), [(part, *(d.kills[k] for k in kinds)) for part, (_, d) in found.items()])
+    finish({**figures, "others_share": others}, at)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Args:
+        rounds, steps: of the run.
+        every: mean seconds between two kills; None for one kill of each kind, each in a round of its own.
+        seed: of the kills.
+        limit: seconds after which a run that is not done counts as hung.
+    """
+
+    rounds: int
+    steps: int
+    every: float | None
+    seed: int
+    limit: float
+
+
+@dataclass
+class Outcome:
+    """
+    Attributes:
+        seconds: from the start of the command to the last round's commit; None if that did not come.
+        hashes: of the models, from round 0.
+        kills: by kind.
+        trained_twice: "site a, round 3" for each training of what was committed.
+        left_out: sites and their reasons, by round.
+        starts: service -> how often it was started.
+    """
+
+    seconds: float | None = None
+    hashes: list[str] = field(default_factory=list)
+    kills: Counter[str] = field(default_factory=Counter)
+    trained_twice: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    starts: dict[str, int] = field(default_factory=dict)
+
+
+def prepare(folder: Path, plan: Plan) -> Path:
+    """A federation of two sites, written and prepared. Returns its file."""
+    file = write_file(
+        folder,
+        SITES,
+        {site: f"chaos-{site}" for site in SITES},
+        run=RUN,
+        local={"steps": plan.steps, "checkpoint_steps": max(1, plan.steps // 20)},
+        rounds={"count": plan.rounds, "deadline": 3600, "evaluation_deadline": 3600},
+        deploy={"pool": "chaos-rounds", "heartbeat": 30, "zombie_after": 60},
+    )
+    photon(folder, os.environ, "prepare", str(file), "--quiet")
+    return file
+
+
+def perform(prepared: Path, folder: Path, part: str, plan: Plan, disturbed: bool) -> Outcome:
+    """Make the run in a folder of its own.
+
+    Args:
+        prepared: folder of the prepared federation, which is copied.
+        part: embedded or deployed.
+    """
+    shutil.copytree(prepared, folder, symlinks=True)
+    outcome = Outcome()
+    trainings = Trainings(folder)
+    with PARTS[part](folder) as (services, command), trainings:
+        began, last = time.time(), commits(folder)
+        services.start(command)
+        kills = _kills(services, folder, part, plan, outcome, began) if disturbed else iter(())
+        while len(commits(folder)) <= plan.rounds and time.time() - began < plan.limit:
+            next(kills, None)
+            reap(services.all)
+            time.sleep(LOOK_SECONDS)
+            if len(commits(folder)) > len(last):
+                last = commits(folder)
+                say(
+                    f"{part}{', disturbed' if disturbed else ''}: +{time.time() - began:.1f} s, round {len(last) - 1}"
+                )
+        outcome.starts = {service.name: service.starts for service in services.all}
+    if len(last := commits(folder)) > plan.rounds:
+        outcome.seconds = last[-1] - began
+    found = history(Run(Store(str(folder / "store")), RUN))
+    outcome.hashes = [manifest.model_sha256 for manifest in found]
+    outcome.left_out = [f"round {m.round}: {site}: {why}" for m in found for site, why in m.left_out.items()]
+    outcome.trained_twice = trainings.of_committed_work()
+    return outcome
+
+
+def _kills(
+    services: Services, folder: Path, part: str, plan: Plan, outcome: Outcome, began: float
+) -> Iterator[None]:
+    """Kill whenever a kill is due; yields between two looks."""
+    chance = random.Random(plan.seed)
+    kinds = iter(KINDS[part])
+    due = 0.0 if plan.every is None else chance.expovariate(1 / plan.every)
+    while True:
+        if plan.every is not None:
+            kind = chance.choice(KINDS[part])
+            while time.time() - began < due:
+                yield
+        else:
+            kind = next(kinds, "")
+            if not kind:
+                return
+            while not checkpoints(folder):
+                yield
+        settle = time.time() + SETTLE_SECONDS
+        while not (there := services.roles().get(kind)) and time.time() < settle:
+            yield
+        if there:
+            pid, t = chance.choice(there), len(commits(folder))
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                outcome.kills[kind] += 1
+                say(f"{part}: +{time.time() - began:.1f} s, kill -9 {pid}, {kind}, in round {t}")
+            while plan.every is None and len(commits(folder)) <= t:
+                yield
+        due += chance.expovariate(1 / plan.every) if plan.every is not None else 0.0
+        yield
+
+
+class Trainings:
+    """When each of the sites' trainings began, seen by the folders that they write into.
+
+    Args:
+        folder: of the federation.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._began: dict[tuple[str, str, int], float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="trainings", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            for path in self.folder.glob("sites/*/state/.writing-*/samples.u32"):
+                with suppress(OSError):
+                    key = path.parts[-4], path.parts[-2], path.stat().st_ino
+                    self._began.setdefault(key, time.time())
+
+    def of_committed_work(self) -> list[str]:
+        """Trainings of what was committed: a second update of a round, a result that is newer than the update that
+        was committed, or a training that began between the commits of the update and of its round."""
+        found = []
+        for update in sorted(self.folder.glob(f"store/{RUN}/rounds/*/sites/*/*/update.json")):
+            t, site, attempt = int(update.parts[-5]), update.parts[-3], int(update.parts[-2])
+            committed = update.stat().st_mtime
+            whole = update.parents[3] / "round.json"
+            until = whole.stat().st_mtime if whole.exists() else time.time()
+            result = self.folder / "sites" / site / "state" / f"{t:06d}-{attempt:04d}" / "trained.json"
+            again = any(committed < at < until for (name, _, _), at in self._began.items() if name == site)
+            if attempt > 1 or again or (result.exists() and result.stat().st_mtime > committed):
+                found.append(f"site {site}, round {t}")
+        return found
+
+
+def commits(folder: Path) -> list[float]:
+    """When each round was committed, Unix time, from round 0."""
+    return sorted(path.stat().st_mtime for path in folder.glob(f"store/{RUN}/rounds/*/round.json"))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return list(folder.glob("sites/*/state/checkpoint/*.pt"))
+
+
+@contextmanager
+def embedded(folder: Path) -> Iterator[tuple[Services, Service]]:
+    """Nothing but the command, `photon run`."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with Services() as services:
+        yield (
+            services,
+            _service("run", "command", folder, env, "photon_cli", "run", _file(folder), until_done=True),
+        )
+
+
+@contextmanager
+def deployed(folder: Path) -> Iterator[tuple[Services, Service]]:
+    """`photon server`, three `photon join`, and a command that has the run made, all on this machine."""
+    held = hold_port()
+    port = int(held.getsockname()[1])
+    url = f"http://127.0.0.1:{port}"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    env = {**kept, **CLIENT, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": f"{url}/api"}
+    env["PATH"] = WORKER["PATH"]
+    with held, Services() as services:
+        place = ["--host", "127.0.0.1", "--port", str(port)]
+        services.start(_service("server", "server", folder, env, "photon_cli", "server", *place))
+        _answers(url)
+        photon(folder, env, "deploy", _file(folder), "--quiet")
+        for name in ("--coordinator", *SITES):
+            who = [name] if name == "--coordinator" else ["--site", name]
+            service = _service(f"join{name}", "worker", folder, env, "photon_cli", "join", _file(folder), *who)
+            services.start(service)
+        asked = ["deployment", "run", f"federated-run/{RUN}", "--watch", "--watch-interval", "1"]
+        yield services, _service("command", "command", folder, env, "prefect", *asked, until_done=True)
+
+
+PARTS: dict[str, Callable[[Path], AbstractContextManager[tuple[Services, Service]]]] = {
+    "embedded": embedded,
+    "deployed": deployed,
+}
+
+
+def _service(
+    name: str, role: str, folder: Path, env: dict[str, str], module: str, *arguments: str, until_done: bool = False
+) -> Service:
+    command = [sys.executable, "-m", module, *arguments]
+    return Service(name, role, command, env, folder / f"{name}.log", until_done)
+
+
+def _file(folder: Path) -> str:
+    return str(folder / "federation.yaml")
+
+
+def _answers(url: str) -> None:
+    limit = time.monotonic() + START_SECONDS
+    while time.monotonic() < limit:
+        with suppress(OSError), urllib.request.urlopen(f"{url}/api/health", timeout=2):
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"the server does not answer within {START_SECONDS:.0f} s")
+
+
+def photon(folder: Path, env: Mapping[str, str], *arguments: str) -> None:
+    """Run the command line once. Raises RuntimeError with its output's end where it fails."""
+    command = [sys.executable, "-m", "photon_cli", *arguments]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"photon {arguments[0]}: code {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}")

@@ -1,0 +1,177 @@
+"""Processes that are kept alive as systemd keeps a service, and a hand on every process that comes of them.
+
+A service carries a mark in its environment, which all that it starts inherits: the mark stands for systemd's control
+group. What loses its parent becomes a child of this process (Linux: child subreaper), which reaps it.
+"""
+
+import contextlib
+import ctypes
+import os
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MARK = "PHOTON_BENCHMARK_SERVICE"
+RESTART_SECONDS = 0.1  # systemd's RestartSec
+STOP_SECONDS = 10.0  # from SIGTERM to SIGKILL of what is left of a service
+FORK_SERVER = "from photon_core.training import forkserver"
+FLOW_RUN = "PREFECT__FLOW_RUN_ID="
+PR_SET_CHILD_SUBREAPER = 36
+
+_starting = threading.Lock()  # a process that was just started is not to be taken for an adopted one
+
+
+@dataclass
+class Service:
+    """Restart=always, or until it ends by itself with code 0.
+
+    Args:
+        name: of the unit; `role` is what its main process is called in the tables.
+        command: with its arguments.
+        env: its whole environment.
+        log: that its output is appended to.
+        until_done: do not start it again after exit code 0.
+    """
+
+    name: str
+    role: str
+    command: Sequence[str]
+    env: dict[str, str]
+    log: Path
+    until_done: bool = False
+    starts: int = 0
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    pid: int | None = None
+    _over: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> "Service":
+        self._thread = threading.Thread(target=self._keep, name=self.name, daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End it and all that came of it, for good."""
+        self._over.set()
+        if self.pid is not None:
+            _signal([self.pid], signal.SIGTERM)
+        assert self._thread is not None
+        self._thread.join(STOP_SECONDS)
+        self._clear()
+        self._thread.join()
+
+    def members(self) -> list[int]:
+        """Every process that carries the mark, alive."""
+        return [pid for pid in _pids() if self.mark in _environment(pid)]
+
+    def _keep(self) -> None:
+        while not self._over.is_set():
+            with self.log.open("ab") as output, _starting:
+                process = subprocess.Popen(
+                    self.command, env={**self.env, MARK: self.mark}, stdin=subprocess.DEVNULL,
+                    stdout=output, stderr=output, start_new_session=True,
+                )  # fmt: skip
+                self.pid = process.pid
+                self.starts += 1
+            code = process.wait()
+            self.pid = None
+            self._clear()
+            if self.until_done and code == 0:
+                return
+            self._over.wait(RESTART_SECONDS)
+
+    def _clear(self) -> None:
+        """KillMode=control-group: SIGTERM to what is left, SIGKILL to what does not end by it."""
+        limit = time.monotonic() + STOP_SECONDS
+        sign = signal.SIGTERM
+        while left := self.members():
+            _signal(left, sign)
+            while self.members() and time.monotonic() < limit:
+                time.sleep(0.1)
+            sign = signal.SIGKILL
+
+
+class Services:
+    """Those of one machine. A context manager: what it has started is gone at the end."""
+
+    def __init__(self) -> None:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self.all: list[Service] = []
+
+    def __enter__(self) -> "Services":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for service in reversed(self.all):
+            service.stop()
+        reap(self.all)
+
+    def start(self, service: Service) -> Service:
+        self.all.append(service)
+        return service.start()
+
+    def roles(self) -> dict[str, list[int]]:
+        """Role -> the processes that have it now, in the order of their numbers."""
+        mains = {service.pid: service.role for service in self.all if service.pid is not None}
+        found: dict[str, list[int]] = {}
+        for service in self.all:
+            for pid in service.members():
+                if role := mains.get(pid) or _role(pid):
+                    found.setdefault(role, []).append(pid)
+        return found
+
+
+def reap(services: Iterable[Service]) -> None:
+    """Bury the adopted children that have ended. Only while no other child of this process is waited for."""
+    with _starting:
+        mains = {service.pid for service in services}
+        for pid in _pids():
+            if pid not in mains and _parent(pid) == os.getpid():
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+
+
+def _role(pid: int) -> str | None:
+    """What a process that a service has started is for."""
+    command = _command(pid)
+    if "photon_cli.prefect_server" in command:
+        return "server"
+    if FORK_SERVER in command:
+        return "trainer" if FORK_SERVER in _command(_parent(pid)) else "fork server"
+    if FLOW_RUN in _environment(pid) and "resource_tracker" not in command:
+        return "flow run"
+    return None
+
+
+def _pids() -> list[int]:
+    return sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def _environment(pid: int) -> str:
+    """As it was when the process was started; nothing of one that has ended, or is not ours to read."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    return ""
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    return ""
+
+
+def _parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def _signal(pids: Iterable[int], sign: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, sign)
