@@ -1,7 +1,7 @@
 """Chaos: a run whose processes are killed with -9 at random moments, held against the same run undisturbed.
 
-See benchmarks/recovery.py, whose `--chaos` this is. Server, workers and command are services that are started again
-as systemd would; which process is killed, and when, comes from a fixed seed.
+See benchmarks/recovery.py, whose `--chaos` this is. Server, workers and command are services that are started
+again as systemd would; which process is killed, and when, comes from a fixed seed.
 """
 
 import argparse
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chaos(arguments: argparse.Namespace) -> None:
     """Each part undisturbed, then disturbed; tables and the last line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # services are stopped then, too
     at, neighbours = machine(), Neighbours()
     parts = [arguments.only] if arguments.only else list(KINDS)
     found: dict[str, tuple[Outcome, Outcome]] = {}
@@ -99,17 +100,16 @@ def show(
 ) -> None:
     heading("Chaos: a run whose processes are killed with -9 at random moments", at, others)
     figures: dict[str, Any] = {"benchmark": "chaos", "quick": arguments.quick}
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for part, (reference, disturbed) in found.items():
         same = disturbed.hashes == reference.hashes
         goodput = None
         if not arguments.quick and reference.seconds and disturbed.seconds:
             goodput = reference.seconds / disturbed.seconds
         kills = sum(disturbed.kills.values())
-        rows.append(
-            (part, len(reference.hashes) - 1, len(disturbed.hashes) - 1, kills, reference.seconds, disturbed.seconds,
-             goodput, str(same), len(disturbed.trained_twice))
-        )  # fmt: skip
+        committed = [len(outcome.hashes) - 1 for outcome in (reference, disturbed)]
+        seconds = reference.seconds, disturbed.seconds
+        rows.append((part, *committed, kills, *seconds, goodput, str(same), len(disturbed.trained_twice)))
         figures[part] = {
             "goodput": goodput and round(goodput, 3),
             "same_bits": same,
@@ -199,9 +199,8 @@ def perform(prepared: Path, folder: Path, part: str, plan: Plan, disturbed: bool
             time.sleep(LOOK_SECONDS)
             if len(commits(folder)) > len(last):
                 last = commits(folder)
-                say(
-                    f"{part}{', disturbed' if disturbed else ''}: +{time.time() - began:.1f} s, round {len(last) - 1}"
-                )
+                how = "disturbed" if disturbed else "undisturbed"
+                say(f"{part}, {how}: +{time.time() - began:.1f} s, round {len(last) - 1}")
         outcome.starts = {service.name: service.starts for service in services.all}
     if len(last := commits(folder)) > plan.rounds:
         outcome.seconds = last[-1] - began

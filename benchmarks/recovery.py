@@ -15,12 +15,12 @@ and evaluation. The same is measured without a failure, from the same point; `co
 
     python -m benchmarks.recovery --chaos [--quick] [--only embedded | deployed]
 
-A run of two sites whose processes are killed with -9 at random moments (a fixed seed), one a minute on average, while
-server, workers and command are started again as systemd does; and the same run undisturbed. Embedded (`photon run`)
-and deployed (`photon server`, `photon join`) apart.
+A run of two sites whose processes are killed with -9 at random moments (a fixed seed), one a minute on average,
+while server, workers and command are started again as systemd does; and the same run undisturbed. Embedded
+(`photon run`) and deployed (`photon server`, `photon join`) apart.
 
-* goodput: seconds of the undisturbed run over those of the disturbed one; null for one that was not done in ten times
-  as long. `--quick` makes one kill of each kind, each in a round of its own, and prints none.
+* goodput: seconds of the undisturbed run over those of the disturbed one; null for one that was not done in ten
+  times as long. `--quick` makes one kill of each kind, each in a round of its own, and prints none.
 * same_bits: whether the models of all rounds are the undisturbed run's.
 * trained_twice: trainings of what was committed already; there must be none.
 """

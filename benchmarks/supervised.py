@@ -1,7 +1,7 @@
 """Processes that are kept alive as systemd keeps a service, and a hand on every process that comes of them.
 
-A service carries a mark in its environment, which all that it starts inherits: the mark stands for systemd's control
-group. What loses its parent becomes a child of this process (Linux: child subreaper), which reaps it.
+A service carries a mark in its environment, which all that it starts inherits: the mark stands for systemd's
+control group. What loses its parent becomes a child of this process (Linux: child subreaper), which reaps it.
 """
 
 import contextlib

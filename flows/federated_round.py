@@ -22,6 +22,7 @@ from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.cancellation import cancel_sites
+from flows.leases import outlive_leases
 from flows.outcome import failure
 from flows.site_round import site_steps
 from flows.start import start_at_site
@@ -35,6 +36,8 @@ from tasks import site as steps
 
 GRACE_SECONDS = 15.0  # for the tasks that watch a site's own flow run to say how far it has come
 STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was told to
+
+outlive_leases()
 
 SiteFutures = dict[str, Mapping[str, PrefectFuture]]
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ from photon_core.telemetry import OFF
 ADDRESS = "address"  # in its home, while it runs: where `photon status` in another terminal finds it
 START_SECONDS = 300.0
 STOP_SECONDS = 10.0
+RESTART_SECONDS = 1.0  # before a server that was killed is started again
 # An embedded run schedules nothing and has no workers: only what records runs, logs and events stays on.
 SERVICES_OFF = ("SCHEDULER", "LATE_RUNS", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "FOREMAN", "REPOSSESSOR",
                 "TRIGGERS")  # fmt: skip
@@ -29,6 +31,7 @@ CLIENT = {
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_CLI_WRAP_LINES": "false",
 }
+LIBC = ctypes.CDLL(None)  # loaded before there are threads: a child that was just forked must wait for no lock
 OF_ANOTHER = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE")  # settings of some other server
 
 
@@ -45,7 +48,8 @@ class EmbeddedServer:
     """Context manager around `prefect server start`.
 
     While it is entered, PREFECT_API_URL and PREFECT_HOME of this process are its own. Prefect should be imported
-    inside, which is quicker.
+    inside, which is quicker. A server that is killed once it has answered is started again, on its port and its
+    database: Prefect's clients try again for a minute.
 
     Args:
         home: folder of the server's database, its log and Prefect's own settings.
@@ -60,6 +64,9 @@ class EmbeddedServer:
         self.port = int(self._held.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._env: dict[str, str] = {}
+        self._starting = threading.Lock()
+        self._ending = threading.Event()
 
     def __enter__(self) -> "EmbeddedServer":
         self.home.mkdir(parents=True, exist_ok=True)
@@ -70,14 +77,30 @@ class EmbeddedServer:
         _read_settings_again()
         env = os.environ | {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in self.services_off}
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{self.home}/prefect.db"
+        self._env = dict(env)
+        self._process = self._start()
+        return self
+
+    def _start(self) -> subprocess.Popen[bytes]:
         place = ["--host", "127.0.0.1", "--port", str(self.port)]
         command = [sys.executable, "-m", "photon_cli.prefect_server", *place]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            return subprocess.Popen(
+                command, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, preexec_fn=_die_with_parent,
             )  # fmt: skip
-        return self
+
+    def _keep(self, process: subprocess.Popen[bytes]) -> None:
+        """Start the server again whenever it ends by itself. In a thread that lives as long as this process: the
+        kernel ends a server with the thread that has started it."""
+        while True:
+            process.wait()
+            if self._ending.wait(RESTART_SECONDS):
+                return
+            with self._starting:
+                if self._ending.is_set():
+                    return
+                self._process = process = self._start()
 
     def wait(self) -> None:
         """Return when the server answers.
@@ -95,14 +118,19 @@ class EmbeddedServer:
             try:
                 with urllib.request.urlopen(f"{self.url}/api/health", timeout=2):
                     (self.home / ADDRESS).write_text(f"{self.url}/api")
-                    return
+                    break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
-        raise ServerFailed(f"the Prefect server did not answer within {START_SECONDS:.0f} s: see {self.log}")
+        else:
+            raise ServerFailed(f"the Prefect server did not answer within {START_SECONDS:.0f} s: see {self.log}")
+        keeper = threading.Thread(target=self._keep, args=(self._process,), name="photon-server", daemon=True)
+        keeper.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._starting:
+            self._ending.set()
         self._held.close()
         for name in (*CLIENT, *OF_ANOTHER, "PREFECT_HOME", "PREFECT_API_URL"):
             os.environ.pop(name, None)
@@ -147,4 +175,4 @@ def _signal_group(pid: int, sign: signal.Signals) -> None:
 def _die_with_parent() -> None:
     """In the child before exec: end it when this process is killed (Linux; elsewhere __exit__ alone ends it)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -110,6 +110,37 @@ def test_killed_and_interrupted_run_leaves_nothing_and_continues(write_federatio
     assert json.loads(photon("status", file, "--json").stdout)["committed"] == 2
 
 
+@pytest.mark.slow
+def test_a_run_whose_server_is_killed_goes_on_and_ends(write_federation: Callable[..., Path]):
+    """kill -9 of the Prefect server that `photon run` has started: the command starts it again, on its address."""
+    file = write_federation(rounds={"count": 1}, local={"steps": 1500})
+    assert photon("prepare", file).returncode == 0
+    give_database(prefect_home(file))
+    process = subprocess.Popen(
+        [PHOTON, "run", file], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment()
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "train" in line and "loss" in line:
+            break
+    os.kill(server_of(process.pid), signal.SIGKILL)
+    rest = process.stdout.read()
+    assert process.wait(60) == 0, rest
+    assert json.loads(photon("status", file, "--json").stdout)["committed"] == 1
+
+
+def server_of(command: int) -> int:
+    """The Prefect server that a command has started."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == command and "prefect_server" in (entry / "cmdline").read_text():
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError(f"process {command} has no Prefect server")
+
+
 def family(file: Path) -> list[int]:
     """Every process but this one that has the federation's folder among its open files or arguments."""
     found = []
