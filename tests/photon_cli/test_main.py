@@ -113,7 +113,7 @@ def test_killed_and_interrupted_run_leaves_nothing_and_continues(write_federatio
 @pytest.mark.slow
 def test_a_run_whose_server_is_killed_goes_on_and_ends(write_federation: Callable[..., Path]):
     """kill -9 of the Prefect server that `photon run` has started: the command starts it again, on its address."""
-    file = write_federation(rounds={"count": 1}, local={"steps": 1500})
+    file = write_federation(rounds={"count": 1}, local={"steps": 800})
     assert photon("prepare", file).returncode == 0
     give_database(prefect_home(file))
     process = subprocess.Popen(
