@@ -3,12 +3,12 @@
     python -m benchmarks.recovery [--quick]
 
 A Prefect server, a coordinator and two sites, each with its own worker, on one machine; a tiny model. One site
-fails when a tenth of its local steps is made:
+fails when a tenth of its local steps is made, or, for the exception, before them:
 
 * trainer: SIGKILL of the process that trains [recovery_s.trainer];
 * process: SIGKILL of the process of the site's flow run, whose worker reports it [recovery_s.process];
-* exception: the flow run ends as Failed (the trainer is killed twice, and is tried again once only), and the API
-  call of the UI's button Retry is made at once [recovery_s.exception].
+* exception: the flow run ends as Failed (a shard is damaged when the round begins, and mended at once after), and
+  the API call of the UI's button Retry is made at once [recovery_s.exception].
 
 recovery_s counts from the failure to the commit of the round, and so holds the training that is left, aggregation
 and evaluation. The same is measured without a failure, from the same point; `cost` is the difference.
@@ -109,10 +109,9 @@ def process(federation: Deployed, t: int, step: int) -> float:
 
 
 def exception(federation: Deployed, t: int, step: int) -> float:
-    first = federation.trainer("failing", step)
-    kill(first)
-    at = kill(federation.trainer("failing", 1, but=first))
-    failed(federation, "failing", t)
+    damaged = federation.damage("failing")
+    at = failed(federation, "failing", t)
+    damaged.mend()
     federation.retry(federation.site_run("failing", t))
     return at
 

@@ -8,6 +8,7 @@ __all__ = [
     "DataError",
     "DeadlinePassed",
     "FederationError",
+    "Killed",
     "ModelDiverged",
     "PhotonError",
     "QuorumMissed",
@@ -73,6 +74,10 @@ class QuorumMissed(PhotonError):
 
 class ChildFailed(PhotonError):
     """A child process (training, validation, evaluation) ended with an error or was killed."""
+
+
+class Killed(ChildFailed):
+    """A child process was ended from outside: kill -9, a kernel short of memory, the end of its fork server."""
 
 
 class DeadlinePassed(ChildFailed):

@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from photon_core import rounds
 from photon_core.aggregation.moments import moments_for
 from photon_core.data.paths import cache_dir, state_dir
-from photon_core.errors import ChildFailed, DeadlinePassed, PhotonError, StoreUnavailable
+from photon_core.errors import ChildFailed, DeadlinePassed, Killed, PhotonError, StoreUnavailable
 from photon_core.rounds import is_done, last_contribution, next_attempt, run_of
 from photon_core.site_cache import fetch_model
 from photon_core.spans import Begin, Spans
@@ -30,19 +30,32 @@ if TYPE_CHECKING:
 
 REPORT_SECONDS = 5.0  # between two progress updates in the Prefect UI
 VALIDATION_TIMEOUT = 3600.0
+AGAIN_SECONDS = [2.0, 2.0, 10.0, 30.0, 60.0]  # before each new start of a step whose process was killed
+KILLED = len(AGAIN_SECONDS)
 
 SPANS = Spans()  # what the sites' steps in this process did when: a site's own into its update's manifest
 
 
-def _again(_task: Any, _run: Any, state: Any) -> bool:
-    """Try once more what was killed or broke, or missed the store; not what was refused, cancelled or too late."""
+def _again(_task: Any, run: Any, state: Any) -> bool:
+    """Try once more what broke or missed the store, and up to KILLED times what was killed; not what was refused,
+    cancelled or too late."""
     error = state.result(raise_on_failure=False)
+    if isinstance(error, Killed):
+        return True
     if isinstance(error, ChildFailed):
-        return not isinstance(error, DeadlinePassed) and "cancelled" not in str(error)
-    return isinstance(error, StoreUnavailable) or not isinstance(error, PhotonError)
+        once_more = not isinstance(error, DeadlinePassed) and "cancelled" not in str(error)
+    else:
+        once_more = isinstance(error, StoreUnavailable) or not isinstance(error, PhotonError)
+    return once_more and run.run_count <= 1
 
 
-@task(task_run_name="{site} / start", cache_policy=NO_CACHE, retries=1, retry_condition_fn=_again)
+@task(
+    task_run_name="{site} / start",
+    cache_policy=NO_CACHE,
+    retries=KILLED,
+    retry_delay_seconds=AGAIN_SECONDS,
+    retry_condition_fn=_again,
+)
 def start(federation: Federation, site: str) -> None:
     """Upload the checkpoint that the site holds and the run starts from, as a model of ours.
 
@@ -59,7 +72,13 @@ def start(federation: Federation, site: str) -> None:
         )
 
 
-@task(task_run_name="{site} / validate", cache_policy=NO_CACHE, retries=1, retry_condition_fn=_again)
+@task(
+    task_run_name="{site} / validate",
+    cache_policy=NO_CACHE,
+    retries=KILLED,
+    retry_delay_seconds=AGAIN_SECONDS,
+    retry_condition_fn=_again,
+)
 def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
     """Check the site's shards: every file by its hash, then the expectation suite `shards`.
 
@@ -89,8 +108,8 @@ def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
 @task(
     task_run_name="{site} / train",
     cache_policy=NO_CACHE,
-    retries=1,
-    retry_delay_seconds=2,
+    retries=KILLED,
+    retry_delay_seconds=AGAIN_SECONDS,
     retry_condition_fn=_again,
 )
 def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Trained | None":
@@ -151,7 +170,13 @@ def upload(
         out.update(bytes=sum(entry.bytes for entry in manifest.files))
 
 
-@task(task_run_name="{site} / evaluate", cache_policy=NO_CACHE, retries=1, retry_condition_fn=_again)
+@task(
+    task_run_name="{site} / evaluate",
+    cache_policy=NO_CACHE,
+    retries=KILLED,
+    retry_delay_seconds=AGAIN_SECONDS,
+    retry_condition_fn=_again,
+)
 def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> dict[str, float]:
     """Loss and perplexity of a global model on the site's held-out text."""
     with step(t, "evaluate", site) as out, SPANS.span((federation.run, t, site), "evaluate") as begin:

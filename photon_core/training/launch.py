@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from photon_core.errors import ChildFailed, DeadlinePassed
+from photon_core.errors import ChildFailed, DeadlinePassed, Killed
 from photon_core.training.channel import Channel, ChannelClosed
 from photon_core.training.child import REQUEST
 from photon_core.training.scratch import create_scratch
@@ -77,6 +77,7 @@ class Launcher:
         self._closed = False
         self._ready = False
         self._failure: str | None = None
+        self._broken = False  # the fork server: it cannot import what it is to have
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._scratch: Path | None = None
@@ -96,7 +97,7 @@ class Launcher:
                 raise ChildFailed("the launcher has been shut down")
             if self._control is not None:
                 return
-            self._failure, self._ready = None, False
+            self._failure, self._broken, self._ready = None, False, False
             if self._server is not None:  # one that has died by itself
                 self._server.wait()
                 self._server = None
@@ -154,7 +155,7 @@ class Launcher:
         if message["op"] == "ready":
             self._ready = True
         elif message["op"] == "failed":
-            self._failure = message["text"]
+            self._failure, self._broken = message["text"], True
         elif job := self._jobs.get(message["job"]):
             if message["op"] == "started":
                 job.pid = message["pid"]
@@ -349,11 +350,12 @@ class Launcher:
         if job.pid and not job.ended:
             return ChildFailed(f"{job.label}: process {job.pid} outlives SIGKILL: a disk or a GPU's driver hangs")
         if job.exit_code is None:
-            return ChildFailed(f"{job.label}: the fork server has ended. {self._failure or ''}".rstrip())
+            kind = ChildFailed if self._broken else Killed
+            return kind(f"{job.label}: the fork server has ended. {self._failure or ''}".rstrip())
         if job.exit_code < 0:
             name = signal.Signals(-job.exit_code).name
             hint = " (out of memory?)" if name == "SIGKILL" else ""
-            return ChildFailed(f"{job.label}: killed by {name}{hint}")
+            return Killed(f"{job.label}: killed by {name}{hint}")
         return ChildFailed(f"{job.label}: ended with exit code {job.exit_code} and no answer; see its log")
 
     def cancel(self, label: str) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from photon_core.errors import ChildFailed
+from photon_core.errors import Killed
 from photon_core.training.device import choose_device
 from photon_core.training.infra import Infra, check_gpus, check_processors
 from photon_core.training.job import LocalJob, Trained
@@ -131,6 +131,6 @@ def _answer(job: LocalJob, infra: Infra, place: Path, code: int) -> Trained:
     kind, value = found.get(ANSWER.format(0), ("", None))
     if code or kind != "result":
         missing = [rank for rank in range(infra.ranks) if ANSWER.format(rank) not in found]
-        raise ChildFailed(f"site '{job.site}': rank {missing[0] if missing else 0} of {infra.ranks} was ended")
+        raise Killed(f"site '{job.site}': rank {missing[0] if missing else 0} of {infra.ranks} was ended")
     assert isinstance(value, Trained)
     return value

@@ -31,7 +31,7 @@ import torch
 
 from photon_core.aggregation.mean import token_weights, weighted_mean
 from photon_core.data.partition import node_dir, partition, site_numbers
-from photon_core.errors import ChildFailed, CorruptFile, DataError, FederationError, UpdateRejected
+from photon_core.errors import ChildFailed, CorruptFile, DataError, FederationError, Killed, UpdateRejected
 from photon_core.training.child import PR_SET_PDEATHSIG, portable
 from photon_core.training.device import choose_device
 from photon_core.training.infra import Infra, node_federation
@@ -127,7 +127,7 @@ class _Node:
             self.process.join()
             code = self.process.exitcode or 0
             killed = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            raise ChildFailed(f"{self.name}: {killed}") from None
+            raise (Killed if code < 0 else ChildFailed)(f"{self.name}: {killed}") from None
         if kind == "report":
             self.progress = value
         elif kind == "result":
@@ -135,7 +135,7 @@ class _Node:
         elif isinstance(value, UpdateRejected):
             raise UpdateRejected(value.site, f"{self.name}: {value.reason}")
         else:
-            kind = type(value) if type(value) in (CorruptFile, DataError, FederationError) else ChildFailed
+            kind = type(value) if type(value) in (CorruptFile, DataError, FederationError, Killed) else ChildFailed
             raise kind(f"{self.name}: {value}")
 
     def end(self) -> None:

@@ -148,6 +148,22 @@ def test_a_site_that_never_ends_is_left_out_at_the_deadline(prepared: Callable[.
     assert "deadline of 20 s" in manifest.left_out["b"]
 
 
+def test_a_site_whose_process_is_killed_three_times_in_a_round_needs_nobody(prepared: Callable[..., Federation]):
+    federation = prepared(("a",), rounds={"count": 1})
+    pipe = held(federation, "a")
+
+    def kill_three_times() -> None:
+        for number in range(3):
+            kill_held(federation, "a", pipe, again=number < 2)
+
+    killing = threading.Thread(target=kill_three_times, daemon=True)
+    killing.start()
+    manifest = run(federation)[1]
+    killing.join(60)
+    assert set(manifest.updates) == {"a"}
+    assert "validation was started 4 times" in "; ".join(manifest.incidents["a"])
+
+
 def held(federation: Federation, site: str) -> Path:
     """Has the site's next validation wait for ever: what it keeps of the last one becomes a pipe."""
     pipe = cache_dir(federation, site) / "features.json"
@@ -157,11 +173,14 @@ def held(federation: Federation, site: str) -> Path:
     return pipe
 
 
-def kill_held(federation: Federation, site: str, pipe: Path) -> None:
-    """Kill the validation that waits for the pipe; the next one finds none."""
+def kill_held(federation: Federation, site: str, pipe: Path, again: bool = False) -> None:
+    """Kill the validation that waits for the pipe; the next one finds none, or, `again`, another."""
     log = Path(federation.site(site).state_dir or "") / "log" / "training.log"
     with pipe.open("wb"):  # opens as soon as the validation reads
-        pipe.unlink()
+        if again:
+            held(federation, site)
+        else:
+            pipe.unlink()
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if (process / "fd" / "1").resolve() == log.resolve():
