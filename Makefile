@@ -1,12 +1,19 @@
-# Set-up, tests and the demo. Needs Python 3.11, make and git; everything else is installed into .venv.
+# Set-up, tests and the demo. Needs Linux, Python 3.11, make and git; everything else is installed into .venv.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.8
 
-.PHONY: demo test test-long browser pictures lint lock clean
+# Debian's PACKAGE, unless one of PROGRAMS is there
+INSTALL = for program in $(PROGRAMS); do command -v $$program && exit 0; done; \
+	command -v apt-get >/dev/null || { echo "make $@ needs Debian's or Ubuntu's apt-get: install $(PACKAGE)"; exit 1; }; \
+	[ "$$(id -u)" = 0 ] || { echo "make $@ needs root: sudo make $@"; exit 1; }; \
+	apt-get update && apt-get install --yes --no-install-recommends $(PACKAGE)
+
+.PHONY: demo test test-long browser postgres network pictures lint lock clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
+	@[ "$$(uname -s)" = Linux ] || { echo "Photon runs on Linux only, and this is $$(uname -s)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV)"
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
@@ -22,11 +29,20 @@ test: lint                 ## everything that must hold
 test-long: lint            ## what takes longer than fits into `make test`: tests marked long, an hour at most each
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile --timeout 3600
 
+browser: PACKAGE := chromium
+browser: PROGRAMS := chromium chromium-browser google-chrome
 browser:                   ## Chromium, for the tests that look at the Prefect UI and at reports (skipped without)
-	@command -v chromium chromium-browser google-chrome && exit 0; \
-	command -v apt-get >/dev/null || { echo "make browser needs Debian's or Ubuntu's apt-get: install Chromium"; exit 1; }; \
-	[ "$$(id -u)" = 0 ] || { echo "make browser needs root: sudo make browser"; exit 1; }; \
-	apt-get update && apt-get install --yes --no-install-recommends chromium
+	@$(INSTALL)
+
+postgres: PACKAGE := postgresql
+postgres: PROGRAMS := postgres /usr/lib/postgresql/*/bin/postgres
+postgres:                  ## PostgreSQL, for the tests of a server that keeps its records there (skipped without)
+	@$(INSTALL)
+
+network: PACKAGE := iproute2
+network: PROGRAMS := ip
+network:                   ## ip, for the tests that nothing calls home (skipped without, and unless root runs them)
+	@$(INSTALL)
 
 pictures: demo             ## README's pictures, from the demo; needs Chromium (make browser)
 	$(BIN)/python docs/pictures/make.py photon-demo

@@ -280,6 +280,8 @@ def generate(
 
 def main() -> None:
     """Entry point of the command `photon`: errors in one line, documented exit codes."""
+    if sys.platform != "linux":
+        sys.exit(f"photon: Photon runs on Linux only, and this is {sys.platform}")
     telemetry_off()
     try:
         app()

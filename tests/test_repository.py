@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -81,6 +82,22 @@ def test_pins(name: str, admitted: list[str], refused: list[str]) -> None:
     specifier = requirements()[name].specifier
     assert [version for version in admitted if version not in specifier] == []
     assert [version for version in refused if version in specifier] == []
+
+
+def test_other_systems_and_pythons_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "uname").write_text("#!/bin/sh\necho Darwin\n")
+    (tmp_path / "uname").chmod(0o755)
+    make = ["make", f"VENV={tmp_path / 'venv'}", "lint"]
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    made = subprocess.run(make, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert made.returncode and "Photon runs on Linux only, and this is Darwin" in made.stdout
+    code = "import sys; sys.platform = 'darwin'; from photon_cli.main import main; main()"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 1 and ran.stderr == "photon: Photon runs on Linux only, and this is darwin\n"
+    assert (
+        "3.11.9" in (pythons := SpecifierSet(project()["project"]["requires-python"])) and "3.12.1" not in pythons
+    )
+    assert "Linux" in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_the_lock_is_names_and_versions_only() -> None:
