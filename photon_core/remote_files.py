@@ -31,6 +31,7 @@ S3 = {"s3", "s3a"}
 CONDITIONAL = S3 | {"gs", "gcs"}  # protocols whose pipe_file(mode="create") asks the server
 MEMORY_LOCK = Lock()
 CALL_SECONDS = 300.0  # for one request: a part of 16 MiB through a link of 0.5 Mbit/s
+DENIED = {"AccessDenied", "403"}  # HTTP 403; the latter where the answer has no body
 BRIEFLY = 5.0  # s; for what may also be left undone
 CLIENT = {
     "connect_timeout": 10,
@@ -142,10 +143,31 @@ class RemoteFiles:
         return done
 
     def _fetch(self, path: str, call: Callable[[], T]) -> T:
-        return patiently(call, f"read {self.protocol}://{self._full(path)}", self._patience)
+        what = f"read {self.protocol}://{self._full(path)}"
+        return patiently(partial(self._or_missing, path, call), what, self._patience)
 
     def size(self, path: str) -> int:
-        return int(self._do("look at", path, lambda **limit: self.fs.info(self._full(path), **limit))["size"])
+        look = partial(self._or_missing, path, partial(self.fs.info, self._full(path)))
+        return int(self._do("look at", path, look)["size"])
+
+    def _or_missing(self, path: str, call: Callable[..., T], **limit: Any) -> T:
+        """`call(**limit)`. S3 answers 403 and not 404 for a missing object where its right to be listed hangs on a
+        condition, as in the policy of docs/store.md: then the list says whether the object is there."""
+        try:
+            return call(**limit)
+        except Exception as error:
+            if self._s3 is None or error_code(error) not in DENIED or not self._unlisted(path):
+                raise
+            raise FileNotFoundError(self._full(path)) from None
+
+    def _unlisted(self, path: str) -> bool:
+        """Whether the server lists what begins like this path, and not the object itself."""
+        bucket, _, key = self._full(path).partition("/")
+        try:
+            first = self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1, timeout=CALL_SECONDS)
+        except PermissionError:
+            return False
+        return key not in [found["Key"] for found in first.get("Contents", ())]
 
     def exists(self, path: str) -> bool:
         try:
