@@ -9,6 +9,7 @@ from typing import Any
 from photon_core.telemetry import OFF
 from schemas.deploy import Notify
 from schemas.federation import Federation
+from schemas.protocol import PROTOCOL, PROTOCOL_TAG
 from tasks.events import LEFT_OUT
 
 TAG = "photon"
@@ -22,6 +23,7 @@ SIGNS_OF_LIFE = tuple(
         *("Scheduled", "Late", "Pending", "AwaitingRetry", "AwaitingConcurrencySlot", "Paused", "Suspended"),
     )
 )
+SPOKEN = f"{PROTOCOL_TAG}{PROTOCOL}"  # a tag of every deployment: flow runs and `photon join` compare it
 ROUND_ENDS_BADLY = ("prefect.flow-run.Failed", "prefect.flow-run.TimedOut", "prefect.flow-run.Crashed")
 CHILD_SETTINGS = {
     **OFF,
@@ -136,7 +138,7 @@ def _coordinator_deployments(federation: Federation) -> tuple[Deployment, ...]:
     common: dict[str, Any] = {
         "name": federation.run,
         "pool": federation.coordinator_pool,
-        "tags": (TAG, run_tag(federation.run)),
+        "tags": (TAG, run_tag(federation.run), SPOKEN),
         "job_variables": {"env": _environment(federation)},
     }
     return (
@@ -178,7 +180,7 @@ def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
             **_flow(function),
             name=f"{federation.run}-{site.name}",
             pool=federation.site_pool(site.name),
-            tags=(TAG, run_tag(federation.run), f"site:{site.name}"),
+            tags=(TAG, run_tag(federation.run), SPOKEN, f"site:{site.name}"),
             job_variables={
                 **({"command": COMMAND} if federation.site_pool_type(site.name) == "process" else {}),
                 **site.job_variables,

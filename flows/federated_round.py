@@ -11,9 +11,8 @@ Embedded, the sites' steps are tasks of this flow run. Deployed, each site's ste
 own work pool, and this one shows a task for it. Either way the outcome is read from the store.
 """
 
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from prefect import flow, tags
 from prefect.futures import PrefectFuture, wait
@@ -33,8 +32,10 @@ from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks import coordinator, dispatch, reporting
 from tasks import site as steps
+from tasks.present import COORDINATOR, Present, own_file
+from tasks.waiting import Limits, Waiting, wait_for, watching
 
-GRACE_SECONDS = 15.0  # for the tasks that watch a site's own flow run to say how far it has come
+SLACK_SECONDS = 15.0  # beyond a deadline, in which tasks that watch flow runs say how far those have come
 STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was told to
 
 outlive_leases()
@@ -67,36 +68,28 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
         QuorumMissed: too few sites committed a usable update in time; every one's reason is in the message.
         StoreConflict: another coordinator committed this round first.
     """
+    federation, edited = own_file(federation, COORDINATOR)
     if t is None:
-        start_at_site(federation, deployed)
+        federation = start_at_site(federation, deployed)
     t = coordinator.open_round(federation, t)
     if t is None:  # a schedule goes on when the run is done
         return Completed(
             message=f"all {federation.rounds.count} rounds are committed: raise rounds.count to go on"
         )
-    manifest = coordinator.committed_before(federation, t)
+    manifest, waited = coordinator.committed_before(federation, t), ""
     if manifest is None:
-        with dispatch.watching() as over:
-            manifest = _round(federation, t, deployed, over)
+        manifest, waited = _round(federation, t, deployed)
         if federation.trackers:
             coordinator.track(federation, manifest)
     if flow_run.parent_flow_run_id is None:  # else the next round goes on beside it
         reporting.finish()
-    return Completed(message=_message(manifest))
+    return Completed(message=_message(manifest, [waited, edited]))
 
 
-def _round(federation: Federation, t: int, deployed: bool, over: threading.Event) -> RoundManifest:
+def _round(federation: Federation, t: int, deployed: bool) -> tuple[RoundManifest, str]:
+    """The round, and whom it waited for in vain."""
     opened, clock = time.time(), time.monotonic()
-    sampled = coordinator.sample(federation, t)
-    deadline = time.time() + federation.rounds.deadline
-    futures: SiteFutures = {}
-    for site in sampled:
-        with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
-            if deployed:
-                futures[site] = {"round": dispatch.dispatch_round.submit(federation, site, t, deadline, over=over)}
-            else:
-                futures[site] = site_steps(federation, site, t)
-    left_out = _wait(federation, t, futures, deadline)
+    federation, sampled, left_out, waited = _train(federation, t, deployed)
     seconds = {"sites": time.monotonic() - clock}
 
     clock = time.monotonic()
@@ -104,10 +97,10 @@ def _round(federation: Federation, t: int, deployed: bool, over: threading.Event
     seconds["aggregate"] = time.monotonic() - clock
 
     clock = time.monotonic()
-    evaluations, not_evaluated = _evaluate(federation, candidate, deployed, over)
-    while again := coordinator.apply_again(federation, candidate, evaluations):
-        candidate = again
-        evaluations, not_evaluated = _evaluate(federation, candidate, deployed, over)
+    evaluations, not_evaluated = _evaluate(federation, candidate, deployed)
+    while coordinator.is_mendable(federation, candidate, evaluations):
+        candidate = coordinator.apply_again(federation, candidate, evaluations)
+        evaluations, not_evaluated = _evaluate(federation, candidate, deployed)
     seconds["evaluate"] = time.monotonic() - clock
 
     incidents = {
@@ -116,21 +109,64 @@ def _round(federation: Federation, t: int, deployed: bool, over: threading.Event
         if site in candidate.updates
     }
     course = Course(sampled, evaluations, not_evaluated, seconds, incidents, opened)
-    return coordinator.publish(federation, candidate, course)
+    return coordinator.publish(federation, candidate, course), waited
 
 
-def _wait(federation: Federation, t: int, futures: SiteFutures, deadline: float) -> dict[str, str]:
-    """Wait until every site has ended or the deadline has passed. Returns site -> why it has no update."""
-    last = {list(site_futures.values())[-1]: site for site, site_futures in futures.items()}
-    late = wait(list(last), timeout=max(0.0, deadline + GRACE_SECONDS - time.time())).not_done
-    for future in late:
-        steps.cancel(federation, last[future], t)
-    wait(list(late), timeout=STOP_SECONDS)
-    reasons = {last[future]: f"not done at the deadline of {federation.rounds.deadline:g} s" for future in late}
+def _train(federation: Federation, t: int, deployed: bool) -> tuple[Federation, list[str], dict[str, str], str]:
+    """Have the sampled sites train; again, where the file was edited meanwhile: all are asked for its settings.
+
+    Returns:
+        the file that the round goes on with, the sampled sites, site -> why it has no update, and whom it waited
+        for in vain.
+    """
+    present, opened = Present(federation, follow=deployed), time.time()
+
+    def limits() -> Limits:
+        rounds = present.look().rounds
+        return Limits(present.federation.quorum, opened + rounds.deadline, rounds.grace, SLACK_SECONDS)
+
+    while True:
+        federation = present.look(fresh=True)
+        sampled = coordinator.sample(federation, t)
+        with watching() as waiting:
+            futures = _submit(t, sampled, deployed, present, opened, waiting)
+            left_out, waited = _wait(federation, t, futures, limits, waiting)
+        if present.look(fresh=True) == federation:
+            return federation, sampled, left_out, waited
+
+
+def _submit(
+    t: int, sampled: list[str], deployed: bool, present: Present, opened: float, waiting: Waiting
+) -> SiteFutures:
+    federation, futures = present.federation, SiteFutures()
+    for site in sampled:
+        with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
+            if deployed:
+                deadline = opened + federation.rounds.deadline
+                asked = dispatch.dispatch_round.submit(
+                    federation, site, t, deadline, present=present, waiting=waiting
+                )
+                futures[site] = {"round": asked}
+            else:
+                futures[site] = site_steps(federation, site, t)
+    return futures
+
+
+def _wait(
+    federation: Federation, t: int, futures: SiteFutures, limits: Callable[[], Limits], waiting: Waiting
+) -> tuple[dict[str, str], str]:
+    """Wait for the sites. Returns site -> why it has no update, and whom the round waited for in vain."""
+    last = {site: list(site_futures.values())[-1] for site, site_futures in futures.items()}
+    late, waited = wait_for(last, waiting, limits)
+    reasons = dict.fromkeys(late, f"not done at the deadline of {federation.rounds.deadline:g} s")
+    for site, reason in reasons.items():
+        steps.cancel(federation, site, t)
+        waiting.end(site, reason)
+    wait([last[site] for site in late], timeout=STOP_SECONDS)
     for site, site_futures in futures.items():
         if site not in reasons and (reason := failure(site_futures)):
             reasons[site] = reason
-    return reasons
+    return reasons, waited
 
 
 def _regions(federation: Federation, t: int, sampled: list[str]) -> dict[str, str]:
@@ -152,25 +188,31 @@ def _regions(federation: Federation, t: int, sampled: list[str]) -> dict[str, st
 
 
 def _evaluate(
-    federation: Federation, candidate: Candidate, deployed: bool, over: threading.Event
+    federation: Federation, candidate: Candidate, deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Evaluate the candidate on every active site's held-out text; one that cannot is named with its reason."""
     t, model = candidate.t, candidate.sent
-    deadline = time.time() + federation.rounds.evaluation_deadline
-    futures = {}
-    for site in federation.active:
-        with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
-            if deployed:
-                futures[site] = dispatch.dispatch_evaluation.submit(federation, site, t, model, deadline, over)
-            else:
-                futures[site] = steps.evaluate.submit(federation, site, t, model)
-    failures = {site: reason for site, future in futures.items() if (reason := failure({"evaluate": future}))}
+    rounds = federation.rounds
+    deadline = time.time() + rounds.evaluation_deadline
+    futures: dict[str, PrefectFuture] = {}
+    with watching() as waiting:
+        for site in federation.active:
+            with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
+                if deployed:
+                    futures[site] = dispatch.dispatch_evaluation.submit(
+                        federation, site, t, model, deadline, waiting
+                    )
+                else:
+                    futures[site] = steps.evaluate.submit(federation, site, t, model)
+        limits = Limits(min(federation.quorum, len(futures)), deadline, rounds.grace, SLACK_SECONDS)
+        wait_for(futures, waiting, lambda: limits)
+        failures = {site: reason for site, future in futures.items() if (reason := failure({"evaluate": future}))}
     return {site: future.result() for site, future in futures.items() if site not in failures}, failures
 
 
-def _message(manifest: RoundManifest) -> str:
-    """One line for the flow run's state: what happened, and who was left out and why."""
+def _message(manifest: RoundManifest, more: list[str]) -> str:
+    """One line for the flow run's state: what happened, who was left out and why, who was waited for."""
     text = f"round {manifest.round}: {len(manifest.updates)} of {len(manifest.sampled)} sites"
     if "perplexity" in manifest.metrics:
         text += f", perplexity {manifest.metrics['perplexity']:.2f}"
-    return ". ".join([text, *remarks(manifest)])
+    return ". ".join([text, *remarks(manifest), *filter(None, more)])

@@ -8,6 +8,7 @@ from flows.federated_round import federated_round
 from flows.start import start_at_site
 from schemas.federation import Federation
 from tasks import coordinator, reporting
+from tasks.present import COORDINATOR, Present, own_file
 
 
 @flow(name="federated-run", flow_run_name="{federation.run}", on_cancellation=[cancel_sites])
@@ -19,14 +20,15 @@ def federated_run(federation: Federation, rounds: int | None = None, deployed: b
         rounds: at most so many rounds now; all that are left if left out.
         deployed: have each site's own worker do its part.
     """
+    federation, edited = own_file(federation, COORDINATOR)
     with tags(f"run:{federation.run}"):
-        start_at_site(federation, deployed)
+        federation = start_at_site(federation, deployed)
+        present = Present(federation, follow=deployed)
         latest = coordinator.open_run(federation)
         last = federation.rounds.count if rounds is None else min(federation.rounds.count, latest + rounds)
         for t in range(latest + 1, last + 1):
             with tags(f"round:{t}"):
-                federated_round(federation, t, deployed)
+                federated_round(present.look(fresh=True), t, deployed)
         reporting.finish()
-    return Completed(
-        message=f"{federation.run}: {max(latest, last)} of {federation.rounds.count} rounds are committed"
-    )
+    message = f"{federation.run}: {max(latest, last)} of {federation.rounds.count} rounds are committed"
+    return Completed(message=f"{message} ({edited})" if edited else message)

@@ -5,6 +5,7 @@ from prefect.states import Completed, State
 
 from schemas.federation import Federation
 from tasks import prepare
+from tasks.present import own_file
 
 
 @flow(name="prepare-site", flow_run_name="prepare {site}")
@@ -15,4 +16,6 @@ def prepare_site(federation: Federation, site: str) -> State:
         federation: the federation file.
         site: the site's name.
     """
-    return Completed(message=prepare.prepare(federation, site))
+    federation, edited = own_file(federation, f"site '{site}'")
+    message = prepare.prepare(federation, site)
+    return Completed(message=f"{message} ({edited})" if edited else message)

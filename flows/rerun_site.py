@@ -5,9 +5,11 @@ import time
 from prefect import flow, tags
 from prefect.states import Completed, State
 
-from photon_core.rounds import check_asked, check_in_time, newest_update, next_attempt, run_of
+from photon_core.attempts import newest_update
+from photon_core.rounds import check_asked, check_in_time, next_attempt, run_of
 from schemas.federation import Federation
 from tasks import dispatch
+from tasks.present import COORDINATOR, own_file
 
 
 @flow(name="rerun-site", flow_run_name="rerun {site} round {t}")
@@ -24,12 +26,13 @@ def rerun_site(federation: Federation, site: str, t: int, force: bool = False) -
         FederationError: round t does not ask for the site.
         StoreConflict: round t is committed, or was before the update came; what it aggregated stands.
     """
+    federation, _ = own_file(federation, COORDINATOR)
     check_asked(federation, t, site)
     run = run_of(federation)
     attempt = next_attempt(run, t, site) if force else 1
     with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
         dispatch.dispatch_round(federation, site, t, time.time() + federation.rounds.deadline, attempt)
-    update = newest_update(run, t, site)
+    update = newest_update(run, federation, t, site)
     assert update is not None
     check_in_time(run, update)
     return Completed(message=f"site '{site}', round {t}: the update is committed")

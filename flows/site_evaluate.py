@@ -1,11 +1,13 @@
 """One site evaluates a candidate for the next global model on its held-out text."""
 
-from prefect import flow
+from prefect import flow, tags
 
 from schemas.federation import Federation
 from schemas.manifests import FileEntry
 from tasks import site as steps
+from tasks.present import own_file
 from tasks.processes import shutdown
+from tasks.tags import SITE
 
 
 @flow(name="site-evaluate", flow_run_name="{site} evaluates round {t}")
@@ -18,7 +20,9 @@ def site_evaluate(federation: Federation, site: str, t: int, model: list[FileEnt
         t: number of the round that the candidate would become.
         model: the candidate's files.
     """
+    federation, _ = own_file(federation, f"site '{site}'")
     try:
-        steps.evaluate(federation, site, t, model)
+        with tags(f"{SITE}{site}"):
+            steps.evaluate(federation, site, t, model)
     finally:
         shutdown()

@@ -1,6 +1,6 @@
 """One site in one round (Algorithm 1, client k): validate -> train H local steps -> upload the update."""
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, State
 
@@ -8,14 +8,18 @@ from flows.outcome import failure
 from photon_core.errors import PhotonError
 from schemas.federation import Federation
 from tasks import site as steps
+from tasks.incidents import INCIDENTS
+from tasks.present import own_file
 from tasks.processes import shutdown
+from tasks.tags import SITE
 
 
 def site_steps(federation: Federation, site: str, t: int, attempt: int = 1) -> dict[str, PrefectFuture]:
     """Submit the site's steps to the flow run that this is called in; each waits for the one before."""
-    checked = steps.validate.submit(federation, site, t)
-    trained = steps.train.submit(federation, site, t, attempt, wait_for=[checked])
-    uploaded = steps.upload.submit(federation, site, t, trained, checked)
+    with tags(f"{SITE}{site}"):
+        checked = steps.validate.submit(federation, site, t)
+        trained = steps.train.submit(federation, site, t, attempt, wait_for=[checked])
+        uploaded = steps.upload.submit(federation, site, t, trained, checked)
     return {"validate": checked, "train": trained, "upload": uploaded}
 
 
@@ -32,9 +36,13 @@ def site_round(federation: Federation, site: str, t: int, attempt: int = 1) -> S
     Raises:
         PhotonError: which step failed, and why.
     """
+    federation, edited = own_file(federation, f"site '{site}'")
+    if edited:
+        INCIDENTS.put((federation.run, t, site), "file", [f"its flow run was started again: {edited}"])
+    note = f" ({edited})" if edited else ""
     try:
         if reason := failure(site_steps(federation, site, t, attempt)):
-            raise PhotonError(f"site '{site}', round {t}: {reason}")
+            raise PhotonError(f"site '{site}', round {t}: {reason}{note}")
     finally:
         shutdown()  # when the flow run is cancelled, too: the trainer's whole process group ends with it
-    return Completed(message=f"site '{site}', round {t}: the update is committed")
+    return Completed(message=f"site '{site}', round {t}: the update is committed{note}")

@@ -4,6 +4,7 @@ from prefect import flow
 
 from schemas.federation import Federation
 from tasks import site as steps
+from tasks.present import own_file
 from tasks.processes import shutdown
 
 
@@ -15,6 +16,7 @@ def site_start(federation: Federation, site: str) -> None:
         federation: the federation file; its start.checkpoint is a path at this site.
         site: the site's name.
     """
+    federation, _ = own_file(federation, f"site '{site}'")
     try:
         steps.start(federation, site)
     finally:

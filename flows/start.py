@@ -8,10 +8,14 @@ from photon_core.rounds import run_of
 from schemas.federation import Federation
 from tasks import dispatch
 from tasks import site as steps
+from tasks.present import Present
 
 
-def start_at_site(federation: Federation, deployed: bool) -> None:
+def start_at_site(federation: Federation, deployed: bool) -> Federation:
     """Return when the model that start.site holds is in the store; at once where no site holds it.
+
+    Returns:
+        the file, which may have been edited while the site was waited for.
 
     Raises:
         FederationError: the site's checkpoint is not of the file's model.
@@ -19,9 +23,11 @@ def start_at_site(federation: Federation, deployed: bool) -> None:
     """
     site = federation.start.site
     if site is None or run_of(federation).round(0) is not None:
-        return
+        return federation
     with tags(f"run:{federation.run}", "round:0", f"site:{site}"):
         if deployed:
-            dispatch.dispatch_start(federation, site, time.time() + federation.rounds.deadline)
-        else:
-            steps.start(federation, site)
+            present = Present(federation, follow=True, born=False)
+            dispatch.dispatch_start(federation, site, time.time() + federation.rounds.deadline, present)
+            return present.look(fresh=True)
+        steps.start(federation, site)
+    return federation

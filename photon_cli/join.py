@@ -18,6 +18,8 @@ from photon_core.training.serving import serve_beside
 from schemas.federation import Federation
 from schemas.load import check_paths
 from schemas.local import Local
+from schemas.protocol import PROTOCOL_TAG, other_protocol
+from tasks.tags import tagged
 
 GPUS = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 CUDA_SECONDS = 300.0  # importing torch from a cold disk takes a while
@@ -104,9 +106,14 @@ def _check_deployed(client: Any, federation: Federation, site: str | None) -> No
 
     name = f"site-round/{federation.run}-{site}" if site else f"federated-round/{federation.run}"
     try:
-        there = Federation.model_validate(client.read_deployment_by_name(name).parameters["federation"])
+        deployment = client.read_deployment_by_name(name)
     except ObjectNotFound:
         raise NotReady(f"the server has no deployment '{name}'. Write: photon deploy FILE") from None
+    here = f"site '{site}'" if site else "the coordinator"
+    if problem := other_protocol(tagged(deployment.tags, PROTOCOL_TAG), f"the deployment '{name}'", here):
+        raise NotReady(problem)
+    try:
+        there = Federation.model_validate(deployment.parameters["federation"])
     except (ValueError, KeyError):
         raise NotReady(f"the deployment '{name}' is of another version. Write: photon deploy FILE") from None
     for (key, deployed), (_, here) in zip(_places(there, site), _places(federation, site), strict=True):

@@ -8,11 +8,13 @@ from typing import Any
 
 from flows.pages import PAGE, pages
 from photon_core.errors import printable
+from tasks.tags import SITE, STEP, tagged
 
 TIMEOUT = 3.0  # seconds; `photon status` does not wait for a server that is away
 GOING = ("RUNNING", "PENDING", "SCHEDULED", "PAUSED", "CANCELLING")
 BAD = ("FAILED", "CRASHED")
 STEPS = ("validate", "train", "upload", "round", "evaluate")  # in the order in which they are made
+COORDINATOR_STEPS = ("publish", "apply again", "aggregate", "sample sites", "open run")  # the last one first
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def ask(url: str, run: str, t: int) -> Live | None:
             if rounds and not tasks:  # a scheduled round has no tag of its own number
                 mine = {"id": {"any_": [rounds[0]["id"]]}}
                 tasks = _post(client, "task_runs", {"flow_runs": mine, "sort": "EXPECTED_START_TIME_DESC"})
-            ids = [task["id"] for task in tasks if str(task.get("name", "")).endswith(" / train")]
+            ids = [task["id"] for task in tasks if _step(task) == "train"]
             progress = _post(client, "artifacts", {
                 "artifacts": {"type": {"any_": ["progress"]}, "task_run_id": {"any_": ids}},
                 "sort": "CREATED_DESC",
@@ -121,9 +123,9 @@ def _sites(tasks: list[dict[str, Any]], progress: list[dict[str, Any]]) -> dict[
     percents = {artifact.get("task_run_id"): artifact.get("data") for artifact in reversed(progress)}
     best: dict[str, tuple[tuple[bool, int], Doing]] = {}
     for task in tasks:
-        site, separator, step = str(task.get("name", "")).partition(" / ")
+        site, step = tagged(task.get("tags") or [], SITE), _step(task)
         state = task.get("state") or {}
-        if not separator or step not in STEPS or not (task.get("start_time") or state.get("type") == "FAILED"):
+        if not site or step not in STEPS or not (task.get("start_time") or state.get("type") == "FAILED"):
             continue
         percent = percents.get(task["id"])
         doing = Doing(
@@ -141,8 +143,12 @@ def _sites(tasks: list[dict[str, Any]], progress: list[dict[str, Any]]) -> dict[
 
 
 def _coordinator(tasks: list[dict[str, Any]]) -> str:
-    names = {task.get("name") for task in tasks if (task.get("state") or {}).get("type") == "RUNNING"}
-    return next((name for name in ("publish", "aggregate", "sample sites", "open run") if name in names), "")
+    going = {_step(task) for task in tasks if (task.get("state") or {}).get("type") == "RUNNING"}
+    return next((step for step in COORDINATOR_STEPS if step in going), "")
+
+
+def _step(task: dict[str, Any]) -> str:
+    return tagged(task.get("tags") or [], STEP)
 
 
 def age(since: str) -> float | None:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from photon_core.attempts import is_done
 from photon_core.errors import PhotonError
-from photon_core.rounds import check_asked, check_in_time, is_done, next_attempt, run_of
+from photon_core.rounds import check_asked, check_in_time, next_attempt, run_of
 from schemas.federation import Federation
 
 
@@ -20,14 +21,14 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
     run = run_of(federation)
     check_asked(federation, t, site)
     attempt = next_attempt(run, t, site) if force else 1
-    if (done := is_done(run, t, site, attempt)) is not None:
+    if (done := is_done(run, federation, t, site, attempt)) is not None:
         print(f"{site} has committed its update for round {t} (attempt {done.attempt}). To train again: --force")
         return
     if os.environ.get("PREFECT_API_URL"):
         _deployed(federation, t, site, force)
     else:
         _embedded(federation, file, t, site, attempt, quiet)
-    update = is_done(run, t, site, attempt)
+    update = is_done(run, federation, t, site, attempt)
     if update is None:
         raise PhotonError(f"site '{site}', round {t}: no update was committed")
     check_in_time(run, update)

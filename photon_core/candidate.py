@@ -13,12 +13,14 @@ from photon_core.aggregation.guard import norm_trouble, outsized
 from photon_core.aggregation.moments import average_moments
 from photon_core.aggregation.server_schedule import server_at
 from photon_core.aggregation.tree import Tree, reference, regions
+from photon_core.attempts import newest_update
 from photon_core.claims import believed, excessive, least_steps, limits, token_limit
 from photon_core.errors import QuorumMissed, StepOverflow, UpdateRejected, printable
 from photon_core.guarded import last_notes, lowered, past_rounds, without, wrong_losses
 from photon_core.layout import Run, model_sha256, versions
 from photon_core.round_metrics import aggregate_metrics
-from photon_core.rounds import federation_sha256, newest_update, utc_now
+from photon_core.rounds import federation_sha256, utc_now
+from photon_core.settings import check_settings
 from photon_core.spans import timeline
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, Span, UpdateManifest
@@ -157,10 +159,11 @@ def _gather(
         if site in (rejected or {}):
             continue
         try:
-            update = suspects.read(site, partial(newest_update, run, t, site))
+            update = suspects.read(site, partial(newest_update, run, federation, t, site))
             if update is None:
                 reasons.setdefault(site, "no update was committed")
                 continue
+            check_settings(federation, site, update, left_out.get(site, ""))
             _check_work(federation, site, update)
         except UpdateRejected as error:
             reasons[site] = error.reason
@@ -200,12 +203,17 @@ def apply_again(
     Returns:
         another candidate, to be evaluated in its turn; None if this one is good, or no tries are left.
     """
+    trouble = mendable(run, federation, candidate, evaluations)
+    return _guarded(run, federation, _mended(run, federation, candidate, trouble)) if trouble else None
+
+
+def mendable(
+    run: Run, federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
+) -> str:
+    """What its validation loss has against the candidate; empty if nothing, or if no tries are left."""
     if candidate.lowered >= candidate.server.guard.tries:
-        return None
-    trouble = wrong_losses(run, federation, candidate, evaluations)
-    if not trouble:
-        return None
-    return _guarded(run, federation, _mended(run, federation, candidate, trouble))
+        return ""
+    return wrong_losses(run, federation, candidate, evaluations)
 
 
 def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidate:

@@ -3,6 +3,7 @@
 from schemas.errors import FederationError, PhotonError
 
 __all__ = [
+    "Cancelled",
     "ChildFailed",
     "CorruptFile",
     "DataError",
@@ -74,6 +75,10 @@ class QuorumMissed(PhotonError):
 
 class ChildFailed(PhotonError):
     """A child process (training, validation, evaluation) ended with an error or was killed."""
+
+
+class Cancelled(ChildFailed):
+    """A child process was ended because somebody asked for it."""
 
 
 class Killed(ChildFailed):

@@ -17,13 +17,13 @@ from photon_core.errors import CorruptFile, PhotonError, StoreConflict
 from photon_core.layout import REMOVED, Run
 from photon_core.listing import Found
 from photon_core.rounds import utc_now
-from photon_core.start import site_start
+from photon_core.start import site_starts
 from schemas.manifests import FileEntry, RemovalManifest
 
 PLACE = re.compile(r"[^/]+/rounds/(?P<t>\d{6,})/(?P<rest>.+)")
 TEMPORARY = re.compile(r"\.(probe-[0-9a-f]{32}|[0-9a-f]{32}\.tmp)")
 UPDATE = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4})/update\.json")
-START = re.compile(r"sites/(?P<site>[^/]+)/0001/start\.json")
+START = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4})/start\.json")
 REGION = re.compile(r"(?P<folder>regions/\d{4}/[0-9a-f]{16}/\d{4})/partial\.json")
 DATA = ".safetensors"
 DAY = 86_400.0
@@ -189,8 +189,8 @@ def _named(run: Run, found: Sequence[Found]) -> dict[str, int]:
                 cover(t, folder, partial.files)
         elif at := START.fullmatch(place["rest"]):
             with suppress(CorruptFile):  # as below
-                if start := site_start(run, at["site"]):
-                    cover(0, run.site_dir(0, at["site"], 1), start.files)
+                for start in site_starts(run, at["site"]):
+                    cover(0, run.site_dir(0, at["site"], start.attempt), start.files)
         elif at := UPDATE.fullmatch(place["rest"]):
             try:
                 update = run.update(t, at["site"], int(at["attempt"]))

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from photon_core.aggregation.check import check_manifest, check_moments
 from photon_core.data.paths import find_site
 from photon_core.dots import dots
 from photon_core.errors import (
@@ -19,7 +18,6 @@ from photon_core.errors import (
     FederationError,
     PhotonError,
     StoreConflict,
-    UpdateRejected,
 )
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.layout import Run, model_sha256, versions
@@ -160,81 +158,6 @@ def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:
 def next_attempt(run: Run, t: int, site: str) -> int:
     """One more than the site's committed attempts: an attempt that was cut off is taken up again."""
     return run.committed_attempt(t, site) + 1
-
-
-def committed_update(run: Run, t: int, site: str) -> UpdateManifest | None:
-    """The site's newest committed update for round t that starts from the committed model of round t-1.
-
-    Raises:
-        CorruptFile: its newest manifest is not one, or not of its place.
-    """
-    base = run.round(t - 1)
-    update = newest_update(run, t, site)
-    if update is None or base is None or update.base_sha256 != base.model_sha256:
-        return None
-    return update
-
-
-def newest_update(run: Run, t: int, site: str) -> UpdateManifest | None:
-    """The site's newest committed update for round t, whatever it starts from. Raises CorruptFile."""
-    attempt = next_attempt(run, t, site) - 1
-    return run.update(t, site, attempt) if attempt else None
-
-
-def is_done(
-    run: Run, t: int, site: str, attempt: int = 1, beat: Callable[[], None] = lambda: None
-) -> UpdateManifest | None:
-    """The site's committed update for round t, of this attempt or a later one, if its files are whole.
-
-    Args:
-        beat: called with every block that is read; what it raises ends the reading.
-    """
-    try:
-        base, update = run.round(t - 1), committed_update(run, t, site)
-        if base is None or update is None or update.attempt < attempt:
-            return None
-        check_manifest(run, base, t, site, update)  # first: the model's size bounds that of every file
-        check_moments(site, base, update)
-        folder = run.site_dir(t, site, update.attempt)
-        files = [*update.files, *update.moments]
-        if any(run.store.size(f"{folder}/{entry.path}") != entry.bytes for entry in files):
-            return None
-        for entry in files:
-            run.store.check(entry, folder, beat)
-        return update
-    except (CorruptFile, UpdateRejected, FileNotFoundError):
-        return None
-
-
-class _Over(Exception):
-    """There is no time left to read more."""
-
-
-def wanted_attempt(run: Run, t: int, site: str, attempt: int = 1, over: Callable[[], bool] = lambda: False) -> int:
-    """The attempt from which on the site's update for round t counts: a committed one that is damaged does not.
-
-    Args:
-        over: whether there is no time left to read its files: then it counts, and aggregation says what it is.
-    """
-
-    def beat() -> None:
-        if over():
-            raise _Over
-
-    newest = next_attempt(run, t, site) - 1
-    try:
-        return attempt if newest < attempt or is_done(run, t, site, attempt, beat) else newest + 1
-    except _Over:
-        return attempt
-
-
-def is_committed(run: Run, t: int, site: str, attempt: int) -> bool:
-    """Whether the site's update of this attempt or a later one is committed. Its files are not read."""
-    try:
-        update = committed_update(run, t, site)
-    except CorruptFile:
-        return False
-    return update is not None and update.attempt >= attempt
 
 
 def check_open(federation: Federation, t: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict
 from photon_core.export.checkpoint import Checkpoint
-from photon_core.hashing import canonical_json
+from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.layout import Run
 from photon_core.put import put_file
 from photon_core.store import Store
@@ -19,9 +19,11 @@ from photon_core.training.shapes import parameter_shapes
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, StartManifest, StartRef
 from schemas.model import Model
+from schemas.start import Start
 
 MANIFEST_LIMIT = 16 << 20  # bytes
 CHUNK = 4 << 20  # elements
+ATTEMPTS = 100  # most of a site's at the run's start
 
 
 @dataclass(frozen=True)
@@ -88,29 +90,64 @@ def upload_start(federation: Federation, site: str, folder: Path) -> StartManife
         FederationError: the checkpoint is not of the file's model.
     """
     run = _run(federation)
-    committed = site_start(run, site)
+    committed = site_start(run, site, federation.start)
     if committed is not None:
         return committed
+    attempt = len(site_starts(run, site)) + 1
     place = federation.start.checkpoint
     assert place is not None
     checkpoint = Checkpoint(place, federation.model, federation.data_options(site, place))
     files, hashes = checkpoint.write(folder)
-    place = run.site_dir(0, site, 1)
+    place = run.site_dir(0, site, attempt)
     entries = [put_file(run.store, path, place) for path in files]
     names = {Path(name).name: sha256 for name, sha256 in hashes.items()}
-    manifest = StartManifest(run=run.run, site=site, files=entries, sha256=names, notes=checkpoint.notes)
+    manifest = StartManifest(
+        run=run.run,
+        site=site,
+        files=entries,
+        sha256=names,
+        notes=checkpoint.notes,
+        attempt=attempt,
+        asked=_asked(federation.start),
+    )
     try:
         run.store.create(f"{place}/start.json", canonical_json(manifest.model_dump(mode="json")) + b"\n")
     except StoreConflict:
         pass
-    committed = site_start(run, site)
-    assert committed is not None
+    committed = site_start(run, site, federation.start)
+    if committed is None:
+        raise StoreConflict(f"site '{site}' has committed another checkpoint meanwhile; try again")
     return committed
 
 
-def site_start(run: Run, site: str) -> StartManifest | None:
-    """What a site has committed to start from, or None. Raises CorruptFile when it is not a manifest."""
-    path = f"{run.site_dir(0, site, 1)}/start.json"
+def site_start(run: Run, site: str, start: Start | None = None) -> StartManifest | None:
+    """The newest model that a site has committed to start from; of this section of the file, if it is given.
+
+    Raises:
+        CorruptFile: it is not a manifest.
+    """
+    found = (m for m in reversed(site_starts(run, site)) if start is None or m.asked in ("", _asked(start)))
+    return next(found, None)
+
+
+def site_starts(run: Run, site: str) -> list[StartManifest]:
+    """All models that a site has committed to start from, by attempt: another where the file's start was edited.
+
+    Raises:
+        CorruptFile: one of them is not a manifest.
+    """
+    found: list[StartManifest] = []
+    while len(found) < ATTEMPTS and (manifest := _start(run, site, len(found) + 1)):
+        found.append(manifest)
+    return found
+
+
+def _asked(start: Start) -> str:
+    return sha256_bytes(canonical_json(start.model_dump(mode="json")))
+
+
+def _start(run: Run, site: str, attempt: int) -> StartManifest | None:
+    path = f"{run.site_dir(0, site, attempt)}/start.json"
     try:
         data = run.store.read(path, MANIFEST_LIMIT)
     except FileNotFoundError:
@@ -119,8 +156,8 @@ def site_start(run: Run, site: str) -> StartManifest | None:
         manifest = StartManifest.model_validate_json(data)
     except ValueError:
         raise CorruptFile(f"{run.store.locate(path)} is not a manifest") from None
-    if (manifest.run, manifest.site) != (run.run, site):
-        raise CorruptFile(f"{run.store.locate(path)} speaks of another run or site than its place says")
+    if (manifest.run, manifest.site, manifest.attempt) != (run.run, site, attempt):
+        raise CorruptFile(f"{run.store.locate(path)} speaks of another run, site or attempt than its place says")
     return manifest
 
 
@@ -131,10 +168,10 @@ def _run(federation: Federation) -> Run:
 def _from_site(federation: Federation, site: str, folder: Path) -> Initial:
     """A site's model crosses a trust boundary: names, shapes, types and numbers are checked."""
     run = _run(federation)
-    manifest = site_start(run, site)
+    manifest = site_start(run, site, federation.start)
     if manifest is None:
         raise PhotonError(f"site '{site}' has not uploaded the checkpoint that run '{run.run}' starts from")
-    place = run.site_dir(0, site, 1)
+    place = run.site_dir(0, site, manifest.attempt)
     _check_shapes(manifest.files, federation.model, f"start.site: the checkpoint of '{site}'")
     files = _copy(run.store, place, manifest.files, folder, federation.aggregation.connections)
     with TensorReader(run.store, place, manifest.files) as reader:

@@ -37,6 +37,11 @@ class Rounds(Section):
         examples=["30m"],
         description="longest wait for the sites of a round (s, or 30m, 2h)",
     )
+    grace: Seconds | None = Field(
+        default=60.0,
+        description="how long sites whose flow runs have failed are waited for, for a retry in the UI, once all "
+        "others are done and the quorum is met (s, or 30m, 2h); null for up to the deadline",
+    )
     evaluation_deadline: Seconds = Field(
         default=600.0, description="longest wait for the sites' evaluation of a round's model (s, or 30m, 2h)"
     )

@@ -141,6 +141,17 @@ class UpdateManifest(Manifest):
     )
     versions: dict[Name, Name]
     previous_sha256: Name = Field(description="hash of the previous round's round.json")
+    work: Name = Field(
+        default="",
+        description="hash of the file's common settings that the work was done with; empty in early manifests",
+    )
+    protocol: Count = Field(
+        default=0, description="schemas/protocol.py's number at the site; 0 in early manifests"
+    )
+
+    @model_serializer(mode="wrap")
+    def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(write(self), work="", protocol=0)
 
 
 class UpdateRef(Manifest):
@@ -174,6 +185,12 @@ class StartManifest(Manifest):
     files: list[FileEntry]
     sha256: dict[Text, Name] = Field(description="hash of every file of the site's checkpoint, by file name")
     notes: Listed[Text] = Field(default_factory=list)
+    attempt: Count = Field(default=1, description="above 1 where the file's start was edited before round 0")
+    asked: Name = Field(default="", description="hash of the file's start section; empty in early manifests")
+
+    @model_serializer(mode="wrap")
+    def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(write(self), attempt=1, asked="")
 
 
 class PartialManifest(UpdateManifest):

@@ -31,6 +31,7 @@ from tasks.processes import launcher
 from tasks.progress import step
 from tasks.reporting import report
 from tasks.site import SPANS
+from tasks.tags import STEP
 
 INITIAL_MODEL_TIMEOUT = 3600.0
 TRACKING_TIMEOUT = 120.0
@@ -38,7 +39,7 @@ REGIONS = threading.BoundedSemaphore(2)  # at a time in this process: each takes
 ROUND_TAG = "round:"
 
 
-@task(task_run_name="open run", cache_policy=NO_CACHE)
+@task(task_run_name="open run", tags=[f"{STEP}open run"], cache_policy=NO_CACHE)
 def open_run(federation: Federation) -> int:
     """Make the run's first manifests where they are missing (InitModel).
 
@@ -111,7 +112,7 @@ def _remember(t: int) -> None:
         client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, f"{ROUND_TAG}{t}"}))
 
 
-@task(task_run_name="sample sites", cache_policy=NO_CACHE)
+@task(task_run_name="sample sites", tags=[f"{STEP}sample sites"], cache_policy=NO_CACHE)
 def sample(federation: Federation, t: int) -> list[str]:
     """The K of P sites that take part in round t; paused ones are passed over by name."""
     if federation.paused:
@@ -119,7 +120,7 @@ def sample(federation: Federation, t: int) -> list[str]:
     return sampled_sites(run_of(federation), federation, t)
 
 
-@task(task_run_name="{step_name} region {region}", cache_policy=NO_CACHE)
+@task(task_run_name="{step_name} region {region}", tags=[f"{STEP}aggregate"], cache_policy=NO_CACHE)
 def aggregate_region(
     federation: Federation, t: int, sampled: list[str], region: int, step_name: str, rejected: dict[str, str]
 ) -> dict[str, str]:
@@ -129,7 +130,7 @@ def aggregate_region(
         return candidates.aggregate_region(run_of(federation), federation, t, sampled, region, rejected, look)
 
 
-@task(task_run_name="aggregate", cache_policy=NO_CACHE)
+@task(task_run_name="aggregate", tags=[f"{STEP}aggregate"], cache_policy=NO_CACHE)
 def aggregate(
     federation: Federation, t: int, sampled: list[str], left_out: dict[str, str], rejected: dict[str, str]
 ) -> Candidate:
@@ -142,17 +143,24 @@ def aggregate(
         return candidate
 
 
+def is_mendable(federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]) -> bool:
+    """Whether the guard finds the candidate's validation loss too high, and the round can be applied again."""
+    return bool(candidates.mendable(run_of(federation), federation, candidate, evaluations))
+
+
+@task(task_run_name="apply again", tags=[f"{STEP}apply again"], cache_policy=NO_CACHE)
 def apply_again(
     federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
-) -> Candidate | None:
-    """The round with a lower server learning rate, if the guard finds the candidate's validation loss too high."""
-    again = candidates.apply_again(run_of(federation), federation, candidate, evaluations)
-    if again is not None:
+) -> Candidate:
+    """The round with a lower server learning rate, of a candidate that is mendable."""
+    with step(candidate.t, "apply again"):
+        again = candidates.apply_again(run_of(federation), federation, candidate, evaluations)
+        assert again is not None
         bad = {site: why for site, why in again.left_out.items() if site not in candidate.left_out}
         announce(federation, candidate.t, bad)
         for note in again.guard[len(candidate.guard) :]:
             get_run_logger().warning("round %d: %s", candidate.t, note)
-    return again
+        return again
 
 
 def announce(federation: Federation, t: int, left_out: dict[str, str]) -> None:
@@ -169,7 +177,7 @@ def announce(federation: Federation, t: int, left_out: dict[str, str]) -> None:
         )
 
 
-@task(task_run_name="track", cache_policy=NO_CACHE)
+@task(task_run_name="track", tags=[f"{STEP}track"], cache_policy=NO_CACHE)
 def track(federation: Federation, manifest: RoundManifest) -> None:
     """Tell the experiment trackers of a committed round. One that is away costs its entry, not the round."""
     try:
@@ -183,7 +191,7 @@ def track(federation: Federation, manifest: RoundManifest) -> None:
         get_run_logger().warning("round %d is not in every experiment tracker: %s", manifest.round, error)
 
 
-@task(task_run_name="publish", cache_policy=NO_CACHE)
+@task(task_run_name="publish", tags=[f"{STEP}publish"], cache_policy=NO_CACHE)
 def publish(federation: Federation, candidate: Candidate, course: Course) -> RoundManifest:
     """Commit the round and show it as a table artifact."""
     with step(candidate.t, "publish") as out:

@@ -12,9 +12,10 @@ from prefect.cache_policies import NO_CACHE
 
 from photon_core import rounds
 from photon_core.aggregation.moments import moments_for
+from photon_core.attempts import is_done
 from photon_core.data.paths import cache_dir, state_dir
-from photon_core.errors import ChildFailed, DeadlinePassed, Killed, PhotonError, StoreUnavailable
-from photon_core.rounds import is_done, last_contribution, next_attempt, run_of
+from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed, PhotonError, StoreUnavailable
+from photon_core.rounds import last_contribution, next_attempt, run_of
 from photon_core.site_cache import fetch_model
 from photon_core.spans import Begin, Spans
 from photon_core.update.early import EarlyUpload
@@ -24,6 +25,7 @@ from schemas.manifests import FileEntry, RunManifest
 from tasks.incidents import INCIDENTS, starts
 from tasks.processes import launcher
 from tasks.progress import emit, step
+from tasks.tags import STEP
 
 if TYPE_CHECKING:
     from photon_core.training.job import LocalJob, Trained
@@ -43,7 +45,7 @@ def _again(_task: Any, run: Any, state: Any) -> bool:
     if isinstance(error, Killed):
         return True
     if isinstance(error, ChildFailed):
-        once_more = not isinstance(error, DeadlinePassed) and "cancelled" not in str(error)
+        once_more = not isinstance(error, Cancelled | DeadlinePassed)
     else:
         once_more = isinstance(error, StoreUnavailable) or not isinstance(error, PhotonError)
     return once_more and run.run_count <= 1
@@ -51,6 +53,7 @@ def _again(_task: Any, run: Any, state: Any) -> bool:
 
 @task(
     task_run_name="{site} / start",
+    tags=[f"{STEP}start"],
     cache_policy=NO_CACHE,
     retries=KILLED,
     retry_delay_seconds=AGAIN_SECONDS,
@@ -74,6 +77,7 @@ def start(federation: Federation, site: str) -> None:
 
 @task(
     task_run_name="{site} / validate",
+    tags=[f"{STEP}validate"],
     cache_policy=NO_CACHE,
     retries=KILLED,
     retry_delay_seconds=AGAIN_SECONDS,
@@ -107,6 +111,7 @@ def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
 
 @task(
     task_run_name="{site} / train",
+    tags=[f"{STEP}train"],
     cache_policy=NO_CACHE,
     retries=KILLED,
     retry_delay_seconds=AGAIN_SECONDS,
@@ -120,7 +125,7 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
     """
     logger = get_run_logger()
     run = run_of(federation)
-    done = is_done(run, t, site, attempt)
+    done = is_done(run, federation, t, site, attempt)
     if done is not None:
         logger.info("the update of round %d is committed already (attempt %d): nothing to train", t, done.attempt)
         emit(t, "train", "finished", site, loss=done.metrics["train_loss"], tokens=done.tokens)
@@ -155,7 +160,13 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
         return trained
 
 
-@task(task_run_name="{site} / upload", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[2, 10, 30])
+@task(
+    task_run_name="{site} / upload",
+    tags=[f"{STEP}upload"],
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[2, 10, 30],
+)
 def upload(
     federation: Federation, site: str, t: int, trained: "Trained | None", checks: list[dict[str, Any]]
 ) -> None:
@@ -172,6 +183,7 @@ def upload(
 
 @task(
     task_run_name="{site} / evaluate",
+    tags=[f"{STEP}evaluate"],
     cache_policy=NO_CACHE,
     retries=KILLED,
     retry_delay_seconds=AGAIN_SECONDS,

@@ -1,12 +1,11 @@
 """What a round knows of a site's flow run, and what it does when that ends badly."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import AwaitingRetry, Cancelled, Cancelling, State
+from prefect.states import Cancelled, Cancelling, State
 
 from photon_core.errors import printable
 
@@ -14,6 +13,20 @@ AUTOMATIC_RETRIES = 2  # of a site's flow run that crashed; one that failed wait
 PENDING = 3
 WAITED_SECONDS = 10.0  # for an answer of the server, above which it is noted
 AGAIN = "it was started again"
+EDITED = "the file was edited: it was asked again"
+
+
+class Asks(Protocol):
+    """What a site is asked for; another when the file is edited."""
+
+    def create(self) -> FlowRun:
+        """Start a flow run, or find one that is under way and does the same."""
+
+    def runs(self) -> list[FlowRun]:
+        """All flow runs that there have been for this, oldest first."""
+
+    def is_stale(self, run: FlowRun) -> bool:
+        """Whether the flow run was given another file than it would be given now."""
 
 
 class Watch:
@@ -23,26 +36,29 @@ class Watch:
     time some 10 s later, over whatever state came since.
 
     Args:
-        create: starts the flow run, or finds the one that is to be waited for.
-        runs: all flow runs that there have been for this, oldest first.
+        asks: starts the flow run, or finds the one that is to be waited for.
         silence: seconds after which a flow run that says nothing has crashed. One that was started sends
             heartbeats, and the server's automation says Crashed when they stop; one that a worker took, and died
             before it was started, stays Pending: it is given PENDING times as long.
     """
 
-    def __init__(
-        self, create: Callable[[], FlowRun], runs: Callable[[], list[FlowRun]], silence: float, logger: Any
-    ) -> None:
-        self.create, self.runs, self.silence, self.logger = create, runs, silence, logger
+    def __init__(self, asks: Asks, silence: float, logger: Any) -> None:
+        self.asks, self.silence, self.logger = asks, silence, logger
         self.run: FlowRun | None = None
         self.text = "not created"
         self.retries = 0
         self.ended = False  # badly, and nobody has started it again
+        self.gone: type[Exception] | None = None  # how the server or the store fails to answer
         self.notes: list[str] = []
+
+    @property
+    def failed(self) -> str:
+        """How the flow run has failed for good, unless a person retries it; empty if it has not."""
+        return self.text if self.ended else ""
 
     def incidents(self, client: SyncPrefectClient) -> list[str]:
         """What went wrong on the way, a sentence each."""
-        return self.notes if self.run is not None else past(client, self.runs())
+        return self.notes if self.run is not None else past(client, self.asks.runs())
 
     def story(self) -> str:
         """How the flow run is, and what has happened before."""
@@ -52,6 +68,7 @@ class Watch:
         """See how it is; follow a crashed one up, leave a failed one to a person's retry."""
         began = time.monotonic()
         self._look(client)
+        self.gone = None
         if (waited := time.monotonic() - began) > WAITED_SECONDS:  # the client itself tries again for a minute
             self._note(f"the Prefect server did not answer for {waited:.0f} s")
 
@@ -69,19 +86,27 @@ class Watch:
                 self._note(f"its flow run was {self.text}")
             if state.is_crashed():
                 self._follow(AGAIN)
+            elif other := next((run for run in self.asks.runs() if is_under_way(run)), None):
+                self.run, self.ended = other, False
+                self._note(AGAIN)  # by `photon rerun`, or another round
         elif self.ended:
             self.ended = False
             self._note(AGAIN)  # by a person
         elif state.is_pending() and time.time() - state.timestamp.timestamp() > PENDING * self.silence:
             client.set_flow_run_state(self.run.id, Cancelled(message="no process came of it"), force=True)
             self._follow(f"{AGAIN} after being {state.name} for {PENDING * self.silence:g} s")
+        elif (state.is_completed() or waits(self.run)) and self.asks.is_stale(self.run):
+            if not state.is_final():
+                client.set_flow_run_state(self.run.id, Cancelled(message="the file was edited"), force=True)
+            self.run = self.asks.create()
+            self._note(EDITED)
 
     def away(self, error: Exception) -> None:
         """Take note that the Prefect server or the store does not answer; say so once."""
-        found = f"the Prefect server or the store does not answer ({type(error).__name__}: {error})"[:500]
-        if not self.text.startswith(found[:60]):
-            self._note(found)
-        self.text = found
+        self.text = f"the Prefect server or the store does not answer ({type(error).__name__}: {error})"[:500]
+        if self.gone is not type(error):
+            self._note(self.text)
+        self.gone = type(error)
 
     def give_up(self, client: SyncPrefectClient) -> None:
         """Cancel the flow run: what it would still upload, nobody would read."""
@@ -89,35 +114,46 @@ class Watch:
             self.run = client.read_flow_run(self.run.id)
             assert self.run.state is not None
             self.text = text(self.run.state)
-            if not self.run.state.is_final():
-                started = self.run.state.is_running() or self.run.state.is_pending()
-                ending = Cancelling() if started else Cancelled(message="the round's deadline has passed")
-                client.set_flow_run_state(self.run.id, ending, force=True)
+            cancel(client, self.run, "the round's deadline has passed")
 
     def _begin(self, client: SyncPrefectClient) -> None:
-        """One of an earlier try that ended without an update is armed again at once."""
-        self.run = self.create()
-        state = self.run.state
-        assert state is not None
-        self.text = text(state)
-        before = past(client, self.runs())
-        self.notes = [*before, *self.notes]
-        if state.is_final():
-            client.set_flow_run_state(self.run.id, AwaitingRetry(), force=True)
+        """One of an earlier try that ended without an update is followed by another at once."""
+        known = self.asks.runs()
+        self.notes = [*past(client, known), *self.notes]
+        self.run = self.asks.create()
+        assert self.run.state is not None
+        self.text = text(self.run.state)
+        if known and self.run.id not in [run.id for run in known]:
             self._note(AGAIN)
-        else:  # it may have ended badly since: what is told in `before` is not to be told twice
-            self.ended = bool(before) and before[-1] != AGAIN
 
     def _follow(self, note: str) -> None:
         """By another, so many times and no more; then a person's retry of the last one is waited for."""
         if self.retries < AUTOMATIC_RETRIES:
             self.retries += 1
-            self.run, self.ended = self.create(), False
+            self.run, self.ended = self.asks.create(), False
             self._note(note)
 
     def _note(self, sentence: str) -> None:
         self.notes.append(sentence)
         self.logger.warning(sentence)
+
+
+def is_under_way(run: FlowRun) -> bool:
+    return run.state is not None and not run.state.is_final() and not run.state.is_cancelling()
+
+
+def waits(run: FlowRun) -> bool:
+    """Whether no worker has taken it yet, and it has never run."""
+    return run.state is not None and run.state.is_scheduled() and not run.run_count
+
+
+def cancel(client: SyncPrefectClient, run: FlowRun, message: str) -> None:
+    """End a flow run if it has not ended; with its process, if it has one."""
+    assert run.state is not None
+    if not run.state.is_final():
+        started = run.state.is_running() or run.state.is_pending()
+        ending = Cancelling(message=message) if started else Cancelled(message=message)
+        client.set_flow_run_state(run.id, ending, force=True)
 
 
 def past(client: SyncPrefectClient, runs: list[FlowRun]) -> list[str]:

@@ -12,7 +12,7 @@ from schemas.manifests import FileEntry
 UNCOUNTED: dict[str, Any] = {
     **dict.fromkeys(("preset", "recipe"), True),  # what they stand for is in the sections
     **dict.fromkeys(("store", "storage", "server", "deploy", "trackers", "sites"), True),
-    "rounds": {"count", "sites_per_round", "quorum", "deadline", "evaluation_deadline", "report_every"},
+    "rounds": {"count", "sites_per_round", "quorum", "deadline", "grace", "evaluation_deadline", "report_every"},
     "local": {
         **dict.fromkeys(("micro_batch", "memory_gb", "checkpoint_steps", "loggers"), True),
         "schedule": {"total_steps"},
@@ -23,6 +23,21 @@ UNCOUNTED: dict[str, Any] = {
 UNCOUNTED_OF_SITE = {
     *("paused", "pool", "pool_type", "job_variables", "state_dir", "data_tokens", "micro_batch", "link")
 }
+
+
+def work_sha256(federation: Federation) -> str:
+    """Hash of the settings that change the work of any site: noise, clipping, codec, local training.
+
+    Never of a site's own entry, which is the site's affair. Keys at their default are left out, so that a new key
+    does not change the hash of the files that do not write it.
+    """
+    common = federation.model_dump(mode="json", exclude=UNCOUNTED, exclude_defaults=True)
+    return sha256_bytes(canonical_json([common, _horizon(federation)]))
+
+
+def _horizon(federation: Federation) -> int | None:
+    """All that the learning rate knows of the rounds."""
+    return None if federation.local.schedule.name == "constant" else federation.schedule_steps
 
 
 @dataclass(frozen=True)
@@ -73,9 +88,7 @@ class LocalJob:
         whole = self.federation
         federation = whole.model_dump(mode="json", exclude=UNCOUNTED)
         site = whole.site(self.site).model_dump(mode="json", exclude=UNCOUNTED_OF_SITE)
-        # all that the learning rate knows of the rounds
-        total = None if whole.local.schedule.name == "constant" else whole.schedule_steps
-        parts = [federation, site, total, self.round, self.base_sha256, self.global_step, self.resume]
+        parts = [federation, site, _horizon(whole), self.round, self.base_sha256, self.global_step, self.resume]
         return sha256_bytes(canonical_json(parts))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from photon_core.errors import ChildFailed, DeadlinePassed, Killed
+from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed
 from photon_core.training.channel import Channel, ChannelClosed
 from photon_core.training.child import REQUEST
 from photon_core.training.scratch import create_scratch
@@ -94,7 +94,7 @@ class Launcher:
         """Start the fork server in the background, or attach to the shared one, if not done; returns at once."""
         with self._changed:
             if self._closed:
-                raise ChildFailed("the launcher has been shut down")
+                raise Cancelled("the launcher has been shut down")
             if self._control is not None:
                 return
             self._failure, self._broken, self._ready = None, False, False
@@ -191,7 +191,8 @@ class Launcher:
 
         Raises:
             PhotonError: as the function raised it.
-            ChildFailed: the function raised something else, the child was killed, or it was cancelled.
+            ChildFailed: the function raised something else, or the child was killed.
+            Cancelled: `cancel` or `shutdown` ended it.
             DeadlinePassed: `timeout` seconds have passed; the child and its children have been ended.
         """
         deadline = time.monotonic() + timeout if timeout is not None else None
@@ -252,7 +253,7 @@ class Launcher:
                     _check_deadline(job, deadline)
                     self._changed.wait(TICK)
                 if job.cancelled:
-                    raise ChildFailed(f"{label}: cancelled")
+                    raise Cancelled(f"{label}: cancelled")
             except BaseException:
                 del self._jobs[job.number]
                 raise
@@ -346,7 +347,7 @@ class Launcher:
     def _epitaph(self, job: _Job) -> ChildFailed:
         """What a job without an answer died of."""
         if job.cancelled:
-            return ChildFailed(f"{job.label}: cancelled")
+            return Cancelled(f"{job.label}: cancelled")
         if job.pid and not job.ended:
             return ChildFailed(f"{job.label}: process {job.pid} outlives SIGKILL: a disk or a GPU's driver hangs")
         if job.exit_code is None:
@@ -359,7 +360,7 @@ class Launcher:
         return ChildFailed(f"{job.label}: ended with exit code {job.exit_code} and no answer; see its log")
 
     def cancel(self, label: str) -> int:
-        """End every job of this name, running or waiting; its `run` raises ChildFailed. Returns how many."""
+        """End every job of this name, running or waiting; its `run` raises Cancelled. Returns how many."""
         with self._changed:
             jobs = [job for job in self._jobs.values() if job.label == label]
             self._cancel(jobs)

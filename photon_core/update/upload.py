@@ -10,9 +10,11 @@ from photon_core.layout import Run, versions
 from photon_core.patience import outage_note, outages
 from photon_core.put import put_file
 from photon_core.spans import Begin
+from photon_core.training.job import work_sha256
 from schemas.bounds import LIST_LIMIT
 from schemas.federation import Federation
 from schemas.manifests import Span, UpdateManifest
+from schemas.protocol import PROTOCOL
 
 if TYPE_CHECKING:
     from photon_core.training.job import Trained
@@ -75,6 +77,8 @@ def upload_update(
         checks=list(checks),
         versions=versions(),
         previous_sha256=run.round_sha256(t - 1),
+        work=work_sha256(federation),
+        protocol=PROTOCOL,
     )
     try:
         run.commit_update(manifest)

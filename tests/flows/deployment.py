@@ -131,11 +131,14 @@ class Deployed:
 
     def start_round(self, flow: str = "federated-round", **parameters: Any) -> Any:
         """What the schedule, or somebody in the UI, does. Returns the round's flow run."""
+        return self.start_flow(flow, self.federation.run, **parameters)
+
+    def start_flow(self, flow: str, name: str, **parameters: Any) -> Any:
+        """A deployment's flow run."""
         from prefect.deployments import run_deployment
 
         with self.server.client() as client:
-            name = f"{flow}/{self.federation.run}"
-            return run_deployment(name, client=client, timeout=0, parameters=parameters)
+            return run_deployment(f"{flow}/{name}", client=client, timeout=0, parameters=parameters)
 
     def state(self, flow_run: Any) -> Any:
         with self.server.client() as client:
@@ -187,13 +190,16 @@ class Deployed:
 
     def site_run(self, site: str, t: int, *states: str) -> Any:
         """The flow run that trains the site in round t, once it is in one of these states."""
+        return self.found(f"{site} round {t}", *states)
+
+    def found(self, name: str, *states: str) -> Any:
+        """The newest flow run of this name, once it is in one of these states."""
 
         def look() -> Any:
-            runs = self.flow_runs(f"site:{site}", f"round:{t}")
-            found = [r for r in runs if r.name == f"{site} round {t}" and (not states or r.state_type in states)]
+            found = [r for r in self.flow_runs() if r.name == name and (not states or r.state_type in states)]
             return max(found, key=lambda run: run.created) if found else None
 
-        return eventually(look, f"the flow run of {site} is {states}")
+        return eventually(look, f"the flow run '{name}' is {states}")
 
     def table(self) -> str:
         """What the cells of the round's newest table artifact say, a line each."""

@@ -72,8 +72,8 @@ def test_parameters_are_the_whole_file(example: Federation, planned: Plan) -> No
 
 
 def test_tags(planned: Plan) -> None:
-    assert planned.deployments[0].tags == ("photon", "run:notes")
-    assert planned.deployments[-1].tags == ("photon", "run:notes", "site:turin")
+    assert planned.deployments[0].tags == ("photon", "run:notes", "protocol:1")
+    assert planned.deployments[-1].tags == ("photon", "run:notes", "protocol:1", "site:turin")
 
 
 def test_job_variables(planned: Plan) -> None:

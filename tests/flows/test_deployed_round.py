@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from photon_core.rounds import history, run_of
+from photon_core.rounds import federation_sha256, history, run_of
+from photon_core.training.job import work_sha256
 from schemas.federation import Federation
-from tests.flows.deployment import Deployed, SessionServer
+from schemas.protocol import PROTOCOL
+from tests.conftest import merge
+from tests.flows.deployment import Deployed, SessionServer, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROUNDS = "test-rounds"
@@ -114,6 +117,102 @@ def test_a_retry_of_a_failed_round_trains_only_the_failed_site(deployed: Deploy)
     assert two.run.update_sha256(1, "a", 1) == before
     assert set(two.rounds()[1].updates) == {"a", "b"}
     assert trainings(two, "a") == trainings(two, "b") == 1
+
+
+def edited(two: Deployed, **sections: Any) -> Deployed:
+    """The file with other sections, deployed."""
+    from flows.apply import apply
+    from flows.catalogue import plan
+
+    federation = Federation.model_validate(merge(two.federation.model_dump(mode="json"), sections))
+    apply(plan(federation))
+    return Deployed(two.server, federation)
+
+
+def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed: Deploy, tmp_path: Path):
+    """Each is wrong; each is mended by file, deploy and a retry in the UI, while one round waits."""
+    from photon_core.training.initial import initial_model
+
+    start = {"site": "b", "checkpoint": str(tmp_path / "nothing")}
+    bad = deployed(run="mended", start=start, local={"optimizer": {"lr": 1e30}}, deploy={"pool": ROUNDS})
+    a, b = (site.model_dump(mode="json") for site in bad.federation.sites)
+    source = {**b["streams"][0], "source": str(tmp_path / "nothing.jsonl")}
+    wrong = edited(bad, sites=[a, {**b, "state_dir": str(tmp_path / "elsewhere"), "streams": [source]}])
+    started = wrong.start_round()
+
+    failed = wrong.found("b start", "FAILED")
+    initial_model(bad.federation, folder(tmp_path / "held"))
+    begun = edited(wrong, start={"site": "b", "checkpoint": str(tmp_path / "held")})
+    begun.retry(failed)
+
+    prepared = begun.start_flow("prepare-site", "mended-b")
+    diverged, unprepared = begun.site_run("a", 1, "FAILED"), begun.site_run("b", 1, "FAILED")
+    assert "diverged" in diverged.state.message and begun.ended(prepared).is_failed()
+    told = eventually(lambda: names_both(begun.state(started).message or ""), "the round names whom it waits for")
+    assert told.startswith("waits until 20") and " UTC for a retry of the flow runs" in told
+    mended = edited(begun, sites=[a, b], local={"optimizer": {"lr": 1e-3}})
+    since = begun.state(prepared)
+    mended.retry(prepared)
+    assert mended.ended(prepared, since=since).is_completed()
+    mended.retry(diverged)
+    mended.retry(unprepared)
+    done = mended.ended(started)
+    assert done.is_completed(), done
+    first, manifest = mended.rounds()
+    assert first.start is not None and first.start.kind == "site"
+    assert set(manifest.updates) == {"a", "b"} and not manifest.left_out
+    assert manifest.federation_sha256 == federation_sha256(mended.federation)
+    for site, run in (("a", diverged), ("b", unprepared)):
+        update = mended.run.updates(1, site)[0]
+        assert update.work == work_sha256(mended.federation) and update.protocol == PROTOCOL
+        assert any("the file that was deployed since" in note for note in manifest.incidents[site])
+        with mended.server.client() as client:
+            shown = client.read_flow_run(run.id)
+        assert shown.parameters["federation"] == mended.federation.model_dump(mode="json")
+        assert "the file that was deployed since" in shown.state.message
+
+
+def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retried(deployed: Deploy):
+    """Noise is turned on between two tries: the site that committed without it is asked again, not left out."""
+    from flows.site_round import site_round
+    from tasks.coordinator import open_run
+
+    two = deployed(run="noised", rounds={"deadline": 1}, deploy={"pool": ROUNDS})
+    open_run(two.federation)
+    site_round(two.federation, "a", 1)
+    plain = two.run.update_sha256(1, "a", 1)
+    started = two.start_round()
+    failed = two.ended(started)
+    assert failed.is_failed() and "Left out: b: " in failed.message
+    noisy = edited(two, rounds={"deadline": 400}, update={"clip_norm": 1.0, "noise_multiplier": 0.01})
+    noisy.retry(started)
+    done = noisy.ended(started, since=failed)
+    assert done.is_completed() and "it works with the file that was deployed since" in done.message
+    manifest = noisy.rounds()[1]
+    assert {site: ref.attempt for site, ref in manifest.updates.items()} == {"a": 2, "b": 1}
+    assert [update.noise_multiplier for update in noisy.run.updates(1, "a")] == [0.0, 0.01]
+    assert noisy.run.update_sha256(1, "a", 1) == plain
+
+
+def test_a_site_that_has_failed_is_waited_for_during_grace_once_the_quorum_is_met(deployed: Deploy):
+    from flows.federated_round import federated_round
+
+    two = deployed(run="grace", rounds={"quorum": 1, "grace": 4})
+    damaged = two.damage("b")
+    state = federated_round(two.federation, deployed=True, return_state=True)
+    assert state.is_completed() and "(rounds.grace) for a retry of b" in state.message
+    manifest = two.rounds()[1]
+    assert set(manifest.updates) == {"a"}
+    assert damaged.file.name in manifest.left_out["b"] and "(rounds.grace)" in manifest.left_out["b"]
+
+
+def names_both(message: str) -> str:
+    return message if "a: Failed" in message and "b: Failed" in message else ""
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def test_a_site_that_never_answers_is_left_out_by_name(deployed: Deploy):

@@ -18,6 +18,7 @@ from photon_core.rounds import history, run_of, summary
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.progress import listening
+from tests.conftest import merge
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
@@ -76,6 +77,23 @@ def test_a_committed_round_and_a_committed_update_are_not_done_again(prepared: C
     assert state.is_completed() and state.message == "all 2 rounds are committed: raise rounds.count to go on"
 
 
+def test_an_update_of_other_settings_does_not_count_after_an_edit_of_the_file(prepared: Callable[..., Federation]):
+    """An edit of what does not change the work costs nothing; the same file again, and its update counts again."""
+    from flows.site_round import site_round
+    from tasks.coordinator import open_run
+
+    federation = prepared(rounds={"count": 1})
+    open_run(federation)
+    site_round(federation, "a", 1)
+    faster = changed(federation, local=merge(federation.local.model_dump(), {"optimizer": {"lr": 1e-3}}))
+    site_round(faster, "a", 1)
+    other = changed(federation, server=merge(federation.server.model_dump(), {"lr": 0.5}), data=federation.data)
+    assert run(other)[1].updates["a"].attempt == 1
+    store = run_of(federation)
+    assert [update.attempt for update in store.updates(1, "a")] == [1, 2]
+    assert store.updates(1, "a")[0].work != store.updates(1, "a")[1].work
+
+
 def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation]):
     from photon_core.aggregation.aggregate import aggregate
 
@@ -95,11 +113,12 @@ def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation
 
 
 def test_what_goes_wrong_at_sites_is_told(prepared: Callable[..., Federation]):
-    """One is left out; another committed before its shard went bad; the validation of a third is killed once."""
+    """One is left out; another committed before its shard went bad; the validation of a third is killed once, and
+    tried again although the word cancelled, here the run's name, is in the error's text."""
     from flows.site_round import site_round
     from tasks.coordinator import open_run
 
-    federation = prepared(("killed", "corrupt", "late"), rounds={"count": 1, "quorum": 2})
+    federation = prepared(("killed", "corrupt", "late"), run="cancelled-run", rounds={"count": 1, "quorum": 2})
     open_run(federation)
     site_round(federation, "late", 1)
     shards = {site: damage(federation, site) for site in ("corrupt", "late")}
@@ -125,12 +144,14 @@ def damage(federation: Federation, site: str) -> str:
 
 def test_a_first_round_that_blows_up_is_applied_again(prepared: Callable[..., Federation]):
     """No round came before it: its loss is held against the first model's, as training found it."""
-    federation = prepared(("a",), rounds={"count": 1}, server={"lr": 300, "guard": {"lr_factor": 0.01}})
+    server = {"lr": 300, "guard": {"lr_factor": 0.01}}
+    federation = prepared(("a",), run="blown-up", rounds={"count": 1}, server=server)
     _, manifest = run(federation)
     (note,) = manifest.guard
     assert "the validation loss is" in note and "server.lr lowered from 300 to 3" in note
     assert manifest.server["lr"] == 3
     assert manifest.metrics["loss"] < manifest.updates["a"].metrics["first_loss"]
+    assert "apply again" in task_names("blown-up", {"apply again"})
 
 
 def test_quorum_missed_names_every_reason_and_commits_nothing(prepared: Callable[..., Federation]):
@@ -200,21 +221,29 @@ def test_two_coordinators_one_commit(prepared: Callable[..., Federation]):
 
 def test_the_graph_names_sites_and_steps(prepared: Callable[..., Federation]):
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterTags
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
     federation = prepared(run="graphed", rounds={"count": 1})
     run(federation)
+    expected = {f"{site} / {step}" for site in "ab" for step in ("validate", "train", "upload", "evaluate")}
+    assert expected | {"sample sites", "aggregate", "publish"} <= task_names("graphed", expected)
     with get_client(sync_client=True) as client:
-        mine = FlowRunFilter(tags=FlowRunFilterTags(all_=["run:graphed", "round:1"]))
-        limit = time.monotonic() + 120
-        expected = {f"{site} / {step}" for site in "ab" for step in ("validate", "train", "upload", "evaluate")}
-        names: set[str] = set()
+        key = ArtifactFilter(key=ArtifactFilterKey(any_=["photon-graphed-round"]))
+        assert len(client.read_artifacts(artifact_filter=key)) == 1
+
+
+def task_names(name: str, expected: set[str]) -> set[str]:
+    """What the server calls the tasks of a run's first round, once it has recorded the expected ones."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+
+    mine = FlowRunFilter(tags=FlowRunFilterTags(all_=[f"run:{name}", "round:1"]))
+    limit, names = time.monotonic() + 120, set[str]()
+    with get_client(sync_client=True) as client:
         while not expected <= names and time.monotonic() < limit:
             names = {task.name for task in client.read_task_runs(flow_run_filter=mine)}
             time.sleep(0.5)
-        assert expected | {"sample sites", "aggregate", "publish"} <= names
-        key = ArtifactFilter(key=ArtifactFilterKey(any_=["photon-graphed-round"]))
-        assert len(client.read_artifacts(artifact_filter=key)) == 1
+    return names
 
 
 def test_a_run_starts_from_the_model_that_a_site_holds(prepared: Callable[..., Federation], tmp_path: Path):

@@ -157,6 +157,15 @@ def test_deploy_then_join(guarded: str, prepared: Callable[..., Federation], tmp
     other = photon("join", moved, "--site", "a", "--check", "--unprepared", url=guarded)
     assert other.returncode == 1 and "write absolute paths that hold at the site" in other.stderr
 
+    for number, who in (
+        ("protocol:7", "upgrade Photon at site 'a'"),
+        ("site:a", "upgrade Photon where `photon dep"),
+    ):
+        respoken(guarded, "site-round/joined-a", number)
+        refused = photon("join", file, "--site", "a", "--check", url=guarded)
+        assert refused.returncode == 1 and who in refused.stderr
+    assert photon("deploy", file, url=guarded).returncode == 0
+
     behind = ["bash", "-c", "trap '' INT; exec \"$@\"", "-"]  # as a script's background job ignores Ctrl-C
     with subprocess.Popen(
         [*behind, PHOTON, "join", file, "--site", "a"], env=environment(guarded), stdout=subprocess.PIPE, text=True
@@ -167,6 +176,19 @@ def test_deploy_then_join(guarded: str, prepared: Callable[..., Federation], tmp
             assert line and time.monotonic() < limit, "the worker did not start"
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(200) == 0
+
+
+def respoken(url: str, name: str, tag: str) -> None:
+    """Replace the protocol in a deployment's tags, as a Photon of another version would have written it."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    settings = {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: AUTH}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
+        there = client.read_deployment_by_name(name)
+        tags = [tag if known.startswith("protocol:") else known for known in there.tags]
+        client.update_deployment(there.id, DeploymentUpdate(tags=tags))
 
 
 @pytest.mark.slow

@@ -69,7 +69,8 @@ def test_a_server_that_is_no_server_is_none(committed: Callable[..., Path], monk
 
 def test_a_round_of_many_sites_is_more_than_one_answer():
     state = {"name": "Running", "type": "RUNNING"}
-    there = [{"id": str(i), "name": f"s{i} / train", "state": state, "start_time": "x"} for i in range(450)]
+    tags = [["step:train", f"site:s{i}"] for i in range(450)]
+    there = [{"id": str(i), "tags": tags[i], "state": state, "start_time": "x"} for i in range(450)]
 
     class Server(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

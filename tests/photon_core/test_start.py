@@ -117,6 +117,13 @@ def test_from_a_site(make_rounds: Rounds, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     first = upload_start(new, "north", tmp_path / "site")
     assert upload_start(new, "north", tmp_path / "site") == first
+
+    export_round(federation, 0, tmp_path / "other")  # the file is edited before round 0: the site is asked again
+    edited = new.model_dump() | {"start": {"site": "north", "checkpoint": str(tmp_path / "other")}}
+    (tmp_path / "again").mkdir()
+    second = upload_start(Federation.model_validate(edited), "north", tmp_path / "again")
+    assert (first.attempt, second.attempt) == (1, 2) and first.sha256 != second.sha256
+    assert upload_start(new, "north", tmp_path / "site") == first
     _, run, manifest = started(federation, tmp_path, **start)
     assert manifest.start is not None
     assert (manifest.start.kind, manifest.start.source) == ("site", "north")

@@ -4,39 +4,81 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from photon_core.errors import PhotonError
 from photon_core.rounds import commit_evaluation, run_of
+from schemas.federation import Federation
 from schemas.load import load_federation
 from schemas.manifests import FileEntry
+from tests.conftest import merge
 from tests.flows.deployment import Deployed, SessionServer, eventually
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_deployment_that_is_missing_or_of_another_version(
+    prefect_server: str, write_federation: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    from flows.apply import apply
+    from flows.catalogue import plan
+    from tasks.asking import Asking
+    from tasks.present import Present
+
+    federation = load_federation(write_federation(("a",), pools={"a": "dispatched"}, run="dispatched"))
+    asking = Asking("site-round", Present(federation), "a", lambda: {"t": 1}, "1/a", ["round:1"])
+
+    def refused(expected: str) -> None:
+        with pytest.raises(PhotonError, match=expected):
+            asking.create()
+
+    with get_client(sync_client=True) as client:
+        asking.client = client
+        refused(r"there is no deployment 'site-round/dispatched-a'\. Write: photon dep")
+        apply(plan(federation))
+        there = client.read_deployment_by_name("site-round/dispatched-a")
+        for tag, who in (("protocol:7", "at the coordinator"), ("other", "where `photon deploy` is run")):
+            client.update_deployment(there.id, DeploymentUpdate(tags=[tag]))
+            refused(f"has protocol [07], the Photon of the coordinator 1: upgrade Photon {who}")
+        client.update_deployment(there.id, DeploymentUpdate(tags=there.tags))
+        file = federation.model_dump(mode="json")
+        monkeypatch.setattr(asking, "_file", lambda: file | {"zebra": 1})
+        refused(r"of another version: .*'zebra' was unexpected.* Write: photon deploy")
+
+
+def test_the_same_asked_twice_is_one_flow_run_and_an_edited_file_another(
     prefect_server: str, write_federation: Callable[..., Path]
 ) -> None:
+    """An edit that does not change the site's work leaves its flow run alone; any other takes its place."""
     from prefect.client.orchestration import get_client
 
     from flows.apply import apply
     from flows.catalogue import plan
-    from tasks.dispatch import _create
+    from tasks.asking import Asking
+    from tasks.present import Present
 
-    federation = load_federation(write_federation(("a",), pools={"a": "dispatched"}, run="dispatched"))
-    parameters = {"federation": federation.model_dump(mode="json") | {"zebra": 1}, "site": "a", "t": 1}
+    federation = load_federation(write_federation(("a",), pools={"a": "dispatched"}, run="asked"))
+    apply(plan(federation))
+
     with get_client(sync_client=True) as client:
-        with pytest.raises(
-            PhotonError, match=r"there is no deployment 'site-round/dispatched-a'\. Write: photon dep"
-        ):
-            _create(client, "site-round", federation, "a", parameters, "key", [])
-        apply(plan(federation))
-        with pytest.raises(
-            PhotonError, match=r"of another version: .*'zebra' was unexpected.* Write: photon deploy"
-        ):
-            _create(client, "site-round", federation, "a", parameters, "key", [])
+
+        def asked(**sections: object) -> Any:
+            file = Federation.model_validate(merge(federation.model_dump(), sections))
+            asking = Asking("site-round", Present(file), "a", lambda: {"t": 1, "attempt": 1}, "1/a", ["round:1"])
+            asking.client = client
+            return asking.create()
+
+        first = asked()
+        assert asked().id == first.id == asked(rounds={"deadline": 77}, server={"lr": 0.5}).id
+        second = asked(local={"optimizer": {"lr": 0.25}})
+        assert second.id != first.id and second.parameters["federation"]["local"]["optimizer"]["lr"] == 0.25
+        assert client.read_flow_run(first.id).state.is_cancelled()
+        assert asked().id not in (first.id, second.id)  # a cancelled one is not found again
 
 
 def test_an_evaluation_that_was_started_again_says_so(

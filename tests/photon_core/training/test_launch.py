@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from photon_core.errors import ChildFailed, DataError, DeadlinePassed, UpdateRejected
+from photon_core.errors import Cancelled, ChildFailed, DataError, DeadlinePassed, UpdateRejected
 from photon_core.training import launch
 from photon_core.training.launch import Launcher
 from photon_core.training.scratch import create_scratch
@@ -211,7 +211,7 @@ def test_cancel_ends_the_child_and_its_children(launcher: Launcher, ignore: bool
     seen, thread, errors = hold(launcher, ignore=ignore)
     assert launcher.cancel("holder") == 1
     thread.join(120)
-    assert [str(error) for error in errors] == ["holder: cancelled"]
+    assert [(type(error), str(error)) for error in errors] == [(Cancelled, "holder: cancelled")]
     assert nothing_left(seen)
 
 
@@ -263,10 +263,10 @@ def test_shutdown_leaves_nothing() -> None:
     scratch = Path(seen["folder"]).parent
     launcher.shutdown()
     thread.join(120)
-    assert errors and isinstance(errors[0], ChildFailed)
+    assert errors and isinstance(errors[0], Cancelled)
     assert nothing_left(seen)
     assert not scratch.exists()
-    with pytest.raises(ChildFailed, match="shut down"):
+    with pytest.raises(Cancelled, match="shut down"):
         launcher.run(add, {"left": 1, "right": 1}, label="late")
 
 

@@ -1,0 +1,165 @@
+"""The federation file as `photon deploy` put it on the server last: what retries and waiting rounds work with."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.context import FlowRunContext
+from prefect.exceptions import ObjectNotFound
+
+from photon_core.errors import FederationError, PhotonError
+from photon_core.rounds import FROZEN
+from schemas.federation import Federation
+from schemas.protocol import PROTOCOL_TAG, other_protocol
+from tasks.tags import tagged
+
+LOOK_SECONDS = 5.0  # between two questions of a round that waits
+COORDINATOR = "the coordinator"
+EDITED = "it works with the file that was deployed since it was created"
+PLACES = ("run", "store", "storage")  # a round that is under way keeps these, beside what all of a run keeps
+
+
+def own_file(federation: Federation, where: str) -> tuple[Federation, str]:
+    """The file that this flow run works with: as given; on a retry, as its deployment has it now.
+
+    A retry's parameters are brought in line, so that the server shows what it works with.
+
+    Args:
+        where: whose Photon this is, for the messages: the coordinator, or a site.
+
+    Returns:
+        the file, and a sentence if it is another than the flow run was given.
+
+    Raises:
+        PhotonError: the deployment was made by a Photon of another protocol; it names who must upgrade.
+    """
+    context = FlowRunContext.get()
+    flow_run = context.flow_run if context else None
+    if flow_run is None or flow_run.deployment_id is None:
+        return federation, ""
+    if (flow_run.run_count or 1) <= 1:
+        _check(flow_run.tags, "this flow run's deployment", where)
+        return federation, ""
+    with get_client(sync_client=True) as client:
+        try:
+            there = client.read_deployment(flow_run.deployment_id)
+        except ObjectNotFound:  # pruned since
+            return federation, ""
+        present = _file(there, where)
+        if present == federation:
+            return federation, ""
+        given = client.read_flow_run(flow_run.id).parameters
+        given["federation"] = present.model_dump(mode="json")
+        client.update_flow_run(flow_run.id, parameters=given)
+    get_run_logger().warning("this is a retry after `photon deploy`: %s", EDITED)
+    return present, EDITED
+
+
+def _check(tags: list[str], what: str, where: str) -> None:
+    if problem := other_protocol(tagged(tags, PROTOCOL_TAG), what, where):
+        raise PhotonError(problem)
+
+
+def _file(deployment: DeploymentResponse, where: str) -> Federation:
+    what = f"the deployment '{deployment.name}'"
+    _check(deployment.tags, what, where)
+    try:
+        return Federation.model_validate((deployment.parameters or {}).get("federation"))
+    except ValueError:
+        raise PhotonError(f"{what} is of another version: its file cannot be read. Write: photon deploy") from None
+
+
+class Present:
+    """The file of a round that is under way: as given, and after an edit as its deployment has it.
+
+    Safe to use from several threads. A flow run that was started with a file of its own, other than its
+    deployment's, keeps that. So does a round where the edit would make it another run's.
+
+    Args:
+        federation: the file as given.
+        follow: look for edits; the round is deployed.
+        born: the run has begun, and what it began with stays.
+    """
+
+    def __init__(self, federation: Federation, follow: bool = False, born: bool = True) -> None:
+        self.federation, self._fixed = federation, (*PLACES, *(FROZEN if born else ()))
+        self._lock = threading.Lock()
+        self._looked = 0.0
+        self._raw: Any = None
+        self._logger = get_run_logger() if follow else None
+        self._read = _reader(federation) if follow else None
+        if self._read is not None:
+            self._begin()
+
+    def look(self, fresh: bool = False) -> Federation:
+        """The file as it is now; the server is asked every LOOK_SECONDS at most, or if it is to be `fresh`."""
+        if self._read is None or not self._lock.acquire(blocking=fresh):
+            return self.federation  # another thread looks
+        try:
+            if fresh or time.monotonic() - self._looked > LOOK_SECONDS:
+                self._look()
+                self._looked = time.monotonic()
+        finally:
+            self._lock.release()
+        return self.federation
+
+    def _begin(self) -> None:
+        """Follow the deployment if the file is its own; a round within a run was given the run's own."""
+        context = FlowRunContext.get()
+        inner = context is not None and context.flow_run is not None and context.flow_run.parent_task_run_id
+        assert self._read is not None
+        there = self._read()
+        if there is None:
+            self._read = None
+            return
+        with suppress(PhotonError):
+            if _file(there, COORDINATOR) == self.federation:
+                self._raw = (there.parameters or {}).get("federation")
+            elif not inner:
+                self._read = None
+
+    def _look(self) -> None:
+        assert self._read is not None and self._logger is not None
+        try:
+            there = self._read()
+        except Exception as error:  # of the client: the file stays what it was
+            self._logger.debug("the deployment could not be read: %r", error)
+            return
+        raw = None if there is None else (there.parameters or {}).get("federation")
+        if there is None or raw == self._raw:
+            return
+        self._raw = raw
+        try:
+            edited = _file(there, COORDINATOR)
+            if edited == self.federation:
+                return
+            for key in self._fixed:
+                if getattr(edited, key) != getattr(self.federation, key):
+                    raise FederationError(f"{key} is another")
+        except PhotonError as error:
+            self._logger.warning("the deployed file was edited, and this round keeps the one before: %s", error)
+            return
+        self._logger.warning("the deployed file was edited: this round goes on with it")
+        self.federation = edited
+
+
+def _reader(federation: Federation) -> Callable[[], DeploymentResponse | None]:
+    """Reads this flow run's own deployment, or the rounds' one where it has none."""
+    context = FlowRunContext.get()
+    own = context.flow_run.deployment_id if context and context.flow_run else None
+
+    def read() -> DeploymentResponse | None:
+        with get_client(sync_client=True) as client:
+            try:
+                if own is not None:
+                    return client.read_deployment(own)
+                return client.read_deployment_by_name(f"federated-round/{federation.run}")
+            except ObjectNotFound:
+                return None
+
+    return read
