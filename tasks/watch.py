@@ -9,7 +9,7 @@ from prefect.states import Cancelled, Cancelling, State
 
 from photon_core.errors import printable
 
-AUTOMATIC_RETRIES = 2  # of a site's flow run that crashed; one that failed waits for a person
+AUTOMATIC_RETRIES = 5  # of a site's flow run that crashed; one that failed waits for a person
 PENDING = 3
 WAITED_SECONDS = 10.0  # for an answer of the server, above which it is noted
 AGAIN = "it was started again"
