@@ -10,7 +10,7 @@ from photon_core.aggregation.blame import Doubt, Suspects
 from photon_core.aggregation.check import check_counts
 from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.guard import norm_trouble, outsized
-from photon_core.aggregation.moments import average_moments
+from photon_core.aggregation.moments import Moments, average_moments
 from photon_core.aggregation.server_schedule import server_at
 from photon_core.aggregation.tree import Tree, reference, regions
 from photon_core.attempts import newest_update
@@ -51,7 +51,7 @@ class Candidate:
     updates: dict[str, UpdateManifest]
     server: Server
     left_out: dict[str, str] = field(default_factory=dict)
-    moments: list[FileEntry] = field(default_factory=list)
+    moments: Moments = field(default_factory=Moments)
     lowered: int = 0
     guard: list[str] = field(default_factory=list)
     groups: dict[int, list[str]] = field(default_factory=dict)
@@ -271,15 +271,15 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
                 result = tree.aggregate()
             else:
                 result = aggregate(run, t, updates, candidate.server, lowered=factor, **most)
-            moments = candidate.moments if updates.keys() == candidate.updates.keys() else []
-            if federation.local.optimizer_state == "average" and not moments:
+            moments = candidate.moments if updates.keys() == candidate.updates.keys() else Moments()
+            if federation.local.optimizer_state == "average" and not moments.files:
                 moments = average_moments(
                     run,
                     t,
                     updates,
                     result.weights,
                     federation.model,
-                    federation.local.optimizer.name,
+                    federation.local.optimizer,
                     candidate.server,
                     federation.aggregation.shard_bytes,
                     federation.aggregation,
@@ -316,7 +316,9 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
         model=candidate.result.model,
         download=candidate.download,
         optimizer=candidate.result.optimizer,
-        moments=candidate.moments,
+        moments=candidate.moments.files,
+        moment_sizes=candidate.moments.sizes,
+        moment_ratio=candidate.moments.ratio,
         sampled=course.sampled,
         paused=federation.paused,
         updates={site: reference(run, update, candidate.result.weights[site]) for site, update in updates.items()},

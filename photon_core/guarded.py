@@ -15,6 +15,7 @@ from photon_core.aggregation.guard import (
     loss_trouble,
     norm_trouble,
 )
+from photon_core.aggregation.moments import Moments
 from photon_core.claims import largest_loss
 from photon_core.layout import Run
 from photon_core.round_metrics import Scores
@@ -95,7 +96,7 @@ def without(candidate: "Candidate", bad: Mapping[str, str], trouble: str) -> "Ca
         result=Aggregate([], [], {}),
         download=[],
         updates={site: update for site, update in candidate.updates.items() if site not in bad},
-        moments=[],
+        moments=Moments(),
         left_out={**candidate.left_out, **bad},
         guard=[*candidate.guard, f"{trouble}: the round applied again without {', '.join(sorted(bad))}"],
     )

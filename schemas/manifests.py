@@ -231,6 +231,12 @@ class RoundManifest(Manifest):
     moments: list[FileEntry] = Field(
         default_factory=list, description="the mean of the sites' inner optimizer moments, which they go on from"
     )
+    moment_sizes: dict[str, Finite] = Field(
+        default_factory=dict,
+        description="moment -> the sites' median size, which the next round's are held to: the norm, or the root "
+        "of the sum of what is a mean of squares",
+    )
+    moment_ratio: Finite = Field(default=0.0, description="most that exp_avg^2 / exp_avg_sq of the mean can be")
     sampled: list[str] = Field(default_factory=list)
     updates: dict[str, UpdateRef] = Field(default_factory=dict)
     paused: list[str] = Field(default_factory=list, description="sites that took no part, by the federation file")
@@ -270,7 +276,7 @@ class RoundManifest(Manifest):
 
     @model_serializer(mode="wrap")
     def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(write(self), lowered=0)
+        return _without_defaults(write(self), lowered=0, moment_sizes={}, moment_ratio=0.0)
 
 
 class RemovalManifest(Manifest):

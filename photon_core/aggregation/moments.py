@@ -5,10 +5,12 @@ must not reach the others by way of their optimizers. In bounded memory, several
 order of the sites' names.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,19 @@ from numpy.typing import NDArray
 from photon_core.aggregation.blame import blame, blamed
 from photon_core.aggregation.check import check_files
 from photon_core.aggregation.mean import weighted_mean
+from photon_core.aggregation.moment_bounds import (
+    FIRST,
+    RATIO_LIMIT,
+    SECOND,
+    allowed_ratio,
+    check_ratios,
+    check_sizes,
+    largest_ratios,
+    medians,
+)
 from photon_core.aggregation.robust import median, trimmed_mean
 from photon_core.aggregation.threads import Threads
+from photon_core.dots import dots
 from photon_core.errors import UpdateRejected
 from photon_core.layout import Run
 from photon_core.open_ranges import OpenRanges
@@ -27,15 +40,19 @@ from photon_core.tensors import SENT_AS, SHARD_BYTES, all_tensors
 from photon_core.training.shapes import moment_shapes
 from photon_core.update.floats import from_bfloat16, to_bfloat16
 from schemas.aggregation import Aggregation
+from schemas.local import Optimizer
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
 from schemas.model import Model
 from schemas.server import Server
 
 Float32 = NDArray[np.float32]
-LEAST_PIECE, MOST_PIECE = 1 << 13, 1 << 17  # elements of a site
+Shapes = Mapping[str, tuple[int, ...]]
+KINDS = 2  # most moments that an optimizer keeps of one parameter
+LEAST_PIECE, MOST_PIECE = 1 << 12, 1 << 17  # elements of a site
 CACHED = 1 << 21  # elements of a piece, all sites
 TOGETHER = 1 << 22  # bytes of one request to a server
 FOLDER = "moments/"
+ONES = np.ones(MOST_PIECE, np.float32)
 
 
 def moments_for(files: Sequence[FileEntry], model: Model, optimizer: str) -> list[FileEntry]:
@@ -45,26 +62,41 @@ def moments_for(files: Sequence[FileEntry], model: Model, optimizer: str) -> lis
     return list(files) if found == moment_shapes(model, optimizer) else []
 
 
+@dataclass(frozen=True)
+class Moments:
+    """A round's averaged moments.
+
+    Args:
+        files: that hold them.
+        sizes: moment -> the sites' median size: its norm, or the root of its sum if it is a mean of squares.
+        ratio: most that the square of a first moment can be of its second.
+    """
+
+    files: list[FileEntry] = field(default_factory=list)
+    sizes: dict[str, float] = field(default_factory=dict)
+    ratio: float = 0.0
+
+
 def average_moments(
     run: Run,
     t: int,
     updates: Mapping[str, UpdateManifest],
     weights: Mapping[str, float],
     model: Model,
-    optimizer: str,
+    optimizer: Optimizer,
     server: Server,
     max_shard_bytes: int = SHARD_BYTES,
     settings: Aggregation | None = None,
     threads: int | None = None,
     dtype: str = "float32",
-) -> list[FileEntry]:
+) -> Moments:
     """Write round t's moments; the caller commits round.json, until then the files are litter.
 
     Args:
         run, t: the round.
         updates: each site's committed update.
         weights: the sites' shares of the mean, which sum to 1.
-        model, optimizer: of the federation file; they say which moments there are.
+        model, optimizer: of the federation file; they say which moments there are, and what they keep.
         server: its mean.
         max_shard_bytes: size of the files.
         settings, threads: as for `aggregate`.
@@ -72,58 +104,143 @@ def average_moments(
 
     Raises:
         UpdateRejected: a site's moments are missing, damaged, of other shapes, not finite, so large that the mean
-            is not, or negative where they are means of squares.
+            is not, negative where they are means of squares, or no honest optimizer's (see moment_bounds.py).
     """
-    shapes = moment_shapes(model, optimizer)
-    tensors = {name: TensorEntry(dtype=SENT_AS[dtype], shape=shape) for name, shape in shapes.items()}
+    shapes = moment_shapes(model, optimizer.name)
     for site in sorted(updates):
         _check(site, updates[site], shapes)
-    elements = max(LEAST_PIECE, min(MOST_PIECE, CACHED // len(updates)))
+    base = run.round(t - 1)
+    last = base if base and moments_for(base.moments, model, optimizer.name) else None
+    allowed = allowed_ratio(optimizer, t, last)
+    settings = settings or Aggregation()
     with ExitStack() as stack:
-        settings = settings or Aggregation()
-        team, memory = Threads.start(stack, run.store.is_local, settings, threads), settings.memory_bytes
-        readers, opened = {}, OpenRanges()
-        for site in sorted(updates):
+        team = Threads.start(stack, run.store.is_local, settings, threads)
+        sources = _Sources(run, t, updates, shapes, team, settings.memory_bytes, stack)
+        writers = {
+            kind: stack.enter_context(_writer(run, t, kind, shapes, dtype, max_shard_bytes, team))
+            for kind in sources.kinds
+        }
+        shares = [weights[site] for site in sources.sites]
+        calls = (
+            partial(_mean, sources.sites, piece.name, loads, shares, server, allowed)
+            for piece, loads in sources.loads()
+        )
+        results = stack.enter_context(closing(team.results(calls, sources.give_up)))
+        ratio, sums = 0.0, {name: np.zeros(len(updates)) for name in shapes}
+        for piece, done in zip(sources.pieces(), results, strict=True):
+            ratio = max(ratio, done.ratio)
+            for kind, mean in done.means.items():
+                name = f"{kind}.{piece.name}"
+                sums[name] += done.sums[kind]
+                writers[kind].write(name, to_bfloat16(mean) if dtype == "bfloat16" else mean)
+        sources.verify()
+        sizes = {name: np.sqrt(found).tolist() for name, found in sums.items()}
+        check_sizes(sources.sites, sizes, last.moment_sizes if last else {})
+        files = [entry for writer in writers.values() for entry in writer.close()]
+        return Moments(files, medians(sizes), min(ratio if allowed == math.inf else allowed, RATIO_LIMIT))
+
+
+def _writer(
+    run: Run, t: int, kind: str, shapes: Shapes, dtype: str, max_shard_bytes: int, team: Threads
+) -> ShardWriter:
+    """Of one kind of moments: each has files of its own, so that several are written, and read, side by side."""
+    own = {name: shape for name, shape in shapes.items() if _kind(name) == kind}
+    tensors = {name: TensorEntry(dtype=SENT_AS[dtype], shape=shape) for name, shape in own.items()}
+    return ShardWriter(run.store, run.round_dir(t), f"{FOLDER}{kind}-", tensors, max_shard_bytes, team.writers)
+
+
+class _Sources:
+    """The sites' moments: all of a parameter's side by side, piece by piece, in the order of names."""
+
+    def __init__(
+        self,
+        run: Run,
+        t: int,
+        updates: Mapping[str, UpdateManifest],
+        shapes: Shapes,
+        team: Threads,
+        memory: int,
+        stack: ExitStack,
+    ) -> None:
+        self.sites = sorted(updates)
+        self.kinds = sorted({_kind(name) for name in shapes})
+        self._shapes, self._team, self._stack = shapes, team, stack
+        streams = KINDS * len(self.sites)
+        self._elements = max(LEAST_PIECE, min(MOST_PIECE, CACHED // streams))
+        self._together = min(TOGETHER, memory // (streams * (team.ahead + team.side_by_side + 1)))
+        self._readers: dict[str, TensorReader] = {}
+        opened = OpenRanges()
+        for site in self.sites:
             folder = run.site_dir(t, site, updates[site].attempt)
             with blame(site):
                 reader = TensorReader(run.store, folder, updates[site].moments, team.readers, opened)
-            readers[site] = stack.enter_context(reader)
-        writer = stack.enter_context(
-            ShardWriter(run.store, run.round_dir(t), FOLDER, tensors, max_shard_bytes, team.writers)
-        )
-        sizes = {name: int(np.prod(tensor.shape)) for name, tensor in tensors.items()}
+            self._readers[site] = stack.enter_context(reader)
 
-        def pieces() -> Iterator[Piece]:
-            return (piece for name in writer.order for piece in cut(name, 0, sizes[name], elements))
+    def pieces(self, kind: str = "") -> Iterator[Piece]:
+        """Of the parameters that have this kind of moment; of all if left out."""
+        names = {_parameter(name): name for name in self._shapes if kind in ("", _kind(name))}
+        for parameter in sorted(names):
+            yield from cut(parameter, 0, math.prod(self._shapes[names[parameter]]), self._elements)
 
-        loads = {}
-        together = min(TOGETHER, memory // (len(readers) * (team.ahead + team.side_by_side + 1)))
-        for site, reader in readers.items():
-            coming = reader.loads(pieces(), "", team.ahead, team.side_by_side, together)
-            stream = stack.enter_context(closing(coming))
-            loads[site] = blamed(site, stream)
-        shares = [weights[site] for site in readers]
+    def loads(self) -> Iterator[tuple[Piece, dict[str, list[Load]]]]:
+        """Every piece, and by kind of moment what gives it of each site."""
+        streams = {kind: [self._stream(kind, site) for site in self.sites] for kind in self.kinds}
+        for piece in self.pieces():
+            kinds = [kind for kind in self.kinds if f"{kind}.{piece.name}" in self._shapes]
+            yield piece, {kind: [next(stream) for stream in streams[kind]] for kind in kinds}
 
-        def calls() -> Iterator[Callable[[], Float32]]:
-            for piece in pieces():
-                of_sites = {site: next(of) for site, of in loads.items()}
-                yield partial(_mean, piece.name, of_sites, shares, server)
-
-        def give_up() -> None:
-            for reader in readers.values():
-                reader.give_up()
-
-        means = stack.enter_context(closing(team.results(calls(), give_up)))
-        for piece, mean in zip(pieces(), means, strict=True):
-            writer.write(piece.name, to_bfloat16(mean) if dtype == "bfloat16" else mean)
-        for site, reader in readers.items():
+    def verify(self) -> None:
+        for site, reader in self._readers.items():
             with blame(site):
                 reader.verify()
-        return writer.close()
+
+    def give_up(self) -> None:
+        for reader in self._readers.values():
+            reader.give_up()
+
+    def _stream(self, kind: str, site: str) -> Iterator[Load]:
+        team = self._team
+        coming = self._readers[site].loads(
+            self.pieces(kind), f"{kind}.", team.ahead, team.side_by_side, self._together
+        )
+        return blamed(site, self._stack.enter_context(closing(coming)))
 
 
-def _mean(name: str, loads: Mapping[str, Load], shares: Sequence[float], server: Server) -> Float32:
-    rows = np.stack([_checked(site, name, load()) for site, load in loads.items()])
+class _Done(NamedTuple):
+    """A piece of a parameter, computed: by kind of moment the mean, and a sum over each site's elements."""
+
+    means: dict[str, Float32]
+    sums: dict[str, NDArray[np.float64]]
+    ratio: float
+
+
+def _mean(
+    sites: Sequence[str],
+    parameter: str,
+    loads: Mapping[str, Sequence[Load]],
+    shares: Sequence[float],
+    server: Server,
+    allowed: float,
+) -> _Done:
+    rows, sums, ratio = {}, {}, 0.0
+    for kind, of_sites in loads.items():
+        rows[kind] = np.stack([_float32(site, load()) for site, load in zip(sites, of_sites, strict=True)])
+        sums[kind] = _sums(sites, kind, parameter, rows[kind])
+    paired = FIRST in rows and SECOND in rows
+    if paired:
+        check_ratios(sites, parameter, rows[FIRST], rows[SECOND], allowed)
+    means = {kind: _combined(sites, f"{kind}.{parameter}", found, shares, server) for kind, found in rows.items()}
+    if paired and allowed < math.inf:
+        least = np.multiply(means[FIRST], np.float32(1 / allowed))
+        np.maximum(
+            means[SECOND], np.multiply(least, means[FIRST], out=least), out=means[SECOND]
+        )  # but for rounding
+    elif paired:
+        ratio = float(largest_ratios(means[FIRST], means[SECOND]))
+    return _Done(means, sums, ratio)
+
+
+def _combined(sites: Sequence[str], name: str, rows: Float32, shares: Sequence[float], server: Server) -> Float32:
     out: Float32 = np.empty_like(rows[0])
     with np.errstate(over="ignore", invalid="ignore"):
         if server.mean == "median":
@@ -132,15 +249,40 @@ def _mean(name: str, loads: Mapping[str, Load], shares: Sequence[float], server:
             trimmed_mean(rows, server.trim, out)
         else:
             weighted_mean(rows, shares, out, np.empty_like(rows))
-    if not np.isfinite(out).all():
-        site = list(loads)[int(np.argmax(np.abs(rows).max(axis=1)))]
+        finite = math.isfinite(float(dots(out[None], out)[0]))
+    if not finite:
+        site = sites[int(np.argmax(np.abs(rows).max(axis=1)))]
         raise UpdateRejected(site, f"the optimizer's moment '{name}' is so large that the mean is not finite")
-    if name.startswith("exp_avg_sq."):
+    if _kind(name) == SECOND:
         np.maximum(out, 0, out=out)  # what rounding has taken below
     return out
 
 
-def _check(site: str, update: UpdateManifest, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _sums(sites: Sequence[str], kind: str, parameter: str, rows: Float32) -> NDArray[np.float64]:
+    """Of each row the sum of its squares; or of itself, if it is a mean of squares."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = dots(rows, ONES[: rows.shape[1]] if kind == SECOND else rows)
+    least = rows.min(axis=1, initial=0) if kind == SECOND else np.zeros(len(rows))
+    for site, total, smallest in zip(sites, found, least, strict=True):
+        if not math.isfinite(total) or smallest < 0:
+            raise UpdateRejected(site, f"the optimizer's moment '{kind}.{parameter}' is not finite, or negative")
+    return found
+
+
+def _float32(site: str, sent: NDArray[Any]) -> Float32:
+    with blame(site):
+        return sent if sent.dtype == np.float32 else from_bfloat16(sent, np.empty(sent.shape, np.float32))
+
+
+def _kind(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _parameter(name: str) -> str:
+    return name.partition(".")[2]
+
+
+def _check(site: str, update: UpdateManifest, shapes: Shapes) -> None:
     """Refuse moments that are not the optimizer's, before any of their bytes are read."""
     with blame(site):
         found = all_tensors(update.moments)
@@ -153,11 +295,3 @@ def _check(site: str, update: UpdateManifest, shapes: Mapping[str, tuple[int, ..
             raise UpdateRejected(site, f"the optimizer's moment '{name[:200]}' {what}")
     with blame(site):
         check_files(update.moments, 2 * len(shapes))
-
-
-def _checked(site: str, name: str, sent: NDArray[Any]) -> Float32:
-    with blame(site):
-        values = sent if sent.dtype == np.float32 else from_bfloat16(sent, np.empty(sent.shape, np.float32))
-    if not np.isfinite(values).all() or (name.startswith("exp_avg_sq.") and values.min(initial=0) < 0):
-        raise UpdateRejected(site, f"the optimizer's moment '{name}' is not finite, or negative")
-    return values

@@ -47,19 +47,22 @@ def write_moments(
 def write_tensors(
     tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES, dtype: str = "float32"
 ) -> list[FileEntry]:
-    """Write moments by their names, <moment>.<parameter>, as shards into folder/update."""
+    """Write moments by their names, <moment>.<parameter>, as shards into folder/update; each kind in files of its
+    own, so that whoever averages them reads a parameter's moments side by side, and every file once."""
     rounded = dtype == "bfloat16"
     layout = {name: TensorEntry(dtype=SENT_AS[dtype], shape=tuple(value.shape)) for name, value in tensors.items()}
-    shards = shard_plan(layout, shard_bytes)
     entries = []
 
     def bits(name: str) -> NDArray[Any]:
         # torch's own rounding: what is not finite stays so, and is refused by name
         return tensors[name].bfloat16().view(torch.int16).numpy() if rounded else tensors[name].numpy()
 
-    for number, shard in enumerate(shards, 1):
-        path = f"{UPDATE}/moments-{number:05d}-of-{len(shards):05d}.safetensors"
-        entries.append(write_shard(folder / path, path, shard, bits))
+    for kind in sorted({name.partition(".")[0] for name in layout}):
+        own = {name: tensor for name, tensor in layout.items() if name.partition(".")[0] == kind}
+        shards = shard_plan(own, shard_bytes)
+        for number, shard in enumerate(shards, 1):
+            path = f"{UPDATE}/{kind}-{number:05d}-of-{len(shards):05d}.safetensors"
+            entries.append(write_shard(folder / path, path, shard, bits))
     return entries
 
 
