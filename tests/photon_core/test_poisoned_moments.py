@@ -255,6 +255,8 @@ def test_gradients_that_come_next_to_the_bound_are_honest(tmp_path: Path) -> Non
     assert growing[0] ** 2 / growing[1] == pytest.approx(1.357, abs=0.001)
     scale = 1 / growing[0]
     setting = federation(tmp_path, {site: {} for site in SITES})
+    rounded = setting.update.model_copy(update={"moments_dtype": "bfloat16"})
+    sent = setting.model_copy(update={"update": rounded})
     run = opened(setting, tmp_path / "initial")
     for site in SITES:
         found = trained(run, setting, site, 1)
@@ -264,9 +266,8 @@ def test_gradients_that_come_next_to_the_bound_are_honest(tmp_path: Path) -> Non
             first, second = constant if site in HONEST[:2] else (growing[0] * scale, growing[1] * scale**2)
             moments[name] = (sizes * first).astype(np.float32)
             moments[name.replace("exp_avg.", "exp_avg_sq.")] = (sizes**2 * second).astype(np.float32)
-        upload_update(run, setting, site, 1, with_moments(found, moments, "bfloat16"))
-    rounded = setting.update.model_copy(update={"moments_dtype": "bfloat16"})
-    assert finish(run, setting.model_copy(update={"update": rounded}), 1).left_out == {}
+        upload_update(run, sent, site, 1, with_moments(found, moments, "bfloat16"))
+    assert finish(run, sent, 1).left_out == {}
 
 
 def test_other_betas_than_the_moments_were_made_with_are_no_crime(tmp_path: Path) -> None:
