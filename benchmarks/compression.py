@@ -154,7 +154,7 @@ def sent(federation: Any, run: Any) -> dict[str, Any]:
         "factor": 4 * parameters / bytes_,
         "download": sum(entry.bytes for entry in manifest.download or manifest.model),
         "tokens": manifest.total_tokens,
-        "guard": sum(len(found.guard) for r in range(manifest.round + 1) if (found := run.round(r))),
+        "guard": sum(found.lowered for r in range(manifest.round + 1) if (found := run.round(r))),
     }
 
 

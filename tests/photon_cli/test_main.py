@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,7 +115,11 @@ def test_killed_and_interrupted_run_leaves_nothing_and_continues(write_federatio
 def test_a_run_whose_server_is_killed_goes_on_and_ends(write_federation: Callable[..., Path]):
     """kill -9 of the Prefect server that `photon run` has started: the command starts it again, on its address."""
     file = write_federation(rounds={"count": 1}, local={"steps": 800})
-    assert photon("prepare", file).returncode == 0
+    prepared = photon("prepare", file)
+    assert prepared.returncode == 0
+    assert re.search(
+        r"^a: for the federation file, at this site: data_tokens: [1-9]\d*$", prepared.stdout, re.MULTILINE
+    )
     give_database(prefect_home(file))
     process = subprocess.Popen(
         [PHOTON, "run", file], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment()

@@ -138,13 +138,18 @@ def test_what_a_site_says_of_its_own_training_has_bounds() -> None:
     assert found.metrics["loss_before"] == pytest.approx(2 * 120 * 5 / (2 * 120 + MOST))
 
 
+@pytest.mark.parametrize("tree_above", [None, 2])
 @pytest.mark.parametrize(
     ("size", "optimizer"), [(1e3, "fedavg"), (1e3, "nesterov"), (1e30, "nesterov"), (1e30, "fedadam")]
 )
-def test_a_huge_change_costs_its_site_the_round_and_the_others_nothing(size: float, optimizer: str) -> None:
+def test_a_huge_change_costs_its_site_the_round_and_the_others_nothing(
+    size: float, optimizer: str, tree_above: int | None
+) -> None:
     """By its norm it would set the guard off in every round; of 1e30, the step overflows."""
     server = {"optimizer": optimizer, "lr": 0.5, **({"momentum": 0.5} if optimizer == "nesterov" else {})}
-    run, alone, setting = start(memory(), model_norm=40.0), start(memory(), model_norm=40.0), federation(**server)
+    run, alone = start(memory(), model_norm=40.0), start(memory(), model_norm=40.0)
+    regions = {"tree_above": tree_above, "fan_out": 2} if tree_above else {}
+    setting = changed(federation(**server), aggregation=regions)
 
     def huge(change: np.ndarray) -> np.ndarray:
         return 0 * change + np.float32(size)
