@@ -9,11 +9,11 @@ import errno
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from photon_core.durable import link_once, make_folder, sync_folder, temporary_name
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict, Unreadable
 from photon_core.writer import Writer
 
@@ -27,7 +27,7 @@ class LocalWriter(Writer):
     def __init__(self, target: Path) -> None:
         make_folder(target.parent)
         self._target = target
-        self._temporary = _temporary(target)
+        self._temporary = temporary_name(target)
         self._descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -148,7 +148,7 @@ class LocalFiles:
         with local_path.open("rb") as source:
             os.fsync(source.fileno())
             try:
-                os.link(local_path, target)
+                link_once(local_path, target)
             except FileExistsError:
                 raise StoreConflict(f"{target} is there already") from None
             except OSError:  # another disk, or one without links
@@ -163,34 +163,9 @@ class LocalFiles:
         (self.root / path).unlink(missing_ok=True)
 
 
-def make_folder(folder: Path) -> None:
-    """The folder and its parents, their entries on the disk."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    try:
-        folder.mkdir(exist_ok=True)
-    except FileExistsError:
-        raise PhotonError(f"{folder} is a file; a folder of the store must stand there") from None
-    sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f"{HIDDEN}{uuid.uuid4().hex}.tmp")
-
-
 def _link(temporary: Path, target: Path) -> None:
     try:
-        os.link(temporary, target)
+        link_once(temporary, target)
     except FileExistsError:
         raise StoreConflict(f"{target} was created by another writer; its content stands") from None
     except OSError as error:

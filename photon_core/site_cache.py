@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from photon_core.durable import TEMPORARY
 from photon_core.layout import Run
 from photon_core.store import SHA256
 from schemas.manifests import FileEntry
@@ -40,6 +41,6 @@ def _drop_others(cache: Path, kept: set[str]) -> None:
             if SHA256.fullmatch(path.name):
                 gone = path.name not in kept
             else:
-                gone = path.suffix == ".tmp" and time.time() - path.stat().st_mtime > LEFT_SECONDS
+                gone = bool(TEMPORARY.fullmatch(path.name)) and time.time() - path.stat().st_mtime > LEFT_SECONDS
             if gone:
                 path.unlink()

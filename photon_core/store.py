@@ -6,13 +6,13 @@ racing writers exactly one wins. That single call is every commit of a federatio
 """
 
 import re
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from photon_core.durable import whole_file
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict
 from photon_core.hashing import BLOCK, Check
 from photon_core.listing import Found, walk_local
@@ -214,19 +214,15 @@ class Store:
 
     def _download(self, path: str, entry: "FileEntry", target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{entry.sha256}.{uuid.uuid4().hex}.tmp")
         check, size = Check(entry.sha256, entry.blake3), 0
-        try:
-            with _named(self.locate(path)), self.open_read(path) as source, temporary.open("wb") as sink:
+        with whole_file(target) as sink:
+            with _named(self.locate(path)), self.open_read(path) as source:
                 # never more than the manifest promises: a huge file ends here, not on a full disk
                 while size <= entry.bytes and (block := source.read(BLOCK)):
                     sink.write(block)
                     check.update(block)
                     size += len(block)
             _compare(size, check, entry, self.locate(path))
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 class _named:

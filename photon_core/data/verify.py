@@ -5,6 +5,7 @@ from pathlib import Path
 
 from photon_core.data.mds import read_index
 from photon_core.data.paths import cache_dir, data_dir
+from photon_core.durable import write_whole
 from photon_core.errors import CorruptFile
 from photon_core.hashing import canonical_json, sha256_file
 from schemas.federation import Federation
@@ -103,7 +104,5 @@ class VerifiedFiles:
         """Write the cache for the next process."""
         if self._changed:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_bytes(canonical_json(self._seen))
-            temporary.replace(self._path)
+            write_whole(self._path, canonical_json(self._seen))
             self._changed = False

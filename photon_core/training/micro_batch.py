@@ -27,6 +27,7 @@ import torch
 
 from photon_core.data.partition import node_dir
 from photon_core.data.paths import state_dir
+from photon_core.durable import write_whole
 from photon_core.errors import ChildFailed, FederationError, PhotonError
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.training.device import choose_device
@@ -384,6 +385,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".writing")
-    temporary.write_bytes(canonical_json(values))
-    temporary.replace(path)
+    write_whole(path, canonical_json(values))

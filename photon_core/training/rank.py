@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from photon_core.durable import write_whole
 from photon_core.training.child import PR_SET_PDEATHSIG, portable
 from photon_core.training.scratch import keep_ledger
 
@@ -35,9 +36,7 @@ def main(folder: Path) -> int:
     except BaseException as error:
         traceback.print_exc()
         answer, code = ("error", portable(error)), 1
-    temporary = folder / f".answer-{rank}"
-    temporary.write_bytes(pickle.dumps(answer))
-    temporary.replace(folder / ANSWER.format(rank))
+    write_whole(folder / ANSWER.format(rank), pickle.dumps(answer))
     return code
 
 

@@ -19,12 +19,14 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.dots import dots
+from photon_core.durable import write_whole
 from photon_core.errors import PhotonError
 from photon_core.update.codec import Codec, Lossless, Lossy, get_codec
 from schemas.update import Update
@@ -121,17 +123,8 @@ def noise_generator(key_file: Path, work: str) -> np.random.Generator:
         PhotonError: the key is damaged.
     """
     if not key_file.exists():
-        temporary = key_file.with_name(f"{key_file.name}.{os.getpid()}")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(os.urandom(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, key_file)  # whole or not at all, and the first one's stays
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
+        with suppress(FileExistsError):  # the first one's stays
+            write_whole(key_file, os.urandom(KEY_BYTES), mode=0o600, once=True)
     key = key_file.read_bytes()
     if len(key) != KEY_BYTES:  # an empty one would make noise that everybody can foresee
         raise PhotonError(f"{key_file} holds {len(key)} bytes, not {KEY_BYTES}; remove it, and another is drawn")

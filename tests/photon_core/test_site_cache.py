@@ -52,11 +52,13 @@ def test_only_the_last_two_rounds_and_the_candidate_are_kept(run: Run, tmp_path:
 
 def test_what_is_no_copy_of_a_model_stays_and_old_downloads_go(run: Run, tmp_path: Path) -> None:
     model = put(run, 0, "model")
-    for name in (".old.tmp", ".new.tmp", "notes", "a" * 64):
+    old, older, new = f".{'1' * 32}.tmp", f".{'a' * 64}.{'2' * 32}.tmp", f".{'3' * 32}.tmp"
+    for name in (old, older, new, "notes", "my.tmp", "a" * 64):
         (tmp_path / name).write_text("x")
-    os.utime(tmp_path / ".old.tmp", (time.time() - 2 * 86_400,) * 2)
+    for name in (old, older, "my.tmp"):
+        os.utime(tmp_path / name, (time.time() - 2 * 86_400,) * 2)
     fetch_model(run, 0, [model], tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".new.tmp", "notes", model.sha256])
+    assert {path.name for path in tmp_path.iterdir()} == {new, "notes", "my.tmp", model.sha256}
 
 
 def test_a_local_stores_own_files_are_nobodys_copies(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""Files that are whole or not there, and on the disk before anything relies on them.
+
+Every file is written under a temporary name, flushed to the disk, and then given its own: by rename() where it
+takes an older one's place, by link() where the first writer's stays.
+"""
+
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from photon_core.errors import PhotonError
+
+TEMPORARY = re.compile(r"\.([0-9a-f]{64}\.)?[0-9a-f]{32}\.tmp")  # older ones of downloads hold the file's hash
+BLOCK = 1 << 20
+
+
+def temporary_name(target: Path) -> Path:
+    """A name beside the target that no other writer has."""
+    return target.with_name(f".{uuid.uuid4().hex}.tmp")
+
+
+def write_whole(path: Path, data: bytes, *, mode: int = 0o644, once: bool = False) -> None:
+    """A file of these bytes; the rest as `whole_file`."""
+    with whole_file(path, mode=mode, once=once) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path, *, mode: int = 0o644, once: bool = False) -> Iterator[BinaryIO]:
+    """A new file, open for writing. At the end of the block it is durable under its name; after an error in the
+    block there is nothing new.
+
+    Args:
+        path: its name; the folder is there.
+        mode: its permissions, before the umask.
+        once: leave a file that is there; else the new one takes its place.
+
+    Raises:
+        FileExistsError: with `once`, another file has the name.
+    """
+    temporary = temporary_name(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - it is open already
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        if once:
+            link_once(temporary, path)
+        else:
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def link_once(source: Path, target: Path) -> None:
+    """Give a file a second name, which nothing has yet.
+
+    An NFS client whose answer is lost asks again, and is told that its own link is in the way: a name that holds
+    the source's content is a success.
+
+    Raises:
+        FileExistsError: something else has the name.
+        OSError: the disk knows no such links, or has failed.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        if not _holds_the_same(target, source):
+            raise
+
+
+def _holds_the_same(target: Path, source: Path) -> bool:
+    try:
+        there, ours = target.lstat(), source.lstat()
+        if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+            return True
+        if not stat.S_ISREG(there.st_mode) or there.st_size != ours.st_size:
+            return False
+        with target.open("rb") as first, source.open("rb") as second:
+            while (block := first.read(BLOCK)) == second.read(BLOCK):
+                if not block:
+                    return True
+    except OSError:
+        pass
+    return False
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and its parents, their entries on the disk.
+
+    Raises:
+        PhotonError: a file stands there.
+    """
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise PhotonError(f"{folder} is a file; a folder must stand there") from None
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder survive a power cut."""
+    _sync(folder, os.O_DIRECTORY)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make a folder with all files and folders in it survive a power cut."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            path = Path(place, name)
+            if stat.S_ISREG(path.lstat().st_mode):
+                _sync(path)
+        sync_folder(Path(place))
+
+
+def _sync(path: Path, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
