@@ -2,21 +2,24 @@
 
     <state_dir>/state/checkpoint/000007-0001.pt     the newest of the round and attempt in progress
 
-One file, replaced whole by the next; another job's is not gone on from, which is said, and nothing is left once
-the round's state is published. Child processes only.
+One file, replaced whole by the next; another job's is not gone on from, which is said, and none is left once the
+round's state is published. Files of other names are not ours, and stay. Child processes only.
 """
 
-import os
 import pickle
-import shutil
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from photon_core.clear import clear
+from photon_core.durable import TEMPORARY, whole_file
 from photon_core.training.job import LocalJob
 
 FOLDER = "checkpoint"
+OURS = re.compile(rf"\d{{6,}}-\d{{4,}}\.(pt|writing)|{TEMPORARY.pattern}")
 
 
 class Checkpoints:
@@ -64,18 +67,12 @@ class Checkpoints:
         """
         self.folder.mkdir(mode=0o700, exist_ok=True)
         for left in self.folder.iterdir():
-            if left != self.path:
+            if left != self.path and OURS.fullmatch(left.name):
                 left.unlink()
-        temporary = self.path.with_suffix(".writing")
-        try:
-            with temporary.open("wb") as file:
-                torch.save({"key": self.key, "values": values}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(self.path) as file:
+            torch.save({"key": self.key, "values": values}, file)
 
     def drop(self) -> None:
         """Remove every checkpoint of the site: its round has ended."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            clear(self.folder, OURS)

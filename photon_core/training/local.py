@@ -21,7 +21,7 @@ from photon_core.training.infra import Infra, check_infra
 from photon_core.training.job import LocalJob, Trained
 from photon_core.training.launch_ranks import train_ranks
 from photon_core.training.micro_batch import find_micro_batch, found_anew
-from photon_core.training.state import exclusive, find_result, is_outdated, publish, writing
+from photon_core.training.state import exclusive, find_result, is_outdated, publish, settle, writing
 from photon_core.training.working import work
 
 
@@ -64,6 +64,7 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
                     print(note)
                 trained = replace(trained, notes=[*notes, *trained.notes])
                 trained = publish(folder, written, trained, job.key, job.resume, job.federation.run)
+        settle(Path(trained.folder))
         checkpoints.drop()
         return trained
 

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from multiprocessing import resource_tracker
@@ -40,6 +41,9 @@ def sweep_scratch() -> None:
     """Remove the scratch folders, and the shared memory named in them, of launchers that no longer live."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}{os.getuid()}-*"):
         with contextlib.suppress(OSError):
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                continue  # anybody may make a link of such a name
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

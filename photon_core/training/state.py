@@ -12,12 +12,15 @@ import dataclasses
 import fcntl
 import json
 import os
-import shutil
+import re
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from photon_core.clear import clear
+from photon_core.durable import make_folder, sync_folder, sync_tree
 from photon_core.hashing import canonical_json, sha256_file
 from photon_core.training.job import LocalJob, Trained
 from schemas.manifests import FileEntry
@@ -27,6 +30,10 @@ RESULT = "trained.json"
 TRAINING = "training.pt"
 SAMPLES = "samples.u32"
 UPDATE = "update"
+WRITING = ".writing-"  # how the names of folders begin that are being written, or replaced
+SHARDS = re.compile(r"[^/]+\.safetensors")
+FOLDER = re.compile(r"(\d{6,})-\d{4,}")
+OURS = re.compile(rf"{re.escape(TRAINING)}|{re.escape(SAMPLES)}|{re.escape(RESULT)}|{UPDATE}/{SHARDS.pattern}")
 
 
 def state_folder(state_dir: Path, round: int, attempt: int) -> Path:
@@ -78,7 +85,7 @@ def is_outdated(state_dir: Path, job: LocalJob) -> bool:
 def exclusive(state_dir: Path) -> Iterator[None]:
     """Let one process at a time train for this site; another waits, and then finds the result."""
     folder = state_dir / "state"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -94,14 +101,22 @@ def writing(state_dir: Path) -> Iterator[Path]:
     Call it under `exclusive`: what earlier writers that were killed have left is removed first.
     """
     parent = state_dir / "state"
-    for left in parent.glob(".writing-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    folder = parent / f".writing-{os.getpid()}"
+    for left in parent.glob(f"{WRITING}*"):
+        _clear(left)
+    folder = parent / f"{WRITING}{uuid.uuid4().hex}"
     folder.mkdir()
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
+
+
+def settle(folder: Path) -> None:
+    """Have a published state survive a power cut, whoever published it: before its update is committed, nothing
+    that the next round goes on from may be in memory alone."""
+    sync_tree(folder)
+    for above in (folder.parent, folder.parent.parent):
+        sync_folder(above)
 
 
 def publish(
@@ -134,11 +149,13 @@ def publish(
     training_sha256 = sha256_file(written / TRAINING)
     saved = {"key": key, "run": run, "training_sha256": training_sha256, "trained": values}
     (written / RESULT).write_bytes(canonical_json(saved))
+    sync_tree(written)
     if target.exists():  # of another job, or damaged: `find_result` has refused it
-        discarded = written.with_name(f".writing-old-{os.getpid()}")
+        discarded = written.with_name(f"{WRITING}{uuid.uuid4().hex}")
         target.rename(discarded)
-        shutil.rmtree(discarded, ignore_errors=True)
+        _clear(discarded)
     written.rename(target)
+    sync_folder(target.parent)
     _prune(target.parent, trained.round, None if resume is None else state_folder(state_dir, *resume))
     return dataclasses.replace(trained, folder=str(target))
 
@@ -148,9 +165,17 @@ def _prune(parent: Path, newest: int, kept: Path | None) -> None:
 
     Later rounds are of another run with the same folder.
     """
-    folders = {path: int(path.name[:6]) for path in parent.iterdir() if path.name[:6].isdigit()}
+    names = {path: FOLDER.fullmatch(path.name) for path in parent.iterdir()}
+    folders = {path: int(name[1]) for path, name in names.items() if name and (path / RESULT).is_file()}
     rounds = sorted({t for t in folders.values() if t <= newest})
     for path, t in folders.items():
         if t in rounds[:-KEPT_ROUNDS] and path != kept:
             (path / TRAINING).unlink(missing_ok=True)
-            shutil.rmtree(path / UPDATE, ignore_errors=True)
+            with suppress(OSError):
+                clear(path / UPDATE, SHARDS)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder of a state; what else lies there is not ours, and stays."""
+    with suppress(OSError):
+        clear(folder, OURS)

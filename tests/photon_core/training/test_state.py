@@ -51,3 +51,23 @@ def test_a_second_run_in_the_same_folder_keeps_what_it_has_just_trained(tmp_path
         found = find_result(tmp_path, t, 1, f"two {t}")
         assert found is not None and (Path(found.folder) / "update/1.safetensors").read_text() == f"two {t}"
     assert find_result(tmp_path, 5, 1, "one 5") is not None, "the first run's last round is still there"
+
+
+def test_what_is_not_ours_in_the_private_folder_stays(tmp_path: Path):
+    """Through cleaning after killed writers, rounds long past, and a state that is replaced."""
+    state = tmp_path / "state"
+    mine = [state / name for name in (".writing-123/notes.txt", "000001-backup/training.pt", "x/y")]
+    for path in mine:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    (state / ".writing-123/training.pt").write_text("half")
+    (state / ".writing-77").mkdir()
+    leave(tmp_path, "one", 1)
+    leave(tmp_path, "one", 2)
+    mine.append(state / "000002-0001/update/notes.txt")
+    mine[-1].write_text("mine")
+    for t in (3, 4, 5, 6):
+        leave(tmp_path, "one", t)
+    assert [path.read_text() for path in mine] == ["mine"] * 4
+    assert not (state / ".writing-123/training.pt").exists() and not (state / ".writing-77").exists()
+    assert not (state / "000002-0001/training.pt").exists()
