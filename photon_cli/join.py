@@ -18,6 +18,7 @@ from photon_core.training.serving import serve_beside
 from schemas.federation import Federation
 from schemas.load import check_paths
 from schemas.local import Local
+from schemas.overlap import check_overlap
 from schemas.protocol import PROTOCOL_TAG, other_protocol
 from tasks.tags import tagged
 
@@ -187,6 +188,7 @@ def _data(federation: Federation, site: str, unprepared: bool) -> str:
     from photon_core.data.paths import data_dir
     from photon_core.data.shards import available
 
+    check_overlap(federation, [site])
     manifest = available(federation, site)
     if manifest is None and unprepared:
         check_paths(federation, [site])

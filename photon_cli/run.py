@@ -21,6 +21,7 @@ from photon_core.trackers import check_trackers
 from photon_core.training.infra import check_infra
 from schemas.federation import Federation
 from schemas.load import check_paths
+from schemas.overlap import check_overlap
 
 SERVER = "Prefect server"
 
@@ -34,6 +35,7 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
         PhotonError: as the run failed; what was committed stands.
     """
     check_paths(federation, sites=[], file=file)  # raw text may be gone once it is prepared
+    check_overlap(federation)
     birth, latest = run_of(federation).birth(), run_of(federation).latest()
     if birth is not None and latest is not None and latest >= federation.rounds.count:
         check_frozen(birth, federation, load_tokenizer(federation.tokenizer).sha256)

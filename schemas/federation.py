@@ -1,6 +1,5 @@
 """The federation file: everything about a federation, in one YAML, checked by one model."""
 
-from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -9,6 +8,7 @@ from schemas.aggregation import Aggregation
 from schemas.deploy import Deploy, PoolType, Storage
 from schemas.local import Local
 from schemas.model import Model
+from schemas.overlap import refuse_as_written
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
 from schemas.section import Section
 from schemas.server import ALIKE, Server
@@ -256,33 +256,9 @@ class Federation(Section):
         )
 
     @model_validator(mode="after")
-    def _state_dirs(self) -> "Federation":
-        """Private state is one site's alone, and never under the run's folder in the shared store."""
-        shared = None if "://" in self.store else PurePath(self.store, self.run)
-        taken: dict[PurePath, str] = {}
-        for i, site in enumerate(self.sites):
-            if site.state_dir is None:
-                continue
-            folder, at = PurePath(site.state_dir), ("sites", i, "state_dir")
-            if shared is not None and (folder == shared or shared in folder.parents):
-                raise wrong(f"'{folder}' is in the shared store '{shared}'; write a folder outside it", *at)
-            if taken.setdefault(folder, site.name) != site.name:
-                raise wrong(f"'{folder}' belongs to site '{taken[folder]}'; give each site its own", *at)
-        return self
-
-    @model_validator(mode="after")
-    def _shards(self) -> "Federation":
-        """Prepared shards are text: they are one site's alone, and never in the shared store."""
-        shared = f"{self.store.rstrip('/')}/"
-        taken: dict[str, str] = {}
-        for i, site in enumerate(self.sites):
-            if site.shards is None:
-                continue
-            folder, at = f"{site.shards.rstrip('/')}/", ("sites", i, "shards")
-            if folder.startswith(shared):
-                raise wrong(f"'{site.shards}' is in the store, which all share; write a place outside it", *at)
-            if taken.setdefault(folder, site.name) != site.name:
-                raise wrong(f"'{site.shards}' belongs to site '{taken[folder]}'; give each site its own", *at)
+    def _places(self) -> "Federation":
+        """Private state, shards and text are one site's alone, and nothing that is written overlaps with them."""
+        refuse_as_written(self)
         return self
 
     @model_validator(mode="after")

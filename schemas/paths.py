@@ -9,6 +9,7 @@ from typing import Any
 
 from schemas.errors import FederationError
 from schemas.federation import Federation
+from schemas.overlap import linked
 from schemas.problems import locate
 from schemas.values import BROKEN_URL
 from schemas.yaml_lines import Key, read_yaml
@@ -100,7 +101,8 @@ def check_paths(
         file: the federation file, so that messages carry its lines.
 
     Raises:
-        FederationError: one line for each missing source, tokenizer or store, with key, value and remedy.
+        FederationError: one line for each missing source, tokenizer or store, with key, value and remedy; and for
+            places that overlap where links lead.
     """
     wanted = None if sites is None else set(sites)
     problems: list[tuple[Key, str]] = []
@@ -116,6 +118,9 @@ def check_paths(
             _add(problems, ("sites", i, "shards"), _store_problem(site.shards))
         if site.state_dir is not None:
             _add(problems, ("sites", i, "state_dir"), _folder_problem(Path(site.state_dir)))
+    if problem := linked(federation, wanted):
+        message, key = problem
+        problems.append((key, message))
     _refuse(problems, federation, file)
 
 

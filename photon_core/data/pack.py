@@ -1,6 +1,5 @@
 """Second pass over a stream: tokenise in batches, pack to fixed sequences, write MDS shards of both splits."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ def pack_stream(
     validation_share: float,
     progress: Callable[[int], None],
 ) -> dict[str, Split]:
-    """Write the train and valid splits of a stream below `folder`, which is emptied first.
+    """Write the train and valid splits of a stream below `folder`, which does not exist yet.
 
     A document's split follows from the hash of its text and the seed, so exact duplicates share a split and the
     order of documents does not matter. At least one distinct text is in each split.
@@ -114,7 +113,6 @@ def pack_stream(
         DataError: a file is unreadable, or fewer than two distinct texts are there.
     """
     bound = split_bound(features.distinct(), validation_share, files[0].name)
-    shutil.rmtree(folder, ignore_errors=True)
     dtype = "uint16" if tokenizer.size <= 1 << 16 else "uint32"
     splits = {name: Split(folder / name, sequence_length, dtype, tokenizer.eot) for name in ("train", "valid")}
     done = 0

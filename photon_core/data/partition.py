@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from photon_core.data.manifest import NAME, data_sha256, require_manifest
 from photon_core.data.mds import read_index, read_shard
 from photon_core.data.paths import find_site, split_dir, state_dir
-from photon_core.data.record import file_entries, write_atomically
+from photon_core.data.record import file_entries
+from photon_core.data.replace import claim, empty_stream, finish, replace
 from photon_core.data.stream import even_shares
 from photon_core.errors import DataError
 from photon_core.hashing import canonical_json, sha256_bytes
@@ -81,9 +82,10 @@ def partition(federation: Federation, site: str, nodes: int) -> None:
     whole_sha256 = data_sha256(federation, site)
     settings = [sha256_bytes(canonical_json([FORMAT, whole_sha256, nodes, i])) for i in range(nodes)]
     roots = [node_dir(federation, site, i + 1) / "data" for i in range(nodes)]
+    for root in roots:
+        claim(root)
+        finish(root)
     missing = [i for i in range(nodes) if _settings(roots[i]) != settings[i]]
-    for i in missing:
-        shutil.rmtree(roots[i], ignore_errors=True)
     entries: dict[int, dict[str, StreamData]] = {i: {} for i in missing}
     counts = dict.fromkeys(missing, 0)
     manifest = require_manifest(federation, site)
@@ -91,13 +93,14 @@ def partition(federation: Federation, site: str, nodes: int) -> None:
         source = split_dir(federation, site, stream.name, "train")
         dealt = _dealt(federation, site, stream.name, nodes)
         for i in missing:
-            _write(source, dealt[i], roots[i] / stream.name / "train")
+            part = empty_stream(roots[i], stream.name)
+            _write(source, dealt[i], part / "train")
             counts[i] += sum(piece.stop - piece.start for piece in dealt[i])
-            files = file_entries(roots[i] / stream.name, stream.name, ("train",))
+            files = file_entries(part, stream.name, ("train",))
             whole = manifest.streams[stream.name]
             entries[i][stream.name] = whole.model_copy(update={"files": files})
     for i in missing:
-        part = manifest.model_copy(
+        cut = manifest.model_copy(
             update={
                 "streams": entries[i],
                 "train_sequences": counts[i],
@@ -107,7 +110,7 @@ def partition(federation: Federation, site: str, nodes: int) -> None:
                 "settings_sha256": settings[i],
             }
         )
-        write_atomically(roots[i] / NAME, part.model_dump_json(indent=1).encode())
+        replace(roots[i], cut.model_dump_json(indent=1).encode())
 
 
 def site_numbers(federation: Federation, site: str, nodes: int, node: int, numbers: Any) -> NDArray[np.uint32]:

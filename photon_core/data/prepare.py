@@ -3,8 +3,7 @@
 import hashlib
 import importlib.metadata
 import platform
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,20 @@ from photon_core.data.locks import folder_lock
 from photon_core.data.manifest import load_manifest
 from photon_core.data.mds import read_index, read_shard
 from photon_core.data.pack import Split, pack_stream
-from photon_core.data.paths import cache_dir, data_dir, find_site, split_dir
+from photon_core.data.paths import cache_dir, data_dir, find_site
 from photon_core.data.quality import check_documents
-from photon_core.data.record import (
-    NAME,
-    StreamRecord,
-    file_entries,
-    read_record,
-    stream_data,
-    write_atomically,
-)
+from photon_core.data.record import NAME, StreamRecord, file_entries, read_record, stream_data
+from photon_core.data.replace import aside, check_free, claim, drop_aside, empty_stream, finish, replace
 from photon_core.data.shards import publish
 from photon_core.data.sources import SourceFile, list_files
 from photon_core.data.tokenizer import Tokenizer, load_tokenizer
 from photon_core.data.verify import VerifiedFiles, check_entries, verify_files
+from photon_core.durable import write_whole
 from photon_core.errors import CorruptFile, DataError, FederationError
 from photon_core.hashing import canonical_json, sha256_bytes
 from schemas.federation import Federation
 from schemas.manifests import DataManifest
+from schemas.overlap import check_overlap
 from schemas.sites import Stream
 
 __all__ = ["load_manifest", "prepare_site"]
@@ -47,6 +42,8 @@ Progress = Callable[[str, int, int], None]
 def prepare_site(federation: Federation, site: str, progress: Progress | None = None) -> DataManifest:
     """Prepare all streams of a site; does nothing where that is done, and continues where it was interrupted.
 
+    New shards are built beside the old ones, which stay usable until all of the new are whole (see replace.py).
+
     Args:
         federation: the federation.
         site: which site; its sources are read and its private folder is written.
@@ -56,8 +53,10 @@ def prepare_site(federation: Federation, site: str, progress: Progress | None = 
         The manifest, as committed in data.json.
 
     Raises:
-        FederationError: no such site or tokenizer, or the tokenizer does not fit the model's vocabulary.
-        DataError: a source is missing or unreadable, or too small; ExpectationFailed for texts that are refused.
+        FederationError: no such site or tokenizer, the tokenizer does not fit the model's vocabulary, or places of
+            the file overlap.
+        DataError: a source is missing or unreadable, or too small, or files that are not ours are in the way;
+            ExpectationFailed for texts that are refused.
     """
     section = find_site(federation, site)
     tokenizer = load_tokenizer(federation.tokenizer)
@@ -66,26 +65,29 @@ def prepare_site(federation: Federation, site: str, progress: Progress | None = 
             f"model.vocab_size is {federation.model.vocab_size}, but tokenizer '{federation.tokenizer}' has ids "
             f"up to {tokenizer.size - 1}; write vocab_size: {tokenizer.size} or more"
         )
+    check_overlap(federation, [site])
     root = data_dir(federation, site)
-    root.mkdir(parents=True, exist_ok=True)
+    claim(root)
     with folder_lock(root):
+        finish(root)
         plans = {stream.name: _settings(federation, site, stream, tokenizer) for stream in section.streams}
         settings = sha256_bytes(canonical_json([site, plans]))
         done = _finished(federation, site, settings)
         if done is not None:
+            drop_aside(root)
             publish(federation, site)
             return done
-        # from here on nothing is committed until all streams are whole
-        (root / data_manifest.NAME).unlink(missing_ok=True)
-        _clean(root, set(plans))
-        records = {}
+        check_free(root, plans)
+        places = (root, aside(root))
+        streams: dict[str, tuple[Path, StreamRecord]] = {}
         for stream in section.streams:
-            record = _kept(federation, site, stream.name, plans[stream.name])
-            if record is None:
+            found = _kept(federation, site, stream.name, plans[stream.name], places)
+            if found is None:
                 record = _make(federation, site, stream, tokenizer, plans[stream.name], progress or _silent)
-            records[stream.name] = record
-        made = _assemble(federation, site, tokenizer, records, settings)
-        write_atomically(root / data_manifest.NAME, made.model_dump_json(indent=1).encode() + b"\n")
+                found = (places[1], record)
+            streams[stream.name] = found
+        made = _assemble(federation, site, tokenizer, streams, settings)
+        replace(root, made.model_dump_json(indent=1).encode() + b"\n")
         publish(federation, site)
         return made
 
@@ -136,28 +138,26 @@ def _finished(federation: Federation, site: str, settings: str) -> DataManifest 
     return None
 
 
-def _clean(root: Path, streams: set[str]) -> None:
-    for path in root.iterdir():
-        if path.name not in streams:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _kept(federation: Federation, site: str, stream: str, settings: str) -> StreamRecord | None:
-    root = data_dir(federation, site)
+def _kept(
+    federation: Federation, site: str, stream: str, settings: str, places: Iterable[Path]
+) -> tuple[Path, StreamRecord] | None:
+    """The first of the places where the stream is finished, with these settings and whole; and its record."""
     cache = VerifiedFiles(cache_dir(federation, site) / "verified.json")
-    try:
-        record = read_record(root / stream)
-        check_entries(root, record.files, cache, site, stream)
-    except (DataError, CorruptFile):
-        return None
-    return record if record.settings_sha256 == settings else None
+    for place in places:
+        try:
+            record = read_record(place / stream)
+            check_entries(place, record.files, cache, site, stream)
+        except (DataError, CorruptFile):
+            continue
+        if record.settings_sha256 == settings:
+            return place, record
+    return None
 
 
 def _make(
     federation: Federation, site: str, stream: Stream, tokenizer: Tokenizer, settings: str, progress: Progress
 ) -> StreamRecord:
-    root = data_dir(federation, site)
-    final, folder = root / stream.name, root / f".{stream.name}.unfinished"
+    folder = empty_stream(data_dir(federation, site), stream.name)
     files = _files(federation, site, stream)
     features, source_sha256 = _look(federation, stream, files, progress)
     checks = check_documents(federation, site, stream.name, features)
@@ -186,10 +186,7 @@ def _make(
         checks=[asdict(check) for check in checks.checks],
         files=file_entries(folder, stream.name),
     )
-    write_atomically(folder / NAME, record.model_dump_json(indent=1).encode())
-    if final.exists():
-        shutil.rmtree(final)
-    folder.rename(final)
+    write_whole(folder / NAME, record.model_dump_json(indent=1).encode())
     return record
 
 
@@ -222,10 +219,11 @@ def _assemble(
     federation: Federation,
     site: str,
     tokenizer: Tokenizer,
-    records: dict[str, StreamRecord],
+    streams: dict[str, tuple[Path, StreamRecord]],
     settings: str,
 ) -> DataManifest:
-    root, length = data_dir(federation, site), federation.model.max_seq_len
+    length, records = federation.model.max_seq_len, {name: record for name, (_, record) in streams.items()}
+    folders = [place / name for name, (place, _) in streams.items()]
     train_sequences = sum(record.train_sequences for record in records.values())
     valid_sequences = sum(record.valid_sequences for record in records.values())
     return DataManifest(
@@ -239,8 +237,10 @@ def _assemble(
         valid_sequences=valid_sequences,
         train_tokens=train_sequences * length,
         valid_tokens=valid_sequences * length,
-        unigram_perplexity=_unigram_perplexity(federation, site, list(records), tokenizer.size),
-        streams={name: stream_data(root / name, name, record, length) for name, record in records.items()},
+        unigram_perplexity=_unigram_perplexity(folders, tokenizer.size),
+        streams={
+            name: stream_data(place / name, name, record, length) for name, (place, record) in streams.items()
+        },
         checks={
             name: {"documents": record.checks, "dropped_tokens": record.dropped_tokens}
             for name, record in records.items()
@@ -250,11 +250,11 @@ def _assemble(
     )
 
 
-def _unigram_perplexity(federation: Federation, site: str, streams: list[str], size: int) -> float:
+def _unigram_perplexity(streams: list[Path], size: int) -> float:
     counts = {split: np.zeros(size, np.int64) for split in ("train", "valid")}
     for split, count in counts.items():
         for stream in streams:
-            for shard in read_index(split_dir(federation, site, stream, split)):
+            for shard in read_index(stream / split):
                 count += np.bincount(read_shard(shard)[1].ravel(), minlength=size)
     return unigram_perplexity(counts["train"], counts["valid"])
 

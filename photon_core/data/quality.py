@@ -17,10 +17,12 @@ from photon_core.data.paths import cache_dir, data_dir, find_site
 from photon_core.data.record import read_record
 from photon_core.data.shards import stage
 from photon_core.data.verify import verify_files
+from photon_core.durable import write_whole
 from photon_core.errors import DataError
 from photon_core.hashing import canonical_json
 from schemas.federation import Federation
 from schemas.manifests import DataManifest
+from schemas.overlap import check_overlap
 
 __all__ = ["Check", "CheckResult", "ExpectationFailed", "check_documents", "check_shards"]
 
@@ -55,10 +57,12 @@ def check_shards(federation: Federation, site: str, tokenizer_sha256: str) -> Ch
         tokenizer_sha256: the federation's tokenizer, as its run manifest names it.
 
     Raises:
+        FederationError: the site's places overlap, where links lead.
         DataError: the site is not prepared, or not for the streams of the federation file.
         CorruptFile: a file is missing, truncated or corrupt.
         ExpectationFailed: with site, expectation, column and observed value.
     """
+    check_overlap(federation, [site], look=False)  # the text need not be there any more
     stage(federation, site)
     manifest = require_manifest(federation, site)
     wanted = [stream.name for stream in find_site(federation, site).streams]
@@ -97,7 +101,5 @@ def _features(federation: Federation, site: str, manifest: DataManifest) -> Feat
     eot = read_record(data_dir(federation, site) / next(iter(manifest.streams))).eot
     features = shard_features(federation, site, manifest, eot)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(canonical_json({"data_sha256": key, "features": features}))
-    temporary.replace(path)
+    write_whole(path, canonical_json({"data_sha256": key, "features": features}))
     return features

@@ -1,6 +1,5 @@
 """stream.json: what preparation notes about one finished stream, so that an interrupted one can continue."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +62,6 @@ def stream_data(folder: Path, stream: str, record: StreamRecord, sequence_length
         source_sha256=record.source_sha256,
         files=[*record.files, _entry(folder / NAME, f"{stream}/{NAME}")],
     )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and through to the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _entry(path: Path, name: str) -> FileEntry:

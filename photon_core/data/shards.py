@@ -13,11 +13,12 @@ from pathlib import Path
 from photon_core.data.locks import folder_lock
 from photon_core.data.manifest import NAME, data_manifest, load_manifest
 from photon_core.data.paths import cache_dir, data_dir, find_site
-from photon_core.data.record import write_atomically
+from photon_core.data.replace import NEXT, aside, check_listed, claim, finish, is_cut_off, replace
 from photon_core.data.verify import VerifiedFiles
+from photon_core.durable import whole_file
 from photon_core.errors import CorruptFile
 from photon_core.hashing import sha256_bytes
-from photon_core.store import Store, StoreConflict
+from photon_core.store import Store, StoreConflict, check_path
 from schemas.federation import Federation
 from schemas.manifests import DataManifest, FileEntry
 
@@ -70,33 +71,40 @@ def publish(federation: Federation, site: str) -> None:
 def stage(federation: Federation, site: str) -> None:
     """Have the newest shards of the site's place for them in its state_dir, every file verified by its hash.
 
-    Nothing where the file names no such place, or nothing is there yet. What is damaged here is copied again.
+    Nothing where the file names no such place, or nothing is there yet. What is damaged here is copied again. What
+    was here stays usable until all is copied, and a replacement that was cut off goes on (see replace.py).
 
     Raises:
         CorruptFile: a file is missing there, or is not the one that its manifest covers.
         DataError: the manifest there is damaged.
         StoreUnavailable, StoreRefused: the place cannot be read.
     """
+    root = data_dir(federation, site)
+    if is_cut_off(root):
+        with folder_lock(root):
+            finish(root)
     place = _place(federation, site)
     newest = _newest(place) if place is not None else None
     if place is None or newest is None:
         return
     folder, content = newest
     manifest = data_manifest(content, place.locate(f"{folder}/{NAME}"), site)
-    root = data_dir(federation, site)
-    root.mkdir(parents=True, exist_ok=True)
+    for entry in _entries(manifest):
+        check_path(entry.path)
+    check_listed(manifest, place.locate(folder))
+    claim(root)
     with folder_lock(root):
-        committed = root / NAME
-        if not committed.exists() or committed.read_bytes() != content:
-            committed.unlink(missing_ok=True)  # until all files are those of the new manifest
-            _drop_others(root, {entry.path for entry in _entries(manifest)})
+        finish(root)
         cache = VerifiedFiles(cache_dir(federation, site) / "verified.json")
-        for entry in _entries(manifest):
-            if not _is_here(root / entry.path, entry, cache):
-                _copy(place, folder, entry, root, cache_dir(federation, site) / "shards")
+        missing = [entry for entry in _entries(manifest) if not _is_here(root / entry.path, entry, cache)]
+        committed = root / NAME
+        if missing or not committed.exists() or committed.read_bytes() != content:
+            for entry in missing:
+                if not _is_here(aside(root) / entry.path, entry, cache):
+                    _copy(place, folder, entry, root / NEXT, cache_dir(federation, site) / "shards")
+            aside(root)
+            replace(root, content)
         cache.save()
-        if not committed.exists():
-            write_atomically(committed, content)
 
 
 def _place(federation: Federation, site: str) -> Store | None:
@@ -140,14 +148,7 @@ def _copy(place: Store, folder: str, entry: FileEntry, root: Path, downloads: Pa
         raise CorruptFile(f"{place.locate(folder)} names '{entry.path}', outside its own folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     if place.is_local:
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(found, temporary)
-        temporary.replace(target)
+        with found.open("rb") as source, whole_file(target) as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
     else:
         found.replace(target)
-
-
-def _drop_others(root: Path, kept: set[str]) -> None:
-    for path in [p for p in root.rglob("*") if p.is_file()]:
-        if path.relative_to(root).as_posix() not in kept:
-            path.unlink()

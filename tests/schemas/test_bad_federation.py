@@ -63,6 +63,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "wiki.txt").write_text("text")
     (tmp_path / "papers.txt").write_text("text")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.md").write_text("no text to train on")
     (tmp_path / "news").mkdir()
     (tmp_path / "news/1.jsonl").write_text('{"text": "text"}\n')
     return tmp_path
@@ -195,8 +196,8 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 PLACES = [
-    ("store: rounds", "store: wiki.txt/rounds", "2: store: '{folder}/wiki.txt/rounds' cannot be a folder: "
-     "'{folder}/wiki.txt' is a file; write another folder"),
+    ("store: rounds", "store: federation.yaml/rounds", "2: store: '{folder}/federation.yaml/rounds' cannot be a "
+     "folder: '{folder}/federation.yaml' is a file; write another folder"),
     ("store: rounds", "store: warp://bucket", "2: store: 'warp://bucket' cannot be opened"),
     ("tokenizer: bytes", "tokenizer: bpe.json", "4: tokenizer: '{folder}/bpe.json' does not exist; write 'bytes', "
      "the path of a tokenizer.json, or a Hugging Face name"),
@@ -208,16 +209,16 @@ PLACES = [
      "be read; put .jsonl, .txt (also .gz, .zst) or .parquet files there"),
     ("news/*.jsonl", "federation.yaml", "35: sites[wikipedia].streams[news].source: '{folder}/federation.yaml' "
      "has an ending that is not read; name .jsonl, .txt (also .gz, .zst) or .parquet files only"),
-    ("news/*.jsonl", "./*", "35: sites[wikipedia].streams[news].source: '{folder}/federation.yaml' has an ending "
-     "that is not read; name .jsonl, .txt (also .gz, .zst) or .parquet files only"),
+    ("news/*.jsonl", "empty/*", "35: sites[wikipedia].streams[news].source: '{folder}/empty/notes.md' has an "
+     "ending that is not read; name .jsonl, .txt (also .gz, .zst) or .parquet files only"),
     ("news/*.jsonl", "news/*.parquet", "35: sites[wikipedia].streams[news].source: no file matches "
      "'{folder}/news/*.parquet'; correct the pattern, or put the files there"),
     ("papers.txt", "memory://nowhere/papers.txt", "41: sites[arxiv].streams[papers].source: nothing is at "
      "'memory://nowhere/papers.txt'; correct the address, or put the files there"),
     ("papers.txt", "memory://nowhere/*.txt", "41: sites[arxiv].streams[papers].source: nothing is at "
      "'memory://nowhere/*.txt'; correct the address, or put the files there"),
-    ("state_dir: private", "state_dir: wiki.txt", "38: sites[arxiv].state_dir: '{folder}/wiki.txt' cannot be a "
-     "folder: '{folder}/wiki.txt' is a file; write another folder"),
+    ("state_dir: private", "state_dir: federation.yaml", "38: sites[arxiv].state_dir: '{folder}/federation.yaml' "
+     "cannot be a folder: '{folder}/federation.yaml' is a file; write another folder"),
 ]  # fmt: skip
 
 

@@ -75,12 +75,11 @@ def test_a_constant_schedule_may_warm_up_for_as_long_as_it_likes() -> None:
     assert sample(local=local).local.schedule.warmup_steps == 1000
 
 
-def test_states_may_lie_beside_the_run_in_a_local_store_but_not_in_it() -> None:
-    beside = [site("a", state_dir="/store/photon-sites/r/a"), site("b", state_dir="/store/photon-sites/r/b")]
-    assert sample(sites=beside).sites[0].state_dir == "/store/photon-sites/r/a"
-    with pytest.raises(ValidationError, match="is in the shared store '/store/r'"):
+def test_states_lie_beside_the_store_and_each_other() -> None:
+    assert sample(sites=[site("a", state_dir="/storey/a"), site("b", state_dir="/storey/b")])
+    with pytest.raises(ValidationError, match="'/store/r' lies in store '/store'"):
         sample(sites=[site("a", state_dir="/store/r")])
-    with pytest.raises(ValidationError, match="belongs to site 'a'"):
+    with pytest.raises(ValidationError, match=r"'/x/' is sites\[a\]\.state_dir '/x'"):
         sample(sites=[site("a", state_dir="/x"), site("b", state_dir="/x/")])
 
 

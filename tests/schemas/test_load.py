@@ -139,9 +139,10 @@ def test_a_byte_order_mark_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_file_urls_are_looked_at_as_files(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("text")
     url = f"file://{tmp_path}"
-    federation = load_federation(write(tmp_path, store=f"{url}/store", source=f"'{url}/*.txt'"))
+    federation = load_federation(write(tmp_path, store=f"{url}/store", source=f"'{url}/text/*.txt'"))
     check_paths(federation, sites=["a"])
 
 

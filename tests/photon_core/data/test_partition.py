@@ -79,3 +79,18 @@ def test_it_is_cut_again_when_the_data_change_and_only_then(tmp_path: Path) -> N
     assert manifest.stat().st_mtime_ns != first
     with pytest.raises(DataError, match=r"stream 'news': 40 sequences cannot be shared by 41 nodes"):
         partition(federation, "alpha", 41)
+
+
+def test_what_is_not_ours_in_a_nodes_folder_stays_when_it_is_cut_again(tmp_path: Path) -> None:
+    federation = make(tmp_path, 100)
+    folder = node_dir(federation, "alpha", 2)
+    mine = [folder / name for name in ("data/mine.txt", "data/news/mine.txt", "mine.txt")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    for sequences in (100, 160):
+        write_site(federation, "alpha", sequences)
+        partition(federation, "alpha", 3)
+        assert [path.read_text() for path in mine] == ["mine"] * 3
+        part = node_federation(federation, "alpha", state_dir=str(node_dir(federation, "alpha", 2)))
+        assert len(rows(part, "news")[0]) in (sequences // 3, sequences // 3 + 1)

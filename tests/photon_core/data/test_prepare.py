@@ -64,7 +64,7 @@ def test_manifest_counts(two_streams: Federation, library_texts: Callable[..., l
     assert 10 < manifest.unigram_perplexity < 60
     root = data_dir(two_streams, "s")
     named = {file.path for stream in manifest.streams.values() for file in stream.files}
-    assert named | {"data.json"} == set(files_below(root))
+    assert named | {"data.json", ".photon"} == set(files_below(root))
     assert all(check["success"] for stream in manifest.checks.values() for check in stream["documents"])
 
 
@@ -144,25 +144,34 @@ def test_killed_and_continued(two_streams: Federation, moment: str) -> None:
     assert child.exitcode == -signal.SIGKILL
     root = data_dir(two_streams, "s")
     assert load_manifest(two_streams, "s") is None
-    one = files_below(root / "one") if (root / "one").exists() else None
-    assert (one is not None) == moment.startswith("two")
+    one = files_below(root / ".next" / "one")
+    assert ("stream.json" in one) == moment.startswith("two")
     manifest = prepare_site(two_streams, "s")
-    if one is not None:
+    if moment.startswith("two"):
         assert files_below(root / "one") == one
     named = {file.path for stream in manifest.streams.values() for file in stream.files}
-    assert named | {"data.json"} == set(files_below(root))
+    assert named | {"data.json", ".photon"} == set(files_below(root))
     shutil.rmtree(root)
     assert prepare_site(two_streams, "s") == manifest
 
 
-def test_a_kill_while_a_change_is_prepared_leaves_no_manifest_over_other_shards(two_streams: Federation) -> None:
-    prepare_site(two_streams, "s")
+@pytest.mark.parametrize("moment", ["one: checking", "two: tokenising"])
+def test_a_kill_while_a_change_is_prepared_leaves_the_old_shards_usable(
+    two_streams: Federation, moment: str
+) -> None:
+    first = prepare_site(two_streams, "s")
+    before = files_below(data_dir(two_streams, "s"))
     changed = two_streams.model_copy(update={"seed": 18})
-    child = multiprocessing.get_context("fork").Process(target=_prepare_and_die, args=(changed, "two: tok"))
+    child = multiprocessing.get_context("fork").Process(target=_prepare_and_die, args=(changed, moment))
     child.start()
     child.join(200)
     assert child.exitcode == -signal.SIGKILL
-    assert load_manifest(two_streams, "s") is None
+    after = files_below(data_dir(two_streams, "s"))
+    assert {path: stat for path, stat in after.items() if not path.startswith(".next/")} == before
+    assert not check_shards(two_streams, "s", first.tokenizer_sha256).failed
+    second = prepare_site(changed, "s")
+    named = {file.path for stream in second.streams.values() for file in stream.files}
+    assert named | {"data.json", ".photon"} == set(files_below(data_dir(two_streams, "s")))
 
 
 def test_duplicates_stay_in_one_split(

@@ -140,3 +140,40 @@ def test_without_such_a_place_nothing_is_copied(two_streams: Federation) -> None
     shutil.rmtree(data_dir(two_streams, "s"))
     stage(two_streams, "s")
     assert available(two_streams, "s") is None
+
+
+def test_what_a_machines_owner_has_put_beside_the_shards_stays(
+    at_site: Callable[[str], Federation], tmp_path: Path
+) -> None:
+    """While the shards are copied, and copied again because the text has changed."""
+    first, second = at_site("first"), at_site("second")
+    prepare_site(first, "s")
+    names = {"mine.txt", "one/mine.txt", "more/train/shard.00000.mds.zstd"}
+    mine = [data_dir(second, "s") / name for name in names]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    check_shards(second, "s", load_tokenizer("bytes").sha256)
+    source = Path(first.sites[0].streams[1].source).parent
+    (source / "more.txt").write_text("Another document, which was not there before. " * 9)
+    prepare_site(first, "s")
+    check_shards(second, "s", load_tokenizer("bytes").sha256)
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    ours = contents(first).keys() - {".photon"}
+    assert contents(second).keys() == ours | names
+
+
+def test_a_copy_that_fails_leaves_the_old_shards_usable(at_site: Callable[[str], Federation]) -> None:
+    first, second = at_site("first"), at_site("second")
+    prepare_site(first, "s")
+    stage(second, "s")
+    before = contents(second)
+    source = Path(first.sites[0].streams[1].source).parent
+    (source / "more.txt").write_text("Another document, which was not there before. " * 9)
+    prepare_site(first, "s")
+    place = place_of(first)
+    folder = place.ls("")[-1]
+    place.discard(f"{folder}/two/stream.json")
+    with pytest.raises(CorruptFile, match="is missing"):
+        stage(second, "s")
+    assert {name: data for name, data in contents(second).items() if not name.startswith(".next/")} == before
