@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from photon_cli.pages import check_beside, check_page, write_page
 from photon_cli.progress import display
 from photon_cli.reach import reachable
 from photon_core.errors import FederationError
@@ -21,14 +22,17 @@ def compare(runs: Sequence[str], to: Path | None, quiet: bool) -> None:
 
     Args:
         runs: federation files, or <store>/<run> paths or URLs.
-        to: the page's file, overwritten; the terminal if None.
+        to: the page's file, over an older page; the terminal if None.
         quiet: nothing about progress.
 
     Raises:
-        FederationError: fewer than two runs, or one that is not there.
+        FederationError: fewer than two runs, or one that is not there; or the page may not be written there.
     """
     if len(runs) < 2:
         raise FederationError("compare at least two runs: photon compare RUN RUN")
+    if to is not None:
+        check_page(to, [load_federation(Path(name)) for name in runs if _is_file(name)])
+        check_beside(to, [name for name in runs if not _is_file(name)])
     with display(quiet) as show:
         records = []
         for i, name in enumerate(runs, 1):
@@ -36,8 +40,7 @@ def compare(runs: Sequence[str], to: Path | None, quiet: bool) -> None:
             records.append(read(name))
         if to is not None:
             show.activity("compare", "drawing")
-            to.parent.mkdir(parents=True, exist_ok=True)
-            to.write_text(render(records), "utf-8")
+            write_page(to, render(records))
             show.say(f"{to}: {len(records)} runs; open it in a browser")
         show.finish("compare")
     if to is None:
@@ -46,7 +49,7 @@ def compare(runs: Sequence[str], to: Path | None, quiet: bool) -> None:
 
 def read(name: str) -> Record:
     """The record of a federation file's run, or of <store>/<run>."""
-    if name.endswith((".yaml", ".yml")) or Path(name).is_file():
+    if _is_file(name):
         federation = load_federation(Path(name))
         record = read_record(reachable(federation), federation.rounds.count)
     else:
@@ -57,6 +60,11 @@ def read(name: str) -> Record:
     if record.birth is None:
         raise FederationError(f"{record.url}: there is no run; write a federation file, or <store>/<run>")
     return record
+
+
+def _is_file(name: str) -> bool:
+    """Whether a run is given by its federation file."""
+    return name.endswith((".yaml", ".yml")) or Path(name).is_file()
 
 
 def _print(records: Sequence[Record]) -> None:

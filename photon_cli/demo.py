@@ -12,6 +12,7 @@ from photon_cli.prepare import prepare_with
 from photon_cli.progress import display
 from photon_cli.run import run_embedded
 from photon_core.data.manifest import load_manifest
+from photon_core.durable import write_whole
 from photon_core.errors import FederationError
 from photon_core.rounds import history, run_of
 from schemas.federation import Federation
@@ -25,6 +26,7 @@ CONCURRENCY = ("asyncio", "concurrent", "multiprocessing", "threading.py", "queu
                "subprocess.py", "contextlib.py", "signal.py", "_pydecimal.py")  # fmt: skip
 TESTS = ("unittest", "doctest.py", "test", "idlelib/idle_test")
 
+WRITTEN = "Written by photon demo"
 FILE = """\
 # A federation of four sites that fits on a laptop. Written by photon demo; change it and go on with photon run.
 run: demo
@@ -80,7 +82,7 @@ def write_demo(folder: Path, rounds: int) -> list[str]:
         the sites' names.
 
     Raises:
-        FederationError: the file that is there does not say `rounds: {count: ...` any more.
+        FederationError: the file that is there is not the demo's, or does not say `rounds: {count: ...` any more.
     """
     sites = {
         "networking": _sources(NETWORKING),
@@ -88,22 +90,19 @@ def write_demo(folder: Path, rounds: int) -> list[str]:
         "tests": _sources(TESTS),
         "documentation": iter(import_module("pydoc_data.topics").topics.values()),
     }
+    file, listing = folder / "federation.yaml", "".join(SITE.format(name=name) for name in sites)
+    text = FILE.format(rounds=rounds, sites=listing)
+    if file.exists():
+        before = file.read_text("utf-8")
+        text, found = COUNT.subn(rf"\g<1>{rounds}", before)
+        if not found or WRITTEN not in before.partition("\n")[0]:
+            raise FederationError(f"{file} is not as the demo wrote it; go on with: photon run {file}")
     (folder / "text").mkdir(parents=True, exist_ok=True)
     for name, texts in sites.items():
         path = folder / "text" / f"{name}.jsonl"
         if not path.exists():
-            part = path.with_suffix(".part")
-            part.write_text("".join(json.dumps({"text": text}) + "\n" for text in _documents(texts)))
-            part.rename(path)
-    file = folder / "federation.yaml"
-    if file.exists():
-        text, found = COUNT.subn(rf"\g<1>{rounds}", file.read_text("utf-8"))
-        if not found:
-            raise FederationError(f"{file} is not as the demo wrote it; go on with: photon run {file}")
-    else:
-        listing = "".join(SITE.format(name=name) for name in sites)
-        text = FILE.format(rounds=rounds, sites=listing)
-    file.write_text(text, "utf-8")
+            write_whole(path, "".join(json.dumps({"text": text}) + "\n" for text in _documents(texts)).encode())
+    write_whole(file, text.encode())
     return list(sites)
 
 

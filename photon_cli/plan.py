@@ -3,12 +3,14 @@
 import json
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from photon_cli.credentials import take_credentials
+from photon_cli.pages import check_page, write_page
 from photon_cli.reach import reachable
 from photon_cli.tables import wide_console
 from photon_core.errors import CorruptFile, FederationError, PhotonError
@@ -40,11 +42,13 @@ def show_plan(federation: Federation, as_json: bool, to: Path | None) -> None:
     """Print the plan; write it as a page or a picture, too, where asked for.
 
     Raises:
-        FederationError: the file's ending is neither .svg nor .html, there is no time to draw, or a site cannot
-            train as its hardware makes it.
+        FederationError: the file's ending is neither .svg nor .html, it may not be written there, there is no time
+            to draw, or a site cannot train as its hardware makes it.
     """
     if to is not None and to.suffix not in ENDINGS:
         raise FederationError(f"--to {to}: write a file that ends in .svg or .html")
+    if to is not None:
+        check_page(to, [federation])
     for site in federation.active:
         check_infra(federation, site)
     rounds = _committed(federation)
@@ -202,20 +206,18 @@ def _write(
     to: Path,
 ) -> None:
     advised = best(predictions)
-    if to.suffix == ".svg":
-        draw(predictions, now, advised, to)
-        return
-    picture = to.with_suffix(".svg.part")
-    try:
+    with TemporaryDirectory(prefix="photon-") as folder:
+        picture = Path(folder, "plan.svg")
         draw(predictions, now, advised, picture)
         drawing = picture.read_text("utf-8")
-    finally:
-        picture.unlink(missing_ok=True)
+    if to.suffix == ".svg":
+        write_page(to, drawing)
+        return
     with Path("/dev/null").open("w") as nowhere:
         console = Console(record=True, width=110, file=nowhere)
         _print(console, federation, now, predictions, rounds, measured)
         text = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-    to.write_text(PAGE.format(run=federation.run, svg=drawing[drawing.index("<svg") :], text=text), "utf-8")
+    write_page(to, PAGE.format(run=federation.run, svg=drawing[drawing.index("<svg") :], text=text))
 
 
 def _facts(federation: Federation, now: Prediction, advised: Prediction | None) -> dict[str, Any]:

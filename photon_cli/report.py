@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from photon_cli.pages import check_page, write_page
 from photon_cli.progress import display
 from photon_core.errors import PhotonError
 from photon_core.rounds import run_of
@@ -13,13 +14,15 @@ def report(federation: Federation, to: Path | None, quiet: bool) -> None:
 
     Args:
         federation: the federation file.
-        to: the page's file, overwritten; <run>-report.html in the current folder if None.
+        to: the page's file, over an older page; <run>-report.html in the current folder if None.
         quiet: say nothing.
 
     Raises:
+        FederationError: the page may not be written there.
         PhotonError: the run has no rounds yet.
     """
     target = to or Path(f"{federation.run}-report.html")
+    check_page(target, [federation], "--to" if to else "without --to,")
     with display(quiet) as show:
         show.activity("report", "reading the rounds")
         from photon_core.report.page import render
@@ -31,8 +34,7 @@ def report(federation: Federation, to: Path | None, quiet: bool) -> None:
             raise PhotonError(f"run '{run.run}' has no rounds in {run.store.url} yet. Write: photon run")
         show.activity("report", "drawing")
         page = render(record)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, "utf-8")
+        write_page(target, page)
         show.finish("report")
         show.say(
             f"{target}: {len(record.trained)} rounds, {len(page.encode()) / 1e6:.1f} MB; open it in a browser"

@@ -22,10 +22,14 @@ from schemas.manifests import FileEntry, RemovalManifest
 
 PLACE = re.compile(r"[^/]+/rounds/(?P<t>\d{6,})/(?P<rest>.+)")
 TEMPORARY = re.compile(r"\.(probe-[0-9a-f]{32}|[0-9a-f]{32}\.tmp)")
-UPDATE = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4})/update\.json")
-START = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4})/start\.json")
-REGION = re.compile(r"(?P<folder>regions/\d{4}/[0-9a-f]{16}/\d{4})/partial\.json")
+UPDATE = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4,})/update\.json")
+START = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4,})/start\.json")
+REGION = re.compile(r"(?P<folder>regions/\d{4,}/[0-9a-f]{16}/\d{4,})/partial\.json")
 DATA = ".safetensors"
+UNNAMED = re.compile(  # what uploads and aggregations write before a manifest names it; other files are not ours
+    r"(sites/[^/]+/\d{4,}|(regions/\d{4,}/[0-9a-f]{16}/\d{4,}/)?(model|optimizer|moments|download))"
+    r"/([a-z_]+-)?\d{5,}-of-\d{5,}(-[0-9a-f]{8,16})?\.safetensors"
+)
 DAY = 86_400.0
 THREADS = 8  # removals at a time
 
@@ -37,7 +41,7 @@ class Rule:
     Args:
         last: the newest so many committed rounds, at least 1.
         every: also every round whose number is a multiple of this.
-        litter_seconds: age from which a file that no manifest names goes.
+        litter_seconds: age from which a file of ours that no manifest names goes.
     """
 
     last: int = 3
@@ -56,7 +60,7 @@ class Plan:
         latest: the last committed round.
         kept: committed rounds whose tensors all stay.
         rounds: those whose tensors go, with the files that are still there.
-        litter: files that no manifest names.
+        litter: files that no manifest names, under the names that uploads and aggregations give.
     """
 
     latest: int
@@ -93,14 +97,17 @@ def plan(
         place = PLACE.fullmatch(file.path)
         if place is None or int(place["t"]) > latest:
             continue
-        if not file.path.endswith(DATA) and not TEMPORARY.fullmatch(file.path.rpartition("/")[2]):
-            continue
-        if file.path in named:
+        if file.path in named and file.path.endswith(DATA):
             if named[file.path] in gone or not rule.keeps(named[file.path], latest):
                 result.rounds.setdefault(int(place["t"]), []).append(file)
-        elif now - file.modified >= rule.litter_seconds:
+        elif _is_litter(place["rest"]) and file.path not in named and now - file.modified >= rule.litter_seconds:
             result.litter.append(file)
     return result
+
+
+def _is_litter(path: str) -> bool:
+    """Whether a file of a round has a name that only our own code gives to what no manifest names yet."""
+    return bool(UNNAMED.fullmatch(path) or TEMPORARY.fullmatch(path.rpartition("/")[2]))
 
 
 def look(run: Run, rule: Rule, now: float | None = None) -> Plan:

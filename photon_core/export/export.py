@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 
 from photon_core.data.tokenizer import Tokenizer, load_tokenizer
+from photon_core.durable import make_folder, sync_folder, sync_tree
 from photon_core.errors import FederationError, PhotonError
 from photon_core.export.card import model_card
 from photon_core.export.gpt2 import gpt2_config
@@ -16,19 +17,22 @@ from photon_core.layout import Run
 from photon_core.rounds import check_frozen, history, run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.overlap import check_target
 
 
 def export_round(federation: Federation, t: int | None, folder: Path) -> RoundManifest:
     """Write the model of round t (the last one if None) into a new folder, which appears whole or not at all.
 
     Raises:
-        FederationError: there is something at the folder's place, or the file is not the run's.
+        FederationError: there is something at the folder's place, it overlaps with a place that the file names, or
+            the file is not the run's.
         PhotonError: the round is not committed, or photon gc removed its model.
         CorruptFile: the store's files are not those that the manifests cover.
     """
+    check_target(federation, "--to", folder)
     check_free(folder)
     run, manifest, tokenizer = open_committed(federation, t)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     made = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.part")
     made.mkdir()
     try:
@@ -40,7 +44,9 @@ def export_round(federation: Federation, t: int | None, folder: Path) -> RoundMa
         rounds = [past for past in history(run) if past.round <= manifest.round]
         (made / "README.md").write_text(model_card(federation, rounds), "utf-8")
         check_free(folder)
+        sync_tree(made)
         made.replace(folder)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return manifest

@@ -46,4 +46,4 @@ def draw(predictions: list[Prediction], now: Prediction, advised: Prediction | N
     axes.set_ylabel("hours for the whole run")
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    figure.savefig(path, format="svg", metadata={"Date": None, "Title": "photon plan"})

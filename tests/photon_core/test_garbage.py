@@ -80,8 +80,8 @@ def old_run(store: Store, make_run: MakeRun) -> Run:
     for t in range(1, 6):
         go_on(run, t)
     upload(run, 6, "a")
-    store.create("run/rounds/000006/sites/b/0001/00001.safetensors", b"half an update")
-    store.create("run/rounds/000006/model/candidate.safetensors", b"a candidate")
+    store.create("run/rounds/000006/sites/b/0001/00001-of-00002.safetensors", b"half an update")
+    store.create("run/rounds/000006/model/00001-of-00001-0a1b2c3d.safetensors", b"a candidate")
     return Run(store, "run")
 
 
@@ -132,7 +132,7 @@ def test_litter_goes_when_it_is_old_and_its_round_is_committed(tmp_path: Path, m
     go_on(run, 1)
     rounds = tmp_path / "run" / "rounds"
     litter = [
-        rounds / "000001/model/other-candidate.safetensors",
+        rounds / "000001/model/00001-of-00001-0a1b2c3d.safetensors",
         rounds / "000001/sites/c/0001/00001-of-00002.safetensors",
         rounds / f"000001/model/.{'0' * 32}.tmp",
         rounds / f"000001/sites/c/0001/.probe-{'1' * 32}",
@@ -185,9 +185,9 @@ def test_an_update_that_is_no_manifest_covers_nothing(tmp_path: Path, make_run: 
     folder = tmp_path / "run/rounds/000001/sites/evil/0001"
     folder.mkdir(parents=True)
     (folder / "update.json").write_text("{")
-    (folder / "x.safetensors").write_bytes(b"x")
+    (folder / "00001-of-00001.safetensors").write_bytes(b"x")
     assert [file.path for file in look(run, Rule(), LATER).litter] == [
-        "run/rounds/000001/sites/evil/0001/x.safetensors"
+        "run/rounds/000001/sites/evil/0001/00001-of-00001.safetensors"
     ]
 
 
@@ -264,3 +264,32 @@ def test_rules_that_would_keep_nothing_are_refused(tmp_path: Path, make_run: Mak
 )
 def test_ranges(numbers: list[int], text: str) -> None:
     assert ranges(numbers) == text
+
+
+def test_a_users_files_in_the_store_stay(tmp_path: Path, make_run: MakeRun) -> None:
+    run, _ = make_run(Store(str(tmp_path)), theta(0), {})
+    for t in (1, 2):
+        go_on(run, t)
+    rounds = tmp_path / "run/rounds"
+    mine = [
+        rounds / name
+        for name in ("000001/best.safetensors", "000001/model/mine.safetensors", "000001/model/notes.tmp",
+                     "000001/keep/00001-of-00001.safetensors", "000001/sites/a/mine.safetensors")
+    ]  # fmt: skip
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"mine")
+    remove(run, look(run, Rule(last=1), LATER))
+    assert [path.read_bytes() for path in mine] == [b"mine"] * len(mine)
+
+
+def test_the_ten_thousandth_attempt_of_a_kept_round_is_no_litter(tmp_path: Path, make_run: MakeRun) -> None:
+    """Its folder's name has five digits (A5): what update.json there names stays as long as its round."""
+    run, _ = make_run(Store(str(tmp_path)), theta(0), {})
+    go_on(run, 1)
+    first = tmp_path / run.site_dir(1, "a", 1)
+    last = tmp_path / run.site_dir(1, "a", 10_000)
+    first.rename(last)
+    update = last / "update.json"
+    update.write_text(update.read_text().replace('"attempt":1,', '"attempt":10000,'))
+    assert look(Run(run.store, "run"), Rule(), LATER).litter == []
