@@ -23,6 +23,13 @@ SIGNS_OF_LIFE = tuple(
         *("Scheduled", "Late", "Pending", "AwaitingRetry", "AwaitingConcurrencySlot", "Paused", "Suspended"),
     )
 )
+# A round's process that is killed while it imports sends no heartbeat: its flow run stays Pending.
+STARTED = (
+    "prefect.flow-run.Running",
+    "prefect.flow-run.Cancelling",
+    *sorted({*SIGNS_OF_LIFE} - {"prefect.flow-run.Pending"}),
+)
+PENDING = 3  # times zombie_after, as a round waits for the flow run of a site (tasks/watch.py)
 SPOKEN = f"{PROTOCOL_TAG}{PROTOCOL}"  # a tag of every deployment: flow runs and `photon join` compare it
 ROUND_ENDS_BADLY = ("prefect.flow-run.Failed", "prefect.flow-run.TimedOut", "prefect.flow-run.Crashed")
 CHILD_SETTINGS = {
@@ -113,7 +120,7 @@ def plan(federation: Federation) -> Plan:
         run=federation.run,
         pools=_pools(federation),
         deployments=(*_coordinator_deployments(federation), *_site_deployments(federation)),
-        automations=(_zombies(federation), *_notifications(federation)),
+        automations=(_zombies(federation), _never_started(federation), *_notifications(federation)),
         notify=federation.deploy.notify,
         credentials=federation.storage.block,
     )
@@ -246,6 +253,35 @@ def _zombies(federation: Federation) -> Automation:
             "type": "change-flow-run-state",
             "state": "CRASHED",
             "message": f"no heartbeat for {seconds:g} s: its process is gone",
+        },
+    )
+
+
+def _never_started(federation: Federation) -> Automation:
+    """Of rounds. A round itself sees to its sites' flow runs."""
+    seconds = PENDING * federation.deploy.zombie_after
+    rounds = {
+        "prefect.resource.role": "flow",
+        "prefect.resource.name": ["federated-round", "federated-run"],
+    }
+    return Automation(
+        name=f"photon/{federation.run}/never started",
+        description=f"A round of {federation.run} that was Pending for {seconds:g} s has crashed.",
+        trigger={
+            "type": "event",
+            "posture": "Proactive",
+            "after": ["prefect.flow-run.Pending"],
+            "expect": sorted(STARTED),
+            "match": {"prefect.resource.id": "prefect.flow-run.*"},
+            "match_related": [_of_run(federation), rounds],
+            "for_each": ["prefect.resource.id"],
+            "threshold": 1,
+            "within": seconds,
+        },
+        action={
+            "type": "change-flow-run-state",
+            "state": "CRASHED",
+            "message": f"not started within {seconds:g} s: no process came of it",
         },
     )
 

@@ -52,14 +52,15 @@ def observe(federation: Any) -> dict[str, Any]:
     from prefect.client.orchestration import get_client
     from prefect.events import emit_event
     from prefect.events.worker import EventsWorker
-    from prefect.states import Completed, Failed, Running
+    from prefect.states import Completed, Failed, Pending, Running
 
     from flows.apply import apply
 
     whole = plan(federation)
-    zombies = whole.automations[0]
-    quick = replace(zombies, trigger={**zombies.trigger, "within": 10.0})  # the least that Prefect takes
-    apply(replace(whole, automations=(quick, *whole.automations[1:])))
+    quick = [  # the least that Prefect takes
+        replace(automation, trigger={**automation.trigger, "within": 10.0}) for automation in whole.automations[:2]
+    ]
+    apply(replace(whole, automations=(*quick, *whole.automations[2:])))
     with get_client(sync_client=True) as client:
 
         def start(name: str, tag: str) -> Any:
@@ -86,6 +87,10 @@ def observe(federation: Any) -> dict[str, Any]:
         heartbeat(strange, "run:another")
         EventsWorker.instance().wait_until_empty()
         client.set_flow_run_state(done.id, Completed(), force=True)
+        stuck = client.create_flow_run_from_deployment(
+            client.read_deployment_by_name(f"federated-run/{federation.run}").id, tags=[tag]
+        )
+        client.set_flow_run_state(stuck.id, Pending(), force=True)
         failed = start(f"federated-round/{federation.run}", tag)
         client.set_flow_run_state(failed.id, Failed(message='1 of 2 sites: "a" is missing'), force=True)
         emit_event(
@@ -95,12 +100,14 @@ def observe(federation: Any) -> dict[str, Any]:
         )
         EventsWorker.instance().wait_until_empty()
         eventually(lambda: state(silent).is_crashed())
+        eventually(lambda: state(stuck).is_crashed())
         eventually(lambda: len(posts) >= 2)
         scheduled = lambda: [r for r in client.read_flow_runs() if r.auto_scheduled]  # noqa: E731
         eventually(lambda: bool(scheduled()))
         return {
             "silent": state(silent).name,
             "message": state(silent).message,
+            "stuck": (state(stuck).name, state(stuck).message),
             "done": state(done).name,
             "strange": state(strange).name,
             "posts": sorted(posts),

@@ -33,6 +33,11 @@ def test_a_silent_flow_run_has_crashed(seen: dict[str, Any]) -> None:
     assert (seen["silent"], seen["message"]) == ("Crashed", "no heartbeat for 300 s: its process is gone")
 
 
+def test_a_round_whose_process_died_before_it_was_started_has_crashed(seen: dict[str, Any]) -> None:
+    """Else it would stay Pending, and who waits for it would wait for ever."""
+    assert seen["stuck"] == ["Crashed", "not started within 900 s: no process came of it"]
+
+
 def test_others_have_not(seen: dict[str, Any]) -> None:
     assert (seen["done"], seen["strange"]) == ("Completed", "Running")
 

@@ -105,10 +105,10 @@ def test_zombies(planned: Plan) -> None:
 
 
 def test_notifications(example: Federation, planned: Plan) -> None:
-    assert [a.name for a in planned.automations[1:]] == ["photon/notes/round failed", "photon/notes/site left out"]
-    assert "photon.site.notes.lyon" in planned.automations[2].trigger["match"]["prefect.resource.id"]
+    assert [a.name for a in planned.automations[2:]] == ["photon/notes/round failed", "photon/notes/site left out"]
+    assert "photon.site.notes.lyon" in planned.automations[3].trigger["match"]["prefect.resource.id"]
     quiet = changed(example, deploy={**example.deploy.model_dump(), "notify": None})
-    assert [a.name for a in plan(quiet).automations] == ["photon/notes/zombies"]
+    assert [a.name for a in plan(quiet).automations] == ["photon/notes/zombies", "photon/notes/never started"]
 
 
 def test_prefect_yaml_is_in_step(planned: Plan) -> None:
