@@ -33,7 +33,7 @@ from schemas.manifests import RoundManifest
 from tasks import coordinator, dispatch, reporting
 from tasks import site as steps
 from tasks.present import COORDINATOR, Present, own_file
-from tasks.waiting import Limits, Waiting, wait_for, watching
+from tasks.waiting import Limits, Waiting, tell_state, wait_for, watching
 
 SLACK_SECONDS = 15.0  # beyond a deadline, in which tasks that watch flow runs say how far those have come
 STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was told to
@@ -157,7 +157,7 @@ def _wait(
 ) -> tuple[dict[str, str], str]:
     """Wait for the sites. Returns site -> why it has no update, and whom the round waited for in vain."""
     last = {site: list(site_futures.values())[-1] for site, site_futures in futures.items()}
-    late, waited = wait_for(last, waiting, limits)
+    late, waited = wait_for(last, waiting, limits, tell_state)
     reasons = dict.fromkeys(late, f"not done at the deadline of {federation.rounds.deadline:g} s")
     for site, reason in reasons.items():
         steps.cancel(federation, site, t)
@@ -205,7 +205,7 @@ def _evaluate(
                 else:
                     futures[site] = steps.evaluate.submit(federation, site, t, model)
         limits = Limits(min(federation.quorum, len(futures)), deadline, rounds.grace, SLACK_SECONDS)
-        wait_for(futures, waiting, lambda: limits)
+        wait_for(futures, waiting, lambda: limits, tell_state)
         failures = {site: reason for site, future in futures.items() if (reason := failure({"evaluate": future}))}
     return {site: future.result() for site, future in futures.items() if site not in failures}, failures
 

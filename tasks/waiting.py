@@ -84,7 +84,10 @@ class Limits:
 
 
 def wait_for(
-    futures: Mapping[str, PrefectFuture[Any]], waiting: Waiting, limits: Callable[[], Limits]
+    futures: Mapping[str, PrefectFuture[Any]],
+    waiting: Waiting,
+    limits: Callable[[], Limits],
+    tell: Callable[[str], None],
 ) -> tuple[list[str], str]:
     """Wait for the sites' tasks.
 
@@ -92,6 +95,7 @@ def wait_for(
         futures: site -> its task; done if it has succeeded.
         waiting: of the tasks.
         limits: how long, as of now.
+        tell: is told whom the round waits for and until when, whenever that changes; empty if for nobody.
 
     Returns:
         the sites whose tasks had not ended at the deadline, and a sentence on whom the round waited for in vain,
@@ -107,14 +111,15 @@ def wait_for(
         since = (since or now) if hopeless else 0.0
         over = since + limit.grace if hopeless and limit.grace is not None else None
         if over is not None and now >= over:
+            tell("")
             return [], _give_up(left, failed, waiting, now - since)
         end = limit.deadline if over is None else min(limit.deadline, over)
         if (text := _text({site: failed[site] for site in left if site in failed}, end)) != told:
-            _tell(text)
+            tell(text)
             told = text
         tasks.pause()
     if told:
-        _tell("")
+        tell("")
     return left, ""
 
 
@@ -152,7 +157,6 @@ def _give_up(left: list[str], failed: Mapping[str, str], waiting: Waiting, secon
     for site in left:
         why = f"the quorum is met, and its flow run was {failed[site]}; waited {seconds:.0f} s for a retry"
         waiting.end(site, f"{why} (rounds.grace)")
-    _tell("")
     return f"Waited {seconds:.0f} s (rounds.grace) for a retry of {', '.join(left)}"
 
 
@@ -165,8 +169,8 @@ def _text(failed: Mapping[str, str], end: float) -> str:
     return f"waits until {until} for a retry of the flow runs that have failed: {sites}"
 
 
-def _tell(text: str) -> None:
-    """The message of the round's own state, which goes on being Running."""
+def tell_state(text: str) -> None:
+    """Make it the message of the round's own state, which goes on being Running."""
     try:
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run.id, Running(message=text or None))

@@ -9,6 +9,7 @@ update.model_dtype is bfloat16). In this order, each optional:
    sensitivity clip_norm).
 3. Compress. What a lossy codec loses stays at the site and is added to its next change before that is compressed
    (error feedback; Karimireddy et al. 2019, arXiv 1901.09847). It holds only what clipping and noise have passed.
+   A round in which nothing is lost, because the file says float32, leaves it as it is.
 
 The noise comes from a generator seeded with a key that the site drew from the operating system's entropy and keeps
 in its private state, with the job's hash and attempt, and with the hash of theta_k: nobody outside can foresee it,
@@ -77,7 +78,10 @@ class PostProcess:
         """
         plain = self._factor == 1.0 and not self._settings.noise_multiplier
         codec = self.codec
+        lost = self._feedback.get(name) if self._settings.error_feedback else None
         if isinstance(codec, Lossless):
+            if lost is not None:  # of an earlier round's codec: it waits for the next lossy one
+                self.kept[name] = lost
             start, end = self._theta(name), self._theta_k(name)
             if not plain:
                 end = np.add(start, self._processed(name))
@@ -85,7 +89,7 @@ class PostProcess:
             return codec.encode(start, end)
         assert isinstance(codec, Lossy)
         change = self._processed(name)
-        if (lost := self._feedback.get(name)) is not None and self._settings.error_feedback:
+        if lost is not None:
             np.add(change, lost, out=change)
         encoded = codec.encode(change)
         sent = codec.change(encoded, change.shape)

@@ -387,3 +387,8 @@ def test_what_a_lossy_codec_loses_goes_on_to_the_next_round(make_site: Make, tmp
     assert [e.sha256 for e in once_more.files] == [e.sha256 for e in again.files]
     kept_2 = torch.load(Path(second.folder, "training.pt"), weights_only=True)["feedback"]
     assert any(not torch.equal(kept[name], kept_2[name]) for name in kept)
+
+    plain = federation.model_copy(update={"update": Update()})  # nothing is lost, and what was lost waits
+    third = train(make_job(plain, apply(theta_1, second), tmp_path, 3), silent)
+    kept_3 = torch.load(Path(third.folder, "training.pt"), weights_only=True)["feedback"]
+    assert all(torch.equal(kept_2[name], kept_3[name]) for name in kept_2)
