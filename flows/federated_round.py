@@ -35,7 +35,6 @@ from tasks import site as steps
 from tasks.present import COORDINATOR, Present, own_file
 from tasks.waiting import Limits, Waiting, tell_state, wait_for, watching
 
-SLACK_SECONDS = 15.0  # beyond a deadline, in which tasks that watch flow runs say how far those have come
 STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was told to
 
 outlive_leases()
@@ -123,7 +122,7 @@ def _train(federation: Federation, t: int, deployed: bool) -> tuple[Federation, 
 
     def limits() -> Limits:
         rounds = present.look().rounds
-        return Limits(present.federation.quorum, opened + rounds.deadline, rounds.grace, SLACK_SECONDS)
+        return Limits(present.federation.quorum, opened + rounds.deadline, rounds.grace)
 
     while True:
         federation = present.look(fresh=True)
@@ -204,7 +203,7 @@ def _evaluate(
                     )
                 else:
                     futures[site] = steps.evaluate.submit(federation, site, t, model)
-        limits = Limits(min(federation.quorum, len(futures)), deadline, rounds.grace, SLACK_SECONDS)
+        limits = Limits(min(federation.quorum, len(futures)), deadline, rounds.grace)
         wait_for(futures, waiting, lambda: limits, tell_state)
         failures = {site: reason for site, future in futures.items() if (reason := failure({"evaluate": future}))}
     return {site: future.result() for site, future in futures.items() if site not in failures}, failures

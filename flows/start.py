@@ -9,6 +9,7 @@ from schemas.federation import Federation
 from tasks import dispatch
 from tasks import site as steps
 from tasks.present import Present
+from tasks.waiting import Alone
 
 
 def start_at_site(federation: Federation, deployed: bool) -> Federation:
@@ -27,7 +28,8 @@ def start_at_site(federation: Federation, deployed: bool) -> Federation:
     with tags(f"run:{federation.run}", "round:0", f"site:{site}"):
         if deployed:
             present = Present(federation, follow=True, born=False)
-            dispatch.dispatch_start(federation, site, time.time() + federation.rounds.deadline, present)
+            deadline = time.time() + federation.rounds.deadline
+            dispatch.dispatch_start(federation, site, deadline, present, Alone(deadline))
             return present.look(fresh=True)
         steps.start(federation, site)
     return federation

@@ -43,6 +43,15 @@ def newest_update(run: Run, federation: Federation, t: int, site: str) -> Update
     return update
 
 
+def superseded(run: Run, federation: Federation, t: int, site: str) -> str:
+    """Why the site's committed update for round t does not count, if that is for its settings; else empty."""
+    try:
+        update = newest_update(run, federation, t, site)
+    except CorruptFile:
+        return ""
+    return "" if update is None else other_settings(federation, update)
+
+
 def is_done(
     run: Run,
     federation: Federation,

@@ -73,6 +73,7 @@ def open_round(federation: Federation, t: int | None) -> int | None:
     Opens the run where that is to be done.
 
     Raises:
+        FederationError: the file is not this run's any more.
         StoreConflict: round t is committed already.
         PhotonError: round t - 1 is not.
     """
@@ -81,6 +82,8 @@ def open_round(federation: Federation, t: int | None) -> int | None:
         if t > federation.rounds.count:
             return None
         _remember(t)
+    if _is_retry() and (birth := run_of(federation).birth()) is not None:  # its file may have been edited since
+        rounds.check_frozen(birth, federation, load_tokenizer(federation.tokenizer).sha256)
     if not _is_retry() or run_of(federation).round(t) is None:
         rounds.check_open(federation, t)
     return t

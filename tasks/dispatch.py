@@ -22,7 +22,7 @@ from tasks.present import Present
 from tasks.progress import step
 from tasks.site import SPANS
 from tasks.tags import STEP
-from tasks.waiting import Waiting
+from tasks.waiting import Alone, Waiting
 from tasks.watch import Watch
 
 POLL_SECONDS = 2.0
@@ -71,12 +71,13 @@ def dispatch_round(
 
 
 @task(task_run_name="{site} / start", tags=[f"{STEP}start"], cache_policy=NO_CACHE)
-def dispatch_start(federation: Federation, site: str, deadline: float, present: Present | None = None) -> None:
+def dispatch_start(federation: Federation, site: str, deadline: float, present: Present, waiting: Alone) -> None:
     """Return when the model that the site holds is in the store. Raises DeadlinePassed as the round's does."""
-    run, file = run_of(federation), present or Present(federation)
+    run = run_of(federation)
     with step(0, "start", site):
-        asking = Asking("site-start", file, site, dict, f"start/{site}", ["round:0"])
-        _on_site(asking, lambda: site_start(run, site, file.look().start) is not None, deadline, Waiting())
+        asking = Asking("site-start", present, site, dict, f"start/{site}", ["round:0"])
+        _on_site(asking, lambda: site_start(run, site, present.look().start) is not None, deadline, waiting)
+        waiting.done()
 
 
 @task(task_run_name="{site} / evaluate", tags=[f"{STEP}evaluate"], cache_policy=NO_CACHE)

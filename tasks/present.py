@@ -10,7 +10,8 @@ from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import MissingContextError, ObjectNotFound
+from prefect.logging import get_logger
 
 from photon_core.errors import FederationError, PhotonError
 from photon_core.rounds import FROZEN
@@ -91,7 +92,6 @@ class Present:
         self._lock = threading.Lock()
         self._looked = 0.0
         self._raw: Any = None
-        self._logger = get_run_logger() if follow else None
         self._read = _reader(federation) if follow else None
         if self._read is not None:
             self._begin()
@@ -124,11 +124,11 @@ class Present:
                 self._read = None
 
     def _look(self) -> None:
-        assert self._read is not None and self._logger is not None
+        assert self._read is not None
         try:
             there = self._read()
         except Exception as error:  # of the client: the file stays what it was
-            self._logger.debug("the deployment could not be read: %r", error)
+            _log().debug("the deployment could not be read: %r", error)
             return
         raw = None if there is None else (there.parameters or {}).get("federation")
         if there is None or raw == self._raw:
@@ -142,10 +142,17 @@ class Present:
                 if getattr(edited, key) != getattr(self.federation, key):
                     raise FederationError(f"{key} is another")
         except PhotonError as error:
-            self._logger.warning("the deployed file was edited, and this round keeps the one before: %s", error)
+            _log().warning("the deployed file was edited, and this round keeps the one before: %s", error)
             return
-        self._logger.warning("the deployed file was edited: this round goes on with it")
+        _log().warning("the deployed file was edited: this round goes on with it")
         self.federation = edited
+
+
+def _log() -> Any:
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return get_logger("photon")
 
 
 def _reader(federation: Federation) -> Callable[[], DeploymentResponse | None]:

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from photon_core import rounds
 from photon_core.aggregation.moments import moments_for
-from photon_core.attempts import is_done
+from photon_core.attempts import is_done, superseded
 from photon_core.data.paths import cache_dir, state_dir
 from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed, PhotonError, StoreUnavailable
 from photon_core.rounds import last_contribution, next_attempt, run_of
@@ -152,7 +152,9 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
             if job.announce:
                 with SPANS.span(key, "upload"):
                     early.wait()
-        trained = replace(trained, notes=[*INCIDENTS.pop(key), *trained.notes, *starts("local training")])
+        again = [f"{why}: it was trained again"] if (why := superseded(run, federation, t, site)) else []
+        notes = [*INCIDENTS.pop(key), *again, *trained.notes, *starts("local training")]
+        trained = replace(trained, notes=notes)
         for note in trained.notes:
             logger.warning(note)
         out.update(loss=trained.metrics["train_loss"], tokens=trained.tokens)

@@ -16,6 +16,7 @@ from prefect.runtime import flow_run
 from prefect.states import Running
 
 LOOK_SECONDS = 0.5
+SLACK_SECONDS = 15.0  # beyond a deadline, in which tasks that watch flow runs say how far those have come
 
 
 class Waiting:
@@ -56,6 +57,24 @@ class Waiting:
             return self._ended.get(site, "the round has ended" if self._over else "")
 
 
+class Alone(Waiting):
+    """Of one site that nothing else is waited for beside; says itself whom the round waits for, and until when."""
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self._deadline, self._told = deadline, ""
+
+    def report(self, site: str, failed: str) -> None:
+        text = _text({site: failed} if failed else {}, self._deadline)
+        if text != self._told:
+            self._told = text
+            tell_state(text)
+
+    def done(self) -> None:
+        """What was waited for is there."""
+        self.report("", "")
+
+
 @contextmanager
 def watching() -> Iterator[Waiting]:
     """For the tasks that wait for sites: they end when this block does, also when the round is cancelled in it."""
@@ -80,7 +99,7 @@ class Limits:
     needed: int
     deadline: float
     grace: float | None
-    slack: float
+    slack: float = SLACK_SECONDS
 
 
 def wait_for(

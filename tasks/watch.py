@@ -84,7 +84,7 @@ class Watch:
             if not self.ended:
                 self.ended = True
                 self._note(f"its flow run was {self.text}")
-            if state.is_crashed():
+            if state.is_crashed() and self.retries < AUTOMATIC_RETRIES:
                 self._follow(AGAIN)
             elif other := next((run for run in self.asks.runs() if is_under_way(run)), None):
                 self.run, self.ended = other, False

@@ -184,13 +184,18 @@ def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retrie
     started = two.start_round()
     failed = two.ended(started)
     assert failed.is_failed() and "Left out: b: " in failed.message
+    other = edited(two, seed=4)
+    other.retry(started)
+    refused = other.ended(started, since=failed)
+    assert refused.is_failed() and "seed is 4, but the run was started with 3: restore it" in refused.message
     noisy = edited(two, rounds={"deadline": 400}, update={"clip_norm": 1.0, "noise_multiplier": 0.01})
     noisy.retry(started)
-    done = noisy.ended(started, since=failed)
+    done = noisy.ended(started, since=refused)
     assert done.is_completed() and "it works with the file that was deployed since" in done.message
     manifest = noisy.rounds()[1]
     assert {site: ref.attempt for site, ref in manifest.updates.items()} == {"a": 2, "b": 1}
     assert [update.noise_multiplier for update in noisy.run.updates(1, "a")] == [0.0, 0.01]
+    assert any("was made with update.noise_multiplier 0, and the" in note for note in manifest.incidents["a"])
     assert noisy.run.update_sha256(1, "a", 1) == plain
 
 
