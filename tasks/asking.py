@@ -62,10 +62,10 @@ class Asking:
         """
         parameters = {"federation": self._file(), "site": self.site, **self.more()}
         self._check_deployment()
-        wanted = _effect(parameters)
+        effect = _effect(parameters)
         for run in self.runs():
             if is_under_way(run):
-                if _effect(run.parameters) == wanted:
+                if _effect(run.parameters) == effect:
                     return run
                 cancel(self.client, run, "the file was edited: another flow run takes its place")
         asked = f"{self.key}/{sha256_bytes(canonical_json(parameters))[:16]}"
@@ -94,10 +94,10 @@ class Asking:
         from prefect.exceptions import ObjectNotFound
 
         try:
-            there = self.client.read_deployment_by_name(self.name)
+            deployment = self.client.read_deployment_by_name(self.name)
         except ObjectNotFound:
             raise PhotonError(f"there is no deployment '{self.name}'. Write: photon deploy") from None
-        tag = tagged(there.tags, PROTOCOL_TAG)
+        tag = tagged(deployment.tags, PROTOCOL_TAG)
         if problem := other_protocol(tag, f"the deployment '{self.name}'", "the coordinator"):
             raise PhotonError(problem)
 

@@ -48,10 +48,10 @@ def own_file(federation: Federation, where: str) -> tuple[Federation, str]:
         return federation, ""
     with get_client(sync_client=True) as client:
         try:
-            there = client.read_deployment(flow_run.deployment_id)
+            deployment = client.read_deployment(flow_run.deployment_id)
         except ObjectNotFound:  # pruned since
             return federation, ""
-        present = _file(there, where)
+        present = _file(deployment, where)
         if present == federation:
             return federation, ""
         given = client.read_flow_run(flow_run.id).parameters
@@ -113,29 +113,29 @@ class Present:
         context = FlowRunContext.get()
         inner = context is not None and context.flow_run is not None and context.flow_run.parent_task_run_id
         assert self._read is not None
-        there = self._read()
-        if there is None:
+        deployment = self._read()
+        if deployment is None:
             self._read = None
             return
         with suppress(PhotonError):
-            if _file(there, COORDINATOR) == self.federation:
-                self._raw = (there.parameters or {}).get("federation")
+            if _file(deployment, COORDINATOR) == self.federation:
+                self._raw = (deployment.parameters or {}).get("federation")
             elif not inner:
                 self._read = None
 
     def _look(self) -> None:
         assert self._read is not None
         try:
-            there = self._read()
+            deployment = self._read()
         except Exception as error:  # of the client: the file stays what it was
             _log().debug("the deployment could not be read: %r", error)
             return
-        raw = None if there is None else (there.parameters or {}).get("federation")
-        if there is None or raw == self._raw:
+        raw = None if deployment is None else (deployment.parameters or {}).get("federation")
+        if deployment is None or raw == self._raw:
             return
         self._raw = raw
         try:
-            edited = _file(there, COORDINATOR)
+            edited = _file(deployment, COORDINATOR)
             if edited == self.federation:
                 return
             for key in self._fixed:
@@ -144,7 +144,7 @@ class Present:
         except PhotonError as error:
             _log().warning("the deployed file was edited, and this round keeps the one before: %s", error)
             return
-        _log().warning("the deployed file was edited: this round goes on with it")
+        _log().warning("the deployed file was edited: this round continues with it")
         self.federation = edited
 
 

@@ -62,16 +62,16 @@ class Alone(Waiting):
 
     def __init__(self, deadline: float) -> None:
         super().__init__()
-        self._deadline, self._told = deadline, ""
+        self._deadline, self._message = deadline, ""
 
     def report(self, site: str, failed: str) -> None:
         text = _text({site: failed} if failed else {}, self._deadline)
-        if text != self._told:
-            self._told = text
+        if text != self._message:
+            self._message = text
             tell_state(text)
 
     def done(self) -> None:
-        """What was waited for is there."""
+        """What was waited for has come."""
         self.report("", "")
 
 
@@ -114,13 +114,13 @@ def wait_for(
         futures: site -> its task; done if it has succeeded.
         waiting: of the tasks.
         limits: how long, as of now.
-        tell: is told whom the round waits for and until when, whenever that changes; empty if for nobody.
+        tell: is called with whom the round waits for and until when, whenever that changes; empty if for nobody.
 
     Returns:
         the sites whose tasks had not ended at the deadline, and a sentence on whom the round waited for in vain,
         and how long; empty if for nobody.
     """
-    tasks, since, told = _Tasks(futures), 0.0, ""
+    tasks, since, message = _Tasks(futures), 0.0, ""
     while True:
         now, limit, failed, done = time.time(), limits(), waiting.failed(), tasks.ended()
         left = [site for site in futures if site not in done]
@@ -133,11 +133,11 @@ def wait_for(
             tell("")
             return [], _give_up(left, failed, waiting, now - since)
         end = limit.deadline if over is None else min(limit.deadline, over)
-        if (text := _text({site: failed[site] for site in left if site in failed}, end)) != told:
+        if (text := _text({site: failed[site] for site in left if site in failed}, end)) != message:
             tell(text)
-            told = text
+            message = text
         tasks.pause()
-    if told:
+    if message:
         tell("")
     return left, ""
 
@@ -189,11 +189,11 @@ def _text(failed: Mapping[str, str], end: float) -> str:
 
 
 def tell_state(text: str) -> None:
-    """Make it the message of the round's own state, which goes on being Running."""
+    """Make it the message of the round's own state, which stays Running."""
     try:
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run.id, Running(message=text or None))
     except Exception as error:  # of the client: the round waits all the same
-        get_run_logger().debug("the state could not be told: %r", error)
+        get_run_logger().debug("the state could not be set: %r", error)
     if text:
         get_run_logger().warning("the round %s", text)

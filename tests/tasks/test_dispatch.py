@@ -81,6 +81,40 @@ def test_the_same_asked_twice_is_one_flow_run_and_an_edited_file_another(
         assert asked().id not in (first.id, second.id)  # a cancelled one is not found again
 
 
+def test_a_flow_run_that_no_worker_has_taken_is_replaced_after_an_edit(
+    prefect_server: str, write_federation: Callable[..., Path]
+) -> None:
+    from prefect import flow
+
+    from flows.apply import apply
+    from flows.catalogue import plan
+    from tasks.dispatch import dispatch_round
+    from tasks.present import Present
+    from tasks.waiting import Waiting
+
+    federation = load_federation(write_federation(("a",), pools={"a": "dispatched"}, run="replaced"))
+    apply(plan(federation))
+    deployed, waiting = Deployed(SessionServer(), federation), Waiting()
+
+    @flow
+    def asking() -> None:
+        present = Present(federation, follow=True)
+        dispatch_round(federation, "a", 1, time.time() + 200, present=present, waiting=waiting)
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(asking)
+        (first,) = eventually(lambda: deployed.flow_runs("site:a"), "it is asked")
+        lower = Federation.model_validate(merge(federation.model_dump(), {"local": {"optimizer": {"lr": 0.25}}}))
+        apply(plan(lower))
+        eventually(lambda: len(deployed.flow_runs("site:a")) == 2, "it is asked with the edited file")
+        waiting.close()
+        with pytest.raises(PhotonError, match="the round has ended"):
+            asked.result()
+    second = next(run for run in deployed.flow_runs("site:a") if run.id != first.id)
+    assert deployed.state(first).is_cancelled() and not deployed.state(second).is_final()
+    assert second.parameters["federation"] == lower.model_dump(mode="json")
+
+
 def test_an_evaluation_that_crashes_three_times_goes_on_by_itself_and_says_so(
     prefect_server: str, write_federation: Callable[..., Path]
 ) -> None:
