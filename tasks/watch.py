@@ -48,6 +48,9 @@ class Watch:
         self.text = "not created"
         self.retries = 0
         self.ended = False  # badly, and nobody has started it again
+        self.completed = (
+            False  # as the last look found it: its update does not count, else nobody would look again
+        )
         self.gone: type[Exception] | None = None  # how the server or the store fails to answer
         self.notes: list[str] = []
 
@@ -95,11 +98,13 @@ class Watch:
         elif state.is_pending() and time.time() - state.timestamp.timestamp() > PENDING * self.silence:
             client.set_flow_run_state(self.run.id, Cancelled(message="no process came of it"), force=True)
             self._follow(f"{AGAIN} after being {state.name} for {PENDING * self.silence:g} s")
-        elif (state.is_completed() or waits(self.run)) and self.asks.is_stale(self.run):
+        elif (waits(self.run) or (self.completed and state.is_completed())) and self.asks.is_stale(self.run):
             if not state.is_final():
                 client.set_flow_run_state(self.run.id, Cancelled(message="the file was edited"), force=True)
-            self.run = self.asks.create()
+            self.run, self.completed = self.asks.create(), False
             self._note(EDITED)
+        else:
+            self.completed = state.is_completed()
 
     def away(self, error: Exception) -> None:
         """Take note that the Prefect server or the store does not answer; say so once."""
