@@ -48,9 +48,7 @@ class Watch:
         self.text = "not created"
         self.retries = 0
         self.ended = False  # badly, and nobody has started it again
-        self.completed = (
-            False  # as the last look found it: its update does not count, else nobody would look again
-        )
+        self.completed = False  # at the last look: what it has made does not count
         self.gone: type[Exception] | None = None  # how the server or the store fails to answer
         self.notes: list[str] = []
 

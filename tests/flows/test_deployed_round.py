@@ -177,18 +177,18 @@ def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retrie
     from flows.site_round import site_round
     from tasks.coordinator import open_run
 
-    two = deployed(run="noised", rounds={"deadline": 1}, deploy={"pool": ROUNDS})
+    two = deployed(run="noised", deploy={"pool": ROUNDS})
     open_run(two.federation)
     site_round(two.federation, "a", 1)
     plain = two.run.update_sha256(1, "a", 1)
-    started = two.start_round()
+    started = edited(two, rounds={"deadline": 1}).start_round()
     failed = two.ended(started)
     assert failed.is_failed() and "Left out: b: " in failed.message
     other = edited(two, seed=4)
     other.retry(started)
     refused = other.ended(started, since=failed)
     assert refused.is_failed() and "seed is 4, but the run was started with 3: restore it" in refused.message
-    noisy = edited(two, rounds={"deadline": 400}, update={"clip_norm": 1.0, "noise_multiplier": 0.01})
+    noisy = edited(two, update={"clip_norm": 1.0, "noise_multiplier": 0.01})
     noisy.retry(started)
     done = noisy.ended(started, since=refused)
     assert done.is_completed() and "it works with the file that was deployed since" in done.message
