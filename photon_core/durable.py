@@ -50,13 +50,23 @@ def whole_file(path: Path, *, mode: int = 0o644, once: bool = False) -> Iterator
             yield file
             file.flush()
             os.fsync(descriptor)
+            written = os.fstat(descriptor).st_ino
         if once:
             link_once(temporary, path)
         else:
-            temporary.replace(path)
+            _rename(temporary, path, written)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _rename(source: Path, target: Path, inode: int) -> None:
+    """Give a file its name; as `link_once`, where the answer is lost: asked again, the server knows no source."""
+    try:
+        source.replace(target)
+    except FileNotFoundError:
+        if target.lstat().st_ino != inode:
+            raise
 
 
 def link_once(source: Path, target: Path) -> None:

@@ -146,6 +146,18 @@ def test_below_the_tasks_nothing_knows_prefect() -> None:
     assert wrong == []
 
 
+def test_one_helper_writes_whole_and_durable_and_only_folders_of_our_own_are_removed_whole() -> None:
+    """What takes a folder's name from elsewhere goes through photon_core/clear.py, which removes by file names."""
+    found: dict[str, set[str]] = {"os.fsync(": set(), "shutil.rmtree(": set()}
+    for path in sources(*PACKAGES):
+        for call, names in found.items():
+            if call in path.read_text("utf-8"):
+                names.add(path.relative_to(ROOT).as_posix())
+    assert found["os.fsync("] == {"photon_core/durable.py", "photon_core/local_files.py"}
+    made_there = {f"photon_core/training/{name}.py" for name in ("forkserver", "launch", "local", "scratch")}
+    assert found["shutil.rmtree("] == {*made_there, "photon_core/export/export.py"}
+
+
 def test_every_file_says_what_it_is_for_and_is_one_idea() -> None:
     for path in sources(*PACKAGES, *NOT_INSTALLED):
         text = path.read_text("utf-8")

@@ -189,5 +189,6 @@ def _cut(source: Path, piece: Piece, target: Path) -> list[dict[str, Any]]:
         for data in (info["raw_data"], info["zip_data"]):
             data["basename"] = f"part-{piece.shard:05d}-{piece.start}.{data['basename']}"
         (folder / name).rename(target / info["zip_data"]["basename"])
-    shutil.rmtree(folder)
+    (folder / "index.json").unlink()
+    folder.rmdir()
     return infos

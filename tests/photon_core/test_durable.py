@@ -39,6 +39,19 @@ def test_a_commit_whose_answer_is_lost_is_a_commit(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "store/run").iterdir()) == ["other", "round.json", "shard"]
 
 
+def test_a_rename_whose_answer_is_lost_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.replace
+
+    def lost(self: Path, target: Path) -> None:
+        rename(self, target)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+
+    monkeypatch.setattr(Path, "replace", lost)
+    (tmp_path / "data.json").write_bytes(b"old")
+    write_whole(tmp_path / "data.json", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"data.json": b"new"}
+
+
 @pytest.mark.parametrize("there", ["other", "longer than ours", "link", "folder"])
 def test_another_writers_name_stands(there: str, tmp_path: Path) -> None:
     store, path = Store(str(tmp_path)), tmp_path / "round.json"

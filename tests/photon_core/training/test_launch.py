@@ -19,7 +19,7 @@ import pytest
 from photon_core.errors import Cancelled, ChildFailed, DataError, DeadlinePassed, UpdateRejected
 from photon_core.training import launch
 from photon_core.training.launch import Launcher
-from photon_core.training.scratch import create_scratch
+from photon_core.training.scratch import PREFIX, create_scratch, sweep_scratch
 from tests.processes import alive, wait_until
 
 
@@ -364,3 +364,18 @@ def test_more_than_a_thousand_open_files_are_no_hindrance() -> None:
             files.enter_context(Path(os.devnull).open())
         with Launcher(1, preload=("json",)) as late:
             assert late.run(os.getpid, label="pid") != os.getpid()
+
+
+def test_a_link_that_is_named_like_a_scratch_folder_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may put one into the machine's folder for temporary files: what it leads to stays."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    mine = tmp_path / "home"
+    (mine / "thesis").mkdir(parents=True)
+    (tmp_path / "tmp").mkdir()
+    for name in ("lock", "thesis/chapter.txt"):
+        (mine / name).write_text("mine")
+    (tmp_path / "tmp" / f"{PREFIX}{os.getuid()}-evil").symlink_to(mine)
+    sweep_scratch()
+    assert (mine / "thesis/chapter.txt").read_text() == "mine"
