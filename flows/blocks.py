@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from flows.catalogue import Plan
 
 WEBHOOK = "webhook"
+# Jinja filters: a stranger's words mention nobody, link nowhere, and end (photon_core.errors.unmarked)
+UNMARKED = " | replace('<', '‹') | replace('>', '›') | replace('](', '] (') | truncate(1000, true, '…', 0)"
 
 
 def webhook_block(run: str) -> str:
@@ -105,8 +107,9 @@ class Notifier:
                 f"deploy.notify.block: the server has no block '{block}'; create it, or write webhook: https://..."
             )
         block_id = str(there.id) if there else "00000000-0000-0000-0000-000000000000"
+        message = f"({message}){UNMARKED}"
         if block.startswith(f"{WEBHOOK}/"):
-            payload = '{"text": {{ (' + message + ") | tojson }} }"
+            payload = '{"text": {{ ' + message + " | tojson }} }"
             return {"type": "call-webhook", "block_document_id": block_id, "payload": payload}
         return {
             "type": "send-notification",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from photon_core.errors import PhotonError, QuorumMissed, StoreConflict
+from photon_core.errors import PhotonError, QuorumMissed, StoreConflict, printable
 from photon_core.telemetry import telemetry_off
 
 if TYPE_CHECKING:
@@ -286,7 +286,8 @@ def main() -> None:
     try:
         app()
     except PhotonError as error:
-        typer.echo(f"photon: {error}", err=True)
+        text = str(error)
+        typer.echo(f"photon: {printable(text, len(text), lines=True)}", err=True)
         sys.exit(_exit_code(error))
     except OSError as error:  # a disk that is full, a folder that may not be written
         where = f"{error.filename}: " if error.filename else ""

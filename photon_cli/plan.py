@@ -8,11 +8,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from photon_cli.credentials import take_credentials
 from photon_cli.pages import check_page, write_page
 from photon_cli.reach import reachable
-from photon_cli.tables import wide_console
+from photon_cli.tables import plain_console, wide_console
 from photon_core.errors import CorruptFile, FederationError, PhotonError
 from photon_core.numbers import amount, duration
 from photon_core.plan.check import compared
@@ -86,28 +87,24 @@ def _print(
     measured: Measured | None,
 ) -> None:
     source = f"calibrated on {now.calibrated} rounds" if now.calibrated else "from what the sites declare"
-    console.print(
-        f"run [bold]{federation.run}[/bold]: {now.parameters:,} parameters, {now.sampled} of {len(now.sites)} "
+    head = (
+        f": {now.parameters:,} parameters, {now.sampled} of {len(now.sites)} "
         f"sites a round, {now.steps} local steps, {federation.rounds.count} rounds"
         + (f", aggregated by {now.regions} regions" if now.regions else "")
-        + f"; {source}\n{_how(federation)}\n",
-        highlight=False,
+        + f"; {source}\n{_how(federation)}\n"
     )
+    console.print(Text.assemble("run ", (federation.run, "bold"), head))
     console.print(_sites(now))
     for site in now.sites:
         if site.infra:
-            console.print(f"[bold]{site.name}[/bold] trains with {site.infra}", highlight=False)
+            console.print(Text.assemble((site.name, "bold"), f" trains with {site.infra}"))
         if site.fits is False and site.micro_batch:
-            console.print(
-                f"[bold]{site.name}[/bold] has no room for {site.micro_batch} sequences at once; "
-                "write micro_batch: auto",
-                style="red",
-                highlight=False,
-            )
+            room = f" has no room for {site.micro_batch} sequences at once; write micro_batch: auto"
+            console.print(Text.assemble((site.name, "bold"), room, style="red"))
     console.print(_totals(now))
     advised = best(predictions)
     if now.round_seconds is None:
-        console.print(f"\nNo times: {_remedy(now)}", style="yellow", highlight=False)
+        console.print(f"\nNo times: {_remedy(now)}", style="yellow")
     else:
         console.print(_curve(predictions, now, advised))
     if measured is not None:
@@ -214,7 +211,7 @@ def _write(
         write_page(to, drawing)
         return
     with Path("/dev/null").open("w") as nowhere:
-        console = Console(record=True, width=110, file=nowhere)
+        console = plain_console(record=True, width=110, file=nowhere)
         _print(console, federation, now, predictions, rounds, measured)
         text = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
     write_page(to, PAGE.format(run=federation.run, svg=drawing[drawing.index("<svg") :], text=text))

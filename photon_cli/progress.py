@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -18,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from photon_cli.tables import plain_console
+from photon_core.errors import printable
 from photon_core.numbers import amount, duration
 from photon_core.rounds import remarks
 from schemas.manifests import RoundManifest
@@ -41,7 +42,7 @@ class Bars:
         self._lock = threading.Lock()
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False)
+        self._progress.console.print(printable(text, len(text), lines=True))
 
     def activity(self, name: str, text: str, done: int = 0, total: int | None = None) -> None:
         with self._lock:
@@ -90,7 +91,9 @@ class Lines:
 
     @staticmethod
     def _print(line: str) -> None:
-        print(f"{line}\n", end="", flush=True)  # in one piece: sites report from threads of their own
+        print(
+            f"{printable(line, len(line), lines=True)}\n", end="", flush=True
+        )  # in one piece: sites report from threads of their own
 
 
 class Silence:
@@ -112,15 +115,17 @@ def display(quiet: bool) -> Iterator[Display]:
     elif not sys.stdout.isatty():
         yield Lines()
     else:
-        text = TextColumn("{task.description:<20}"), BarColumn(24), TextColumn("{task.fields[text]}")
+        name, text = (
+            TextColumn(field, markup=False) for field in ("{task.description:<20}", "{task.fields[text]}")
+        )
         columns = (
             SpinnerColumn(),
-            *text,
+            *(name, BarColumn(24), text),
             TimeElapsedColumn(),
             TextColumn("left:"),
             TimeRemainingColumn(compact=True),
         )
-        with Progress(*columns, console=Console(), transient=True, refresh_per_second=5) as progress:
+        with Progress(*columns, console=plain_console(), transient=True, refresh_per_second=5) as progress:
             yield Bars(progress)
 
 

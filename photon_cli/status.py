@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from photon_cli.live import Doing, Live, age, ask, server_url
 from photon_cli.server import prefect_home
-from photon_cli.tables import rounds_table, wide_console
+from photon_cli.tables import plain_console, rounds_table, wide_console
 from photon_core.layout import Run
 from photon_core.numbers import duration
 from photon_core.rounds import history, next_attempt, run_of, summary
@@ -141,7 +141,7 @@ def show_status(federation: Federation, file: Path, as_json: bool, watch: bool) 
 def _watch_terminal(federation: Federation, run: Run, home: Path) -> None:
     from rich.live import Live as Screen
 
-    with Screen(refresh_per_second=1) as screen:
+    with Screen(refresh_per_second=1, console=plain_console()) as screen:
         while True:
             status = Status(federation, run, home)
             screen.update(status.show(newest=3), refresh=True)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +20,12 @@ WIDE = 200  # columns where there is no terminal: what scripts read is not wrapp
 def wide_console() -> Console:
     """Standard output, as wide as its terminal."""
     apart = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if apart else WIDE)
+    return plain_console(width=None if apart else WIDE)
+
+
+def plain_console(**options: Any) -> Console:
+    """A console that shows texts as they are: some were written by strangers, and none is markup."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def rounds_table(rounds: list[RoundManifest]) -> Table:

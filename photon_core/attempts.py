@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from photon_core.aggregation.check import check_manifest, check_moments
-from photon_core.errors import CorruptFile, UpdateRejected
+from photon_core.errors import CorruptFile, PhotonError, StoreRefused, StoreUnavailable
 from photon_core.layout import Run
 from photon_core.rounds import next_attempt
 from photon_core.settings import other_settings
@@ -78,7 +78,9 @@ def is_done(
         for entry in files:
             run.store.check(entry, folder, beat)
         return update
-    except (CorruptFile, UpdateRejected, FileNotFoundError):
+    except (StoreUnavailable, StoreRefused):
+        raise
+    except (PhotonError, FileNotFoundError):
         return None
 
 

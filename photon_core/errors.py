@@ -19,12 +19,22 @@ __all__ = [
     "Unreadable",
     "UpdateRejected",
     "printable",
+    "unmarked",
 ]
 
 
-def printable(text: str, limit: int = 1000) -> str:
-    """A text that may repeat what a stranger wrote, fit for logs, terminals and manifests."""
-    return "".join(c if c.isprintable() else "?" for c in text[:limit])
+def printable(text: str, limit: int = 1000, lines: bool = False) -> str:
+    """A text that may repeat what a stranger wrote, fit for logs, terminals and manifests.
+
+    Args:
+        lines: keep line breaks.
+    """
+    return "".join(c if c.isprintable() or (lines and c == "\n") else "?" for c in text[:limit])
+
+
+def unmarked(text: str) -> str:
+    """The same for what draws HTML, Markdown or a chat's own marks, and escapes nothing."""
+    return printable(text).replace("<", "‹").replace(">", "›").replace("](", "] (")
 
 
 class DataError(PhotonError):
@@ -44,7 +54,10 @@ class StoreRefused(PhotonError):
 
 
 class CorruptFile(PhotonError):
-    """A file's bytes do not match the hash or size in the manifest that covers it."""
+    """A file's bytes do not match the hash or size in the manifest that covers it, or are no manifest."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, 2000))
 
 
 class Unreadable(CorruptFile):

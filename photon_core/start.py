@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict
+from photon_core.aggregation.check import check_files
+from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict, printable
 from photon_core.export.checkpoint import Checkpoint
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.layout import Run
@@ -173,12 +174,16 @@ def _from_site(federation: Federation, site: str, folder: Path) -> Initial:
         raise PhotonError(f"site '{site}' has not uploaded the checkpoint that run '{run.run}' starts from")
     place = run.site_dir(0, site, manifest.attempt)
     _check_shapes(manifest.files, federation.model, f"start.site: the checkpoint of '{site}'")
+    tensors = len(all_tensors(manifest.files))
+    check_files(manifest.files, 2 * tensors)  # before any is read: the model's size bounds that of every file
     files = _copy(run.store, place, manifest.files, folder, federation.aggregation.connections)
     with TensorReader(run.store, place, manifest.files) as reader:
         for name in reader.tensors:
             if not all(np.isfinite(chunk).all() for chunk in reader.chunks(name, CHUNK)):
                 raise FederationError(f"start.site: tensor '{name}' of '{site}' holds NaN or infinity")
-    return Initial(files, StartRef(kind="site", source=site, sha256=manifest.sha256, notes=manifest.notes))
+    hashes = {printable(name): sha256 for name, sha256 in manifest.sha256.items()}
+    notes = [printable(note) for note in manifest.notes]
+    return Initial(files, StartRef(kind="site", source=site, sha256=hashes, notes=notes))
 
 
 def _from_run(federation: Federation, folder: Path) -> Initial:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from schemas.bounds import SHAPE_LIMIT, Bounded, Count, Finite, Listed, Name, Number, Text
+from schemas.bounds import LIST_LIMIT, SHAPE_LIMIT, Bounded, Count, Finite, Listed, Name, Number, Text
 
 
 class Manifest(BaseModel):
@@ -183,7 +183,9 @@ class StartManifest(Manifest):
     run: Name
     site: Name
     files: list[FileEntry]
-    sha256: dict[Text, Name] = Field(description="hash of every file of the site's checkpoint, by file name")
+    sha256: dict[Text, Name] = Field(
+        max_length=LIST_LIMIT, description="hash of every file of the site's checkpoint, by file name"
+    )
     notes: Listed[Text] = Field(default_factory=list)
     attempt: Count = Field(default=1, description="above 1 where the file's start was edited before round 0")
     asked: Name = Field(default="", description="hash of the file's start section; empty in early manifests")

@@ -17,7 +17,7 @@ from photon_core import candidate as candidates
 from photon_core import rounds
 from photon_core.candidate import Candidate, Course
 from photon_core.data.tokenizer import load_tokenizer
-from photon_core.errors import PhotonError
+from photon_core.errors import PhotonError, unmarked
 from photon_core.rounds import run_of
 from photon_core.sampling import sampled_sites
 from photon_core.start import Initial
@@ -212,8 +212,12 @@ def publish(federation: Federation, candidate: Candidate, course: Course) -> Rou
 
 def _show(federation: Federation, manifest: RoundManifest) -> None:
     """A table artifact, what every site did in the round, and the report."""
+    rows = [
+        {name: unmarked(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+        for row in rounds.summary(manifest)
+    ]
     create_table_artifact(
-        rounds.summary(manifest),
+        rows,
         key=re.sub(r"[^a-z0-9-]+", "-", f"photon-{manifest.run}-round".lower()),
         description=f"Run `{manifest.run}`, round {manifest.round}. Model `{manifest.model_sha256[:16]}`.",
     )

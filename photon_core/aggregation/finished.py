@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from photon_core.errors import CorruptFile, StoreConflict
+from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.layout import MANIFEST_LIMIT, Run, manifest_bytes
 from schemas.manifests import FileEntry, RoundManifest, ShardRecord, TensorEntry, UpdateManifest
@@ -68,7 +68,9 @@ class Finished:
                 return None
             for entry in record.files:
                 self._run.store.check(entry, self._folder)
-        except (FileNotFoundError, ValidationError, CorruptFile):
+        except (StoreUnavailable, StoreRefused):
+            raise
+        except (FileNotFoundError, ValidationError, PhotonError):  # whoever wrote it, it is no record of this pass
             return None
         return record
 

@@ -13,7 +13,8 @@ is committed, each region reads its sites a second time, beside all the means, a
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from typing import Any
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate
@@ -21,7 +22,7 @@ from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifes
 from photon_core.aggregation.combine import Combine
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict, UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
-from photon_core.layout import Run, versions
+from photon_core.layout import ATTEMPTS_LIMIT, PARTIAL, Run, versions
 from schemas.aggregation import Aggregation
 from schemas.manifests import PartialManifest, UpdateManifest, UpdateRef
 from schemas.server import ALIKE, Server
@@ -29,6 +30,7 @@ from schemas.server import ALIKE, Server
 MEAN = Server()  # fedavg with lr 1: the new model is the mean, bit for bit
 CODEC = "plain"
 COSINES_LIMIT = 1 << 20  # bytes
+MOST_COSINE = 1.001  # with what rounding adds
 TRIES = 3  # of a region whose committed files turn out to be damaged
 
 Updates = Mapping[str, UpdateManifest]
@@ -105,18 +107,28 @@ class Tree:
             canonical_json(sorted(self.run.partial_sha256(where) for where, _ in partials.values()))
         )
         path = f"{folder}/cosines-{key[:16]}.json"
-        names = [f"cosine/{site}" for site in mine.parts]
-        if not self.run.store.exists(path):
-            means = {partial.site: partial for _, partial in partials.values()}
-            sites = {site: self.updates[site] for site in mine.parts}
-            shares = {**self._root_shares(partials), **dict.fromkeys(sites, 0.0)}
-            result = self._aggregate({**means, **sites}, MEAN, shares, write=False)
-            try:
-                self.run.store.create(path, canonical_json({name: result.norms[name] for name in names}) + b"\n")
-            except StoreConflict:
-                pass  # the same numbers from the same bytes
-        found = json.loads(self.run.store.read(path, COSINES_LIMIT))
-        return {name: float(found[name]) for name in names}
+        names = {f"cosine/{site}" for site in mine.parts}
+        if (there := self._cosines(path, names)) is not None:
+            return there
+        means = {partial.site: partial for _, partial in partials.values()}
+        sites = {site: self.updates[site] for site in mine.parts}
+        shares = {**self._root_shares(partials), **dict.fromkeys(sites, 0.0)}
+        result = self._aggregate({**means, **sites}, MEAN, shares, write=False)
+        found = {name: result.norms[name] for name in sorted(names)}
+        with suppress(StoreConflict):  # the same numbers from the same bytes, or what is no cosine
+            self.run.store.create(path, canonical_json(found) + b"\n")
+        return found
+
+    def _cosines(self, path: str, names: Set[str]) -> dict[str, float] | None:
+        """The committed cosines; None if there are none, or something else is there."""
+        try:
+            found = json.loads(self.run.store.read(path, COSINES_LIMIT))
+        except (FileNotFoundError, CorruptFile, ValueError, RecursionError):
+            return None
+        good = isinstance(found, dict) and found.keys() == names
+        if not good or not all(isinstance(value, float) and abs(value) <= MOST_COSINE for value in found.values()):
+            return None
+        return dict(sorted(found.items()))
 
     def aggregate(self) -> Aggregate:
         """theta' = ServerOpt(theta, mean of the regions' means), with the weights and norms of the sites.
@@ -152,23 +164,39 @@ class Tree:
     def _find_or_make(self, region: int, again: bool) -> tuple[str, PartialManifest]:
         updates = {site: self.updates[site] for site in self.groups[region]}
         shares = self._region_shares(region)
-        place, attempt = self._place(region, updates, shares), 1
-        while (found := self.run.partial(f"{place}/{attempt:04d}")) is not None:
+        place = self._place(region, updates, shares)
+        for attempt in range(1, ATTEMPTS_LIMIT + 1):
             folder = f"{place}/{attempt:04d}"
-            if not again or self._whole(folder, found):
+            if not self.run.store.exists(f"{folder}/{PARTIAL}"):
+                result = self._aggregate(updates, MEAN, shares, into=folder)
+                self._combine().verify(result.norms)
+                try:
+                    self.run.commit_partial(folder, self._manifest(region, attempt, updates, result))
+                except StoreConflict:  # another server of the region: the same sites, the same mean
+                    for entry in result.model:
+                        self.run.store.discard(f"{folder}/{entry.path}")
+                again = False
+            found = self._committed(folder, region, attempt, updates, shares)
+            if found is not None and (not again or self._whole(folder, found)):
                 return folder, found
-            attempt += 1
-        folder = f"{place}/{attempt:04d}"
-        result = self._aggregate(updates, MEAN, shares, into=folder)
-        self._combine().verify(result.norms)
+        raise CorruptFile(
+            f"{self.run.store.locate(place)} holds {ATTEMPTS_LIMIT} means, none of them of its sites"
+        )
+
+    def _committed(
+        self, folder: str, region: int, attempt: int, updates: Updates, shares: Mapping[str, float]
+    ) -> PartialManifest | None:
+        """What is committed in a folder, if it is the mean of exactly these updates in these shares."""
         try:
-            self.run.commit_partial(folder, self._manifest(region, attempt, updates, result))
-        except StoreConflict:  # another server of the region: the same sites, the same mean
-            for entry in result.model:
-                self.run.store.discard(f"{folder}/{entry.path}")
-        committed = self.run.partial(folder)
-        assert committed is not None
-        return folder, committed
+            found = self.run.partial(folder)
+        except CorruptFile:  # no manifest, or one that cannot be read: another is made beside it
+            return None
+        parts = {site: reference(self.run, update, shares[site]) for site, update in updates.items()}
+        if found is None or (found.run, found.round, found.attempt) != (self.run.run, self.t, attempt):
+            return None
+        norms = {f"delta_norm/{site}" for site in updates}
+        its_own = found.site == _member(region) and found.parts == parts and found.norms.keys() == norms
+        return found if its_own else None
 
     def _combine(self) -> Combine:
         """The mean as one server would take it."""
@@ -209,7 +237,7 @@ class Tree:
         return PartialManifest(
             run=self.run.run,
             round=self.t,
-            site=f"+{region:04d}",  # no site can be called so
+            site=_member(region),
             attempt=attempt,
             base_sha256=self.base.model_sha256,
             codec=CODEC,
@@ -231,6 +259,11 @@ class Tree:
         except CorruptFile:
             return False
         return True
+
+
+def _member(region: int) -> str:
+    """What a region is called among the updates; no site can be called so."""
+    return f"+{region:04d}"
 
 
 def reference(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any, TypeVar
 
-from photon_core.errors import CorruptFile
+from photon_core.errors import CorruptFile, StoreRefused
 from photon_core.layout import Run
 from photon_core.rounds import READERS, history
 from schemas.manifests import RoundManifest, RunManifest, UpdateManifest
@@ -94,7 +94,7 @@ def read_record(run: Run, count: int | None = None, last: int | None = None) -> 
 def _update(run: Run, t: int, site: str, attempt: int) -> UpdateManifest | None:
     try:
         return run.update(t, site, attempt)
-    except CorruptFile:  # damaged after it was aggregated: the round's manifest still has what counts
+    except (CorruptFile, StoreRefused, OSError):  # the round's manifest still has what counts
         return None
 
 

@@ -18,6 +18,7 @@ from photon_cli.server import EmbeddedServer
 from schemas.load import load_federation
 
 WAIT_SECONDS = 120.0
+REASON = 'train: "killed" <!channel> [x](https://x.example)' + 2000 * "y"
 posts: list[str] = []
 
 
@@ -96,7 +97,11 @@ def observe(federation: Any) -> dict[str, Any]:
         emit_event(
             LEFT_OUT,
             {"prefect.resource.id": f"photon.site.{federation.run}.a"},
-            payload={"site": "a", "round": 7, "reason": 'train: "killed"'},
+            payload={
+                "site": "a",
+                "round": 7,
+                "reason": 'train: "killed" <!channel> [x](https://x.example)' + 2000 * "y",
+            },
         )
         EventsWorker.instance().wait_until_empty()
         eventually(lambda: state(silent).is_crashed())

@@ -45,7 +45,8 @@ def test_others_have_not(seen: dict[str, Any]) -> None:
 def test_failed_rounds_and_sites_left_out_are_told(seen: dict[str, Any]) -> None:
     left_out, failed = (json.loads(post)["text"] for post in seen["posts"])
     assert failed == 'Photon: federated-round/acts of run:acts: Failed. 1 of 2 sites: "a" is missing'
-    assert left_out == 'Photon: acts round 7 left out site a: train: "killed"'
+    told = 'Photon: acts round 7 left out site a: train: "killed" ‹!channel› [x] (https://x.example)'
+    assert left_out == f"{told:y<999}…"  # a stranger's words mention nobody, link nowhere, and end
 
 
 def test_scheduled_rounds_appear(seen: dict[str, Any]) -> None:
