@@ -1,51 +1,87 @@
-"""A round with two honest sites and a hostile one, once for every hostile update; run as a process of its own.
+"""Rounds with two honest sites and a hostile one, a round for every hostile update; run as a process of its own.
 
-    python -m tests.photon_core.hostile_updates STORE [ENDPOINT]
+    python -m tests.photon_core.hostile_updates MODE STORE [ENDPOINT]
 
 Prints a JSON line for every case: what became of the round, and the peak of the resident memory so far, in MiB
-beyond that of the same round without a hostile site.
+beyond that of the first round. As root it gives up to read files that it may not.
 """
 
+import ctypes
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from photon_core.aggregation.download import write_rounded
 from photon_core.candidate import Course, aggregate_round, commit
-from photon_core.errors import PhotonError
+from photon_core.data.tokenizer import load_tokenizer
 from photon_core.hashing import sha256_bytes
 from photon_core.layout import Run, model_sha256
+from photon_core.rounds import federation_sha256
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import Store
 from photon_core.tensors import make_header, tensor_bytes
+from photon_core.trackers import tracked
+from photon_core.training.shapes import moment_shapes, parameter_shapes
 from photon_core.update import lossless
 from photon_core.update.codec import get_codec
 from schemas.federation import Federation
-from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
+from schemas.manifests import FileEntry, RoundManifest, RunManifest, TensorEntry, UpdateManifest
+from schemas.model import Model
 
 HONEST = ("a", "c")
 EVIL = "b"
-FOLDER = f"run/rounds/000001/sites/{EVIL}/0001"
+BIG, SMALL = "wte.weight", "norm_f.bias"  # the model's largest tensor, and one of 8 elements
+MODEL = {"n_layers": 1, "d_model": 8, "n_heads": 1, "vocab_size": 257, "max_seq_len": 16}
+SHAPES = parameter_shapes(Model.model_validate(MODEL))
 THETA = {
-    "blocks.0.w": np.linspace(-1, 1, 40_000, dtype=np.float32).reshape(200, 200),
-    "wte": np.ones(8, np.float32),
+    name: np.linspace(-1, 1, math.prod(shape), dtype=np.float32).reshape(shape) for name, shape in SHAPES.items()
 }
-FEDERATION = Federation.model_validate(
-    {
-        "run": "run", "recipe": None, "store": "unused", "tokenizer": "bytes",
-        "model": {"n_layers": 1, "d_model": 8, "n_heads": 1, "vocab_size": 257, "max_seq_len": 16},
-        "rounds": {"count": 3, "quorum": 2}, "local": {"steps": 6, "batch_size": 4, "device": "cpu"},
+
+
+class Mode(NamedTuple):
+    """How a round is made: what an attack may meet."""
+
+    dtype: str = "float32"  # of the model that sites fetch
+    moments: bool = False  # averaged
+    tree: bool = False
+    remote: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.dtype}-{'moments' if self.moments else 'plain'}-{'tree' if self.tree else 'flat'}"
+
+
+MODES = {  # every pair of choices is in one of them
+    "float32, flat, on a disk": Mode(),
+    "bfloat16, moments, tree, on a disk": Mode("bfloat16", moments=True, tree=True),
+    "float32, moments, tree, on S3": Mode(moments=True, tree=True, remote=True),
+    "bfloat16, tree, on S3": Mode("bfloat16", tree=True, remote=True),
+    "bfloat16, moments, flat, on S3": Mode("bfloat16", moments=True, remote=True),
+}
+
+
+def settings(mode: Mode, store: str, count: int, **storage: Any) -> dict[str, Any]:
+    """The federation file of a mode."""
+    return {
+        "run": "run", "recipe": None, "store": store, "tokenizer": "bytes", "model": MODEL,
+        "rounds": {"count": count, "quorum": 2}, "storage": storage,
+        "local": {"steps": 6, "batch_size": 4, "device": "cpu", "optimizer": {"name": "adamw"},
+                  **({"optimizer_state": "average"} if mode.moments else {})},
+        "update": {"model_dtype": mode.dtype},
+        "aggregation": {"tree_above": 2, "fan_out": 2} if mode.tree else {},
         "sites": [
             {"name": s, "streams": [{"name": "s", "source": "x.txt"}], "steps": 5 if s == EVIL else None}
             for s in (*HONEST, EVIL)
         ],
-    }
-)  # fmt: skip
+    }  # fmt: skip
 
 
 @dataclass
@@ -55,6 +91,7 @@ class Update:
     store: Store
     manifest: dict[str, Any]
     shard: bytes
+    folder: str
 
     @property
     def file(self) -> dict[str, Any]:
@@ -76,12 +113,11 @@ class Update:
 
 def _values(value: float) -> Callable[[Update], None]:
     def change(u: Update) -> None:
-        theta = THETA["blocks.0.w"].reshape(-1)[:1]
-        u.reshard(
-            u.shard[: u.data_start]
-            + lossless.encode(theta, np.float32([value])).tobytes()
-            + u.shard[u.data_start + 4 :]
-        )
+        """Its first element is one of the largest tensor's."""
+        header = json.loads(u.shard[8 : u.data_start])
+        at = u.data_start + header[BIG]["data_offsets"][0]
+        theta = np.float32([-1.0])
+        u.reshard(u.shard[:at] + lossless.encode(theta, np.float32([value])).tobytes() + u.shard[at + 4 :])
 
     return change
 
@@ -90,7 +126,7 @@ def _codec(name: str, fill: bytes) -> Callable[[Update], None]:
     """The whole update in another codec, every byte of its blocks as given."""
 
     def change(u: Update) -> None:
-        codec = get_codec(name)
+        codec = get_codec(name, ours=True)
         tensors = {n: TensorEntry(dtype=codec.dtype, shape=codec.shape(a.shape)) for n, a in THETA.items()}
         header = make_header(tensors)
         size = sum(tensor_bytes(tensor) for tensor in tensors.values())
@@ -110,7 +146,7 @@ def _file(**changes: Any) -> Callable[[Update], None]:
 
 
 def _tensor(**changes: Any) -> Callable[[Update], None]:
-    return lambda u: u.file["tensors"]["wte"].update(changes)
+    return lambda u: u.file["tensors"][SMALL].update(changes)
 
 
 def _raw(make: Callable[[], bytes]) -> Callable[[Update], None]:
@@ -119,12 +155,12 @@ def _raw(make: Callable[[], bytes]) -> Callable[[Update], None]:
 
 
 def _nodes(count: int) -> bytes:
-    return b'{"wte":' + b"[" * count + b"]" * count + b"}"
+    return b'{"x":' + b"[" * count + b"]" * count + b"}"
 
 
 def _huge_file(u: Update) -> None:
     """A terabyte, without the disk noticing."""
-    path = Path(u.store.url) / FOLDER / "huge.safetensors"
+    path = Path(u.store.url) / u.folder / "huge.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(u.shard)
     os.truncate(path, 1 << 40)
@@ -135,8 +171,8 @@ def _place(make: Callable[[Path], None], name: str) -> Callable[[Update], None]:
     """Something else than a plain file, on a shared disk."""
 
     def change(u: Update) -> None:
-        path = Path(u.store.url) / FOLDER / name
-        path.parent.mkdir(parents=True)
+        path = Path(u.store.url) / u.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         make(path)
         if name == "update.json":
             u.manifest.clear()
@@ -144,6 +180,37 @@ def _place(make: Callable[[Path], None], name: str) -> Callable[[Update], None]:
             u.file.update(path=name)
 
     return change
+
+
+def _unreadable(path: Path) -> None:
+    path.write_bytes(b"{}")
+    path.chmod(0)
+
+
+def _closed(path: Path) -> None:
+    path.write_bytes(b"{}")
+    path.parent.chmod(0)
+
+
+def _moments(**changes: Any) -> Callable[[Update], None]:
+    """Moments that are no optimizer's, or that nobody asked for."""
+    entry = {"path": "m", "sha256": "a" * 64, "bytes": 8, "tensors": {}}
+    return lambda u: u.manifest.update(moments=[entry | changes, entry | changes | {"path": "n"}])
+
+
+def _attempts(u: Update) -> None:
+    """A manifest in each of many attempts; the newest counts, which is none."""
+    for attempt in range(1, 40):
+        u.store.create(f"{u.folder.rpartition('/')[0]}/{attempt:04d}/update.json", b"{}")
+    u.manifest.clear()
+
+
+def _far_rounds(u: Update) -> None:
+    """Folders of rounds that are far away, beside an update that is no good."""
+    t = int(u.folder.split("/")[2])
+    for far in (*range(t + 1, t + 6), 999_999):
+        u.store.create(f"run/rounds/{far:06d}/sites/nobody/0001/update.json", b"{}")
+    u.manifest.update(steps=6)
 
 
 CASES: dict[str, tuple[Callable[[Update], None], str]] = {
@@ -182,14 +249,14 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     ),
     "wrong base": (_set(base_sha256="e" * 64), "starts from model eeeeeeeeeeeeeeee"),
     "wrong previous": (_set(previous_sha256="e" * 64), "follows another manifest"),
-    "another site's": (_set(site="a"), "speaks of run, round, site, attempt ('run', 1, 'a', 1)"),
+    "another site's": (_set(site="a"), "speaks of run, round, site, attempt ('run', 19, 'a', 1)"),
     "unknown codec": (_set(codec="\x1b[2Jpickle"), "codec '?[2Jpickle' is not known"),
     "codec without its block": (_set(codec="int8"), "codec 'int8' is not known"),
     "codec of endless blocks": (
         _set(codec="int8:1" + "0" * 1000),
         "codec: String should have at most 200 characters",
     ),
-    "another codec's tensors": (_set(codec="int8:256"), "has shape [200, 200], the model's in codec int8:256 is"),
+    "another codec's tensors": (_set(codec="int8:256"), "has shape [24], the model's in codec int8:256 is"),
     "endless scale": (_codec("int8:256", b"\x00\x00\x80\x7f"), "holds NaN or Inf"),
     "scale that is NaN": (_codec("int4:256", b"\xff"), "holds NaN or Inf"),
     "bfloat16 that is not finite": (_codec("bfloat16", b"\x80\x7f"), "holds NaN or Inf"),
@@ -217,29 +284,29 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "wrong hash": (_file(blake3="0" * 64), "does not have the blake3"),
     "wrong sha256": (_file(sha256="0" * 64, blake3=""), "does not have the sha256"),
     "blake3 is a path": (_file(blake3="../../x"), "has no sha256 or blake3"),
-    "rows missing": (_tensor(rows=[0, 7]), "do not hold all rows of tensor 'wte'"),
+    "rows missing": (_tensor(rows=[0, 7]), "do not hold all rows of tensor 'norm_f.bias'"),
     "rows from the middle": (_tensor(rows=[1, 8]), "are not the next ones"),
     "rows backwards": (_tensor(rows=[8, 0]), "are not the next ones"),
     "rows of 3000 digits": (
         _tensor(rows=[0, 10**3000]),
         "rows.1: Input should be less than or equal to 9007199254740992",
     ),
-    "huge size": (_file(bytes=10**15), "has 1000000000000000 bytes, but its tensors have 160032"),
+    "huge size": (_file(bytes=10**15), "has 1000000000000000 bytes, but its tensors have 12288"),
     "negative size": (_file(bytes=-1), "bytes: Input should be greater than or equal to 0"),
-    "tensor missing": (lambda u: u.file["tensors"].pop("wte"), "has no tensor 'wte'"),
+    "tensor missing": (lambda u: u.file["tensors"].pop(SMALL), "has no tensor 'norm_f.bias'"),
     "tensor with a hostile name": (
         lambda u: u.file["tensors"].update({"\x1b]0;evil\n": {"dtype": "I32", "shape": [1]}}),
         "the model has no tensor '?]0;evil?'",
     ),
     "tensor twice": (lambda u: u.manifest["files"].append(u.file), "is in two files"),
-    "other shape": (_tensor(shape=[4, 2]), "'wte' has shape [4, 2], the model's is [8]"),
-    "huge shape": (_tensor(shape=[10**15]), "'wte' has shape [1000000000000000]"),
+    "other shape": (_tensor(shape=[4, 2]), "'norm_f.bias' has shape [4, 2], the model's is [8]"),
+    "huge shape": (_tensor(shape=[10**15]), "'norm_f.bias' has shape [1000000000000000]"),
     "shape of 3000 digits": (
         _tensor(shape=[10**3000]),
         "shape.0: Input should be less than or equal to 9007199254740992",
     ),
     "endless shape": (_tensor(shape=[1] * 100_000), "shape: Tuple should have at most 16 items"),
-    "other dtype": (_tensor(dtype="F32"), "'wte' is F32"),
+    "other dtype": (_tensor(dtype="F32"), "'norm_f.bias' is F32"),
     "truncated": (lambda u: u.__dict__.update(shard=u.shard[:-100]), "ends before byte"),
     "emptied": (lambda u: u.__dict__.update(shard=b""), "no safetensors file"),
     "longer": (lambda u: u.__dict__.update(shard=u.shard + b"x"), "bytes; its manifest says"),
@@ -248,7 +315,7 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
         "does not have the blake3",
     ),
     "header of 2^63 bytes": (lambda u: u.header(b"{}", 2**63), "its header claims 9223372036854775808 bytes"),
-    "huge header": (lambda u: u.header(b" " * (7 << 20)), "has 7500072 bytes, but its tensors have 160032"),
+    "huge header": (lambda u: u.header(b" " * (7 << 20)), "has 7352328 bytes, but its tensors have 12288"),
     "deep header": (lambda u: u.header(_nodes(30_000)), "the header is not JSON"),
     "header is no JSON": (lambda u: u.header(b"\xff" * 99), "the header is not JSON"),
     "header of other tensors": (
@@ -256,17 +323,50 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
         "holds other tensors than its manifest says",
     ),
     "offsets beyond the file": (
-        lambda u: u.header(b'{"wte":{"dtype":"I32","shape":[8],"data_offsets":[99999999,100000031]}}'),
+        lambda u: u.header(b'{"norm_f.bias":{"dtype":"I32","shape":[8],"data_offsets":[99999999,100000031]}}'),
         "starts at byte",
     ),
-    "NaN": (_values(float("nan")), "'blocks.0.w' holds NaN or Inf"),
-    "Inf": (_values(float("-inf")), "'blocks.0.w' holds NaN or Inf"),
+    "plain parameters": (_codec("plain", b"\0"), "codec 'plain' is not known"),
+    "moments nobody asked for, or no optimizer's": (_moments(), "moment"),
+    "moments of 10^15 bytes": (_moments(bytes=10**15), "moment"),
+    "moments of 400 digits": (_moments(bytes=10**400), "bytes: Input should be less than or equal to"),
+    "moments of 4300 digits": (_moments(bytes=9 * 10**4299), "bytes: Input should be less than or equal to"),
+    "a path below a file": (lambda u: u.file.update(path="update.json/x"), "update.json/x"),
+    "path of many bytes": (_file(path="/".join(["漢" * 80] * 5)), "is not a path inside the store"),
+    "many files without tensors": (
+        lambda u: u.manifest["files"].extend({**u.file, "path": f"{n}", "tensors": {}} for n in range(40)),
+        "it brings 41 files; its tensors fill at most",
+    ),
+    "many attempts": (_attempts, "is not a manifest"),
+    "rounds far away": (_far_rounds, "claims 6 trained steps"),
+    "markup": (lambda u: u.file["tensors"].update({"[/x]": {"dtype": "I32", "shape": [1]}}), "no tensor '[/x]'"),
+    "markup in a metric": (_set(metrics={"train_loss": 1.0, "[/x]": 1e308}), "metrics.[/x]: Input should be less"),
+    "metrics beyond all": (_set(metrics={"train_loss": 1.7e308}), "metrics.train_loss: Input should be less than"),
+    "metric of 400 digits": (_set(metrics={"train_loss": 10**400}), "metrics.train_loss: Input should be"),
+    "spans beyond all": (_set(spans=[{"phase": "train", "start": 1e308, "seconds": 1.0}]), "spans.0.start: Input"),
+    "endless spans": (
+        _set(spans=[{"phase": "train", "start": 1.0, "seconds": 1.0}] * 2000),
+        "spans: List should have at most",
+    ),
+    "endless notes": (_set(notes=["x"] * 2000), "notes: List should have at most 1000 items"),
+    "checks of 400 digits": (_set(checks=[{"observed": 10**400}]), "a whole number beyond 2^53"),
+    "deep checks": (_set(checks=[{"observed": [[[[[[[[[[[0]]]]]]]]]]]}]), "deeper than 8"),
+    "endless versions": (_set(versions={"x": "y" * 1000}), "versions.x: String should have at most 200"),
+    "other base dtype": (_set(base_dtype="F64"), "is not a manifest: base_dtype"),
+    "NaN": (_values(float("nan")), "'wte.weight' holds NaN or Inf"),
+    "Inf": (_values(float("-inf")), "'wte.weight' holds NaN or Inf"),
 }
 ON_DISK: dict[str, tuple[Callable[[Update], None], str]] = {
-    "a file of 1 TiB": (_huge_file, "has 1099511627776 bytes, but its tensors have 160032"),
+    "a file of 1 TiB": (_huge_file, "has 1099511627776 bytes, but its tensors have 12288"),
     "a pipe": (_place(os.mkfifo, "pipe"), "pipe is not a plain file"),
     "a link to a device": (_place(lambda p: p.symlink_to("/dev/zero"), "zero"), "zero is a link"),
     "a link out of the store": (_place(lambda p: p.symlink_to("/etc/hostname"), "out"), "out is a link"),
+    "a file that nobody may read": (_place(_unreadable, "secret"), "secret cannot be read: Permission denied"),
+    "the manifest may not be read": (_place(_unreadable, "update.json"), "update.json cannot be read: Permission"),
+    "the folder may not be read": (
+        _place(_closed, "update.json"),
+        "cannot be read: Permission denied",
+    ),
     "the manifest is a pipe": (_place(os.mkfifo, "update.json"), "update.json is not a plain file"),
     "the manifest is a folder": (_place(Path.mkdir, "update.json"), "update.json is not a plain file"),
     "the manifest is endless": (_place(lambda p: p.symlink_to("/dev/zero"), "update.json"), "is a link"),
@@ -281,46 +381,64 @@ def shard(store: Store, folder: str, arrays: dict[str, Any], dtype: str) -> File
         return writer.close()[0]
 
 
-def make_round(store: Store) -> Run:
-    """Round 0, and the honest sites' updates for round 1."""
+def make_run(store: Store, federation: Federation, mode: Mode) -> Run:
+    """The run with its round 0."""
     run = Run(store, "run")
+    birth = RunManifest(
+        run="run", created="2026-01-01T00:00:00+00:00", federation=federation.model_dump(mode="json"),
+        federation_sha256=federation_sha256(federation), tokenizer_sha256=load_tokenizer("bytes").sha256,
+        versions={},
+    )  # fmt: skip
+    run.create_birth(birth)
     model = [shard(store, run.round_dir(0), THETA, "F32")]
+    rounded = write_rounded(run, 0, model, 1 << 20) if mode.dtype == "bfloat16" else []
     run.commit_round(
         RoundManifest(
             run="run", round=0, model_sha256=model_sha256(model), model=model, federation_sha256="", created="",
-            versions={},
+            download=rounded, versions={},
         )
     )  # fmt: skip
-    for number, site in enumerate(HONEST):
-        run.commit_update(honest_update(run, site, np.float32(0.01 * (number + 1))))
     return run
 
 
-def honest_update(run: Run, site: str, step: np.float32) -> UpdateManifest:
-    base = run.round(0)
+def honest_update(run: Run, t: int, site: str, mode: Mode) -> UpdateManifest:
+    """One that changes nothing: whatever the model is after the round, the hostile site has done it."""
+    base, folder = run.round(t - 1), run.site_dir(t, site, 1)
     assert base
-    changes = {name: lossless.encode(theta, theta + step) for name, theta in THETA.items()}
+    nothing = {name: np.zeros(shape, np.int32) for name, shape in SHAPES.items()}
+    moments = {
+        name: np.full(shape, 1e-3, np.float32)
+        for name, shape in moment_shapes(Model.model_validate(MODEL), "adamw").items()
+    }
     return UpdateManifest(
-        run="run", round=1, site=site, attempt=1, base_sha256=base.model_sha256, codec="float32",
-        files=[shard(run.store, run.site_dir(1, site, 1), changes, "I32")],
-        tokens=320, steps=5, metrics={"train_loss": 1.0}, data_sha256="", versions={},
-        previous_sha256=run.round_sha256(0),
+        run="run", round=t, site=site, attempt=1, base_sha256=base.model_sha256, codec="float32",
+        base_dtype="BF16" if mode.dtype == "bfloat16" else "F32",
+        files=[shard(run.store, folder, nothing, "I32")],
+        moments=[shard(run.store, folder, moments, "F32")] if mode.moments else [],
+        tokens=320, steps=5, metrics={"train_loss": 1.0, "tokens_per_second": 10.0, "seconds": 32.0},
+        data_sha256="", versions={}, previous_sha256=run.round_sha256(t - 1),
     )  # fmt: skip
 
 
-def attack(run: Run, change: Callable[[Update], None]) -> None:
-    manifest = honest_update(run, EVIL, np.float32(0.5)).model_dump(mode="json")
-    store, path = run.store, manifest["files"][0]["path"]
-    update = Update(store, manifest, store.read(f"{FOLDER}/{path}"))
-    store.discard(f"{FOLDER}/{path}")
+def attack(run: Run, t: int, mode: Mode, change: Callable[[Update], None]) -> None:
+    manifest = honest_update(run, t, EVIL, mode).model_dump(mode="json")
+    store, folder = run.store, run.site_dir(t, EVIL, 1)
+    entries = [*manifest["files"], *manifest["moments"]]
+    path = manifest["files"][0]["path"]
+    update = Update(store, manifest, store.read(f"{folder}/{path}"), folder)
+    kept = {entry["path"]: store.read(f"{folder}/{entry['path']}") for entry in entries[1:]}
+    for entry in entries:
+        store.discard(f"{folder}/{entry['path']}")
     if store.is_local:
-        (Path(store.url) / FOLDER).rmdir()
+        (Path(store.url) / folder).rmdir()
     change(update)
     if not manifest:
         return
-    store.create(f"{FOLDER}/{path}", update.shard)
+    store.create(f"{folder}/{path}", update.shard)
+    for name, data in kept.items():
+        store.create(f"{folder}/{name}", data)
     raw = manifest.get("raw")
-    store.create(f"{FOLDER}/update.json", raw() if raw else _json(manifest))
+    store.create(f"{folder}/update.json", raw() if raw else _json(manifest))
 
 
 def _json(manifest: dict[str, Any]) -> bytes:
@@ -331,13 +449,18 @@ def _json(manifest: dict[str, Any]) -> bytes:
         sys.set_int_max_str_digits(4300)
 
 
-def finish(run: Run) -> dict[str, Any]:
-    """The round as the flow makes it, with all three sites sampled."""
+def finish(run: Run, federation: Federation, t: int) -> dict[str, Any]:
+    """The round as the flow makes it, with all three sites sampled; what trackers are told of it, too."""
     sampled = sorted((*HONEST, EVIL))
-    candidate = aggregate_round(run, FEDERATION, 1, sampled, {})
-    manifest = commit(run, FEDERATION, candidate, Course(sampled))
-    assert Run(run.store, "run").latest() == 1
-    return {"sites": sorted(manifest.updates), "left_out": manifest.left_out, "model": manifest.model_sha256}
+    before = run.round(t - 1)
+    candidate = aggregate_round(run, federation, t, sampled, {})
+    scores = {site: {"loss": 5.0, "perplexity": math.exp(5.0), "tokens": 100.0} for site in HONEST}
+    course = Course(sampled, scores, {EVIL: "left out"}, {"sites": 1.0, "aggregate": 0.5}, opened=time.time())
+    manifest = commit(run, federation, candidate, course)
+    assert Run(run.store, "run").latest() == t
+    assert all(map(math.isfinite, tracked(manifest).values()))
+    same = before is not None and manifest.model_sha256 == before.model_sha256
+    return {"sites": sorted(manifest.updates), "left_out": manifest.left_out, "same": same}
 
 
 def peak() -> float:
@@ -346,35 +469,47 @@ def peak() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def main(url: str, endpoint: str = "") -> None:
-    options = {"endpoint_url": endpoint} if endpoint else {}
-    cases = CASES if endpoint else CASES | ON_DISK
-
-    def outcome(number: int, change: Callable[[Update], None]) -> dict[str, Any]:
-        run = make_round(Store(f"{url}/{number}", **options))
-        if change is not _nothing:
-            attack(run, change)
-        _forget_peak()
-        try:
-            return finish(Run(run.store, "run"))
-        except PhotonError as error:
-            return {"error": str(error)}
-
-    honest = outcome(0, _nothing)
-    before = peak()
-    print(json.dumps({"case": "honest", **honest, "mib": before}))
-    for number, (case, (change, _)) in enumerate(cases.items(), 1):
-        found = outcome(number, change)
-        print(json.dumps({"case": case, **found, "mib": peak() - before}))
-
-
-def _nothing(update: Update) -> None:
-    pass
-
-
-def _forget_peak() -> None:
-    """Start the high-water mark anew: making the attack cost memory of its own."""
+def forget_peak() -> None:
+    """Start the high-water mark anew."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def obey_permissions() -> None:
+    """Root reads every file, whatever its mode: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH it does not."""
+    libc, header, data = (
+        ctypes.CDLL(None, use_errno=True),
+        (ctypes.c_uint32 * 2)(0x20080522),
+        (ctypes.c_uint32 * 6)(),
+    )
+    if libc.capget(header, data) == 0:
+        data[0] &= ~0b110
+        assert libc.capset(header, data) == 0, ctypes.get_errno()
+
+
+def cases_of(mode: Mode) -> dict[str, tuple[Callable[[Update], None], str]]:
+    """A mode's cases, in the order of its rounds."""
+    return CASES if mode.remote else CASES | ON_DISK
+
+
+def main(name: str, url: str, endpoint: str = "") -> None:
+    mode = MODES[name]
+    obey_permissions()
+    storage = {"endpoint_url": endpoint} if endpoint else {}
+    cases = {"honest": (lambda u: u.manifest.update(steps=6), ""), **cases_of(mode)}
+    federation = Federation.model_validate(settings(mode, url, len(cases), **storage))
+    run, before = make_run(Store(url, **storage), federation, mode), 0.0
+    for t, (case, (change, _)) in enumerate(cases.items(), 1):
+        for site in HONEST:
+            run.commit_update(honest_update(run, t, site, mode))
+        attack(run, t, mode, change)
+        forget_peak()  # making the attack cost memory of its own
+        try:
+            found = finish(Run(run.store, "run"), federation, t)
+        except Exception as error:
+            print(json.dumps({"case": case, "error": f"{type(error).__name__}: {error}"}))
+            raise
+        before = before or peak()
+        print(json.dumps({"case": case, **found, "mib": peak() - before}))
 
 
 if __name__ == "__main__":
