@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.photon_core.hostile_updates import CASES, MODES, cases_of, settings
+from tests.photon_core.hostile_cases import CASES
+from tests.photon_core.hostile_updates import MODES, cases_of, settings
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 64.0  # MiB beyond the same round without a hostile site
