@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.8
+FUZZ   ?= 5000
 
 # Debian's PACKAGE, unless one of PROGRAMS is there
 INSTALL = for program in $(PROGRAMS); do command -v $$program && exit 0; done; \
@@ -10,7 +11,7 @@ INSTALL = for program in $(PROGRAMS); do command -v $$program && exit 0; done; \
 	[ "$$(id -u)" = 0 ] || { echo "make $@ needs root: sudo make $@"; exit 1; }; \
 	apt-get update && apt-get install --yes --no-install-recommends $(PACKAGE)
 
-.PHONY: demo test test-long browser postgres network pictures lint lock clean
+.PHONY: demo test test-long fuzz browser postgres network pictures lint lock clean
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@[ "$$(uname -s)" = Linux ] || { echo "Photon runs on Linux only, and this is $$(uname -s)"; exit 1; }
@@ -28,6 +29,9 @@ test: lint                 ## everything that must hold
 
 test-long: lint            ## what takes longer than fits into `make test`: tests marked long, an hour at most each
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile --timeout 3600
+
+fuzz: $(VENV)/.installed    ## manifests and headers of strangers, FUZZ of each kind from a new seed
+	PHOTON_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n 0 --timeout 0 tests/photon_core/test_fuzz.py
 
 browser: PACKAGE := chromium
 browser: PROGRAMS := chromium chromium-browser google-chrome

@@ -117,9 +117,9 @@ def honest_update(run: Run, t: int, site: str, mode: Mode) -> UpdateManifest:
     )  # fmt: skip
 
 
-def attack(run: Run, t: int, mode: Mode, change: Callable[[Update], None]) -> None:
-    manifest = honest_update(run, t, EVIL, mode).model_dump(mode="json")
-    store, folder = run.store, run.site_dir(t, EVIL, 1)
+def attack(run: Run, t: int, mode: Mode, change: Callable[[Update], None], site: str = EVIL) -> None:
+    manifest = honest_update(run, t, site, mode).model_dump(mode="json")
+    store, folder = run.store, run.site_dir(t, site, 1)
     entries = [*manifest["files"], *manifest["moments"]]
     path = manifest["files"][0]["path"]
     update = Update(store, manifest, store.read(f"{folder}/{path}"), folder)

@@ -1,0 +1,42 @@
+"""A site that commits what is no update before it is asked: the round waits until its deadline, and no longer."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from photon_core.candidate import aggregate_round
+from photon_core.errors import QuorumMissed
+from photon_core.store import Store
+from schemas.federation import Federation
+from tests.photon_core.hostile_cases import CASES, ON_DISK
+from tests.photon_core.hostile_updates import MODES, attack, make_run, settings
+
+pytestmark = pytest.mark.slow
+MODE = MODES["float32, flat, on a disk"]
+CAUSES = {"a": "a file of 1 TiB", "b": "the manifest is a folder", "c": "no manifest"}
+
+
+def test_what_is_no_update_holds_a_round_until_its_deadline_only(prefect_server: str, tmp_path: Path) -> None:
+    from prefect import flow
+
+    from flows.apply import apply
+    from flows.catalogue import plan
+    from tasks.dispatch import dispatch_round
+
+    federation = Federation.model_validate(settings(MODE, str(tmp_path), 3))
+    run, table = make_run(Store(str(tmp_path)), federation, MODE), CASES | ON_DISK
+    for site, case in CAUSES.items():
+        attack(run, 1, MODE, table[case][0], site)
+    apply(plan(federation))
+
+    @flow
+    def waiting() -> list[str]:
+        deadline = time.time() + 4
+        asked = [dispatch_round.submit(federation, site, 1, deadline) for site in CAUSES]
+        return [str(future.state.message) for future in asked if future.wait() is None]
+
+    assert all("was not done at the deadline" in message for message in waiting())
+    with pytest.raises(QuorumMissed) as missed:
+        aggregate_round(run, federation, 1, sorted(CAUSES), {})
+    assert all(table[case][1] in str(missed.value) for case in CAUSES.values())
