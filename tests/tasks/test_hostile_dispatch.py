@@ -24,7 +24,8 @@ def test_what_is_no_update_holds_a_round_until_its_deadline_only(prefect_server:
     from flows.catalogue import plan
     from tasks.dispatch import dispatch_round
 
-    federation = Federation.model_validate(settings(MODE, str(tmp_path), 3))
+    file = settings(MODE, str(tmp_path), 3)
+    federation = Federation.model_validate(file | {"rounds": {"count": 3, "quorum": 1}})
     run, table = make_run(Store(str(tmp_path)), federation, MODE), CASES | ON_DISK
     for site, case in CAUSES.items():
         attack(run, 1, MODE, table[case][0], site)
