@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from photon_cli.live import Doing, Live, age, ask, server_url
 from photon_cli.server import prefect_home
 from photon_cli.tables import plain_console, rounds_table, wide_console
+from photon_core.errors import CorruptFile
 from photon_core.layout import Run
 from photon_core.numbers import duration
 from photon_core.rounds import history, next_attempt, run_of, summary
@@ -192,11 +193,18 @@ def _sites(federation: Federation, run: Run, t: int, live: Live | None, born: bo
     for site in federation.sites:
         if live and site.name in live.sites:
             found.append(live.sites[site.name])
-        elif born and next_attempt(run, t, site.name) > 1:
-            found.append(Doing(site.name, "upload", "Committed"))
         else:
-            found.append(Doing(site.name, "", "no update yet" if born else "nothing yet"))
+            found.append(_in_store(run, t, site.name) if born else Doing(site.name, "", "nothing yet"))
     return found
+
+
+def _in_store(run: Run, t: int, site: str) -> Doing:
+    try:
+        if next_attempt(run, t, site) > 1:
+            return Doing(site, "upload", "Committed")
+    except CorruptFile as error:
+        return Doing(site, "", str(error))
+    return Doing(site, "", "no update yet")
 
 
 def seconds_left(rounds: Sequence[RoundManifest], count: int, live: Live | None) -> float | None:

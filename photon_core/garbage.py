@@ -8,16 +8,16 @@ is always kept whole.
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 
-from photon_core.errors import CorruptFile, PhotonError, StoreConflict
+from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable, Unreadable
 from photon_core.layout import REMOVED, Run
 from photon_core.listing import Found
 from photon_core.rounds import utc_now
 from photon_core.start import site_starts
+from photon_core.store import check_path
 from schemas.manifests import FileEntry, RemovalManifest
 
 PLACE = re.compile(r"[^/]+/rounds/(?P<t>\d{6,})/(?P<rest>.+)")
@@ -119,8 +119,8 @@ def look(run: Run, rule: Rule, now: float | None = None) -> Plan:
     latest = run.latest()
     if latest is None:
         raise PhotonError(f"run '{run.run}' has no rounds in {run.store.url} yet: there is nothing to collect")
-    found = run.store.walk(run.run)
-    return plan(found, _named(run, found), range(latest + 1), rule, time.time() if now is None else now)
+    found = [file for file in run.store.walk(run.run) if _is_ours(file.path)]
+    return plan(found, _named(run, found, latest), range(latest + 1), rule, time.time() if now is None else now)
 
 
 def remove(run: Run, plan: Plan) -> None:
@@ -173,36 +173,53 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(" to ".join(map(str, (r[0], r[-1]))) if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
 
 
-def _named(run: Run, found: Sequence[Found]) -> dict[str, int]:
-    """Path -> the latest round whose manifests cover it. Rounds without data are not looked into."""
+def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
+    """Path -> the latest round whose manifests cover it. Rounds without data, or uncommitted, are passed over."""
     with_data = {int(p["t"]) for f in found if f.path.endswith(DATA) and (p := PLACE.fullmatch(f.path))}
     named: dict[str, int] = {}
 
-    def cover(t: int, folder: str, entries: Iterable[FileEntry]) -> None:
-        for entry in entries:
-            path = f"{folder}/{entry.path}"
+    def cover(t: int, paths: Iterable[str]) -> None:
+        for path in paths:
             named[path] = max(t, named.get(path, 0))
 
     for file in found:
         place = PLACE.fullmatch(file.path)
-        if place is None or (t := int(place["t"])) not in with_data:
+        if place is None or (t := int(place["t"])) not in with_data or t > latest:
             continue
-        if place["rest"] == "round.json" and (manifest := run.round(t)):
-            files = [*manifest.model, *manifest.download, *manifest.optimizer, *manifest.moments]
-            cover(t, run.round_dir(t), files)
-        elif at := REGION.fullmatch(place["rest"]):
-            folder = f"{run.round_dir(t)}/{at['folder']}"
-            if partial := run.partial(folder):
-                cover(t, folder, partial.files)
-        elif at := START.fullmatch(place["rest"]):
-            with suppress(CorruptFile):  # as below
-                for start in site_starts(run, at["site"]):
-                    cover(0, run.site_dir(0, at["site"], start.attempt), start.files)
-        elif at := UPDATE.fullmatch(place["rest"]):
-            try:
-                update = run.update(t, at["site"], int(at["attempt"]))
-            except CorruptFile:  # no manifest: what lies beside it is litter
-                continue
-            if update:
-                cover(t, run.site_dir(t, at["site"], update.attempt), [*update.files, *update.moments])
+        try:
+            for of, folder, entries in _covered(run, t, place["rest"]):
+                cover(of, (f"{folder}/{entry.path}" for entry in entries))
+        except StoreUnavailable:
+            raise
+        except (Unreadable, StoreRefused, OSError):  # it may be a manifest: all beside it stays
+            beside = file.path.rpartition("/")[0]
+            cover(t, (other.path for other in found if other.path.startswith(f"{beside}/")))
+        except PhotonError:  # no manifest: what lies beside it is litter
+            if place["rest"] == "round.json":
+                raise
     return named
+
+
+def _covered(run: Run, t: int, rest: str) -> Iterator[tuple[int, str, list[FileEntry]]]:
+    """Of the manifest at this place of round t, if it is one: the round, the folder, the files that it covers."""
+    if rest == "round.json" and (manifest := run.round(t)):
+        files = [*manifest.model, *manifest.download, *manifest.optimizer, *manifest.moments]
+        yield t, run.round_dir(t), files
+    elif at := REGION.fullmatch(rest):
+        folder = f"{run.round_dir(t)}/{at['folder']}"
+        if partial := run.partial(folder):
+            yield t, folder, partial.files
+    elif at := START.fullmatch(rest):
+        for start in site_starts(run, at["site"]):
+            yield 0, run.site_dir(0, at["site"], start.attempt), start.files
+    elif (at := UPDATE.fullmatch(rest)) and (update := run.update(t, at["site"], int(at["attempt"]))):
+        yield t, run.site_dir(t, at["site"], update.attempt), [*update.files, *update.moments]
+
+
+def _is_ours(path: str) -> bool:
+    """Whether Photon can have written a file of this name; no other is touched, nor shown."""
+    try:
+        check_path(path)
+    except PhotonError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 import errno
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from photon_core.aggregation.aggregate import aggregate
-from photon_core.candidate import aggregate_round
+from photon_core.candidate import Course, aggregate_round, commit
 from photon_core.errors import StoreUnavailable
+from photon_core.garbage import Rule, look, remove
 from photon_core.layout import ATTEMPTS_LIMIT, Run, last_true, model_sha256
 from photon_core.shard_writer import ShardWriter
 from photon_core.store import Store
@@ -131,3 +133,26 @@ def test_a_thousand_attempts_or_far_rounds_cost_few_looks(tmp_path: Path) -> Non
     assert again.committed_attempt(1, EVIL) == 1000
     assert len(looks) < 50
     assert EVIL in aggregate_round(again, federation, 1, ALL, {}).left_out
+
+
+def test_garbage_collection_and_status_pass_over_what_strangers_leave(tmp_path: Path) -> None:
+    """Names that are none of a store's, manifests that are none or cannot be read; what these may cover stays."""
+    run, federation = opened(Store(str(tmp_path)))
+    commit(run, federation, aggregate_round(run, federation, 1, list(HONEST), {}), Course(ALL))
+    rounds = tmp_path / "run/rounds"
+    left = ["sites/x\ny/0001/update.json", "sites/ü/0001/update.json", "sites/x/0001/update.json"]
+    left += ["sites/x/0001/a.safetensors", "sites/x/0002/update.json", "bad\udcff.safetensors"]
+    left += [f"regions/0001/{'0' * 16}/0001/partial.json"]
+    for name in left:
+        path = rounds / "000001" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"{}")
+    unread = rounds / f"000001/sites/{EVIL}/0001/update.json"
+    unread.unlink()
+    unread.symlink_to(unread)
+    (rounds / "000777").mkdir()
+    (rounds / "000777/round.json").write_bytes(b"{}")
+    found = look(Run(run.store, "run"), Rule(1, None, 0.0), now=time.time() + 1e6)
+    of_x = [file.path for file in found.litter if "/x/" in file.path]
+    assert of_x == ["run/rounds/000001/sites/x/0001/a.safetensors"]
+    remove(run, found)
