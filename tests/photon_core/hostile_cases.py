@@ -67,6 +67,38 @@ def _values(value: float) -> Callable[[Update], None]:
     return change
 
 
+def wild(u: Update) -> None:
+    """Whatever a manifest's bounds admit, in an update that is aggregated; what reads the round has to bear it."""
+    numbers = {
+        "tokens_per_second": 1e45,
+        "seconds": -1e45,
+        "gradient_norm": 1e45,
+        "mfu": -1e45,
+        "delta_norm": -1e45,
+    }
+    numbers |= {
+        "valid_loss": 1e45,
+        "valid_tokens": 1e45,
+        "loss/[/x]": 1e45,
+        "data_tokens": 1e45,
+        "last_loss": -1e45,
+    }
+    check = {
+        "column": "[/x]",
+        "observed": [1e45, "<b>", 2**53],
+        "limit": {"min_value": -1e45},
+        "expectation": "$x$",
+    }
+    u.manifest.update(
+        metrics={"train_loss": 1.0} | numbers,
+        notes=["[/x] \x1b[2J <!channel> $x$ [a](https://x.example)", "x" * 4000],
+        spans=[{"phase": "$x$[/x]", "start": -1e45, "seconds": 1e45}],
+        checks=[check] * 100,
+        versions={"torch": "<b>[/x]", "photon": "\x1b[2J"},
+        data_sha256="[/x]<b>",
+    )
+
+
 def _codec(name: str, fill: bytes) -> Callable[[Update], None]:
     """The whole update in another codec, every byte of its blocks as given."""
 

@@ -29,7 +29,7 @@ from photon_core.training.shapes import moment_shapes
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, TensorEntry, UpdateManifest
 from schemas.model import Model
-from tests.photon_core.hostile_cases import CASES, EVIL, HONEST, MODEL, ON_DISK, SHAPES, THETA, Update
+from tests.photon_core.hostile_cases import CASES, EVIL, HONEST, MODEL, ON_DISK, SHAPES, THETA, Update, wild
 
 
 class Mode(NamedTuple):
@@ -195,7 +195,7 @@ def main(name: str, url: str, endpoint: str = "") -> None:
     mode = MODES[name]
     obey_permissions()
     storage = {"endpoint_url": endpoint} if endpoint else {}
-    cases = {"honest": (lambda u: u.manifest.update(steps=6), ""), **cases_of(name)}
+    cases = {"honest": (lambda u: u.manifest.update(steps=6), ""), "wild": (wild, ""), **cases_of(name)}
     federation = Federation.model_validate(settings(mode, url, len(cases), **storage))
     run, before = make_run(Store(url, **storage), federation, mode), 0.0
     for t, (case, (change, _)) in enumerate(cases.items(), 1):

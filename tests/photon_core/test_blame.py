@@ -139,9 +139,9 @@ def test_garbage_collection_and_status_pass_over_what_strangers_leave(tmp_path: 
     """Names that are none of a store's, manifests that are none or cannot be read; what these may cover stays."""
     run, federation = opened(Store(str(tmp_path)))
     commit(run, federation, aggregate_round(run, federation, 1, list(HONEST), {}), Course(ALL))
-    rounds = tmp_path / "run/rounds"
+    rounds, ours = tmp_path / "run/rounds", f"00001-of-00001-{'0' * 16}.safetensors"
     left = ["sites/x\ny/0001/update.json", "sites/ü/0001/update.json", "sites/x/0001/update.json"]
-    left += ["sites/x/0001/a.safetensors", "sites/x/0002/update.json", "bad\udcff.safetensors"]
+    left += [f"sites/x/0001/{ours}", "sites/x/0002/update.json", "bad\udcff.safetensors"]
     left += [f"regions/0001/{'0' * 16}/0001/partial.json"]
     for name in left:
         path = rounds / "000001" / name
@@ -154,5 +154,5 @@ def test_garbage_collection_and_status_pass_over_what_strangers_leave(tmp_path: 
     (rounds / "000777/round.json").write_bytes(b"{}")
     found = look(Run(run.store, "run"), Rule(1, None, 0.0), now=time.time() + 1e6)
     of_x = [file.path for file in found.litter if "/x/" in file.path]
-    assert of_x == ["run/rounds/000001/sites/x/0001/a.safetensors"]
+    assert of_x == [f"run/rounds/000001/sites/x/0001/{ours}"]
     remove(run, found)

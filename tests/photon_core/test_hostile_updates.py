@@ -51,7 +51,7 @@ def play(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
                 store = f"s3://{bucket}/x"
             else:
                 Path(store).mkdir()
-            count = len(cases_of(name)) + 1
+            count = len(cases_of(name)) + 2
             (folder / "federation.yaml").write_text(json.dumps(settings(mode, store, count, **storage)))
             played[name] = Played(outcomes(name, store, *storage.values()), folder)
         return played[name]
@@ -70,7 +70,8 @@ def outcomes(*arguments: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("mode", IN_MODES)
 def test_the_round_names_the_site_and_goes_on(play: Any, mode: str) -> None:
     found = play(mode).outcomes
-    assert list(found) == ["honest", *cases_of(mode)]
+    assert list(found) == ["honest", "wild", *cases_of(mode)]
+    assert found["wild"]["sites"] == ["a", "b", "c"], found["wild"]["left_out"]
     for case, (_, reason) in cases_of(mode).items():
         outcome = found[case]
         assert outcome["sites"] == ["a", "c"], case
@@ -90,7 +91,7 @@ def test_every_later_command_still_works(play: Any, mode: str) -> None:
         done = subprocess.run([*PHOTON, *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, (name, done.stderr[-2000:])
         said[name] = done.stdout
-    rounds = len(cases_of(mode)) + 1
+    rounds = len(cases_of(mode)) + 2
     assert json.loads(said["status --json"])["committed"] == rounds
     if "markup" in cases_of(mode):
         assert "[/x]" in said["status"], "a stranger's text is shown as it is"
