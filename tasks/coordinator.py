@@ -30,7 +30,7 @@ from tasks.incidents import INCIDENTS
 from tasks.processes import launcher
 from tasks.progress import step
 from tasks.reporting import report
-from tasks.site import SPANS
+from tasks.site import AGAIN_SECONDS, KILLED, SPANS, again
 from tasks.tags import STEP
 
 INITIAL_MODEL_TIMEOUT = 3600.0
@@ -39,7 +39,14 @@ REGIONS = threading.BoundedSemaphore(2)  # at a time in this process: each takes
 ROUND_TAG = "round:"
 
 
-@task(task_run_name="open run", tags=[f"{STEP}open run"], cache_policy=NO_CACHE)
+@task(
+    task_run_name="open run",
+    tags=[f"{STEP}open run"],
+    cache_policy=NO_CACHE,
+    retries=KILLED,
+    retry_delay_seconds=AGAIN_SECONDS,
+    retry_condition_fn=again,
+)
 def open_run(federation: Federation) -> int:
     """Make the run's first manifests where they are missing (InitModel).
 

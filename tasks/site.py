@@ -38,7 +38,7 @@ KILLED = len(AGAIN_SECONDS)
 SPANS = Spans()  # what the sites' steps in this process did when: a site's own into its update's manifest
 
 
-def _again(_task: Any, run: Any, state: Any) -> bool:
+def again(_task: Any, run: Any, state: Any) -> bool:
     """Try once more what broke or missed the store, and up to KILLED times what was killed; not what was refused,
     cancelled or too late."""
     error = state.result(raise_on_failure=False)
@@ -57,7 +57,7 @@ def _again(_task: Any, run: Any, state: Any) -> bool:
     cache_policy=NO_CACHE,
     retries=KILLED,
     retry_delay_seconds=AGAIN_SECONDS,
-    retry_condition_fn=_again,
+    retry_condition_fn=again,
 )
 def start(federation: Federation, site: str) -> None:
     """Upload the checkpoint that the site holds and the run starts from, as a model of ours.
@@ -81,7 +81,7 @@ def start(federation: Federation, site: str) -> None:
     cache_policy=NO_CACHE,
     retries=KILLED,
     retry_delay_seconds=AGAIN_SECONDS,
-    retry_condition_fn=_again,
+    retry_condition_fn=again,
 )
 def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
     """Check the site's shards: every file by its hash, then the expectation suite `shards`.
@@ -115,7 +115,7 @@ def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
     cache_policy=NO_CACHE,
     retries=KILLED,
     retry_delay_seconds=AGAIN_SECONDS,
-    retry_condition_fn=_again,
+    retry_condition_fn=again,
 )
 def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Trained | None":
     """Train the global model of round t-1 for H local steps, in a child process.
@@ -189,7 +189,7 @@ def upload(
     cache_policy=NO_CACHE,
     retries=KILLED,
     retry_delay_seconds=AGAIN_SECONDS,
-    retry_condition_fn=_again,
+    retry_condition_fn=again,
 )
 def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> dict[str, float]:
     """Loss and perplexity of a global model on the site's held-out text."""

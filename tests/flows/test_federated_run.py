@@ -185,6 +185,27 @@ def test_a_site_whose_process_is_killed_three_times_in_a_round_needs_nobody(prep
     assert "validation was started 4 times" in "; ".join(manifest.incidents["a"])
 
 
+def test_the_first_model_is_made_again_when_its_process_is_killed(prepared: Callable[..., Federation]):
+    from tasks.processes import launcher
+
+    federation = prepared(("a",), run="first", rounds={"count": 1})
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            found = [
+                job.pid for job in list(launcher()._jobs.values()) if job.label == "first/initial" and job.pid
+            ]
+            for pid in found:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            time.sleep(0.001)
+
+    threading.Thread(target=kill, daemon=True).start()
+    assert set(run(federation)[1].updates) == {"a"}
+    assert len(killed) == 1
+
+
 def held(federation: Federation, site: str) -> Path:
     """Has the site's next validation wait for ever: what it keeps of the last one becomes a pipe."""
     pipe = cache_dir(federation, site) / "features.json"
