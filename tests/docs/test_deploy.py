@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -205,7 +206,8 @@ def first(notes: Notes) -> Any:
 
 
 def test_ten_commands(notes: Notes) -> None:
-    assert len(commands.commands(PAGE)) == 10
+    lines = "\n".join(commands.blocks(PAGE)).splitlines()
+    assert [int(line.split("#")[1]) for line in lines if re.search(r" # \d+$", line)] == list(range(1, 11))
 
 
 def test_nobody_gets_in_without_the_password_or_a_csrf_token(notes: Notes) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -268,19 +268,23 @@ class Damage:
         self.file.write_bytes(self.whole)
 
 
-@contextmanager
-def served(home: Path) -> Iterator[Workers]:
+def served(home: Path) -> AbstractContextManager[Workers]:
     """A server of its own with all its services, and a worker for each of POOLS."""
+    return serving(Server(home), POOLS)
+
+
+@contextmanager
+def serving(server: Server, pools: tuple[str, ...]) -> Iterator[Workers]:
+    """The server, and a worker for each pool."""
     from prefect.client.schemas.actions import WorkPoolCreate
 
-    server = Server(home)
     workers = Workers(server)
     try:
         server.start()
         with server.client() as client:
-            for pool in POOLS:
+            for pool in pools:
                 client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-        for pool in POOLS:
+        for pool in pools:
             workers.start(pool)
         yield workers
     finally:
