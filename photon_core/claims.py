@@ -14,7 +14,7 @@ from schemas.aggregation import Aggregation
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
 
-LOSS_FACTOR = 3.0  # a fresh model's loss is 1.0 to 1.2 of the uniform one, a foreign checkpoint's up to 2
+LOSS_FACTOR = 3.0  # a fresh model's loss is 1.1 to 1.3 of the uniform one; what is beyond 3 has diverged
 FEDNOVA_FACTOR = 4.0  # of its steps in the file that a site with a time limit may say it has not made
 
 Scores = Mapping[str, Mapping[str, float]]

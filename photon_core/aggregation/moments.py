@@ -231,10 +231,9 @@ def _mean(
         check_ratios(sites, parameter, rows[FIRST], rows[SECOND], allowed)
     means = {kind: _combined(sites, f"{kind}.{parameter}", found, shares, server) for kind, found in rows.items()}
     if paired and allowed < math.inf:
-        least = np.multiply(means[FIRST], np.float32(1 / allowed))
-        np.maximum(
-            means[SECOND], np.multiply(least, means[FIRST], out=least), out=means[SECOND]
-        )  # but for rounding
+        least = means[FIRST] * np.float32(1 / allowed)
+        least *= means[FIRST]
+        np.maximum(means[SECOND], least, out=means[SECOND])  # what rounding has taken below
     elif paired:
         ratio = float(largest_ratios(means[FIRST], means[SECOND]))
     return _Done(means, sums, ratio)
