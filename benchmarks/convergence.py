@@ -323,7 +323,7 @@ def federated(setting: Setting, federation: Federation) -> Row:
         fetched = sum(entry.bytes for entry in (*(base.download or base.model), *base.moments))
         sent += len(manifest.updates) * fetched + sum(update.bytes for update in manifest.updates.values())
         if manifest.round in setting.marks:
-            folder = Path(run.store.url) / run.round_dir(manifest.round)
+            folder = Path(run.store.url) / run.files_dir(manifest.round)
             files = [folder / entry.path for entry in manifest.model]
             perplexity, _ = setting.perplexity(federation, files, "valid")
             curve.append((manifest.total_tokens, sent, perplexity))

@@ -64,7 +64,7 @@ def train_site(federation: Federation, run: Run, launcher: "Launcher", site: str
     assert base is not None
     folder = cache_dir(federation, site) / "model"
     model, moments = (
-        [str(run.store.fetch(entry, run.round_dir(t - 1), folder)) for entry in entries]
+        [str(run.store.fetch(entry, run.files_dir(t - 1), folder)) for entry in entries]
         for entries in (base.download or base.model, base.moments)
     )
     job = LocalJob(

@@ -185,7 +185,7 @@ def federated_model(federation: Any) -> list[Path]:
     assert latest is not None
     manifest = run.round(latest)
     assert manifest is not None
-    folder = Path(run.store.url) / run.round_dir(latest)
+    folder = Path(run.store.url) / run.files_dir(latest)
     return [folder / entry.path for entry in manifest.model]
 
 

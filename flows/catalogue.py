@@ -171,6 +171,12 @@ def _coordinator_deployments(federation: Federation) -> tuple[Deployment, ...]:
             parameters=whole,
             description=f"Train one site of run {federation.run} again for a round that is not aggregated yet.",
         ),
+        Deployment(
+            **_flow("rollback"),
+            **common,
+            parameters=whole,
+            description=f"Go back to an earlier round of run {federation.run}; the next one starts from there.",
+        ),
     )
 
 

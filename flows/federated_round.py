@@ -211,6 +211,8 @@ def _evaluate(
 
 def _message(manifest: RoundManifest, more: list[str]) -> str:
     """One line for the flow run's state: what happened, who was left out and why, who was waited for."""
+    if manifest.kind != "train":
+        return ". ".join(remarks(manifest))
     text = f"round {manifest.round}: {len(manifest.updates)} of {len(manifest.sampled)} sites"
     if "perplexity" in manifest.metrics:
         text += f", perplexity {manifest.metrics['perplexity']:.2f}"

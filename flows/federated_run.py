@@ -6,6 +6,8 @@ from prefect.states import Completed, State
 from flows.cancellation import cancel_sites
 from flows.federated_round import federated_round
 from flows.start import start_at_site
+from photon_core.line import rounds_left
+from photon_core.rounds import run_of
 from schemas.federation import Federation
 from tasks import coordinator, reporting
 from tasks.present import COORDINATOR, Present, own_file
@@ -25,10 +27,12 @@ def federated_run(federation: Federation, rounds: int | None = None, deployed: b
         federation = start_at_site(federation, deployed)
         present = Present(federation, follow=deployed)
         latest = coordinator.open_run(federation)
-        last = federation.rounds.count if rounds is None else min(federation.rounds.count, latest + rounds)
-        for t in range(latest + 1, last + 1):
+        run = run_of(federation)
+        left = rounds_left(federation, run.round(latest))
+        for t in range(latest + 1, latest + 1 + (left if rounds is None else min(left, rounds))):
             with tags(f"round:{t}"):
                 federated_round(present.look(fresh=True), t, deployed)
         reporting.finish()
-    message = f"{federation.run}: {max(latest, last)} of {federation.rounds.count} rounds are committed"
+        done = federation.rounds.count - rounds_left(federation, run.round(run.latest() or 0))
+    message = f"{federation.run}: {done} of {federation.rounds.count} rounds are committed"
     return Completed(message=f"{message} ({edited})" if edited else message)

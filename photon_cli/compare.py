@@ -86,8 +86,8 @@ def _spark(record: Record, records: Sequence[Record]) -> str:
     """A run's perplexity as small bars, on one scale for all runs."""
     from math import log
 
-    every = [m.metrics["perplexity"] for one in records for m in one.rounds if "perplexity" in m.metrics]
-    mine = [m.metrics["perplexity"] for m in record.rounds if "perplexity" in m.metrics]
+    every = [m.metrics["perplexity"] for one in records for m in one.line if "perplexity" in m.metrics]
+    mine = [m.metrics["perplexity"] for m in record.line if "perplexity" in m.metrics]
     if not mine:
         return ""
     low, high = log(min(every)), log(max(every))

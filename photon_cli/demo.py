@@ -14,6 +14,7 @@ from photon_cli.run import run_embedded
 from photon_core.data.manifest import load_manifest
 from photon_core.durable import write_whole
 from photon_core.errors import FederationError
+from photon_core.line import on_line
 from photon_core.rounds import history, run_of
 from schemas.federation import Federation
 from schemas.load import load_federation
@@ -70,7 +71,7 @@ def run_demo(folder: Path, rounds: int, quiet: bool) -> None:
             prepare_with(show, federation, site.name)
     run_embedded(federation, file, None, quiet)
     unigram = _unigram_perplexity(federation)
-    reached = history(run_of(federation))[-1].metrics["perplexity"]
+    reached = on_line(history(run_of(federation)))[-1].metrics["perplexity"]
     print(f"perplexity:  {reached:.2f} a byte on held-out text; a unigram model has {unigram:.2f}")
     print(f"next:        photon demo --rounds {rounds + 3}   (or change {file}, and: photon run {file})")
 

@@ -127,6 +127,18 @@ def rerun(
 
 
 @app.command()
+def rollback(
+    to: Annotated[int, typer.Option("--to", min=0, help="a committed round before the latest")],
+    file: File = HERE,
+    reason: Annotated[str, typer.Option("--reason", help="why, for the round's manifest and the report")] = "",
+) -> None:
+    """Go back to an earlier round: the next one starts from its model. Nothing is removed."""
+    from photon_cli.rollback import rollback as back
+
+    back(_federation(file), file, to, reason)
+
+
+@app.command()
 def status(
     file: File = HERE,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="again and again, until the last round")] = False,

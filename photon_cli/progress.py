@@ -158,6 +158,8 @@ def follow(show: Display, rounds: int) -> Any:
 
 def round_line(manifest: RoundManifest, rounds: int) -> str:
     """One line about a committed round, and one for each thing out of the ordinary."""
+    if manifest.kind != "train":
+        return "; ".join(remarks(manifest))
     sent = sum(update.bytes for update in manifest.updates.values())
     text = f"round {manifest.round}/{rounds}: {len(manifest.updates)}/{len(manifest.sampled)} sites"
     if "perplexity" in manifest.metrics:

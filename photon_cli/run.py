@@ -15,6 +15,7 @@ from photon_cli.server import EmbeddedServer, prefect_home
 from photon_core.data.shards import available
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import DataError
+from photon_core.line import last_number, newest, rounds_left
 from photon_core.rounds import check_frozen, history, run_of
 from photon_core.start import check_start
 from photon_core.trackers import check_trackers
@@ -36,11 +37,11 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
     """
     check_paths(federation, sites=[], file=file)  # raw text may be gone once it is prepared
     check_overlap(federation)
-    birth, latest = run_of(federation).birth(), run_of(federation).latest()
-    if birth is not None and latest is not None and latest >= federation.rounds.count:
+    birth, latest = run_of(federation).birth(), newest(run_of(federation))
+    if birth is not None and latest is not None and not rounds_left(federation, latest):
         check_frozen(birth, federation, load_tokenizer(federation.tokenizer).sha256)
         show_result(federation, file)
-        print(f"all {latest} rounds are committed; to go on, raise rounds.count in {file}")
+        print(f"all {latest.place} rounds are committed; to go on, raise rounds.count in {file}")
         return
     for site in federation.active:
         check_infra(federation, site)
@@ -85,7 +86,7 @@ def embedded(federation: Federation, file: Path, show: Display) -> Iterator[None
             show.finish(SERVER)
             # nobody looks for zombies of an embedded run, and joining the heartbeat thread costs a second a flow
             heartbeat = temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-            with heartbeat, listening(follow(show, federation.rounds.count)):
+            with heartbeat, listening(follow(show, last_number(federation, newest(run_of(federation))))):
                 yield
         finally:
             shutdown()

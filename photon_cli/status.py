@@ -42,7 +42,8 @@ class Status:
         self.federation, self.run = federation, run
         self.rounds = history(self.run)
         self.done = self.rounds[-1].round if self.rounds else 0
-        self.finished = bool(self.rounds) and self.done >= federation.rounds.count
+        self.place = self.rounds[-1].place if self.rounds else 0
+        self.finished = bool(self.rounds) and self.place >= federation.rounds.count
         url = None if self.finished else server_url(home)
         self.live = ask(url, federation.run, self.done + 1) if url else None
         self.sites = (
@@ -58,6 +59,7 @@ class Status:
             "run": self.federation.run,
             "store": self.run.store.url,
             "committed": self.done if self.rounds else None,
+            "trained": self.place if self.rounds else None,
             "count": self.federation.rounds.count,
             "seconds_left": self.left,
             "server": live.url if live else None,
@@ -67,6 +69,9 @@ class Status:
             "rounds": [
                 {
                     "round": manifest.round,
+                    "kind": manifest.kind,
+                    "to": manifest.to,
+                    "rolled_back": self.rounds[-1].left_behind(manifest.round),
                     "model_sha256": manifest.model_sha256,
                     "global_step": manifest.global_step,
                     "total_tokens": manifest.total_tokens,
@@ -85,8 +90,10 @@ class Status:
             head = f"run {self.federation.run}: nothing in {self.run.store.url} yet. "
             head += "Next: photon prepare, photon run"
         else:
-            head = f"run {self.federation.run}: {self.done} of {self.federation.rounds.count} rounds in "
+            head = f"run {self.federation.run}: {self.place} of {self.federation.rounds.count} rounds in "
             head += self.run.store.url
+            if self.place != self.done:
+                head += f", the latest is number {self.done}"
         if self.left is not None and not self.finished:
             head += f", about {duration(self.left)} left"
         lines = [head]
@@ -157,7 +164,7 @@ def _watch_lines(federation: Federation, run: Run, home: Path) -> None:
     while True:
         status = Status(federation, run, home)
         now = [
-            f"{status.done} of {federation.rounds.count} rounds",
+            f"{status.place} of {federation.rounds.count} rounds",
             *(f"{d.site}: {words(d)}" for d in status.sites),
         ]
         for line in now:
@@ -209,10 +216,11 @@ def _in_store(run: Run, t: int, site: str) -> Doing:
 
 def seconds_left(rounds: Sequence[RoundManifest], count: int, live: Live | None) -> float | None:
     """Rounds that are left, at the pace of the last ones; None before there is a pace."""
-    recent = sorted(sum(manifest.seconds.values()) for manifest in rounds[1:][-RECENT:])
+    trained = [manifest for manifest in rounds[1:] if manifest.kind == "train"]
+    recent = sorted(sum(manifest.seconds.values()) for manifest in trained[-RECENT:])
     if not recent:
         return None
     pace = recent[len(recent) // 2]
-    left = (count - rounds[-1].round) * pace
+    left = (count - rounds[-1].place) * pace
     gone = age(live.opened) if live and live.opened else None
     return max(0.0, left - min(gone or 0.0, pace))

@@ -6,7 +6,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from photon_core.line import sentence
 from photon_core.numbers import amount
 from photon_core.rounds import summary
 from schemas.manifests import RoundManifest
@@ -34,6 +36,10 @@ def rounds_table(rounds: list[RoundManifest]) -> Table:
     for column in table.columns[2:]:
         column.justify = "right"
     for manifest in rounds:
+        if manifest.kind != "train":
+            table.add_row(str(manifest.round), Text(sentence(manifest)), style="bold", end_section=True)
+            continue
+        behind = rounds[-1].left_behind(manifest.round)
         for row in summary(manifest):
             style = "red" if row["left out"] not in ("", "not sampled") else None
             table.add_row(*(_cell(name, row[name]) for name in COLUMNS), style=style)
@@ -41,14 +47,16 @@ def rounds_table(rounds: list[RoundManifest]) -> Table:
                 table.add_row("", f"  {row['left out']}", style="dim")
         whole = {
             "round": manifest.round,
-            "site": "all",
+            "site": "all, rolled back" if behind else "all",
             "tokens": sum(update.tokens for update in manifest.updates.values()),
             "train loss": manifest.metrics.get("train_loss"),
             "validation perplexity": manifest.metrics.get("perplexity"),
             "bytes sent": sum(update.bytes for update in manifest.updates.values()),
             "seconds": sum(manifest.seconds.values()),
         }
-        table.add_row(*(_cell(name, whole[name]) for name in COLUMNS), style="bold", end_section=True)
+        table.add_row(
+            *(_cell(name, whole[name]) for name in COLUMNS), style="dim" if behind else "bold", end_section=True
+        )
     return table
 
 

@@ -18,6 +18,7 @@ from photon_core.claims import believed, excessive, least_steps, limits, token_l
 from photon_core.errors import QuorumMissed, StepOverflow, UpdateRejected, printable
 from photon_core.guarded import last_notes, lowered, past_rounds, without, wrong_losses
 from photon_core.layout import Run, model_sha256, versions
+from photon_core.line import earlier, place_of
 from photon_core.round_metrics import aggregate_metrics
 from photon_core.rounds import federation_sha256, utc_now
 from photon_core.settings import check_settings
@@ -107,7 +108,7 @@ def aggregate_round(
         QuorumMissed: fewer sites than the quorum have a usable update; every reason is in the message.
     """
     updates, reasons = _gather(run, federation, t, sampled, left_out, rejected)
-    server = server_at(t, federation.server, federation.rounds.count)
+    server = server_at(place_of(run, t), federation.server, federation.rounds.count)
     groups = regions(federation.aggregation, sampled)
     start = Candidate(t, Aggregate([], [], {}), updates, server, reasons, groups=groups)
     return _guarded(run, federation, start)
@@ -309,6 +310,8 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
     updates, evaluations = candidate.updates, believed(federation, course.evaluations)
     site_spans, clocks = timeline(updates, course.spans, course.opened)
     tokens = sum(update.tokens for update in updates.values())
+    weights, t = candidate.result.weights, candidate.t
+    references = {site: reference(run, update, weights[site]) for site, update in updates.items()}
     manifest = RoundManifest(
         run=federation.run,
         round=candidate.t,
@@ -321,7 +324,8 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
         moment_ratio=candidate.moments.ratio,
         sampled=course.sampled,
         paused=federation.paused,
-        updates={site: reference(run, update, candidate.result.weights[site]) for site, update in updates.items()},
+        updates=references,
+        earlier=earlier(run, t, references),
         left_out=candidate.left_out,
         partials=candidate.result.partials,
         incidents=_incidents(updates, course.incidents, excessive(federation, course.evaluations)),
@@ -330,6 +334,7 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
         guard=[*candidate.guard, *last_notes(run, federation, candidate, course.evaluations)],
         global_step=before.global_step + max(update.steps for update in updates.values()),
         total_tokens=before.total_tokens + tokens,
+        behind=before.behind,
         metrics=candidate.result.norms
         | aggregate_metrics(federation, candidate.result.weights, updates, evaluations),
         evaluations=evaluations,

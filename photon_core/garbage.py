@@ -3,7 +3,7 @@
 Manifests (JSON) always stay, so that the chain of rounds, `photon status` and reports go on. Rounds that are not
 committed are never touched: updates wait there to be aggregated, and uploads may be going on. What is decided
 from a look at a store stays right while a run goes on: later commits only add rounds, and the latest round seen
-is always kept whole.
+is always kept whole. Only a rollback may name an old round's files again: it is looked for before they go.
 """
 
 import re
@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable, Unreadable
-from photon_core.layout import REMOVED, Run
+from photon_core.layout import REMOVED, Run, files_of
 from photon_core.listing import Found
-from photon_core.rounds import utc_now
+from photon_core.rounds import history, utc_now
 from photon_core.start import site_starts
 from photon_core.store import check_path
 from schemas.manifests import FileEntry, RemovalManifest
@@ -78,7 +78,12 @@ class Plan:
 
 
 def plan(
-    found: Sequence[Found], named: Mapping[str, int], committed: Sequence[int], rule: Rule, now: float
+    found: Sequence[Found],
+    named: Mapping[str, int],
+    committed: Sequence[int],
+    rule: Rule,
+    now: float,
+    holders: Mapping[int, int] | None = None,
 ) -> Plan:
     """What may go. Looks at nothing but its arguments.
 
@@ -88,17 +93,21 @@ def plan(
         committed: numbers of the committed rounds, ascending, at least one.
         rule: what is kept.
         now: seconds since the epoch.
+        holders: round -> the one in whose folder its files are, of rounds that the rule keeps; itself if left out.
     """
     if rule.last < 1 or (rule.every is not None and rule.every < 1):
         raise PhotonError("photon gc keeps at least the latest round: --keep-last and --keep-every are 1 or more")
     latest, gone = committed[-1], _rounds_with(REMOVED, found)
-    result = Plan(latest, [t for t in committed if rule.keeps(t, latest) and t not in gone])
+    kept = {t for t in committed if rule.keeps(t, latest)}
+    back = {holder for t, holder in (holders or {}).items() if holder != t and t in kept}  # rolled back to
+    result = Plan(latest, [t for t in committed if t in kept | back and t not in gone])
     for file in found:
         place = PLACE.fullmatch(file.path)
         if place is None or int(place["t"]) > latest:
             continue
         if file.path in named and file.path.endswith(DATA):
-            if named[file.path] in gone or not rule.keeps(named[file.path], latest):
+            covering = named[file.path]
+            if covering not in back and (covering in gone or covering not in kept):
                 result.rounds.setdefault(int(place["t"]), []).append(file)
         elif _is_litter(place["rest"]) and file.path not in named and now - file.modified >= rule.litter_seconds:
             result.litter.append(file)
@@ -119,38 +128,50 @@ def look(run: Run, rule: Rule, now: float | None = None) -> Plan:
     latest = run.latest()
     if latest is None:
         raise PhotonError(f"run '{run.run}' has no rounds in {run.store.url} yet: there is nothing to collect")
-    found = [file for file in run.store.walk(run.run) if _is_ours(file.path)]
-    return plan(found, _named(run, found, latest), range(latest + 1), rule, time.time() if now is None else now)
+    found, committed = [file for file in run.store.walk(run.run) if _is_ours(file.path)], range(latest + 1)
+    holders = {t: run.holder(t) for t in committed if rule.keeps(t, latest)}
+    named = _named(run, found, latest)
+    return plan(found, named, committed, rule, time.time() if now is None else now, holders)
 
 
 def remove(run: Run, plan: Plan) -> None:
     """Take away what the plan says. Stopped anywhere, it may be done again.
 
-    A note of each round comes first, so that what is missing is never taken for damage.
+    A note of each round comes first, so that what is missing is never taken for damage. A round that a rollback
+    has gone back to since the look stays, whether that was before the note or after it.
     """
-    for t, files in plan.rounds.items():
+    stay = _named_since(run, plan.latest)
+    rounds = {t: files for t, files in plan.rounds.items() if t not in stay}
+    for t, files in rounds.items():
         size = sum(file.bytes for file in files)
         note = RemovalManifest(run=run.run, round=t, files=len(files), bytes=size, created=utc_now())
         try:
             run.record_removal(note)
         except StoreConflict:
             pass  # another collection, or an earlier one that was stopped
+    stay |= _named_since(run, plan.latest)
+    files = [file for t, found in rounds.items() if t not in stay for file in found]
     with ThreadPoolExecutor(THREADS, "gc") as pool:
-        for _ in pool.map(lambda file: run.store.discard(file.path), plan.files):
+        for _ in pool.map(lambda file: run.store.discard(file.path), [*files, *plan.litter]):
             pass
 
 
+def _named_since(run: Run, latest: int) -> set[int]:
+    """Rounds whose files a round committed after `latest` names."""
+    return {run.holder(t) for t in range(latest + 1, (run.latest() or 0) + 1)}
+
+
 def check_kept(run: Run, t: int) -> None:
-    """Refuse to read the tensors of a round that garbage collection took.
+    """Refuse to read the tensors of a round that garbage collection took, or of one that names them.
 
     Raises:
         PhotonError: it did; which rounds are kept is in the message.
     """
-    note = run.removed(t)
+    note = run.removed(run.holder(t))
     if note is None:
         return
-    found = run.store.walk(run.run)
-    kept = sorted(_rounds_with("round.json", found) - _rounds_with(REMOVED, found))
+    gone = _rounds_with(REMOVED, run.store.walk(run.run))
+    kept = [manifest.round for manifest in history(run) if run.holder(manifest.round) not in gone]
     raise PhotonError(
         f"round {t}'s model was removed by photon gc ({note.created}); kept rounds are {ranges(kept)}"
     )
@@ -203,8 +224,7 @@ def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
 def _covered(run: Run, t: int, rest: str) -> Iterator[tuple[int, str, list[FileEntry]]]:
     """Of the manifest at this place of round t, if it is one: the round, the folder, the files that it covers."""
     if rest == "round.json" and (manifest := run.round(t)):
-        files = [*manifest.model, *manifest.download, *manifest.optimizer, *manifest.moments]
-        yield t, run.round_dir(t), files
+        yield run.holder(t), run.files_dir(t), files_of(manifest)
     elif at := REGION.fullmatch(rest):
         folder = f"{run.round_dir(t)}/{at['folder']}"
         if partial := run.partial(folder):

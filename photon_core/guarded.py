@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from photon_core.aggregation.aggregate import Aggregate
@@ -18,6 +19,7 @@ from photon_core.aggregation.guard import (
 from photon_core.aggregation.moments import Moments
 from photon_core.claims import largest_loss
 from photon_core.layout import Run
+from photon_core.line import line
 from photon_core.round_metrics import Scores
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
@@ -27,9 +29,8 @@ if TYPE_CHECKING:
 
 
 def past_rounds(run: Run, t: int) -> list[RoundManifest]:
-    """The rounds just before round t, oldest first; round 0 has the first model's norm."""
-    manifests = [run.round(r) for r in range(max(0, t - RUNNING_ROUNDS), t)]
-    return [manifest for manifest in manifests if manifest is not None]
+    """The rounds just before round t on its line, oldest first; round 0 has the first model's norm."""
+    return list(islice(line(run, t - 1), RUNNING_ROUNDS))[::-1] if t else []
 
 
 def wrong_losses(run: Run, federation: Federation, candidate: "Candidate", evaluations: Scores) -> str:

@@ -7,6 +7,8 @@
     <store>/<run>/rounds/000007/regions/0001/<inputs>/0001/model/*.safetensors, partial.json (written last)
     <store>/<run>/rounds/000007/removed.json (photon gc has taken the tensors away)
 
+A round without updates has no files of its own: its round.json names those of another round, in that one's folder.
+
 Round 0 holds the initial model. The sites of round t start from the model of round t-1 and write under
 rounds/<t>/sites; rounds/<t>/model is the result.
 """
@@ -14,8 +16,10 @@ rounds/<t>/sites; rounds/<t>/model is the result.
 import itertools
 import platform
 import re
+import uuid
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -51,12 +55,14 @@ class Run:
     Args:
         store: where it lives.
         run: its name, the first folder of its paths.
+        cache: a folder on this machine that keeps what is read of manifests, for later processes.
     """
 
-    def __init__(self, store: Store, run: str) -> None:
+    def __init__(self, store: Store, run: str, cache: Path | None = None) -> None:
         self.store = store
         self.run = _name("run", run)
         self._known: dict[str, bytes] = {}  # manifests never change once there
+        self._cache = cache
 
     def round_dir(self, t: int) -> str:
         if t < 0:
@@ -81,6 +87,18 @@ class Run:
         if manifest and (manifest.run, manifest.round) != (self.run, t):
             raise CorruptFile(f"{self._round_json(t)} speaks of run '{manifest.run}', round {manifest.round}")
         return manifest
+
+    def files_dir(self, t: int) -> str:
+        """The folder of the files that round t names: its own, or that of the round that it goes back to."""
+        return self.round_dir(self.holder(t))
+
+    def holder(self, t: int) -> int:
+        """The round in whose folder round t's files are; t itself while it is not committed."""
+        manifest = self.round(t)
+        while manifest and manifest.to is not None:
+            t = manifest.to
+            manifest = self.round(t)
+        return t
 
     def round_sha256(self, t: int) -> str:
         """Hash of round.json's bytes: what the next round and its updates name as their previous.
@@ -117,6 +135,7 @@ class Run:
         self._same("run", manifest.run, self.run)
         self._same("model_sha256", manifest.model_sha256, model_sha256(manifest.model))
         self._check_link(manifest)
+        self._check_to(manifest)
         self._commit(self._round_json(manifest.round), manifest)
 
     def commit_update(self, manifest: UpdateManifest) -> None:
@@ -217,10 +236,24 @@ class Run:
     def _bytes(self, path: str, limit: int = MANIFEST_LIMIT) -> bytes | None:
         if path not in self._known:
             try:
-                self._known[path] = self.store.read(path, limit)
+                self._known[path] = self._read(path, limit)
             except FileNotFoundError:
                 return None
         return self._known[path]
+
+    def _read(self, path: str, limit: int) -> bytes:
+        if self._cache is None:
+            return self.store.read(path, limit)
+        kept = self._cache / sha256_bytes(f"{self.store.url}/{path}".encode())
+        try:
+            return kept.read_bytes()
+        except FileNotFoundError:
+            data = self.store.read(path, limit)
+        self._cache.mkdir(parents=True, exist_ok=True)  # whoever cleans temporary folders may have been here
+        part = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}")
+        part.write_bytes(data)
+        part.replace(kept)
+        return data
 
     def _load(self, kind: type[AnyManifest], path: str, limit: int = MANIFEST_LIMIT) -> AnyManifest | None:
         data = self._bytes(path, limit)
@@ -248,6 +281,15 @@ class Run:
                 f"before, which is '{previous[:16]}': the chain is broken"
             )
 
+    def _check_to(self, manifest: RoundManifest) -> None:
+        """A round without updates names the files of a committed round, all of them and no others."""
+        if manifest.to is not None:
+            base = self.round(manifest.to)
+            if base is None or files_of(base) != files_of(manifest):
+                raise PhotonError(
+                    f"round {manifest.round} does not name the files of a committed round {manifest.to}"
+                )
+
     def _same(self, what: str, found: str, expected: str) -> None:
         if found != expected:
             raise PhotonError(f"the manifest's {what} is '{found}', but '{expected}' belongs there")
@@ -267,6 +309,11 @@ def last_true(holds: Callable[[int], bool], low: int, limit: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
+
+
+def files_of(manifest: RoundManifest) -> list[FileEntry]:
+    """Everything that the next round may read of a round."""
+    return [*manifest.model, *manifest.download, *manifest.optimizer, *manifest.moments]
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

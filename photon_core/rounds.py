@@ -21,6 +21,7 @@ from photon_core.errors import (
 )
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.layout import Run, model_sha256, versions
+from photon_core.line import contributions, place_of, sentence
 from photon_core.put import put_file
 from photon_core.sampling import sampled_sites
 from photon_core.start import Initial, check_start
@@ -50,6 +51,11 @@ def federation_sha256(federation: Federation) -> str:
 
 def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def precise_now() -> str:
+    """The same to the microsecond: no two commits have it in common."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def check_frozen(birth: RunManifest, federation: Federation, tokenizer_sha256: str) -> None:
@@ -147,12 +153,12 @@ def put_files(run: Run, folder: str, paths: Iterable[Path], prefix: str = "") ->
 
 
 def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:
-    """(round, attempt) of the site's newest aggregated update before round t: where its stream continues."""
-    for r in range(t - 1, 0, -1):
-        manifest = run.round(r)
-        if manifest is not None and site in manifest.updates:
-            return r, manifest.updates[site].attempt
-    return None
+    """(round, attempt) of the site's newest aggregated update before round t: where its stream continues.
+
+    Of the rounds that round t - 1's model comes from: what a rollback has left behind is not gone on from.
+    """
+    found = contributions(run, t - 1).get(site) if t > 0 and run.round(t - 1) else None
+    return None if found is None else (found.round, found.attempt)
 
 
 def next_attempt(run: Run, t: int, site: str) -> int:
@@ -171,8 +177,11 @@ def check_open(federation: Federation, t: int) -> None:
     run = run_of(federation)
     if run.round(t) is not None:
         raise StoreConflict(f"round {t} of run '{run.run}' is committed; what it aggregated stands")
-    if t > federation.rounds.count:
-        raise FederationError(f"round {t}: the file has {federation.rounds.count} rounds; raise rounds.count")
+    if (place := place_of(run, t)) > federation.rounds.count:
+        back = f", and round {t} would be number {place} after a rollback" if place != t else ""
+        raise FederationError(
+            f"round {t}: the file has {federation.rounds.count} rounds{back}; raise rounds.count"
+        )
     if run.round(t - 1) is None:
         remedy = "photon run, or the next federated-round, makes it"
         raise PhotonError(f"round {t} of run '{run.run}' cannot start: round {t - 1} is not committed; {remedy}")
@@ -203,6 +212,10 @@ def check_in_time(run: Run, update: UpdateManifest) -> None:
         StoreConflict: it was, while the update was being made.
     """
     manifest, t, site = run.round(update.round), update.round, update.site
+    if manifest is not None and manifest.kind != "train":
+        raise StoreConflict(
+            f"attempt {update.attempt} of site '{site}' for round {t} is not used: {sentence(manifest)}"
+        )
     if manifest is not None and (site not in manifest.updates or manifest.updates[site].attempt != update.attempt):
         used = f"with attempt {manifest.updates[site].attempt}" if site in manifest.updates else "without the site"
         raise StoreConflict(
@@ -287,6 +300,7 @@ def summary(manifest: RoundManifest) -> list[dict[str, Any]]:
 def remarks(manifest: RoundManifest) -> list[str]:
     """What was out of the ordinary in a round, a line each: the guard, who is missing and why, what went on."""
     return [
+        *([sentence(manifest)] if manifest.kind != "train" else []),
         *(f"Guard: {note}" for note in manifest.guard),
         *(f"Left out: {site} ({reason})" for site, reason in sorted(manifest.left_out.items())),
         *([f"Paused: {', '.join(manifest.paused)}"] if manifest.paused else []),

@@ -1,14 +1,15 @@
 """Which sites take part in a round: K of P, without replacement (Photon, Algorithm 1, line 4)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite, log
+from math import log
 
 from photon_core.claims import data_tokens
 from photon_core.hashing import sha256_bytes
 from photon_core.layout import Run
+from photon_core.line import TOKENS, contributions, place_of
 from schemas.federation import Federation
 
-TOKENS = "data_tokens"  # the metric of an update that tells how many tokens a site has prepared for training
+__all__ = ["TOKENS", "sample_sites", "sampled_sites", "site_tokens"]
 
 
 def sample_sites(
@@ -37,11 +38,15 @@ def sample_sites(
 
 
 def sampled_sites(run: Run, federation: Federation, t: int) -> list[str]:
-    """The sites of round t, as the file says; paused ones are never among them."""
+    """The sites of round t, as the file says; paused ones are never among them.
+
+    They are drawn for the round's place among the trained rounds that its model comes from: after a rollback from
+    round 4 to 2, round 6 asks the sites that round 3 has asked.
+    """
     names, weights = federation.active, None
     if federation.rounds.sampling == "tokens":
         weights = site_tokens(run, names, t, {site.name: site.data_tokens for site in federation.sites})
-    return sample_sites(names, federation.sites_per_round, federation.seed, t, weights)
+    return sample_sites(names, federation.sites_per_round, federation.seed, place_of(run, t), weights)
 
 
 def site_tokens(
@@ -49,14 +54,11 @@ def site_tokens(
 ) -> dict[str, float]:
     """Tokens that each site has prepared: as the federation file has registered them; of a site without, as its
     newest aggregated update before round t says, up to the median of the others (see `claims.data_tokens`)."""
-    registered, claimed = registered or {}, dict[str, float]()
-    unknown = {site for site in sites if not registered.get(site)}
-    for r in range(t - 1, 0, -1):
-        if not unknown - claimed.keys():
-            break
-        manifest = run.round(r)
-        for site, update in manifest.updates.items() if manifest else ():
-            tokens = update.metrics.get(TOKENS, 0.0)
-            if site in unknown and site not in claimed and isfinite(tokens) and tokens > 0:
-                claimed[site] = tokens
+    registered = registered or {}
+    said = contributions(run, t - 1) if t > 0 and run.round(t - 1) else {}
+    claimed = {
+        site: said[site].data_tokens
+        for site in sites
+        if site in said and said[site].data_tokens > 0 and not registered.get(site)
+    }
     return data_tokens(list(sites), registered, claimed)

@@ -27,7 +27,7 @@ def fetch_model(run: Run, t: int, entries: Sequence[FileEntry], cache: Path, con
     Raises:
         CorruptFile: a file is not the one that the entries say.
     """
-    found = run.store.fetch_all(entries, run.round_dir(t), cache, connections)
+    found = run.store.fetch_all(entries, run.files_dir(t), cache, connections)
     if not run.store.is_local:
         manifests = [manifest for r in (t - 1, t) if r >= 0 and (manifest := run.round(r))]
         kept = {e.sha256 for m in manifests for e in (*m.model, *m.download, *m.moments)}

@@ -189,7 +189,7 @@ def _from_site(federation: Federation, site: str, folder: Path) -> Initial:
 def _from_run(federation: Federation, folder: Path) -> Initial:
     other, manifest = _other_round(federation)
     connections = federation.aggregation.connections
-    files = _copy(other.store, other.round_dir(manifest.round), manifest.model, folder, connections)
+    files = _copy(other.store, other.files_dir(manifest.round), manifest.model, folder, connections)
     source = f"{other.store.url}/{other.run} round {manifest.round}"
     hashes = {"round.json": other.round_sha256(manifest.round), "model": manifest.model_sha256}
     return Initial(files, StartRef(kind="run", source=source, sha256=hashes))

@@ -45,6 +45,8 @@ def tracked(manifest: RoundManifest) -> dict[str, float]:
         "global/sites": float(len(manifest.updates)),
         "global/left_out": float(len(manifest.left_out)),
     }
+    if manifest.to is not None:
+        found["global/rolled_back_to"] = float(manifest.to)
     for site, update in manifest.updates.items():
         found |= {f"sites/{site}/{name}": value for name, value in update.metrics.items()}
         found |= {f"sites/{site}/weight": update.weight, f"sites/{site}/tokens": float(update.tokens)}

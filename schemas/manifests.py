@@ -6,7 +6,14 @@ written or drawn, and no text too long to be shown.
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from schemas.bounds import LIST_LIMIT, SHAPE_LIMIT, Bounded, Count, Finite, Listed, Name, Number, Text
 
@@ -168,6 +175,14 @@ class UpdateRef(Manifest):
     metrics: dict[str, Finite]
 
 
+class Contribution(Manifest):
+    """A site's newest aggregated update: what its private state goes on from."""
+
+    round: Count
+    attempt: Count
+    data_tokens: Finite = Field(default=0.0, description="that the site has prepared, as it last said; 0 if not")
+
+
 class StartRef(Manifest):
     """Where the model of round 0 came from, when it is not a function of the seed."""
 
@@ -219,10 +234,20 @@ class ShardRecord(Manifest):
 
 
 class RoundManifest(Manifest):
-    """rounds/<t>/round.json: the commit of round t, written last. Round 0 holds the initial model."""
+    """rounds/<t>/round.json: the commit of round t, written last. Round 0 holds the initial model.
+
+    A round without updates (`kind` other than train) trains nothing: it names the files and counters of the round
+    `to`, and the next round starts from there (photon_core/line.py).
+    """
 
     run: str
     round: Count
+    kind: Literal["train", "rollback"] = "train"
+    to: Count | None = Field(
+        default=None, description="of a round without updates: the round whose files, in its folder, it names"
+    )
+    reason: str = Field(default="", description="of a round without updates, by whoever asked for it")
+    who: str = Field(default="", description="who asked for a round without updates: a user, or a flow run")
     model_sha256: str = Field(description="sha256 over the model files' hashes, in order")
     model: list[FileEntry]
     download: list[FileEntry] = Field(
@@ -241,6 +266,10 @@ class RoundManifest(Manifest):
     moment_ratio: Finite = Field(default=0.0, description="most that exp_avg^2 / exp_avg_sq of the mean can be")
     sampled: list[str] = Field(default_factory=list)
     updates: dict[str, UpdateRef] = Field(default_factory=dict)
+    earlier: dict[str, Contribution] | None = Field(
+        default=None,
+        description="site without an update in this round -> its newest one before; not known in early manifests",
+    )
     paused: list[str] = Field(default_factory=list, description="sites that took no part, by the federation file")
     left_out: dict[str, str] = Field(default_factory=dict, description="sampled site -> reason")
     partials: dict[str, str] = Field(
@@ -259,6 +288,10 @@ class RoundManifest(Manifest):
         default=0, description="local steps so far: grows by the round's largest step count"
     )
     total_tokens: Count = 0
+    behind: list[tuple[Count, Count]] = Field(
+        default_factory=list,
+        description="(first, last) of the rounds that the model does not come from: rolled back or untrained",
+    )
     metrics: dict[str, Finite] = Field(default_factory=dict)
     evaluations: dict[str, dict[str, Finite]] = Field(
         default_factory=dict, description="site -> {loss, perplexity, tokens} of this round's model"
@@ -276,9 +309,30 @@ class RoundManifest(Manifest):
     created: str
     versions: dict[str, str]
 
+    @property
+    def place(self) -> int:
+        """Trained rounds that the model comes from, this one included: what rounds.count counts."""
+        return self.round - sum(last - first + 1 for first, last in self.behind)
+
+    def left_behind(self, t: int) -> bool:
+        """Whether the model comes from round t no more: it was rolled back, or is a rollback itself."""
+        return any(first <= t <= last for first, last in self.behind)
+
+    @model_validator(mode="after")
+    def _files_of_another(self) -> "RoundManifest":
+        if (self.kind == "train") != (self.to is None) or (self.to is not None and not 0 <= self.to < self.round):
+            raise ValueError(
+                f"a round {self.round} of kind '{self.kind}' cannot name the files of round {self.to}"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(write(self), lowered=0, moment_sizes={}, moment_ratio=0.0)
+        return _without_defaults(
+            write(self),
+            **{"lowered": 0, "moment_sizes": {}, "moment_ratio": 0.0},
+            **{"kind": "train", "to": None, "reason": "", "who": "", "earlier": None, "behind": []},
+        )
 
 
 class RemovalManifest(Manifest):

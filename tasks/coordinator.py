@@ -18,6 +18,7 @@ from photon_core import rounds
 from photon_core.candidate import Candidate, Course
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError, unmarked
+from photon_core.line import rounds_left
 from photon_core.rounds import run_of
 from photon_core.sampling import sampled_sites
 from photon_core.start import Initial
@@ -86,7 +87,8 @@ def open_round(federation: Federation, t: int | None) -> int | None:
     """
     if t is None:
         t = _begun_before() or open_run(federation) + 1
-        if t > federation.rounds.count:
+        run = run_of(federation)
+        if run.round(t) is None and not rounds_left(federation, run.round(t - 1)):
             return None
         _remember(t)
     if _is_retry() and (birth := run_of(federation).birth()) is not None:  # its file may have been edited since
@@ -101,7 +103,7 @@ def committed_before(federation: Federation, t: int) -> RoundManifest | None:
     that committed it may have been killed before it could."""
     manifest = run_of(federation).round(t)
     if manifest is not None:
-        _show(federation, manifest)
+        show(federation, manifest)
     return manifest
 
 
@@ -212,12 +214,12 @@ def publish(federation: Federation, candidate: Candidate, course: Course) -> Rou
         manifest = candidates.commit(run_of(federation), federation, candidate, course)
         for note in manifest.guard[len(candidate.guard) :]:
             get_run_logger().warning("round %d: %s", candidate.t, note)
-        _show(federation, manifest)
+        show(federation, manifest)
         out.update(manifest=manifest)
         return manifest
 
 
-def _show(federation: Federation, manifest: RoundManifest) -> None:
+def show(federation: Federation, manifest: RoundManifest) -> None:
     """A table artifact, what every site did in the round, and the report."""
     rows = [
         {name: unmarked(cell) if isinstance(cell, str) else cell for name, cell in row.items()}

@@ -1,11 +1,14 @@
 """Reports of rounds, made beside the next round's training; a failure costs the report and nothing else."""
 
+import atexit
 import base64
 import contextvars
+import functools
 import json
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +18,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from photon_core.errors import printable
+from photon_core.line import sentence
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
@@ -34,7 +38,7 @@ def report(federation: Federation, manifest: RoundManifest) -> None:
     """
     global _next, _working
     every = federation.rounds.report_every
-    if every is None or (manifest.round % every and manifest.round < federation.rounds.count):
+    if every is None or (manifest.round % every and manifest.place < federation.rounds.count):
         return
     context = contextvars.copy_context()  # the artifact belongs to the round's flow run
     with _changed:
@@ -79,6 +83,7 @@ def _report(federation: Federation, manifest: RoundManifest) -> None:
 def _make(federation: Federation, t: int) -> dict[str, Any]:
     options, count = federation.storage.store_options(), federation.rounds.count
     asked = {"store": federation.store, "options": options, "run": federation.run, "t": t, "count": count}
+    asked["cache"] = _cache()
     command = [sys.executable, "-m", "photon_core.report.write"]
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=SECONDS)
     if done.returncode:
@@ -87,9 +92,21 @@ def _make(federation: Federation, t: int) -> dict[str, Any]:
     return made
 
 
+@functools.cache
+def _cache() -> str:
+    """A folder for the manifests that this process's reports have read, so that each reads only what is new."""
+    folder = tempfile.TemporaryDirectory(prefix="photon-report-")
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
 def _markdown(manifest: RoundManifest, made: dict[str, Any]) -> str:
     """What the Prefect UI shows: the key numbers, the key picture, where the whole page is."""
-    summary = f"{len(manifest.updates)} of {len(manifest.sampled)} sites"
+    summary = (
+        _plain(sentence(manifest))
+        if manifest.kind != "train"
+        else f"{len(manifest.updates)} of {len(manifest.sampled)} sites"
+    )
     if "perplexity" in manifest.metrics:
         summary = f"Perplexity **{manifest.metrics['perplexity']:.2f}** on held-out text, {summary}"
     lines = [f"# {manifest.run}, round {manifest.round}", "", f"{summary}."]

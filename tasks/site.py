@@ -262,6 +262,7 @@ def _job(federation: Federation, site: str, t: int) -> "LocalJob":
         global_step=base.global_step,
         resume=last_contribution(run, site, t),
         threads=launcher().threads,
+        behind=base.behind,
     )
 
 

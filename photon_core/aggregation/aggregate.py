@@ -163,8 +163,8 @@ class _Pass:
         self.arithmetic = Arithmetic(self.codecs, combine, optimizer, server, lowered)
         self.prefixes = ["", *(f"{state}." for state in optimizer.state)]
         self.opened = OpenRanges()
-        self.base = self._reader(run.round_dir(t - 1), base.model)
-        self.state = self._reader(run.round_dir(t - 1), base.optimizer if optimizer.state else [])
+        self.base = self._reader(run.files_dir(t - 1), base.model)
+        self.state = self._reader(run.files_dir(t - 1), base.optimizer if optimizer.state else [])
         self.sites: dict[str, TensorReader] = {}
         for site, update in updates.items():
             with blame(site):

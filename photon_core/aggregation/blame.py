@@ -147,6 +147,6 @@ class Suspects:
         if self._base is None:
             raise error
         try:
-            self._run.store.check(self._base.model[0], self._run.round_dir(self._t - 1))
+            self._run.store.check(self._base.model[0], self._run.files_dir(self._t - 1))
         except UNSURE:
             raise error from None

@@ -73,7 +73,7 @@ def model_card(federation: Federation, rounds: list[RoundManifest]) -> str:
 
     Args:
         federation: the federation file, for names and shapes.
-        rounds: every round's manifest from 0 to the one that is exported.
+        rounds: of the rounds that the exported model comes from, from 0 on.
     """
     last = rounds[-1]
     return CARD.format(
@@ -83,7 +83,7 @@ def model_card(federation: Federation, rounds: list[RoundManifest]) -> str:
         parameters=parameter_count(federation.model),
         sites=len({site for manifest in rounds for site in manifest.updates}),
         steps=max((update.steps for m in rounds for update in m.updates.values()), default=0),
-        rounds=last.round,
+        rounds=last.place,
         tokens=last.total_tokens,
         data=_data(federation, rounds),
         results=_results(last),

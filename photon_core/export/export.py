@@ -14,6 +14,7 @@ from photon_core.export.tokenizer import write_tokenizer
 from photon_core.export.weights import write_weights
 from photon_core.garbage import check_kept
 from photon_core.layout import Run
+from photon_core.line import on_line
 from photon_core.rounds import check_frozen, history, run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
@@ -41,7 +42,7 @@ def export_round(federation: Federation, t: int | None, folder: Path) -> RoundMa
         config = gpt2_config(federation.model, tokenizer.eot)
         _write_json(made / "config.json", config)
         _write_json(made / "generation_config.json", generation_config(federation, tokenizer))
-        rounds = [past for past in history(run) if past.round <= manifest.round]
+        rounds = on_line(history(run, manifest.round))
         (made / "README.md").write_text(model_card(federation, rounds), "utf-8")
         check_free(folder)
         sync_tree(made)

@@ -72,7 +72,7 @@ def _load(run: Run, manifest: RoundManifest, federation: Federation, end_of_text
     set_verbosity_error()
     disable_progress_bar()
     places, state = gpt2_places(federation.model), {}
-    with TensorReader(run.store, run.round_dir(manifest.round), manifest.model) as reader:
+    with TensorReader(run.store, run.files_dir(manifest.round), manifest.model) as reader:
         for name in reader.tensors:
             array = read_tensor(reader, name)
             state[places[name].name] = torch.from_numpy(array.T if places[name].transposed else array)

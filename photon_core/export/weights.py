@@ -32,7 +32,7 @@ def write_weights(run: Run, manifest: RoundManifest, model: Model, folder: Path)
     begin = [[name for name, part in entry.tensors.items() if span(part)[0] == 0] for entry in manifest.model]
     files = [names for names in begin if names]
     count, index = len(files), dict[str, str]()
-    with TensorReader(run.store, run.round_dir(manifest.round), manifest.model) as reader:
+    with TensorReader(run.store, run.files_dir(manifest.round), manifest.model) as reader:
         for number, names in enumerate(files, 1):
             file = f"model-{number:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
             there = {places[name].name: TensorEntry(dtype="F32", shape=places[name].shape) for name in names}

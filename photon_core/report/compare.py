@@ -60,7 +60,7 @@ def results(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
     for record in records:
         done = record.trained
-        scores = [m.metrics["perplexity"] for m in record.rounds if "perplexity" in m.metrics]
+        scores = [m.metrics["perplexity"] for m in record.line if "perplexity" in m.metrics]
         put("rounds", str(len(done)))
         put("perplexity, last", f"{scores[-1]:.2f}" if scores else NOTHING)
         put("perplexity, best", f"{min(scores):.2f}" if scores else NOTHING)
@@ -68,7 +68,7 @@ def results(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
         put("parameters", count(record.parameters) if record.rounds else NOTHING)
         put("sites", str(len(record.sites)))
         put("bytes moved", amount(traffic(record)[-1][0]) if done else NOTHING)
-        put("time in rounds", duration(sum(sum(m.seconds.values()) for m in done)) if done else NOTHING)
+        put("time in rounds", duration(sum(sum(m.seconds.values()) for m in record.tried)) if done else NOTHING)
         put("sites left out", str(sum(len(m.left_out) for m in done)))
     return list(rows.items())
 
@@ -82,7 +82,7 @@ def perplexities(records: Sequence[Record], against: str = "round") -> Picture |
     """
     lines: dict[str, list[tuple[float, float]]] = {}
     for name, record in zip(names(records), records, strict=True):
-        scored = [m for m in record.rounds if "perplexity" in m.metrics and (against == "round" or m.total_tokens)]
+        scored = [m for m in record.line if "perplexity" in m.metrics and (against == "round" or m.total_tokens)]
         if scored:
             lines[name] = [
                 (float(m.round if against == "round" else m.total_tokens), m.metrics["perplexity"]) for m in scored

@@ -31,12 +31,12 @@ def domains(record: Record) -> Picture | None:
     there = {name for names in streams for name in names}
     if len(there) == len(streams) and all(len(names) == 1 for names in streams):
         return None
-    lines = {name: line for name in sorted(there) if (line := _metric(record.rounds, f"perplexity/{name}"))}
+    lines = {name: line for name in sorted(there) if (line := _metric(record.line, f"perplexity/{name}"))}
     return _perplexity(record, "domains", "Perplexity by domain", "domain", lines) if lines else None
 
 
 def _perplexity(record: Record, name: str, title: str, kind: str, lines: Mapping[str, Line]) -> Picture | None:
-    whole = _metric(record.rounds, "perplexity")
+    whole = _metric(record.line, "perplexity")
     if not whole:
         return None
     best = min(whole, key=lambda point: point[1])
@@ -268,7 +268,7 @@ def _handle(colour: str, text: str) -> "object":
 
 
 def _evaluated(record: Record, site: str, score: str) -> Line:
-    return [(m.round, m.evaluations[site][score]) for m in record.rounds if site in m.evaluations]
+    return [(m.round, m.evaluations[site][score]) for m in record.line if site in m.evaluations]
 
 
 def _local(record: Record, site: str) -> Line:

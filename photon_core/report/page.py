@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from photon_core.line import sentence
 from photon_core.numbers import amount, count, duration
 from photon_core.report import curves, similarity, tables, times
 from photon_core.report.record import Record, thin, traffic
@@ -131,7 +132,7 @@ def glance(record: Record) -> list[Fact]:
     """The federation at a glance."""
     done = record.trained
     facts = [Fact("rounds", f"{len(done)}" + (f" of {record.count}" if record.count else ""), _when(record))]
-    scored = [m for m in record.rounds if "perplexity" in m.metrics]
+    scored = [m for m in record.line if "perplexity" in m.metrics]
     if scored:
         first, best = scored[0], min(scored, key=lambda m: m.metrics["perplexity"])
         facts.append(
@@ -157,7 +158,7 @@ def glance(record: Record) -> list[Fact]:
     ours, theirs = traffic(record)[-1]
     ratio = f"{theirs / ours:,.0f} times less than data-parallel" if ours and theirs else ""
     facts.append(Fact("bytes moved", amount(ours), ratio))
-    took = sum(sum(m.seconds.values()) for m in done)
+    took = sum(sum(m.seconds.values()) for m in record.tried)
     slow = times.straggler(last)
     facts.append(
         Fact("time in rounds", duration(took), f"straggler: {slow[0]}, +{duration(slow[1])}" if slow else "")
@@ -167,14 +168,19 @@ def glance(record: Record) -> list[Fact]:
 
 def notes(record: Record) -> list[str]:
     """What must be seen first."""
-    found = []
+    found = [f"{_capital(sentence(m))}." for m in record.rounds if m.kind != "train"][-3:]
     if not record.trained:
-        return ["No round is committed yet: what there is to see comes with the first."] if record.birth else []
+        first = ["No round is committed yet: what there is to see comes with the first."]
+        return found or (first if record.birth else [])
     last = record.trained[-1]
     found += [f"Round {last.round} went without {site}: {why}" for site, why in sorted(last.left_out.items())[:5]]
     if len(last.left_out) > 5:
         found.append(f"and without {len(last.left_out) - 5} more, listed below.")
     return found
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _when(record: Record) -> str:
@@ -235,7 +241,7 @@ def sections_of(record: Record, timelines: int = TIMELINES) -> list[Section]:
 
 
 def _time_section(record: Record, timelines: int) -> Section:
-    timed = [m for m in record.trained if times.has_timeline(m)]
+    timed = [m for m in record.tried if times.has_timeline(m)]
     most = max(1, min(timelines, BARS // max(1, len(record.sites))))
     shown = thin(timed, most)
     pictures = {m.round: picture for m in shown if (picture := times.gantt(m))}

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from math import prod
 from typing import Any, TypeVar
 
 from photon_core.errors import CorruptFile, StoreRefused
 from photon_core.layout import Run
+from photon_core.line import on_line
 from photon_core.rounds import READERS, history
 from schemas.manifests import RoundManifest, RunManifest, UpdateManifest
 
@@ -27,7 +29,7 @@ class Record:
         url: its folder in the store.
         birth: run.json, None before the run is born.
         rounds: every committed round, from 0; none before the run is born.
-        updates: the sites' updates of the last round.
+        updates: the sites' updates of the last trained round.
         last_sha256: hash of the last round's round.json.
         count: rounds that the federation file asks for.
     """
@@ -40,10 +42,20 @@ class Record:
     last_sha256: str = ""
     count: int | None = None
 
+    @cached_property
+    def line(self) -> list[RoundManifest]:
+        """The rounds that the latest model comes from, from round 0 on: all but those that were rolled back."""
+        return on_line(self.rounds)
+
     @property
     def trained(self) -> list[RoundManifest]:
-        """The rounds in which sites trained: all but round 0."""
-        return self.rounds[1:]
+        """The rounds in which sites trained the latest model: all of the line but round 0."""
+        return self.line[1:]
+
+    @property
+    def tried(self) -> list[RoundManifest]:
+        """Every round in which sites trained, whether it was rolled back or not."""
+        return [manifest for manifest in self.rounds[1:] if manifest.kind == "train"]
 
     @property
     def federation(self) -> dict[str, Any]:
@@ -76,7 +88,8 @@ def read_record(run: Run, count: int | None = None, last: int | None = None) -> 
         PhotonError: a round is missing, or a manifest is damaged.
     """
     rounds = history(run, last)
-    latest, places = len(rounds) - 1, rounds[-1].updates if rounds else {}
+    trained = on_line(rounds)[-1:]  # the last one
+    latest, places = (trained[0].round, trained[0].updates) if trained else (0, {})
     with ThreadPoolExecutor(READERS) as pool:
         updates = pool.map(lambda site: _update(run, latest, site, places[site].attempt), places)
         there = {update.site: update for update in updates if update is not None}
@@ -86,7 +99,7 @@ def read_record(run: Run, count: int | None = None, last: int | None = None) -> 
         birth=run.birth(),
         rounds=rounds,
         updates=there,
-        last_sha256=run.round_sha256(latest) if rounds else "",
+        last_sha256=run.round_sha256(len(rounds) - 1) if rounds else "",
         count=count,
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from photon_core.line import sentence
 from photon_core.numbers import amount, duration
 from photon_core.report.record import Record, busy, thin
 from photon_core.report.times import straggler
@@ -47,7 +48,7 @@ def site_table(record: Record) -> Table:
     )
     for site in record.sites:
         updates = [m.updates[site] for m in record.trained if site in m.updates]
-        scores = [m.evaluations[site]["perplexity"] for m in record.rounds if site in m.evaluations]
+        scores = [m.evaluations[site]["perplexity"] for m in record.line if site in m.evaluations]
         left_out = sum(site in m.left_out for m in record.trained)
         speed = updates[-1].metrics.get("tokens_per_second") if updates else None
         last = next((m for m in reversed(record.trained) if site in m.updates), None)
@@ -68,16 +69,19 @@ def site_table(record: Record) -> Table:
 
 def round_table(record: Record) -> Table:
     """A row a round, the newest first."""
-    rounds = thin(record.trained, ROUNDS)
-    hidden = len(record.trained) - len(rounds)
+    rounds = thin(record.rounds[1:], ROUNDS)
+    hidden = len(record.rounds[1:]) - len(rounds)
     table = Table(
         ("round", "perplexity", "train loss", "sites", "tokens", "bytes sent", "seconds", "last site"),
         title="All rounds", fold=True, note=f"{hidden} rounds in between are not listed." if hidden else "",
     )  # fmt: skip
     for manifest in reversed(rounds):
-        last = straggler(manifest)
+        last, behind = straggler(manifest), record.rounds[-1].left_behind(manifest.round)
+        mark = (
+            f", {manifest.kind} to {manifest.to}" if manifest.to is not None else ", rolled back" if behind else ""
+        )
         cells = (
-            str(manifest.round),
+            f"{manifest.round}{mark}",
             f"{manifest.metrics['perplexity']:.2f}" if "perplexity" in manifest.metrics else NOTHING,
             f"{manifest.metrics['train_loss']:.3f}" if "train_loss" in manifest.metrics else NOTHING,
             f"{len(manifest.updates)} of {len(manifest.sampled)}",
@@ -93,8 +97,10 @@ def round_table(record: Record) -> Table:
 def trouble_table(record: Record) -> Table:
     """Every site left out, not evaluated, tried again, or with a clock of its own; newest first."""
     found: list[tuple[str, str, str, str]] = []
-    for manifest in reversed(record.trained):
+    for manifest in reversed(record.rounds[1:]):
         t = str(manifest.round)
+        if manifest.kind != "train":
+            found.append((t, "all", manifest.kind, sentence(manifest)))
         found += [(t, site, "left out", why) for site, why in sorted(manifest.left_out.items())]
         found += [(t, site, "not evaluated", why) for site, why in sorted(manifest.not_evaluated.items())]
         found += [

@@ -1,6 +1,6 @@
 """A round's report into its store, in a process of its own: matplotlib takes a second to import.
 
-    python -m photon_core.report.write    # reads {"store": URL, "options": {...}, "run": R, "t": 7, "count": 9}
+    python -m photon_core.report.write    # reads {"store": URL, "options": {...}, "run": R, "t": 7, ...}
 
 Prints one JSON object: where the page is, and the round's key picture as an SVG file.
 """
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from photon_core.errors import PhotonError, StoreConflict
@@ -24,13 +25,18 @@ TIMELINES = 3  # of a page that is written after every round
 PR_SET_PDEATHSIG = 1
 
 
-def write_report(store: Store, run: str, t: int, count: int | None) -> dict[str, Any]:
+def write_report(store: Store, run: str, t: int, count: int | None, cache: Path | None = None) -> dict[str, Any]:
     """Put rounds/<t>/report.html into the store, of the rounds up to t.
+
+    Args:
+        store, run, t: the round.
+        count: rounds that the federation file asks for.
+        cache: a folder that keeps the manifests for the next report: each is read from the store once.
 
     Returns:
         The page's location, whether it is new, and the round's key picture.
     """
-    where = Run(store, run)
+    where = Run(store, run, cache)
     record = read_record(where, count, t)
     path, sections = f"{where.round_dir(t)}/{NAME}", sections_of(record, TIMELINES)
     try:
@@ -49,7 +55,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     try:
         store = Store(asked["store"], **asked["options"])
-        print(json.dumps(write_report(store, asked["run"], asked["t"], asked["count"])))
+        print(json.dumps(write_report(store, asked["run"], asked["t"], asked["count"], Path(asked["cache"]))))
     except PhotonError as error:
         sys.exit(str(error))
 

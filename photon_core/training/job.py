@@ -1,5 +1,6 @@
 """What a site's training is asked for and what it gives back. Light: the process that launches imports it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,7 @@ class LocalJob:
         threads: torch threads.
         moment_files: local paths of the averaged moments of the optimizer, verified; the site's own go on where
             there are none.
+        behind: (first, last) of rounds that a rollback has left behind: their private states are kept as they are.
         announce: report the path of every shard of the update as soon as it is finished, under `file`.
     """
 
@@ -71,6 +73,7 @@ class LocalJob:
     threads: int = 1
     moment_files: list[str] = field(default_factory=list)
     announce: bool = False
+    behind: Sequence[tuple[int, int]] = ()
 
     @property
     def steps(self) -> int:

@@ -63,7 +63,7 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
                 for note in notes:
                     print(note)
                 trained = replace(trained, notes=[*notes, *trained.notes])
-                trained = publish(folder, written, trained, job.key, job.resume, job.federation.run)
+                trained = publish(folder, written, trained, job.key, job.resume, job.federation.run, job.behind)
         settle(Path(trained.folder))
         checkpoints.drop()
         return trained

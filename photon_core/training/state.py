@@ -14,7 +14,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,7 @@ def publish(
     key: str,
     resume: tuple[int, int] | None = None,
     run: str = "",
+    behind: Sequence[tuple[int, int]] = (),
 ) -> Trained:
     """Write trained.json into the folder, give it its name, and drop the large files of rounds long past.
 
@@ -137,6 +138,7 @@ def publish(
         resume: (round, attempt) of the state that it went on from, and that the next one goes on from, too, should
             this update be left out of its round: it stays, however long ago that was.
         run: the federation's.
+        behind: (first, last) of rounds that a rollback has left behind: what they have left stays.
     """
     target = state_folder(state_dir, trained.round, trained.attempt)
     values = {
@@ -156,18 +158,20 @@ def publish(
         _clear(discarded)
     written.rename(target)
     sync_folder(target.parent)
-    _prune(target.parent, trained.round, None if resume is None else state_folder(state_dir, *resume))
+    _prune(target.parent, trained.round, None if resume is None else state_folder(state_dir, *resume), behind)
     return dataclasses.replace(trained, folder=str(target))
 
 
-def _prune(parent: Path, newest: int, kept: Path | None) -> None:
+def _prune(parent: Path, newest: int, kept: Path | None, behind: Sequence[tuple[int, int]]) -> None:
     """Drop the large files of all but `kept` and the last rounds up to `newest`; results and the audit trail stay.
 
-    Later rounds are of another run with the same folder.
+    Later rounds are of another run with the same folder. Rounds that a rollback has left behind are set aside
+    whole: another rollback may come back to them.
     """
     names = {path: FOLDER.fullmatch(path.name) for path in parent.iterdir()}
     folders = {path: int(name[1]) for path, name in names.items() if name and (path / RESULT).is_file()}
-    rounds = sorted({t for t in folders.values() if t <= newest})
+    aside = {t for t in folders.values() for first, last in behind if first <= t <= last}
+    rounds = sorted({t for t in folders.values() if t <= newest} - aside)
     for path, t in folders.items():
         if t in rounds[:-KEPT_ROUNDS] and path != kept:
             (path / TRAINING).unlink(missing_ok=True)

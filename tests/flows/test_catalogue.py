@@ -50,9 +50,9 @@ def test_sites_may_share_a_pool(example: Federation) -> None:
 
 def test_deployments(planned: Plan) -> None:
     names = [deployment.full_name for deployment in planned.deployments]
-    assert names[:3] == ["federated-round/notes", "federated-run/notes", "rerun-site/notes"]
-    assert names[3:6] == ["site-round/notes-berlin", "site-evaluate/notes-berlin", "prepare-site/notes-berlin"]
-    assert len(names) == len(set(names)) == 3 + 3 * 4
+    assert names[:4] == ["federated-round/notes", "federated-run/notes", "rerun-site/notes", "rollback/notes"]
+    assert names[4:7] == ["site-round/notes-berlin", "site-evaluate/notes-berlin", "prepare-site/notes-berlin"]
+    assert len(names) == len(set(names)) == 4 + 3 * 4
 
 
 def test_only_rounds_and_runs_wait_for_each_other_and_only_rounds_have_a_schedule(planned: Plan) -> None:
@@ -65,9 +65,9 @@ def test_only_rounds_and_runs_wait_for_each_other_and_only_rounds_have_a_schedul
 def test_parameters_are_the_whole_file(example: Federation, planned: Plan) -> None:
     for deployment in planned.deployments:
         assert Federation.model_validate(deployment.parameters["federation"]) == example
-    round_, run, rerun, site, *_ = planned.deployments
+    round_, run, rerun, back, site, *_ = planned.deployments
     assert round_.parameters["deployed"] is run.parameters["deployed"] is True
-    assert "deployed" not in rerun.parameters
+    assert "deployed" not in {**rerun.parameters, **back.parameters}
     assert site.parameters["site"] == "berlin"
 
 
@@ -81,7 +81,7 @@ def test_job_variables(planned: Plan) -> None:
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "60"
     assert environment["PREFECT_RESULTS_PERSIST_BY_DEFAULT"] == "false"
     assert environment["CUDA_VISIBLE_DEVICES"] == "0"
-    assert "CUDA_VISIBLE_DEVICES" not in planned.deployments[3].job_variables["env"]
+    assert "CUDA_VISIBLE_DEVICES" not in planned.deployments[4].job_variables["env"]
 
 
 @pytest.mark.parametrize(

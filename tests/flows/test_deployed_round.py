@@ -117,6 +117,17 @@ def test_a_retry_of_a_failed_round_trains_only_the_failed_site(deployed: Deploy)
     assert two.run.update_sha256(1, "a", 1) == before
     assert set(two.rounds()[1].updates) == {"a", "b"}
     assert trainings(two, "a") == trainings(two, "b") == 1
+    goes_back_in_the_ui(two)
+
+
+def goes_back_in_the_ui(two: Deployed) -> None:
+    """The deployment `rollback` commits round 2, which is round 0 again, and names its flow run."""
+    started = two.start_round("rollback", to=0, reason="site b was broken")
+    ended = two.ended(started)
+    assert ended.is_completed() and ended.message.startswith("round 2 is a rollback to round 0, asked for by ")
+    first, _, back = two.rounds()
+    assert (back.model, back.to, back.reason) == (first.model, 0, "site b was broken")
+    assert back.who.endswith(f"Prefect flow run {started.id}")
 
 
 def edited(two: Deployed, **sections: Any) -> Deployed:

@@ -20,8 +20,8 @@ from photon_core.rounds import run_of
 from schemas.federation import Federation
 from schemas.load import load_federation
 
-KEYS = {"version", "run", "store", "committed", "count", "seconds_left", "server", "opened", "coordinator",
-        "sites", "rounds"}  # fmt: skip
+KEYS = {"version", "run", "store", "committed", "trained", "count", "seconds_left", "server", "opened",
+        "coordinator", "sites", "rounds"}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -71,7 +71,7 @@ def start(place: Path | str, **metrics: float) -> Run:
 
 
 def model(run: Run, t: int, files: list[FileEntry]) -> np.ndarray:
-    with TensorReader(run.store, run.round_dir(t), files) as reader:
+    with TensorReader(run.store, run.files_dir(t), files) as reader:
         return next(reader.chunks("w", SIZE)).copy()
 
 

@@ -8,7 +8,9 @@ from photon_core.training.state import find, find_result, publish, writing
 from schemas.manifests import FileEntry
 
 
-def leave(folder: Path, run: str, t: int, resume: tuple[int, int] | None = None) -> None:
+def leave(
+    folder: Path, run: str, t: int, resume: tuple[int, int] | None = None, behind: tuple[tuple[int, int], ...] = ()
+) -> None:
     """The state of a round, as its training leaves it."""
     with writing(folder) as written:
         (written / "update").mkdir()
@@ -21,7 +23,7 @@ def leave(folder: Path, run: str, t: int, resume: tuple[int, int] | None = None)
             tensors={},
         )
         trained = Trained(t, 1, "", "float32", 1, 1, {}, [update], "", {})
-        publish(folder, written, trained, f"{run} {t}", resume)
+        publish(folder, written, trained, f"{run} {t}", resume, behind=behind)
 
 
 def test_the_last_three_rounds_stay(tmp_path: Path):
@@ -40,6 +42,18 @@ def test_the_last_one_that_was_aggregated_stays_however_many_come_too_late(tmp_p
     assert [t for t in range(1, 7) if find(tmp_path, t, 1)] == [1, 4, 5, 6]
     leave(tmp_path, "one", 7, resume=(6, 1))
     assert [t for t in range(1, 8) if find(tmp_path, t, 1)] == [5, 6, 7]
+
+
+def test_what_a_rollback_has_left_behind_is_set_aside_whole(tmp_path: Path):
+    """Round 6 is a rollback to round 3: the states of rounds 4 and 5 are neither counted nor dropped."""
+    (tmp_path / "state").mkdir()
+    for t in (1, 2, 3, 4, 5):
+        leave(tmp_path, "one", t)
+    for t in (7, 8, 9, 10):
+        leave(tmp_path, "one", t, resume=(t - 1, 1) if t > 7 else (3, 1), behind=((4, 6),))
+    assert [t for t in range(1, 11) if find(tmp_path, t, 1)] == [4, 5, 8, 9, 10]
+    for t in (4, 5):
+        assert find_result(tmp_path, t, 1, f"one {t}") is not None
 
 
 def test_a_second_run_in_the_same_folder_keeps_what_it_has_just_trained(tmp_path: Path):

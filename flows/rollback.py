@@ -1,0 +1,39 @@
+"""Go back to an earlier round: the next round starts from its model again, and nothing is removed."""
+
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.states import Completed, State
+
+from photon_core.line import sentence
+from schemas.federation import Federation
+from tasks import coordinator, reporting
+from tasks.present import COORDINATOR, own_file
+from tasks.rollback import roll_back
+
+
+def _flow_run_name() -> str:
+    arguments = flow_run.parameters
+    federation = arguments["federation"]
+    run = federation["run"] if isinstance(federation, dict) else federation.run
+    return f"{run} back to round {arguments['to']}"
+
+
+@flow(name="rollback", flow_run_name=_flow_run_name)
+def rollback(federation: Federation, to: int, reason: str = "") -> State:
+    """Commit a round without updates that is round `to` again: model, server optimizer and averaged moments.
+
+    Args:
+        federation: the federation file.
+        to: number of a committed round before the latest, whose tensors photon gc has not removed.
+        reason: why, for the round's manifest and the report.
+
+    Raises:
+        FederationError: there is no such round, or the run is at its model anyway.
+        StoreConflict: a round was committed at the same moment; nothing was rolled back.
+    """
+    federation, edited = own_file(federation, COORDINATOR)
+    manifest = roll_back(federation, to, reason)
+    if federation.trackers:
+        coordinator.track(federation, manifest)
+    reporting.finish()
+    return Completed(message=f"{sentence(manifest)} ({edited})" if edited else sentence(manifest))

@@ -1,0 +1,45 @@
+"""photon rollback: the run goes back to an earlier round. Needs the store alone: no server, no torch."""
+
+import sys
+from pathlib import Path
+
+from photon_core.errors import PhotonError
+from photon_core.line import rounds_left, sentence
+from photon_core.rollback import roll_back, user
+from photon_core.rounds import run_of
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+
+TRACKING_TIMEOUT = 120.0
+
+
+def rollback(federation: Federation, file: Path, to: int, reason: str) -> None:
+    """Commit it and say what comes next.
+
+    Raises:
+        FederationError: there is no such run or round.
+        PhotonError: photon gc has removed the round's tensors.
+        StoreConflict: a round was committed at the same moment; nothing was rolled back.
+    """
+    manifest = roll_back(run_of(federation), federation, to, reason, user())
+    print(sentence(manifest))
+    if federation.trackers:
+        _track(federation, manifest)
+    print(f"{rounds_left(federation, manifest)} of {federation.rounds.count} rounds are left: photon run {file}")
+
+
+def _track(federation: Federation, manifest: RoundManifest) -> None:
+    """Tell the trackers. One that is away costs its entry, not the rollback."""
+    from tasks.processes import launcher, shutdown
+
+    try:
+        launcher().run(
+            "photon_core.training.tracking:log_round",
+            {"federation": federation, "manifest": manifest},
+            label=f"{federation.run}/{manifest.round}/trackers",
+            timeout=TRACKING_TIMEOUT,
+        )
+    except PhotonError as error:
+        print(f"photon: {sentence(manifest)}; not in every experiment tracker: {error}", file=sys.stderr)
+    finally:
+        shutdown()
