@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from photon_core.aggregation.check import check_files
 from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.layout import MANIFEST_LIMIT, Run, manifest_bytes
@@ -66,6 +67,7 @@ class Finished:
                 return None
             if [entry.tensors for entry in record.files] != [dict(part) for part in parts]:
                 return None
+            check_files(record.files, len(record.files))
             for entry in record.files:
                 self._run.store.check(entry, self._folder)
         except (StoreUnavailable, StoreRefused):

@@ -188,8 +188,10 @@ class Tree:
     ) -> PartialManifest | None:
         """What is committed in a folder, if it is the mean of exactly these updates in these shares."""
         try:
-            found = self.run.partial(folder)
-        except CorruptFile:  # no manifest, or one that cannot be read: another is made beside it
+            if (found := self.run.partial(folder)) is not None:
+                tokens = self.token_limit * len(updates)
+                check_manifest(self.run, self.base, self.t, found.site, found, tokens, self.options["step_limit"])
+        except (CorruptFile, UpdateRejected):  # no manifest of a mean: another is made beside it
             return None
         parts = {site: reference(self.run, update, shares[site]) for site, update in updates.items()}
         if found is None or (found.run, found.round, found.attempt) != (self.run.run, self.t, attempt):

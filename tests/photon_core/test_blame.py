@@ -1,6 +1,7 @@
 """What may be the machine's fault or the store's is no site's; what fails again at one site's objects alone is."""
 
 import errno
+import json
 import resource
 import time
 from collections.abc import Iterator
@@ -156,3 +157,22 @@ def test_garbage_collection_and_status_pass_over_what_strangers_leave(tmp_path: 
     of_x = [file.path for file in found.litter if "/x/" in file.path]
     assert of_x == [f"run/rounds/000001/sites/x/0001/{ours}"]
     remove(run, found)
+
+
+def test_means_of_regions_and_cosines_that_are_none_are_made_again(tmp_path: Path) -> None:
+    mode = MODES["bfloat16, moments, tree, on a disk"]
+    federation = Federation.model_validate(settings(mode, str(tmp_path), 3))
+    run = make_run(Store(str(tmp_path)), federation, mode)
+    for site in ALL:
+        run.commit_update(honest_update(run, 1, site, mode))
+    right = aggregate_round(run, federation, 1, ALL, {}).result
+    wrote = sorted([*tmp_path.rglob("partial.json"), *tmp_path.rglob("cosines-*.json")])
+    assert len(wrote) == 4
+    first = json.loads(next(tmp_path.rglob("partial.json")).read_bytes())
+    huge = first | {"files": [first["files"][0] | {"bytes": 2**50}]}
+    for content in (b"{}", b"[" * 9000, json.dumps(first | {"norms": {}}).encode(), json.dumps(huge).encode()):
+        for path in wrote:
+            path.unlink()
+            path.write_bytes(content)
+        again = aggregate_round(Run(run.store, "run"), federation, 1, ALL, {}).result
+        assert ([f.sha256 for f in again.model], again.norms) == ([f.sha256 for f in right.model], right.norms)
