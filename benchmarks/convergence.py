@@ -44,26 +44,15 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.bare import site_runs, spec_of
-from benchmarks.common import Neighbours, cores, finish, gpu_name, heading, machine, our_seconds, say, table
+from benchmarks.common import Neighbours, cores, gpu_name, machine, our_seconds, say
 from benchmarks.convergence_picture import draw
+from benchmarks.convergence_rows import CENTRAL, QUICK, RATES, ROWS, central_setting, grid
+from benchmarks.convergence_tables import show, show_tuning
 from benchmarks.federate import federate, source
 from benchmarks.six_sites import domains_of, evaluate, options, texts, train_tokenizer, valid_sequences
 from benchmarks.splits import PARTS, TEST_EVERY, three_splits
-from photon_core.plan.transfer import GIGABIT
-from photon_core.plan.wall_time import communication_seconds, total_seconds
 from schemas.federation import Federation
 
-BEST = "unlike-sites"
-RATES = {"photon": 8e-3, "fedmom": 4e-3, "diloco": 4e-3, "local-sgd": 8e-3, BEST: 1.6e-2}
-CENTRAL: dict[str, dict[str, Any]] = {  # at the sites' batches together, and at a factor of 1
-    "central-adamw": {"name": "adamw", "lr": 8e-3},
-    "central-muon": {"name": "muon", "lr": 1.6e-2, "matrix_lr": 0.02},
-}
-BATCHES = (0.25, 0.5, 1.0, 2.0)  # of the sites' batches together
-FACTORS = (0.5, 1.0, 2.0)  # of the rates, beyond the square root of the batch
-CHOSEN = {"central-adamw": (1.0, 1.0), "central-muon": (1.0, 1.0)}  # batch and factor
-ROWS = (*CENTRAL, *(f"{recipe}/{kind}" for kind in ("natural", "iid") for recipe in RATES))
-QUICK = ("central-muon", f"{BEST}/natural", f"{BEST}/iid")
 STEPS, WARMUP = 20, 30
 POINTS = 8  # of a curve
 VALIDATION = {"": 0.02, "natural": 0.02, "iid": 0.05}  # a sixth of a small domain must give a whole sequence
@@ -134,18 +123,6 @@ def main() -> None:
     if arguments.picture:
         draw(rows, (*CENTRAL, *RATES), arguments.picture)
     (show_tuning if arguments.tune else show)(at, neighbours.share(), rows, setting)
-
-
-def grid(name: str) -> list[str]:
-    """Names of a centralised row's settings: name:batch:factor."""
-    return [f"{name}:{batch:g}:{factor:g}" for batch in BATCHES for factor in FACTORS]
-
-
-def central_setting(row: str) -> tuple[str, float, float]:
-    """(name, batch, factor) of a centralised row; those chosen where the row names none."""
-    name, *numbers = row.split(":")
-    batch, factor = map(float, numbers) if numbers else CHOSEN[name]
-    return name, batch, factor
 
 
 class Setting:
@@ -336,97 +313,6 @@ def federated(setting: Setting, federation: Federation) -> Row:
         federate(federation, launcher, setting.work, after)
     assert curve[-1][0] == setting.tokens, "the two did not train on the same number of tokens"
     return {"curve": curve, **found, "synchronisations": setting.rounds}
-
-
-def averages(rows: list[Row]) -> dict[str, float]:
-    """Each row's perplexity on the test texts, mean over its seeds."""
-    last: dict[str, list[float]] = {}
-    for row in rows:
-        last.setdefault(row["row"], []).append(row["test"])
-    return {name: mean(values) for name, values in last.items()}
-
-
-def show(at: dict[str, Any], others: float | None, rows: list[Row], setting: Setting) -> None:
-    """The tables, then the last line."""
-    heading("Recipes" + (" (quick: too short to mean anything)" if setting.quick else ""), at, others)
-    found = averages(rows)
-    central = {name: found[name] for name in CENTRAL if name in found}
-    lines = []
-    for name, value in found.items():
-        mine = [row for row in rows if row["row"] == name]
-        per = [row["test"] for row in mine]
-        against = (value / central[one] if one in central else None for one in CENTRAL)
-        gigabytes, spread = mine[0]["curve"][-1][1] / 1e9, max(per) - min(per) if len(per) > 1 else None
-        seconds = [round(mean(row[key] for row in mine)) for key in ("seconds", "cpu_seconds")]
-        lines.append((name, value, spread, *against, mine[0]["synchronisations"], gigabytes, *seconds))
-    columns = ("row", "test perplexity", "seeds' range", *(f"x {name}" for name in CENTRAL), "syncs", "GB moved",
-               "seconds", "CPU s")  # fmt: skip
-    title = f"{setting.tokens:,} tokens each; sites: {setting.rounds} rounds of {setting.steps} steps of " + (
-        f"{setting.size.batch} sequences"
-    )
-    table(title, columns, lines)
-    table(
-        "Test perplexity by domain, first seed",
-        ("row", *setting.domains),
-        [(row["row"], *row["test_by_domain"].values()) for row in rows if row["seed"] == 0],
-    )
-    figures: dict[str, Any] = {"sync_reduction": setting.steps}
-    if f"{BEST}/natural" in found and central:
-        figures |= at_equal_time(rows, setting)
-    for kind in ("natural", "iid"):
-        if central and f"{BEST}/{kind}" in found:
-            figures[f"perplexity_ratio_{kind}"] = round(found[f"{BEST}/{kind}"] / min(central.values()), 4)
-    shown = [{key: value for key, value in row.items() if key != "setting"} for row in rows]
-    finish({**figures, "recipe": BEST, "rows": shown, "others_share": others, "quick": setting.quick}, at)
-
-
-def show_tuning(at: dict[str, Any], others: float | None, rows: list[Row], setting: Setting) -> None:
-    """A table of the settings that were tried, and the best on validation; test figures are not shown here."""
-    heading("Centralised training, by batch size and rate", at, others)
-    best: dict[str, Row] = {}
-    lines = []
-    for row in rows:
-        name, batch, factor = central_setting(row["row"])
-        sequences, rate = round(batch * setting.size.batch * len(setting.domains)), factor * math.sqrt(batch)
-        lines.append((name, sequences, rate * CENTRAL[name]["lr"], factor, row["curve"][-1][2]))
-        best[name] = min(best.get(name, row), row, key=lambda row: row["curve"][-1][2])
-    table("One seed", ("row", "sequences a step", "AdamW's rate", "factor", "validation perplexity"), lines)
-    tried = {row["row"]: round(row["curve"][-1][2], 2) for row in rows}
-    finish({"best": {k: row["row"] for k, row in best.items()}, "tried": tried, "others_share": others}, at)
-
-
-def at_equal_time(rows: list[Row], setting: Setting) -> dict[str, float]:
-    """A table of the recipe against what centralised training has reached when the recipe is done."""
-    ours = next(row for row in rows if row["row"] == f"{BEST}/natural")
-    others = {row["row"]: row for row in reversed(rows) if row["row"] in CENTRAL}  # the first seed's
-    sites, lines, ratios = len(setting.domains), [], []
-    exchange = ours["curve"][-1][1] / (2 * sites * setting.rounds)  # bytes, there and back
-    for paid in (False, True):
-        step = min(row["cpu_seconds"] for row in others.values()) / (setting.total * sites) if paid else 0.0
-        talk = communication_seconds("parameter server", sites, exchange, GIGABIT)
-        mine = total_seconds(setting.rounds, setting.steps * step, talk)
-        reached = {}
-        for name, row in others.items():
-            syncs = row["synchronisations"]
-            gradients = row["curve"][-1][1] / (2 * (sites - 1) * syncs)
-            talk = communication_seconds("ring all-reduce", sites, gradients, GIGABIT)
-            theirs = total_seconds(1, step * setting.total / syncs, talk)
-            reached[name] = reading(row["curve"], setting.tokens * min(1.0, mine / theirs / syncs))
-        ratio = ours["curve"][-1][2] / min(reached.values())
-        lines.append((step, mine, *(reached.get(name) for name in CENTRAL), ratio))
-        ratios.append(ratio)
-    columns = ("seconds a step", f"{BEST} takes", *CENTRAL, "ratio to the better")
-    table("At equal wall-clock, links of 1 Gbit/s, validation perplexity", columns, lines)
-    free, paid = (round(ratio, 4) for ratio in ratios)
-    return {"perplexity_ratio_wall_clock": free, "perplexity_ratio_wall_clock_paid": paid}
-
-
-def reading(curve: list[tuple[int, int, float]], tokens: float) -> float:
-    """The perplexity of a curve after so many tokens, its logarithm read from straight lines between points."""
-    import numpy as np
-
-    at, _, perplexities = zip(*curve, strict=True)
-    return float(np.exp(np.interp(tokens, at, np.log(perplexities))))
 
 
 if __name__ == "__main__":
