@@ -77,7 +77,7 @@ def spec_of(federation: Federation, runs: dict[str, dict[str, float]], steps: in
         "steps": steps,
         "batch_size": local.batch_size,
         "lr": optimizer.lr,
-        "warmup_steps": schedule.warmup_steps,
+        "warmup_steps": schedule.warmup(federation.schedule_steps),
         "schedule_steps": federation.schedule_steps,
         "alpha": schedule.alpha,
         "clip_norm": local.clip_norm,

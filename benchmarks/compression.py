@@ -50,6 +50,7 @@ FEDERATION: dict[str, Any] = {
     "run": "compression",
     "store": "store",
     "tokenizer": "tokenizer.json",
+    "recipe": None,
     "model": {"n_layers": 3, "d_model": 160, "n_heads": 5, "vocab_size": 2048, "max_seq_len": 128},
     "rounds": {"count": 24},
     "local": {

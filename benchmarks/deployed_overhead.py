@@ -35,6 +35,7 @@ HEAD = """\
 run: sites-{count}
 store: store
 tokenizer: bytes
+recipe: null
 model: {{n_layers: 1, d_model: 32, n_heads: 2, vocab_size: 257, max_seq_len: 64}}
 rounds: {{count: 100, deadline: 1h, evaluation_deadline: 1h}}
 local: {{steps: 1, batch_size: 4, device: cpu, optimizer: {{lr: 1.0e-3}}, schedule: {{warmup_steps: 1}}}}

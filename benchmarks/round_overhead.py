@@ -30,6 +30,7 @@ BENCH = """\
 run: bench
 store: store
 tokenizer: bytes
+recipe: null
 seed: 17
 model: {{n_layers: 8, d_model: 320, n_heads: 5, vocab_size: 257, max_seq_len: 256}}
 rounds: {{count: {rounds}, deadline: 1h}}

@@ -34,6 +34,7 @@ FILE = """\
 run: six-sites
 store: store
 tokenizer: tokenizer.json
+recipe: null
 seed: 17
 model: {{n_layers: 3, d_model: 160, n_heads: 5, vocab_size: 2048, max_seq_len: 128}}
 rounds: {{count: {rounds}, deadline: 1h}}

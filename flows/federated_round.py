@@ -26,8 +26,9 @@ from flows.outcome import failure
 from flows.site_round import site_steps
 from flows.start import start_at_site
 from photon_core.aggregation.tree import regions
+from photon_core.birth import as_born
 from photon_core.candidate import Candidate, Course
-from photon_core.rounds import remarks
+from photon_core.rounds import remarks, run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks import coordinator, dispatch, reporting
@@ -75,6 +76,7 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
         return Completed(
             message=f"all {federation.rounds.count} rounds are committed: raise rounds.count to go on"
         )
+    federation = as_born(run_of(federation), federation)
     manifest, waited = coordinator.committed_before(federation, t), ""
     if manifest is None:
         manifest, waited = _round(federation, t, deployed)

@@ -6,6 +6,7 @@ from prefect import flow, tags
 from prefect.states import Completed, State
 
 from photon_core.attempts import newest_update
+from photon_core.birth import as_born
 from photon_core.rounds import check_asked, check_in_time, next_attempt, run_of
 from schemas.federation import Federation
 from tasks import dispatch
@@ -29,6 +30,7 @@ def rerun_site(federation: Federation, site: str, t: int, force: bool = False) -
     federation, _ = own_file(federation, COORDINATOR)
     check_asked(federation, t, site)
     run = run_of(federation)
+    federation = as_born(run, federation)
     attempt = next_attempt(run, t, site) if force else 1
     with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
         dispatch.dispatch_round(federation, site, t, time.time() + federation.rounds.deadline, attempt)

@@ -5,7 +5,9 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, State
 
 from flows.outcome import failure
+from photon_core.birth import as_born
 from photon_core.errors import PhotonError
+from photon_core.rounds import run_of
 from schemas.federation import Federation
 from tasks import site as steps
 from tasks.incidents import INCIDENTS
@@ -41,6 +43,7 @@ def site_round(federation: Federation, site: str, t: int, attempt: int = 1) -> S
         INCIDENTS.put((federation.run, t, site), "file", [f"its flow run was started again: {edited}"])
     note = f" ({edited})" if edited else ""
     try:
+        federation = as_born(run_of(federation), federation)
         if reason := failure(site_steps(federation, site, t, attempt)):
             raise PhotonError(f"site '{site}', round {t}: {reason}{note}")
     finally:

@@ -34,6 +34,7 @@ run: demo
 store: store
 tokenizer: bytes
 seed: 17
+recipe: null
 
 model: {{n_layers: 3, d_model: 192, n_heads: 6, vocab_size: 257, max_seq_len: 128}}
 

@@ -256,7 +256,7 @@ def plan(
 
     federation = load_federation(file)
     check_store(federation, file)
-    show_plan(federation, as_json, to)
+    show_plan(federation, file, as_json, to)
 
 
 @app.command()

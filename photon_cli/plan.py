@@ -14,6 +14,7 @@ from photon_cli.credentials import take_credentials
 from photon_cli.pages import check_page, write_page
 from photon_cli.reach import reachable
 from photon_cli.tables import plain_console, wide_console
+from photon_core.birth import check_recipe
 from photon_core.errors import CorruptFile, FederationError, PhotonError
 from photon_core.numbers import amount, duration
 from photon_core.plan.check import compared
@@ -26,6 +27,8 @@ from photon_core.rounds import history
 from photon_core.training.infra import check_infra
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.presets import why
+from schemas.yaml_lines import read_yaml
 
 BAR = 30  # characters
 ENDINGS = (".svg", ".html")
@@ -39,12 +42,12 @@ svg{{max-width:100%;height:auto}} pre{{overflow-x:auto}}</style></head>
 """
 
 
-def show_plan(federation: Federation, as_json: bool, to: Path | None) -> None:
-    """Print the plan; write it as a page or a picture, too, where asked for.
+def show_plan(federation: Federation, file: Path, as_json: bool, to: Path | None) -> None:
+    """Print the plan of a federation file; write it as a page or a picture, too, where asked for.
 
     Raises:
-        FederationError: the file's ending is neither .svg nor .html, it may not be written there, there is no time
-            to draw, or a site cannot train as its hardware makes it.
+        FederationError: the run was begun with another recipe, the file's ending is neither .svg nor .html, it may
+            not be written there, there is no time to draw, or a site cannot train as its hardware makes it.
     """
     if to is not None and to.suffix not in ENDINGS:
         raise FederationError(f"--to {to}: write a file that ends in .svg or .html")
@@ -52,14 +55,17 @@ def show_plan(federation: Federation, as_json: bool, to: Path | None) -> None:
         check_page(to, [federation])
     for site in federation.active:
         check_infra(federation, site)
+    because = why(read_yaml(file.expanduser().read_text("utf-8-sig"), str(file))[0])
     rounds = _committed(federation)
     measured = measure(federation, rounds)
     now = predict(federation, measured)
     predictions = sweep(federation, measured)
     if as_json:
-        print(json.dumps(_facts(federation, now, best(predictions)), indent=2))
+        print(json.dumps({"recipe_because": because} | _facts(federation, now, best(predictions)), indent=2))
     else:
-        _print(wide_console(), federation, now, predictions, rounds, measured)
+        console = wide_console()
+        console.print(f"recipe {federation.recipe or 'none'}: {because}", highlight=False, markup=False)
+        _print(console, federation, now, predictions, rounds, measured)
     if to is not None:
         if now.round_seconds is None:
             raise FederationError(f"--to {to}: there is no time to draw; {_remedy(now)}")
@@ -70,7 +76,9 @@ def _committed(federation: Federation) -> list[RoundManifest]:
     """The rounds so far; none, with a word about it, while there is no store to ask: a plan comes first."""
     try:
         take_credentials(federation)
-        return history(reachable(federation))
+        run = reachable(federation)
+        check_recipe(run.birth(), federation)
+        return history(run)
     except (FederationError, CorruptFile):
         raise
     except PhotonError as error:
@@ -112,12 +120,12 @@ def _print(
 
 
 def _how(federation: Federation) -> str:
-    """The recipe and both optimizers: what a file gets that says little, too."""
+    """Both optimizers: what a file gets that says little, too."""
     local, server = federation.local.optimizer, federation.server
     matrices = f", matrix_lr {local.matrix_lr:g}" if local.name == "muon" else ""
     momentum = f", momentum {server.momentum:g}" if server.momentum else ""
     return (
-        f"recipe {federation.recipe or 'none'}: {local.name} at the sites (lr {local.lr:g}{matrices}, moments "
+        f"{local.name} at the sites (lr {local.lr:g}{matrices}, moments "
         f"{federation.local.optimizer_state}), {server.optimizer} at the server (lr {server.lr:g}{momentum})"
     )
 

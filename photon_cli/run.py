@@ -12,6 +12,7 @@ from types import FrameType
 
 from photon_cli.progress import Display, display, follow
 from photon_cli.server import EmbeddedServer, prefect_home
+from photon_core.birth import check_recipe
 from photon_core.data.shards import available
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import DataError
@@ -38,10 +39,16 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
     check_paths(federation, sites=[], file=file)  # raw text may be gone once it is prepared
     check_overlap(federation)
     birth, latest = run_of(federation).birth(), newest(run_of(federation))
-    if birth is not None and latest is not None and not rounds_left(federation, latest):
+    if birth is not None:
         check_frozen(birth, federation, load_tokenizer(federation.tokenizer).sha256)
+        check_recipe(birth, federation)
+    if birth is not None and latest is not None and not rounds_left(federation, latest):
         show_result(federation, file)
         print(f"all {latest.place} rounds are committed; to go on, raise rounds.count in {file}")
+        if federation.local.schedule.name == "cosine":
+            print(
+                "the learning rate stays where its schedule has ended, unless local.schedule.total_steps says more"
+            )
         return
     for site in federation.active:
         check_infra(federation, site)

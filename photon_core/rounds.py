@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from photon_core.birth import check_recipe
 from photon_core.data.paths import find_site
 from photon_core.dots import dots
 from photon_core.errors import (
@@ -115,6 +116,7 @@ def open_run(
         birth = run.birth()
         assert birth is not None
     check_frozen(birth, federation, tokenizer_sha256)
+    check_recipe(birth, federation)
     if run.round(0) is None:
         initial = initial_model()
         files = put_files(run, f"{run.round_dir(0)}/model", initial.files, prefix="model/")
@@ -171,7 +173,7 @@ def check_open(federation: Federation, t: int) -> None:
 
     Raises:
         StoreConflict: round t is committed.
-        FederationError: it is beyond rounds.count.
+        FederationError: it is beyond rounds.count, or the file gets another recipe than the run was begun with.
         PhotonError: round t - 1 is not committed.
     """
     run = run_of(federation)
@@ -182,6 +184,7 @@ def check_open(federation: Federation, t: int) -> None:
         raise FederationError(
             f"round {t}: the file has {federation.rounds.count} rounds{back}; raise rounds.count"
         )
+    check_recipe(run.birth(), federation)
     if run.round(t - 1) is None:
         remedy = "photon run, or the next federated-round, makes it"
         raise PhotonError(f"round {t} of run '{run.run}' cannot start: round {t - 1} is not committed; {remedy}")

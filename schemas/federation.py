@@ -9,7 +9,7 @@ from schemas.deploy import Deploy, PoolType, Storage
 from schemas.local import Local
 from schemas.model import Model
 from schemas.overlap import refuse_as_written
-from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
+from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, NAMED, OURS, apply_preset, needs_recipe
 from schemas.section import Section
 from schemas.server import ALIKE, Server
 from schemas.sites import Site
@@ -77,9 +77,8 @@ class Federation(Section):
     recipe: Literal["photon", "fedmom", "diloco", "local-sgd", "unlike-sites"] | None = Field(
         default=None,
         description="published way to federate, or ours (unlike-sites): local steps, server optimizer and what "
-        "goes with them, over the preset's; other keys override them. unlike-sites if the file has no preset, no "
-        "noise, no optimizer, optimizer_state or schedule in local, and in server nothing but guard and mean "
-        "(median or trimmed); null for none",
+        "goes with them, over the preset's; other keys override them. If left out: the published settings of "
+        "preset; else those of model.preset (fedmom); else unlike-sites. null for none",
     )
     run: Name = Field(description="name of the run; its folder in the store", examples=["my-run"])
     store: Place = Field(description="fsspec URL or path: where rounds live", examples=["s3://bucket/photon"])
@@ -107,7 +106,15 @@ class Federation(Section):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, data: Any) -> Any:
-        return apply_preset(data) if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        if shape := needs_recipe(data):
+            raise wrong(
+                f"{shape} is a published shape without published federated settings, and our own recipe was never "
+                f"measured at such a size; write recipe: with one of {NAMED}, or null and your own settings",
+                *("model", "preset"),
+            )
+        return apply_preset(data)
 
     @field_validator("sites")
     @classmethod
@@ -149,9 +156,10 @@ class Federation(Section):
                 *("rounds", "quorum"),
             )
         schedule = self.local.schedule
-        if schedule.name == "cosine" and schedule.warmup_steps >= self.schedule_steps and schedule.warmup_steps:
+        warmup = schedule.warmup(self.schedule_steps)
+        if schedule.name == "cosine" and warmup >= self.schedule_steps and warmup:
             raise wrong(
-                f"{schedule.warmup_steps} steps of warm-up, but the schedule ends at {self.schedule_steps} "
+                f"{warmup} steps of warm-up, but the schedule ends at {self.schedule_steps} "
                 "(total_steps, or rounds.count x local.steps); write fewer",
                 *("local", "schedule", "warmup_steps"),
             )
@@ -176,13 +184,13 @@ class Federation(Section):
     def _moments(self) -> "Federation":
         if self.local.optimizer_state == "average" and self.update.noise_multiplier:
             raise wrong(
-                "average sends moments without the noise of update.noise_multiplier; write keep",
+                f"average{self._of_recipe} sends moments without the noise of update.noise_multiplier; write keep",
                 *("local", "optimizer_state"),
             )
         if self.local.optimizer_state == "average" and self.server.mean == "norm_bounded":
             raise wrong(
-                "average takes the moments' plain mean, which one bad site carries away: norm_bounded bounds the "
-                "parameters alone; write keep, or server.mean: median or trimmed",
+                f"average{self._of_recipe} takes the moments' plain mean, which one bad site carries away: "
+                "norm_bounded bounds the parameters alone; write keep, or server.mean: median or trimmed",
                 *("local", "optimizer_state"),
             )
         if self.update.moments_dtype != "float32" and self.local.optimizer_state != "average":
@@ -281,6 +289,11 @@ class Federation(Section):
             if not is_s3(self.store):
                 raise wrong(f"is for s3:// stores, but store is '{self.store}'; drop it", "storage", name)
         return self
+
+    @property
+    def _of_recipe(self) -> str:
+        """For messages about what the file may not say itself."""
+        return f" (as recipe: {OURS} has it)" if self.recipe == OURS else ""
 
     @property
     def coordinator_pool(self) -> str:

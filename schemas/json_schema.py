@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from schemas.federation import Federation, Rounds
 from schemas.local import Local
 from schemas.model import Model
-from schemas.presets import FEDERATED_PRESETS, HOW, MODEL_PRESETS
+from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS
 
 PATH = Path(__file__).with_name("federation.schema.json")
 
@@ -42,11 +42,12 @@ def federation_schema() -> dict[str, Any]:
         "description": "Everything about a federation. Checked by schemas/federation.py; generated from it.",
         **{key: value for key, value in schema.items() if key not in ("title", "description")},
         "allOf": [
-            {"if": {"anyOf": [_named("preset"), _named("recipe")]}, "else": without_preset},
+            {"if": {"anyOf": [_named("preset"), _named("recipe"), _silent(_SIZED)]}, "else": without_preset},
             {
-                "if": {"anyOf": [_named("recipe"), {"not": _says_how()}]},
+                "if": {"anyOf": [_named("recipe"), _silent({"not": _shape(list(MODEL_PRESETS))})]},
                 "else": {"required": ["local"], "properties": {"local": {"required": ["steps"]}}},
             },
+            {"not": _silent({"allOf": [_shape(list(MODEL_PRESETS)), {"not": _SIZED}]})},
         ],
     }
 
@@ -59,19 +60,18 @@ def _named(key: str) -> dict[str, Any]:
     return {"required": [key], "properties": {key: {"type": "string"}}}
 
 
-def _says_how() -> dict[str, Any]:
-    """As schemas.presets.says_how has it."""
-    inside = [
-        {"required": [section], "properties": {section: {"anyOf": [{"required": [key]} for key in keys]}}}
-        for section, keys in HOW.items()
-    ]
-    bounded = {"required": ["mean"], "properties": {"mean": {"const": "norm_bounded"}}}
-    alone = [
-        {"required": ["recipe"]},
-        {"required": ["preset"], "properties": {"preset": {"not": {"type": "null"}}}},
-        {"required": ["server"], "properties": {"server": bounded}},
-    ]
-    return {"anyOf": [*inside, *alone]}
+def _silent(model: dict[str, Any]) -> dict[str, Any]:
+    """A file without recipe and preset whose `model.preset` is so: schemas.presets.default_recipe."""
+    return {"allOf": [{"not": {"required": ["recipe"]}}, {"not": _named("preset")}, model]}
+
+
+def _shape(names: list[str]) -> dict[str, Any]:
+    """A file whose `model.preset` is one of these."""
+    preset = {"required": ["preset"], "properties": {"preset": {"enum": names}}}
+    return {"required": ["model"], "properties": {"model": preset}}
+
+
+_SIZED = _shape(list(FEDERATED_PRESETS))
 
 
 def _required(section: type[BaseModel]) -> list[str]:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from schemas.presets import our_warmup
 from schemas.section import Section
 from schemas.values import Beta, MicroBatch, Options, wrong
 
@@ -32,11 +33,20 @@ class Schedule(Section):
     """Learning rate against the global step count; it does not restart with a round."""
 
     name: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int | None = Field(
+        default=0, ge=0, description="linear warm-up; null for 30, or a quarter of a schedule that is shorter"
+    )
     total_steps: int | None = Field(
-        default=None, ge=1, description="T of the cosine; rounds.count x local.steps if left out"
+        default=None,
+        ge=1,
+        description="T of the cosine, after which the rate stays at alpha; rounds.count x local.steps if left "
+        "out, both as they are when the run begins: raising them later does not change T",
     )
     alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of warm-up in a schedule of so many steps."""
+        return our_warmup(total_steps) if self.warmup_steps is None else self.warmup_steps
 
 
 class Logger(Section):

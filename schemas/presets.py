@@ -5,8 +5,8 @@ model and federated hyperparameters; "Photon: Federated LLM Pre-Training" (arXiv
 script for the 125M model; "DiLoCo" (arXiv 2311.08105).
 
 A preset says how large: shape, rounds, batch, learning rate, horizon. A recipe says how: what is done at the site
-and at the server. A recipe's values go over the preset's, the file's own over both. A file that says nothing of
-either, nor of optimizers, gets our own recipe.
+and at the server. A recipe's values go over the preset's, the file's own over both. Which recipe a file gets
+depends on `recipe`, `preset` and `model.preset` alone (`default_recipe`): no other key adds one or takes one away.
 """
 
 from collections.abc import Callable
@@ -111,13 +111,10 @@ def _local_sgd(size: dict[str, Any]) -> dict[str, Any]:
 
 
 OURS = "unlike-sites"
-HOW = {
-    "local": ("optimizer", "optimizer_state", "schedule"),
-    "server": ("optimizer", "lr", "momentum", "betas", "tau", "schedule", "weights"),
-    "update": ("noise_multiplier",),
-}
+PUBLISHED = "fedmom"  # the one with settings for every size of FEDERATED_PRESETS
 UNLIKE_STEPS = 20
 WARMUP = 30
+NAMED = "photon, fedmom, diloco, local-sgd, unlike-sites"  # for messages
 
 
 def _unlike_sites(size: dict[str, Any]) -> dict[str, Any]:
@@ -127,14 +124,14 @@ def _unlike_sites(size: dict[str, Any]) -> dict[str, Any]:
     local: dict[str, Any] = {
         "steps": UNLIKE_STEPS,
         "optimizer": {"name": "muon", "lr": 1.6e-2, "matrix_lr": 0.02, "momentum": 0.95, "betas": [0.9, 0.95]},
-        "schedule": {"name": "cosine", "alpha": 0.1},
+        "schedule": {"name": "cosine", "alpha": 0.1, "warmup_steps": None},
         "optimizer_state": "average",
         "clip_norm": 1.0,
     }
     recipe = {"local": local, "server": {"optimizer": "nesterov", "lr": 0.7, "momentum": 0.6}}
     if size:
         local["optimizer"]["lr"] = size["local"]["optimizer"]["lr"]
-        local["schedule"] = dict(size["local"]["schedule"])
+        local["schedule"] = {**size["local"]["schedule"], "warmup_steps": None}
         recipe["rounds"] = {"count": -(-local["schedule"]["total_steps"] // UNLIKE_STEPS)}
     return recipe
 
@@ -157,37 +154,60 @@ def apply_preset(data: dict[str, Any]) -> dict[str, Any]:
 
     Numbers belong to their optimizer, at the sites as at the server: whoever names another takes none of them.
     """
-    if not says_how(data):
-        data = {**data, "recipe": OURS}
-    name, recipe = data.get("preset"), data.get("recipe")
+    name = data.get("preset")
+    if "recipe" not in data and name is None:
+        default = default_recipe(_at(data, ("model", "preset")))
+        data = {**data, **({"recipe": default} if default else {})}
+        name = _at(data, ("model", "preset")) if default == PUBLISHED else None
+    recipe = data.get("recipe")
     size = FEDERATED_PRESETS.get(name, {}) if isinstance(name, str) else {}
     if not isinstance(recipe, str) or recipe not in RECIPES:
         return _merged([size, data])
     how = RECIPES[recipe](size)
-    layers = [size, how, data]
-    if recipe == OURS:
-        how["local"]["schedule"]["warmup_steps"] = _warmup(_merged(layers))
     if recipe == "photon" and size:
-        whole = _merged(layers)
+        whole = _merged([size, how, data])
         _stretch(size, how, *(_at(whole, ("local", key)) for key in ("batch_size", "steps")))
-    return _merged(layers)
+    return _merged([size, how, data])
 
 
-def says_how(data: dict[str, Any]) -> bool:
-    """Whether a file's data names a preset, or a recipe (null is the one that has nothing), or optimizers; or
-    noise or norm_bounded, which the moments that our recipe averages would leave without."""
-    inside = any(_at(data, (section, key)) is not None for section, keys in HOW.items() for key in keys)
-    bounded = _at(data, ("server", "mean")) == "norm_bounded"
-    return inside or bounded or "recipe" in data or data.get("preset") is not None
+def default_recipe(shape: Any) -> str | None:
+    """The recipe of a file that names neither a recipe nor a preset.
+
+    Args:
+        shape: its `model.preset`.
+
+    Returns:
+        ours where the shape is the file's own; the published one, with the size's settings, where the shape is
+        published, since ours was never measured there; None where nothing is published for that shape.
+    """
+    if not isinstance(shape, str) or shape not in MODEL_PRESETS:
+        return OURS
+    return PUBLISHED if shape in FEDERATED_PRESETS else None
 
 
-def _warmup(data: dict[str, Any]) -> int:
+def needs_recipe(data: dict[str, Any]) -> str | None:
+    """The published shape of a file that must name a recipe and does not; None for every other file."""
+    shape = _at(data, ("model", "preset"))
+    if "recipe" in data or data.get("preset") is not None or default_recipe(shape) is not None:
+        return None
+    return str(shape)
+
+
+def why(data: dict[str, Any]) -> str:
+    """Where a file's recipe comes from, in a few words; `data` as it is written."""
+    shape = _at(data, ("model", "preset"))
+    if "recipe" in data:
+        return "the file names it"
+    if data.get("preset") is not None:
+        return f"the published settings of preset: {data['preset']}"
+    if default_recipe(shape) == PUBLISHED:
+        return f"the published settings of model.preset: {shape}, a size at which {OURS} was never measured"
+    return "the file names no recipe, preset or model.preset; measured at 1 M parameters"
+
+
+def our_warmup(schedule_steps: int) -> int:
     """Our recipe's steps of warm-up: a quarter of the schedule at most, however short a file makes it."""
-    total = _at(data, ("local", "schedule", "total_steps"))
-    count, steps = _at(data, ("rounds", "count")), _at(data, ("local", "steps"))
-    if total is None and isinstance(count, int) and isinstance(steps, int):
-        total = count * steps
-    return min(WARMUP, total // 4) if isinstance(total, int) and total > 0 else WARMUP
+    return min(WARMUP, schedule_steps // 4)
 
 
 def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:

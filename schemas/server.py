@@ -20,7 +20,10 @@ class ServerSchedule(Section):
     )
     warmup_rounds: int = Field(default=0, ge=0, description="rounds of linear warm-up, from lr / warmup_rounds")
     total_rounds: int | None = Field(
-        default=None, ge=1, description="where cosine and linear reach alpha x lr; rounds.count if left out"
+        default=None,
+        ge=1,
+        description="where cosine and linear reach alpha x lr; rounds.count if left out, as it is when the run "
+        "begins: raising it later does not change this",
     )
     alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
 

@@ -28,6 +28,7 @@ if SOFT != resource.RLIM_INFINITY and SOFT < DESCRIPTORS:
 TINY: dict[str, Any] = {
     "run": "tiny",
     "store": "store",
+    "recipe": None,
     "tokenizer": "bytes",
     "seed": 3,
     "model": {"n_layers": 1, "d_model": 32, "n_heads": 2, "vocab_size": 257, "max_seq_len": 64},

@@ -17,7 +17,7 @@ def learning_rate(step: int, peak: float, schedule: Schedule, total_steps: int) 
         schedule: shape of the curve.
         total_steps: T of the cosine.
     """
-    warmup = schedule.warmup_steps
+    warmup = schedule.warmup(total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule.name == "constant":

@@ -94,6 +94,28 @@ def test_an_update_of_other_settings_does_not_count_after_an_edit_of_the_file(pr
     assert store.updates(1, "a")[0].work != store.updates(1, "a")[1].work
 
 
+def test_raising_the_count_bends_no_schedule_that_has_begun(prepared: Callable[..., Federation]):
+    """Point 10: two rounds more, and every step to come has the learning rate that it would have had."""
+    schedules = {
+        "local": {"schedule": {"warmup_steps": None, "total_steps": None}},
+        "server": {"schedule": {"name": "cosine"}},
+    }
+    two = prepared(**schedules)
+    run(two)
+    longer = run(changed(two, rounds=two.rounds.model_dump() | {"count": 4}))
+    ends = {
+        "local": {"schedule": {"warmup_steps": 1, "total_steps": 6}},
+        "server": {"schedule": {"name": "cosine", "total_rounds": 2}},
+    }
+    spelt = run(prepared(folder="spelt", rounds={"count": 4}, **ends))
+    assert [r.model_sha256 for r in longer] == [r.model_sha256 for r in spelt]
+    assert (
+        [r.server["lr"] for r in longer[1:]]
+        == [r.server["lr"] for r in spelt[1:]]
+        == pytest.approx([1, 0.55, 0.1, 0.1])
+    )
+
+
 def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation]):
     from photon_core.aggregation.aggregate import aggregate
 

@@ -41,7 +41,8 @@ def run(*arguments: str) -> str:
 def test_tables(tmp_path: Path) -> None:
     text = run(write(tmp_path))
     assert "125,311,488 parameters, 2 of 2 sites a round, 100 local steps, 10 rounds; from what the sites" in text
-    assert "recipe none: adamw at the sites (lr 0.0006, moments keep), fedavg at the server (lr 1)" in text
+    assert "recipe none: the file names it" in text
+    assert "adamw at the sites (lr 0.0006, moments keep), fedavg at the server (lr 1)" in text
     for part in (
         "north",
         "ring all-reduce",
@@ -55,10 +56,22 @@ def test_tables(tmp_path: Path) -> None:
 def test_it_names_what_a_file_gets_that_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "federation.yaml").write_text(yaml.safe_dump(sections(store="store", local={"batch_size": 2})))
     text = " ".join(run(str(tmp_path / "federation.yaml")).split())
-    assert "recipe unlike-sites: muon at the sites (lr 0.016, matrix_lr 0.02, moments average), nesterov" in text
+    assert "recipe unlike-sites: the file names no recipe, preset or model.preset; measured at 1 M" in text
+    assert "muon at the sites (lr 0.016, matrix_lr 0.02, moments average), nesterov" in text
     facts = json.loads(run(str(tmp_path / "federation.yaml"), "--json"))
     found = [facts[key] for key in ("recipe", "optimizer", "server_optimizer")]
     assert found == ["unlike-sites", "muon", "nesterov"]
+
+
+def test_it_says_which_recipe_a_published_size_gets_and_why(tmp_path: Path) -> None:
+    """Point 10: not a learning rate that was found at another size."""
+    said = {"store": "store", "model": {"preset": "1.3B"}, "local": {"steps": 64, "schedule": {"warmup_steps": 9}}}
+    file = tmp_path / "federation.yaml"
+    file.write_text(yaml.safe_dump({key: value for key, value in sections(**said).items() if key != "rounds"}))
+    text = " ".join(run(str(file)).split())
+    assert "recipe fedmom: the published settings of model.preset: 1.3B, a size at which unlike-sites was" in text
+    assert "adamw at the sites (lr 0.0002, moments keep), fedmom at the server (lr 0.2, momentum 0.9)" in text
+    assert "published settings of model.preset: 1.3B" in json.loads(run(str(file), "--json"))["recipe_because"]
 
 
 def test_json_is_what_the_tables_say(tmp_path: Path) -> None:
@@ -97,7 +110,7 @@ def test_what_cannot_train_is_refused_before_anything_is_prepared(command: str, 
 
     def invoke(**recipe: Any) -> None:
         file = tmp_path / "federation.yaml"
-        text = sections(store="store", model={"preset": "125M"}, local=local, sites=sites, **recipe)
+        text = sections(store="store", local=local, sites=sites, **recipe)
         file.write_text(yaml.safe_dump(text))
         CliRunner().invoke(app, [command, str(file)], catch_exceptions=False)
 

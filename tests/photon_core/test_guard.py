@@ -39,7 +39,7 @@ GOAL = np.mean(list(TARGETS.values()), axis=0)
 def federation(optimizer_state: str = "keep", **server: Any) -> Federation:
     return Federation.model_validate(
         {
-            "run": "run", "store": "unused", "tokenizer": "bytes",
+            "run": "run", "recipe": None, "store": "unused", "tokenizer": "bytes",
             "model": {"n_layers": 1, "d_model": 8, "n_heads": 1, "vocab_size": 257, "max_seq_len": 16},
             "rounds": {"count": 12, "quorum": 2}, "server": server,
             "local": {"steps": 5, "batch_size": 4, "device": "cpu", "optimizer_state": optimizer_state},

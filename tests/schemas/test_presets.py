@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from schemas.federation import Federation
 from schemas.local import Optimizer
@@ -123,7 +124,7 @@ def test_the_recipe_for_unlike_sites_is_what_was_probed() -> None:
     optimizer, schedule = local.optimizer, local.schedule
     assert (optimizer.name, optimizer.lr, optimizer.matrix_lr, optimizer.momentum) == ("muon", 1.6e-2, 0.02, 0.95)
     assert (optimizer.betas, local.clip_norm) == ((0.9, 0.95), 1.0)
-    assert (schedule.name, schedule.warmup_steps, schedule.alpha) == ("cosine", 30, 0.1)
+    assert (schedule.name, schedule.warmup(960), schedule.alpha) == ("cosine", 30, 0.1)
     assert (server.optimizer, server.lr, server.momentum) == ("nesterov", 0.7, 0.6)
 
 
@@ -137,7 +138,8 @@ def test_the_recipe_for_unlike_sites_keeps_a_presets_schedule() -> None:
 
 def plain(**more: Any) -> Federation:
     """A file that says nothing of how to learn, but for what is in `more`."""
-    rest = {"rounds": {"count": 48}, "local": {"batch_size": 4}, "model": {"preset": "75M"}}
+    shape = {"n_layers": 1, "d_model": 32, "n_heads": 2, "vocab_size": 50_368}
+    rest = {"rounds": {"count": 48}, "local": {"batch_size": 4}, "model": shape}
     return Federation.model_validate(minimal(**{**rest, **more}))
 
 
@@ -161,27 +163,75 @@ def test_a_file_that_says_nothing_of_how_gets_our_recipe(said: dict[str, Any]) -
     assert Federation.model_validate(federation.model_dump(mode="json")) == federation, "as a store keeps it"
 
 
+BARE = plain()
+
+
 @pytest.mark.parametrize(
     "said",
     [
-        {"recipe": None},
-        {"server": {"optimizer": "fedavg"}},
         {"server": {"lr": 1.0}},
         {"server": {"momentum": 0.0}},
         {"server": {"schedule": {"warmup_rounds": 3}}},
         {"server": {"weights": "uniform"}},
-        {"server": {"mean": "norm_bounded"}},
         {"local": {"optimizer": {"lr": 1e-3}}},
         {"local": {"optimizer_state": "keep"}},
-        {"local": {"schedule": {"alpha": 0.1}}},
-        {"update": {"clip_norm": 1.0, "noise_multiplier": 0.1}},
+        {"local": {"schedule": {"alpha": 0.2}}},
+        {"local": {"schedule": {"name": "constant"}}},
+        {"local": {"steps": 7}},
     ],
 )
-def test_a_file_that_says_how_is_taken_at_its_word(said: dict[str, Any]) -> None:
-    local = {"steps": 20, "batch_size": 4, **said.pop("local", {})}
-    federation = plain(local=local, **said)
-    assert (federation.recipe, federation.server.optimizer) == (None, "fedavg")
-    assert (federation.local.optimizer.name, federation.local.optimizer_state) == ("adamw", "keep")
+def test_a_key_overrides_that_key_and_no_other(said: dict[str, Any]) -> None:
+    """`local.schedule` in a file once turned Muon into AdamW and dropped the averaged moments."""
+    ((section, keys),) = said.items()
+    local = {"batch_size": 4, **(keys if section == "local" else {})}
+    found = plain(**said | {"local": local}).model_dump(mode="json")
+    expected = BARE.model_dump(mode="json")
+    for key, value in keys.items():
+        mine = expected[section][key]
+        expected[section][key] = mine | value if isinstance(value, dict) else value
+    assert found == expected
+
+
+def test_the_numbers_of_an_optimizer_that_is_not_named_go_with_it() -> None:
+    server = plain(server={"optimizer": "fedavg"})
+    assert (server.server.lr, server.server.momentum, server.local.optimizer.name) == (1.0, 0.0, "muon")
+    local = plain(local={"batch_size": 4, "optimizer": {"name": "adamw"}})
+    assert (local.local.optimizer, local.server) == (Optimizer(name="adamw"), BARE.server)
+
+
+@pytest.mark.parametrize(
+    "said", [{"update": {"clip_norm": 1.0, "noise_multiplier": 0.1}}, {"server": {"mean": "norm_bounded"}}]
+)
+def test_what_cannot_go_with_the_default_recipe_is_refused_with_what_to_write(said: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"average \(as recipe: unlike-sites has it\) .*; write keep"):
+        plain(**said)
+    assert plain(**said, recipe=None, local={"steps": 20, "batch_size": 4}).local.optimizer_state == "keep"
+
+
+@pytest.mark.parametrize("name", FEDERATED)
+def test_a_published_shape_gets_the_published_settings_of_its_size(name: str) -> None:
+    """`model.preset: 1.3B` once got a learning rate that was found at 1 M parameters."""
+    said = {"local": {"steps": 64, "schedule": {"warmup_steps": 5}}}
+    by_shape = Federation.model_validate(minimal(model={"preset": name, "vocab_size": 257}, **said))
+    by_preset = Federation.model_validate(minimal(name, **said))
+    assert by_shape.recipe == "fedmom"
+    assert (by_shape.local, by_shape.server, by_shape.rounds) == (
+        by_preset.local,
+        by_preset.server,
+        by_preset.rounds,
+    )
+    assert Federation.model_validate(by_shape.model_dump(mode="json")) == by_shape, "as a store keeps it"
+
+
+@pytest.mark.parametrize("name", ["3B", "7B"])
+def test_a_shape_without_published_settings_must_name_a_recipe(name: str) -> None:
+    rest = {"model": {"preset": name}, "rounds": {"count": 3}, "local": {"steps": 4, "batch_size": 8}}
+    with pytest.raises(
+        ValidationError, match=f"{name} is a published shape without .*; write recipe: with one of"
+    ):
+        Federation.model_validate(minimal(**rest))
+    for named in (None, "diloco", "unlike-sites"):
+        assert Federation.model_validate(minimal(recipe=named, **rest)).recipe == named
 
 
 @pytest.mark.parametrize(
@@ -196,7 +246,7 @@ def test_a_file_that_says_how_is_taken_at_its_word(said: dict[str, Any]) -> None
 )
 def test_our_recipes_warmup_is_a_quarter_of_a_short_run(rounds: int, local: dict[str, Any], warmup: int) -> None:
     federation = plain(recipe="unlike-sites", rounds={"count": rounds}, local={"batch_size": 4, **local})
-    assert federation.local.schedule.warmup_steps == warmup
+    assert federation.local.schedule.warmup(federation.schedule_steps) == warmup
 
 
 def test_a_recipe_goes_over_the_preset_and_the_file_over_both() -> None:

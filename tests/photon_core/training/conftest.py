@@ -23,6 +23,7 @@ def make_federation(
         "run": "tiny",
         "store": str(folder / "store"),
         "tokenizer": "bytes",
+        "recipe": None,
         "model": {
             "n_layers": 2,
             "d_model": 32,
