@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from flows.blocks import Notifier, credentials, forget_webhook, save_webhook
-from flows.catalogue import Automation, Deployment, Plan, Pool
+from flows.blocks import Notifier, credentials
+from flows.catalogue import COORDINATOR, Automation, Deployment, Plan, Pool, made_for, shareable
 from flows.pages import PAGE, pages
 from photon_core.errors import FederationError
 
@@ -46,7 +46,6 @@ class _Applier:
             yield self._apply_pool(pool, there[pool.name])
         for wanted in self.plan.deployments:
             yield self._apply_deployment(wanted, found[wanted.full_name])
-        yield from self._apply_webhook()
         named = {automation.name: automation for automation in self._automations()}
         for automation in self.plan.automations:
             yield self._apply_automation(automation, named.get(automation.name))
@@ -69,14 +68,37 @@ class _Applier:
                 f"the work pool '{wanted.name}' is there and of type {there.type}, not {wanted.type}; "
                 "give the site another pool, write its pool_type, or delete the pool"
             )
+        self._check_owner(wanted, there.description)
         return there
 
+    def _check_owner(self, wanted: Pool, description: str | None) -> None:
+        """Refuse a pool that was made for others, unless every file names it: its worker would get our work."""
+        (run, users), ours = made_for(description), made_for(wanted.description)[1]
+        if run == self.plan.run:
+            others = COORDINATOR in users and COORDINATOR not in ours
+            free = not others or wanted.shareable
+        else:
+            free = not run or (wanted.shareable and shareable(description))
+        if free:
+            return
+        raise FederationError(
+            f"the work pool '{wanted.name}' of {ours} was made for {users or 'a part'} of run '{run}', whose "
+            f"worker would get the other's work; write pool: with a name of its own in this file, such as "
+            f"{wanted.name}-{self.plan.run}; if both shall share it, pool: {wanted.name} in each file, and photon "
+            f"deploy with that of '{run}' first; or delete the pool"
+        )
+
     def _apply_pool(self, wanted: Pool, there: Any) -> str:
-        from prefect.client.schemas.actions import WorkPoolCreate
+        from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 
         what = f"work pool {wanted.name} ({wanted.type})"
         if there is not None:
-            return self._line("unchanged", what)
+            ours = made_for(there.description)[0] == self.plan.run
+            if not ours or there.description == wanted.description:
+                return self._line("unchanged", what)
+            if not self.dry_run:
+                self.client.update_work_pool(wanted.name, WorkPoolUpdate(description=wanted.description))
+            return self._line("updated", what)
         if not self.dry_run:
             self.client.create_work_pool(
                 WorkPoolCreate(
@@ -125,16 +147,10 @@ class _Applier:
         found = pages(lambda offset: self.client.read_automations(limit=PAGE, offset=offset))
         return [automation for automation in found if automation.name.startswith(self.plan.prefix)]
 
-    def _apply_webhook(self) -> Iterator[str]:
-        notify = self.plan.notify
-        if notify is not None and notify.webhook:
-            verb = save_webhook(self.client, self.plan.run, notify.webhook, self.dry_run)
-            yield self._line(verb, "webhook block for notifications")
-
     def _apply_automation(self, wanted: Automation, there: Any) -> str:
         from prefect.events.schemas.automations import AutomationCore
 
-        action = wanted.action or Notifier(self.client, self.plan, self.dry_run).action(wanted.message)
+        action = wanted.action or Notifier(self.client, self.plan).action(wanted.message)
         core = AutomationCore.model_validate(
             {
                 "name": wanted.name,
@@ -166,9 +182,6 @@ class _Applier:
             if doing:
                 self.client.delete_automation(automation.id)
             lines.append(self._line(verb, f"automation {automation.name}"))
-        if prune and (self.plan.notify is None or not self.plan.notify.webhook):
-            verb_webhook = forget_webhook(self.client, self.plan.run, self.dry_run)
-            lines += [self._line(verb_webhook, "webhook block for notifications")] if verb_webhook else []
         going = list(self._old_deployments())
         for name, deployment in going:
             if doing:
@@ -201,11 +214,7 @@ class _Applier:
     def _old_pools(self) -> list[Any]:
         kept = {pool.name for pool in self.plan.pools}
         found = pages(lambda offset: self.client.read_work_pools(limit=PAGE, offset=offset))
-        return [
-            pool
-            for pool in found
-            if pool.name not in kept and (pool.description or "").split("\n")[0] == self.plan.marker
-        ]
+        return [pool for pool in found if pool.name not in kept and made_for(pool.description)[0] == self.plan.run]
 
     def _users(self, pool: str) -> set[Any]:
         """Deployments on a pool, whoever made them."""

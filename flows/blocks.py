@@ -1,4 +1,4 @@
-"""Prefect blocks that a federation uses: the one that notifications go through."""
+"""Prefect blocks that a federation uses: the store's credentials, and the one that notifications go through."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,6 @@ if TYPE_CHECKING:
 WEBHOOK = "webhook"
 # Jinja filters: a stranger's words mention nobody, link nowhere, and end (photon_core.errors.unmarked)
 UNMARKED = " | replace('<', '‹') | replace('>', '›') | replace('](', '] (') | truncate(1000, true, '…', 0)"
-
-
-def webhook_block(run: str) -> str:
-    """Name of the run's own webhook block: lower case, since blocks' names are."""
-    import re
-
-    from photon_core.hashing import sha256_bytes
-
-    return f"photon-{re.sub('[^a-z0-9]+', '-', run.lower())}-{sha256_bytes(run.encode())[:6]}"
 
 
 def find_block(client: "SyncPrefectClient", block: str, secrets: bool = False) -> Any:
@@ -60,34 +51,11 @@ def credentials(client: "SyncPrefectClient", block: str) -> dict[str, str]:
     return {variable: str(data[key]) for variable, key in CREDENTIALS.items()}
 
 
-def save_webhook(client: "SyncPrefectClient", run: str, url: str, dry_run: bool) -> str:
-    """Have the run's webhook block call the URL. Returns created, updated or unchanged."""
-    from prefect.blocks.webhook import Webhook
-
-    there = find_block(client, f"{WEBHOOK}/{webhook_block(run)}", secrets=True)
-    if there is not None and there.data.get("url") == url:
-        return "unchanged"
-    if not dry_run:
-        block = Webhook(url=url, headers={"Content-Type": "application/json"})
-        block.save(webhook_block(run), overwrite=True)
-    return "created" if there is None else "updated"
-
-
-def forget_webhook(client: "SyncPrefectClient", run: str, dry_run: bool) -> str:
-    """Remove the run's webhook block. Returns removed, or nothing where there is none."""
-    there = find_block(client, f"{WEBHOOK}/{webhook_block(run)}")
-    if there is None:
-        return ""
-    if not dry_run:
-        client.delete_block_document(there.id)
-    return "removed"
-
-
 class Notifier:
-    """Actions that tell somebody, through the block that the file names or the run's webhook."""
+    """Actions that tell somebody, through the block that the file names."""
 
-    def __init__(self, client: "SyncPrefectClient", plan: "Plan", dry_run: bool) -> None:
-        self.client, self.plan, self.dry_run = client, plan, dry_run
+    def __init__(self, client: "SyncPrefectClient", plan: "Plan") -> None:
+        self.client, self.plan = client, plan
 
     def action(self, message: str) -> dict[str, Any]:
         """The automation's action.
@@ -100,20 +68,18 @@ class Notifier:
         """
         notify = self.plan.notify
         assert notify is not None
-        block = notify.block or f"{WEBHOOK}/{webhook_block(self.plan.run)}"
-        there = find_block(self.client, block)
-        if there is None and not (self.dry_run and notify.webhook):
+        there = find_block(self.client, notify.block)
+        if there is None:
             raise FederationError(
-                f"deploy.notify.block: the server has no block '{block}'; create it, or write webhook: https://..."
+                f"deploy.notify.block: the server has no block '{notify.block}'; create it, with the address in it"
             )
-        block_id = str(there.id) if there else "00000000-0000-0000-0000-000000000000"
         message = f"({message}){UNMARKED}"
-        if block.startswith(f"{WEBHOOK}/"):
+        if notify.block.startswith(f"{WEBHOOK}/"):
             payload = '{"text": {{ ' + message + " | tojson }} }"
-            return {"type": "call-webhook", "block_document_id": block_id, "payload": payload}
+            return {"type": "call-webhook", "block_document_id": str(there.id), "payload": payload}
         return {
             "type": "send-notification",
-            "block_document_id": block_id,
+            "block_document_id": str(there.id),
             "subject": f"Photon: {self.plan.run}",
             "body": "{{ " + message + " }}",
         }

@@ -13,6 +13,8 @@ from schemas.protocol import PROTOCOL, PROTOCOL_TAG
 from tasks.events import LEFT_OUT
 
 TAG = "photon"
+MARKER = f"{TAG} run:"
+COORDINATOR = "the coordinator"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 # After a heartbeat, one of these must come in time. Running is not among them: it follows the first heartbeat
 # at once, and would hide a flow run that dies before its second.
@@ -43,14 +45,21 @@ CHILD_SETTINGS = {
 COMMAND = "python -m prefect.engine"
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "aws_access_key_id", "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key"}
+SHAREABLE = "Its file names it (pool:), and other runs' files may."  # last line of such a pool's description
 VALUE_BLOCKS = ("secret", "json")  # Prefect's own, whose content is all in `value`
 
 
 @dataclass(frozen=True)
 class Pool:
+    """A work pool. The first line of its description says which run it was made for, the second for whom of it."""
+
     name: str
     type: str
     description: str
+
+    @property
+    def shareable(self) -> bool:
+        return shareable(self.description)
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class Plan:
     @property
     def marker(self) -> str:
         """First line of the description of the pools that were made for this run."""
-        return f"photon run:{self.run}"
+        return f"{MARKER}{self.run}"
 
     @property
     def tags(self) -> tuple[str, str]:
@@ -114,6 +123,19 @@ def run_tag(run: str) -> str:
     return f"run:{run}"
 
 
+def made_for(description: str | None) -> tuple[str, str]:
+    """The run that a pool was made for, and for whom of it, by its description; empty if it is not of ours."""
+    first, *rest = (description or "").split("\n")
+    if not first.startswith(MARKER):
+        return "", ""
+    return first.removeprefix(MARKER), rest[0].removeprefix("Of ").split(". ")[0] if rest else ""
+
+
+def shareable(description: str | None) -> bool:
+    """Whether the file that a pool was made for names it, so that the files of other runs may name it, too."""
+    return SHAREABLE in (description or "").split("\n")
+
+
 def plan(federation: Federation) -> Plan:
     """Everything that `photon deploy` puts on a server."""
     return Plan(
@@ -128,13 +150,17 @@ def plan(federation: Federation) -> Plan:
 
 def _pools(federation: Federation) -> tuple[Pool, ...]:
     """The coordinator's and every site's pool, each once."""
-    marker = f"photon {run_tag(federation.run)}"
-    pools = {federation.coordinator_pool: (federation.deploy.pool_type, ["the coordinator"])}
+    marker, named = f"{MARKER}{federation.run}", federation.named_pools
+    pools = {federation.coordinator_pool: (federation.deploy.pool_type, [COORDINATOR])}
     for site in federation.sites:
         kind = federation.site_pool_type(site.name)
         pools.setdefault(federation.site_pool(site.name), (kind, []))[1].append(f"site {site.name}")
     return tuple(
-        Pool(name, kind, f"{marker}\nOf {', '.join(users)}. Made by photon deploy.")
+        Pool(
+            name,
+            kind,
+            f"{marker}\nOf {', '.join(users)}. Made by photon deploy." + f"\n{SHAREABLE}" * (name in named),
+        )
         for name, (kind, users) in pools.items()
     )
 

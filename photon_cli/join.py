@@ -20,6 +20,7 @@ from schemas.load import check_paths
 from schemas.local import Local
 from schemas.overlap import check_overlap
 from schemas.protocol import PROTOCOL_TAG, other_protocol
+from schemas.server_errors import told
 from tasks.tags import tagged
 
 GPUS = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
@@ -57,7 +58,7 @@ def join(federation: Federation, site: str | None, unprepared: bool, check_only:
         try:
             found = check()
         except Exception as error:  # every filesystem has errors of its own
-            text = str(error) if isinstance(error, PhotonError) else f"{type(error).__name__}: {error}"
+            text = told(error)
             problems.append(f"{name}: {text}")
         else:
             if not quiet:
@@ -148,7 +149,7 @@ def _store(federation: Federation, site: str | None) -> str:
         raise
     except Exception as error:
         raise NotReady(
-            f"{run.store.url} cannot be read and written ({type(error).__name__}: {error}); correct its address, "
+            f"{run.store.url} cannot be read and written ({told(error)}); correct its address, "
             "or the credentials in the environment"
         ) from None
     with suppress(Exception):  # a site may be allowed to write and not to remove: then it is litter

@@ -1,9 +1,11 @@
 """The Prefect server that a deployed federation runs on: is it there, and does it let us in?"""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from photon_core.errors import PhotonError
+from schemas.server_errors import cause
 
 ANSWER_SECONDS = 20.0  # for its first answer
 
@@ -21,7 +23,7 @@ def asking(url: str) -> Iterator[None]:
         yield
     except httpx.HTTPError as error:
         raise NotReady(
-            f"the Prefect server at {url} failed ({type(error).__name__}: {error}); look at its log, and "
+            f"the Prefect server at {url} failed ({cause(error)}); look at its log, and "
             "write the same command again"
         ) from None
 
@@ -42,7 +44,7 @@ def require_server() -> str:
         temporary_settings,
     )
 
-    url = PREFECT_API_URL.value()
+    url = re.sub(r"//[^/@]*@", "//", PREFECT_API_URL.value() or "")  # for messages: without a password
     if not url:
         raise NotReady(
             "no Prefect server is named; set PREFECT_API_URL, such as http://coordinator.example.org:4200/api"

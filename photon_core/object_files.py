@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from photon_core.errors import PhotonError, StoreConflict
-from photon_core.patience import error_code
 from photon_core.writer import Writer
+from schemas.server_errors import error_code
 
 PART = 16 << 20  # bytes; S3 takes 10,000 parts of an object, so 156 GiB
 BLOCK = 8 << 20  # bytes of one ranged read

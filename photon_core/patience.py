@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from photon_core.errors import StoreRefused, StoreUnavailable
+from schemas.server_errors import cause, error_code, http_status, quiet
 
 T = TypeVar("T")
 
@@ -57,7 +58,9 @@ def patiently(call: Callable[[], T], what: str, patience: float = PATIENCE) -> T
                     "the bucket's policy lets them do"
                 ) from None
             if not passing(error):
-                raise
+                if (plain := quiet(error)) is error:
+                    raise
+                raise plain from None
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries) * random.uniform(0.5, 1.0)
             if time.monotonic() - start + pause > patience:
                 raise StoreUnavailable(
@@ -119,38 +122,6 @@ def refused(error: BaseException) -> str:
     if status == 403:
         return "RequestTimeTooSkewed: this machine's clock is wrong, HTTP 403"
     return ""
-
-
-def cause(error: BaseException) -> str:
-    """An error in few words that hold no secret."""
-    status = http_status(error)
-    if status is None:
-        return type(error).__name__
-    return f"HTTP {status} {error_code(error)}".strip()
-
-
-def told(error: BaseException) -> str:
-    """An error's text, unless a server wrote it: then its code."""
-    return cause(error) if http_status(error) is not None else str(error) or type(error).__name__
-
-
-def error_code(error: BaseException) -> str:
-    """The server's own error code, also under an OSError of s3fs; empty if there is none."""
-    return str(_response(error).get("Error", {}).get("Code", ""))
-
-
-def http_status(error: BaseException) -> int | None:
-    """Status of the server's answer; None if there was no answer."""
-    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return int(status) if status is not None else None
-
-
-def _response(error: BaseException) -> dict[str, Any]:
-    for layer in (error, error.__cause__):
-        response = getattr(layer, "response", None)
-        if isinstance(response, dict):
-            return response
-    return {}
 
 
 def connection_errors(*more: type[BaseException]) -> tuple[type[BaseException], ...]:

@@ -20,9 +20,10 @@ from typing import IO, Any, BinaryIO, TypeVar, cast
 from photon_core.errors import FederationError, PhotonError, StoreConflict
 from photon_core.listing import Found, walk_remote
 from photon_core.object_files import ObjectRanges, ObjectReader, ObjectWriter
-from photon_core.patience import PATIENCE, error_code, patiently
+from photon_core.patience import PATIENCE, patiently
 from photon_core.s3_client import S3Client
 from photon_core.writer import Writer
+from schemas.server_errors import error_code
 
 T = TypeVar("T")
 

@@ -16,7 +16,8 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from photon_core.errors import PhotonError
-from photon_core.patience import BUSY, error_code
+from photon_core.patience import BUSY
+from schemas.server_errors import error_code
 
 STEP = 1 << 20  # bytes between two looks at what has come
 LOOK = 5.0  # s between two looks for answers that take too long
@@ -123,7 +124,7 @@ class _Made:
             return _Answer(StreamingBody(answer.raw, length or None), found.get("Content-Range", ""), length)
         answer.raw.close()
         if status in BUSY:  # not to be asked again at once
-            code = {"Code": HTTPStatus(status).phrase}
+            code = {"Code": HTTPStatus(status).phrase.replace(" ", "")}
             error = {"Error": code, "ResponseMetadata": {"HTTPStatusCode": status}}
             raise ClientError(error, "GetObject")
         return None

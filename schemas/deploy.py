@@ -12,8 +12,6 @@ from schemas.values import Name, Place, Seconds, Text, wrong
 PoolType = Literal["process", "docker", "kubernetes"]
 BLOCK = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]*")
 HEARTBEAT_LEAST = 30.0  # Prefect's own
-SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "PREFECT_API_KEY",
-          "PREFECT_API_AUTH_STRING")  # fmt: skip
 
 
 def _block(value: str) -> str:
@@ -23,15 +21,9 @@ def _block(value: str) -> str:
 
 
 def check_environment(env: Any) -> None:
-    """Refuse an environment of a job that is no mapping of texts, or that holds credentials in the clear."""
+    """Refuse an environment of a job that is no mapping of texts."""
     if not isinstance(env, dict) or not all(isinstance(x, str) for pair in env.items() for x in pair):
         raise wrong("env is not a mapping of names to texts; write {NAME: 'value'}", "env")
-    for name, value in env.items():
-        if name in SECRET and "{{" not in value:  # the message must not repeat the value
-            raise wrong(
-                f"env holds {name} in the clear; set it in the worker's own environment, or write storage.block",
-                "env",
-            )
 
 
 class ObjectServer(Section):
@@ -101,34 +93,15 @@ class Storage(ObjectServer):
 class Notify(Section):
     """Who is told of a failed round and of a site that was left out."""
 
-    webhook: Place | None = Field(
-        default=None,
-        description='address that gets {"text": ...}; it is seen in parameters, so a secret one goes into a block',
-        examples=["https://chat.example.org/hooks/photon"],
-    )
-    block: Text | None = Field(
-        default=None,
-        description="Prefect notification or webhook block, as type/name",
+    block: Text = Field(
+        description="Prefect notification or webhook block, as type/name: the address in it is a secret",
         examples=["slack-webhook/ops"],
     )
 
-    @field_validator("webhook")
-    @classmethod
-    def _webhook(cls, url: str | None) -> str | None:
-        if url is not None and not re.match(r"https?://[^/\s]+", url):
-            raise ValueError("is not an address; write http:// or https:// and the host")
-        return url
-
     @field_validator("block")
     @classmethod
-    def _is_block(cls, value: str | None) -> str | None:
-        return value if value is None else _block(value)
-
-    @model_validator(mode="after")
-    def _one(self) -> "Notify":
-        if (self.webhook is None) == (self.block is None):
-            raise wrong("takes one of webhook and block; write webhook: https://... or block: type/name")
-        return self
+    def _is_block(cls, value: str) -> str:
+        return _block(value)
 
 
 class Deploy(Section):

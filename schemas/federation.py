@@ -10,6 +10,7 @@ from schemas.local import Local
 from schemas.model import Model
 from schemas.overlap import refuse_as_written
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, NAMED, OURS, apply_preset, needs_recipe
+from schemas.secrets import find_secrets
 from schemas.section import Section
 from schemas.server import ALIKE, Server
 from schemas.sites import Site
@@ -108,6 +109,8 @@ class Federation(Section):
     def _preset(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if secret := next(find_secrets(data), None):
+            raise wrong(secret.message, *secret.place)
         if shape := needs_recipe(data):
             raise wrong(
                 f"{shape} is a published shape without published federated settings, and our own recipe was never "
@@ -275,6 +278,12 @@ class Federation(Section):
         types = {self.coordinator_pool: self.deploy.pool_type}
         for i, site in enumerate(self.sites):
             pool, kind = self.site_pool(site.name), self.site_pool_type(site.name)
+            if pool == self.coordinator_pool and site.pool is None and self.deploy.pool is None:
+                raise wrong(
+                    f"the site is named like the run, and would share the coordinator's work pool '{pool}': each "
+                    "would get the other's work; write pool: with a name of its own here, or deploy.pool",
+                    *("sites", i, "name"),
+                )
             if types.setdefault(pool, kind) != kind:
                 raise wrong(
                     f"the work pool '{pool}' would be of type {kind} here and {types[pool]} elsewhere; "
@@ -318,6 +327,13 @@ class Federation(Section):
     def site_pool(self, name: str) -> str:
         """The work pool of a site."""
         return self.site(name).pool or f"photon-{name}"
+
+    @property
+    def named_pools(self) -> set[str]:
+        """The work pools that all of their users in this file name: other runs' files may name them, too."""
+        said = [(self.coordinator_pool, self.deploy.pool)]
+        said += [(self.site_pool(site.name), site.pool) for site in self.sites]
+        return {pool for pool, _ in said} - {pool for pool, name in said if name is None}
 
     def site_pool_type(self, name: str) -> PoolType:
         return self.site(name).pool_type or self.deploy.pool_type

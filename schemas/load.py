@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from schemas.errors import FederationError
 from schemas.federation import Federation
 from schemas.paths import check_paths, check_store, resolve
-from schemas.problems import describe
+from schemas.problems import describe, locate
+from schemas.secrets import find_secrets
 from schemas.yaml_lines import Key, read_yaml
 
 __all__ = ["FederationError", "check_paths", "check_store", "load_federation"]
@@ -41,6 +42,9 @@ def load_federation(path: str | os.PathLike[str], overrides: Mapping[str, Any] |
     overridden: set[Key] = set()
     for key, value in (overrides or {}).items():
         data = _override(data, tuple(key.split(".")), value, overridden, file)
+    if secrets := list(find_secrets(data)):  # alone, and first: no other message may repeat their values
+        texts = [locate(s.place, s.message, data, file, lines, frozenset(overridden)) for s in secrets]
+        raise FederationError("\n".join(texts))
     folder = Path(path).expanduser().absolute().parent
     try:
         return Federation.model_validate(resolve(data, folder))

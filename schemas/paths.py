@@ -11,6 +11,7 @@ from schemas.errors import FederationError
 from schemas.federation import Federation
 from schemas.overlap import linked
 from schemas.problems import locate
+from schemas.server_errors import told
 from schemas.values import BROKEN_URL
 from schemas.yaml_lines import Key, read_yaml
 
@@ -223,5 +224,5 @@ def _remote_problem(url: str, options: dict[str, Any] | None = None) -> str | No
         fs, path = fsspec.url_to_fs(url, **(options or {}))
         found = bool(fs.glob(path)) if glob.has_magic(path) else fs.exists(path)
     except Exception as error:  # every filesystem has errors of its own
-        return f"'{url}' cannot be reached ({type(error).__name__}: {error}); check address and credentials"
+        return f"'{url}' cannot be reached ({told(error)}); check address and credentials"
     return None if found else f"nothing is at '{url}'; correct the address, or put the files there"

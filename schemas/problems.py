@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.remedies import names, nearest_key, remedy
+from schemas.secrets import has_secret
 from schemas.yaml_lines import Key
 
 Finding = tuple[Key, ErrorDetails, list[str]]  # where, what, and which keys are missing beside it
@@ -68,7 +69,8 @@ def dotted(place: Key, data: Any) -> str:
         if isinstance(part, int):
             here = here[part] if isinstance(here, list) and part < len(here) else None
             name = here.get("name") if isinstance(here, dict) else None
-            text += f"[{name if isinstance(name, str) and 0 < len(name) < 64 else part + 1}]"
+            shown = isinstance(name, str) and 0 < len(name) < 64 and not has_secret(name)
+            text += f"[{name if shown else part + 1}]"
         else:
             here = here.get(part) if isinstance(here, dict) else None
             text += f".{part}" if text else part

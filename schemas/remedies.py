@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from schemas.federation import Federation
 from schemas.presets import OURS
+from schemas.secrets import redacted
 from schemas.yaml_lines import Key
 
 SHOWN = 60  # characters of a wrong value that a message repeats
@@ -87,7 +88,7 @@ def shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value)
+    text = repr(redacted({"options": value})["options"])  # whatever stands in a wrong place, by its names, too
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 

@@ -12,7 +12,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 BROKEN_URL = re.compile(r"(s3a?|gs|gcs|az|abfss?|https?|file|local|memory):/?(?![/:])", re.IGNORECASE)
-CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 
 
 def wrong(message: str, *at: str | int) -> PydanticCustomError:
@@ -91,8 +90,6 @@ def _text(value: str) -> str:
 
 
 def _place(value: str) -> str:
-    if CREDENTIALS.search(value):  # the message must not repeat the value
-        raise wrong("the URL holds a password; take it out, credentials come from the environment")
     if broken := BROKEN_URL.match(value):
         root = "/" if broken[0].endswith("/") and broken[1].lower() in ("file", "local") else ""
         raise ValueError(f"is no URL; write {broken[1].lower()}://{root}{value[broken.end() :]}")

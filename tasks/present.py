@@ -13,8 +13,9 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import MissingContextError, ObjectNotFound
 from prefect.logging import get_logger
 
+from photon_core.birth import as_born
 from photon_core.errors import FederationError, PhotonError
-from photon_core.rounds import FROZEN
+from photon_core.rounds import FROZEN, run_of
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL_TAG, other_protocol
 from tasks.tags import tagged
@@ -52,7 +53,7 @@ def own_file(federation: Federation, where: str) -> tuple[Federation, str]:
         except ObjectNotFound:  # pruned since
             return federation, ""
         present = _file(deployment, where)
-        if present == federation:
+        if federation in (present, as_born(run_of(present), present)):
             return federation, ""
         given = client.read_flow_run(flow_run.id).parameters
         given["federation"] = present.model_dump(mode="json")
@@ -89,6 +90,7 @@ class Present:
 
     def __init__(self, federation: Federation, follow: bool = False, born: bool = True) -> None:
         self.federation, self._fixed = federation, (*PLACES, *(FROZEN if born else ()))
+        self._run = run_of(federation)
         self._lock = threading.Lock()
         self._looked = 0.0
         self._raw: Any = None
@@ -118,7 +120,7 @@ class Present:
             self._read = None
             return
         with suppress(PhotonError):
-            if _file(deployment, COORDINATOR) == self.federation:
+            if self._deployed(deployment) == self.federation:
                 self._raw = (deployment.parameters or {}).get("federation")
             elif not inner:
                 self._read = None
@@ -135,7 +137,7 @@ class Present:
             return
         self._raw = raw
         try:
-            edited = _file(deployment, COORDINATOR)
+            edited = self._deployed(deployment)
             if edited == self.federation:
                 return
             for key in self._fixed:
@@ -146,6 +148,10 @@ class Present:
             return
         _log().warning("the deployed file was edited: this round continues with it")
         self.federation = edited
+
+    def _deployed(self, there: DeploymentResponse) -> Federation:
+        """The deployment's file, with its schedules' ends where the run's birth has put them."""
+        return as_born(self._run, _file(there, COORDINATOR))
 
 
 def _log() -> Any:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from schemas.server_errors import told
+
 State = Literal["started", "running", "finished", "failed"]
 
 
@@ -45,6 +47,6 @@ def step(t: int, name: str, site: str = "") -> Iterator[dict[str, Any]]:
     try:
         yield data
     except BaseException as error:
-        emit(t, name, "failed", site, error=f"{type(error).__name__}: {error}")
+        emit(t, name, "failed", site, error=f"{type(error).__name__}: {told(error)}")
         raise
     emit(t, name, "finished", site, **data)

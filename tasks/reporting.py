@@ -21,6 +21,7 @@ from photon_core.errors import printable
 from photon_core.line import sentence
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.server_errors import told
 
 SECONDS = 300.0  # for one report; it is made with what the training leaves of the cores
 LAST_SECONDS = 120.0  # that the end of a run waits for the newest
@@ -77,7 +78,9 @@ def _report(federation: Federation, manifest: RoundManifest) -> None:
         )
         get_run_logger().info("report: %s (%.1f s)", made["location"], time.monotonic() - began)
     except Exception as error:  # of matplotlib, the store, the server, each with kinds of its own
-        get_run_logger().warning("round %d is committed; its report could not be made: %s", manifest.round, error)
+        get_run_logger().warning(
+            "round %d is committed; its report could not be made: %s", manifest.round, told(error)
+        )
 
 
 def _make(federation: Federation, t: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Cancelling, State
 
 from photon_core.errors import printable
+from schemas.server_errors import told
 
 AUTOMATIC_RETRIES = 5  # of a site's flow run that crashed; one that failed waits for a person
 PENDING = 3
@@ -106,7 +107,7 @@ class Watch:
 
     def away(self, error: Exception) -> None:
         """Take note that the Prefect server or the store does not answer; say so once."""
-        self.text = f"the Prefect server or the store does not answer ({type(error).__name__}: {error})"[:500]
+        self.text = f"the Prefect server or the store does not answer ({told(error)})"[:500]
         if self.gone is not type(error):
             self._note(self.text)
         self.gone = type(error)

@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 
 from photon_core.data.sources import SourceFile, filesystem_open, hash_file, open_file
 from photon_core.errors import DataError
-from photon_core.patience import connection_errors, told
+from photon_core.patience import connection_errors
+from schemas.server_errors import told
 
 MAX_RECORD = 1 << 30  # bytes of one document; more would not be one
 
@@ -86,7 +87,7 @@ def _read(file: SourceFile, line: int, content: BinaryIO, whole: bool) -> bytes:
     try:
         data = content.read(MAX_RECORD + 1) if whole else content.readline(MAX_RECORD + 1)
     except connection_errors(OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{file.name}:{line}: unreadable or truncated ({told(error)})") from error
+        raise DataError(f"{file.name}:{line}: unreadable or truncated ({told(error)})") from None
     if len(data) > MAX_RECORD:
         raise DataError(f"{file.name}:{line}: a document of more than {MAX_RECORD} bytes; split it")
     return data
@@ -120,7 +121,7 @@ def _read_parquet(file: SourceFile, text_key: str) -> Iterator[Document]:
                     row += 1
                     yield Document(value, file.name, row)
     except connection_errors(pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file.name}:{row + 1}: unreadable parquet ({told(error)})") from error
+        raise DataError(f"{file.name}:{row + 1}: unreadable parquet ({told(error)})") from None
 
 
 def _name(value: Any) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from photon_core.errors import DataError
-from photon_core.patience import connection_errors, told
+from photon_core.patience import connection_errors
+from schemas.server_errors import told
 
 KINDS = (".jsonl", ".txt", ".parquet")
 PACKED = (".gz", ".zst")
@@ -51,7 +52,7 @@ def list_files(source: str, options: Mapping[str, Any] | None = None) -> list[So
     except DataError:
         raise
     except Exception as error:  # each filesystem has errors of its own
-        raise DataError(f"{source}: cannot be listed ({told(error)})") from error
+        raise DataError(f"{source}: cannot be listed ({told(error)})") from None
     if not files:
         raise DataError(
             f"{source}: no file is there; write a path, glob or URL of {' '.join(KINDS)} files, "
@@ -75,7 +76,7 @@ def open_file(file: SourceFile, digest: Any = None) -> Iterator[BinaryIO]:
     try:
         raw = filesystem_open(file)
     except connection_errors(OSError) as error:
-        raise DataError(f"{file.name}: cannot be opened ({told(error)})") from error
+        raise DataError(f"{file.name}: cannot be opened ({told(error)})") from None
     with raw:
         source: Any = _Tapped(raw, digest)
         yield _unpack(file.packed, source)

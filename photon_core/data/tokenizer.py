@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from photon_core.errors import FederationError
 from photon_core.hashing import sha256_bytes
+from schemas.server_errors import told
 
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "[EOS]", "[SEP]")
 CHOICES = "'bytes', a path to a tokenizer.json, or a Hugging Face name such as EleutherAI/gpt-neox-20b"
@@ -129,7 +130,7 @@ def _download(name: str) -> bytes:
     try:
         return Path(hf_hub_download(name, "tokenizer.json")).read_bytes()
     except Exception as error:  # network, HTTP and cache errors of several libraries
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FederationError(
-            f"tokenizer: '{name}' is no file here and Hugging Face did not give it ({reason}); write {CHOICES}"
-        ) from error
+            f"tokenizer: '{name}' is no file here and Hugging Face did not give it ({told(error)}); "
+            f"write {CHOICES}"
+        ) from None

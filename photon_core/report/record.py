@@ -13,6 +13,7 @@ from photon_core.layout import Run
 from photon_core.line import on_line
 from photon_core.rounds import READERS, history
 from schemas.manifests import RoundManifest, RunManifest, UpdateManifest
+from schemas.secrets import redacted
 
 PHASES = ("wait", "validate", "download", "train", "encode", "upload", "aggregate", "evaluate")
 FLOAT32_BYTES = 4
@@ -59,8 +60,8 @@ class Record:
 
     @property
     def federation(self) -> dict[str, Any]:
-        """The federation file as first run."""
-        return self.birth.federation if self.birth else {}
+        """The federation file as first run, without the secrets that files of older versions may hold."""
+        return redacted(self.birth.federation) if self.birth else {}
 
     @property
     def sites(self) -> list[str]:

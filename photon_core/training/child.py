@@ -18,6 +18,7 @@ from typing import Any
 from photon_core.errors import ChildFailed, PhotonError
 from photon_core.training.channel import Channel
 from photon_core.training.scratch import keep_ledger
+from schemas.server_errors import cause, foreign, told
 
 REQUEST = "request.pickle"
 PR_SET_PDEATHSIG = 1
@@ -51,7 +52,7 @@ def run_child(folder: Path, channel: int, log: str, threads: int, server: int) -
     except BaseException as error:
         message = ("error", portable(error))
         with suppress(OSError):  # the log may be on the very disk that is full
-            traceback.print_exc()
+            _print(error)
     answer.send(message)
     for output in (sys.stdout, sys.stderr):
         with suppress(OSError):
@@ -98,6 +99,15 @@ def _takes_report(function: Callable[..., Any]) -> bool:
         return False
 
 
+def _print(error: BaseException) -> None:
+    """Into the log, with the lines that led to it; what a server has written into it stays out."""
+    if foreign(error):
+        traceback.print_tb(error.__traceback__)
+        print(f"{type(error).__name__}: {cause(error)}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+
+
 def portable(error: BaseException) -> Exception:
     """The error as it can cross to the launcher: ours as they are, others by name, text and last lines."""
     if isinstance(error, PhotonError):
@@ -108,4 +118,4 @@ def portable(error: BaseException) -> Exception:
         except Exception:  # falls through to the plain form below
             pass
     lines = "".join(traceback.format_tb(error.__traceback__, limit=-3)).rstrip()
-    return ChildFailed(f"{type(error).__name__}: {error}\n{lines}")
+    return ChildFailed(f"{type(error).__name__}: {told(error)}\n{lines}")

@@ -20,6 +20,7 @@ from photon_core.numbers import amount
 from photon_core.store import Store
 from photon_core.training.child import portable
 from schemas.local import Local
+from schemas.server_errors import told
 
 if TYPE_CHECKING:
     import torch
@@ -188,8 +189,7 @@ def measure_link(store: Store, folder: str) -> tuple[Transfer, Transfer]:
         return up, _read(store, path, up.size)
     except OSError as error:
         raise StoreRefused(
-            f"{store.url} cannot be written and read ({type(error).__name__}: {error}); correct its address, or "
-            "who may write there"
+            f"{store.url} cannot be written and read ({told(error)}); correct its address, or who may write there"
         ) from None
     finally:
         for path in paths:

@@ -42,10 +42,14 @@ def eventually(true: Callable[[], bool]) -> bool:
 def main(file: Path, home: Path) -> None:
     hook = HTTPServer(("127.0.0.1", 0), Hook)
     threading.Thread(target=hook.serve_forever, daemon=True).start()
-    notify = {"webhook": f"http://127.0.0.1:{hook.server_port}/hook"}
+    notify = {"block": "webhook/hook"}
     federation = load_federation(file, {"deploy.notify": notify, "deploy.schedule": "* * * * *"})
     with EmbeddedServer(home, services=True) as server:
         server.wait()
+        from prefect.blocks.webhook import Webhook
+
+        url = f"http://127.0.0.1:{hook.server_port}/hook"
+        Webhook(url=url, headers={"Content-Type": "application/json"}).save("hook")
         print(json.dumps(observe(federation)))
 
 

@@ -15,7 +15,7 @@ from schemas.federation import Federation
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-DEPLOY: dict[str, Any] = {"schedule": "0 0 1 1 *", "notify": {"webhook": "http://127.0.0.1:9/hook"}}
+DEPLOY: dict[str, Any] = {"schedule": "0 0 1 1 *", "notify": {"block": "webhook/hook"}}
 
 
 def verbs(lines: list[str]) -> set[str]:
@@ -28,17 +28,24 @@ def changed(federation: Federation, **sections: Any) -> Federation:
 
 @pytest.fixture
 def client(prefect_server: str) -> Iterator[Any]:
+    from prefect.blocks.webhook import Webhook
     from prefect.client.orchestration import get_client
 
+    Webhook(url="http://127.0.0.1:9/hook").save("hook", overwrite=True)
     with get_client(sync_client=True) as client:
         yield client
 
 
 @pytest.fixture
 def load(write_federation: Callable[..., Path]) -> Callable[..., Federation]:
+    """As write_federation, each site with a pool of its own run's unless the test says where."""
     from schemas.load import load_federation
 
-    return lambda *args, **sections: load_federation(write_federation(*args, **sections))
+    def make(sites: tuple[str, ...], **sections: Any) -> Federation:
+        own = {site: f"{sections['run']}-{site}" for site in sites}
+        return load_federation(write_federation(sites, **{"pools": own, **sections}))
+
+    return make
 
 
 def test_twice_changes_nothing(load: Callable[..., Federation], client: Any) -> None:
@@ -81,16 +88,19 @@ def test_changes(load: Callable[..., Federation], client: Any) -> None:
     assert not there.schedules[0].active  # whoever paused it goes on having it paused
     lines = apply(plan(changed(federation, deploy={})), prune=True)
     assert "removed automation photon/changes/site left out" in lines
-    assert "removed webhook block for notifications" in lines
     assert client.read_deployment_by_name(name).schedules == []
 
 
 def test_prune_removes_this_runs_and_nothing_else(load: Callable[..., Federation], client: Any) -> None:
-    both, other = load(("a", "b"), run="prune"), load(("b",), run="prune-not", folder="other")
+    pools = {"a": "prune-a", "b": "photon-b"}
+    both, other = (
+        load(("a", "b"), run="prune", pools=pools),
+        load(("b",), run="prune-not", pools=pools, folder="other"),
+    )
     apply(plan(both))
-    apply(plan(other))  # its site b works for both runs, on one pool
+    apply(plan(other))  # its site b works for both runs, on one pool, as each file says
     sites = [both.site("a").model_dump(mode="json")]
-    fewer = plan(changed(both, sites=sites, deploy={"pool": "photon-a"}))
+    fewer = plan(changed(both, sites=sites, deploy={"pool": "prune-a"}))
     named = apply(fewer)
     assert "left over (--prune removes it): deployment site-round/prune-b" in named
     assert client.read_deployment_by_name("site-round/prune-b")
@@ -105,8 +115,42 @@ def test_names_of_others_are_refused(load: Callable[..., Federation], client: An
     apply(plan(load(("b-c",), run="a")))
     with pytest.raises(FederationError, match=r"'site-round/a-b-c' is there and belongs to something else"):
         apply(plan(load(("c",), run="a-b")))
-    with pytest.raises(FederationError, match="'photon-b-c' is there and of type process, not docker"):
-        apply(plan(load(("b-c",), run="e", deploy={"pool_type": "docker"})))
+    with pytest.raises(FederationError, match="'a-b-c' is there and of type process, not docker"):
+        apply(plan(load(("b-c",), run="e", pools={"b-c": "a-b-c"}, deploy={"pool_type": "docker"})))
+
+
+def test_no_two_runs_share_a_pool_unless_each_file_names_it(load: Callable[..., Federation], client: Any) -> None:
+    """Point 11: flow runs once landed on the machine of another run's site of the same name."""
+    apply(plan(load(("oslo",), run="one", pools={})))
+    before = client.read_deployments()
+    refused = r"'photon-oslo' of site oslo was made for site oslo of run 'one'.* pool: photon-oslo in each"
+    with pytest.raises(FederationError, match=refused):
+        apply(plan(load(("oslo",), run="two", pools={})))
+    shared = {"oslo": "photon-oslo"}
+    with pytest.raises(FederationError, match="such as photon-oslo-two; "):
+        apply(plan(load(("oslo",), pools=shared, run="two")))
+    with pytest.raises(FederationError, match="'photon-oslo' of the coordinator was made for site oslo of run"):
+        apply(plan(load(("c",), run="oslo", pools={})))
+    with pytest.raises(
+        FederationError, match="'photon-one' of site one was made for the coordinator of run 'one'"
+    ):
+        apply(plan(load(("one",), run="two", pools={})))
+    assert client.read_deployments() == before, "nothing was changed"
+    apply(plan(load(("oslo",), pools={"oslo": "oslo-two"}, run="two")))
+    assert "updated work pool photon-oslo (process)" in apply(plan(load(("oslo",), pools=shared, run="one")))
+    assert "unchanged work pool photon-oslo (process)" in apply(plan(load(("oslo",), pools=shared, run="two")))
+    assert verbs(apply(plan(load(("oslo",), pools=shared, run="one")))) == {"unchanged"}
+
+
+def test_a_coordinators_pool_is_no_sites(load: Callable[..., Federation], client: Any) -> None:
+    """Whoever serves the pool for the rounds would train, too."""
+    apply(plan(load(("a",), run="head")))
+    moved = {"deploy": {"pool": "elsewhere"}}
+    with pytest.raises(
+        FederationError, match="'photon-head' of site head was made for the coordinator of run 'head'"
+    ):
+        apply(plan(load(("head",), run="head", pools={}, **moved)))
+    apply(plan(load(("head",), run="head", pools={"head": "photon-head"}, **moved)))
 
 
 def test_blocks(load: Callable[..., Federation], client: Any) -> None:
@@ -129,10 +173,12 @@ def test_blocks(load: Callable[..., Federation], client: Any) -> None:
 
 
 def test_prefect_yaml_deploys_the_same(client: Any) -> None:
+    from prefect.blocks.notifications import SlackWebhook
     from prefect.client.schemas.actions import WorkPoolCreate
 
     from schemas.load import load_federation
 
+    SlackWebhook(url="https://127.0.0.1:9/hook").save("photon", overwrite=True)
     wanted = plan(load_federation(ROOT / "examples" / "federation.yaml"))
     for pool in wanted.pools:
         client.create_work_pool(WorkPoolCreate(name=pool.name, type=pool.type, description=pool.description))

@@ -55,7 +55,7 @@ def test_a_site_chooses_its_own_pool(tmp_path: Path) -> None:
 
 
 def test_a_dump_means_the_same(tmp_path: Path) -> None:
-    federation = load(tmp_path, deploy={"schedule": "0 * * * *", "notify": {"webhook": "https://h.org/x"}})
+    federation = load(tmp_path, deploy={"schedule": "0 * * * *", "notify": {"block": "slack-webhook/ops"}})
     assert Federation.model_validate(federation.model_dump(mode="json")) == federation
 
 
@@ -69,12 +69,17 @@ def test_a_dump_means_the_same(tmp_path: Path) -> None:
         ({"deploy": {"timezone": "Mars/Base"}}, "deploy.timezone: 'Mars/Base' is not a time zone"),
         ({"deploy": {"timezone": "../UTC"}}, "is not a time zone"),
         ({"deploy": {"pool_type": "k8s"}}, "is not one of process, docker, kubernetes"),
-        ({"deploy": {"notify": {}}}, "deploy.notify: takes one of webhook and block"),
-        ({"deploy": {"notify": {"webhook": "https://a.org/x", "block": "a/b"}}}, "takes one of webhook and block"),
-        ({"deploy": {"notify": {"webhook": "mail"}}}, "deploy.notify.webhook: 'mail' is not an address"),
+        ({"deploy": {"notify": {}}}, "deploy.notify.block: missing"),
+        (
+            {"deploy": {"notify": {"webhook": "https://a.org/x"}}},
+            "save the address in a block of the Prefect server",
+        ),
         ({"deploy": {"notify": {"block": "ops"}}}, "write its type and name"),
         ({"storage": {"endpoint_url": "minio:9000"}}, "storage.endpoint_url: 'minio:9000' is not an address"),
-        ({"storage": {"endpoint_url": "https://me:secret@h.org"}}, "the URL holds a password"),
+        (
+            {"storage": {"endpoint_url": "https://me:secret@h.org"}},
+            "holds the user name or password of a URL; take it out",
+        ),
         ({"storage": {"secret_key": "x"}}, "storage.secret_key: unknown key"),
         ({"storage": {"profile": "a", "block": "b/c"}}, "credentials come from one of them"),
         ({"store": "/rounds", "storage": {"region": "x"}}, "storage.region: is for s3:// stores, but store is"),
@@ -94,15 +99,6 @@ def test_a_pool_has_one_type(tmp_path: Path) -> None:
     ]
     with pytest.raises(FederationError, match=r"sites\[b\].pool_type: .*'shared' would be of type docker here"):
         load(tmp_path, sites=sites)
-
-
-def test_credentials_are_refused_in_job_variables(tmp_path: Path) -> None:
-    site = {**FILE["sites"][0], "job_variables": {"env": {"AWS_SECRET_ACCESS_KEY": "hush"}}}
-    with pytest.raises(FederationError, match=r"sites\[a\].job_variables.env: .*AWS_SECRET_ACCESS_KEY") as failure:
-        load(tmp_path, sites=[site])
-    assert "hush" not in str(failure.value)
-    site["job_variables"] = {"env": {"AWS_SECRET_ACCESS_KEY": "{{ prefect.blocks.secret.s3 }}"}}
-    load(tmp_path, sites=[site])
 
 
 def test_environment_is_text(tmp_path: Path) -> None:
