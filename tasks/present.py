@@ -13,11 +13,12 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import MissingContextError, ObjectNotFound
 from prefect.logging import get_logger
 
-from photon_core.birth import as_born
+from photon_core.birth import as_born, check_recipe
 from photon_core.errors import FederationError, PhotonError
 from photon_core.rounds import FROZEN, run_of
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL_TAG, other_protocol
+from schemas.server_errors import told
 from tasks.tags import tagged
 
 LOOK_SECONDS = 5.0  # between two questions of a round that waits
@@ -130,7 +131,7 @@ class Present:
         try:
             deployment = self._read()
         except Exception as error:  # of the client: the file stays what it was
-            _log().debug("the deployment could not be read: %r", error)
+            _log().debug("the deployment could not be read: %s", told(error))
             return
         raw = None if deployment is None else (deployment.parameters or {}).get("federation")
         if deployment is None or raw == self._raw:
@@ -151,7 +152,9 @@ class Present:
 
     def _deployed(self, there: DeploymentResponse) -> Federation:
         """The deployment's file, with its schedules' ends where the run's birth has put them."""
-        return as_born(self._run, _file(there, COORDINATOR))
+        file = _file(there, COORDINATOR)
+        check_recipe(self._run.birth(), file)
+        return as_born(self._run, file)
 
 
 def _log() -> Any:

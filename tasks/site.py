@@ -22,6 +22,7 @@ from photon_core.update.early import EarlyUpload
 from photon_core.update.upload import upload_update
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RunManifest
+from schemas.server_errors import told
 from tasks.incidents import INCIDENTS, starts
 from tasks.processes import launcher
 from tasks.progress import emit, step
@@ -303,5 +304,7 @@ class _Progress:
             self.away = False
         except Exception as error:  # of the client's connection, with kinds of its own
             if not self.away:
-                self.logger.warning("the Prefect server does not take the progress; training goes on: %r", error)
+                self.logger.warning(
+                    "the Prefect server does not take the progress; training goes on: %s", told(error)
+                )
             self.away = True

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 from photon_core.errors import PhotonError, StoreRefused, StoreUnavailable, Unreadable, UpdateRejected
 from photon_core.layout import Run
-from photon_core.patience import told
 from photon_core.tensor_reader import Array, Load
 from schemas.manifests import UpdateManifest
+from schemas.server_errors import told
 
 T = TypeVar("T")
 
