@@ -304,7 +304,6 @@ class _Progress:
             self.away = False
         except Exception as error:  # of the client's connection, with kinds of its own
             if not self.away:
-                self.logger.warning(
-                    "the Prefect server does not take the progress; training goes on: %s", told(error)
-                )
+                why = told(error)
+                self.logger.warning("the Prefect server does not take the progress; training goes on: %s", why)
             self.away = True

@@ -174,6 +174,13 @@ def serve(strip: bool) -> Iterator[str]:
 SECRETS = {"AWS_ACCESS_KEY_ID": "AKIAPHOTONTESTKEY000", "AWS_SECRET_ACCESS_KEY": "photon/test/secret+access+key"}
 
 
+def hostile(key: str, secret: str) -> bytes:
+    """An answer that repeats them wherever a server may write; for the fault "answer"."""
+    body = f"<Error><Code>{key}</Code><Message>{secret} of {key}</Message><Resource>{secret}</Resource></Error>"
+    head = f"HTTP/1.1 400 {key}\r\nContent-Type: application/xml\r\nx-amz-request-id: {key}\r\nConnection: close"
+    return f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
