@@ -19,8 +19,8 @@ Everything about a federation is in one YAML file. It is checked as a whole befo
 with line, key, value and what to write instead. Unknown keys are refused. Places on disk are taken from
 the file's own folder; durations are seconds, or `90s`, `30m`, `2h`, `1d`.
 
-The defaults are those of `recipe: null`. What a preset or a recipe brings goes over them, and most files that name
-neither [have a recipe, too](recipes.md#sites-whose-texts-differ).
+The defaults are those of `recipe: null`. What a preset or a recipe brings goes over them, and files that name
+neither [have a recipe, too](recipes.md#which-recipe-a-file-gets).
 
 This page is made from the schema (`python -m schemas.json_schema`). [concepts.md](concepts.md) says what the words
 mean, [recipes.md](recipes.md) shows parts of files, `examples/federation.yaml` is a whole one. In an editor with a

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.flows.deployment import Deployed, Workers, deployed, served
+from tests.flows.planted import plant_in_environment
 
 
 @pytest.fixture(scope="module")
@@ -13,9 +14,12 @@ def breakable(
     prefect_server: str, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Workers]:
     """Training is forked from the session's fork server, as beside a worker that `photon join` has started; the
-    environment holds the S3 server's credentials."""
-    with served(tmp_path_factory.mktemp("breakable")) as workers:
-        yield workers
+    environment holds the S3 server's credentials, and what tests/flows/planted.py plants there."""
+    home = tmp_path_factory.mktemp("breakable")
+    with pytest.MonkeyPatch.context() as patch:
+        plant_in_environment(tmp_path_factory.mktemp("planted"), patch)
+        with served(home) as workers:
+            yield workers
 
 
 @pytest.fixture

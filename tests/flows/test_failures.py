@@ -12,8 +12,9 @@ import pytest
 
 from tests.docs import commands
 from tests.flows.deployment import Deployed, Workers, eventually, recovered, shared_memory_of
+from tests.flows.planted import HOSTILE, deploy_with_secrets, found_in, kept
 from tests.processes import alive
-from tests.s3_server import FaultProxy, Request
+from tests.s3_server import FaultProxy, Request, hostile
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 Deploy = Callable[..., Deployed]
@@ -205,3 +206,24 @@ def update_of(two: Deployed, site: str) -> Any:
     state = two.folder(site) / "state"
     finished = [path.stat().st_mtime_ns for path in state.glob("*/trained.json")]
     return two.run.updates(1, site), two.run.update_sha256(1, site, 1), finished
+
+
+def test_no_secret_comes_into_store_server_logs_or_report(
+    breakable: Workers, s3_proxy: FaultProxy, s3_bucket: str, tmp_path: Path
+) -> None:
+    """Point 7: they are planted in the environment, a profile, blocks, and a hostile server's error texts."""
+    server = breakable.server
+    two = deploy_with_secrets(server, tmp_path / "fed", s3_bucket, s3_proxy.url)
+    s3_proxy.answer = hostile(*HOSTILE)
+    s3_proxy.fault = lambda request: "answer" if request.method == "PUT" and "/sites/b/" in request.path else None
+    first = two.ended(two.start_round())
+    assert first.is_completed() and "Left out: b" in first.message and "HTTP 400" in first.message
+    s3_proxy.fault = lambda request: None
+    assert two.ended(two.start_round()).is_completed()
+    assert set(two.rounds()[2].updates) == {"a", "b"}
+    looked, bad = set(), []
+    for name, data in kept(two, server.home, tmp_path, s3_bucket):
+        looked.add(name.rpartition("/")[2])
+        bad += found_in(name, data)
+    assert {"run.json", "round.json", "update.json", "report.html", "prefect.db", "worker-far.log"} <= looked
+    assert bad == []
