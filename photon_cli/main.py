@@ -10,6 +10,7 @@ import typer
 
 from photon_core.errors import PhotonError, QuorumMissed, StoreConflict, printable
 from photon_core.telemetry import telemetry_off
+from schemas.server_errors import cause, foreign
 
 if TYPE_CHECKING:
     from schemas.federation import Federation
@@ -303,7 +304,7 @@ def main() -> None:
         sys.exit(_exit_code(error))
     except OSError as error:  # a disk that is full, a folder that may not be written
         where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"photon: {where}{error.strerror or error}", err=True)
+        typer.echo(f"photon: {where}{cause(error) if foreign(error) else error.strerror or error}", err=True)
         sys.exit(1)
     except SystemExit as ended:
         if ended.code == EXIT_INTERRUPTED:  # Typer's, in the place of KeyboardInterrupt

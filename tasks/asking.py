@@ -8,7 +8,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun
 
-from photon_core.errors import PhotonError, printable
+from photon_core.errors import PhotonError
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.training.job import work_sha256
 from schemas.federation import Federation
@@ -117,10 +117,9 @@ class Asking:
         except PrefectHTTPStatusError as error:
             if error.response.status_code != REFUSED:
                 raise
-            reason = printable(str(error.response.json().get("detail", "")), 300)
             raise PhotonError(
-                f"the deployment '{self.name}' is of another version: it does not take these parameters "
-                f"({reason}). Write: photon deploy"
+                f"the deployment '{self.name}' is of another version: it does not take these parameters. "
+                "Write: photon deploy"
             ) from None
         return flow_run
 
