@@ -28,7 +28,7 @@ HELD = "\0"  # stands for a reference while the text around it is looked at
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 # user:password@ after //, or where a text or a word of it begins; a port and a path are no password
 LOGIN = re.compile(
-    r"(?://|(?:^|[\s\"'=,;(\[{<|]|:/)/*)(?!\w[\w+.-]*://)[^\s/@:\"']{0,256}:(?!:|\d{0,9}(?:[/?#\"'\s]|$))(?!\0@)[^\s@]{0,1024}"
+    r"(?://|(?:^|[\s\"'=,;(\[{<|]|:/)/*)(?!\w[\w+.-]*://|mailto:)[^\s/@:\"']{0,256}:(?!:|\d{0,9}(?:[/?#\"'\s]|$))(?!\0@)[^\s@]{0,1024}"
     r"(?:[^\s@/]@|@[^\s@/]{0,256}@)(?!sha\d+:)"
 )
 WEB_LOGIN = re.compile(r"\b(?:https?|ftps?):/*(?!\0?@|[^\s/@]{0,256}\0@)[^\s/@?#\"']{1,1024}@", re.IGNORECASE)

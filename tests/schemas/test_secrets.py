@@ -31,6 +31,7 @@ PLAIN = [
     "abfss://container@account.dfs.core.windows.net/p", "ssh://git@host/x", "/data/10:30@home/x", "texts/*.jsonl",
     "https://h:8080/path@x", "zip://*.csv::s3://bucket/file@x.zip", "http://[::1]:9000/a@b", "bytes", "gpt2",
     "https://h/x?versionId=1&max_tokens=5", "s3://b/tokenizer.json?versionId=3", "at 10:30, mail me@home.org",
+    "mailto:me@home.org",
     "https://u:{{ prefect.blocks.secret.h }}@h.org", "https://h/?token={{ prefect.blocks.secret.h }}",
 ]  # fmt: skip
 
