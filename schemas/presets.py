@@ -197,7 +197,8 @@ def why(data: dict[str, Any]) -> str:
     """Where a file's recipe comes from, in a few words; `data` as it is written."""
     shape = _at(data, ("model", "preset"))
     if "recipe" in data:
-        return "the file names it"
+        far = data["recipe"] == OURS and default_recipe(data.get("preset") or shape) != OURS
+        return "the file names it" + ", though it was never measured at this size" * far
     if data.get("preset") is not None:
         return f"the published settings of preset: {data['preset']}"
     if default_recipe(shape) == PUBLISHED:

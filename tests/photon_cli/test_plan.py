@@ -72,6 +72,9 @@ def test_it_says_which_recipe_a_published_size_gets_and_why(tmp_path: Path) -> N
     assert "recipe fedmom: the published settings of model.preset: 1.3B, a size at which unlike-sites was" in text
     assert "adamw at the sites (lr 0.0002, moments keep), fedmom at the server (lr 0.2, momentum 0.9)" in text
     assert "published settings of model.preset: 1.3B" in json.loads(run(str(file), "--json"))["recipe_because"]
+    small = said | {"local": {"batch_size": 2}}
+    file.write_text(yaml.safe_dump(sections(**small, recipe="unlike-sites")))
+    assert "recipe unlike-sites: the file names it, though it was never measured at this size" in run(str(file))
 
 
 def test_json_is_what_the_tables_say(tmp_path: Path) -> None:
