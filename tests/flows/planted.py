@@ -39,7 +39,7 @@ def deploy_with_secrets(server: Server, folder: Path, bucket: str, endpoint: str
     from flows.apply import apply
     from flows.catalogue import plan
 
-    rounds = {"count": 2, "quorum": 1, "grace": 1, "report_every": 1, "evaluation_deadline": 60}
+    rounds = {"count": 1, "quorum": 1, "grace": 1, "report_every": 1, "evaluation_deadline": 60}
     deploy = {"pool": COORDINATOR, "heartbeat": 30, "zombie_after": 120, "notify": {"block": "slack-webhook/ops"}}
     storage = {"endpoint_url": endpoint, "block": "secret/store"}
     sections: dict[str, Any] = {
