@@ -15,7 +15,7 @@ from tests.photon_core.training.conftest import make_federation
 WITHOUT_EFFECT = {
     *("preset", "recipe", "store", "trackers"),
     *("storage.", "server.", "deploy.", "sites.beta."),
-    *("rounds.sites_per_round", "rounds.quorum", "rounds.deadline", "rounds.evaluation_deadline"),
+    *("rounds.sites_per_round", "rounds.quorum", "rounds.deadline", "rounds.grace", "rounds.evaluation_deadline"),
     *("rounds.report_every", "local.micro_batch", "local.memory_gb", "local.checkpoint_steps", "local.loggers"),
     *("aggregation.tree_above", "aggregation.fan_out", "aggregation.memory_mib", "aggregation.connections"),
     *("data.min_train_tokens", "data.max_eot_share"),
