@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from photon_core.attempts import is_done
+from photon_core.attempts import is_done, superseded
+from photon_core.birth import as_born
 from photon_core.errors import PhotonError
 from photon_core.rounds import check_asked, check_in_time, next_attempt, run_of
 from schemas.federation import Federation
@@ -20,6 +21,7 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
 
     run = run_of(federation)
     check_asked(federation, t, site)
+    federation = as_born(run, federation)
     attempt = next_attempt(run, t, site) if force else 1
     if (done := is_done(run, federation, t, site, attempt)) is not None:
         print(f"{site} has committed its update for round {t} (attempt {done.attempt}). To train again: --force")
@@ -30,7 +32,9 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
         _embedded(federation, file, t, site, attempt, quiet)
     update = is_done(run, federation, t, site, attempt)
     if update is None:
-        raise PhotonError(f"site '{site}', round {t}: no update was committed")
+        why = superseded(run, federation, t, site)
+        deployed = f": {why}. If the file here is not the deployed one, write: photon deploy" if why else ""
+        raise PhotonError(f"site '{site}', round {t}: no update was committed{deployed}")
     check_in_time(run, update)
     print(f"{site}: attempt {update.attempt} for round {t} is committed, {update.tokens:,} tokens")
 

@@ -126,7 +126,8 @@ class Asking:
 
 def _effect(parameters: dict[str, Any]) -> str:
     """Hash of what a flow run's result and place depend on; of the whole where its file cannot be read."""
-    others = {name: value for name, value in parameters.items() if name != "federation"}
+    # a model is named by the tags, whatever two rounds at once call its files
+    others = {name: value for name, value in parameters.items() if name not in ("federation", "model")}
     try:
         file = Federation.model_validate(parameters["federation"])
         site = file.site(str(parameters["site"])).model_dump(mode="json")

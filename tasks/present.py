@@ -121,7 +121,7 @@ class Present:
             self._read = None
             return
         with suppress(PhotonError):
-            if self._deployed(deployment) == self.federation:
+            if self._deployed(deployment) == as_born(self._run, self.federation):
                 self._raw = (deployment.parameters or {}).get("federation")
             elif not inner:
                 self._read = None

@@ -132,6 +132,8 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
         emit(t, "train", "finished", site, loss=done.metrics["train_loss"], tokens=done.tokens)
         return None
     key = (federation.run, t, site)
+    why = superseded(run, federation, t, site)
+    repeated = [f"{why}: it was trained again"] if why else []
     with step(t, "train", site) as out:
         with SPANS.span(key, "download"):
             job = _job(federation, site, t)
@@ -153,8 +155,7 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
             if job.announce:
                 with SPANS.span(key, "upload"):
                     early.wait()
-        again = [f"{why}: it was trained again"] if (why := superseded(run, federation, t, site)) else []
-        notes = [*INCIDENTS.pop(key), *again, *trained.notes, *starts("local training")]
+        notes = [*INCIDENTS.pop(key), *repeated, *trained.notes, *starts("local training")]
         trained = replace(trained, notes=notes)
         for note in trained.notes:
             logger.warning(note)
