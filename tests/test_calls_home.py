@@ -58,9 +58,11 @@ def test_the_recorder_catches_who_calls_home(network: Recorder, user: dict[str, 
     assert eventually(lambda: set(network.recorded()) if len(network.recorded()) >= 4 else None, "four") == tries
 
 
-def test_a_plain_prefect_server_is_caught(network: Recorder, user: dict[str, str], tmp_path: Path) -> None:
+def test_the_same_server_without_the_settings_is_caught(
+    network: Recorder, user: dict[str, str], tmp_path: Path
+) -> None:
     env = {**user, "PREFECT_HOME": str(give_database(tmp_path / "prefect"))}
-    with started(network, [BIN / "prefect", "server", "start"], env, tmp_path / "server.log"):
+    with started(network, [sys.executable, "-m", "photon_cli.prefect_server"], env, tmp_path / "server.log"):
         eventually(lambda: "asked for sens-o-matic.prefect.io" in network.recorded(), "it calls home")
 
 
