@@ -53,7 +53,24 @@ class Logger(Section):
     """One of Composer's own loggers."""
 
     name: Literal["tensorboard", "mlflow", "wandb", "file"]
-    options: Options = Field(default_factory=dict, description="keyword arguments of Composer's logger")
+    options: Options = Field(
+        default_factory=dict,
+        description="keyword arguments of Composer's logger; a file's name is taken from <state_dir>/log",
+    )
+
+    @model_validator(mode="after")
+    def _file(self) -> "Logger":
+        """Composer begins its file anew each time, whatever it holds, so it lies where nothing else does."""
+        name = self.options.get("filename")
+        if self.name == "file" and name is not None:
+            parts = name.split("/") if isinstance(name, str) else [".."]
+            if parts[0] in ("", "~") or ".." in parts or not parts[-1]:
+                raise wrong(
+                    f"{name!r} is no name of a file below <state_dir>/log, and what is there is written over; "
+                    "write one such as composer.log",
+                    "options", "filename",
+                )  # fmt: skip
+        return self
 
 
 class Local(Section):

@@ -199,7 +199,16 @@ def _problem(first: Place, how: str, second: Place, more: str = "") -> tuple[str
     return f"'{first.value}' {how} {what}{more}; {REMEDY}", *first.key
 
 
+def _absolute(place: Place) -> Place:
+    """A relative place as the processes that work there take it: `~` is the user's, else of the working folder."""
+    if place.disk != ("file", ""):
+        return place
+    path = os.path.abspath(os.path.expanduser("/".join(place.parts)))  # noqa: PTH100, PTH111 - links stay
+    return replace(place, disk=("file", "/"), parts=tuple(part for part in path.split("/") if part))
+
+
 def _resolved(place: Place) -> Place:
+    place = _absolute(place)
     if place.disk != ("file", "/"):
         return place
     plain = next(
@@ -211,6 +220,7 @@ def _resolved(place: Place) -> Place:
 
 def _real(place: Place, look: bool) -> Iterator[Place]:
     """The place with links resolved; and where the links in it lead, as far as Photon goes."""
+    place = _absolute(place)
     yield _resolved(place)
     if place.disk != ("file", "/"):
         return
@@ -228,8 +238,18 @@ def _real(place: Place, look: bool) -> Iterator[Place]:
 def _matched(place: Place, path: str) -> Iterator[str]:
     """What a source matches: every file of a pattern, every link below a folder."""
     if place.pattern:
-        value = _split(place.value)[1]
-        yield from glob.iglob(value, recursive=True)  # noqa: PTH207
+        yield from local_matches(_split(place.value)[1])
         return
     for folder, folders, files in os.walk(path):
         yield from (os.path.join(folder, name) for name in (*folders, *files))  # noqa: PTH118
+
+
+def local_matches(pattern: str) -> list[str]:
+    """Paths of this machine that a pattern matches, as those who read them ask: below a star no link is followed,
+    so that links in a circle end."""
+    import fsspec
+
+    try:
+        return list(fsspec.filesystem("file").glob(pattern))
+    except ValueError:  # two stars that are not a whole part: nothing can be read there, either
+        return []

@@ -9,7 +9,7 @@ from typing import Any
 
 from schemas.errors import FederationError
 from schemas.federation import Federation
-from schemas.overlap import linked
+from schemas.overlap import linked, local_matches
 from schemas.problems import locate
 from schemas.server_errors import told
 from schemas.values import BROKEN_URL
@@ -193,7 +193,7 @@ def _source_problem(source: str, options: dict[str, Any]) -> str | None:
         return f"'{source}' holds no file that can be read; put {ENDINGS} files there"
     if not glob.has_magic(str(path)) and not path.exists():
         return f"'{source}' does not exist; write the path of {ENDINGS} files, or a URL"
-    matches = [Path(match) for match in glob.iglob(str(path), recursive=True)]  # noqa: PTH207
+    matches = [Path(match) for match in local_matches(str(path))]
     files = [match for match in matches if match.is_file()]
     for file in files:
         if not SOURCE_FILE.search(file.name):

@@ -9,6 +9,7 @@ on. What is removed or replaced is what data.json or a stream.json names, nothin
 its owner's, and those stay.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,6 @@ from pydantic import ValidationError
 from photon_core.clear import clear, remove_listed
 from photon_core.data import record
 from photon_core.data.manifest import NAME
-from photon_core.data.mds import read_index
 from photon_core.durable import TEMPORARY, make_folder, sync_folder, sync_tree, write_whole
 from photon_core.errors import CorruptFile, DataError
 from schemas.manifests import DataManifest
@@ -28,7 +28,7 @@ MARKER = ".photon"
 MARK = b"Photon made this folder.\n"
 LISTED = re.compile(rf"[^/]+/(train|valid)/[^/]+|[^/]+/{re.escape(record.NAME)}")
 SHARD = r"(part-\d+-\d+\.)?shard\.\d+\.mds"
-NEEDED = re.compile(rf"[^/]+/(train|valid)/(index\.json|{SHARD}\.zstd)|[^/]+/{re.escape(record.NAME)}")
+NEEDED = re.compile(rf"[^/]+/(train|valid)/(index\.json|{SHARD}(\.zstd)?)|[^/]+/{re.escape(record.NAME)}")
 BUILT = re.compile(  # of a stream, while it is built aside
     rf"(train|valid)/(\.cut/)?(index\.json|{SHARD}(\.zstd)?)|{re.escape(record.NAME)}|([^/]+/)*{TEMPORARY.pattern}"
 )
@@ -105,10 +105,10 @@ def check_free(root: Path, streams: Iterable[str]) -> None:
             f"{root / NAME}: not a data manifest, in a folder that Photon did not make; move it away, or write "
             "another state_dir"
         )
+    known |= set(_unpacked(known))
     for stream in streams:
         for folder in (root / stream, root / stream / "train", root / stream / "valid"):
-            if not folder.resolve().is_relative_to(root.resolve()):
-                raise DataError(f"{folder}: is a link out of {root}; make it a folder")
+            _check_folder(folder, root)
         for path in (root / stream).rglob("*") if (root / stream).is_dir() else ():
             name = path.relative_to(root).as_posix()
             if NEEDED.fullmatch(name) and name not in known:
@@ -116,6 +116,20 @@ def check_free(root: Path, streams: Iterable[str]) -> None:
                     f"{path}: no data.json or stream.json of Photon's names it, and the stream '{stream}' needs "
                     "its name; move it away, or give the stream another name"
                 )
+
+
+def _check_folder(folder: Path, root: Path) -> None:
+    """Refuse a stream's folder into which files that were built aside cannot be renamed; it need not exist."""
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{folder}: is a link out of {root}; make it a folder")
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise DataError(f"{folder}: is a file, and a stream needs a folder there; move it away")
+    if folder.stat().st_dev != root.stat().st_dev:
+        raise DataError(f"{folder}: is another disk than {root}; make it a folder, or mount the disk at {root}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"{folder}: cannot be written; change its permissions")
 
 
 def replace(root: Path, content: bytes) -> None:
@@ -162,8 +176,7 @@ def finish(root: Path) -> None:
     new = _entries(_manifest(content, folder / NAME))
     gone = sorted(recorded(root) - {*new, NAME})
     moved = [path for path in new if (folder / path).is_file()]
-    stale = _unpacked(root, [path for path in (*gone, *moved) if path.endswith("/index.json")])
-    remove_listed(root, [*gone, *stale])
+    remove_listed(root, [*gone, *_unpacked([*gone, *moved])])
     for path in moved:
         target = root / path
         make_folder(target.parent)
@@ -190,8 +203,10 @@ def recorded(root: Path) -> set[str]:
         except DataError:
             continue
         stream = path.parent.name
-        found.update(entry.path for entry in files if entry.path.startswith(f"{stream}/"))
-        records.add(f"{stream}/{record.NAME}")
+        own = {entry.path for entry in files if entry.path.startswith(f"{stream}/")}
+        if own:  # else somebody's copy of another stream's folder
+            found |= own
+            records.add(f"{stream}/{record.NAME}")
     return records | {path for path in found if LISTED.fullmatch(path) and ".." not in path.split("/")}
 
 
@@ -206,15 +221,6 @@ def _entries(manifest: DataManifest) -> list[str]:
     return [entry.path for stream in manifest.streams.values() for entry in stream.files]
 
 
-def _unpacked(root: Path, known: Iterable[str]) -> list[str]:
-    """Copies that streaming has unpacked of the shards that these indices name."""
-    found = []
-    for path in known:
-        if path.endswith("/index.json"):
-            try:
-                found += [
-                    shard.raw_path.relative_to(root).as_posix() for shard in read_index((root / path).parent)
-                ]
-            except DataError:
-                continue
-    return found
+def _unpacked(known: Iterable[str]) -> list[str]:
+    """Where streaming unpacks these files, of those that are shards: beside them."""
+    return [path.removesuffix(".zstd") for path in known if path.endswith(".mds.zstd")]

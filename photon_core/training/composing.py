@@ -110,7 +110,7 @@ def make_loggers(
         if section.name == "tensorboard":
             options.setdefault("log_dir", str(folder / "tensorboard"))
         elif section.name == "file":
-            options.setdefault("filename", str(folder / "composer-{run_name}.log"))
+            options["filename"] = str(folder / options.get("filename", "composer-{run_name}.log"))
         elif section.name == "mlflow":
             options.setdefault("tracking_uri", f"sqlite:///{(folder / 'mlflow.db').absolute()}")
         try:

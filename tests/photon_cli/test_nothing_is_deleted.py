@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,8 @@ from photon_core.data.paths import data_dir
 from photon_core.data.prepare import prepare_site
 from photon_core.data.quality import check_shards
 from photon_core.data.tokenizer import load_tokenizer
+from schemas.errors import FederationError
+from schemas.federation import Federation
 from schemas.load import load_federation
 
 Photon = Callable[..., tuple[int, str]]
@@ -165,7 +169,8 @@ def test_prepare_leaves_what_it_did_not_make(
     assert still_there() == second
 
 
-@pytest.mark.parametrize("name", ["data.json", "text/stream.json", "text/train/index.json", ".next/mine"])
+@pytest.mark.parametrize("name", ["data.json", "text/stream.json", "text/train/index.json", ".next/mine", "text",
+                                  "text/train", "text/train/shard.00000.mds"])  # fmt: skip
 def test_a_file_in_the_way_is_named_before_any_work(
     name: str, write_federation: Callable[..., Path], photon: Photon
 ) -> None:
@@ -192,6 +197,81 @@ def test_a_stream_that_is_a_link_out_of_its_folder_is_named_before_any_work(
     code, said = photon("prepare", file)
     assert code == 1 and "is a link out of" in said
     assert contents(file.parent) == before
+
+
+def test_a_copy_that_somebody_made_of_a_stream_stays_whole(
+    write_federation: Callable[..., Path], photon: Photon
+) -> None:
+    """cp -r, marker and records included: what it names is not where the copy is."""
+    file = write_federation(sites=("a",))
+    root = file.parent / "sites/a/data"
+    assert photon("prepare", file)[0] == 0
+    copies = {"text": root / "text.bak", ".": file.parent / "sites/b/data"}
+    for name, copy in copies.items():
+        shutil.copytree(root / name, copy)
+    (file.parent / "sites/b/data/notes.txt").write_text("mine")
+    before = contents(root / "text.bak")
+    for state_dir in ("sites/a", "sites/b"):
+        edit(file, state_dir=state_dir)
+        file.write_text(file.read_text().replace("name: text\n", "name: news\n"))
+        assert photon("prepare", file)[0] == 0
+        assert not (file.parent / state_dir / "data/text").exists()
+    assert contents(root / "text.bak") == before
+    assert (file.parent / "sites/b/data/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["news", "news/train"])
+def test_the_old_shards_stay_usable_where_a_file_is_in_the_new_ones_way(
+    name: str, write_federation: Callable[..., Path], photon: Photon
+) -> None:
+    file = write_federation(sites=("a",))
+    assert photon("prepare", file)[0] == 0
+    path = file.parent / "sites/a/data" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    before, text = contents(file.parent / "sites/a/data"), file.read_text()
+    file.write_text(text.replace("name: text\n", "name: news\n"))
+    code, said = photon("prepare", file)
+    assert code == 1 and "move it away" in said
+    assert contents(file.parent / "sites/a/data") == before
+    file.write_text(text)
+    federation = load_federation(file)
+    assert not check_shards(federation, "a", load_tokenizer("bytes").sha256).failed
+
+
+def test_a_users_home_and_relative_places_are_resolved_where_the_site_is(
+    write_federation: Callable[..., Path], photon: Photon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file has them, and as the parameters of a flow run do, which no file has made absolute."""
+    file = write_federation()
+    folder = file.parent
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(folder)
+    (folder / "srv").mkdir()
+    (folder / "text").rename(folder / "srv/data")
+    edit(file, state_dir="~/srv", source="file://~/srv/data/a.jsonl")
+    before = contents(folder)
+    code, said = photon("prepare", file)
+    assert code == 2 and STATE in said and SOURCE in said, said
+    asked = load_federation(file).model_dump(mode="json")
+    for state_dir, source in (
+        ("srv", f"{folder}/srv/data/*.jsonl"),
+        ("~/srv", "srv/data"),
+        ("./srv/x/..", "~/srv"),
+    ):
+        asked["sites"][0]["state_dir"], asked["sites"][0]["streams"][0]["source"] = state_dir, source
+        with pytest.raises(FederationError, match=re.escape(SOURCE)):
+            prepare_site(Federation.model_validate(asked), "a")
+    assert contents(folder) == before
+
+
+def test_links_in_a_circle_among_the_texts_end(write_federation: Callable[..., Path], photon: Photon) -> None:
+    file = write_federation(sites=("a",))
+    for name in "xyz":
+        (file.parent / "text" / name).symlink_to(file.parent / "text")
+    for source in ("text/**/*.jsonl", "text"):
+        edit(file, source=source)
+        assert photon("prepare", file)[0] == 0
 
 
 def test_a_preparation_that_fails_leaves_the_old_shards_usable(
