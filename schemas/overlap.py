@@ -10,11 +10,12 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.errors import FederationError
+from schemas.mounts import Mount, other_names, seen_twice
 from schemas.values import is_s3, wrong
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def linked(federation: "Federation", sites: Iterable[str] | None, look: bool = T
     """
     wanted = None if sites is None else set(sites)
     here = {i for i, site in enumerate(federation.sites) if wanted is None or site.name in wanted}
-    found = [real for place in places(federation) for real in _real(place, look and place.site in here)]
+    mounts = seen_twice()
+    found = [real for place in places(federation) for real in _real(place, look and place.site in here, mounts)]
     for first, second in _pairs(found):
         common = first.site is None and second.site is None
         if first.key == second.key or not (common or first.site in here or second.site in here):
@@ -171,9 +173,10 @@ def check_target(federation: "Federation", option: str, target: str | os.PathLik
     """
     made = _place((), option, os.path.abspath(target))  # noqa: PTH100 - links are resolved apart
     written = list(places(federation))
-    real = [place for one in written for place in _real(one, look=False)]
-    for first, others in ((made, written), (_resolved(made), real)):
-        for other in others:
+    mounts = seen_twice()
+    real = [place for one in written for place in _real(one, False, mounts)]
+    for firsts, others in (([made], written), (_real(made, False, mounts), real)):
+        for first, other in product(firsts, others):
             if how := overlap(first, other):
                 raise FederationError(
                     f"{option} {target}: {how} {other.name} ('{other.value}'), where nothing else is written; "
@@ -208,7 +211,6 @@ def _absolute(place: Place) -> Place:
 
 
 def _resolved(place: Place) -> Place:
-    place = _absolute(place)
     if place.disk != ("file", "/"):
         return place
     plain = next(
@@ -218,9 +220,16 @@ def _resolved(place: Place) -> Place:
     return replace(place, parts=(*(part for part in real.split("/") if part), *place.parts[plain:]))
 
 
-def _real(place: Place, look: bool) -> Iterator[Place]:
-    """The place with links resolved; and where the links in it lead, as far as Photon goes."""
-    place = _absolute(place)
+def _real(place: Place, look: bool, mounts: list[Mount]) -> Iterator[Place]:
+    """The place with links resolved; where the links in it lead, as far as Photon goes; and their other names."""
+    for real in _linked(_absolute(place), look):
+        yield real
+        if real.disk == ("file", "/") and mounts:
+            for device, parts in other_names(real.parts, mounts):
+                yield replace(real, disk=("mount", device), parts=parts)
+
+
+def _linked(place: Place, look: bool) -> Iterator[Place]:
     yield _resolved(place)
     if place.disk != ("file", "/"):
         return
