@@ -8,6 +8,7 @@ from photon_core.errors import FederationError
 from photon_core.layout import Run
 from schemas.federation import Federation
 from schemas.manifests import RunManifest
+from schemas.presets import apply_preset
 
 # What a recipe brings. The schedule's warm-up and end are not among it: they follow from the run's length.
 BROUGHT = (
@@ -41,8 +42,9 @@ def check_recipe(birth: RunManifest | None, federation: Federation) -> None:
 def as_born(run: Run, federation: Federation) -> Federation:
     """The file with its schedules' ends where the run's birth has put them, unless the file itself says where.
 
-    The ends are T of the local cosine, in steps, and the last round of the server's schedule. Raising rounds.count
-    or changing local.steps later moves neither: no step's learning rate becomes another than it was.
+    The ends are T of the local schedule, in steps, and the last round of the server's. Raising rounds.count later
+    moves neither, nor does changing local.steps, or local.batch_size, by which recipe: photon stretches T: no
+    step's learning rate becomes another than it was.
 
     Raises:
         FederationError: a warm-up does not fit into them.
@@ -54,12 +56,22 @@ def as_born(run: Run, federation: Federation) -> Federation:
     count, length = _at(birth.federation, "rounds.count"), _at(birth.federation, "local.steps")
     steps = _at(birth.federation, "local.schedule.total_steps") or (count * length if count and length else None)
     local, server = federation.local.schedule, federation.server.schedule
-    if local.name != "constant" and local.total_steps is None and steps not in (None, federation.schedule_steps):
+    needs_end = local.name != "constant" or local.warmup_steps is None  # a share of T
+    brought = local.total_steps in (None, _recipes_end(federation))
+    if needs_end and brought and steps not in (None, federation.schedule_steps):
         ends["local"] = {"total_steps": steps}
     rounds = _at(birth.federation, "server.schedule.total_rounds") or count
     if server.name != "constant" and server.total_rounds is None and rounds not in (None, federation.rounds.count):
         ends["server"] = {"total_rounds": rounds}
     return _with_ends(federation, ends) if ends else federation
+
+
+def _recipes_end(federation: Federation) -> int | None:
+    """T as the file's preset and recipe bring it, whatever the file itself says; None if they bring none."""
+    data = federation.model_dump(mode="json")
+    del data["local"]["schedule"]["total_steps"]
+    end = _at(apply_preset(data), "local.schedule.total_steps")
+    return end if isinstance(end, int) else None
 
 
 def _with_ends(federation: Federation, ends: dict[str, dict[str, int]]) -> Federation:

@@ -14,6 +14,7 @@ from photon_core.line import newest
 from photon_core.rounds import federation_sha256, precise_now
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.secrets import has_secret
 
 REASON_LIMIT = 500  # characters
 CARRIED = (  # what the next round needs of the one before it
@@ -37,11 +38,17 @@ def roll_back(run: Run, federation: Federation, to: int, reason: str = "", who: 
     that the next round does not have.
 
     Raises:
-        FederationError: there is no such run or round, or it is the model that the run is at anyway.
+        FederationError: there is no such run or round, it is the model that the run is at anyway, or the reason
+            holds a secret.
         PhotonError: photon gc has removed the round's tensors; the message names the rounds that are kept.
         CorruptFile: a file of the round is missing or cut.
         StoreConflict: another round was committed at the same moment, and stands.
     """
+    if has_secret(reason):
+        raise FederationError(
+            "the reason holds a secret by its form (a password, a signed URL, a token), which every site could "
+            "read; write it without"
+        )
     base, latest = _choose(run, to)
     manifest = without_updates(run, federation, "rollback", base, latest.round + 1, reason, who)
     try:

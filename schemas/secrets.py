@@ -26,19 +26,21 @@ SELECTS = {"operator", "effect"}  # beside them, `key` is the name of a label or
 REFERENCE = re.compile(r"\{\{\s*(?:prefect\.(?:blocks|variables)\.[\w.-]+|\$\w+)\s*\}\}")
 HELD = "\0"  # stands for a reference while the text around it is looked at
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
-# user:password@ after //, or where a text or a word of it begins; a port and a path are no password
+# user:password@ after //, or where a text or a word of it begins; a port, a path and C:\ are no password
 LOGIN = re.compile(
-    r"(?://|(?:^|[\s\"'=,;(\[{<|]|:/)/*)(?!\w[\w+.-]*://|mailto:)[^\s/@:\"']{0,256}:(?!:|\d{0,9}(?:[/?#\"'\s]|$))(?!\0@)[^\s@]{0,1024}"
+    r"(?://|(?:^|[\s\"'=,;(\[{<|]|:/)/*)(?!\w[\w+.-]*://|mailto:|(?<!/)[A-Za-z]:\\)"
+    r"[^\s/@:\"']{0,256}:(?!:|\d{0,9}(?:[/?#\"'\s]|$))(?!\0@)[^\s@]{0,1024}"
     r"(?:[^\s@/]@|@[^\s@/]{0,256}@)(?!sha\d+:)"
 )
 WEB_LOGIN = re.compile(r"\b(?:https?|ftps?):/*(?!\0?@|[^\s/@]{0,256}\0@)[^\s/@?#\"']{1,1024}@", re.IGNORECASE)
-QUERY = re.compile(r"[?&;#]([\w.%-]+)=(?!\0)[^&\s\"'#;]")
+QUERY = re.compile(r"[?&;#]([\w.%\[\]-]+)=(?!\0)[^&\s\"'#;]")
 ASSIGNED = re.compile(r"(?:^|[\s\"',{;])-{0,2}([A-Za-z][\w.-]*)(?:=|\s*:\s+)[\"']?(?!\0|[\"'])\S")
 NO_SECRET = re.compile(r"public[_-]?key|key[_-]?layers?", re.IGNORECASE)
 FLAG = re.compile(r"(?:^|\s)--?([A-Za-z][\w-]*)\s+(?![-\0])\S")
 KNOWN = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[opsur]_\w{20,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bhf_[A-Za-z0-9]{20,}"
-    r"|\bpn[ub]_\w{20,}|\bsk-[\w-]{20,}|\bxox[abeoprs]-[\w-]{10,}|\bAIza[\w-]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\bpn[ub]_\w{20,}|\bsk-(?:(?:proj|svcacct|admin|ant|or|lf|live|test)-[\w-]{20,}|[A-Za-z0-9]{20,})|\bdapi[0-9a-f]{32}\b"
+    r"|\bxox[abeoprs]-[\w-]{10,}|\bAIza[\w-]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.|\bBearer\s+[\w.~+/-]{12,}|\bBasic\s+[A-Za-z0-9+/]{15,}={0,2}(?!\w)"
     r"|hooks\.slack\.com/(?:services|workflows)/\w|discord(?:app)?\.com/api/webhooks/\w|\.webhook\.office\.com/\w"
 )

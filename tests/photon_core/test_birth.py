@@ -85,3 +85,25 @@ def test_schedules_end_where_they_did_unless_the_file_says_where(committed: Comm
     late = load_federation(file, {"rounds.count": 40, "local.schedule.warmup_steps": 50})
     with pytest.raises(FederationError, match=r"^local.schedule.warmup_steps: 50 steps of warm-up, but .* at 6 "):
         as_born(run, late)
+
+
+def test_a_schedules_end_that_the_recipe_brings_is_no_choice_of_the_file(committed: Committed) -> None:
+    """recipe: photon stretches the size's schedule to the batch: 120000 steps of 32 sequences, 60000 of 64."""
+    born = {"batch_size": 32, "schedule": {"total_steps": 120_000}}  # as recipe: photon writes it into run.json
+    file = committed(1, recipe="photon", preset="125M", local=born)
+    run, data = run_of(load_federation(file)), yaml.safe_load(file.read_text())
+    rewrite(file, local=data["local"] | {"batch_size": 64, "schedule": {}})
+    larger = load_federation(file)
+    assert (larger.schedule_steps, as_born(run, larger).schedule_steps) == (60_000, 120_000)
+    assert as_born(run, as_born(run, larger)) == as_born(run, larger)
+    rewrite(file, local=data["local"] | {"batch_size": 64, "schedule": {"total_steps": 70_000}})
+    assert as_born(run, load_federation(file)).schedule_steps == 70_000, "the file's own"
+
+
+def test_a_warm_up_that_is_a_share_of_the_run_keeps_its_length_under_a_constant_rate(committed: Committed) -> None:
+    file = committed(1, local={"schedule": {"name": "constant", "total_steps": None, "warmup_steps": None}},
+                     rounds={"count": 4})  # fmt: skip
+    longer = load_federation(file, {"rounds.count": 100})
+    born = as_born(run_of(longer), longer)
+    lengths = [f.local.schedule.warmup(f.schedule_steps) for f in (load_federation(file), longer, born)]
+    assert lengths == [3, 30, 3]

@@ -24,6 +24,8 @@ URLS = [
     "https://b.s3.amazonaws.com/k?X-Amz-Signature=hunter2", "https://b/k?Expires=1&AWSAccessKeyId=hunter2",
     "https://b/k?X-Amz-Security-Token=hunter2", "https://h/?access_token=hunter2", "https://h/x?apiKey=hunter2",
     "https://h/x#token=hunter2", "https://h/?a=b%26key%3Dhunter2", "s3://b/x?signature=hunter2",
+    "https://h/?token[]=hunter2", "https://h/?auth[key]=hunter2", "sk-proj-hunter2-hunter2-hunter2",
+    "sk-hunter2hunter2hunter2", "dapi0123456789abcdef0123456789abcdef",
     "hf_hunter2hunter2hunter2hunter2", "https://hooks.slack.com/services/T0/B0/hunter2",
 ]  # fmt: skip
 PLAIN = [
@@ -31,7 +33,8 @@ PLAIN = [
     "abfss://container@account.dfs.core.windows.net/p", "ssh://git@host/x", "/data/10:30@home/x", "texts/*.jsonl",
     "https://h:8080/path@x", "zip://*.csv::s3://bucket/file@x.zip", "http://[::1]:9000/a@b", "bytes", "gpt2",
     "https://h/x?versionId=1&max_tokens=5", "s3://b/tokenizer.json?versionId=3", "at 10:30, mail me@home.org",
-    "mailto:me@home.org",
+    "mailto:me@home.org", "C:\\Users\\me@work\\x.txt", "/text/sk-wikipedia-dump-20240101-articles/*.jsonl",
+    "sk-news-2019-deduplicated", "git+ssh://git@github.com/a/b.git@v1", "Jane <jane@x.org>", "org/name@main",
     "https://u:{{ prefect.blocks.secret.h }}@h.org", "https://h/?token={{ prefect.blocks.secret.h }}",
 ]  # fmt: skip
 
