@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from flows.blocks import Notifier, credentials
-from flows.catalogue import COORDINATOR, Automation, Deployment, Plan, Pool, made_for, shareable
+from flows.catalogue import COORDINATOR, TAG, Automation, Deployment, Plan, Pool, made_for, run_tag, shareable
 from flows.pages import PAGE, pages
 from photon_core.errors import FederationError
 
@@ -74,18 +74,22 @@ class _Applier:
     def _check_owner(self, wanted: Pool, description: str | None) -> None:
         """Refuse a pool that was made for others, unless every file names it: its worker would get our work."""
         (run, users), ours = made_for(description), made_for(wanted.description)[1]
+        role = f"was made for {users or 'a part'} of" if run else "has deployments of"
         if run == self.plan.run:
             others = COORDINATOR in users and COORDINATOR not in ours
             free = not others or wanted.shareable
-        else:
-            free = not run or (wanted.shareable and shareable(description))
+        elif run:
+            free = wanted.shareable and shareable(description)
+        else:  # somebody else's, with no word about whose work it gets
+            run = "" if wanted.shareable else self._other_run(wanted.name)
+            free = not run
         if free:
             return
         raise FederationError(
-            f"the work pool '{wanted.name}' of {ours} was made for {users or 'a part'} of run '{run}', whose "
-            f"worker would get the other's work; write pool: with a name of its own in this file, such as "
-            f"{wanted.name}-{self.plan.run}; if both shall share it, pool: {wanted.name} in each file, and photon "
-            f"deploy with that of '{run}' first; or delete the pool"
+            f"the work pool '{wanted.name}' of {ours} {role} run '{run}', whose worker would get the other's "
+            f"work; write pool: with a name of its own in this file, such as {wanted.name}-{self.plan.run}; if "
+            f"both shall share it, pool: {wanted.name} in each file, and photon deploy with that of '{run}' "
+            "first; or delete the pool"
         )
 
     def _apply_pool(self, wanted: Pool, there: Any) -> str:
@@ -216,13 +220,24 @@ class _Applier:
         found = pages(lambda offset: self.client.read_work_pools(limit=PAGE, offset=offset))
         return [pool for pool in found if pool.name not in kept and made_for(pool.description)[0] == self.plan.run]
 
+    def _other_run(self, pool: str) -> str:
+        """Another run whose deployments are on a pool; empty if there is none."""
+        tags = [tag for deployment in self._on(pool) if TAG in deployment.tags for tag in deployment.tags]
+        prefix = run_tag("")
+        runs = {tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix)} - {self.plan.run}
+        return min(runs, default="")
+
     def _users(self, pool: str) -> set[Any]:
-        """Deployments on a pool, whoever made them."""
+        """Deployments on a pool, whoever made them, by id."""
+        return {deployment.id for deployment in self._on(pool)}
+
+    def _on(self, pool: str) -> list[Any]:
         from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 
         on = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
-        found = pages(lambda offset: self.client.read_deployments(work_pool_filter=on, limit=PAGE, offset=offset))
-        return {deployment.id for deployment in found}
+        return list(
+            pages(lambda offset: self.client.read_deployments(work_pool_filter=on, limit=PAGE, offset=offset))
+        )
 
 
 def _job_template(pool_type: str) -> dict[str, Any]:

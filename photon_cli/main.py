@@ -157,12 +157,12 @@ def gc(
     last: Annotated[int, typer.Option("--keep-last", min=1, help="newest rounds that are kept whole")] = 3,
     every: Annotated[int | None, typer.Option("--keep-every", min=1, help="also keep every M-th round")] = None,
     litter: Annotated[
-        str, typer.Option("--litter-age", help="age from which files that no manifest names go: 12h, 1d")
+        str, typer.Option("--litter-age", help="age from which files that no manifest names are removed: 12h, 1d")
     ] = "1d",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print what would be removed")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove the tensors of old rounds from the store, and litter; what has happened stays on record."""
+    """Remove the tensors of old rounds and unreferenced files from the store; all manifests stay."""
     from photon_cli.gc import collect
 
     collect(_federation(file), last, every, litter, dry_run, quiet)

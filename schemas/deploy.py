@@ -91,7 +91,7 @@ class Storage(ObjectServer):
 
 
 class Notify(Section):
-    """Who is told of a failed round and of a site that was left out."""
+    """Who gets a message about a failed round and about a site that was left out."""
 
     block: Text = Field(
         description="Prefect notification or webhook block, as type/name: the address in it is a secret",
@@ -125,7 +125,9 @@ class Deploy(Section):
         description="a flow run silent for so long has crashed (s, or 5m); more than heartbeat",
         examples=["5m"],
     )
-    notify: Notify | None = Field(default=None, description="who is told of failed rounds and sites left out")
+    notify: Notify | None = Field(
+        default=None, description="who gets a message about failed rounds and sites left out"
+    )
 
     @field_validator("schedule")
     @classmethod

@@ -110,7 +110,7 @@ class Local(Section):
     checkpoint_steps: int | None = Field(
         default=100,
         ge=1,
-        description="local steps between the site's own checkpoints, from which a killed training goes on; "
+        description="local steps between the site's own checkpoints, from which a killed training resumes; "
         "null for none",
     )
     evaluate: bool = Field(

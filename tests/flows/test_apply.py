@@ -142,6 +142,18 @@ def test_no_two_runs_share_a_pool_unless_each_file_names_it(load: Callable[..., 
     assert verbs(apply(plan(load(("oslo",), pools=shared, run="one")))) == {"unchanged"}
 
 
+def test_a_pool_that_a_person_made_is_one_runs_too(load: Callable[..., Federation], client: Any) -> None:
+    """`prefect work-pool create photon-ulm --type process`: nothing in it says whose work it gets."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    client.create_work_pool(WorkPoolCreate(name="photon-ulm", type="process"))
+    apply(plan(load(("ulm",), run="three", pools={})))
+    with pytest.raises(FederationError, match=r"'photon-ulm' of site ulm has deployments of run 'three'"):
+        apply(plan(load(("ulm",), run="four", pools={})))
+    assert verbs(apply(plan(load(("ulm",), run="three", pools={})))) == {"unchanged"}
+    apply(plan(load(("ulm",), run="four", pools={"ulm": "photon-ulm"})))
+
+
 def test_a_coordinators_pool_is_no_sites(load: Callable[..., Federation], client: Any) -> None:
     """Whoever serves the pool for the rounds would train, too."""
     apply(plan(load(("a",), run="head")))
