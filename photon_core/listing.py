@@ -22,14 +22,17 @@ class Found(NamedTuple):
 
 
 def walk_local(root: Path, path: str) -> list[Found]:
-    """Plain files below root/path, sorted by path. What vanishes while it looks was another's temporary file."""
+    """Plain files below root/path, sorted by path.
+
+    What vanishes while it looks was another's temporary file; where a stranger lets nobody look, nothing is found.
+    """
     found = []
     for folder, _, names in os.walk(root / path):
         for name in names:
             file = Path(folder, name)
             try:
                 info = file.lstat()
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError, NotADirectoryError):
                 continue
             found.append(Found(file.relative_to(root).as_posix(), info.st_size, info.st_mtime))
     return sorted(found)

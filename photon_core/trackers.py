@@ -1,5 +1,6 @@
 """What experiment trackers are told of a round, and whether they can be."""
 
+import re
 from importlib.metadata import PackageNotFoundError, version
 
 from photon_core.errors import FederationError
@@ -8,6 +9,9 @@ from schemas.manifests import RoundManifest
 
 # what Composer 0.32.1's loggers work with: wandb 0.30 has lost the Run.get_url that they call
 PACKAGES = {"tensorboard": "tensorboard>=2.18,<3", "mlflow": "mlflow>=2.20,<4", "wandb": "wandb>=0.19,<0.30"}
+# MLflow refuses a whole round for one name of other characters, or with a part that is '.' or '..'
+PART = r"(?!\.{1,2}(/|$))[A-Za-z0-9_. -]+"
+TAKEN = re.compile(f"{PART}(/{PART})*")
 
 
 def check_trackers(federation: Federation) -> None:
@@ -35,7 +39,10 @@ def check_trackers(federation: Federation) -> None:
 
 
 def tracked(manifest: RoundManifest) -> dict[str, float]:
-    """A committed round's metrics by name: global/<metric>, sites/<site>/<metric>."""
+    """A committed round's metrics by name: global/<metric>, sites/<site>/<metric>.
+
+    Of a site's own metrics those whose names every tracker takes.
+    """
     found = {f"global/{name}": value for name, value in manifest.metrics.items()}
     found |= {f"global/seconds/{name}": value for name, value in manifest.seconds.items()}
     found |= {
@@ -48,7 +55,8 @@ def tracked(manifest: RoundManifest) -> dict[str, float]:
     if manifest.to is not None:
         found["global/rolled_back_to"] = float(manifest.to)
     for site, update in manifest.updates.items():
-        found |= {f"sites/{site}/{name}": value for name, value in update.metrics.items()}
+        told = {name: value for name, value in update.metrics.items() if TAKEN.fullmatch(name)}
+        found |= {f"sites/{site}/{name}": value for name, value in told.items()}
         found |= {f"sites/{site}/weight": update.weight, f"sites/{site}/tokens": float(update.tokens)}
     for site, scores in manifest.evaluations.items():
         found |= {f"sites/{site}/validation_{name}": value for name, value in scores.items() if name != "tokens"}

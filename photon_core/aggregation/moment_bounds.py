@@ -5,7 +5,8 @@ c = (1 - beta2) (1 - beta1^2 / beta2) / (1 - beta1)^2. Zeros keep it, and so do 
 trimmed means of what keeps it. Where the betas have changed since, the moments that a round begins with may exceed
 it: then by their own largest m^2 / v, since m^2 / v after a round is at most a mean of that and 1 / c.
 
-Sizes have no such bound: they are held to the sites' median and to the round before.
+Sizes have no such bound: they are held to the sites' median and to the round before. Moments grow with local steps
+where they begin small, so a site that makes more steps than most may be larger by what the steps explain.
 """
 
 import math
@@ -64,6 +65,18 @@ def largest_ratios(first: Float32, second: Float32) -> Float32:
     return found
 
 
+def usual_ratio(first: Float32, second: Float32) -> float:
+    """What m^2 / v of the mean is held to where it has no other bound.
+
+    Args:
+        first, second: moments of the same elements at every site, a row each.
+
+    Returns:
+        the median of the sites' largest ratios, at least 1; infinity of fewer than SITES.
+    """
+    return max(1.0, float(np.median(largest_ratios(first, second)))) if len(first) >= SITES else math.inf
+
+
 def check_ratios(sites: Sequence[str], name: str, first: Float32, second: Float32, allowed: float) -> None:
     """Refuse a first moment that is too large for its second one.
 
@@ -99,7 +112,34 @@ def _beyond(first: Float32, second: Float32, most: np.float32) -> bool:
     return False
 
 
-def check_sizes(sites: Sequence[str], sizes: Mapping[str, Sequence[float]], last: Mapping[str, float]) -> None:
+def growths(optimizer: Optimizer, steps: Sequence[int]) -> dict[str, list[float]]:
+    """Kind of moment -> how many times as large as at the sites' median number of steps an honest site's may be.
+
+    From zeros, k steps of one gradient bring a running mean with the decay beta to 1 - beta^k of it.
+
+    Args:
+        optimizer: of the federation file.
+        steps: of every site, as it says; the file bounds them.
+    """
+    usual = median(steps)
+
+    def growth(beta: float) -> list[float]:
+        return [max(1.0, (1 - beta**count) / (1 - beta**usual)) for count in steps]
+
+    first, second = optimizer.betas
+    return {
+        FIRST: growth(first),
+        SECOND: [math.sqrt(found) for found in growth(second)],  # its size is the root of a sum
+        "momentum": growth(optimizer.momentum),
+    }
+
+
+def check_sizes(
+    sites: Sequence[str],
+    sizes: Mapping[str, Sequence[float]],
+    last: Mapping[str, float],
+    growth: Mapping[str, Sequence[float]],
+) -> None:
     """Refuse moments whose size is out of line.
 
     Of SITES or more, with their median and with the round before, whichever is nearer; a moment that is next to
@@ -109,6 +149,7 @@ def check_sizes(sites: Sequence[str], sizes: Mapping[str, Sequence[float]], last
         sites: their names.
         sizes: moment -> size at each site, in their order.
         last: moment -> the sites' median in the round before; empty where that is not known.
+        growth: as `growths` gives it, in the sites' order.
 
     Raises:
         UpdateRejected: naming the site that is furthest out.
@@ -121,13 +162,14 @@ def check_sizes(sites: Sequence[str], sizes: Mapping[str, Sequence[float]], last
     worst = (0.0, "", "", 0.0)
     for name, of_sites in sizes.items():
         here, before = max(usual[name], floors[_kind(name)]), last.get(name, 0.0)
-        for site, size in zip(sites, of_sites, strict=True):
-            over = min(_over(size, here), _over(size, before)) / FACTORS[_kind(name)]
+        for site, size, grown in zip(sites, of_sites, growth[_kind(name)], strict=True):
+            over = min(_over(size, here), _over(size, before)) / (FACTORS[_kind(name)] * grown)
             worst = max(worst, (over, name, site, size))
     most, name, site, size = worst
     if most > 1:
         also = f" and the round before's {last[name]:.4g}" if last.get(name) else ""
-        times = f"over {FACTORS[_kind(name)]:g} times the sites' median {usual[name]:.4g}{also}"
+        factor = FACTORS[_kind(name)] * growth[_kind(name)][sites.index(site)]
+        times = f"over {factor:.4g} times the sites' median {usual[name]:.4g}{also}"
         reason = f"its size is {size:.4g}, {times}"
         raise UpdateRejected(site, f"the optimizer's moment '{name}' is out of line: {reason}")
 

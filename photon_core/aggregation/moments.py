@@ -25,8 +25,10 @@ from photon_core.aggregation.moment_bounds import (
     allowed_ratio,
     check_ratios,
     check_sizes,
+    growths,
     largest_ratios,
     medians,
+    usual_ratio,
 )
 from photon_core.aggregation.robust import median, trimmed_mean
 from photon_core.aggregation.threads import Threads
@@ -135,7 +137,8 @@ def average_moments(
                 writers[kind].write(name, to_bfloat16(mean) if dtype == "bfloat16" else mean)
         sources.verify()
         sizes = {name: np.sqrt(found).tolist() for name, found in sums.items()}
-        check_sizes(sources.sites, sizes, last.moment_sizes if last else {})
+        growth = growths(optimizer, [_steps(run, updates[site]) for site in sources.sites])
+        check_sizes(sources.sites, sizes, last.moment_sizes if last else {}, growth)
         files = [entry for writer in writers.values() for entry in writer.close()]
         return Moments(files, medians(sizes), min(ratio if allowed == math.inf else allowed, RATIO_LIMIT))
 
@@ -230,12 +233,14 @@ def _mean(
     if paired:
         check_ratios(sites, parameter, rows[FIRST], rows[SECOND], allowed)
     means = {kind: _combined(sites, f"{kind}.{parameter}", found, shares, server) for kind, found in rows.items()}
-    if paired and allowed < math.inf:
-        least = means[FIRST] * np.float32(1 / allowed)
-        least *= means[FIRST]
-        np.maximum(means[SECOND], least, out=means[SECOND])  # what rounding has taken below
-    elif paired:
-        ratio = float(largest_ratios(means[FIRST], means[SECOND]))
+    if paired:
+        most = allowed if allowed < math.inf else usual_ratio(rows[FIRST], rows[SECOND])
+        if most < math.inf:
+            least = means[FIRST] * np.float32(1 / most)
+            least *= means[FIRST]
+            np.maximum(means[SECOND], least, out=means[SECOND])  # what rounding, or one site, has taken below
+        if allowed == math.inf:
+            ratio = float(largest_ratios(means[FIRST], means[SECOND]))
     return _Done(means, sums, ratio)
 
 
@@ -275,6 +280,12 @@ def _float32(site: str, sent: NDArray[Any]) -> Float32:
 
 def _kind(name: str) -> str:
     return name.partition(".")[0]
+
+
+def _steps(run: Run, update: UpdateManifest) -> int:
+    """As the site says: where FedNova divides by them, a site may count as having made more."""
+    committed = run.update(update.round, update.site, update.attempt)
+    return committed.steps if committed else update.steps
 
 
 def _parameter(name: str) -> str:

@@ -80,6 +80,7 @@ def wild(u: Update) -> None:
         "valid_loss": 1e45,
         "valid_tokens": 1e45,
         "loss/[/x]": 1e45,
+        "../../x": 1e45,
         "data_tokens": 1e45,
         "last_loss": -1e45,
     }
@@ -167,6 +168,12 @@ def _unreadable(path: Path) -> None:
 def _closed(path: Path) -> None:
     path.write_bytes(b"{}")
     path.parent.chmod(0)
+
+
+def _listed(path: Path) -> None:
+    """Its names may be read, and nothing else of it."""
+    path.write_bytes(b"{}")
+    path.parent.chmod(0o444)
 
 
 def _moments(**changes: Any) -> Callable[[Update], None]:
@@ -342,6 +349,10 @@ ON_DISK: dict[str, tuple[Callable[[Update], None], str]] = {
     "the manifest may not be read": (_place(_unreadable, "update.json"), "update.json cannot be read: Permission"),
     "the folder may not be read": (
         _place(_closed, "update.json"),
+        "cannot be read: Permission denied",
+    ),
+    "the folder may only be listed": (
+        _place(_listed, "update.json"),
         "cannot be read: Permission denied",
     ),
     "the manifest is a pipe": (_place(os.mkfifo, "update.json"), "update.json is not a plain file"),

@@ -9,6 +9,8 @@ beyond that of the first round. As root it gives up to read files that it may no
 import ctypes
 import json
 import math
+import posixpath
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +32,8 @@ from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, TensorEntry, UpdateManifest
 from schemas.model import Model
 from tests.photon_core.hostile_cases import CASES, EVIL, HONEST, MODEL, ON_DISK, SHAPES, THETA, Update, wild
+
+MLFLOW = re.compile(r"[/\w.\- ]*")  # names of metrics that it takes, if they are paths without . and ..
 
 
 class Mode(NamedTuple):
@@ -155,7 +159,9 @@ def finish(run: Run, federation: Federation, t: int) -> dict[str, Any]:
     course = Course(sampled, scores, {EVIL: "left out"}, {"sites": 1.0, "aggregate": 0.5}, opened=time.time())
     manifest = commit(run, federation, candidate, course)
     assert Run(run.store, "run").latest() == t
-    assert all(map(math.isfinite, tracked(manifest).values()))
+    told = tracked(manifest)
+    assert all(map(math.isfinite, told.values()))
+    assert all(map(MLFLOW.fullmatch, told)) and all(posixpath.normpath(name) == name for name in told)
     same = before is not None and manifest.model_sha256 == before.model_sha256
     return {"sites": sorted(manifest.updates), "left_out": manifest.left_out, "same": same}
 

@@ -3,6 +3,7 @@ such rounds every later command still works. In modes that hold every pair of fl
 or none, flat or by regions, a local disk or S3."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,13 @@ from tests.photon_core.hostile_updates import MODES, cases_of, settings
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 64.0  # MiB beyond the same round without a hostile site
-PHOTON = (sys.executable, "-m", "photon_cli")
+PHOTON = (  # as a user that is not root: what it may not read, it does not
+    sys.executable,
+    "-c",
+    "from tests.photon_core.hostile_updates import obey_permissions\n"
+    "from photon_cli.main import main\n"
+    "obey_permissions()\nmain()",
+)
 LATER = {
     "status": ["status"],
     "status --json": ["status", "--json"],
@@ -88,7 +95,9 @@ def test_every_later_command_still_works(play: Any, mode: str) -> None:
     """Trackers are told of every round where it is committed: tests/photon_core/hostile_updates.py."""
     folder, said = play(mode).folder, {}
     for name, arguments in LATER.items():
-        done = subprocess.run([*PHOTON, *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
+        command = [*PHOTON, *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, (name, done.stderr[-2000:])
         said[name] = done.stdout
     rounds = len(cases_of(mode)) + 2

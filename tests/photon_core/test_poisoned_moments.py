@@ -232,6 +232,43 @@ def test_honest_sites_are_never_left_out(tmp_path: Path) -> None:
         assert manifest.moment_sizes.keys() == {n for entry in manifest.moments for n in entry.tensors}
 
 
+def test_a_site_that_makes_many_more_steps_than_most_is_honest(tmp_path: Path) -> None:
+    """Most sites make one step of the file's 40, by time limits say: moments grow with the steps."""
+    few: dict[str, dict[str, Any]] = {"a": {"steps": 1}, "b": {"steps": 1}, "c": {}}
+    local = {"optimizer": {"name": "muon", "lr": 1e-2}, "batch_size": 1, "steps": 40}
+    setting = federation(tmp_path, few, local=local, rounds={"count": 9, "quorum": 1})
+    run = opened(setting, tmp_path / "initial")
+    for t in (1, 2):
+        for site in few:
+            found = trained(run, setting, site, t)
+            if (site, t) == ("b", 2):
+                moments = moments_of(found)
+                scaled({"exp_avg_sq.norm_f.bias": 1e4})(moments)
+                found = with_moments(found, moments)
+            upload_update(run, setting, site, t, found)
+        assert list(finish(run, setting, t).left_out) == ([] if t == 1 else ["b"])
+
+
+def test_one_site_does_not_loosen_the_bound_where_sites_bring_moments_that_they_have_kept(tmp_path: Path) -> None:
+    """The first round after keep has no bound of m^2 / v for a site; its mean has one all the same."""
+    kept = federation(tmp_path, {site: {} for site in SITES}, local={"optimizer_state": "keep"})
+    asked = federation(tmp_path, {site: {} for site in SITES})
+    run = opened(kept, tmp_path / "initial")
+    for t, setting in ((1, kept), (2, asked), (3, asked)):
+        for site in SITES:
+            found = trained(run, setting, site, t)
+            if site == EVIL and t > 1:
+                moments = moments_of(found)
+                moments["exp_avg.wte.weight"][3, 5] = 3 * np.linalg.norm(moments["exp_avg.wte.weight"])
+                moments["exp_avg_sq.wte.weight"][3, 5] = 0
+                found = with_moments(found, moments)
+            upload_update(run, setting, site, t, found)
+        manifest = finish(run, setting, t)
+        assert list(manifest.left_out) == ([EVIL] if t == 3 else [])
+        assert manifest.moment_ratio <= 1.4
+    assert "'exp_avg.wte.weight' is too large for its 'exp_avg_sq'" in manifest.left_out[EVIL]
+
+
 def after(
     steps: int, gradients: Callable[[int], float], betas: tuple[float, float] = BETAS
 ) -> tuple[float, float]:

@@ -80,7 +80,8 @@ def test_under_fednova_moments_metrics_and_the_manifest_have_plain_means(tmp_pat
     run, setting = rounds.start(tmp_path), rounds.federation("average", weights="fednova")
     shapes, file = moment_shapes(setting.model, "adamw"), tmp_path / "moments.safetensors"
     for site, steps in (("a", 1), ("b", 4), ("c", 5)):
-        save_file({name: np.full(shape, steps, np.float32) for name, shape in shapes.items()}, file)
+        numbers = {name: steps**2 if name.startswith("exp_avg_sq.") else steps for name in shapes}
+        save_file({name: np.full(shape, numbers[name], np.float32) for name, shape in shapes.items()}, file)
         rounds.train(run, 1, site, lambda c, n=steps: 0 * c + np.float32(n), [file], steps, gradient_norm=steps)
     manifest = rounds.aggregate_and_commit(run, setting, 1)
     assert {ref.weight for ref in manifest.updates.values()} == {1 / 3}
