@@ -2,7 +2,7 @@
 
 Two places overlap if one is, holds or lies in the other. A source is where its pattern can match: every folder
 that the pattern without its last part matches; or its path and all below, where it is no pattern. Sources may
-overlap each other.
+overlap each other, and so may the folders of trackers.
 """
 
 import glob
@@ -87,7 +87,7 @@ def _endpoint(federation: "Federation", site: "Site") -> str | None:
 def _place(key: Key, name: str, value: str, endpoint: str | None = None) -> Place:
     disk, path = _split(value)
     if disk == ("s3",):
-        disk = ("s3", (endpoint or "").rstrip("/"))
+        disk = ("s3", (endpoint or "").rstrip("/").lower())
     if disk == ("file",):
         path = os.path.normpath(path)
         disk = ("file", "/" if path.startswith("/") else "")
@@ -105,6 +105,8 @@ def _split(value: str) -> tuple[tuple[str, ...], str]:
 def overlap(first: Place, second: Place) -> str | None:
     """How the first stands to the second: is, holds or lies in it; None where they have nothing in common."""
     if first.disk != second.disk or (first.source and second.source):
+        return None
+    if first.key[:1] == second.key[:1] == ("trackers",):  # each writes under names of its own
         return None
     for mine, theirs in zip(first.parts, second.parts, strict=False):
         if second.pattern and "**" in theirs:

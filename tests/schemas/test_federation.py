@@ -83,6 +83,21 @@ def test_states_lie_beside_the_store_and_each_other() -> None:
         sample(sites=[site("a", state_dir="/x"), site("b", state_dir="/x/")])
 
 
+def test_trackers_share_a_folder() -> None:
+    """By default they do: photon-trackers beside the file."""
+    trackers = [{"name": name, "folder": "/x/trackers"} for name in ("tensorboard", "mlflow", "wandb")]
+    assert len(sample(trackers=trackers).trackers) == 3
+    with pytest.raises(ValidationError, match="lies in store"):
+        sample(trackers=trackers, store="/x")
+
+
+def test_one_server_is_one_however_its_address_is_written() -> None:
+    store = {"store": "s3://b/runs", "storage": {"endpoint_url": "http://Host:9000/"}}
+    shards = {"shards": "s3://b/runs/a", "storage": {"endpoint_url": "http://host:9000"}}
+    with pytest.raises(ValidationError, match="lies in store"):
+        sample(**store, sites=[site("a", **shards)])
+
+
 def test_paused_sites_do_not_count() -> None:
     sites = [site("a"), site("b", paused=True), site("c")]
     federation = sample(sites=sites)
