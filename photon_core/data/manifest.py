@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 from photon_core.data.paths import data_dir
-from photon_core.errors import DataError
+from photon_core.errors import DataError, FederationError
 from photon_core.hashing import sha256_bytes
 from schemas.federation import Federation
 from schemas.manifests import DataManifest
@@ -16,6 +16,7 @@ def load_manifest(federation: Federation, site: str) -> DataManifest | None:
 
     Raises:
         DataError: data.json is there but is not a data manifest.
+        FederationError: it is another site's.
     """
     path = data_dir(federation, site) / NAME
     try:
@@ -35,9 +36,10 @@ def data_manifest(content: bytes, name: str, site: str) -> DataManifest:
 
     Raises:
         DataError: they are none.
+        FederationError: they are another site's, such as one of another federation with the same folder.
     """
     try:
-        return DataManifest.model_validate_json(content)
+        manifest = DataManifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
@@ -45,6 +47,12 @@ def data_manifest(content: bytes, name: str, site: str) -> DataManifest:
             f"{name}: not a data manifest ({where}: {first['msg']}); "
             f"remove it and run photon prepare --site {site}"
         ) from error
+    if manifest.site != site:
+        raise FederationError(
+            f"{name}: is the data of site '{manifest.site[:80]}', not of '{site}', and stays; write a state_dir "
+            "and shards of the site's own, or remove it"
+        )
+    return manifest
 
 
 def require_manifest(federation: Federation, site: str) -> DataManifest:

@@ -21,7 +21,7 @@ from photon_core.data.paths import cache_dir, data_dir, find_site
 from photon_core.data.quality import check_documents
 from photon_core.data.record import NAME, StreamRecord, file_entries, read_record, stream_data
 from photon_core.data.replace import aside, check_free, claim, drop_aside, empty_stream, finish, replace
-from photon_core.data.shards import publish
+from photon_core.data.shards import check_owner, publish
 from photon_core.data.sources import SourceFile, list_files
 from photon_core.data.tokenizer import Tokenizer, load_tokenizer
 from photon_core.data.verify import VerifiedFiles, check_entries, verify_files
@@ -54,7 +54,7 @@ def prepare_site(federation: Federation, site: str, progress: Progress | None = 
 
     Raises:
         FederationError: no such site or tokenizer, the tokenizer does not fit the model's vocabulary, or places of
-            the file overlap.
+            the file overlap or are another site's.
         DataError: a source is missing or unreadable, or too small, or files that are not ours are in the way;
             ExpectationFailed for texts that are refused.
     """
@@ -66,6 +66,7 @@ def prepare_site(federation: Federation, site: str, progress: Progress | None = 
             f"up to {tokenizer.size - 1}; write vocab_size: {tokenizer.size} or more"
         )
     check_overlap(federation, [site])
+    check_owner(federation, site)
     root = data_dir(federation, site)
     claim(root)
     with folder_lock(root):

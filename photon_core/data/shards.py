@@ -8,6 +8,7 @@ The newest folder with a data.json counts. Nothing is overwritten: text that was
 
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from photon_core.data.locks import folder_lock
@@ -16,7 +17,7 @@ from photon_core.data.paths import cache_dir, data_dir, find_site
 from photon_core.data.replace import NEXT, aside, check_listed, claim, finish, is_cut_off, replace
 from photon_core.data.verify import VerifiedFiles
 from photon_core.durable import whole_file
-from photon_core.errors import CorruptFile
+from photon_core.errors import CorruptFile, DataError
 from photon_core.hashing import sha256_bytes
 from photon_core.store import Store, StoreConflict, check_path
 from schemas.federation import Federation
@@ -39,6 +40,18 @@ def available(federation: Federation, site: str) -> DataManifest | None:
         return load_manifest(federation, site)
     folder, content = newest
     return data_manifest(content, place.locate(f"{folder}/{NAME}"), site)
+
+
+def check_owner(federation: Federation, site: str) -> None:
+    """Refuse, before any work, a place for shards, or a state_dir, that holds another site's.
+
+    Raises:
+        FederationError: it does.
+        StoreUnavailable, StoreRefused: the place for shards cannot be read.
+    """
+    with suppress(DataError):  # damaged: made again
+        available(federation, site)
+        load_manifest(federation, site)
 
 
 def publish(federation: Federation, site: str) -> None:
