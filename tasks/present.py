@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 from prefect import get_run_logger
@@ -24,6 +25,7 @@ from tasks.tags import tagged
 LOOK_SECONDS = 5.0  # between two questions of a round that waits
 COORDINATOR = "the coordinator"
 EDITED = "it works with the file that was deployed since it was created"
+KEPT = ContextVar("the flow run has a file of its own, which the rounds within it keep", default=False)
 PLACES = ("run", "store", "storage")  # a round that is under way keeps these, beside what all of a run keeps
 
 
@@ -53,8 +55,9 @@ def own_file(federation: Federation, where: str) -> tuple[Federation, str]:
             deployment = client.read_deployment(flow_run.deployment_id)
         except ObjectNotFound:  # pruned since
             return federation, ""
-        present = _file(deployment, where)
-        if federation in (present, as_born(run_of(present), present)):
+        deployed = _file(deployment, where)
+        present = as_born(run_of(deployed), deployed)
+        if federation in (deployed, present):
             return federation, ""
         given = client.read_flow_run(flow_run.id).parameters
         given["federation"] = present.model_dump(mode="json")
@@ -112,19 +115,21 @@ class Present:
         return self.federation
 
     def _begin(self) -> None:
-        """Follow the deployment if the file is its own; a round within a run was given the run's own."""
+        """Follow the deployment if the file is its own; a round within a run does as the run."""
         context = FlowRunContext.get()
         inner = context is not None and context.flow_run is not None and context.flow_run.parent_task_run_id
         assert self._read is not None
         deployment = self._read()
-        if deployment is None:
+        if deployment is None or (inner and KEPT.get()):
             self._read = None
             return
+        KEPT.set(False)
         with suppress(PhotonError):
             if self._deployed(deployment) == as_born(self._run, self.federation):
                 self._raw = (deployment.parameters or {}).get("federation")
             elif not inner:
                 self._read = None
+                KEPT.set(True)
 
     def _look(self) -> None:
         assert self._read is not None
