@@ -2,11 +2,12 @@
 
 from prefect import flow, tags
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from flows.outcome import failure
 from photon_core.birth import as_born
-from photon_core.errors import PhotonError
+from photon_core.errors import PhotonError, StoreConflict
 from photon_core.rounds import run_of
 from schemas.federation import Federation
 from tasks import site as steps
@@ -37,11 +38,14 @@ def site_round(federation: Federation, site: str, t: int, attempt: int = 1) -> S
 
     Raises:
         PhotonError: which step failed, and why.
+        StoreConflict: this is a retry, and the round was committed without the site meanwhile.
     """
     federation, edited = own_file(federation, f"site '{site}'")
     if edited:
         INCIDENTS.put((federation.run, t, site), "file", [f"its flow run was started again: {edited}"])
     note = f" ({edited})" if edited else ""
+    if over := _over(federation, site, t):
+        return Completed(message=over)
     try:
         federation = as_born(run_of(federation), federation)
         if reason := failure(site_steps(federation, site, t, attempt)):
@@ -49,3 +53,20 @@ def site_round(federation: Federation, site: str, t: int, attempt: int = 1) -> S
     finally:
         shutdown()  # when the flow run is cancelled, too: the trainer's whole process group ends with it
     return Completed(message=f"site '{site}', round {t}: the update is committed{note}")
+
+
+def _over(federation: Federation, site: str, t: int) -> str:
+    """Of a retry, whether the round has its update; a round that is committed without it trains nobody.
+
+    Raises:
+        StoreConflict: it is.
+    """
+    manifest = run_of(federation).round(t) if (flow_run.run_count or 1) > 1 else None
+    if manifest is None:
+        return ""
+    if site not in manifest.updates:
+        raise StoreConflict(
+            f"round {t} was committed without site '{site}' meanwhile, and stands: nothing is trained. "
+            "The next round asks for it again"
+        )
+    return f"site '{site}', round {t}: the round is committed, with its update"

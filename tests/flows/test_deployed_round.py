@@ -220,6 +220,9 @@ def test_a_site_that_has_failed_is_waited_for_during_grace_once_the_quorum_is_me
     manifest = two.rounds()[1]
     assert set(manifest.updates) == {"a"}
     assert damaged.file.name in manifest.left_out["b"] and "(rounds.grace)" in manifest.left_out["b"]
+    failed = two.site_run("b", 1, "FAILED")
+    two.retry(failed)  # too late: it says so, and works for nobody
+    assert "round 1 was committed without site 'b'" in two.ended(failed, since=failed.state).message
 
 
 def names_both(message: str) -> str:
