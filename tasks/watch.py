@@ -15,6 +15,7 @@ PENDING = 3
 WAITED_SECONDS = 10.0  # for an answer of the server, above which it is noted
 AGAIN = "it was started again"
 EDITED = "the file was edited: it was asked again"
+IN_VAIN = "Completed (nothing that it has committed counts)"
 
 
 class Asks(Protocol):
@@ -48,14 +49,16 @@ class Watch:
         self.run: FlowRun | None = None
         self.text = "not created"
         self.retries = 0
-        self.ended = False  # badly, and nobody has started it again
+        self.ended = False  # badly or in vain, and nobody has started it again
         self.completed = False  # at the last look: what it has made does not count
+        self.others = False  # it is another coordinator's, of another file: left alone until it has ended
+        self.pending: tuple[Any, float] | None = None  # its Pending state, and since when by this process's clock
         self.gone: type[Exception] | None = None  # how the server or the store fails to answer
         self.notes: list[str] = []
 
     @property
     def failed(self) -> str:
-        """How the flow run has failed for good, unless a person retries it; empty if it has not."""
+        """How the flow run has failed for good or ended in vain, unless a person retries it; else empty."""
         return self.text if self.ended else ""
 
     def incidents(self, client: SyncPrefectClient) -> list[str]:
@@ -82,28 +85,40 @@ class Watch:
         state = self.run.state
         assert state is not None
         self.text = text(state)
-        if bad(state):
-            if not self.ended:
-                self.ended = True
-                self._note(f"its flow run was {self.text}")
-            if state.is_crashed() and self.retries < AUTOMATIC_RETRIES:
-                self._follow(AGAIN)
-            elif other := next((run for run in self.asks.runs() if is_under_way(run)), None):
-                self.run, self.ended = other, False
-                self._note(AGAIN)  # by `photon rerun`, or another round
+        barren = self.completed and state.is_completed()
+        self.completed = state.is_completed()
+        if (barren or (waits(self.run) and not self.others)) and self.asks.is_stale(self.run):
+            if not state.is_final():
+                client.set_flow_run_state(self.run.id, Cancelled(message="the file was edited"), force=True)
+            self._ask(EDITED)
+        elif barren or bad(state):
+            self._has_ended(state, IN_VAIN if barren else self.text)
         elif self.ended:
             self.ended = False
             self._note(AGAIN)  # by a person
-        elif state.is_pending() and time.time() - state.timestamp.timestamp() > PENDING * self.silence:
+        elif self._is_lost(state):
             client.set_flow_run_state(self.run.id, Cancelled(message="no process came of it"), force=True)
             self._follow(f"{AGAIN} after being {state.name} for {PENDING * self.silence:g} s")
-        elif (waits(self.run) or (self.completed and state.is_completed())) and self.asks.is_stale(self.run):
-            if not state.is_final():
-                client.set_flow_run_state(self.run.id, Cancelled(message="the file was edited"), force=True)
-            self.run, self.completed = self.asks.create(), False
-            self._note(EDITED)
-        else:
-            self.completed = state.is_completed()
+
+    def _has_ended(self, state: State, how: str) -> None:
+        """Follow a crashed one up; of any other, see whether there is another to wait for."""
+        self.text = how
+        if not self.ended:
+            self.ended = True
+            self._note(f"its flow run was {how}")
+        if state.is_crashed() and self.retries < AUTOMATIC_RETRIES:
+            self._follow(AGAIN)
+        elif other := next((run for run in self.asks.runs() if is_under_way(run)), None):
+            self.run, self.ended, self.completed, self.others = other, False, False, self.asks.is_stale(other)
+            self._note(AGAIN)  # by `photon rerun`, or another round
+
+    def _is_lost(self, state: State) -> bool:
+        """Whether no process came of it, by this machine's clock alone: the server's may be another."""
+        if not state.is_pending():
+            return False
+        if self.pending is None or self.pending[0] != state.id:
+            self.pending = state.id, time.monotonic()
+        return time.monotonic() - self.pending[1] > PENDING * self.silence
 
     def away(self, error: Exception) -> None:
         """Take note that the Prefect server or the store does not answer; say so once."""
@@ -134,8 +149,11 @@ class Watch:
         """By another, so many times and no more; then a person's retry of the last one is waited for."""
         if self.retries < AUTOMATIC_RETRIES:
             self.retries += 1
-            self.run, self.ended = self.asks.create(), False
-            self._note(note)
+            self._ask(note)
+
+    def _ask(self, note: str) -> None:
+        self.run, self.ended, self.completed, self.others = self.asks.create(), False, False, False
+        self._note(note)
 
     def _note(self, sentence: str) -> None:
         self.notes.append(sentence)
