@@ -265,24 +265,6 @@ def test_a_users_home_and_relative_places_are_resolved_where_the_site_is(
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("key", ["state_dir", "shards"])
-def test_another_federations_site_keeps_its_shards(
-    key: str, write_federation: Callable[..., Path], photon: Photon, tmp_path: Path
-) -> None:
-    """Two federations with one folder: neither site is ever given the other's text."""
-    first = write_federation(sites=("a",), folder="first")
-    second = write_federation(sites=("b",), folder="second", run="other")
-    for file in (first, second):
-        edit(file, **{key: str(tmp_path / "shared")})
-    assert photon("prepare", first)[0] == 0
-    before = contents(tmp_path / "shared")
-    code, said = photon("prepare", second)
-    assert code == 2 and "is the data of site 'a', not of 'b'" in said.replace("\n", " ")
-    with pytest.raises(FederationError, match="is the data of site 'a'"):
-        check_shards(load_federation(second), "b", load_tokenizer("bytes").sha256)
-    assert contents(tmp_path / "shared") == before
-
-
 def test_links_in_a_circle_among_the_texts_end(write_federation: Callable[..., Path], photon: Photon) -> None:
     file = write_federation(sites=("a",))
     for name in "xyz":

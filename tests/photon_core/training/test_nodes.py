@@ -64,6 +64,8 @@ def test_it_equals_two_sites_of_the_same_parts(tmp_path: Path) -> None:
     sites = make_federation(tmp_path / "server", ("one", "two"), STREAMS, clip_norm=0.5)
     for node, name in ((1, "one"), (2, "two")):  # the two sites have the nodes' parts as their data
         shutil.copytree(node_dir(federation, "alpha", node) / "data", data_dir(sites, name))
+        manifest = data_dir(sites, name) / "data.json"
+        manifest.write_text(manifest.read_text().replace('"site": "alpha"', f'"site": "{name}"'))
         for stream in STREAMS:
             valid = data_dir(federation, "alpha") / stream / "valid"
             shutil.copytree(valid, data_dir(sites, name) / stream / "valid")
