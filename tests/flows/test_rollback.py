@@ -19,6 +19,12 @@ SERVER = {"optimizer": "nesterov", "lr": 0.7, "momentum": 0.9, "schedule": {"nam
 SAME = ("model_sha256", "sampled", "global_step", "total_tokens", "evaluations", "server")
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are not wrapped."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 def run(file: Path) -> list[RoundManifest]:
     """What `photon run` does, on the session's server."""
     from flows.federated_run import federated_run
