@@ -247,6 +247,7 @@ def measure(setting: Setting, names: tuple[str, ...], seeds: int, keep: Path | N
     rows = [row for row in kept if row["seed"] < seeds and row["row"] in names]
     there = {(row["row"], row["seed"]) for row in rows}
     todo = [(name, seed) for seed in range(seeds) for name in names if (name, seed) not in there]
+    commit = machine()["commit"]
     if todo:
         setting.begin()
     for name, seed in todo:
@@ -255,7 +256,7 @@ def measure(setting: Setting, names: tuple[str, ...], seeds: int, keep: Path | N
         clock, cpu = time.perf_counter(), our_seconds()
         found = federated(setting, federation) if "/" in name else centralised(setting, federation, name)
         spent = {"seconds": time.perf_counter() - clock, "cpu_seconds": our_seconds() - cpu}
-        rows.append({"row": name, "seed": seed, **found, **spent, "setting": setting.key})
+        rows.append({"row": name, "seed": seed, **found, **spent, "commit": commit, "setting": setting.key})
         shutil.rmtree(setting.work / f"row-{seed}")
         if keep:
             with keep.open("a", encoding="utf-8") as file:
