@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 PATH_LIMIT = 800  # bytes
+FIRST = 1 << 20  # bytes of a small file that are asked for first: a server's answer needs a buffer of its size
 KEY_LIMIT = 1024  # bytes of an object's name on S3, the store's own prefix included
 
 
@@ -98,7 +99,9 @@ class Store:
         self._path(path)
         if limit is None:
             return self._files.read(path)
-        data = self._files.read_range(path, 0, limit + 1)  # whatever size the server claims
+        data = self._files.read_range(path, 0, min(FIRST, limit + 1))  # whatever size the server claims
+        if len(data) == FIRST:
+            data += self._files.read_range(path, FIRST, limit + 1)
         if len(data) > limit:
             size = self._files.size(path)
             raise CorruptFile(f"{self.locate(path)} holds {size} bytes; at most {limit} are expected")

@@ -31,9 +31,10 @@ ALL = sorted((*HONEST, EVIL))
 
 @contextmanager
 def descriptors(most: int) -> Iterator[None]:
-    """So many may be open; with 0, no more than are open now."""
+    """So many may be open beside those that are open now; with 0, none."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most or 3, hard))
+    now = len(list(Path("/proc/self/fd").iterdir())) if most else 3
+    resource.setrlimit(resource.RLIMIT_NOFILE, (now + most, hard))
     try:
         yield
     finally:

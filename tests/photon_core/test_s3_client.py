@@ -129,8 +129,10 @@ def test_a_refusal_is_told_without_a_secret(
     assert not [
         s for s in (key, signature, SECRETS["AWS_SECRET_ACCESS_KEY"]) if s in str(caught.value) + caplog.text
     ]
-    assert not [r.query for r in s3_proxy.requests if r.query]  # an address is no secret
-    assert len(s3_proxy.requests) == 3
+    queries = [r.query for r in s3_proxy.requests if r.query]  # whether it is listed, and no signature
+    assert all(query.startswith("list-type=2&prefix=") for query in queries), queries
+    assert not [s for s in (key, signature) if s in "".join(queries)]
+    assert len(s3_proxy.requests) - len(queries) == 3
 
 
 def test_a_missing_object_is_named_also_when_it_was_there(store: Store, s3_proxy: FaultProxy) -> None:

@@ -25,7 +25,9 @@ def test_what_is_no_update_holds_a_round_until_its_deadline_only(prefect_server:
     from tasks.dispatch import dispatch_round
 
     file = settings(MODE, str(tmp_path), 3)
-    federation = Federation.model_validate(file | {"rounds": {"count": 3, "quorum": 1}})
+    sites = [{**site, "pool": f"hostile-{site['name']}"} for site in file["sites"]]  # no other test's
+    changes = {"rounds": {"count": 3, "quorum": 1}, "deploy": {"pool": "hostile"}, "sites": sites}
+    federation = Federation.model_validate(file | changes)
     run, table = make_run(Store(str(tmp_path)), federation, MODE), CASES | ON_DISK
     for site, case in CAUSES.items():
         attack(run, 1, MODE, table[case][0], site)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from photon_core.aggregation.guard import loss_trouble
+from photon_core.aggregation.guard import jumps, loss_trouble
 from photon_core.data.stream import valid_sequences
 from photon_core.hashing import canonical_json
 from photon_core.round_metrics import LARGEST_LOSS
@@ -107,4 +107,5 @@ def test_a_model_that_has_blown_up_scores_the_largest_loss(
     assert scores["loss"] == scores["loss/news"] == scores["loss/code"] == LARGEST_LOSS
     assert scores["perplexity"] == math.exp(LARGEST_LOSS)
     canonical_json(scores)
-    assert loss_trouble({"alpha": scores}, [{"alpha": {"loss": 3.0}}], Guard())
+    found = jumps({"alpha": scores}, [{"alpha": {"loss": 3.0}}], LARGEST_LOSS)
+    assert loss_trouble(found, Guard())
