@@ -3,6 +3,7 @@
 Pure: nothing here imports Prefect or asks a server. flows/apply.py brings a server in line with a plan.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -270,22 +271,8 @@ def _zombies(federation: Federation) -> Automation:
     return Automation(
         name=f"photon/{federation.run}/zombies",
         description=f"A flow run of {federation.run} that was silent for {seconds:g} s has crashed.",
-        trigger={
-            "type": "event",
-            "posture": "Proactive",
-            "after": [HEARTBEAT],
-            "expect": sorted(SIGNS_OF_LIFE),
-            "match": {"prefect.resource.id": "prefect.flow-run.*"},
-            "match_related": _of_run(federation),
-            "for_each": ["prefect.resource.id"],
-            "threshold": 1,
-            "within": seconds,
-        },
-        action={
-            "type": "change-flow-run-state",
-            "state": "CRASHED",
-            "message": f"no heartbeat for {seconds:g} s: its process is gone",
-        },
+        trigger=_silence(HEARTBEAT, SIGNS_OF_LIFE, _of_run(federation), seconds),
+        action=_crash(f"no heartbeat for {seconds:g} s: its process is gone"),
     )
 
 
@@ -299,23 +286,28 @@ def _never_started(federation: Federation) -> Automation:
     return Automation(
         name=f"photon/{federation.run}/never started",
         description=f"A round of {federation.run} that was Pending for {seconds:g} s has crashed.",
-        trigger={
-            "type": "event",
-            "posture": "Proactive",
-            "after": ["prefect.flow-run.Pending"],
-            "expect": sorted(STARTED),
-            "match": {"prefect.resource.id": "prefect.flow-run.*"},
-            "match_related": [_of_run(federation), rounds],
-            "for_each": ["prefect.resource.id"],
-            "threshold": 1,
-            "within": seconds,
-        },
-        action={
-            "type": "change-flow-run-state",
-            "state": "CRASHED",
-            "message": f"not started within {seconds:g} s: no process came of it",
-        },
+        trigger=_silence("prefect.flow-run.Pending", STARTED, [_of_run(federation), rounds], seconds),
+        action=_crash(f"not started within {seconds:g} s: no process came of it"),
     )
+
+
+def _silence(after: str, expected: Iterable[str], related: Any, seconds: float) -> dict[str, Any]:
+    """The trigger of a flow run with no expected event within so many seconds after one of the kind `after`."""
+    return {
+        "type": "event",
+        "posture": "Proactive",
+        "after": [after],
+        "expect": sorted(expected),
+        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        "match_related": related,
+        "for_each": ["prefect.resource.id"],
+        "threshold": 1,
+        "within": seconds,
+    }
+
+
+def _crash(message: str) -> dict[str, Any]:
+    return {"type": "change-flow-run-state", "state": "CRASHED", "message": message}
 
 
 def _notifications(federation: Federation) -> tuple[Automation, ...]:

@@ -10,8 +10,6 @@ from photon_core.rounds import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
-TRACKING_TIMEOUT = 120.0
-
 
 def rollback(federation: Federation, file: Path, to: int, reason: str) -> None:
     """Commit it and say what comes next.
@@ -30,15 +28,10 @@ def rollback(federation: Federation, file: Path, to: int, reason: str) -> None:
 
 def _track(federation: Federation, manifest: RoundManifest) -> None:
     """Tell the trackers. One that is away costs its entry, not the rollback."""
-    from tasks.processes import launcher, shutdown
+    from tasks.processes import log_round, shutdown
 
     try:
-        launcher().run(
-            "photon_core.training.tracking:log_round",
-            {"federation": federation, "manifest": manifest},
-            label=f"{federation.run}/{manifest.round}/trackers",
-            timeout=TRACKING_TIMEOUT,
-        )
+        log_round(federation, manifest)
     except PhotonError as error:
         print(f"photon: {sentence(manifest)}; not in every experiment tracker: {error}", file=sys.stderr)
     finally:

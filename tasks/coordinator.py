@@ -28,26 +28,18 @@ from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.events import LEFT_OUT
 from tasks.incidents import INCIDENTS
-from tasks.processes import launcher
+from tasks.processes import launcher, log_round
 from tasks.progress import step
 from tasks.reporting import report
-from tasks.site import AGAIN_SECONDS, KILLED, SPANS, again
+from tasks.site import SPANS, restarted
 from tasks.tags import STEP
 
 INITIAL_MODEL_TIMEOUT = 3600.0
-TRACKING_TIMEOUT = 120.0
 REGIONS = threading.BoundedSemaphore(2)  # at a time in this process: each takes its own memory
 ROUND_TAG = "round:"
 
 
-@task(
-    task_run_name="open run",
-    tags=[f"{STEP}open run"],
-    cache_policy=NO_CACHE,
-    retries=KILLED,
-    retry_delay_seconds=AGAIN_SECONDS,
-    retry_condition_fn=again,
-)
+@restarted(task_run_name="open run", tags=[f"{STEP}open run"])
 def open_run(federation: Federation) -> int:
     """Make the run's first manifests where they are missing (InitModel).
 
@@ -193,12 +185,7 @@ def announce(federation: Federation, t: int, left_out: dict[str, str]) -> None:
 def track(federation: Federation, manifest: RoundManifest) -> None:
     """Tell the experiment trackers of a committed round. One that is away costs its entry, not the round."""
     try:
-        launcher().run(
-            "photon_core.training.tracking:log_round",
-            {"federation": federation, "manifest": manifest},
-            label=f"{federation.run}/{manifest.round}/trackers",
-            timeout=TRACKING_TIMEOUT,
-        )
+        log_round(federation, manifest)
     except PhotonError as error:
         get_run_logger().warning("round %d is not in every experiment tracker: %s", manifest.round, error)
 

@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from photon_core.training.launch import Launcher
+    from schemas.federation import Federation
+    from schemas.manifests import RoundManifest
+
+TRACKING_TIMEOUT = 120.0
 
 _lock = threading.Lock()
 _launcher: "Launcher | None" = None
@@ -24,6 +28,16 @@ def launcher() -> "Launcher":
         if _launcher is None:
             _launcher = Launcher(slots=len(os.sched_getaffinity(0)), shared=os.environ.get(VARIABLE))
         return _launcher
+
+
+def log_round(federation: "Federation", manifest: "RoundManifest") -> None:
+    """Tell the experiment trackers of a committed round, in a child. Raises PhotonError if one is away."""
+    launcher().run(
+        "photon_core.training.tracking:log_round",
+        {"federation": federation, "manifest": manifest},
+        label=f"{federation.run}/{manifest.round}/trackers",
+        timeout=TRACKING_TIMEOUT,
+    )
 
 
 def shutdown() -> None:

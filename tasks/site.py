@@ -3,6 +3,7 @@
 import tempfile
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +53,13 @@ def again(_task: Any, run: Any, state: Any) -> bool:
     return once_more and run.run_count <= 1
 
 
-@task(
-    task_run_name="{site} / start",
-    tags=[f"{STEP}start"],
-    cache_policy=NO_CACHE,
-    retries=KILLED,
-    retry_delay_seconds=AGAIN_SECONDS,
-    retry_condition_fn=again,
+# a task whose killed or broken process is started again
+restarted = partial(
+    task, cache_policy=NO_CACHE, retries=KILLED, retry_delay_seconds=AGAIN_SECONDS, retry_condition_fn=again
 )
+
+
+@restarted(task_run_name="{site} / start", tags=[f"{STEP}start"])
 def start(federation: Federation, site: str) -> None:
     """Upload the checkpoint that the site holds and the run starts from, as a model of ours.
 
@@ -76,14 +76,7 @@ def start(federation: Federation, site: str) -> None:
         )
 
 
-@task(
-    task_run_name="{site} / validate",
-    tags=[f"{STEP}validate"],
-    cache_policy=NO_CACHE,
-    retries=KILLED,
-    retry_delay_seconds=AGAIN_SECONDS,
-    retry_condition_fn=again,
-)
+@restarted(task_run_name="{site} / validate", tags=[f"{STEP}validate"])
 def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
     """Check the site's shards: every file by its hash, then the expectation suite `shards`.
 
@@ -110,14 +103,7 @@ def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
         return [asdict(check) for check in result.checks]
 
 
-@task(
-    task_run_name="{site} / train",
-    tags=[f"{STEP}train"],
-    cache_policy=NO_CACHE,
-    retries=KILLED,
-    retry_delay_seconds=AGAIN_SECONDS,
-    retry_condition_fn=again,
-)
+@restarted(task_run_name="{site} / train", tags=[f"{STEP}train"])
 def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Trained | None":
     """Train the global model of round t-1 for H local steps, in a child process.
 
@@ -185,14 +171,7 @@ def upload(
         out.update(bytes=sum(entry.bytes for entry in manifest.files))
 
 
-@task(
-    task_run_name="{site} / evaluate",
-    tags=[f"{STEP}evaluate"],
-    cache_policy=NO_CACHE,
-    retries=KILLED,
-    retry_delay_seconds=AGAIN_SECONDS,
-    retry_condition_fn=again,
-)
+@restarted(task_run_name="{site} / evaluate", tags=[f"{STEP}evaluate"])
 def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> dict[str, float]:
     """Loss and perplexity of a global model on the site's held-out text."""
     with step(t, "evaluate", site) as out, SPANS.span((federation.run, t, site), "evaluate") as begin:
