@@ -49,6 +49,7 @@ class Watch:
         self.run: FlowRun | None = None
         self.text = "not created"
         self.retries = 0
+        self.starts: dict[Any, int] = {}  # of each flow run: how many this process knows of
         self.ended = False  # badly or in vain, and nobody has started it again
         self.completed = False  # at the last look: what it has made does not count
         self.others = False  # it is another coordinator's, of another file: left alone until it has ended
@@ -85,6 +86,7 @@ class Watch:
         state = self.run.state
         assert state is not None
         self.text = text(state)
+        self._catch_up(client, self.run)
         barren = self.completed and state.is_completed()
         self.completed = state.is_completed()
         if (barren or (waits(self.run) and not self.others)) and self.asks.is_stale(self.run):
@@ -99,6 +101,15 @@ class Watch:
         elif self._is_lost(state):
             client.set_flow_run_state(self.run.id, Cancelled(message="no process came of it"), force=True)
             self._follow(f"{AGAIN} after being {state.name} for {PENDING * self.silence:g} s")
+
+    def _catch_up(self, client: SyncPrefectClient, run: FlowRun) -> None:
+        """Note the failures of a flow run that a person retried before this process saw them."""
+        known, self.starts[run.id] = self.starts.get(run.id, 1), run.run_count
+        if run.run_count > known:
+            for sentence in past(client, [run]):
+                if sentence not in (AGAIN, f"its flow run was {self.text}", *self.notes):
+                    self._note(sentence)
+                    self._note(AGAIN)
 
     def _has_ended(self, state: State, how: str) -> None:
         """Follow a crashed one up; of any other, see whether there is another to wait for."""

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from prefect.states import Completed, Pending, Scheduled
+from prefect.states import Completed, Failed, Pending, Running, Scheduled
 
 from schemas.federation import Federation
 from schemas.load import load_federation
@@ -82,6 +82,19 @@ def test_a_flow_run_that_is_completed_in_vain_counts_as_failed_for_the_grace(rou
     rounds.set(watch, Scheduled())
     watch.look(rounds.client)
     assert not watch.failed and watch.notes[-1] == "it was started again"
+
+
+def test_a_failure_that_a_person_retried_between_two_looks_is_noted(rounds: Rounds) -> None:
+    watch = rounds.watch()
+    watch.look(rounds.client)
+    for state in (Running(), Failed(message="no space"), Scheduled(), Running()):
+        rounds.set(watch, state)
+    for _ in range(2):
+        watch.look(rounds.client)
+        assert watch.notes == ["its flow run was Failed (no space)", "it was started again"]
+    rounds.set(watch, Failed(message="no space"))  # as before: seen, so not missed
+    watch.look(rounds.client)
+    assert watch.failed and len(watch.notes) == 3
 
 
 def test_a_server_whose_clock_is_behind_ends_no_flow_run_that_is_about_to_start(
