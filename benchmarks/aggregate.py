@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.common import ROOT, Neighbours, finish, heading, machine, say
 from benchmarks.peers.flower import PeerMissing, flower_aggregate
 from benchmarks.updates import RUN, bytes_of, largest, make_run, shapes_of
-from photon_core.store import Store
+from photon_core.store.store import Store
 
 CASES = ["125M-8", "125M-16", "125M-64", "1.3B-4", "125M-8-int8:256", "7B-64-synthetic"]
 QUICK = ["10M-2", "10M-4", "10M-4-int8:256", "10M-4-synthetic"]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from schemas.federation import Federation
-from schemas.local import Optimizer
-from schemas.model import Model
+from schemas.sections.local import Optimizer
+from schemas.sections.model import Model
 
 
 @dataclass
@@ -112,8 +112,8 @@ def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
     from streaming import Stream, StreamingDataset
     from torch.utils.data import DataLoader
 
-    from photon_core.training.model import PhotonModel, initial_decoder
-    from photon_core.training.optimizers import make_optimizer
+    from photon_core.model.decoder import PhotonModel, initial_decoder
+    from photon_core.training.optimizer.build import make_optimizer
 
     class Tokens(StreamingDataset):
         def __getitem__(self, index: Any) -> Any:
@@ -197,7 +197,7 @@ def main(spec_path: Path, result_path: Path) -> None:
     import composer
     import streaming
 
-    import photon_core.training.model  # noqa: F401
+    import photon_core.model.decoder  # noqa: F401
 
     assert composer and streaming
     imported = time.perf_counter()

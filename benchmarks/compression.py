@@ -93,7 +93,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for each of the codecs named, float32 the first; `values` are the federation file's."""
     from photon_core.data.prepare import prepare_site
-    from photon_core.training.launch import Launcher
+    from photon_core.jobs.launcher import Launcher
     from schemas.federation import Federation
 
     if quick:
@@ -163,7 +163,7 @@ def speed(federation: Any, *, quick: bool) -> dict[str, float]:
     """GB of float32 parameters that are encoded and decoded a second, the best of three."""
     import numpy as np
 
-    from photon_core.update.codec import Lossless, get_codec
+    from photon_core.update.codecs.registry import Lossless, get_codec
 
     count = SPEED_ELEMENTS // (16 if quick else 1)
     codec = get_codec(federation.update.codec_name)

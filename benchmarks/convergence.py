@@ -22,7 +22,7 @@ schedule is therefore not stretched beyond the run, and local rates are those th
 (NOTES.md): the central one with plain averaging, half of it under a server momentum of 0.9. For the larger models
 AdamW's rates are an eighth, as an earlier probe of 29 M parameters had them; they are not tuned.
 
-At equal wall-clock, by the plan's model (photon_core/plan/wall_time.py): sites exchange through one server, the
+At equal wall-clock, by the plan's model (photon_core/hardware/exchange.py): sites exchange through one server, the
 centralised machines by ring all-reduce, all links of 1 Gbit/s; a local step takes what one core took here, or
 nothing, as on an accelerator that is fast for its links.
 
@@ -266,7 +266,7 @@ def measure(setting: Setting, names: tuple[str, ...], seeds: int, keep: Path | N
 
 def centralised(setting: Setting, federation: Federation, row: str) -> Row:
     """One machine: as many tokens, in steps over its own batch of all sites' text."""
-    from photon_core.training.shapes import parameter_shapes
+    from photon_core.model.shapes import parameter_shapes
 
     folder, sites = setting.work, len(setting.domains)
     union = {part: 1 / sites for run in site_runs(federation).values() for part in run}
@@ -289,7 +289,7 @@ def centralised(setting: Setting, federation: Federation, row: str) -> Row:
 
 def federated(setting: Setting, federation: Federation) -> Row:
     """All rounds of the federation, its model evaluated every few of them."""
-    from photon_core.training.launch import Launcher
+    from photon_core.jobs.launcher import Launcher
 
     curve: list[tuple[int, int, float]] = []
     found: dict[str, Any] = {}

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import finish, heading, table
 from benchmarks.convergence_rows import BEST, CENTRAL, central_setting
-from photon_core.plan.transfer import GIGABIT
-from photon_core.plan.wall_time import communication_seconds, total_seconds
+from photon_core.hardware.exchange import communication_seconds, total_seconds
+from photon_core.plan.costs import GIGABIT
 
 if TYPE_CHECKING:
     from benchmarks.convergence import Setting

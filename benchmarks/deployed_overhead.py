@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="photon-bench-") as name:
         work = Path(name)
         files = {count: write(work, count) for count in counts}
-        from photon_cli.server import EmbeddedServer
+        from photon_cli.prefect.embedded import EmbeddedServer
 
         with EmbeddedServer(work / "prefect", services=True) as server:
             for count, file in files.items():
@@ -135,8 +135,8 @@ def one_round(file: Path, sites: int) -> dict[str, Any]:
     from prefect.client.orchestration import get_client
     from prefect.deployments import run_deployment
 
-    from photon_core.rounds import history, run_of
-    from schemas.load import load_federation
+    from photon_core.run.opening import history, run_of
+    from schemas.reading.load import load_federation
 
     federation = load_federation(file)
     asked, worked = time.time(), processor_seconds(sites)

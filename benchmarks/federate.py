@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from photon_core.layout import Run
+from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
 if TYPE_CHECKING:
-    from photon_core.training.launch import Launcher
+    from photon_core.jobs.launcher import Launcher
 
 
 def source(work: Path, data: Path, domain: str, *, quick: bool) -> Path:
@@ -33,15 +33,15 @@ def federate(
     after: Callable[[Run, RoundManifest], None] = lambda run, manifest: None,
 ) -> Run:
     """All rounds, every site in each; `after` is called with each that is committed, in turn."""
-    from photon_core.candidate import Course, aggregate_round, commit
+    from photon_core.aggregation.candidate import Course, aggregate_round, commit
     from photon_core.data.tokenizer import load_tokenizer
-    from photon_core.rounds import open_run, run_of
+    from photon_core.run.opening import open_run, run_of
 
     run = run_of(federation)
 
     def initial() -> Any:
         arguments = {"federation": federation, "folder": work}
-        return launcher.run("photon_core.start:make_initial", arguments, label="initial")
+        return launcher.run("photon_core.run.start:make_initial", arguments, label="initial")
 
     open_run(run, federation, load_tokenizer(federation.tokenizer).sha256, initial)
     names = [site.name for site in federation.sites]
@@ -56,7 +56,7 @@ def federate(
 def train_site(federation: Federation, run: Run, launcher: "Launcher", site: str, t: int) -> None:
     """What a site does in a round: fetch the model, train, upload."""
     from photon_core.data.paths import cache_dir
-    from photon_core.rounds import last_contribution
+    from photon_core.run.opening import last_contribution
     from photon_core.training.job import LocalJob
     from photon_core.update.upload import upload_update
 
@@ -80,5 +80,5 @@ def train_site(federation: Federation, run: Run, launcher: "Launcher", site: str
         moments,
     )
     log = folder.parent / "training.log"
-    trained = launcher.run("photon_core.training.local:train", {"job": job}, label=f"{t}/{site}", log_path=log)
+    trained = launcher.run("photon_core.training.train:train", {"job": job}, label=f"{t}/{site}", log_path=log)
     upload_update(run, federation, site, t, trained)

@@ -6,7 +6,7 @@
 
 Both train the same decoder from the same kind of start on random tokens of the preset's sequence length, with
 AdamW and clipping, in bfloat16 on a GPU, in micro-batches of the same size, each in a process of its own. The site
-is photon_core.training.local.train as a round calls it: MDS shards, Composer, callbacks, progress, the update at
+is photon_core.training.train.train as a round calls it: MDS shards, Composer, callbacks, progress, the update at
 the end. The loop is written here from PyTorch's own functions. Both are timed after WARM steps, compiling apart.
 
 [vs_bare_loop: tokens/s of the site over the loop's, the smallest of all models; mfu_125m, mfu_1_3b: the site's
@@ -105,7 +105,7 @@ def bare(federation: Federation) -> float:
     """Tokens a second of the plainest loop that is fast: a compiled loss, fused AdamW, nothing measured."""
     import torch
 
-    from photon_core.training.model import empty_decoder, next_token_loss
+    from photon_core.model.decoder import empty_decoder, next_token_loss
 
     local, model = federation.local, federation.model
     assert isinstance(local.micro_batch, int)
@@ -139,11 +139,11 @@ def site(federation: Federation, folder: Path) -> float:
     """Tokens a second of a site's training, by its own progress reports."""
     from safetensors.numpy import save_file
 
-    from photon_core.training import round_callback
-    from photon_core.training.initial import initial_tensor
+    from photon_core.model.init import initial_tensor
+    from photon_core.model.shapes import parameter_shapes
+    from photon_core.training import callback as round_callback
     from photon_core.training.job import LocalJob
-    from photon_core.training.local import train
-    from photon_core.training.shapes import parameter_shapes
+    from photon_core.training.train import train
 
     write_shards(federation)
     theta = folder / "theta.safetensors"

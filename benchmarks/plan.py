@@ -14,10 +14,10 @@ from pathlib import Path
 
 from benchmarks.common import Neighbours, finish, heading, machine, python_child, say, table
 from photon_core.plan.check import compared
-from photon_core.rounds import history, run_of
+from photon_core.run.opening import history, run_of
 from schemas.federation import Federation
-from schemas.load import load_federation
 from schemas.manifests import RoundManifest
+from schemas.reading.load import load_federation
 
 FIRST = 3  # round: two to calibrate on
 

@@ -36,7 +36,7 @@ from typing import Any
 
 from benchmarks.chaos import add_arguments, chaos
 from benchmarks.common import Neighbours, finish, heading, machine, say, table
-from photon_core.training.serving import serve
+from photon_core.jobs.sharing import serve
 from tests.flows.bad_round import failed, kill
 from tests.flows.deployment import POOLS, Deployed, Workers, deployed, served
 

@@ -75,7 +75,7 @@ def measure(folder: Path, text: str | None, *, rounds: int, steps: int | None, q
     """
     from photon_cli.demo import write_demo
     from photon_core.data.prepare import prepare_site
-    from schemas.load import load_federation
+    from schemas.reading.load import load_federation
 
     names = write_demo(folder, rounds)
     file = folder / "federation.yaml"

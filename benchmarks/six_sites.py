@@ -68,7 +68,7 @@ def main() -> None:
 def measure(work: Path, data: Path, domains: list[str], text: str) -> dict[str, Any]:
     """Both trainings and their evaluation."""
     from photon_core.data.prepare import prepare_site
-    from schemas.load import load_federation
+    from schemas.reading.load import load_federation
 
     data = three_splits(data, domains, work / "texts")
     say("training the tokenizer")
@@ -179,7 +179,7 @@ def valid_sequences(federation: Any, path: Path) -> Any:
 
 def federated_model(federation: Any) -> list[Path]:
     """Files of the latest committed model."""
-    from photon_core.rounds import run_of
+    from photon_core.run.opening import run_of
 
     run = run_of(federation)
     latest = run.latest()
@@ -195,7 +195,7 @@ def evaluate(federation: Any, files: list[Path], held_out: dict[str, Any]) -> di
     import torch
     from safetensors.torch import load_file
 
-    from photon_core.training.model import load_decoder, next_token_loss
+    from photon_core.model.decoder import load_decoder, next_token_loss
 
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     tensors = {name.removeprefix("decoder."): tensor for name, tensor in tensors.items()}

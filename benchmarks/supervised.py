@@ -139,7 +139,7 @@ def reap(services: Iterable[Service]) -> None:
 def _role(pid: int) -> str | None:
     """What a process that a service has started is for."""
     command = _command(pid)
-    if "photon_cli.prefect_server" in command:
+    if "photon_cli.prefect.server" in command:
         return "server"
     if FORK_SERVER in command:
         return "trainer" if FORK_SERVER in _command(_parent(pid)) else "fork server"

@@ -15,8 +15,8 @@ from fsspec.spec import AbstractFileSystem
 
 from benchmarks.updates import Shapes, commit_base, commit_update, site_name
 from photon_core.hashing import Hashes
-from photon_core.layout import Run
-from photon_core.tensors import make_header, shard_plan, tensor_bytes
+from photon_core.run.run import Run
+from photon_core.tensors.container import make_header, shard_plan, tensor_bytes
 from schemas.manifests import FileEntry, TensorEntry
 
 PROTOCOL = "synthetic"

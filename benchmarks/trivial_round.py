@@ -71,7 +71,7 @@ def write(folder: Path, size: str, rounds: int) -> Path:
     from benchmarks.updates import SMALL
     from photon_cli.demo import write_demo
     from photon_core.data.prepare import prepare_site
-    from schemas.load import load_federation
+    from schemas.reading.load import load_federation
 
     names = write_demo(folder, rounds)
     file = folder / "federation.yaml"
@@ -91,8 +91,8 @@ def train(job: Any) -> Any:
     import torch
 
     from photon_core.data.paths import state_dir
+    from photon_core.training.exchange import Theta, write_update
     from photon_core.training.job import Trained
-    from photon_core.training.weights import Theta, write_update
 
     torch.set_num_threads(1)
     folder = state_dir(job.federation, job.site) / f"trivial-{job.round}"
@@ -113,7 +113,7 @@ def rounds_of(file: Path) -> dict[str, float]:
     """Seconds to the end of the first round, start of the server and all, and of a round after."""
     start = time.perf_counter()
     from photon_cli.run import embedded
-    from schemas.load import load_federation
+    from schemas.reading.load import load_federation
 
     federation = load_federation(file)
     ends: list[float] = []
@@ -122,7 +122,7 @@ def rounds_of(file: Path) -> dict[str, float]:
         from prefect.cache_policies import NO_CACHE
         from prefect.task_runners import ThreadPoolTaskRunner
 
-        from photon_core.candidate import Course
+        from photon_core.aggregation.candidate import Course
         from tasks import coordinator, site
         from tasks.processes import launcher
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from photon_core.layout import Run, model_sha256
-from photon_core.shard_writer import ShardWriter
-from photon_core.store import Store
-from photon_core.training.shapes import parameter_shapes
-from photon_core.update.codec import get_codec
+from photon_core.model.shapes import parameter_shapes
+from photon_core.run.run import Run, model_sha256
+from photon_core.store.store import Store
+from photon_core.tensors.writer import ShardWriter
+from photon_core.update.codecs.registry import get_codec
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
-from schemas.model import Model
+from schemas.sections.model import Model
 
 BLOCK = 1 << 20  # elements; content repeats after so many, apart from an offset by site
 SMALL = {"n_layers": 4, "d_model": 384, "n_heads": 6, "vocab_size": 8192, "max_seq_len": 512}  # 10 M

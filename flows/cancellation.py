@@ -15,7 +15,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Cancelling, State
 
-from flows.pages import PAGE, pages
+from flows.deploy.pages import PAGE, pages
 
 SITE_FLOWS = ["site-round", "site-evaluate", "site-start"]
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING]

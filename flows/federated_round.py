@@ -25,16 +25,17 @@ from flows.leases import outlive_leases
 from flows.outcome import failure
 from flows.site_round import site_steps
 from flows.start import start_at_site
+from photon_core.aggregation.candidate import Candidate, Course
 from photon_core.aggregation.tree import regions
-from photon_core.birth import as_born
-from photon_core.candidate import Candidate, Course
-from photon_core.rounds import remarks, run_of
+from photon_core.run.birth import as_born
+from photon_core.run.opening import remarks, run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from tasks import coordinator, dispatch, reporting
+from tasks import coordinator, reporting
 from tasks import site as steps
-from tasks.present import COORDINATOR, Present, own_file
-from tasks.waiting import Limits, Waiting, tell_state, wait_for, watching
+from tasks.remote import dispatch
+from tasks.remote.present import COORDINATOR, Present, own_file
+from tasks.remote.waiting import Limits, Waiting, tell_state, wait_for, watching
 
 STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was told to
 

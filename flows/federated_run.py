@@ -6,11 +6,11 @@ from prefect.states import Completed, State
 from flows.cancellation import cancel_sites
 from flows.federated_round import federated_round
 from flows.start import start_at_site
-from photon_core.line import rounds_left
-from photon_core.rounds import run_of
+from photon_core.run.line import rounds_left
+from photon_core.run.opening import run_of
 from schemas.federation import Federation
 from tasks import coordinator, reporting
-from tasks.present import COORDINATOR, Present, own_file
+from tasks.remote.present import COORDINATOR, Present, own_file
 
 
 @flow(name="federated-run", flow_run_name="{federation.run}", on_cancellation=[cancel_sites])

@@ -5,7 +5,7 @@ from prefect.states import Completed, State
 
 from schemas.federation import Federation
 from tasks import prepare
-from tasks.present import own_file
+from tasks.remote.present import own_file
 
 
 @flow(name="prepare-site", flow_run_name="prepare {site}")

@@ -5,12 +5,12 @@ import time
 from prefect import flow, tags
 from prefect.states import Completed, State
 
-from photon_core.attempts import newest_update
-from photon_core.birth import as_born
-from photon_core.rounds import check_asked, check_in_time, next_attempt, run_of
+from photon_core.aggregation.attempts import newest_update
+from photon_core.run.birth import as_born
+from photon_core.run.opening import check_asked, check_in_time, next_attempt, run_of
 from schemas.federation import Federation
-from tasks import dispatch
-from tasks.present import COORDINATOR, own_file
+from tasks.remote import dispatch
+from tasks.remote.present import COORDINATOR, own_file
 
 
 @flow(name="rerun-site", flow_run_name="rerun {site} round {t}")

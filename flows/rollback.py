@@ -4,10 +4,10 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
-from photon_core.line import sentence
+from photon_core.run.line import sentence
 from schemas.federation import Federation
 from tasks import coordinator, reporting
-from tasks.present import COORDINATOR, own_file
+from tasks.remote.present import COORDINATOR, own_file
 from tasks.rollback import roll_back
 
 

@@ -5,8 +5,8 @@ from prefect import flow, tags
 from schemas.federation import Federation
 from schemas.manifests import FileEntry
 from tasks import site as steps
-from tasks.present import own_file
 from tasks.processes import shutdown
+from tasks.remote.present import own_file
 from tasks.tags import SITE
 
 

@@ -6,14 +6,14 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from flows.outcome import failure
-from photon_core.birth import as_born
 from photon_core.errors import PhotonError, StoreConflict
-from photon_core.rounds import run_of
+from photon_core.run.birth import as_born
+from photon_core.run.opening import run_of
 from schemas.federation import Federation
 from tasks import site as steps
 from tasks.incidents import INCIDENTS
-from tasks.present import own_file
 from tasks.processes import shutdown
+from tasks.remote.present import own_file
 from tasks.tags import SITE
 
 

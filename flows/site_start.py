@@ -4,8 +4,8 @@ from prefect import flow
 
 from schemas.federation import Federation
 from tasks import site as steps
-from tasks.present import own_file
 from tasks.processes import shutdown
+from tasks.remote.present import own_file
 
 
 @flow(name="site-start", flow_run_name="{site} start")

@@ -4,12 +4,12 @@ import time
 
 from prefect import tags
 
-from photon_core.rounds import run_of
+from photon_core.run.opening import run_of
 from schemas.federation import Federation
-from tasks import dispatch
 from tasks import site as steps
-from tasks.present import Present
-from tasks.waiting import Alone
+from tasks.remote import dispatch
+from tasks.remote.present import Present
+from tasks.remote.waiting import Alone
 
 
 def start_at_site(federation: Federation, deployed: bool) -> Federation:

@@ -7,11 +7,11 @@ from photon_cli.pages import check_beside, check_page, write_page
 from photon_cli.progress import display
 from photon_cli.reach import reachable
 from photon_core.errors import FederationError
-from photon_core.layout import Run
+from photon_core.evidence.record import Record, read_record
 from photon_core.report.compare import differences, names, render, results
-from photon_core.report.record import Record, read_record
-from photon_core.store import Store
-from schemas.load import load_federation
+from photon_core.run.run import Run
+from photon_core.store.store import Store
+from schemas.reading.load import load_federation
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BINS = 24  # of a curve in the terminal

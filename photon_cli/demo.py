@@ -12,12 +12,12 @@ from photon_cli.prepare import prepare_with
 from photon_cli.progress import display
 from photon_cli.run import run_embedded
 from photon_core.data.manifest import load_manifest
-from photon_core.durable import write_whole
 from photon_core.errors import FederationError
-from photon_core.line import on_line
-from photon_core.rounds import history, run_of
+from photon_core.files import write_whole
+from photon_core.run.line import on_line
+from photon_core.run.opening import history, run_of
 from schemas.federation import Federation
-from schemas.load import load_federation
+from schemas.reading.load import load_federation
 
 SITE_BYTES = 1_200_000  # of text a site, at most: more does not teach a small model more in two minutes
 PIECE_BYTES = 2_000  # a document is at least this long, where the file is

@@ -1,8 +1,8 @@
 """photon deploy: a federation's pools, deployments and automations on a Prefect server."""
 
-from flows.catalogue import plan
-from photon_cli.remote import asking, require_server
-from photon_core.training.infra import check_infra
+from flows.deploy.catalogue import plan
+from photon_cli.prefect.remote import asking, require_server
+from photon_core.hardware.parallelism import check_infra
 from schemas.federation import Federation
 
 
@@ -17,7 +17,7 @@ def deploy(federation: Federation, dry_run: bool, prune: bool, quiet: bool) -> N
     for site in federation.active:
         check_infra(federation, site)
     url = require_server()
-    from flows.apply import apply
+    from flows.deploy.apply import apply
 
     with asking(url):
         lines = apply(plan(federation), dry_run=dry_run, prune=prune)

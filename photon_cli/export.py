@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from photon_cli.progress import display
-from photon_core.numbers import amount
+from photon_core.formatting import amount
 from schemas.federation import Federation
 
 TOKENS = 100  # that generate adds, unless asked for another number

@@ -2,11 +2,11 @@
 
 from photon_cli.progress import display
 from photon_core.errors import FederationError
-from photon_core.garbage import Plan, Rule, look, ranges, remove
-from photon_core.numbers import amount
-from photon_core.rounds import run_of
+from photon_core.formatting import amount
+from photon_core.run.garbage import Plan, Rule, look, ranges, remove
+from photon_core.run.opening import run_of
 from schemas.federation import Federation
-from schemas.values import duration
+from schemas.sections.values import duration
 
 
 def collect(federation: Federation, last: int, every: int | None, litter: str, dry_run: bool, quiet: bool) -> None:

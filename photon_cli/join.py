@@ -10,16 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from photon_cli.remote import NotReady, require_server
+from photon_cli.prefect.remote import NotReady, require_server
 from photon_core.data.paths import find_site
 from photon_core.errors import DataError, PhotonError
-from photon_core.training.infra import check_gpus, check_infra, check_processors
-from photon_core.training.serving import serve_beside
+from photon_core.hardware.parallelism import check_gpus, check_infra, check_processors
+from photon_core.jobs.sharing import serve_beside
 from schemas.federation import Federation
-from schemas.load import check_paths
-from schemas.local import Local
-from schemas.overlap import check_overlap
 from schemas.protocol import PROTOCOL_TAG, other_protocol
+from schemas.reading.load import check_paths
+from schemas.reading.overlap import check_overlap
+from schemas.sections.local import Local
 from schemas.server_errors import told
 from tasks.tags import tagged
 
@@ -84,7 +84,7 @@ def _server(federation: Federation, site: str | None, pool: str, kind: str) -> s
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
-    from photon_cli.credentials import take_credentials
+    from photon_cli.prefect.credentials import take_credentials
 
     url = require_server()
     with get_client(sync_client=True) as client:

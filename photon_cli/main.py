@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from photon_core.errors import PhotonError, QuorumMissed, StoreConflict, printable
-from photon_core.telemetry import telemetry_off
+from photon_core.jobs.telemetry import telemetry_off
 from schemas.server_errors import cause, foreign
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def options(
 
 def _federation(file: Path) -> "Federation":
     """The file, checked; its store has answered, and let us in."""
-    from photon_cli.credentials import take_credentials
+    from photon_cli.prefect.credentials import take_credentials
     from photon_cli.reach import reachable
-    from schemas.load import check_store, load_federation
+    from schemas.reading.load import check_store, load_federation
 
     federation = load_federation(file)
     check_store(federation, file)
@@ -92,9 +92,9 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Turn a site's text into validated, tokenised shards."""
-    from photon_cli.credentials import take_credentials
+    from photon_cli.prefect.credentials import take_credentials
     from photon_cli.prepare import prepare_sites
-    from schemas.load import load_federation
+    from schemas.reading.load import load_federation
 
     federation = load_federation(file)
     take_credentials(federation)
@@ -201,7 +201,7 @@ def deploy(
 ) -> None:
     """Put the federation on the Prefect server of PREFECT_API_URL: pools, deployments, schedule, automations."""
     from photon_cli.deploy import deploy as put
-    from schemas.load import check_store, load_federation
+    from schemas.reading.load import check_store, load_federation
 
     federation = load_federation(file)
     check_store(federation, file)
@@ -224,7 +224,7 @@ def join(
 ) -> None:
     """At a site: check server, store, device and data, then work for the federation until interrupted."""
     from photon_cli.join import join as serve
-    from schemas.load import load_federation
+    from schemas.reading.load import load_federation
 
     if (site is None) == (not coordinator):
         raise typer.BadParameter("write --site NAME, or --coordinator")
@@ -242,7 +242,7 @@ def join(
 def server(context: typer.Context) -> None:
     """Start a Prefect server for several sites, with the options of `prefect server start`; for others than this
     machine only with a password."""
-    os.execv(sys.executable, [sys.executable, "-m", "photon_cli.prefect_server", *context.args])
+    os.execv(sys.executable, [sys.executable, "-m", "photon_cli.prefect.server", *context.args])
 
 
 @app.command()
@@ -253,7 +253,7 @@ def plan(
 ) -> None:
     """Predict memory, time and bytes from the file, and from the rounds so far where there are any."""
     from photon_cli.plan import show_plan
-    from schemas.load import check_store, load_federation
+    from schemas.reading.load import check_store, load_federation
 
     federation = load_federation(file)
     check_store(federation, file)

@@ -10,12 +10,12 @@ from photon_cli.join import CUDA_SECONDS, require_gpu
 from photon_cli.reach import reachable
 from photon_core.data.paths import find_site
 from photon_core.errors import FederationError
-from photon_core.numbers import amount, duration
+from photon_core.formatting import amount, duration
+from photon_core.hardware.measure import Devices, Transfer, in_child, measure_devices, measure_link
+from photon_core.hardware.parallelism import check_infra
 from photon_core.training.flops import peak_tflops
-from photon_core.training.infra import check_infra
-from photon_core.training.measure import Devices, Transfer, in_child, measure_devices, measure_link
 from schemas.federation import Federation
-from schemas.hardware import Hardware, Link
+from schemas.sections.hardware import Hardware, Link
 
 STORE_SECONDS = 120.0  # for 10 s each way, and for importing what an object store needs
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from photon_core.durable import make_folder, write_whole
 from photon_core.errors import FederationError
+from photon_core.files import make_folder, write_whole
 from schemas.federation import Federation
-from schemas.overlap import check_target
-from schemas.paths import local_path
+from schemas.reading.overlap import check_target
+from schemas.reading.paths import local_path
 
 HEAD = 4096  # bytes of a page, in which one of these stands
 OURS = (

@@ -10,25 +10,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from photon_cli.credentials import take_credentials
 from photon_cli.pages import check_page, write_page
+from photon_cli.prefect.credentials import take_credentials
 from photon_cli.reach import reachable
 from photon_cli.tables import plain_console, wide_console
-from photon_core.birth import check_recipe
 from photon_core.errors import CorruptFile, FederationError, PhotonError
-from photon_core.numbers import amount, duration
+from photon_core.formatting import amount, duration
+from photon_core.hardware.exchange import TOPOLOGIES
+from photon_core.hardware.parallelism import check_infra
 from photon_core.plan.check import compared
 from photon_core.plan.measured import Measured, measure
 from photon_core.plan.picture import draw
 from photon_core.plan.predict import Prediction, SitePlan, predict
 from photon_core.plan.sweep import best, sweep
-from photon_core.plan.wall_time import TOPOLOGIES
-from photon_core.rounds import history
-from photon_core.training.infra import check_infra
+from photon_core.run.birth import check_recipe
+from photon_core.run.opening import history
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.presets import why
-from schemas.yaml_lines import read_yaml
+from schemas.reading.yaml_lines import read_yaml
 
 BAR = 30  # characters
 ENDINGS = (".svg", ".html")

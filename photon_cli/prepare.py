@@ -6,7 +6,7 @@ from photon_cli.progress import Display, display
 from photon_core.data.paths import data_dir, find_site
 from photon_core.data.prepare import prepare_site
 from schemas.federation import Federation
-from schemas.load import check_paths
+from schemas.reading.load import check_paths
 
 
 def prepare_sites(federation: Federation, file: Path, sites: list[str] | None, quiet: bool) -> None:

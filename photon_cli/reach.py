@@ -1,8 +1,8 @@
 """A store that is elsewhere is asked once before any work: nobody waits two minutes for a wrong address."""
 
 from photon_core.errors import StoreUnavailable
-from photon_core.layout import Run
-from photon_core.store import Store
+from photon_core.run.run import Run
+from photon_core.store.store import Store
 from schemas.federation import Federation
 
 SECONDS = 15.0  # for an answer; what goes on under way is more patient

@@ -5,7 +5,7 @@ from pathlib import Path
 from photon_cli.pages import check_page, write_page
 from photon_cli.progress import display
 from photon_core.errors import PhotonError
-from photon_core.rounds import run_of
+from photon_core.run.opening import run_of
 from schemas.federation import Federation
 
 
@@ -25,8 +25,8 @@ def report(federation: Federation, to: Path | None, quiet: bool) -> None:
     check_page(target, [federation], "--to" if to else "without --to,")
     with display(quiet) as show:
         show.activity("report", "reading the rounds")
+        from photon_core.evidence.record import read_record
         from photon_core.report.page import render
-        from photon_core.report.record import read_record
 
         run = run_of(federation)
         record = read_record(run, federation.rounds.count)

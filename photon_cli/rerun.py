@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from photon_core.attempts import is_done, superseded
-from photon_core.birth import as_born
+from photon_core.aggregation.attempts import is_done, superseded
 from photon_core.errors import PhotonError
-from photon_core.rounds import check_asked, check_in_time, next_attempt, run_of
+from photon_core.run.birth import as_born
+from photon_core.run.opening import check_asked, check_in_time, next_attempt, run_of
 from schemas.federation import Federation
 
 
@@ -43,7 +43,7 @@ def _deployed(federation: Federation, t: int, site: str, force: bool) -> None:
     from prefect.deployments import run_deployment
     from prefect.exceptions import ObjectNotFound
 
-    from photon_cli.remote import NotReady, asking, require_server
+    from photon_cli.prefect.remote import NotReady, asking, require_server
 
     name, deadline = f"rerun-site/{federation.run}", federation.rounds.deadline
     with asking(url := require_server()):

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from photon_core.errors import PhotonError
-from photon_core.line import rounds_left, sentence
-from photon_core.rollback import roll_back, user
-from photon_core.rounds import run_of
+from photon_core.run.line import rounds_left, sentence
+from photon_core.run.opening import run_of
+from photon_core.run.rollback import roll_back, user
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 

@@ -10,20 +10,20 @@ from pathlib import Path
 from shlex import quote
 from types import FrameType
 
+from photon_cli.prefect.embedded import EmbeddedServer, prefect_home
 from photon_cli.progress import Display, display, follow
-from photon_cli.server import EmbeddedServer, prefect_home
-from photon_core.birth import check_recipe
 from photon_core.data.shards import available
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import DataError
-from photon_core.line import last_number, newest, rounds_left
-from photon_core.rounds import check_frozen, history, run_of
-from photon_core.start import check_start
-from photon_core.trackers import check_trackers
-from photon_core.training.infra import check_infra
+from photon_core.evidence.trackers import check_trackers
+from photon_core.hardware.parallelism import check_infra
+from photon_core.run.birth import check_recipe
+from photon_core.run.line import last_number, newest, rounds_left
+from photon_core.run.opening import check_frozen, history, run_of
+from photon_core.run.start import check_start
 from schemas.federation import Federation
-from schemas.load import check_paths
-from schemas.overlap import check_overlap
+from schemas.reading.load import check_paths
+from schemas.reading.overlap import check_overlap
 
 SERVER = "Prefect server"
 

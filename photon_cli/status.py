@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from photon_cli.live import Doing, Live, age, ask, server_url
-from photon_cli.server import prefect_home
+from photon_cli.prefect.embedded import prefect_home
+from photon_cli.prefect.live import Doing, Live, age, ask, server_url
 from photon_cli.tables import plain_console, rounds_table, wide_console
 from photon_core.errors import CorruptFile
-from photon_core.layout import Run
-from photon_core.numbers import duration
-from photon_core.rounds import history, next_attempt, run_of, summary
+from photon_core.formatting import duration
+from photon_core.run.opening import history, next_attempt, run_of, summary
+from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 

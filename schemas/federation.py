@@ -4,20 +4,20 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.aggregation import Aggregation
-from schemas.deploy import Deploy, PoolType, Storage
-from schemas.local import Local
-from schemas.model import Model
-from schemas.overlap import refuse_as_written
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, NAMED, OURS, apply_preset, needs_recipe
+from schemas.reading.overlap import refuse_as_written
 from schemas.secrets import find_secrets
-from schemas.section import Section
-from schemas.server import ALIKE, Server
-from schemas.sites import Site
-from schemas.start import Start
-from schemas.trackers import Tracker
-from schemas.update import Update
-from schemas.values import Fraction, Name, Place, Seconds, Text, is_s3, unique, wrong
+from schemas.sections.aggregation import Aggregation
+from schemas.sections.base import Section
+from schemas.sections.deploy import Deploy, PoolType, Storage
+from schemas.sections.local import Local
+from schemas.sections.model import Model
+from schemas.sections.server import ALIKE, Server
+from schemas.sections.sites import Site
+from schemas.sections.start import Start
+from schemas.sections.trackers import Tracker
+from schemas.sections.update import Update
+from schemas.sections.values import Fraction, Name, Place, Seconds, Text, is_s3, unique, wrong
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
 ROBUST_UPDATES = 3  # of two, none is in the middle

@@ -1,4 +1,4 @@
-"""What the store keeps beside the tensors: one JSON manifest a commit. See photon_core/store.py for the rule.
+"""What the store keeps beside the tensors: one JSON manifest a commit. See photon_core/store/store.py for the rule.
 
 Sites write some of them, so everything has a bound (schemas/bounds.py): no number is too large to be added,
 written or drawn, and no text too long to be shown.
@@ -237,7 +237,7 @@ class RoundManifest(Manifest):
     """rounds/<t>/round.json: the commit of round t, written last. Round 0 holds the initial model.
 
     A round without updates (`kind` other than train) trains nothing: it names the files and counters of the round
-    `to`, and the next round starts from there (photon_core/line.py).
+    `to`, and the next round starts from there (photon_core/run/line.py).
     """
 
     run: str

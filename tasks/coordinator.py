@@ -13,17 +13,17 @@ from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from photon_core import candidate as candidates
-from photon_core import rounds
-from photon_core.candidate import Candidate, Course
+from photon_core.aggregation import candidate as candidates
+from photon_core.aggregation.candidate import Candidate, Course
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError, unmarked
-from photon_core.line import rounds_left
-from photon_core.rounds import run_of
-from photon_core.sampling import sampled_sites
-from photon_core.start import Initial
-from photon_core.trackers import check_trackers
-from photon_core.training.infra import check_infra
+from photon_core.evidence.trackers import check_trackers
+from photon_core.hardware.parallelism import check_infra
+from photon_core.run import opening as rounds
+from photon_core.run.line import rounds_left
+from photon_core.run.opening import run_of
+from photon_core.run.sampling import sampled_sites
+from photon_core.run.start import Initial
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.events import LEFT_OUT
@@ -54,7 +54,7 @@ def open_run(federation: Federation) -> int:
 
         def initial_model() -> Initial:
             made: Initial = launcher().run(
-                "photon_core.start:make_initial",
+                "photon_core.run.start:make_initial",
                 {"federation": federation, "folder": Path(folder)},
                 label=f"{federation.run}/initial",
                 timeout=INITIAL_MODEL_TIMEOUT,

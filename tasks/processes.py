@@ -5,7 +5,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from photon_core.training.launch import Launcher
+    from photon_core.jobs.launcher import Launcher
     from schemas.federation import Federation
     from schemas.manifests import RoundManifest
 
@@ -21,8 +21,8 @@ def launcher() -> "Launcher":
     They come from the fork server that PHOTON_FORK_SERVER names, which a worker has beside it, if it answers.
     """
     global _launcher
-    from photon_core.training.launch import Launcher
-    from photon_core.training.serving import VARIABLE
+    from photon_core.jobs.launcher import Launcher
+    from photon_core.jobs.sharing import VARIABLE
 
     with _lock:
         if _launcher is None:
@@ -33,7 +33,7 @@ def launcher() -> "Launcher":
 def log_round(federation: "Federation", manifest: "RoundManifest") -> None:
     """Tell the experiment trackers of a committed round, in a child. Raises PhotonError if one is away."""
     launcher().run(
-        "photon_core.training.tracking:log_round",
+        "photon_core.evidence.tracking:log_round",
         {"federation": federation, "manifest": manifest},
         label=f"{federation.run}/{manifest.round}/trackers",
         timeout=TRACKING_TIMEOUT,

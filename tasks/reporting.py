@@ -18,7 +18,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from photon_core.errors import printable
-from photon_core.line import sentence
+from photon_core.run.line import sentence
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.server_errors import told

@@ -4,9 +4,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from photon_core import rollback
-from photon_core.line import newest
-from photon_core.rounds import run_of
+from photon_core.run import rollback
+from photon_core.run.line import newest
+from photon_core.run.opening import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.coordinator import show

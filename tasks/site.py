@@ -11,14 +11,14 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
-from photon_core import rounds
+from photon_core.aggregation.attempts import is_done, superseded
 from photon_core.aggregation.moments import moments_for
-from photon_core.attempts import is_done, superseded
 from photon_core.data.paths import cache_dir, state_dir
 from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed, PhotonError, StoreUnavailable
-from photon_core.rounds import last_contribution, next_attempt, run_of
-from photon_core.site_cache import fetch_model
-from photon_core.spans import Begin, Spans
+from photon_core.evidence.timeline import Begin, Spans
+from photon_core.run import opening as rounds
+from photon_core.run.model_cache import fetch_model
+from photon_core.run.opening import last_contribution, next_attempt, run_of
 from photon_core.update.early import EarlyUpload
 from photon_core.update.upload import upload_update
 from schemas.federation import Federation
@@ -68,7 +68,7 @@ def start(federation: Federation, site: str) -> None:
     """
     with step(0, "start", site), tempfile.TemporaryDirectory(prefix="photon-") as folder:
         launcher().run(
-            "photon_core.start:upload_start",
+            "photon_core.run.start:upload_start",
             {"federation": federation, "site": site, "folder": Path(folder)},
             label=_label(federation, 0, site),
             timeout=federation.rounds.deadline,
@@ -127,7 +127,7 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
         with EarlyUpload(federation, site, t, job.attempt) as early:
             try:
                 trained: Trained = launcher().run(
-                    "photon_core.training.local:train",
+                    "photon_core.training.train:train",
                     {"job": job},
                     label=_label(federation, t, site),
                     timeout=federation.rounds.deadline,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from photon_core.telemetry import telemetry_off
+from photon_core.jobs.telemetry import telemetry_off
 from schemas.federation import Federation
 from tests.database import give_database
 
@@ -92,7 +92,7 @@ def write_file(
 def prepare_file(file: Path) -> Federation:
     """The federation of a file, with every site's text prepared."""
     from photon_core.data.prepare import prepare_site
-    from schemas.load import load_federation
+    from schemas.reading.load import load_federation
 
     federation = load_federation(file)
     for site in federation.sites:
@@ -123,9 +123,9 @@ def prepared(write_federation: Callable[..., Path]) -> Callable[..., Federation]
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server for the session, and the fork server that flows train with."""
+    from photon_cli.prefect.embedded import EmbeddedServer
     from photon_cli.run import flush
-    from photon_cli.server import EmbeddedServer
-    from photon_core.training.serving import serve
+    from photon_core.jobs.sharing import serve
     from tasks.processes import shutdown
 
     with EmbeddedServer(give_database(tmp_path_factory.mktemp("prefect"))) as server, serve() as shared:

@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from photon_core.telemetry import OFF
+from photon_core.jobs.telemetry import OFF
 
 MADE = Path(__file__).parents[1] / "build" / f"prefect-{version('prefect')}-{version('sqlalchemy')}.db"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from photon_cli.server import hold_port
+from photon_cli.prefect.embedded import hold_port
 
 DEBIAN = Path("/usr/lib/postgresql")  # a folder for each version; Debian keeps the server's programs off the PATH
 

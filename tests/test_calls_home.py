@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from photon_cli.demo import write_demo
-from photon_cli.server import prefect_home
-from photon_core.rounds import run_of
-from photon_core.telemetry import OFF
-from schemas.load import load_federation
+from photon_cli.prefect.embedded import prefect_home
+from photon_core.jobs.telemetry import OFF
+from photon_core.run.opening import run_of
+from schemas.reading.load import load_federation
 from tests.conftest import prepare_file, write_file
 from tests.database import give_database
 from tests.flows.deployment import eventually
@@ -62,7 +62,7 @@ def test_the_same_server_without_the_settings_is_caught(
     network: Recorder, user: dict[str, str], tmp_path: Path
 ) -> None:
     env = {**user, "PREFECT_HOME": str(give_database(tmp_path / "prefect"))}
-    with started(network, [sys.executable, "-m", "photon_cli.prefect_server"], env, tmp_path / "server.log"):
+    with started(network, [sys.executable, "-m", "photon_cli.prefect.server"], env, tmp_path / "server.log"):
         eventually(lambda: "asked for sens-o-matic.prefect.io" in network.recorded(), "it calls home")
 
 

@@ -153,7 +153,7 @@ def test_one_helper_writes_whole_and_durable_and_only_folders_of_our_own_are_rem
         for call, names in found.items():
             if call in path.read_text("utf-8"):
                 names.add(path.relative_to(ROOT).as_posix())
-    assert found["os.fsync("] == {"photon_core/durable.py", "photon_core/local_files.py"}
+    assert found["os.fsync("] == {"photon_core/files.py", "photon_core/store/local.py"}
     made_there = {f"photon_core/training/{name}.py" for name in ("forkserver", "launch", "local", "scratch")}
     assert found["shutil.rmtree("] == {*made_there, "photon_core/export/export.py"}
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from photon_cli.server import EmbeddedServer, prefect_home
+from photon_cli.prefect.embedded import EmbeddedServer, prefect_home
 from photon_core.report.page import render
-from photon_core.report.record import read_record
-from photon_core.rounds import run_of
-from schemas.load import load_federation
+from photon_core.evidence.record import read_record
+from photon_core.run.opening import run_of
+from schemas.reading.load import load_federation
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import TypeVar
 
 from photon_core.errors import PhotonError, StoreRefused, StoreUnavailable, Unreadable, UpdateRejected
-from photon_core.layout import Run
-from photon_core.tensor_reader import Array, Load
+from photon_core.run.run import Run
+from photon_core.tensors.reader import Array, Load
 from schemas.manifests import UpdateManifest
 from schemas.server_errors import told
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from photon_core.layout import Run
-from photon_core.shard_writer import ShardWriter
-from photon_core.tensor_reader import TensorReader
-from photon_core.update.floats import to_bfloat16
+from photon_core.run.run import Run
+from photon_core.tensors.reader import TensorReader
+from photon_core.tensors.writer import ShardWriter
+from photon_core.update.codecs.floats import to_bfloat16
 from schemas.manifests import FileEntry, TensorEntry
 
 CHUNK_ELEMENTS = 1 << 20

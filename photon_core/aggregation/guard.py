@@ -9,11 +9,11 @@ The sites' own numbers are judged by their median, so that one site alone neithe
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from photon_core.aggregation.metrics import LARGEST_LOSS, Scores
 from photon_core.errors import ModelDiverged
-from photon_core.round_metrics import LARGEST_LOSS, Scores
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
-from schemas.server import Guard
+from schemas.sections.server import Guard
 
 RUNNING_ROUNDS = 5  # whose median is the running value
 SITES = 3  # at least, for a median that one of them does not move

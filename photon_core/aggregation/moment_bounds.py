@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.errors import UpdateRejected
-from schemas.local import Optimizer
 from schemas.manifests import RoundManifest
+from schemas.sections.local import Optimizer
 
 Float32 = NDArray[np.float32]
 

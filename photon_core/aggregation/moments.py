@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.blame import blame, blamed
-from photon_core.aggregation.check import check_files
-from photon_core.aggregation.mean import weighted_mean
+from photon_core.aggregation.checks import check_files
+from photon_core.aggregation.engine.threads import Threads
+from photon_core.aggregation.means import weighted_mean
 from photon_core.aggregation.moment_bounds import (
     FIRST,
     RATIO_LIMIT,
@@ -31,21 +32,20 @@ from photon_core.aggregation.moment_bounds import (
     usual_ratio,
 )
 from photon_core.aggregation.robust import median, trimmed_mean
-from photon_core.aggregation.threads import Threads
-from photon_core.dots import dots
 from photon_core.errors import UpdateRejected
-from photon_core.layout import Run
-from photon_core.open_ranges import OpenRanges
-from photon_core.shard_writer import ShardWriter
-from photon_core.tensor_reader import Load, Piece, TensorReader, cut
-from photon_core.tensors import SENT_AS, SHARD_BYTES, all_tensors
-from photon_core.training.shapes import moment_shapes
-from photon_core.update.floats import from_bfloat16, to_bfloat16
-from schemas.aggregation import Aggregation
-from schemas.local import Optimizer
+from photon_core.model.shapes import moment_shapes
+from photon_core.run.run import Run
+from photon_core.store.open_ranges import OpenRanges
+from photon_core.tensors.container import SENT_AS, SHARD_BYTES, all_tensors
+from photon_core.tensors.numerics import dots
+from photon_core.tensors.reader import Load, Piece, TensorReader, cut
+from photon_core.tensors.writer import ShardWriter
+from photon_core.update.codecs.floats import from_bfloat16, to_bfloat16
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
-from schemas.model import Model
-from schemas.server import Server
+from schemas.sections.aggregation import Aggregation
+from schemas.sections.local import Optimizer
+from schemas.sections.model import Model
+from schemas.sections.server import Server
 
 Float32 = NDArray[np.float32]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -2,7 +2,7 @@
 
 g = theta - mean is the weighted mean of the pseudo-gradients theta - theta_k, because the weights sum to 1.
 Every optimizer works element by element, so it may be given any piece of the parameters. To add one, write
-its step, name its state tensors and what they start at in OPTIMIZERS, and its name in schemas.server.Server.
+its step, name its state tensors and what they start at in OPTIMIZERS, and its name in schemas.sections.server.Server.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.errors import StepOverflow
-from schemas.server import Server
+from schemas.sections.server import Server
 
 Float32 = NDArray[np.float32]
 Step = Callable[[Float32, Float32, Float32, Sequence[Float32], Server, Float32], Float32]

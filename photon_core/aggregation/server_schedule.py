@@ -2,7 +2,7 @@
 
 import math
 
-from schemas.server import Server
+from schemas.sections.server import Server
 
 
 def server_lr(t: int, server: Server, rounds: int) -> float:

@@ -17,15 +17,15 @@ from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any
 
-from photon_core.aggregation.aggregate import Aggregate, aggregate
-from photon_core.aggregation.check import STEP_LIMIT, TOKEN_LIMIT, check_manifest
-from photon_core.aggregation.combine import Combine
+from photon_core.aggregation.checks import STEP_LIMIT, TOKEN_LIMIT, check_manifest
+from photon_core.aggregation.engine.aggregate import Aggregate, aggregate
+from photon_core.aggregation.weights import Combine
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict, UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
-from photon_core.layout import ATTEMPTS_LIMIT, PARTIAL, Run, versions
-from schemas.aggregation import Aggregation
+from photon_core.run.run import ATTEMPTS_LIMIT, PARTIAL, Run, versions
 from schemas.manifests import PartialManifest, UpdateManifest, UpdateRef
-from schemas.server import ALIKE, Server
+from schemas.sections.aggregation import Aggregation
+from schemas.sections.server import ALIKE, Server
 
 MEAN = Server()  # fedavg with lr 1: the new model is the mean, bit for bit
 CODEC = "plain"

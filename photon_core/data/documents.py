@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from photon_core.data.sources import SourceFile, filesystem_open, hash_file, open_file
 from photon_core.errors import DataError
-from photon_core.patience import connection_errors
+from photon_core.store.retry import connection_errors
 from schemas.server_errors import told
 
 MAX_RECORD = 1 << 30  # bytes of one document; more would not be one

@@ -7,7 +7,7 @@ from typing import Any
 
 import schemas
 from photon_core.errors import DataError
-from photon_core.telemetry import telemetry_off
+from photon_core.jobs.telemetry import telemetry_off
 
 Features = dict[str, int | float | str]
 FOLDER = Path(schemas.__path__[0]) / "expectations"

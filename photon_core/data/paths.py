@@ -4,7 +4,7 @@ from pathlib import Path
 
 from photon_core.errors import FederationError
 from schemas.federation import Federation
-from schemas.sites import Site
+from schemas.sections.sites import Site
 
 
 def find_site(federation: Federation, site: str) -> Site:

@@ -25,13 +25,13 @@ from photon_core.data.shards import check_owner, publish
 from photon_core.data.sources import SourceFile, list_files
 from photon_core.data.tokenizer import Tokenizer, load_tokenizer
 from photon_core.data.verify import VerifiedFiles, check_entries, verify_files
-from photon_core.durable import write_whole
 from photon_core.errors import CorruptFile, DataError, FederationError
+from photon_core.files import write_whole
 from photon_core.hashing import canonical_json, sha256_bytes
 from schemas.federation import Federation
 from schemas.manifests import DataManifest
-from schemas.overlap import check_overlap
-from schemas.sites import Stream
+from schemas.reading.overlap import check_overlap
+from schemas.sections.sites import Stream
 
 __all__ = ["load_manifest", "prepare_site"]
 

@@ -17,12 +17,12 @@ from photon_core.data.paths import cache_dir, data_dir, find_site
 from photon_core.data.record import read_record
 from photon_core.data.shards import stage
 from photon_core.data.verify import verify_files
-from photon_core.durable import write_whole
 from photon_core.errors import DataError
+from photon_core.files import write_whole
 from photon_core.hashing import canonical_json
 from schemas.federation import Federation
 from schemas.manifests import DataManifest
-from schemas.overlap import check_overlap
+from schemas.reading.overlap import check_overlap
 
 __all__ = ["Check", "CheckResult", "ExpectationFailed", "check_documents", "check_shards"]
 

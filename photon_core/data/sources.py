@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from photon_core.errors import DataError
-from photon_core.patience import connection_errors
+from photon_core.store.retry import connection_errors
 from schemas.server_errors import told
 
 KINDS = (".jsonl", ".txt", ".parquet")

@@ -18,7 +18,7 @@ from photon_core.data.paths import find_site, split_dir
 from photon_core.errors import DataError
 from photon_core.hashing import canonical_json, sha256_bytes
 from schemas.federation import Federation
-from schemas.sites import Stream as StreamSection
+from schemas.sections.sites import Stream as StreamSection
 
 if TYPE_CHECKING:
     from photon_core.data.sequences import Sequences

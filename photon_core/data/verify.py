@@ -5,8 +5,8 @@ from pathlib import Path
 
 from photon_core.data.mds import read_index
 from photon_core.data.paths import cache_dir, data_dir
-from photon_core.durable import write_whole
 from photon_core.errors import CorruptFile
+from photon_core.files import write_whole
 from photon_core.hashing import canonical_json, sha256_file
 from schemas.federation import Federation
 from schemas.manifests import DataManifest, FileEntry

@@ -1,6 +1,6 @@
 """The model card of an export: what the model was trained on and how well it does, from the manifests alone."""
 
-from photon_core.training.shapes import parameter_count
+from photon_core.model.shapes import parameter_count
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest, StartRef
 

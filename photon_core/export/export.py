@@ -6,19 +6,19 @@ import uuid
 from pathlib import Path
 
 from photon_core.data.tokenizer import Tokenizer, load_tokenizer
-from photon_core.durable import make_folder, sync_folder, sync_tree
 from photon_core.errors import FederationError, PhotonError
 from photon_core.export.card import model_card
-from photon_core.export.gpt2 import gpt2_config
 from photon_core.export.tokenizer import write_tokenizer
 from photon_core.export.weights import write_weights
-from photon_core.garbage import check_kept
-from photon_core.layout import Run
-from photon_core.line import on_line
-from photon_core.rounds import check_frozen, history, run_of
+from photon_core.files import make_folder, sync_folder, sync_tree
+from photon_core.model.gpt2 import gpt2_config
+from photon_core.run.garbage import check_kept
+from photon_core.run.line import on_line
+from photon_core.run.opening import check_frozen, history, run_of
+from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from schemas.overlap import check_target
+from schemas.reading.overlap import check_target
 
 
 def export_round(federation: Federation, t: int | None, folder: Path) -> RoundManifest:

@@ -5,10 +5,10 @@ from typing import Any
 
 from photon_core.errors import FederationError
 from photon_core.export.export import open_committed
-from photon_core.export.gpt2 import gpt2_config, gpt2_places
 from photon_core.export.weights import read_tensor
-from photon_core.layout import Run
-from photon_core.tensor_reader import TensorReader
+from photon_core.model.gpt2 import gpt2_config, gpt2_places
+from photon_core.run.run import Run
+from photon_core.tensors.reader import TensorReader
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.export.gpt2 import gpt2_places
-from photon_core.layout import Run
-from photon_core.tensor_reader import TensorReader, span
-from photon_core.tensors import make_header
+from photon_core.model.gpt2 import gpt2_places
+from photon_core.run.run import Run
+from photon_core.tensors.container import make_header
+from photon_core.tensors.reader import TensorReader, span
 from schemas.manifests import RoundManifest, TensorEntry
-from schemas.model import Model
+from schemas.sections.model import Model
 
 CHUNK = 4 << 20  # elements read at a time
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from photon_core.model.shapes import parameter_count
+from photon_core.plan.costs import link_seconds
 from photon_core.plan.reading import bytes_read
-from photon_core.plan.transfer import link_seconds
-from photon_core.training.shapes import parameter_count
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from photon_core.hardware.exchange import TOPOLOGIES
 from photon_core.plan.predict import Prediction
-from photon_core.plan.wall_time import TOPOLOGIES
 
 
 def draw(predictions: list[Prediction], now: Prediction, advised: Prediction | None, path: Path) -> None:

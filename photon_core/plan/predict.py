@@ -10,14 +10,14 @@ a rate of bytes that it reads: every update once, or more by regions (photon_cor
 from dataclasses import dataclass
 from math import inf, isfinite
 
+from photon_core.hardware.exchange import TOPOLOGIES, Topology, bytes_sent, communication_seconds, total_seconds
+from photon_core.hardware.parallelism import FREE, choose_infra, job_infra
+from photon_core.model.cost import Memory, training_memory
+from photon_core.model.shapes import parameter_count
+from photon_core.plan.costs import model_bytes, slowest_link, transfer_seconds, update_bytes
 from photon_core.plan.measured import Measured
 from photon_core.plan.reading import bytes_read, region_count
-from photon_core.plan.transfer import model_bytes, slowest_link, transfer_seconds, update_bytes
-from photon_core.plan.wall_time import TOPOLOGIES, Topology, bytes_sent, communication_seconds, total_seconds
 from photon_core.training.flops import flops_per_token
-from photon_core.training.infra import FREE, choose_infra, job_infra
-from photon_core.training.memory import Memory, training_memory
-from photon_core.training.shapes import parameter_count
 from schemas.federation import Federation
 
 START_SECONDS = 2.0  # a child process with its data and its Trainer, until rounds say how long

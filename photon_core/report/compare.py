@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from photon_core.numbers import amount, count, duration
+from photon_core.evidence.record import Record, traffic
+from photon_core.formatting import amount, count, duration
 from photon_core.report import curves, tables
 from photon_core.report.page import Fact, Section, render_page
-from photon_core.report.record import Record, traffic
 from photon_core.report.style import COLOURS, Picture, draw, label_ends, rounds_axis, short
 from photon_core.report.tables import NOTHING, Row, Table
 

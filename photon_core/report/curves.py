@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from photon_core.numbers import amount
-from photon_core.report.record import Record, thin, traffic
+from photon_core.evidence.record import Record, thin, traffic
+from photon_core.formatting import amount
 from photon_core.report.style import COLOURS, FAINT, INK, SOFT, Picture, draw, label_ends, rounds_axis, short
 from schemas.manifests import RoundManifest
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from photon_core.line import sentence
-from photon_core.numbers import amount, count, duration
+from photon_core.evidence.record import Record, thin, traffic
+from photon_core.formatting import amount, count, duration
 from photon_core.report import curves, similarity, tables, times
-from photon_core.report.record import Record, thin, traffic
 from photon_core.report.style import Picture
 from photon_core.report.tables import Table
+from photon_core.run.line import sentence
 from schemas.manifests import RoundManifest
 
 HERE = Path(__file__).parent

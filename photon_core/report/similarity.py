@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from photon_core.report.record import Record
+from photon_core.evidence.record import Record
 from photon_core.report.style import INK, Picture, draw, short
 from schemas.manifests import RoundManifest
 

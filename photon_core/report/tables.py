@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from photon_core.line import sentence
-from photon_core.numbers import amount, duration
-from photon_core.report.record import Record, busy, thin
+from photon_core.evidence.record import Record, busy, thin
+from photon_core.formatting import amount, duration
 from photon_core.report.times import straggler
+from photon_core.run.line import sentence
 
 ROUNDS = 60  # of a table
 TROUBLES = 300

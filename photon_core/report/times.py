@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from photon_core.numbers import duration
-from photon_core.report.record import PHASES, Record, busy, thin
+from photon_core.evidence.record import PHASES, Record, busy, thin
+from photon_core.formatting import duration
 from photon_core.report.style import (
     COLOURS,
     FAINT,

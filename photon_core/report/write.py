@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from photon_core.errors import PhotonError, StoreConflict
-from photon_core.layout import Run
+from photon_core.evidence.record import read_record
 from photon_core.report import key
 from photon_core.report.page import render_sections, sections_of
-from photon_core.report.record import read_record
-from photon_core.store import Store
+from photon_core.run.run import Run
+from photon_core.store.store import Store
 
 NAME = "report.html"
 TIMELINES = 3  # of a page that is written after every round

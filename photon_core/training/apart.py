@@ -14,19 +14,19 @@ import torch
 from photon_core.data.manifest import require_manifest
 from photon_core.data.stream import stream_hash
 from photon_core.errors import DataError
-from photon_core.training.checkpoint import Checkpoints
-from photon_core.training.device import choose_device
+from photon_core.hardware.device import choose_device
+from photon_core.hardware.parallelism import Infra
+from photon_core.model.decoder import load_decoder
 from photon_core.training.evaluate import held_out_scores
-from photon_core.training.infra import Infra
+from photon_core.training.exchange import Theta
 from photon_core.training.job import LocalJob, Trained
+from photon_core.training.loop import Clock, as_trained, encode, kept_state
 from photon_core.training.micro_batch import evaluation_batch
-from photon_core.training.model import load_decoder
 from photon_core.training.moments import write_tensors
-from photon_core.training.nodes import Average, Train, train_nodes
-from photon_core.training.past import load_past
-from photon_core.training.state import SAMPLES, TRAINING
-from photon_core.training.weights import Theta
-from photon_core.training.working import Clock, as_trained, encode, kept_state
+from photon_core.training.parallel.nodes import Average, Train, train_nodes
+from photon_core.training.state.checkpoint import Checkpoints
+from photon_core.training.state.folder import SAMPLES, TRAINING
+from photon_core.training.state.resume import load_past
 
 
 def train_apart(

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from photon_core.data.paths import cache_dir
-from photon_core.training.model import score
-from photon_core.training.ranks import Ranks
+from photon_core.model.decoder import score
+from photon_core.training.parallel.ranks import Ranks
 from schemas.federation import Federation
 
 FOLDER = "compiled"

@@ -4,14 +4,14 @@ import math
 
 import torch
 
+from photon_core.aggregation.metrics import LARGEST_LOSS
 from photon_core.data.shards import stage
 from photon_core.data.stream import valid_counts, valid_sequences
 from photon_core.errors import DataError
-from photon_core.round_metrics import LARGEST_LOSS
-from photon_core.training.device import choose_device
+from photon_core.hardware.device import choose_device
+from photon_core.model.decoder import Decoder, load_decoder, losses_by_sample
+from photon_core.training.exchange import Theta
 from photon_core.training.micro_batch import evaluation_batch
-from photon_core.training.model import Decoder, load_decoder, losses_by_sample
-from photon_core.training.weights import Theta
 from schemas.federation import Federation
 
 

@@ -1,7 +1,7 @@
 """Floating-point operations: of training, a pure function of the shape, and of devices, by name; without torch."""
 
-from photon_core.training.shapes import parameter_count
-from schemas.model import Model
+from photon_core.model.shapes import parameter_count
+from schemas.sections.model import Model
 
 # TFLOP/s in dense bfloat16, by NVIDIA; the first that a device's name contains
 PEAKS = {"H100": 989.4, "H200": 989.4, "A100": 312.0, "GB200": 2500.0, "B200": 2250.0}

@@ -27,17 +27,17 @@ import torch
 
 from photon_core.data.partition import node_dir
 from photon_core.data.paths import state_dir
-from photon_core.durable import write_whole
 from photon_core.errors import ChildFailed, FederationError, PhotonError
+from photon_core.files import write_whole
+from photon_core.hardware.device import choose_device
+from photon_core.hardware.parallelism import choose_infra, job_infra
 from photon_core.hashing import canonical_json, sha256_bytes
-from photon_core.training.device import choose_device
-from photon_core.training.infra import choose_infra, job_infra
-from photon_core.training.memory import training_memory
-from photon_core.training.model import empty_decoder, next_token_loss
-from photon_core.training.optimizers import make_optimizer
+from photon_core.model.cost import training_memory
+from photon_core.model.decoder import empty_decoder, next_token_loss
+from photon_core.training.optimizer.build import make_optimizer
 from schemas.federation import Federation
-from schemas.local import Local
-from schemas.model import Model
+from schemas.sections.local import Local
+from schemas.sections.model import Model
 
 FILE = "micro_batch.json"
 MARGIN = 0.95  # of the limit; training holds a little more than a trial: a batch ahead, a logger
@@ -244,7 +244,7 @@ def search(largest: int, guess: int, fits: Callable[[int], bool]) -> tuple[int, 
 
 
 def first_guess(question: Question) -> int:
-    """The most sequences that the estimate of photon_core.training.memory lets fit; at least 1."""
+    """The most sequences that the estimate of photon_core.model.cost lets fit; at least 1."""
     room = question.limit if question.limit is not None else _in_child(_free, question.device) or 0
     local, model = question.local, question.model
     one, two = (

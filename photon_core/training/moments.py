@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from photon_core.tensors import SENT_AS, SHARD_BYTES, shard_plan, write_shard
-from photon_core.training.shapes import moment_shapes
-from photon_core.training.state import UPDATE
-from photon_core.training.weights import Theta
-from schemas.local import Optimizer
+from photon_core.model.shapes import moment_shapes
+from photon_core.tensors.container import SENT_AS, SHARD_BYTES, shard_plan, write_shard
+from photon_core.training.exchange import Theta
+from photon_core.training.state.folder import UPDATE
 from schemas.manifests import FileEntry, TensorEntry
-from schemas.model import Model
+from schemas.sections.local import Optimizer
+from schemas.sections.model import Model
 
 State = dict[int, dict[str, Tensor]]
 

@@ -6,7 +6,7 @@ from composer.utils import collect_env
 
 import photon_core.data.sequences
 import photon_core.training.evaluate
-import photon_core.training.local  # noqa: F401
+import photon_core.training.train  # noqa: F401
 
 # Every Trainer asks which processor (another Python process, 1.2 s) and which commit of Composer (all of its
 # files, 0.05 s) it runs on: ask once, here, and let the children inherit the answers.

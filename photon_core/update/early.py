@@ -5,10 +5,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from photon_core.layout import Run
-from photon_core.put import put_file
-from photon_core.rounds import run_of
-from photon_core.store import Store
+from photon_core.run.opening import run_of
+from photon_core.run.run import Run
+from photon_core.store.store import Store
+from photon_core.tensors.shards import put_file
 from schemas.federation import Federation
 
 THREADS = 2

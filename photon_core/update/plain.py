@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.update.coding import Codec
+from photon_core.update.codecs.base import Codec
 
 Float32 = NDArray[np.float32]
 

@@ -26,11 +26,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.dots import dots
-from photon_core.durable import write_whole
 from photon_core.errors import PhotonError
-from photon_core.update.codec import Codec, Lossless, Lossy, get_codec
-from schemas.update import Update
+from photon_core.files import write_whole
+from photon_core.tensors.numerics import dots
+from photon_core.update.codecs.registry import Codec, Lossless, Lossy, get_codec
+from schemas.sections.update import Update
 
 Float32 = NDArray[np.float32]
 Parameters = Callable[[str], Float32]

@@ -11,9 +11,9 @@ The lossy codecs write changes, so that for them nothing differs. The lossless o
 
 import numpy as np
 
-from photon_core.update.coding import Array, Codec, Float32
-from photon_core.update.floats import from_bfloat16, to_bfloat16
-from photon_core.update.lossless import Lossless
+from photon_core.update.codecs.base import Array, Codec, Float32
+from photon_core.update.codecs.floats import from_bfloat16, to_bfloat16
+from photon_core.update.codecs.lossless import Lossless
 
 
 class AgainstRounded(Lossless):

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from photon_core.data.manifest import data_sha256
 from photon_core.errors import PhotonError, StoreConflict, printable
-from photon_core.layout import Run, versions
-from photon_core.patience import outage_note, outages
-from photon_core.put import put_file
-from photon_core.spans import Begin
+from photon_core.evidence.timeline import Begin
+from photon_core.run.run import Run, versions
+from photon_core.store.retry import outage_note, outages
+from photon_core.tensors.shards import put_file
 from photon_core.training.job import work_sha256
 from schemas.bounds import LIST_LIMIT
 from schemas.federation import Federation

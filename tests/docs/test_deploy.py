@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from photon_core.rounds import history, run_of
+from photon_core.run.opening import history, run_of
 from schemas.federation import Federation
 from tests.conftest import TINY, merge, topics
 from tests.database import give_database
@@ -158,7 +158,7 @@ def write(folder: Path, bucket: str, endpoint: str) -> Federation:
     """The federation's file; the sites' text in the bucket."""
     import s3fs
 
-    from schemas.load import load_federation
+    from schemas.reading.load import load_federation
 
     there = s3fs.S3FileSystem(endpoint_url=endpoint)
     for number, site in enumerate(SITES):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from photon_cli.server import prefect_home
-from schemas.load import load_federation
+from photon_cli.prefect.embedded import prefect_home
+from schemas.reading.load import load_federation
 from tests.database import give_database
 from tests.docs.commands import ROOT, adapted, commands, run
 

@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-from flows.catalogue import LEFT_OUT, plan
-from photon_cli.server import EmbeddedServer
-from schemas.load import load_federation
+from flows.deploy.catalogue import LEFT_OUT, plan
+from photon_cli.prefect.embedded import EmbeddedServer
+from schemas.reading.load import load_federation
 
 WAIT_SECONDS = 120.0
 REASON = 'train: "killed" <!channel> [x](https://x.example)' + 2000 * "y"
@@ -59,7 +59,7 @@ def observe(federation: Any) -> dict[str, Any]:
     from prefect.events.worker import EventsWorker
     from prefect.states import Completed, Failed, Pending, Running
 
-    from flows.apply import apply
+    from flows.deploy.apply import apply
 
     whole = plan(federation)
     quick = [  # the least that Prefect takes

@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from photon_cli.server import CLIENT, hold_port
-from photon_core.rounds import history, run_of
+from photon_cli.prefect.embedded import CLIENT, hold_port
+from photon_core.run.opening import history, run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tests.conftest import prepare_file, write_file
@@ -51,7 +51,7 @@ class Server:
         give_database(self.home)
         place = ["--host", "127.0.0.1", "--port", str(self.port)]
         self._process = start(
-            "photon_cli.prefect_server", *place, env=self.environment(), log=self.home / "server"
+            "photon_cli.prefect.server", *place, env=self.environment(), log=self.home / "server"
         )
         eventually(self._answers, "the server answers")
 
@@ -300,8 +300,8 @@ def deployed(
     **sections: Any,
 ) -> Deployed:
     """Write, prepare and deploy a federation; every site is on the pool `near` unless `pools` says otherwise."""
-    from flows.apply import apply
-    from flows.catalogue import plan
+    from flows.deploy.apply import apply
+    from flows.deploy.catalogue import plan
 
     where = dict.fromkeys(sites, "near") | (pools or {})
     deploy = {"pool": COORDINATOR, "heartbeat": 30, "zombie_after": 60, **sections.pop("deploy", {})}

@@ -36,8 +36,8 @@ def deploy_with_secrets(server: Server, folder: Path, bucket: str, endpoint: str
     from prefect.blocks.notifications import SlackWebhook
     from prefect.blocks.system import Secret
 
-    from flows.apply import apply
-    from flows.catalogue import plan
+    from flows.deploy.apply import apply
+    from flows.deploy.catalogue import plan
 
     rounds = {"count": 1, "quorum": 1, "grace": 1, "report_every": 1, "evaluation_deadline": 60}
     deploy = {"pool": COORDINATOR, "heartbeat": 30, "zombie_after": 120, "notify": {"block": "slack-webhook/ops"}}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from photon_core.rounds import federation_sha256, history, run_of
+from photon_core.run.opening import federation_sha256, history, run_of
 from photon_core.training.job import work_sha256
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL
@@ -53,8 +53,8 @@ def workers(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture
 def deployed(workers: dict[str, str], prepared: Callable[..., Federation]) -> Deploy:
     """Prepares and deploys a federation of two sites; a site named `nobody` has no worker."""
-    from flows.apply import apply
-    from flows.catalogue import plan
+    from flows.deploy.apply import apply
+    from flows.deploy.catalogue import plan
 
     def make(*sites: str, **sections: Any) -> Deployed:
         federation = prepared(sites or ("a", "b"), pools=workers | {"nobody": "test-nobody"}, **sections)
@@ -132,8 +132,8 @@ def goes_back_in_the_ui(two: Deployed) -> None:
 
 def edited(two: Deployed, **sections: Any) -> Deployed:
     """The file with other sections, deployed."""
-    from flows.apply import apply
-    from flows.catalogue import plan
+    from flows.deploy.apply import apply
+    from flows.deploy.catalogue import plan
 
     federation = Federation.model_validate(merge(two.federation.model_dump(mode="json"), sections))
     apply(plan(federation))
@@ -142,7 +142,7 @@ def edited(two: Deployed, **sections: Any) -> Deployed:
 
 def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed: Deploy, tmp_path: Path):
     """Each is wrong; each is mended by file, deploy and a retry in the UI, while one round waits."""
-    from photon_core.training.initial import initial_model
+    from photon_core.model.init import initial_model
 
     start = {"site": "b", "checkpoint": str(tmp_path / "nothing")}
     bad = deployed(run="mended", start=start, local={"optimizer": {"lr": 1e30}}, deploy={"pool": ROUNDS})
@@ -261,8 +261,8 @@ def test_a_forced_rerun_is_a_new_attempt_beside_the_old(deployed: Deploy):
 
 def test_a_site_uploads_the_model_that_the_run_starts_from(deployed: Callable[..., Deployed], tmp_path: Path):
     from flows.start import start_at_site
-    from photon_core.start import site_start
-    from photon_core.training.initial import initial_model
+    from photon_core.model.init import initial_model
+    from photon_core.run.start import site_start
 
     (tmp_path / "held").mkdir()
     start = {"site": "b", "checkpoint": str(tmp_path / "held")}

@@ -14,7 +14,7 @@ import pytest
 from photon_core.data.paths import cache_dir
 from photon_core.errors import QuorumMissed, StoreConflict
 from photon_core.hashing import sha256_file
-from photon_core.rounds import history, run_of, summary
+from photon_core.run.opening import history, run_of, summary
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.progress import listening
@@ -117,7 +117,7 @@ def test_raising_the_count_bends_no_schedule_that_has_begun(prepared: Callable[.
 
 
 def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation]):
-    from photon_core.aggregation.aggregate import aggregate
+    from photon_core.aggregation.engine.aggregate import aggregate
 
     federation = prepared(
         ("a", "b", "c"), rounds={"count": 1, "quorum": 2}, aggregation={"tree_above": 2, "fan_out": 2}
@@ -252,7 +252,7 @@ def kill_held(federation: Federation, site: str, pipe: Path, again: bool = False
 
 
 def test_two_coordinators_one_commit(prepared: Callable[..., Federation]):
-    from photon_core import candidate
+    from photon_core.aggregation import candidate
 
     federation = prepared(rounds={"count": 1})
     manifest = run(federation)[1]
@@ -290,8 +290,8 @@ def task_names(name: str, expected: set[str]) -> set[str]:
 
 
 def test_a_run_starts_from_the_model_that_a_site_holds(prepared: Callable[..., Federation], tmp_path: Path):
-    from photon_core.export.checkpoint import Checkpoint
-    from photon_core.training.initial import initial_model
+    from photon_core.model.foreign import Checkpoint
+    from photon_core.model.init import initial_model
 
     federation = prepared(run="started", rounds={"count": 1})
     (tmp_path / "held").mkdir()

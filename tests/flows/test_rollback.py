@@ -8,9 +8,9 @@ import pytest
 
 from photon_core.errors import FederationError
 from photon_core.hashing import sha256_file
-from photon_core.rounds import history, run_of
-from schemas.load import load_federation
+from photon_core.run.opening import history, run_of
 from schemas.manifests import RoundManifest
+from schemas.reading.load import load_federation
 from tests.conftest import prepare_file
 from tests.photon_cli.test_mistakes import photon
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 import pytest
 import yaml
 
-from photon_core.rounds import history, run_of
+from photon_core.run.opening import history, run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tests.s3_server import SECRETS, FaultProxy, Request
@@ -35,7 +35,7 @@ def on_s3(file: Path, bucket: str, endpoint: str) -> Federation:
 
     from photon_core.data.paths import data_dir
     from photon_core.data.prepare import prepare_site
-    from schemas.load import load_federation
+    from schemas.reading.load import load_federation
 
     data = yaml.safe_load(file.read_text())
     data |= {"store": f"s3://{bucket}/x", "storage": {"endpoint_url": endpoint}}

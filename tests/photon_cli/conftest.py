@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from photon_core.data.tokenizer import load_tokenizer
-from photon_core.layout import model_sha256
-from photon_core.rounds import federation_sha256, run_of
+from photon_core.run.opening import federation_sha256, run_of
+from photon_core.run.run import model_sha256
 from schemas.federation import Federation
-from schemas.load import load_federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, TensorEntry, UpdateRef
+from schemas.reading.load import load_federation
 
 WEIGHTS = TensorEntry(dtype="F32", shape=(1000,))
 

@@ -6,7 +6,7 @@ import pytest
 
 from photon_cli.demo import write_demo
 from photon_core.errors import FederationError
-from schemas.load import load_federation
+from schemas.reading.load import load_federation
 
 
 def test_a_changed_file_keeps_its_changes_but_for_the_rounds(tmp_path: Path) -> None:

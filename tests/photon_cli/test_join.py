@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from photon_cli import join
-from photon_cli.server import EmbeddedServer
+from photon_cli.prefect.embedded import EmbeddedServer
 from photon_core.errors import PhotonError
 from schemas.federation import Federation
 from tests.database import give_database

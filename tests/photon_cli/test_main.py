@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from photon_cli.server import prefect_home
+from photon_cli.prefect.embedded import prefect_home
 from tests.database import give_database
 from tests.processes import alive, wait_until
 from tests.shared_memory import left_behind

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from photon_cli.main import app
 from photon_cli.measure import declaration
-from photon_core.training.infra import choose_infra
-from photon_core.training.measure import Devices, Transfer
+from photon_core.hardware.measure import Devices, Transfer
+from photon_core.hardware.parallelism import choose_infra
 from schemas.federation import Federation
-from schemas.load import load_federation
+from schemas.reading.load import load_federation
 from tests.federations import sample, site
 
 UP, DOWN = Transfer(67_108_864, 0.5), Transfer(67_108_864, 0.25)

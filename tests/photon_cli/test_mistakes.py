@@ -11,7 +11,7 @@ import pytest
 
 from photon_cli import reach
 from photon_core.errors import StoreUnavailable
-from schemas.load import load_federation
+from schemas.reading.load import load_federation
 
 PHOTON = Path(sys.executable).parent / "photon"
 STORE = "store: store\n"

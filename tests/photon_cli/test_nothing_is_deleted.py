@@ -21,7 +21,7 @@ from photon_core.data.quality import check_shards
 from photon_core.data.tokenizer import load_tokenizer
 from schemas.errors import FederationError
 from schemas.federation import Federation
-from schemas.load import load_federation
+from schemas.reading.load import load_federation
 
 Photon = Callable[..., tuple[int, str]]
 

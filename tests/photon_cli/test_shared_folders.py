@@ -8,7 +8,7 @@ import pytest
 from photon_core.data.quality import check_shards
 from photon_core.data.tokenizer import load_tokenizer
 from schemas.errors import FederationError
-from schemas.load import load_federation
+from schemas.reading.load import load_federation
 from tests.photon_cli.test_nothing_is_deleted import Photon, contents, edit, photon
 
 __all__ = ["photon"]

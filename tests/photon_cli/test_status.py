@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from photon_cli import live
-from photon_cli.live import age, ask
+from photon_cli.prefect import live
+from photon_cli.prefect.live import age, ask
 from photon_cli.status import Status
-from photon_core.rounds import run_of
+from photon_core.run.opening import run_of
 from schemas.federation import Federation
-from schemas.load import load_federation
+from schemas.reading.load import load_federation
 
 KEYS = {"version", "run", "store", "committed", "trained", "count", "seconds_left", "server", "opened",
         "coordinator", "sites", "rounds"}  # fmt: skip

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from photon_cli.server import prefect_home
-from photon_core.rounds import run_of
-from schemas.load import load_federation
+from photon_cli.prefect.embedded import prefect_home
+from photon_core.run.opening import run_of
+from schemas.reading.load import load_federation
 from tests.database import give_database
 from tests.photon_cli.conftest import round_manifest
 from tests.terminal import COLOUR, Terminal

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any
 
-from photon_core.aggregation.aggregate import aggregate
+from photon_core.aggregation.engine.aggregate import aggregate
 from photon_core.errors import StoreConflict
-from photon_core.layout import Run, model_sha256
-from photon_core.store import Store
+from photon_core.run.run import Run, model_sha256
+from photon_core.store.store import Store
 from schemas.manifests import RoundManifest
-from schemas.server import Server
+from schemas.sections.server import Server
 
 WATCHED = ("open", "write", "fsync", "link", "unlink", "mkdir", "close")
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from photon_core.layout import Run, model_sha256
-from photon_core.shard_writer import ShardWriter
-from photon_core.store import Store
-from photon_core.update import lossless
+from photon_core.run.run import Run, model_sha256
+from photon_core.store.store import Store
+from photon_core.tensors.writer import ShardWriter
+from photon_core.update.codecs import lossless
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
 from tests.s3_server import serve
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from photon_core.hashing import sha256_bytes
-from photon_core.store import Store
-from photon_core.tensors import make_header, tensor_bytes
-from photon_core.training.shapes import parameter_shapes
-from photon_core.update import lossless
-from photon_core.update.codec import get_codec
+from photon_core.model.shapes import parameter_shapes
+from photon_core.store.store import Store
+from photon_core.tensors.container import make_header, tensor_bytes
+from photon_core.update.codecs import lossless
+from photon_core.update.codecs.registry import get_codec
 from schemas.manifests import TensorEntry
-from schemas.model import Model
+from schemas.sections.model import Model
 
 HONEST = ("a", "c")
 EVIL = "b"

@@ -19,18 +19,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from photon_core.aggregation.candidate import Course, aggregate_round, commit
 from photon_core.aggregation.download import write_rounded
-from photon_core.candidate import Course, aggregate_round, commit
 from photon_core.data.tokenizer import load_tokenizer
-from photon_core.layout import Run, model_sha256
-from photon_core.rounds import federation_sha256
-from photon_core.shard_writer import ShardWriter
-from photon_core.store import Store
-from photon_core.trackers import tracked
-from photon_core.training.shapes import moment_shapes
+from photon_core.evidence.trackers import tracked
+from photon_core.model.shapes import moment_shapes
+from photon_core.run.opening import federation_sha256
+from photon_core.run.run import Run, model_sha256
+from photon_core.store.store import Store
+from photon_core.tensors.writer import ShardWriter
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, TensorEntry, UpdateManifest
-from schemas.model import Model
+from schemas.sections.model import Model
 from tests.photon_core.hostile_cases import CASES, EVIL, HONEST, MODEL, ON_DISK, SHAPES, THETA, Update, wild
 
 MLFLOW = re.compile(r"[/\w.\- ]*")  # names of metrics that it takes, if they are paths without . and ..

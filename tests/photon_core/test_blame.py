@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from photon_core.aggregation.aggregate import aggregate
-from photon_core.candidate import Course, aggregate_round, commit
+from photon_core.aggregation.candidate import Course, aggregate_round, commit
+from photon_core.aggregation.engine.aggregate import aggregate
 from photon_core.errors import StoreUnavailable
-from photon_core.garbage import Rule, look, remove
-from photon_core.layout import ATTEMPTS_LIMIT, Run, last_true, model_sha256
-from photon_core.shard_writer import ShardWriter
-from photon_core.store import Store
+from photon_core.run.garbage import Rule, look, remove
+from photon_core.run.run import ATTEMPTS_LIMIT, Run, last_true, model_sha256
+from photon_core.store.store import Store
+from photon_core.tensors.writer import ShardWriter
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest, TensorEntry, UpdateManifest
-from schemas.server import Server
+from schemas.sections.server import Server
 from tests.photon_core.hostile_cases import EVIL, HONEST
 from tests.photon_core.hostile_updates import MODES, honest_update, make_run, settings, shard
 from tests.s3_server import FaultProxy

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.layout import Run
-from photon_core.store import Store
+from photon_core.run.run import Run
+from photon_core.store.store import Store
 
 WORKERS = Path(__file__).parent / "commit_workers.py"
 ROOT = Path(__file__).parents[2]

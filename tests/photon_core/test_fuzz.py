@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from photon_core.candidate import Candidate, aggregate_round
+from photon_core.aggregation.candidate import Candidate, aggregate_round
 from photon_core.errors import CorruptFile
 from photon_core.hashing import sha256_bytes
-from photon_core.layout import Run
-from photon_core.rounds import evaluation
-from photon_core.start import site_start
-from photon_core.store import Store
+from photon_core.run.opening import evaluation
+from photon_core.run.run import Run
+from photon_core.run.start import site_start
+from photon_core.store.store import Store
 from schemas.federation import Federation
 from tests.photon_core.hostile_cases import EVIL, HONEST
 from tests.photon_core.hostile_updates import MODES, honest_update, make_run

@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from photon_core.aggregation.candidate import Candidate, Course, aggregate_round, apply_again, commit
 from photon_core.aggregation.guard import blown_up, jumps, loss_trouble, norm_trouble, running
-from photon_core.candidate import Candidate, Course, aggregate_round, apply_again, commit
-from photon_core.claims import largest_loss
+from photon_core.aggregation.metrics import LARGEST_LOSS
 from photon_core.errors import ModelDiverged, StepOverflow
-from photon_core.layout import Run, model_sha256
-from photon_core.round_metrics import LARGEST_LOSS
-from photon_core.rounds import put_files
-from photon_core.shard_writer import ShardWriter
-from photon_core.store import Store
-from photon_core.tensor_reader import TensorReader
-from photon_core.training.shapes import moment_shapes
-from photon_core.update import lossless
+from photon_core.model.shapes import moment_shapes
+from photon_core.run.claims import largest_loss
+from photon_core.run.opening import put_files
+from photon_core.run.run import Run, model_sha256
+from photon_core.store.store import Store
+from photon_core.tensors.reader import TensorReader
+from photon_core.tensors.writer import ShardWriter
+from photon_core.update.codecs import lossless
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
-from schemas.server import Guard
+from schemas.sections.server import Guard
 
 SITES = ("a", "b", "c")
 SIZE = 64

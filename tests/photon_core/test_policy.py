@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from photon_core.errors import StoreRefused
-from photon_core.rounds import Run
-from photon_core.store import Store
+from photon_core.run.opening import Run
+from photon_core.store.store import Store
 from tests.s3_server import FaultProxy, Request
 
 BUCKET, PREFIX, RUN = "federation", "photon", "notes"

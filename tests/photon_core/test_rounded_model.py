@@ -9,20 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from photon_core.aggregation.candidate import Candidate, Course, aggregate_round, commit
 from photon_core.aggregation.download import write_rounded
-from photon_core.candidate import Candidate, Course, aggregate_round, commit
-from photon_core.layout import Run
-from photon_core.shard_writer import ShardWriter
-from photon_core.store import Store
-from photon_core.tensor_reader import TensorReader
-from photon_core.training.initial import initial_tensor
-from photon_core.training.shapes import parameter_shapes
-from photon_core.training.weights import Theta
-from photon_core.update import lossless
-from photon_core.update.floats import from_bfloat16, to_bfloat16
-from schemas.aggregation import Aggregation
+from photon_core.model.init import initial_tensor
+from photon_core.model.shapes import parameter_shapes
+from photon_core.run.run import Run
+from photon_core.store.store import Store
+from photon_core.tensors.reader import TensorReader
+from photon_core.tensors.writer import ShardWriter
+from photon_core.training.exchange import Theta
+from photon_core.update.codecs import lossless
+from photon_core.update.codecs.floats import from_bfloat16, to_bfloat16
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
+from schemas.sections.aggregation import Aggregation
 
 Arrays = dict[str, np.ndarray]
 MakeRun = Callable[..., tuple[Run, dict[str, UpdateManifest]]]

@@ -7,12 +7,12 @@ import pytest
 
 from photon_core.data.sources import list_files
 from photon_core.errors import DataError
-from photon_core.layout import Run
-from photon_core.store import Store
-from photon_core.training.child import portable
+from photon_core.jobs.child import portable
+from photon_core.run.run import Run
+from photon_core.store.store import Store
 from schemas.errors import FederationError
 from schemas.federation import Federation
-from schemas.load import check_paths
+from schemas.reading.load import check_paths
 from schemas.server_errors import told
 from tests.federations import sections
 from tests.s3_server import SECRETS, FaultProxy, hostile

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from schemas.errors import FederationError, PhotonError
-from schemas.load import check_paths, load_federation
+from schemas.reading.load import check_paths, load_federation
 
 TABLE = yaml.safe_load(Path(__file__).with_name("bad_federations.yaml").read_text("utf-8"))
 

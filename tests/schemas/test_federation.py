@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from schemas.federation import Federation
-from schemas.server import Server
-from schemas.sites import Site
+from schemas.sections.server import Server
+from schemas.sections.sites import Site
 from tests.federations import sample, site
 
 

@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from schemas.federation import Federation
-from schemas.local import Optimizer
-from schemas.model import Model
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, apply_preset
+from schemas.sections.local import Optimizer
+from schemas.sections.model import Model
 
 #            blocks     d  heads   seq
 SHAPES = {

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from schemas.errors import FederationError
 from schemas.federation import Federation
-from schemas.load import load_federation
+from schemas.reading.load import load_federation
 from schemas.secrets import FREE_FORM, REDACTED, find_secrets, has_secret, redacted, words
 from tests.federations import sections, site
 
@@ -150,7 +150,7 @@ def test_every_section_of_others_keys_is_looked_at_by_name() -> None:
 
 
 def _free(section: Any, path: tuple[str, ...]) -> Any:
-    from schemas.remedies import _section
+    from schemas.reading.remedies import _section
 
     for name, field in section.model_fields.items():
         below = _section(field.annotation)

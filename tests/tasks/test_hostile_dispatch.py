@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from photon_core.candidate import aggregate_round
+from photon_core.aggregation.candidate import aggregate_round
 from photon_core.errors import QuorumMissed
-from photon_core.store import Store
+from photon_core.store.store import Store
 from schemas.federation import Federation
 from tests.photon_core.hostile_cases import CASES, ON_DISK
 from tests.photon_core.hostile_updates import MODES, attack, make_run, settings
@@ -20,9 +20,9 @@ CAUSES = {"a": "a file of 1 TiB", "b": "the manifest is a folder", "c": "no mani
 def test_what_is_no_update_holds_a_round_until_its_deadline_only(prefect_server: str, tmp_path: Path) -> None:
     from prefect import flow
 
-    from flows.apply import apply
-    from flows.catalogue import plan
-    from tasks.dispatch import dispatch_round
+    from flows.deploy.apply import apply
+    from flows.deploy.catalogue import plan
+    from tasks.remote.dispatch import dispatch_round
 
     file = settings(MODE, str(tmp_path), 3)
     sites = [{**site, "pool": f"hostile-{site['name']}"} for site in file["sites"]]  # no other test's

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from photon_core.training.serving import VARIABLE, serve
+from photon_core.jobs.sharing import VARIABLE, serve
 from tasks.processes import launcher, shutdown
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from photon_core.layout import Run
+from photon_core.run.run import Run
 from schemas.federation import Federation
 from tests.photon_core.conftest import careless_s3_endpoint as careless_s3_endpoint  # the fixtures
 from tests.photon_core.conftest import s3_store

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from photon_core import local_files
-from photon_core.aggregation.aggregate import aggregate
+from photon_core.aggregation.engine.aggregate import aggregate
 from photon_core.errors import PhotonError
-from photon_core.layout import Run, model_sha256
-from photon_core.store import Store
+from photon_core.run.run import Run, model_sha256
+from photon_core.store import local as local_files
+from photon_core.store.store import Store
 from schemas.manifests import RoundManifest
-from schemas.server import Server
+from schemas.sections.server import Server
 
 SERVER = Server(optimizer="nesterov", momentum=0.9, lr=0.7)
 SHARD = 170  # bytes: the model and its momentum are two files each

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.aggregation.aggregate import aggregate
-from photon_core.store import Store
-from schemas.server import Server
+from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.store.store import Store
+from schemas.sections.server import Server
 
 PASS = """
 import sys
 import torch
-from photon_core.aggregation.aggregate import aggregate
-from photon_core.layout import Run
-from photon_core.store import Store
-from schemas.aggregation import Aggregation
-from schemas.server import Server
+from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.run.run import Run
+from photon_core.store.store import Store
+from schemas.sections.aggregation import Aggregation
+from schemas.sections.server import Server
 
 def peak():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -11,17 +11,17 @@ from safetensors.numpy import load_file, save_file
 
 from photon_core.aggregation.moments import average_moments, moments_for
 from photon_core.errors import UpdateRejected
-from photon_core.layout import Run
-from photon_core.rounds import put_files
-from photon_core.store import Store
+from photon_core.model.shapes import moment_shapes
+from photon_core.run.opening import put_files
+from photon_core.run.run import Run
+from photon_core.store.store import Store
+from photon_core.training.exchange import Theta
 from photon_core.training.moments import write_tensors
-from photon_core.training.shapes import moment_shapes
-from photon_core.training.state import UPDATE
-from photon_core.training.weights import Theta
-from schemas.local import Optimizer
+from photon_core.training.state.folder import UPDATE
 from schemas.manifests import UpdateManifest
-from schemas.model import Model
-from schemas.server import Server
+from schemas.sections.local import Optimizer
+from schemas.sections.model import Model
+from schemas.sections.server import Server
 
 MODEL = Model(n_layers=1, d_model=16, n_heads=2, vocab_size=64, max_seq_len=8)
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]

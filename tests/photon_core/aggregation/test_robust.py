@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from photon_core.aggregation.aggregate import aggregate
+from photon_core.aggregation.engine.aggregate import aggregate
 from photon_core.aggregation.robust import bounds, median, sorting_network, trimmed_mean
 from photon_core.errors import UpdateRejected
-from photon_core.layout import Run
-from photon_core.store import Store
-from photon_core.tensor_reader import TensorReader
+from photon_core.run.run import Run
+from photon_core.store.store import Store
+from photon_core.tensors.reader import TensorReader
 from schemas.manifests import UpdateManifest
-from schemas.server import Server
+from schemas.sections.server import Server
 
 MakeRun = Callable[..., tuple[Run, dict[str, UpdateManifest]]]
 SIZE = 500

@@ -9,7 +9,7 @@ import pytest
 from photon_core.aggregation.server_optimizer import OPTIMIZERS
 from photon_core.aggregation.server_schedule import server_at, server_lr
 from photon_core.errors import PhotonError
-from schemas.server import Server, ServerSchedule
+from schemas.sections.server import Server, ServerSchedule
 
 SIZE, STEPS = 1000, 20
 

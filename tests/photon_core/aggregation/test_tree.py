@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.aggregation.aggregate import Aggregate, aggregate
+from photon_core.aggregation.candidate import aggregate_region
+from photon_core.aggregation.engine.aggregate import Aggregate, aggregate
 from photon_core.aggregation.tree import Tree, regions
-from photon_core.candidate import aggregate_region
 from photon_core.errors import PhotonError, UpdateRejected
-from photon_core.garbage import Rule, look
-from photon_core.layout import Run, model_sha256
-from photon_core.store import Store
-from photon_core.tensor_reader import TensorReader
-from schemas.aggregation import Aggregation
+from photon_core.run.garbage import Rule, look
+from photon_core.run.run import Run, model_sha256
+from photon_core.store.store import Store
+from photon_core.tensors.reader import TensorReader
 from schemas.manifests import FileEntry, RoundManifest, UpdateManifest
-from schemas.server import Server
+from schemas.sections.aggregation import Aggregation
+from schemas.sections.server import Server
 from tests.federations import sample
 
 Arrays = dict[str, np.ndarray]

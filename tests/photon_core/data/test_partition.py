@@ -9,9 +9,9 @@ from photon_core.data.mds import read_index, read_shard
 from photon_core.data.partition import deal, node_dir, partition, site_numbers
 from photon_core.data.paths import split_dir
 from photon_core.errors import DataError
-from photon_core.training.infra import node_federation
+from photon_core.hardware.parallelism import node_federation
 from schemas.federation import Federation
-from schemas.hardware import Hardware
+from schemas.sections.hardware import Hardware
 from tests.photon_core.training.conftest import make_federation, write_site
 
 

@@ -14,7 +14,7 @@ from photon_core.data.quality import check_shards
 from photon_core.data.shards import available, stage
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import CorruptFile, DataError, PhotonError
-from photon_core.store import Store
+from photon_core.store.store import Store
 from schemas.federation import Federation
 
 

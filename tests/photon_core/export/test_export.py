@@ -15,9 +15,9 @@ from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import CorruptFile, FederationError, PhotonError
 from photon_core.export.card import model_card
 from photon_core.export.export import export_round
-from photon_core.export.gpt2 import gpt2_places
-from photon_core.layout import Run
-from photon_core.rounds import history
+from photon_core.model.gpt2 import gpt2_places
+from photon_core.run.opening import history
+from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import StartRef
 from tests.photon_core.export.conftest import TEXTS
@@ -58,8 +58,8 @@ def byte_pairs(path: Path) -> str:
 def test_transformers_loads_it_in_a_fresh_process_without_a_network(make_rounds: Rounds, tmp_path: Path) -> None:
     import torch
 
-    from photon_core.training.model import load_decoder
-    from photon_core.training.weights import Theta
+    from photon_core.model.decoder import load_decoder
+    from photon_core.training.exchange import Theta
 
     tokenizers = {"bytes": "bytes", "file": byte_pairs(tmp_path / "tokenizer.json")}
     for kind, tokenizer in tokenizers.items():
@@ -144,7 +144,7 @@ def test_the_card_tells_the_manifests_numbers(make_rounds: Rounds, tmp_path: Pat
 
 
 def test_every_parameter_has_one_place() -> None:
-    from schemas.model import Model
+    from schemas.sections.model import Model
 
     places = gpt2_places(Model(n_layers=11, d_model=8, n_heads=2, vocab_size=9, max_seq_len=5, expansion_ratio=3))
     assert len({place.name for place in places.values()}) == len(places) == 4 + 12 * 11
@@ -158,8 +158,8 @@ def test_generate_follows_the_model(make_rounds: Rounds) -> None:
     import torch
 
     from photon_core.export.generate import generate
-    from photon_core.training.model import load_decoder
-    from photon_core.training.weights import Theta
+    from photon_core.model.decoder import load_decoder
+    from photon_core.training.exchange import Theta
 
     federation, run = make_rounds()
     manifest = run.round(0)

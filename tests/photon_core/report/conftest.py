@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from photon_core.report.record import Record
+from photon_core.evidence.record import Record
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, Span, TensorEntry, UpdateManifest, UpdateRef
 
 HOSTILE = '<script>alert("x")</script> & {{ 7 * 7 }} $\\frac{1}{2}$'

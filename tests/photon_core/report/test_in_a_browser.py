@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from photon_core.evidence.record import Record
 from photon_core.report.page import render
-from photon_core.report.record import Record
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from photon_core.layout import Run, model_sha256
+from photon_core.evidence.record import Record, read_record, thin, traffic
 from photon_core.report import write
 from photon_core.report.page import TIMELINES, render
-from photon_core.report.record import Record, read_record, thin, traffic
-from photon_core.store import Store
+from photon_core.run.run import Run, model_sha256
+from photon_core.store.store import Store
 from schemas.manifests import TensorEntry
 
 SIZES = [(0, 4), (1, 1), (7, 4), (12, 64), (1000, 8)]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from photon_core.data.paths import state_dir
-from photon_core.training.checkpoint import Checkpoints
-from photon_core.training.ranks import join_ranks
-from photon_core.training.state import publish, writing
-from photon_core.training.working import work
+from photon_core.training.loop import work
+from photon_core.training.parallel.ranks import join_ranks
+from photon_core.training.state.checkpoint import Checkpoints
+from photon_core.training.state.folder import publish, writing
 
 
 def main(folder: Path) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from photon_core.rounds import open_run, run_of
-from photon_core.start import Initial
-from photon_core.training.initial import initial_model
+from photon_core.model.init import initial_model
+from photon_core.run.opening import open_run, run_of
+from photon_core.run.start import Initial
 from photon_core.training.job import LocalJob
-from photon_core.training.local import train
+from photon_core.training.train import train
 from photon_core.update.upload import upload_update
 from schemas.federation import Federation
-from schemas.update import Update
+from schemas.sections.update import Update
 
 
 @pytest.fixture

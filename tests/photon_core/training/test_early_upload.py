@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.photon_core.training.test_local import make_job, theta_zero
 
-from photon_core.rounds import put_files, run_of
+from photon_core.run.opening import put_files, run_of
 from photon_core.training.job import LocalJob
-from photon_core.training.local import train
+from photon_core.training.train import train
 from photon_core.update.early import EarlyUpload
 from schemas.federation import Federation
-from tests.photon_core.training.test_local import make_job, theta_zero
 from tests.s3_server import FaultProxy
 
 

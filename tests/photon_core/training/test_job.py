@@ -9,7 +9,7 @@ import pytest
 
 from photon_core.training.job import LocalJob
 from schemas.federation import Federation
-from schemas.section import Section
+from schemas.sections.base import Section
 from tests.photon_core.training.conftest import make_federation
 
 WITHOUT_EFFECT = {

@@ -15,16 +15,18 @@ from safetensors.numpy import save_file
 
 from photon_core.data.paths import state_dir
 from photon_core.errors import FederationError
-from photon_core.training import local, micro_batch, round_callback
-from photon_core.training.initial import initial_model, initial_tensor
+from photon_core.model.cost import training_memory
+from photon_core.model.init import initial_model, initial_tensor
+from photon_core.model.shapes import parameter_shapes
+from photon_core.training import callback as round_callback
+from photon_core.training import micro_batch
+from photon_core.training import train as local
 from photon_core.training.job import LocalJob
-from photon_core.training.local import train
-from photon_core.training.memory import training_memory
 from photon_core.training.micro_batch import FILE, GIGABYTE, find_micro_batch, search
-from photon_core.training.shapes import parameter_shapes
-from photon_core.update.codec import get_codec
+from photon_core.training.train import train
+from photon_core.update.codecs.registry import get_codec
 from schemas.federation import Federation
-from schemas.hardware import Hardware
+from schemas.sections.hardware import Hardware
 
 Make = Callable[..., Federation]
 LONG = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": 257, "max_seq_len": 512}

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from photon_core.tensors import all_tensors
+from photon_core.model.shapes import moment_shapes, parameter_shapes
+from photon_core.tensors.container import all_tensors
 from photon_core.training.moments import read_moments, write_moments
-from photon_core.training.shapes import moment_shapes, parameter_shapes
-from photon_core.training.state import UPDATE
-from schemas.local import Optimizer
-from schemas.model import Model
+from photon_core.training.state.folder import UPDATE
+from schemas.sections.local import Optimizer
+from schemas.sections.model import Model
 
 MODEL = Model(n_layers=1, d_model=16, n_heads=2, vocab_size=64, max_seq_len=8)
 

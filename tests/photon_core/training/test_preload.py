@@ -13,9 +13,9 @@ import pytest
 
 from photon_core.data.paths import state_dir
 from photon_core.errors import ChildFailed
-from photon_core.training.initial import initial_model
+from photon_core.jobs.launcher import Launcher
+from photon_core.model.init import initial_model
 from photon_core.training.job import LocalJob, Trained
-from photon_core.training.launch import Launcher
 from schemas.federation import Federation
 from tests.shared_memory import left_behind
 
@@ -31,8 +31,8 @@ def launcher() -> Iterator[Launcher]:
 
 def train_and_die(job: LocalJob, step: int) -> None:
     """Train until that local step, then be killed as by the kernel."""
-    from photon_core.training import round_callback
-    from photon_core.training.local import train
+    from photon_core.training import callback as round_callback
+    from photon_core.training.train import train
 
     round_callback.REPORT_SECONDS = 0.0
 
@@ -64,7 +64,7 @@ def test_a_kill_in_the_second_round_repeats_and_skips_nothing(
         return LocalJob(federation, "alpha", t, 1, files, "0", (t - 1) * 5, (t - 1, 1) if t > 1 else None)
 
     def train(t: int) -> Trained:
-        trained: Trained = launcher.run("photon_core.training.local:train", {"job": job(t)}, label="alpha / train")
+        trained: Trained = launcher.run("photon_core.training.train:train", {"job": job(t)}, label="alpha / train")
         return trained
 
     before = set(Path("/dev/shm").iterdir())
@@ -119,7 +119,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bits(
 
     def train(site: str, t: int) -> Trained:
         trained: Trained = launcher.run(
-            "photon_core.training.local:train", {"job": job(site, t)}, label=f"{site} / train"
+            "photon_core.training.train:train", {"job": job(site, t)}, label=f"{site} / train"
         )
         return trained
 
@@ -153,6 +153,6 @@ def test_children_inherit_no_cuda_and_one_thread_each(launcher: Launcher) -> Non
 
 
 def test_the_launching_process_stays_light() -> None:
-    code = "import sys, photon_core.training.launch, photon_core.training.job; print('torch' in sys.modules)"
+    code = "import sys, photon_core.jobs.launcher, photon_core.training.job; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

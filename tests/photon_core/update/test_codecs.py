@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from photon_core.errors import CorruptFile, PhotonError
-from photon_core.update.codec import Codec, Lossy, get_codec
-from photon_core.update.floats import to_bfloat16
+from photon_core.update.codecs.floats import to_bfloat16
+from photon_core.update.codecs.registry import Codec, Lossy, get_codec
 
 NAMES = [
     "bfloat16",

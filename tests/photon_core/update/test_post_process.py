@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from photon_core.errors import PhotonError
-from photon_core.update import lossless
-from photon_core.update.codec import Lossy
+from photon_core.update.codecs import lossless
+from photon_core.update.codecs.registry import Lossy
 from photon_core.update.post_process import PostProcess, noise_generator
-from schemas.update import Update
+from schemas.sections.update import Update
 
 SHAPES = {"b": (64, 33), "a": (70,), "c": ()}
 Arrays = dict[str, np.ndarray]

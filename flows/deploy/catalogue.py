@@ -1,0 +1,346 @@
+"""What a federation is on a Prefect server: its work pools, deployments and automations, worked out from the file.
+
+Pure: nothing here imports Prefect or asks a server. flows/deploy/apply.py brings a server in line with a plan.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from photon_core.jobs.telemetry import OFF
+from schemas.federation import Federation
+from schemas.protocol import PROTOCOL, PROTOCOL_TAG
+from schemas.sections.deploy import Notify
+from tasks.events import LEFT_OUT
+
+TAG = "photon"
+MARKER = f"{TAG} run:"
+COORDINATOR = "the coordinator"
+HEARTBEAT = "prefect.flow-run.heartbeat"
+# After a heartbeat, one of these must come in time. Running is not among them: it follows the first heartbeat
+# at once, and would hide a flow run that dies before its second.
+SIGNS_OF_LIFE = tuple(
+    f"prefect.flow-run.{name}"
+    for name in (
+        *("heartbeat", "Completed", "Cached", "Failed", "TimedOut", "Cancelled", "Crashed"),
+        *("Scheduled", "Late", "Pending", "AwaitingRetry", "AwaitingConcurrencySlot", "Paused", "Suspended"),
+    )
+)
+# A round's process that is killed while it imports sends no heartbeat: its flow run stays Pending.
+STARTED = (
+    "prefect.flow-run.Running",
+    "prefect.flow-run.Cancelling",
+    *sorted({*SIGNS_OF_LIFE} - {"prefect.flow-run.Pending"}),
+)
+PENDING = 3  # times zombie_after, as a round waits for the flow run of a site (tasks/remote/watch.py)
+SPOKEN = f"{PROTOCOL_TAG}{PROTOCOL}"  # a tag of every deployment: flow runs and `photon join` compare it
+ROUND_ENDS_BADLY = ("prefect.flow-run.Failed", "prefect.flow-run.TimedOut", "prefect.flow-run.Crashed")
+CHILD_SETTINGS = {
+    **OFF,
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",  # the store says what has happened
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # and where a result is kept after all, it is no pickle
+}
+
+# Of a site's flow runs in process pools. Without a command of its own, Prefect's worker starts a process for each
+# that imports Prefect to prepare a working copy of the code, of which there is none, and then imports it again.
+COMMAND = "python -m prefect.engine"
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "aws_access_key_id", "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key"}
+SHAREABLE = "Its file names it (pool:), and other runs' files may."  # last line of such a pool's description
+VALUE_BLOCKS = ("secret", "json")  # Prefect's own, whose content is all in `value`
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A work pool. The first line of its description says which run it was made for, the second for whom of it."""
+
+    name: str
+    type: str
+    description: str
+
+    @property
+    def shareable(self) -> bool:
+        return shareable(self.description)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A flow's entry on the server. `limit` is how many of its runs go on at a time; the others wait."""
+
+    flow: str
+    name: str
+    entrypoint: str
+    pool: str
+    parameters: dict[str, Any]
+    tags: tuple[str, ...]
+    job_variables: dict[str, Any]
+    description: str
+    cron: str | None = None
+    timezone: str = "UTC"
+    limit: int | None = None
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.flow}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Automation:
+    """An event trigger and what it does, in the form of Prefect's API; `message` is what a notification says."""
+
+    name: str
+    description: str
+    trigger: dict[str, Any]
+    action: dict[str, Any] = field(default_factory=dict)
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    run: str
+    pools: tuple[Pool, ...]
+    deployments: tuple[Deployment, ...]
+    automations: tuple[Automation, ...]
+    notify: Notify | None = None
+    credentials: str | None = None  # block of the store's, as type/name
+
+    @property
+    def marker(self) -> str:
+        """First line of the description of the pools that were made for this run."""
+        return f"{MARKER}{self.run}"
+
+    @property
+    def tags(self) -> tuple[str, str]:
+        """On every deployment of this run and on no other."""
+        return TAG, run_tag(self.run)
+
+    @property
+    def prefix(self) -> str:
+        """Begins the names of this run's automations; a run's name holds no slash."""
+        return f"photon/{self.run}/"
+
+
+def run_tag(run: str) -> str:
+    return f"run:{run}"
+
+
+def made_for(description: str | None) -> tuple[str, str]:
+    """The run that a pool was made for, and for whom of it, by its description; empty if it is not of ours."""
+    first, *rest = (description or "").split("\n")
+    if not first.startswith(MARKER):
+        return "", ""
+    return first.removeprefix(MARKER), rest[0].removeprefix("Of ").split(". ")[0] if rest else ""
+
+
+def shareable(description: str | None) -> bool:
+    """Whether the file that a pool was made for names it, so that the files of other runs may name it, too."""
+    return SHAREABLE in (description or "").split("\n")
+
+
+def plan(federation: Federation) -> Plan:
+    """Everything that `photon deploy` puts on a server."""
+    return Plan(
+        run=federation.run,
+        pools=_pools(federation),
+        deployments=(*_coordinator_deployments(federation), *_site_deployments(federation)),
+        automations=(_zombies(federation), _never_started(federation), *_notifications(federation)),
+        notify=federation.deploy.notify,
+        credentials=federation.storage.block,
+    )
+
+
+def _pools(federation: Federation) -> tuple[Pool, ...]:
+    """The coordinator's and every site's pool, each once."""
+    marker, named = f"{MARKER}{federation.run}", federation.named_pools
+    pools = {federation.coordinator_pool: (federation.deploy.pool_type, [COORDINATOR])}
+    for site in federation.sites:
+        kind = federation.site_pool_type(site.name)
+        pools.setdefault(federation.site_pool(site.name), (kind, []))[1].append(f"site {site.name}")
+    return tuple(
+        Pool(
+            name,
+            kind,
+            f"{marker}\nOf {', '.join(users)}. Made by photon deploy." + f"\n{SHAREABLE}" * (name in named),
+        )
+        for name, (kind, users) in pools.items()
+    )
+
+
+def _coordinator_deployments(federation: Federation) -> tuple[Deployment, ...]:
+    deploy = federation.deploy
+    whole = {"federation": federation.model_dump(mode="json")}
+    common: dict[str, Any] = {
+        "name": federation.run,
+        "pool": federation.coordinator_pool,
+        "tags": (TAG, run_tag(federation.run), SPOKEN),
+        "job_variables": {"env": _environment(federation)},
+    }
+    return (
+        Deployment(
+            **_flow("federated_round"),
+            **common,
+            parameters={**whole, "deployed": True},
+            description=f"One round of run {federation.run}: the global model goes one round further.",
+            cron=deploy.schedule,
+            timezone=deploy.timezone,
+            limit=1,
+        ),
+        Deployment(
+            **_flow("federated_run"),
+            **common,
+            parameters={**whole, "deployed": True},
+            description=f"Rounds of run {federation.run}, one after the other, until the file's count.",
+            limit=1,
+        ),
+        Deployment(
+            **_flow("rerun_site"),
+            **common,
+            parameters=whole,
+            description=f"Train one site of run {federation.run} again for a round that is not aggregated yet.",
+        ),
+        Deployment(
+            **_flow("rollback"),
+            **common,
+            parameters=whole,
+            description=f"Go back to an earlier round of run {federation.run}; the next one starts from there.",
+        ),
+    )
+
+
+def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
+    whole = federation.model_dump(mode="json")
+    flows = {
+        "site_round": "{site} in one round: validate, train, upload.",
+        "site_evaluate": "{site} evaluates a global model on its held-out text.",
+        "prepare_site": "{site} turns its text into validated shards.",
+    }
+    start = {"site_start": "{site} uploads the model that the run starts from."}
+    return tuple(
+        Deployment(
+            **_flow(function),
+            name=f"{federation.run}-{site.name}",
+            pool=federation.site_pool(site.name),
+            tags=(TAG, run_tag(federation.run), SPOKEN, f"site:{site.name}"),
+            job_variables={
+                **({"command": COMMAND} if federation.site_pool_type(site.name) == "process" else {}),
+                **site.job_variables,
+                "env": {**_environment(federation), **site.job_variables.get("env", {})},
+            },
+            parameters={"federation": whole, "site": site.name},
+            description=f"Run {federation.run}: " + text.format(site=f"site {site.name}"),
+        )
+        for site in federation.sites
+        for function, text in (flows | (start if site.name == federation.start.site else {})).items()
+    )
+
+
+def _flow(function: str) -> dict[str, Any]:
+    """Names of a flow that has a module of its own name. By module, never by file: a file would be loaded a
+    second time, and the classes of the copy are not those of the original."""
+    return {"flow": function.replace("_", "-"), "entrypoint": f"flows.{function}:{function}"}
+
+
+def _environment(federation: Federation) -> dict[str, str]:
+    """Settings of every flow run's process, whoever starts it."""
+    return {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}",
+        **CHILD_SETTINGS,
+        **_credentials(federation.storage.block),
+    }
+
+
+def _credentials(block: str | None) -> dict[str, str]:
+    """References to the block's values. The worker resolves them when it starts a run; the server shows only
+    the references."""
+    if block is None:
+        return {}
+    kind, name = block.split("/")
+    inside = ".value" if kind in VALUE_BLOCKS else ""
+    return {
+        variable: f"{{{{ prefect.blocks.{kind}.{name}{inside}.{key} }}}}" for variable, key in CREDENTIALS.items()
+    }
+
+
+def _of_run(federation: Federation) -> dict[str, str]:
+    """Matches the events of this run's flow runs by their tag."""
+    return {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{run_tag(federation.run)}"}
+
+
+def _zombies(federation: Federation) -> Automation:
+    seconds = federation.deploy.zombie_after
+    return Automation(
+        name=f"photon/{federation.run}/zombies",
+        description=f"A flow run of {federation.run} that was silent for {seconds:g} s has crashed.",
+        trigger=_silence(HEARTBEAT, SIGNS_OF_LIFE, _of_run(federation), seconds),
+        action=_crash(f"no heartbeat for {seconds:g} s: its process is gone"),
+    )
+
+
+def _never_started(federation: Federation) -> Automation:
+    """Of rounds. A round itself sees to its sites' flow runs."""
+    seconds = PENDING * federation.deploy.zombie_after
+    rounds = {
+        "prefect.resource.role": "flow",
+        "prefect.resource.name": ["federated-round", "federated-run"],
+    }
+    return Automation(
+        name=f"photon/{federation.run}/never started",
+        description=f"A round of {federation.run} that was Pending for {seconds:g} s has crashed.",
+        trigger=_silence("prefect.flow-run.Pending", STARTED, [_of_run(federation), rounds], seconds),
+        action=_crash(f"not started within {seconds:g} s: no process came of it"),
+    )
+
+
+def _silence(after: str, expected: Iterable[str], related: Any, seconds: float) -> dict[str, Any]:
+    """The trigger of a flow run with no expected event within so many seconds after one of the kind `after`."""
+    return {
+        "type": "event",
+        "posture": "Proactive",
+        "after": [after],
+        "expect": sorted(expected),
+        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        "match_related": related,
+        "for_each": ["prefect.resource.id"],
+        "threshold": 1,
+        "within": seconds,
+    }
+
+
+def _crash(message: str) -> dict[str, Any]:
+    return {"type": "change-flow-run-state", "state": "CRASHED", "message": message}
+
+
+def _notifications(federation: Federation) -> tuple[Automation, ...]:
+    if federation.deploy.notify is None:
+        return ()
+    reactive = {"type": "event", "posture": "Reactive", "threshold": 1, "within": 0.0}
+    rounds = {"prefect.resource.role": "flow", "prefect.resource.name": "federated-round"}
+    sites = [f"photon.site.{federation.run}.{site.name}" for site in federation.sites]
+    return (
+        Automation(
+            name=f"photon/{federation.run}/round failed",
+            description=f"Tells of a failed round of {federation.run}.",
+            trigger={
+                **reactive,
+                "expect": sorted(ROUND_ENDS_BADLY),
+                "match": {"prefect.resource.id": "prefect.flow-run.*"},
+                "match_related": [_of_run(federation), rounds],
+                "for_each": ["prefect.resource.id"],
+            },
+            message="'Photon: ' ~ flow_run.name ~ ': ' ~ flow_run.state.name ~ '. ' ~ flow_run.state.message",
+        ),
+        Automation(
+            name=f"photon/{federation.run}/site left out",
+            description=f"Tells of a site that a round of {federation.run} went on without.",
+            trigger={
+                **reactive,
+                "expect": [LEFT_OUT],
+                "match": {"prefect.resource.id": sites},
+                "for_each": ["prefect.resource.id"],
+            },
+            message=(
+                f"'Photon: {federation.run}' ~ ' round ' ~ event.payload.round ~ ' left out site '"
+                " ~ event.payload.site ~ ': ' ~ event.payload.reason"
+            ),
+        ),
+    )

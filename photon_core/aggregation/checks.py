@@ -1,0 +1,135 @@
+"""What an update's manifest must say before any of its bytes are read."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from photon_core.aggregation.blame import blame
+from photon_core.errors import PhotonError, UpdateRejected
+from photon_core.run.run import Run
+from photon_core.store.store import SHA256, check_path
+from photon_core.tensors.container import all_tensors, header_limit, tensor_bytes
+from photon_core.update.codecs.registry import Codec, get_codec
+from schemas.manifests import FileEntry, PartialManifest, RoundManifest, TensorEntry, UpdateManifest
+
+TOKEN_LIMIT = 10**15  # more than any site trains in a round; a claim beyond it would drown the others' weights
+STEP_LIMIT = 10**9  # the largest count moves everyone's learning-rate schedule
+LEAST_SHARD = 1 << 20  # bytes; aggregation.shard_mib is 1 or more
+MOMENTS = 2  # most that an optimizer keeps of a parameter
+METRICS_LIMIT = 1000
+METRIC_LIMIT = 100  # characters of its name: the round's manifest repeats them, and has to stay readable
+
+
+def check_manifest(
+    run: Run,
+    base: RoundManifest,
+    t: int,
+    site: str,
+    update: UpdateManifest,
+    token_limit: int = TOKEN_LIMIT,
+    step_limit: int = STEP_LIMIT,
+) -> None:
+    """Refuse an update that cannot belong to round t.
+
+    Args:
+        run: the run.
+        base: the manifest of round t-1.
+        t, site: whose update it should be.
+        update: what its manifest says.
+        token_limit, step_limit: most tokens and local steps that a site can have trained in a round.
+
+    Raises:
+        UpdateRejected: naming the site and the reason.
+    """
+    if (update.run, update.round, update.site) != (run.run, t, site):
+        claim = f"run '{update.run}', round {update.round}, site '{update.site}'"
+        raise UpdateRejected(site, f"it is an update of {claim}, not of round {t} of '{run.run}'")
+    if update.base_sha256 != base.model_sha256:
+        wrong, right = update.base_sha256[:16], base.model_sha256[:16]
+        raise UpdateRejected(site, f"it starts from model {wrong}, but round {t - 1}'s model is {right}")
+    rounded = base.download and not isinstance(update, PartialManifest)  # a region's mean is of theta's own kind
+    if update.base_dtype != ("BF16" if rounded else "F32"):
+        raise UpdateRejected(
+            site, f"it starts from a model in {update.base_dtype}, as round {t - 1}'s is not sent"
+        )
+    if update.previous_sha256 != run.round_sha256(t - 1):
+        raise UpdateRejected(site, f"it follows another manifest of round {t - 1} than the committed one")
+    check_counts(site, update, token_limit, step_limit)
+    _check_metrics(site, update.metrics)
+    expected = all_tensors(base.model)
+    with blame(site):
+        codec = get_codec(update.codec, ours=isinstance(update, PartialManifest))
+        found = all_tensors(update.files)
+        _check_tensors(site, expected, found, codec)
+        check_files(update.files, len(expected) + 2 * len(base.model))
+
+
+def check_files(entries: Sequence[FileEntry], pieces: int) -> None:
+    """Refuse files that no update consists of, before a byte of them is read.
+
+    Args:
+        entries: whose tensors are known to be the model's.
+        pieces: most files that the tensors fill, however few of their bytes a file holds.
+
+    Raises:
+        PhotonError: naming the file.
+    """
+    size = sum(tensor_bytes(tensor) for entry in entries for tensor in entry.tensors.values())
+    if len(entries) > (most := pieces + size // LEAST_SHARD):
+        raise PhotonError(f"it brings {len(entries)} files; its tensors fill at most {most}")
+    for entry in entries:
+        check_path(entry.path)
+        if not all(SHA256.fullmatch(digest) for digest in (entry.sha256, entry.blake3 or entry.sha256)):
+            raise PhotonError(f"file '{entry.path}' has no sha256 or blake3")
+        held = sum(tensor_bytes(tensor) for tensor in entry.tensors.values())
+        if not held <= entry.bytes <= 8 + header_limit(entry.tensors) + held:
+            raise PhotonError(f"file '{entry.path}' has {entry.bytes} bytes, but its tensors have {held}")
+
+
+def check_moments(site: str, base: RoundManifest, update: UpdateManifest) -> None:
+    """Refuse moments larger than any optimizer's of this model; `average_moments` knows which there have to be."""
+    with blame(site):
+        model = all_tensors(base.model)
+        most = MOMENTS * sum(tensor_bytes(tensor) for tensor in model.values())
+        found = sum(tensor_bytes(tensor) for tensor in all_tensors(update.moments).values())
+        if found > most:
+            raise PhotonError(f"its moments have {found} bytes; at most {most} are read")
+        check_files(update.moments, 2 * MOMENTS * len(model))
+
+
+def check_counts(site: str, update: UpdateManifest, token_limit: int, step_limit: int) -> None:
+    """Refuse tokens and local steps, the update's weight, that nobody trains in a round."""
+    for what, count, limit in (("tokens", update.tokens, token_limit), ("steps", update.steps, step_limit)):
+        if count <= 0:
+            raise UpdateRejected(site, f"it claims {count} trained {what}; at least 1 is needed")
+        if count > limit:
+            raise UpdateRejected(site, f"it claims {count} trained {what}; at most {limit} are possible")
+
+
+def _check_metrics(site: str, metrics: Mapping[str, float]) -> None:
+    if len(metrics) > METRICS_LIMIT:
+        raise UpdateRejected(site, f"it brings {len(metrics)} metrics; at most {METRICS_LIMIT} are read")
+    if "train_loss" not in metrics:
+        raise UpdateRejected(site, "its metrics have no train_loss")
+    for name, value in metrics.items():
+        if len(name) > METRIC_LIMIT or not name.isprintable():
+            said = f"it names a metric '{name[:METRIC_LIMIT]}...' of {len(name)} characters"
+            raise UpdateRejected(site, f"{said}; a name is printable and has at most {METRIC_LIMIT}")
+        if not math.isfinite(value):
+            raise UpdateRejected(site, f"its metric '{name[:200]}' is {value}")
+
+
+def _check_tensors(
+    site: str, expected: Mapping[str, TensorEntry], found: Mapping[str, TensorEntry], codec: Codec
+) -> None:
+    if missing := sorted(expected.keys() - found.keys()):
+        raise UpdateRejected(site, f"it has no tensor '{missing[0]}' ({len(missing)} missing)")
+    if extra := sorted(found.keys() - expected.keys()):
+        raise UpdateRejected(site, f"the model has no tensor '{extra[0][:200]}' ({len(extra)} too many)")
+    for name, tensor in found.items():
+        right = codec.shape(expected[name].shape)
+        if tensor.shape != right:
+            shown = ", ".join(map(str, tensor.shape))
+            whose = "the model's is" if codec.lossless else f"the model's in codec {codec.name} is"
+            raise UpdateRejected(site, f"tensor '{name}' has shape [{shown}], {whose} {list(right)}")
+        if tensor.dtype != codec.dtype:
+            raise UpdateRejected(site, f"tensor '{name}' is {tensor.dtype[:16]}; its codec writes {codec.dtype}")

@@ -1,0 +1,128 @@
+"""The arithmetic of one piece of the model: decode, average, step, and the sums that the norms are made of.
+
+A piece is worked on in blocks that stay in a core's caches while all is done to them, all sites in one array.
+Every operation is element by element and in one order, so that no bit of the result depends on where pieces and
+blocks end, or on which thread does them. The sums do depend on the blocks, in their last bits, on nothing else.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photon_core.aggregation.blame import blame
+from photon_core.aggregation.pairs import gram
+from photon_core.aggregation.server_optimizer import ServerOptimizer
+from photon_core.aggregation.weights import Combine
+from photon_core.errors import UpdateRejected
+from photon_core.tensors.numerics import dots
+from photon_core.update.codecs.registry import Codec
+from schemas.sections.server import Server
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+LEAST_BLOCK, MOST_BLOCK = 1 << 12, 1 << 16  # elements of a site; multiples of every codec's block
+CACHED = 1 << 20  # elements of a block of all sites
+
+
+def block_elements(sites: int) -> int:
+    """Elements of a block of so many sites' parameters; a power of two."""
+    return max(LEAST_BLOCK, min(MOST_BLOCK, 1 << (CACHED // sites).bit_length() - 1))
+
+
+class Arithmetic:
+    """theta' = ServerOpt(theta, weighted mean of theta_k), a piece at a time; for any number of threads.
+
+    Args:
+        codecs: of every site's update, in the order of the sites' names.
+        combine: the mean.
+        optimizer, server: the server optimizer and its numbers.
+        lowered: what the guard has multiplied the learning rate by.
+    """
+
+    def __init__(
+        self,
+        codecs: dict[str, Codec],
+        combine: Combine,
+        optimizer: ServerOptimizer,
+        server: Server,
+        lowered: float = 1.0,
+    ) -> None:
+        self.codecs, self.combine, self.optimizer, self.server = codecs, combine, optimizer, server
+        self.lowered = lowered
+        self.block = block_elements(len(codecs))
+        self._scratch = threading.local()  # a thread's own memory, used again for every piece
+
+    def work(
+        self,
+        tensor: str,
+        theta: Float32,
+        encoded: Sequence[NDArray[Any]],
+        state: Sequence[Float32],
+        out: Float32,
+        look: bool,
+    ) -> tuple[list[Float64], Float64]:
+        """One piece; `state` is changed in place, `out` is filled with the new theta.
+
+        Args:
+            tensor: its name.
+            theta: of whole blocks of every codec, or to the end of the tensor.
+            encoded: the same elements of every update.
+            look: whether the sites are compared with each other.
+
+        Returns:
+            for every block of the piece, the sums that Norms.add takes; and the piece's part of Pairs.gram.
+
+        Raises:
+            UpdateRejected: a site's parameters are NaN or infinite, or too large for float32.
+        """
+        sums, pairs = [], np.zeros((len(self.codecs), len(self.codecs)))
+        memory = self._memory()
+        with np.errstate(all="ignore"):  # what is not finite is found, and the site named
+            for start in range(0, theta.size, self.block):
+                end = min(start + self.block, theta.size)
+                rows, deltas = (array[:, : end - start] for array in memory)
+                np.copyto(rows[0], theta[start:end])
+                for row, (site, codec), update in zip(rows[1:], self.codecs.items(), encoded, strict=True):
+                    with blame(site):
+                        codec.decode(rows[0], update[codec.position(start) : codec.position(end)], row)
+                kept = [values[start:end] for values in state]
+                sums.append(self._step(tensor, rows, deltas, kept, out[start:end]))
+                if look:
+                    pairs += gram(deltas[1:])
+        return sums, pairs
+
+    def _step(
+        self, tensor: str, rows: Float32, deltas: Float32, state: Sequence[Float32], out: Float32
+    ) -> Float64:
+        """`rows` are theta and the sites' parameters; `deltas` become g and the sites' pseudo-gradients."""
+        theta, g, mean = rows[0], deltas[0], self._mean()[: out.size]
+        self.combine(rows, mean, deltas)
+        np.subtract(theta, mean, out=g)
+        np.subtract(theta, rows[1:], out=deltas[1:])
+        squares = dots(deltas[1:], deltas[1:])
+        if not np.isfinite(squares).all():
+            number = int(np.argmin(np.isfinite(squares)))
+            finite = np.isfinite(rows[1 + number]).all()
+            what = "values too large for float32's arithmetic" if finite else "NaN or Inf"
+            raise UpdateRejected(list(self.codecs)[number], f"tensor '{tensor}' holds {what}")
+        along, gradient = dots(deltas[1:], g), dots(deltas[:1], g)
+        if np.isfinite(gradient).all():  # else the mean is not finite, and there is no step to take
+            self.optimizer.step(theta, mean, g, state, self.server, out)
+            self.optimizer.lower(state, self.lowered)
+        step = np.subtract(out, theta, out=mean)[None]
+        return np.concatenate([squares, along, gradient, dots(step, step), dots(out[None], out[None])])
+
+    def _memory(self) -> tuple[Float32, Float32]:
+        """Of this thread: rows for theta and every site, twice."""
+        if not hasattr(self._scratch, "rows"):
+            shape = (len(self.codecs) + 1, self.block)
+            self._scratch.rows, self._scratch.deltas = np.empty(shape, np.float32), np.empty(shape, np.float32)
+            self._scratch.mean = np.empty(self.block, np.float32)
+        return self._scratch.rows, self._scratch.deltas
+
+    def _mean(self) -> Float32:
+        found: Float32 = self._scratch.mean
+        return found

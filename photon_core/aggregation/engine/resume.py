@@ -1,0 +1,88 @@
+"""What an interrupted pass over a round's updates has finished, found again by a pass over the same inputs.
+
+    rounds/<t>/finished/<hash of all inputs>/<number>.json
+
+A record is written when a shard of the new model, and the same shard of the optimizer's state, are durable and
+every file that they were made from has proved to be whole. It is taken when its own files prove to be whole.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from photon_core.aggregation.checks import check_files
+from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable
+from photon_core.hashing import canonical_json, sha256_bytes
+from photon_core.run.run import MANIFEST_LIMIT, Run, manifest_bytes
+from schemas.manifests import FileEntry, RoundManifest, ShardRecord, TensorEntry, UpdateManifest
+from schemas.sections.server import Server
+
+METHOD = 1  # raise it when the same inputs give other bytes
+
+
+class Finished:
+    """The records of one pass.
+
+    Args:
+        run, t: the round.
+        folder: where the pass writes.
+        base, updates, server: what the round is made from.
+        settings: whatever else shapes the files.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        t: int,
+        folder: str,
+        base: RoundManifest,
+        updates: Mapping[str, UpdateManifest],
+        server: Server,
+        **settings: Any,
+    ) -> None:
+        self._run, self._t, self._folder = run, t, folder
+        inputs = {
+            "method": METHOD,
+            "run": run.run,
+            "folder": folder,
+            "base": sha256_bytes(manifest_bytes(base)),
+            "updates": {site: sha256_bytes(manifest_bytes(update)) for site, update in updates.items()},
+            "server": server.model_dump(mode="json"),
+            **settings,
+        }
+        self.inputs = sha256_bytes(canonical_json(inputs))
+
+    def find(self, number: int, parts: Sequence[Mapping[str, TensorEntry]], count: int) -> ShardRecord | None:
+        """The record of a shard, if there is one and its files are whole.
+
+        Args:
+            number: of the shard.
+            parts: what each of its files has to hold.
+            count: of its sums.
+        """
+        try:
+            record = ShardRecord.model_validate_json(self._run.store.read(self._path(number), MANIFEST_LIMIT))
+            if (record.inputs, record.number, len(record.sums)) != (self.inputs, number, count):
+                return None
+            if [entry.tensors for entry in record.files] != [dict(part) for part in parts]:
+                return None
+            check_files(record.files, len(record.files))
+            for entry in record.files:
+                self._run.store.check(entry, self._folder)
+        except (StoreUnavailable, StoreRefused):
+            raise
+        except (FileNotFoundError, ValidationError, PhotonError):  # whoever wrote it, it is no record of this pass
+            return None
+        return record
+
+    def keep(self, number: int, files: Sequence[FileEntry], sums: Sequence[float]) -> None:
+        """Write a record; one that is there already, of another coordinator, stands."""
+        record = ShardRecord(inputs=self.inputs, number=number, files=list(files), sums=list(sums))
+        try:
+            self._run.store.create(self._path(number), manifest_bytes(record))
+        except StoreConflict:
+            pass
+
+    def _path(self, number: int) -> str:
+        return f"{self._run.round_dir(self._t)}/finished/{self.inputs[:32]}/{number + 1:05d}.json"

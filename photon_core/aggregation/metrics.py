@@ -1,0 +1,83 @@
+"""A round's metrics: means over the sites, weighted as their objectives are, and over their held-out text."""
+
+from collections.abc import Mapping
+from math import exp
+
+from photon_core.run.claims import bounded
+from schemas.federation import Federation
+from schemas.manifests import UpdateManifest
+
+LARGEST_LOSS = 700.0  # exp of more is not a float
+LIMIT = 1e15  # of a number that a site tells; beyond it a mean might not be finite
+MEANS = ("train_loss", "gradient_norm", "activation_norm", "mfu")  # of the sites that report them
+SUMS = ("tokens_per_second",)
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def aggregate_metrics(
+    federation: Federation,
+    weights: Mapping[str, float],
+    updates: Mapping[str, UpdateManifest],
+    evaluations: Scores,
+) -> dict[str, float]:
+    """Metrics of one round.
+
+    Args:
+        federation: whose streams are the domains.
+        weights: of the sites' updates; they sum to 1.
+        updates: what the sites said of their local training.
+        evaluations: every site's scores of the new global model on its held-out text, as `claims.believed`.
+
+    Returns:
+        MEANS and SUMS over the sites; loss and perplexity of the global model over all sites that have evaluated
+        it; loss_before and perplexity_before of each site's own model on its own held-out text, and beside them
+        loss_after and perplexity_after of the global model over the same sites, those that have both; and all of
+        it by domain, the streams of one name at all sites together, where there are several (loss/<stream>, ...).
+    """
+    metrics: dict[str, float] = {}
+    said = {
+        site: {n: bounded(federation, n, max(-LIMIT, min(value, LIMIT))) for n, value in update.metrics.items()}
+        for site, update in updates.items()
+    }
+    for name in MEANS:
+        told = {site: values[name] for site, values in said.items() if name in values}
+        if total := sum(weights[site] for site in told):
+            metrics[name] = sum(weights[site] * value for site, value in told.items()) / total
+    for name in SUMS:
+        if any(name in values for values in said.values()):
+            metrics[name] = sum(values.get(name, 0.0) for values in said.values())
+    own = {site: _own(values) for site, values in said.items()}
+    both = [site for site in own if {"loss", "tokens"} <= own[site].keys() and site in evaluations]
+    before, after = ({site: scores[site] for site in both} for scores in (own, evaluations))
+    domains = {stream.name for site in federation.sites for stream in site.streams}
+    for when, scores in ("_before", before), ("_after", after), ("", evaluations):
+        _add_loss(metrics, f"loss{when}", f"perplexity{when}", scores, "loss", "tokens")
+        by_domain = {site: _by_domain(federation, site, values) for site, values in scores.items()}
+        for name in sorted(domains) if len(domains) > 1 else ():
+            names = f"loss{when}/{name}", f"perplexity{when}/{name}", by_domain, f"loss/{name}", f"tokens/{name}"
+            _add_loss(metrics, *names)
+    return metrics
+
+
+def _own(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a site said of its own model, as if it were an evaluation."""
+    valid = "valid_"
+    return {name[len(valid) :]: max(0.0, value) for name, value in metrics.items() if name.startswith(valid)}
+
+
+def _by_domain(federation: Federation, site: str, scores: Mapping[str, float]) -> Mapping[str, float]:
+    """A site with one stream has one domain, and does not say so."""
+    streams = [stream.name for known in federation.sites if known.name == site for stream in known.streams]
+    if len(streams) == 1:
+        return {f"{name}/{streams[0]}": scores[name] for name in ("loss", "tokens") if name in scores}
+    return scores
+
+
+def _add_loss(
+    metrics: dict[str, float], loss: str, perplexity: str, scores: Scores, score: str, tokens: str
+) -> None:
+    """The mean of a score over the sites that have it, weighted by its tokens, and its exponential."""
+    told = [site for site in scores.values() if score in site and tokens in site]
+    if total := sum(site[tokens] for site in told):
+        metrics[loss] = sum(site[score] * site[tokens] for site in told) / total
+        metrics[perplexity] = exp(min(metrics[loss], LARGEST_LOSS))

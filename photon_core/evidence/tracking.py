@@ -1,0 +1,64 @@
+"""A committed round's metrics into the trackers, through Composer's own loggers. Child processes only."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import State
+from composer.devices import DeviceCPU
+from composer.loggers import Logger
+from composer.models import ComposerModel
+
+from photon_core.evidence.trackers import tracked
+from photon_core.training.trainer import make_loggers
+from schemas.federation import Federation
+from schemas.manifests import RoundManifest
+from schemas.sections.local import Logger as LoggerSection
+from schemas.sections.trackers import Tracker
+
+
+class _Nothing(ComposerModel):
+    """Composer's loggers ask its State for a run's name, and a State for a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch: Any) -> Any:
+        return batch
+
+    def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        return outputs
+
+
+def log_round(federation: Federation, manifest: RoundManifest) -> None:
+    """Log a round under the run's name, its number as the step. Doing it again logs the same again.
+
+    Raises:
+        PhotonError: a tracker cannot be started.
+    """
+    model = _Nothing()
+    state = State(rank_zero_seed=0, run_name=federation.run, model=model, device=DeviceCPU())
+    for tracker in federation.trackers:
+        folder = Path(tracker.folder or "photon-trackers")
+        folder.mkdir(parents=True, exist_ok=True)
+        section = LoggerSection(name=tracker.name, options=_options(tracker, federation.run, folder))
+        destinations = make_loggers([section], folder, "trackers")
+        logger = Logger(state, destinations)
+        for destination in destinations:
+            destination.init(state, logger)
+            destination.log_metrics(tracked(manifest), step=manifest.round)
+            destination.close(state, logger)
+            destination.post_close()
+
+
+def _options(tracker: Tracker, run: str, folder: Path) -> dict[str, Any]:
+    """The file's options over ours: every round goes to the same run of the tracker."""
+    options = dict(tracker.options)
+    if tracker.name == "mlflow":
+        ours: dict[str, Any] = {"experiment_name": "photon", "resume": True, "log_system_metrics": False}
+        return {**ours, "synchronous": True, **options}
+    if tracker.name == "wandb":
+        kwargs = {"id": run, "resume": "allow", "dir": str(folder), **options.pop("init_kwargs", {})}
+        return {"project": "photon", "name": run, **options, "init_kwargs": kwargs}
+    return options

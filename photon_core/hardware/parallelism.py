@@ -1,0 +1,191 @@
+"""HasInfra (Photon, Algorithm 1): how a site's devices train together. Pure functions of the federation file.
+
+With fast links between the nodes, one job: DDP, or FSDP where parameters, gradients, optimizer state and
+activations do not fit one device by the estimate of memory.py. With slow links the nodes train apart, each on a
+part of the site's stream, and are averaged at the site.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from photon_core.errors import FederationError
+from photon_core.hardware.exchange import communication_seconds
+from photon_core.model.cost import FLOAT, training_memory
+from photon_core.model.shapes import parameter_count
+from photon_core.training.flops import flops_per_token
+from schemas.federation import Federation
+from schemas.presets import OURS
+from schemas.sections.hardware import Hardware
+
+FREE = 0.9  # of a device's memory; the rest is the allocator's and the libraries'
+HIDDEN = 2 / 3  # of a step is its backward pass, behind which DDP hides its exchange of gradients
+# Nodes train apart where their devices would otherwise wait for each other for more of a step than this. Less
+# waiting is cheaper than what averaging once a round instead of at every step costs in perplexity for each token.
+MOST_WAITING = 0.5
+TRAINS_ON = {"none": "one device", "ddp": "DDP", "fsdp": "FSDP", "federation": "a federation inside the site"}
+
+Kind = Literal["none", "ddp", "fsdp", "federation"]
+
+
+@dataclass(frozen=True)
+class Infra:
+    """How a site trains.
+
+    Args:
+        kind: none (one device), ddp, fsdp, or federation (each node apart).
+        ranks: devices that train together as one job: of the site, or of each node of a federation.
+        nodes: that train apart; 1 unless it is a federation.
+        reason: why, for people.
+    """
+
+    kind: Kind
+    ranks: int
+    nodes: int
+    reason: str
+
+    def __str__(self) -> str:
+        many = f" of {self.nodes} nodes" if self.nodes > 1 else f" over {self.ranks} devices"
+        return TRAINS_ON[self.kind] + ("" if self.kind == "none" else many) + f": {self.reason}"
+
+
+def choose_infra(federation: Federation, site: str) -> Infra:
+    """How this site's devices train together, and why; what the file says in hardware.parallel counts."""
+    hardware = federation.site(site).hardware
+    if hardware is None:
+        return Infra("none", 1, 1, "the site declares no hardware")
+    if hardware.parallel == "federation":
+        return Infra("federation", hardware.devices, hardware.nodes, "hardware.parallel says so")
+    if hardware.parallel != "auto":
+        ranks = 1 if hardware.parallel == "none" else hardware.all_devices
+        return Infra(hardware.parallel, ranks, 1, "hardware.parallel says so")
+    if hardware.all_devices == 1:
+        return Infra("none", 1, 1, "the site has one device")
+    if hardware.nodes > 1:
+        waiting = waiting_share(federation, hardware)
+        said = f"at {hardware.interconnect:g} Gbit/s the nodes would wait {waiting:.0%} of the time for each other"
+        if waiting > MOST_WAITING:
+            return Infra("federation", hardware.devices, hardware.nodes, said)
+    kind, reason = _one_job(federation, site, hardware)
+    return Infra(kind, hardware.all_devices, 1, reason)
+
+
+def check_infra(federation: Federation, site: str) -> Infra:
+    """`choose_infra`, of a site that can train so.
+
+    Raises:
+        FederationError: it cannot; the text says what to write instead.
+    """
+    infra, local = choose_infra(federation, site), federation.local
+    job = job_infra(federation, site)
+    where = f"sites[{site}].hardware: trains with {TRAINS_ON[job.kind]} ({job.reason})"
+    if infra.ranks > local.batch_size:
+        raise FederationError(
+            f"{where} on {infra.ranks} devices, but local.batch_size is {local.batch_size} sequences; write a "
+            "batch of at least one sequence a device, fewer devices, or parallel: none"
+        )
+    if job.kind != "fsdp":
+        return infra
+    if local.device == "cpu":
+        raise FederationError(f"{where}, which needs GPUs, but local.device is cpu; write parallel: ddp, or cuda")
+    if local.optimizer.name == "muon":
+        ours = federation.recipe == OURS
+        of = f" (of recipe: {OURS}, which a file gets that names no other)" if ours else ""
+        instead = "recipe: diloco, or recipe: null with local.steps" if ours else "local.optimizer.name: adamw"
+        raise FederationError(
+            f"{where}, but Muon{of} needs whole matrices and FSDP cuts them; write {instead}, or parallel: ddp on "
+            "devices that hold the model"
+        )
+    if local.proximal is not None:
+        raise FederationError(
+            f"{where}, which knows no local.proximal; drop it, or write parallel: ddp on devices that hold the "
+            "model"
+        )
+    if local.compile:
+        raise FederationError(f"{where}, which is not compiled; drop local.compile, and other sites' GPUs compile")
+    return infra
+
+
+def check_gpus(site: str, wanted: int, found: int) -> None:
+    """Refuse to train on more GPUs than a machine has.
+
+    Raises:
+        FederationError: it has fewer.
+    """
+    if found < wanted:
+        raise FederationError(
+            f"sites[{site}].hardware: training takes {wanted} GPUs of one machine, and this one shows {found}. A "
+            "job over several machines is not supported: write the machines as sites of their own, or the devices "
+            "that are there"
+        )
+
+
+def check_processors(federation: Federation, site: str) -> None:
+    """Refuse to train with FSDP where no GPU can be used.
+
+    Raises:
+        FederationError: the site trains so.
+    """
+    job = job_infra(federation, site)
+    if job.kind == "fsdp":
+        raise FederationError(
+            f"sites[{site}].hardware: trains with FSDP ({job.reason}), which needs GPUs, and none can be used "
+            "here; look at nvidia-smi, or write parallel: ddp to train on the processors"
+        )
+
+
+def waiting_share(federation: Federation, hardware: Hardware) -> float:
+    """Share of a step of one job over all nodes that its devices wait for the exchange of gradients.
+
+    A ring all-reduce of float32 gradients between the nodes, less what hides behind the backward pass.
+    """
+    if hardware.interconnect is None:
+        return 0.0
+    tokens = federation.local.batch_size * federation.model.max_seq_len
+    rate = hardware.all_devices * hardware.tflops * 1e12 * hardware.utilisation
+    compute = tokens * flops_per_token(federation.model) / rate
+    size = float(FLOAT * parameter_count(federation.model))
+    bandwidth = hardware.interconnect * 1e9 / 8
+    exchange = communication_seconds("ring all-reduce", hardware.nodes, size, bandwidth)
+    waiting = max(0.0, exchange - HIDDEN * compute)
+    return waiting / (compute + waiting)
+
+
+def _one_job(federation: Federation, site: str, hardware: Hardware) -> tuple[Kind, str]:
+    if federation.local.device == "cpu":
+        return "ddp", "processors share the machine's memory, and FSDP needs GPUs"
+    if hardware.memory_gb is None:
+        return "ddp", "hardware.memory_gb is not given, so the model is taken to fit one device"
+    needed, room = _needed(federation, site, hardware), FREE * hardware.memory_gb
+    said = f"training takes {needed:.1f} GB of a device's {hardware.memory_gb:g} GB, of which {room:.1f} are used"
+    return ("ddp" if needed <= room else "fsdp"), said
+
+
+def _needed(federation: Federation, site: str, hardware: Hardware) -> float:
+    """10^9 bytes of one device, the model whole on it, with the file's micro-batch; with one sequence if auto."""
+    local = federation.local
+    given = federation.site_micro_batch(site)
+    share = -(-local.batch_size // hardware.all_devices)  # of the first devices, where it does not come out even
+    size = 1 if given == "auto" else min(given or share, share)
+    name, proximal = local.optimizer.name, local.proximal is not None
+    return training_memory(federation.model, size, local.precision, name, ddp=True, proximal=proximal).total / 1e9
+
+
+def job_infra(federation: Federation, site: str) -> Infra:
+    """How each job of the site trains: the site's one, or one node's of a federation inside the site."""
+    infra = choose_infra(federation, site)
+    return choose_infra(node_federation(federation, site), site) if infra.kind == "federation" else infra
+
+
+def node_federation(federation: Federation, site: str, **changes: object) -> Federation:
+    """The federation file as one node of a site that is a federation reads it: the site is that node.
+
+    Args:
+        federation, site: the whole.
+        changes: further keys of the site's section that differ.
+    """
+    section = federation.site(site)
+    assert section.hardware is not None
+    alone = section.hardware.model_copy(update={"nodes": 1, "interconnect": None, "parallel": "auto"})
+    node = section.model_copy(update={"hardware": alone, **changes})
+    sites = [node if other.name == site else other for other in federation.sites]
+    return federation.model_copy(update={"sites": sites})

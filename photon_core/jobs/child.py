@@ -1,0 +1,121 @@
+"""What a forked child does: cut its ties, run one function, send back its result or its error."""
+
+import ctypes
+import importlib
+import inspect
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from photon_core.errors import ChildFailed, PhotonError
+from photon_core.jobs.channel import Channel
+from photon_core.jobs.scratch import keep_ledger
+from schemas.server_errors import cause, foreign, told
+
+REQUEST = "request.pickle"
+PR_SET_PDEATHSIG = 1
+
+
+def run_child(folder: Path, channel: int, log: str, threads: int, server: int) -> int:
+    """Run the job that `folder` holds and answer over `channel`; returns the exit code.
+
+    Args:
+        folder: the child's own TMPDIR, with the request in it.
+        channel: descriptor of the stream socket to the launcher.
+        log: file that standard output and error are appended to.
+        threads: intra-operation threads of torch.
+        server: the fork server's process id; the child dies with it.
+    """
+    os.setsid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != server:
+        return 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _redirect(log)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    keep_ledger(folder)
+    answer = Channel(socket.socket(fileno=channel))
+    try:
+        _set_threads(threads)
+        result = _call(folder, lambda values: answer.send(("report", values)))
+        message = ("result", result)
+        pickle.dumps(message)
+    except BaseException as error:
+        message = ("error", portable(error))
+        with suppress(OSError):  # the log may be on the very disk that is full
+            _print(error)
+    answer.send(message)
+    for output in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            output.flush()
+    return 0
+
+
+def _redirect(log: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    os.close(nothing)
+
+
+def _set_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def _call(folder: Path, report: Callable[[dict[str, Any]], None]) -> Any:
+    place, call = pickle.loads((folder / REQUEST).read_bytes())
+    os.environ.update({**place["environment"], "TMPDIR": str(folder)})
+    os.chdir(place["folder"])
+    sys.path.extend(entry for entry in place["path"] if entry not in sys.path)
+    function, kwargs = pickle.loads(call)
+    if isinstance(function, str):
+        module, _, name = function.partition(":")
+        function = getattr(importlib.import_module(module), name)
+    if _takes_report(function):
+        kwargs = {"report": report, **kwargs}
+    return function(**kwargs)
+
+
+def _takes_report(function: Callable[..., Any]) -> bool:
+    try:
+        return "report" in inspect.signature(function).parameters
+    except ValueError:  # some functions written in C do not tell their parameters
+        return False
+
+
+def _print(error: BaseException) -> None:
+    """Into the log, with the lines that led to it; what a server has written into it stays out."""
+    if foreign(error):
+        traceback.print_tb(error.__traceback__)
+        print(f"{type(error).__name__}: {cause(error)}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+
+
+def portable(error: BaseException) -> Exception:
+    """The error as it can cross to the launcher: ours as they are, others by name, text and last lines."""
+    if isinstance(error, PhotonError):
+        try:
+            copy = pickle.loads(pickle.dumps(error))
+            if type(copy) is type(error) and str(copy) == str(error):
+                return error
+        except Exception:  # falls through to the plain form below
+            pass
+    lines = "".join(traceback.format_tb(error.__traceback__, limit=-3)).rstrip()
+    return ChildFailed(f"{type(error).__name__}: {told(error)}\n{lines}")

@@ -1,0 +1,108 @@
+"""Bytes that training takes on one device, by what takes them: a pure function of the shape, without torch.
+
+The plan, the choice between DDP and FSDP, and the first guess of the micro-batch share it. What an allocator adds
+on top (fragments, the CUDA context, the libraries' own work space) is not in it: leave a tenth of a device free.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from photon_core.model.shapes import is_hidden_matrix, parameter_shapes
+from schemas.sections.model import Model
+
+Precision = Literal["fp32", "amp_bf16"]
+FLOAT, BFLOAT, INDEX = 4, 2, 8  # bytes
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Args:
+        parameters, gradients: float32, whatever the precision of the arithmetic.
+        optimizer: its state.
+        copies: under amp_bf16 the matrices in bfloat16; with shards what is gathered for the units at work; with
+            DDP the gradients' second copy in its buckets; with FedProx theta.
+        activations: what the forward pass keeps for the backward pass.
+        transient: the largest buffers of a moment: the logits and their gradient, or those of one block.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+    transient: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.gradients + self.optimizer + self.copies + self.activations + self.transient
+
+
+def training_memory(
+    model: Model,
+    micro_batch: int,
+    precision: Precision = "fp32",
+    optimizer: str = "adamw",
+    shards: int = 1,
+    ddp: bool = False,
+    proximal: bool = False,
+) -> Memory:
+    """Bytes of one device while it trains this model.
+
+    Parameters, gradients and AdamW's two moments take 16 bytes a parameter (Rajbhandari et al. 2020, ZeRO, section
+    3.1: 2 + 2 + 12 there, 4 + 4 + 8 under autocast); FSDP divides them by its shards. Muon keeps one momentum of
+    the hidden matrices where AdamW has two moments.
+
+    Activations follow Korthikanti et al. 2022 (Reducing Activation Recomputation, section 4.1): their
+    s b h (34 + 5 a s / h) bytes a block in 16 bits, less the 2 for dropout masks that we have none of, and less
+    5 a s / h because fused attention keeps one float32 a head and position in place of the scores. Autocast leaves
+    the residual stream, which the two norms of a block keep, in float32.
+
+    Args:
+        model: the shape.
+        micro_batch: sequences that go through the model at once.
+        precision: of the arithmetic.
+        optimizer: adamw or muon.
+        shards: devices that FSDP spreads parameters, gradients and optimizer state over; 1 for none or DDP.
+        ddp: whether it is DDP.
+        proximal: whether FedProx keeps theta beside the model; FSDP knows none.
+    """
+    shapes = parameter_shapes(model)
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    total = sum(sizes.values())
+    hidden = sum(sizes[name] for name in sizes if is_hidden_matrix(name))
+    moments = 2 * total - (hidden if optimizer == "muon" else 0)
+    element = FLOAT if precision == "fp32" else BFLOAT
+    matrices = hidden + sizes["wte.weight"]  # the head is the embedding
+    if shards > 1:
+        block = sum(size for name, size in sizes.items() if name.startswith("blocks.0."))
+        root = total - model.n_layers * block
+        copies = 2 * element * (root + 2 * block)  # at work and fetched ahead; parameters and gradients
+    else:
+        copies = (BFLOAT * matrices if precision == "amp_bf16" else 0) + FLOAT * total * (ddp + proximal)
+    tokens = micro_batch * model.max_seq_len
+    return Memory(
+        parameters=-(-FLOAT * total // shards),
+        gradients=-(-FLOAT * total // shards),
+        optimizer=-(-FLOAT * moments // shards),
+        copies=copies,
+        activations=tokens * _activations(model, element),
+        transient=tokens * max((element + 2 * FLOAT) * model.vocab_size, _block_gradients(model, element)),
+    )
+
+
+def _activations(model: Model, element: int) -> int:
+    """Bytes a token that are kept: of every block, and of the last norm and the head below the logits."""
+    width, inner = model.d_model, model.d_model * model.expansion_ratio
+    norms = 2 * (FLOAT * width + 2 * FLOAT)  # input, and each row's mean and deviation
+    attention = element * (width + 3 * width + width) + FLOAT * model.n_heads  # input; q, k, v; output
+    feed_forward = element * (width + inner + inner)  # input; before and after the GELU
+    head = FLOAT * width + 2 * FLOAT + element * width
+    return model.n_layers * (norms + attention + feed_forward) + head + 2 * INDEX  # tokens and targets
+
+
+def _block_gradients(model: Model, element: int) -> int:
+    """Bytes a token of the gradients that the backward pass of a block holds at once: around the GELU."""
+    return element * 2 * model.d_model * model.expansion_ratio + FLOAT * model.d_model

@@ -1,0 +1,245 @@
+"""What of a run's tensors may go, and taking it away: old rounds, and litter that no manifest names.
+
+Manifests (JSON) always stay, so that the chain of rounds, `photon status` and reports go on. Rounds that are not
+committed are never touched: updates wait there to be aggregated, and uploads may be going on. What is decided
+from a look at a store stays right while a run goes on: later commits only add rounds, and the latest round seen
+is always kept whole. Only a rollback may name an old round's files again: it is looked for before they go.
+"""
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable, Unreadable
+from photon_core.listing import Found
+from photon_core.run.opening import history, utc_now
+from photon_core.run.run import REMOVED, Run, files_of
+from photon_core.run.start import site_starts
+from photon_core.store.store import check_path
+from schemas.manifests import FileEntry, RemovalManifest
+
+PLACE = re.compile(r"[^/]+/rounds/(?P<t>\d{6,})/(?P<rest>.+)")
+TEMPORARY = re.compile(r"\.(probe-[0-9a-f]{32}|[0-9a-f]{32}\.tmp)")
+UPDATE = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4,})/update\.json")
+START = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4,})/start\.json")
+REGION = re.compile(r"(?P<folder>regions/\d{4,}/[0-9a-f]{16}/\d{4,})/partial\.json")
+DATA = ".safetensors"
+UNNAMED = re.compile(  # what uploads and aggregations write before a manifest names it; other files are not ours
+    r"(sites/[^/]+/\d{4,}|(regions/\d{4,}/[0-9a-f]{16}/\d{4,}/)?(model|optimizer|moments|download))"
+    r"/([a-z_]+-)?\d{5,}-of-\d{5,}(-[0-9a-f]{8,16})?\.safetensors"
+)
+DAY = 86_400.0
+THREADS = 8  # removals at a time
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is kept.
+
+    Args:
+        last: the newest so many committed rounds, at least 1.
+        every: also every round whose number is a multiple of this.
+        litter_seconds: age from which a file of ours that no manifest names goes.
+    """
+
+    last: int = 3
+    every: int | None = None
+    litter_seconds: float = DAY
+
+    def keeps(self, t: int, latest: int) -> bool:
+        return t > latest - self.last or bool(self.every and t % self.every == 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may go.
+
+    Args:
+        latest: the last committed round.
+        kept: committed rounds whose tensors all stay.
+        rounds: those whose tensors go, with the files that are still there.
+        litter: files that no manifest names, under the names that uploads and aggregations give.
+    """
+
+    latest: int
+    kept: list[int]
+    rounds: dict[int, list[Found]] = field(default_factory=dict)
+    litter: list[Found] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[Found]:
+        return [*(file for files in self.rounds.values() for file in files), *self.litter]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+def plan(
+    found: Sequence[Found],
+    named: Mapping[str, int],
+    committed: Sequence[int],
+    rule: Rule,
+    now: float,
+    holders: Mapping[int, int] | None = None,
+) -> Plan:
+    """What may go. Looks at nothing but its arguments.
+
+    Args:
+        found: every file of the run's folder.
+        named: path -> the committed round, or the latest of several, whose manifests cover the file.
+        committed: numbers of the committed rounds, ascending, at least one.
+        rule: what is kept.
+        now: seconds since the epoch.
+        holders: round -> the one in whose folder its files are, of rounds that the rule keeps; itself if left out.
+    """
+    if rule.last < 1 or (rule.every is not None and rule.every < 1):
+        raise PhotonError("photon gc keeps at least the latest round: --keep-last and --keep-every are 1 or more")
+    latest, gone = committed[-1], _rounds_with(REMOVED, found)
+    kept = {t for t in committed if rule.keeps(t, latest)}
+    back = {holder for t, holder in (holders or {}).items() if holder != t and t in kept}  # rolled back to
+    result = Plan(latest, [t for t in committed if t in kept | back and t not in gone])
+    for file in found:
+        place = PLACE.fullmatch(file.path)
+        if place is None or int(place["t"]) > latest:
+            continue
+        if file.path in named and file.path.endswith(DATA):
+            covering = named[file.path]
+            if covering not in back and (covering in gone or covering not in kept):
+                result.rounds.setdefault(int(place["t"]), []).append(file)
+        elif _is_litter(place["rest"]) and file.path not in named and now - file.modified >= rule.litter_seconds:
+            result.litter.append(file)
+    return result
+
+
+def _is_litter(path: str) -> bool:
+    """Whether a file of a round has a name that only our own code gives to what no manifest names yet."""
+    return bool(UNNAMED.fullmatch(path) or TEMPORARY.fullmatch(path.rpartition("/")[2]))
+
+
+def look(run: Run, rule: Rule, now: float | None = None) -> Plan:
+    """The plan for a run as its store is now; reads manifests only.
+
+    Raises:
+        PhotonError: nothing is committed yet, or the chain of rounds is broken.
+    """
+    latest = run.latest()
+    if latest is None:
+        raise PhotonError(f"run '{run.run}' has no rounds in {run.store.url} yet: there is nothing to collect")
+    found, committed = [file for file in run.store.walk(run.run) if _is_ours(file.path)], range(latest + 1)
+    holders = {t: run.holder(t) for t in committed if rule.keeps(t, latest)}
+    named = _named(run, found, latest)
+    return plan(found, named, committed, rule, time.time() if now is None else now, holders)
+
+
+def remove(run: Run, plan: Plan) -> None:
+    """Take away what the plan says. Stopped anywhere, it may be done again.
+
+    A note of each round comes first, so that what is missing is never taken for damage. A round that a rollback
+    has gone back to since the look stays, whether that was before the note or after it.
+    """
+    stay = _named_since(run, plan.latest)
+    rounds = {t: files for t, files in plan.rounds.items() if t not in stay}
+    for t, files in rounds.items():
+        size = sum(file.bytes for file in files)
+        note = RemovalManifest(run=run.run, round=t, files=len(files), bytes=size, created=utc_now())
+        try:
+            run.record_removal(note)
+        except StoreConflict:
+            pass  # another collection, or an earlier one that was stopped
+    stay |= _named_since(run, plan.latest)
+    files = [file for t, found in rounds.items() if t not in stay for file in found]
+    with ThreadPoolExecutor(THREADS, "gc") as pool:
+        for _ in pool.map(lambda file: run.store.discard(file.path), [*files, *plan.litter]):
+            pass
+
+
+def _named_since(run: Run, latest: int) -> set[int]:
+    """Rounds whose files a round committed after `latest` names."""
+    return {run.holder(t) for t in range(latest + 1, (run.latest() or 0) + 1)}
+
+
+def check_kept(run: Run, t: int) -> None:
+    """Refuse to read the tensors of a round that garbage collection took, or of one that names them.
+
+    Raises:
+        PhotonError: it did; which rounds are kept is in the message.
+    """
+    note = run.removed(run.holder(t))
+    if note is None:
+        return
+    gone = _rounds_with(REMOVED, run.store.walk(run.run))
+    kept = [manifest.round for manifest in history(run) if run.holder(manifest.round) not in gone]
+    raise PhotonError(
+        f"round {t}'s model was removed by photon gc ({note.created}); kept rounds are {ranges(kept)}"
+    )
+
+
+def _rounds_with(name: str, found: Iterable[Found]) -> set[int]:
+    """Rounds whose folder holds a file of this name."""
+    places = (PLACE.fullmatch(file.path) for file in found)
+    return {int(place["t"]) for place in places if place and place["rest"] == name}
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """[0, 10, 11, 12] as '0, 10 to 12'."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(" to ".join(map(str, (r[0], r[-1]))) if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
+
+
+def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
+    """Path -> the latest round whose manifests cover it. Rounds without data, or uncommitted, are passed over."""
+    with_data = {int(p["t"]) for f in found if f.path.endswith(DATA) and (p := PLACE.fullmatch(f.path))}
+    named: dict[str, int] = {}
+
+    def cover(t: int, paths: Iterable[str]) -> None:
+        for path in paths:
+            named[path] = max(t, named.get(path, 0))
+
+    for file in found:
+        place = PLACE.fullmatch(file.path)
+        if place is None or (t := int(place["t"])) not in with_data or t > latest:
+            continue
+        try:
+            for of, folder, entries in _covered(run, t, place["rest"]):
+                cover(of, (f"{folder}/{entry.path}" for entry in entries))
+        except StoreUnavailable:
+            raise
+        except (Unreadable, StoreRefused, OSError):  # it may be a manifest: all beside it stays
+            beside = file.path.rpartition("/")[0]
+            cover(t, (other.path for other in found if other.path.startswith(f"{beside}/")))
+        except PhotonError:  # no manifest: what lies beside it is litter
+            if place["rest"] == "round.json":
+                raise
+    return named
+
+
+def _covered(run: Run, t: int, rest: str) -> Iterator[tuple[int, str, list[FileEntry]]]:
+    """Of the manifest at this place of round t, if it is one: the round, the folder, the files that it covers."""
+    if rest == "round.json" and (manifest := run.round(t)):
+        yield run.holder(t), run.files_dir(t), files_of(manifest)
+    elif at := REGION.fullmatch(rest):
+        folder = f"{run.round_dir(t)}/{at['folder']}"
+        if partial := run.partial(folder):
+            yield t, folder, partial.files
+    elif at := START.fullmatch(rest):
+        for start in site_starts(run, at["site"]):
+            yield 0, run.site_dir(0, at["site"], start.attempt), start.files
+    elif (at := UPDATE.fullmatch(rest)) and (update := run.update(t, at["site"], int(at["attempt"]))):
+        yield t, run.site_dir(t, at["site"], update.attempt), [*update.files, *update.moments]
+
+
+def _is_ours(path: str) -> bool:
+    """Whether Photon can have written a file of this name; no other is touched, nor shown."""
+    try:
+        check_path(path)
+    except PhotonError:
+        return False
+    return True

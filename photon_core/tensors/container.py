@@ -1,0 +1,305 @@
+"""The safetensors container: its header, checked; which tensors share a shard; a file's manifest entry.
+
+A file is an 8-byte little-endian length, that many bytes of JSON {name: {dtype, shape, data_offsets}}, and
+the tensors' bytes, without gaps (https://github.com/huggingface/safetensors, "Format"). Headers come from
+other sites, so they are read with limits and every number in them is checked before it is used.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photon_core.errors import CorruptFile
+from photon_core.hashing import Hashes, file_hashes
+from photon_core.store.store import Store
+from schemas.manifests import FileEntry, TensorEntry
+
+DTYPE_BYTES = {
+    **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
+    **{"F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1},
+}
+NUMPY_DTYPES = {"F32": "<f4", "I32": "<i4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "I8": "|i1", "U8": "|u1"}
+SENT_AS = {"float32": "F32", "bfloat16": "BF16"}  # by the federation file's names
+HEADER_LIMIT = 8 << 20  # bytes; a 256 MiB shard's header is some kB
+SHARD_BYTES = 256 << 20
+WRITE = 1 << 18  # bytes that are written and then hashed while a core's cache still has them
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor's bytes are: from `start` to `end` of its file, counted from the file's first byte."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    end: int
+
+
+def read_header(
+    store: Store, path: str, file_bytes: int, limit: int = HEADER_LIMIT
+) -> tuple[bytes, dict[str, TensorInfo]]:
+    """A safetensors file's header: its raw bytes (length included) and the tensors, in the order of the data.
+
+    Args:
+        store, path: the file.
+        file_bytes: its size, as the manifest says.
+        limit: most bytes of the header.
+
+    Raises:
+        CorruptFile: it is missing, or its header is not one of a file of this size.
+    """
+    try:
+        head = store.read_range(path, 0, 8)
+        length = header_length(head, file_bytes, store.locate(path), limit)
+        body = store.read_range(path, 8, 8 + length)
+    except FileNotFoundError:
+        raise CorruptFile(f"{store.locate(path)} is missing, though a manifest covers it") from None
+    return head + body, parse_header(body, 8 + length, file_bytes, store.locate(path))
+
+
+def header_limit(names: Iterable[str]) -> int:
+    """Most bytes of a header of tensors of these names, generously: names may be escaped, metadata added."""
+    return min(HEADER_LIMIT, 65536 + sum(512 + 6 * len(name) for name in names))
+
+
+def header_length(head: bytes, file_bytes: int, file: str, limit: int = HEADER_LIMIT) -> int:
+    """The JSON's length from a file's first 8 bytes. Raises CorruptFile when it cannot be one."""
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or not 2 <= length <= min(limit, file_bytes - 8):
+        raise CorruptFile(f"{file} is no safetensors file of {file_bytes} bytes: its header claims {length} bytes")
+    return length
+
+
+def parse_header(body: bytes, data_start: int, file_bytes: int, file: str) -> dict[str, TensorInfo]:
+    """The tensors that a header's JSON describes, in the order of the data.
+
+    Args:
+        body: the JSON.
+        data_start: offset of the first tensor's first byte in the file.
+        file_bytes: size of the file; the tensors must fill it exactly.
+        file: name for messages.
+
+    Raises:
+        CorruptFile: anything in it is not as the format says.
+    """
+    try:
+        entries = json.loads(body, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{file}: the header is not JSON: {str(error)[:200]}") from None
+    if not isinstance(entries, dict):
+        raise CorruptFile(f"{file}: the header is not a mapping of tensors")
+    entries.pop("__metadata__", None)
+    infos = [_info(name, entry, data_start, file) for name, entry in entries.items()]
+    infos.sort(key=lambda info: (info.start, info.end))
+    position = data_start
+    for info in infos:
+        if info.start != position:
+            raise CorruptFile(f"{file}: tensor '{info.name}' starts at byte {info.start}, not at {position}")
+        position = info.end
+    if position != file_bytes:
+        raise CorruptFile(f"{file}: the tensors end at byte {position}, but the file has {file_bytes}")
+    return {info.name: info for info in infos}
+
+
+def make_header(tensors: Mapping[str, TensorEntry]) -> bytes:
+    """The header of a file that holds these tensors one after the other, length included."""
+    entries: dict[str, Any] = {"__metadata__": make_metadata(tensors)}
+    position = 0
+    for name, tensor in tensors.items():
+        end = position + tensor_bytes(tensor)
+        entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.held), "data_offsets": [position, end]}
+        position = end
+    body = json.dumps(entries, separators=(",", ":")).encode()
+    body += b" " * (-len(body) % 8)  # the data starts at a multiple of 8
+    return len(body).to_bytes(8, "little") + body
+
+
+def make_metadata(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
+    """A file's `__metadata__`: of a tensor that several files share, first row, first beyond, and rows in all."""
+    rows = {name: [*tensor.rows, tensor.shape[0]] for name, tensor in tensors.items() if tensor.rows}
+    return {"format": "pt"} | ({"rows": json.dumps(rows, separators=(",", ":"))} if rows else {})
+
+
+def save_shard(path: Path, shard: Mapping[str, TensorEntry], tensor: Callable[[str], NDArray[Any]]) -> None:
+    """Write a file of a plan with the library that defines the format.
+
+    Args:
+        path: of the new file.
+        shard: what it holds.
+        tensor: gives a whole tensor; asked for one at a time.
+    """
+    from safetensors.numpy import save_file
+
+    held = {
+        name: tensor(name) if part.rows is None else tensor(name)[slice(*part.rows)]
+        for name, part in shard.items()
+    }
+    metadata = make_metadata(shard)
+    save_file(held, path, metadata if "rows" in metadata else None)
+
+
+def write_shard(
+    path: Path, name: str, shard: Mapping[str, TensorEntry], tensor: Callable[[str], NDArray[Any]]
+) -> FileEntry:
+    """Write a file of a plan, hashed on the way.
+
+    Args:
+        path: of the new file.
+        name: its path relative to the manifest.
+        shard: what it holds.
+        tensor: gives a whole tensor, in the bits of its dtype; asked for one at a time, in the shard's order.
+    """
+    header = make_header(shard)
+    hashes, size = Hashes().update(header), len(header)
+    with path.open("wb") as file:
+        file.write(header)
+        for each, part in shard.items():
+            values = tensor(each) if part.rows is None else tensor(each)[slice(*part.rows)]
+            data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+            for start in range(0, data.size, WRITE):
+                file.write(data[start : start + WRITE].data)
+                hashes.update(data[start : start + WRITE].data)
+            size += data.size
+    sha256, blake3 = hashes.hexdigests()
+    return FileEntry(path=name, sha256=sha256, blake3=blake3, bytes=size, tensors=dict(shard))
+
+
+def tensor_bytes(tensor: TensorEntry) -> int:
+    """Bytes of what the file holds of a tensor."""
+    return math.prod(tensor.held) * DTYPE_BYTES[tensor.dtype]
+
+
+def shard_plan(
+    tensors: Mapping[str, TensorEntry], max_bytes: int = SHARD_BYTES, align: int = 1
+) -> list[dict[str, TensorEntry]]:
+    """What each file holds: sorted names, filled greedily. A tensor larger than a file is split by rows.
+
+    Args:
+        tensors: whole ones.
+        max_bytes: largest file, its header apart, unless the least rows that may stand alone are larger.
+        align: tensors are split at multiples of so many elements.
+    """
+    plan: list[dict[str, TensorEntry]] = []
+    filled = 0
+    for name in sorted(tensors):
+        for part in _parts(tensors[name], max_bytes, align):
+            size = tensor_bytes(part)
+            if not plan or (filled and filled + size > max_bytes):
+                plan.append({})
+                filled = 0
+            plan[-1][name] = part
+            filled += size
+    return plan
+
+
+def _parts(tensor: TensorEntry, max_bytes: int, align: int) -> list[TensorEntry]:
+    """The tensor, or its rows in parts of at most so many bytes; two neighbours do not fit into one file."""
+    size = tensor_bytes(tensor)
+    if size <= max_bytes or not tensor.shape or tensor.shape[0] == 1:
+        return [tensor]
+    count = tensor.shape[0]
+    step = align // math.gcd(align, math.prod(tensor.shape[1:]))
+    rows = max(step, max_bytes * count // size // step * step)
+    if rows >= count:
+        return [tensor]
+    bounds = [*range(0, count, rows), count]
+    return [
+        TensorEntry(dtype=tensor.dtype, shape=tensor.shape, rows=(start, end)) for start, end in pairwise(bounds)
+    ]
+
+
+def file_entry(path: Path, name: str) -> FileEntry:
+    """The manifest entry of a local safetensors file of our own making.
+
+    Args:
+        path: the file.
+        name: its path relative to the manifest.
+
+    Raises:
+        CorruptFile: it is not a safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = header_length(file.read(8), size, str(path))
+        header = file.read(length)
+    tensors = {}
+    rows = json.loads(json.loads(header).get("__metadata__", {}).get("rows", "{}"))
+    for info in parse_header(header, 8 + length, size, str(path)).values():
+        tensors[info.name] = TensorEntry(dtype=info.dtype, shape=info.shape)
+        if info.name in rows:
+            start, end, count = rows[info.name]
+            tensors[info.name] = TensorEntry(dtype=info.dtype, shape=(count, *info.shape[1:]), rows=(start, end))
+    sha256, blake3 = file_hashes(path)
+    return FileEntry(path=name, sha256=sha256, blake3=blake3, bytes=size, tensors=tensors)
+
+
+def check_held(promised: Mapping[str, TensorEntry], infos: Mapping[str, TensorInfo], file: str) -> None:
+    """Raises CorruptFile when a file's header does not describe what its manifest says."""
+    expected = {name: (tensor.dtype, tensor.held) for name, tensor in promised.items()}
+    if {info.name: (info.dtype, info.shape) for info in infos.values()} != expected:
+        raise CorruptFile(f"{file} holds other tensors than its manifest says")
+
+
+def all_tensors(entries: Sequence[FileEntry]) -> dict[str, TensorEntry]:
+    """The whole tensors of a list of files, by name.
+
+    Raises:
+        CorruptFile: two files hold the same, or the files' parts of a tensor, in their order, are not all of it.
+    """
+    found: dict[str, TensorEntry] = {}
+    reached: dict[str, int] = {}  # rows of the split tensors so far
+    for entry in entries:
+        for name, tensor in entry.tensors.items():
+            if name in found and (tensor.rows is None or name not in reached):
+                raise CorruptFile(f"tensor '{name[:200]}' is in two files, one of them '{entry.path[:200]}'")
+            if tensor.rows is None:
+                found[name] = tensor
+                continue
+            whole = TensorEntry(dtype=tensor.dtype, shape=tensor.shape)
+            start, end = tensor.rows
+            if found.setdefault(name, whole) != whole or reached.get(name, 0) != start or end <= start:
+                raise CorruptFile(
+                    f"the rows of tensor '{name[:200]}' in '{entry.path[:200]}' are not the next ones"
+                )
+            reached[name] = end
+    for name, end in reached.items():
+        if found[name].shape[:1] != (end,):
+            raise CorruptFile(f"the files do not hold all rows of tensor '{name[:200]}'")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _info(name: str, entry: Any, data_start: int, file: str) -> TensorInfo:
+    if not isinstance(entry, dict):
+        raise CorruptFile(f"{file}: tensor '{name[:200]}' is not described by a mapping")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise CorruptFile(f"{file}: tensor '{name[:200]}' has an unknown dtype {str(dtype)[:40]!r}")
+    if not _sizes(shape) or len(shape) > 16:
+        raise CorruptFile(f"{file}: tensor '{name[:200]}' has an impossible shape")
+    if not _sizes(offsets) or len(offsets) != 2:
+        raise CorruptFile(f"{file}: tensor '{name[:200]}' has impossible data_offsets")
+    start, end = offsets
+    if end - start != math.prod(shape) * DTYPE_BYTES[dtype]:
+        raise CorruptFile(f"{file}: tensor '{name[:200]}' {dtype} {shape} does not fill bytes {start} to {end}")
+    return TensorInfo(name, dtype, tuple(shape), file, data_start + start, data_start + end)
+
+
+def _sizes(values: Any) -> TypeGuard[list[int]]:
+    """A list of whole numbers that can be sizes (bool is no number here, though Python thinks so)."""
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**62 for v in values)

@@ -1,0 +1,178 @@
+"""What accompanies a site's local training step by step. Child processes only."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+from composer import Callback, Logger, State
+
+from photon_core.errors import UpdateRejected
+from photon_core.model.decoder import PhotonModel
+from photon_core.model.meters import ActivationNorm, StreamLosses
+from photon_core.training.job import LocalJob
+from photon_core.training.optimizer.build import peak_rates
+from photon_core.training.optimizer.gradients import Gradients
+from photon_core.training.optimizer.schedule import learning_rate
+from photon_core.training.parallel.ranks import Ranks
+
+REPORT_SECONDS = 1.0
+
+
+@dataclass
+class Progress:
+    """How far a round's local training has come.
+
+    Args:
+        steps: local steps made.
+        tokens: tokens trained.
+        count: samples trained.
+        loss_sum: sum over the steps of mean loss times tokens.
+        first_loss: mean loss of the first step, which is theta's own; None where a checkpoint does not say it.
+        last_loss: mean loss of the last step.
+        seconds: spent on the steps.
+        gradient_norms, activation_norms: sums over the steps.
+        streams: sums of the samples' losses by stream: [loss, samples]; empty for a site with one stream.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    count: int = 0
+    loss_sum: float = 0.0
+    first_loss: float | None = None
+    last_loss: float = 0.0
+    seconds: float = 0.0
+    gradient_norms: float = 0.0
+    activation_norms: float = 0.0
+    streams: dict[str, list[float]] = field(default_factory=dict)
+
+
+class RoundCallback(Callback):
+    """Sets the learning rate of every step, notes the samples, measures, reports, and asks for checkpoints.
+
+    Args:
+        job: what is trained; training ends early when its time limit has passed, after a step at least.
+        samples: binary file that the samples' numbers (see photon_core.data.trail) are appended to, as
+            little-endian uint32.
+        report: called with step, steps, loss, tokens, tokens_per_second; at most once a second, and at the end.
+        checkpoint: called between two steps, every `local.checkpoint_steps` steps.
+        progress: what has been trained already, by the process that this one goes on for.
+        model: what is trained.
+        gradients, activations, losses: what measures; `losses` for a site with several streams only.
+        ranks: the processes that share the work; what each measures of its share is added up, so that all know the
+            same progress and stop at the same step. None for this process alone.
+    """
+
+    def __init__(
+        self,
+        job: LocalJob,
+        samples: BinaryIO,
+        report: Callable[[dict[str, Any]], None],
+        checkpoint: Callable[[], None],
+        progress: Progress,
+        model: PhotonModel,
+        gradients: Gradients,
+        activations: ActivationNorm,
+        losses: StreamLosses | None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.job = job
+        self.local = job.federation.local
+        self.peaks = peak_rates(self.local.optimizer)
+        self.total_steps = job.federation.schedule_steps
+        self.samples = samples
+        self.report = report
+        self.checkpoint = checkpoint
+        self.progress = progress
+        self.model = model
+        self.gradients = gradients
+        self.activations = activations
+        self.losses = losses
+        self.ranks = ranks or Ranks()
+        self.tokens_before = progress.tokens
+        self.seconds_before = progress.seconds
+        self.started = self.reported = 0.0
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self.started = self.reported = time.monotonic()
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        step = state.timestamp.batch.value
+        for group, peak in zip(state.optimizers[0].param_groups, self.peaks, strict=True):
+            group["lr"] = rate = learning_rate(step, peak, self.local.schedule, self.total_steps)
+        if logger.destinations:
+            logger.log_metrics({"learning_rate": rate})
+
+    def before_train_batch(self, state: State, logger: Logger) -> None:
+        """Composer's own search for a micro-batch begins a batch anew when an attempt runs out of memory."""
+        if self.losses is not None:
+            self.model.take_losses()
+        self.activations.take()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        loss, now = state.total_loss_dict["loss/train/total"], time.monotonic()
+        self._count(state, loss)
+        progress, limit = self.progress, self.job.time_limit
+        last, interval = progress.steps == self.job.steps, self.local.checkpoint_steps
+        if limit is not None and progress.seconds >= limit and not last:
+            last = True
+            state.stop_training()
+        if interval is not None and progress.steps % interval == 0 and not last:
+            self.checkpoint()
+        if self.ranks.first and (last or now - self.reported > REPORT_SECONDS):
+            self.reported = now
+            self.report(
+                {
+                    "step": progress.steps,
+                    "steps": self.job.steps,
+                    "loss": loss,
+                    "tokens": progress.tokens,
+                    "tokens_per_second": (progress.tokens - self.tokens_before) / max(now - self.started, 1e-9),
+                }
+            )
+
+    def _count(self, state: State, loss: float) -> None:
+        """Add the step that has just been made to the progress.
+
+        Raises:
+            UpdateRejected: its loss (Composer's mean over all ranks), or its gradients' norm, is not finite.
+        """
+        batch, progress, norm = state.batch, self.progress, float(self.gradients.norm)
+        for what, value in (("loss", loss), ("gradients' norm", norm)):
+            if not math.isfinite(value):
+                reason = f"training diverged: the {what} of local step {progress.steps + 1} is {value}"
+                raise UpdateRejected(self.job.site, reason)
+        numbers = batch["id"] if self.ranks.size == 1 else batch["ids"]
+        seconds, (norms, norm_tokens), losses = self._measured(len(numbers))
+        tokens = len(numbers) * batch["tokens"].shape[1]
+        self.samples.write(numbers.numpy().astype("<u4").tobytes())
+        if not progress.steps:
+            progress.first_loss = loss
+        progress.steps += 1
+        progress.tokens += tokens
+        progress.count += len(numbers)
+        progress.loss_sum += loss * tokens
+        progress.last_loss = loss
+        progress.seconds = self.seconds_before + seconds
+        progress.gradient_norms += norm
+        progress.activation_norms += norms / norm_tokens
+        if self.losses is not None:
+            self.losses.add(numbers.tolist(), losses)
+
+    def _measured(self, count: int) -> tuple[float, tuple[float, float], list[float]]:
+        """Of all ranks: seconds since the start (by the first one's clock), the activation norms' sum and number,
+        and, of a site with several streams, the losses of the `count` samples of the whole batch."""
+        seconds, norms = time.monotonic() - self.started, self.activations.take()
+        losses = [] if self.losses is None else self.model.take_losses()
+        if self.ranks.size == 1:
+            return seconds, norms, losses
+        values = np.zeros(3 + (count if self.losses is not None else 0))
+        if self.ranks.first:
+            values[0] = seconds
+        values[1:3] = norms
+        if losses:
+            values[3:][self.ranks.share(count)] = losses
+        values = self.ranks.sum(values)
+        return float(values[0]), (float(values[1]), float(values[2])), values[3:].tolist()

@@ -1,0 +1,158 @@
+"""Parameters between safetensors files and torch: theta in, the encoded update out. Child processes only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from photon_core.errors import CorruptFile
+from photon_core.model.shapes import parameter_shapes
+from photon_core.tensors.container import SHARD_BYTES, shard_plan, write_shard
+from photon_core.training.state.folder import UPDATE
+from photon_core.update.post_process import PostProcess
+from schemas.manifests import FileEntry, TensorEntry
+from schemas.sections.model import Model
+from schemas.sections.update import Update
+
+
+@dataclass(frozen=True)
+class Written:
+    """An update on the site's disk.
+
+    Args:
+        files: its shards, paths relative to the folder that `write_update` was given.
+        codec: how they are encoded.
+        metrics: delta_norm and, with clipping but no noise, unclipped_norm.
+        feedback: what the codec has lost, for the site's next update.
+    """
+
+    files: list[FileEntry]
+    codec: str
+    metrics: dict[str, float]
+    feedback: dict[str, torch.Tensor]
+
+
+class Theta:
+    """The global model's tensors, or others of these shapes, read one at a time from local safetensors files.
+
+    Args:
+        files: local paths.
+        model: of the federation file.
+        shapes: of the tensors, where they are not the model's.
+        dtype: theirs, where they are not BF16 altogether.
+
+    Raises:
+        CorruptFile: a file cannot be read, or names, shapes or types are not those of the federation's model.
+    """
+
+    def __init__(
+        self,
+        files: list[str],
+        model: Model,
+        shapes: dict[str, tuple[int, ...]] | None = None,
+        dtype: str = "F32",
+    ) -> None:
+        self._places: dict[str, list[str]] = {}  # of a tensor that files share, in the order of its rows
+        found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for file in files:
+            try:
+                with safe_open(file, framework="numpy") as opened:
+                    for name in opened.keys():  # noqa: SIM118  (not a mapping)
+                        part = opened.get_slice(name)
+                        kind, shape = part.get_dtype(), tuple(part.get_shape())
+                        if name in found:
+                            shape = (found[name][1][0] + shape[0], *shape[1:])
+                        found[name] = (kind, shape)
+                        self._places.setdefault(name, []).append(file)
+            except (OSError, SafetensorError) as error:
+                raise CorruptFile(f"{file}: not a readable safetensors file: {error}") from error
+        rounded = {kind for kind, _ in found.values()} == {"BF16"}  # as update.model_dtype has it sent
+        self._dtype = "BF16" if rounded else dtype
+        expected = {name: (self._dtype, shape) for name, shape in (shapes or parameter_shapes(model)).items()}
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise CorruptFile(
+                    f"{', '.join(files)}: tensor '{name}' is {_describe(found.get(name))}, but the federation "
+                    f"file's model has it {_describe(expected.get(name))}"
+                )
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._places)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, on the CPU."""
+        return {name: torch.from_numpy(self.array(name)) for name in self._places}
+
+    def array(self, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        """A tensor as float32."""
+        parts = [self._part(file, name) for file in self._places[name]]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def _part(self, file: str, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        if self._dtype == "BF16":
+            with safe_open(file, framework="pt") as opened:
+                return opened.get_tensor(name).float().numpy()
+        with safe_open(file, framework="numpy") as opened:
+            return opened.get_tensor(name)
+
+
+def _describe(found: tuple[str, tuple[int, ...]] | None) -> str:
+    return "absent" if found is None else f"{found[0]} {list(found[1])}"
+
+
+def write_update(
+    theta: Theta,
+    parameters: dict[str, torch.Tensor],
+    folder: Path,
+    settings: Update,
+    feedback: dict[str, torch.Tensor] | None = None,
+    noise: np.random.Generator | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    ready: Callable[[FileEntry], None] | None = None,
+) -> Written:
+    """Clip, noise and encode the change of every parameter (PostProcess) into safetensors shards under
+    folder/update.
+
+    Args:
+        theta: what training started from.
+        parameters: what it ended with, on any device.
+        folder: holds the new folder `update`; the entries' paths are relative to it.
+        settings: the federation file's `update`.
+        feedback: what the codec lost of the site's last update.
+        noise: generator, where the settings ask for noise.
+        shard_bytes: largest file; a larger tensor is split by rows.
+        ready: told of every file as it is finished.
+    """
+    lost = {name: value.numpy() for name, value in (feedback or {}).items()}
+    process = PostProcess(
+        settings, theta.array, lambda name: parameters[name].detach().cpu().numpy(), parameters, lost, noise
+    )
+    codec = process.codec
+    (folder / UPDATE).mkdir()
+    layout = {
+        name: TensorEntry(dtype=codec.dtype, shape=codec.shape(tuple(value.shape)))
+        for name, value in parameters.items()
+    }
+    shards = shard_plan(layout, shard_bytes)
+    encoded: dict[str, np.ndarray[Any, Any]] = {}  # the last one: a tensor that files share is encoded once
+
+    def encode(name: str) -> np.ndarray[Any, Any]:
+        nonlocal encoded
+        if name not in encoded:
+            encoded = {}
+            encoded = {name: process.encode(name)}
+        return encoded[name]
+
+    entries = []
+    for number, shard in enumerate(shards, 1):
+        path = f"{UPDATE}/{number:05d}-of-{len(shards):05d}.safetensors"
+        entries.append(write_shard(folder / path, path, shard, encode))
+        if ready:
+            ready(entries[-1])
+    kept = {name: torch.from_numpy(value) for name, value in process.kept.items()}
+    return Written(entries, codec.name, process.metrics(), kept)

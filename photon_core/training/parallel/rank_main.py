@@ -1,0 +1,69 @@
+"""One of the processes that Composer's launcher starts for a job over several devices: python -m, with a folder.
+
+The folder is the launching process's (see launch_ranks.py): the request, the pipe of the reports, and the answers.
+"""
+
+import ctypes
+import json
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from photon_core.files import write_whole
+from photon_core.jobs.child import PR_SET_PDEATHSIG, portable
+from photon_core.jobs.scratch import keep_ledger
+
+REQUEST = "request.pickle"
+REPORTS = "reports"
+ANSWER = "answer-{}.pickle"
+LEDGER = "shared-memory-{}"
+
+
+def main(folder: Path) -> int:
+    """Train this rank's part; the answer is a file. Returns the exit code: 1 has the launcher end the others."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    rank = int(os.environ["RANK"])
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)  # one for all ranks: streaming's locks lie there
+    keep_ledger(folder, LEDGER.format(rank))
+    try:
+        answer, code = ("result", _train(folder)), 0
+    except BaseException as error:
+        traceback.print_exc()
+        answer, code = ("error", portable(error)), 1
+    write_whole(folder / ANSWER.format(rank), pickle.dumps(answer))
+    return code
+
+
+def _train(folder: Path) -> Any:
+    import photon_core.training.preload  # noqa: F401  (Trainers ask the same questions here)
+    from photon_core.hardware.device import choose_device
+    from photon_core.training.loop import work
+    from photon_core.training.parallel.ranks import join_ranks
+    from photon_core.training.state.checkpoint import Checkpoints
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # composer has put handlers of its own there
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request = pickle.loads((folder / REQUEST).read_bytes())
+    job, state = request["job"], request["folder"]
+    ranks = join_ranks(choose_device(job.federation.local), request["sharded"])
+    with (folder / REPORTS).open("wb", buffering=0) as pipe:
+
+        def report(values: dict[str, Any]) -> None:
+            pipe.write(json.dumps(values).encode() + b"\n")
+
+        checkpoints = Checkpoints(state, job)
+        return work(job, report, state, request["written"], checkpoints, request["micro_batch"], ranks)
+
+
+if __name__ == "__main__":
+    status = main(Path(sys.argv[1]))
+    for output in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            output.flush()
+    os._exit(status)  # exit handlers of what was imported have nothing to do here, and could wait for other ranks

@@ -1,0 +1,78 @@
+"""The local checkpoint: what a training that is killed within a round goes on from. It never leaves the site.
+
+    <state_dir>/state/checkpoint/000007-0001.pt     the newest of the round and attempt in progress
+
+One file, replaced whole by the next; another job's is not gone on from, which is said, and none is left once the
+round's state is published. Files of other names are not ours, and stay. Child processes only.
+"""
+
+import pickle
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from photon_core.clear import clear
+from photon_core.files import TEMPORARY, whole_file
+from photon_core.training.job import LocalJob
+
+FOLDER = "checkpoint"
+OURS = re.compile(rf"\d{{6,}}-\d{{4,}}\.(pt|writing)|{TEMPORARY.pattern}")
+
+
+class Checkpoints:
+    """The checkpoint of one job. Use it under `state.exclusive`.
+
+    Args:
+        state_dir: the site's private folder.
+        job: what is trained.
+    """
+
+    def __init__(self, state_dir: Path, job: LocalJob) -> None:
+        self.folder = state_dir / "state" / FOLDER
+        self.path = self.folder / f"{job.round:06d}-{job.attempt:04d}.pt"
+        self.site, self.key = job.site, job.key
+
+    def read(self, notes: list[str]) -> dict[str, Any] | None:
+        """What `write` was last given, on the CPU; None if there is none of this job, or it is damaged.
+
+        Args:
+            notes: told of one of the same site, round and attempt that is another job's: its steps are lost.
+        """
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+            return None
+        if not isinstance(saved, dict):
+            return None
+        values: dict[str, Any] = saved["values"]
+        if saved["key"] == self.key:
+            return values
+        notes.append(
+            f"site '{self.site}': the local checkpoint at step {values['progress']['steps']} is of another "
+            "federation file, base model or run: the round's training starts afresh"
+        )
+        return None
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Put this checkpoint in the place of the last, whole or not at all, and through to the disk.
+
+        Args:
+            values: tensors, numbers, texts, and dicts, lists and tuples of such.
+
+        Raises:
+            OSError, RuntimeError: it could not be written; the last one is still there.
+        """
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        for left in self.folder.iterdir():
+            if left != self.path and OURS.fullmatch(left.name):
+                left.unlink()
+        with whole_file(self.path) as file:
+            torch.save({"key": self.key, "values": values}, file)
+
+    def drop(self) -> None:
+        """Remove every checkpoint of the site: its round has ended."""
+        with suppress(OSError):
+            clear(self.folder, OURS)

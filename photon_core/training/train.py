@@ -1,0 +1,110 @@
+"""One site's local training for one round: theta in, an encoded update and a private state out.
+
+Runs in a child process (see launch.py): Composer replaces signal handlers, a second fit() skips data, and a
+dataset holds shared memory and threads for the life of its process.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from photon_core.data.paths import state_dir
+from photon_core.errors import UpdateRejected
+from photon_core.hardware.parallelism import Infra, check_infra
+from photon_core.training.apart import train_apart
+from photon_core.training.job import LocalJob, Trained
+from photon_core.training.loop import work
+from photon_core.training.micro_batch import find_micro_batch, found_anew
+from photon_core.training.parallel.launch import train_ranks
+from photon_core.training.state.checkpoint import Checkpoints
+from photon_core.training.state.folder import exclusive, find_result, is_outdated, publish, settle, writing
+
+
+def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
+    """Train theta for the round's local steps and leave the update and the private state on the site's disk.
+
+    Safe to repeat: a finished training of the same job is returned as it is, and one that was killed goes on
+    from its last local checkpoint, to the same result bit for bit.
+
+    Args:
+        job: what to train.
+        report: called about once a second with step, steps, loss, tokens and tokens_per_second; if the job wants
+            it, also with every finished shard's path.
+
+    Raises:
+        UpdateRejected: the loss is not finite.
+        CorruptFile: theta's files are not the federation's model.
+        DataError: the site is not prepared.
+        FederationError: the site's hardware cannot train so.
+    """
+    infra = check_infra(job.federation, job.site)
+    folder = state_dir(job.federation, job.site).absolute()
+    checkpoints, notes = Checkpoints(folder, job), list[str]()
+    with exclusive(folder):
+        trained = find_result(folder, job.round, job.attempt, job.key)
+        if trained is None:
+            if is_outdated(folder, job):
+                notes.append(
+                    f"site '{job.site}': round {job.round} was trained, but not uploaded, before the federation "
+                    "file was edited: it is trained anew"
+                )
+            with _temporary_folder(), writing(folder) as written:
+                try:
+                    with found_anew(folder, report) as told:
+                        trained = _train(job, infra, told, folder, written, checkpoints, notes)
+                except UpdateRejected:
+                    checkpoints.drop()  # going on would only diverge again
+                    raise
+                for note in notes:
+                    print(note)
+                trained = replace(trained, notes=[*notes, *trained.notes])
+                trained = publish(folder, written, trained, job.key, job.resume, job.federation.run, job.behind)
+        settle(Path(trained.folder))
+        checkpoints.drop()
+        return trained
+
+
+def _train(
+    job: LocalJob,
+    infra: Infra,
+    report: Callable[[dict[str, Any]], None],
+    folder: Path,
+    written: Path,
+    checkpoints: Checkpoints,
+    notes: list[str],
+) -> Trained:
+    """HasInfra: one process, one job over the site's devices, or each of its nodes apart."""
+    if infra.kind == "federation":
+        return train_apart(job, infra, report, folder, written, checkpoints, train)
+    # before this process touches a GPU
+    micro_batch: int | str | None = "auto"  # Composer's own search, in training
+    wanted = job.federation.site_micro_batch(job.site)
+    if infra.kind != "fsdp" or wanted != "auto":
+        micro_batch = find_micro_batch(job.federation, job.site, folder, infra.ranks, notes)
+    if infra.ranks > 1:
+        return train_ranks(job, infra, report, folder, written, micro_batch)
+    trained = work(job, report, folder, written, checkpoints, micro_batch)
+    assert trained is not None
+    return trained
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[None]:
+    """A TMPDIR of our own: streaming leaves lock files in it on every run."""
+    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
+    folder = tempfile.mkdtemp(prefix="photon-train-")
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        if variable is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = variable
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,164 @@
+"""Composer's Trainer, put together for one round of one site. Child processes only.
+
+Kept lean on purpose: no schedulers (Composer's lag a batch and restart with each Trainer), no checkpoints, no
+console or progress bar, two callbacks.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Callback, DataSpec, Timestamp, Trainer
+from streaming import StreamingDataLoader, StreamingDataset
+
+from photon_core.errors import PhotonError
+from photon_core.model.decoder import PhotonModel
+from photon_core.training.parallel.ranks import TIMEOUT, Ranks
+from photon_core.training.parallel.sharding import parallelism
+from schemas.federation import Federation
+from schemas.sections.local import Logger as LoggerSection
+
+LOGGERS = {
+    "tensorboard": "TensorboardLogger",
+    "mlflow": "MLFlowLogger",
+    "wandb": "WandBLogger",
+    "file": "FileLogger",
+}
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Samples of the merged stream -> {"tokens": int64 (B, T), "id": int64 (B,)}."""
+    return {
+        "tokens": torch.from_numpy(np.stack([sample["tokens"] for sample in samples])),
+        "id": torch.tensor([sample["id"] for sample in samples]),
+    }
+
+
+def collate_share(samples: list[dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
+    """One rank's share of a batch, and "ids", int64 (global B,), of all ranks'.
+
+    "ids" comes first: from it the loader counts samples. A rank with no share of an epoch's last batch trains on
+    another's sample that counts for nothing ("empty"), because all must take part in the exchange of gradients.
+    """
+    mine = samples[ranks.share(len(samples))]
+    ids = torch.tensor([sample["id"] for sample in samples])
+    return {"ids": ids, **collate(mine or samples[:1]), "empty": not mine, "ranks": ranks.size}
+
+
+def split_share(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
+    """Micro-batches of a rank's share, as many as of the largest: with FSDP each is an exchange of all ranks."""
+    shares = zip(batch["tokens"].split(size), batch["id"].split(size), strict=True)
+    parts = [{"tokens": tokens, "id": ids, "empty": batch["empty"]} for tokens, ids in shares]
+    largest = -(-len(batch["ids"]) // batch["ranks"])
+    filling = {"tokens": batch["tokens"][:1], "id": batch["id"][:1], "empty": True}
+    return parts + [filling] * (-(-largest // size) - len(parts))
+
+
+def count_samples(batch: dict[str, Any]) -> int:
+    """Samples of a batch that count; Composer weighs each rank's gradients by them."""
+    return 0 if batch.get("empty") else len(batch["id"])
+
+
+def make_loader(
+    dataset: StreamingDataset, batch_size: int, device: str, ranks: Ranks | None = None
+) -> StreamingDataLoader:
+    """Batches of the stream; the last of an epoch is smaller, so that no sample is left out.
+
+    Args:
+        dataset: of this rank.
+        batch_size: of all ranks together.
+        device: cpu or cuda.
+        ranks: that share each batch; None for this process alone.
+    """
+    # reading is hundreds of times faster than training: workers would only cost their start
+    return StreamingDataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=0,
+        collate_fn=collate if ranks is None or ranks.size == 1 else partial(collate_share, ranks=ranks),
+        pin_memory=device == "cuda",
+        # each pass draws a seed that only workers use: from the global generator, it would tell a training that
+        # was interrupted from one that was not
+        generator=torch.Generator(),
+    )
+
+
+def make_loggers(
+    sections: list[LoggerSection], folder: Path, key: str = "local.loggers", first: bool = True
+) -> list[Any]:
+    """Composer's own loggers, as the federation file lists them.
+
+    Args:
+        sections: of the file.
+        folder: where those that write files put them, unless their options say otherwise.
+        key: where they stand in the file, for the message.
+        first: whether this is the first rank; the others write no file.
+
+    Raises:
+        PhotonError: a logger's package is not installed, or its options are not the logger's.
+    """
+    made = []
+    for section in sections:
+        if section.name == "file" and not first:
+            continue
+        import composer.loggers
+
+        options = dict(section.options)
+        if section.name == "tensorboard":
+            options.setdefault("log_dir", str(folder / "tensorboard"))
+        elif section.name == "file":
+            options["filename"] = str(folder / options.get("filename", "composer-{run_name}.log"))
+        elif section.name == "mlflow":
+            options.setdefault("tracking_uri", f"sqlite:///{(folder / 'mlflow.db').absolute()}")
+        try:
+            made.append(getattr(composer.loggers, LOGGERS[section.name])(**options))
+        except (ImportError, TypeError) as error:
+            raise PhotonError(f"{key}: cannot start '{section.name}': {error}") from error
+    return made
+
+
+def make_trainer(
+    federation: Federation,
+    site: str,
+    model: PhotonModel,
+    loader: StreamingDataLoader,
+    optimizer: torch.optim.Optimizer,
+    callbacks: Sequence[Callback],
+    *,
+    device: str,
+    global_step: int,
+    micro_batch: int | str | None,
+    loggers: list[Any],
+    ranks: Ranks | None = None,
+) -> Trainer:
+    """A Trainer whose clock stands at the global step, to be run by fit(duration="<steps>ba")."""
+    local, shared = federation.local, ranks is not None and ranks.size > 1
+    data = DataSpec(
+        loader,
+        split_batch=split_share if shared else None,
+        get_num_samples_in_batch=count_samples if shared else None,
+        get_num_tokens_in_batch=lambda batch: batch["tokens"].numel(),
+    )
+    trainer = Trainer(
+        model=model,
+        train_dataloader=data,
+        optimizers=optimizer,
+        callbacks=list(callbacks),
+        device_train_microbatch_size=micro_batch,
+        loggers=loggers,
+        run_name=f"{federation.run}-{site}",
+        seed=federation.seed,
+        device="gpu" if device == "cuda" else "cpu",
+        precision=local.precision,
+        progress_bar=False,
+        spin_dataloaders=False,
+        save_folder=None,
+        save_latest_filename=None,
+        parallelism_config=parallelism(ranks) if ranks else None,
+        dist_timeout=TIMEOUT,
+    )
+    trainer.state.timestamp = Timestamp(batch=global_step)
+    return trainer

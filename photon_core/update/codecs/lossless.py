@@ -1,0 +1,75 @@
+"""Codec "float32": the change of the parameters' 32-bit patterns, which gives them back bit for bit.
+
+A float32 difference cannot: theta - fl(theta - theta_k) differs from theta_k wherever the two are more than
+a factor of two apart. d = bits(theta_k) - bits(theta) mod 2^32 loses nothing, and is small where the change
+is small, so it compresses well.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photon_core.update.codecs.base import Codec
+
+FLOAT32, INT32 = np.dtype(np.float32), np.dtype(np.int32)
+
+
+def encode(theta: NDArray[np.float32], theta_k: NDArray[np.float32]) -> NDArray[np.int32]:
+    """bits(theta_k) - bits(theta) mod 2^32.
+
+    Args:
+        theta: parameters that local training started from, any shape.
+        theta_k: the site's parameters after it, the same shape.
+
+    Returns:
+        int32 array of the same shape.
+    """
+    _check(theta, theta_k, FLOAT32)
+    change = np.empty(theta.shape, np.int32)
+    np.subtract(_bits(theta_k), _bits(theta), out=change)
+    return change
+
+
+def decode(
+    theta: NDArray[np.float32], change: NDArray[np.int32], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """theta_k, bit for bit: the inverse of `encode`.
+
+    Args:
+        theta: parameters that local training started from, any shape.
+        change: what `encode` returned for them.
+        out: where to put the result; may share memory with `change` element for element.
+
+    Returns:
+        float32 array of theta's shape (`out` when given).
+    """
+    _check(theta, change, INT32)
+    result = np.empty(theta.shape, np.float32) if out is None else out
+    np.add(_bits(theta), change, out=result.view(np.int32))
+    return result
+
+
+class Lossless(Codec):
+    """The codec of this module."""
+
+    name, dtype, lossless = "float32", "I32", True
+
+    def encode(self, theta: NDArray[np.float32], theta_k: NDArray[np.float32]) -> NDArray[np.int32]:
+        return encode(theta, theta_k)
+
+    def decode(
+        self, theta: NDArray[np.float32], encoded: NDArray[np.int32], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        return decode(theta, encoded, out)
+
+
+def _bits(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    return (values if values.flags.c_contiguous else np.ascontiguousarray(values)).view(np.int32)
+
+
+def _check(theta: NDArray[np.float32], other: NDArray[np.generic], dtype: np.dtype[Any]) -> None:
+    if theta.dtype != FLOAT32 or other.dtype != dtype:
+        raise TypeError(f"float32 theta and {dtype} expected, not {theta.dtype} and {other.dtype}")
+    if theta.shape != other.shape:
+        raise ValueError(f"shapes differ: theta {theta.shape}, other {other.shape}")

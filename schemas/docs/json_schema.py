@@ -1,0 +1,94 @@
+"""The JSON schema of the federation file, for editors: `python -m schemas.docs.json_schema` writes it anew, and
+docs/federation.md.
+
+In an editor with a YAML language server, the first line of a federation file names it:
+`# yaml-language-server: $schema=schemas/federation.schema.json`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from schemas.federation import Federation, Rounds
+from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS
+from schemas.sections.local import Local
+from schemas.sections.model import Model
+
+PATH = Path(__file__).with_name("federation.schema.json")
+
+
+def federation_schema() -> dict[str, Any]:
+    """Federation's schema; the keys that a preset or a recipe may bring are asked for only where none is named."""
+    schema = Federation.model_json_schema()
+    brought = next(iter(FEDERATED_PRESETS.values()))
+    shape = list(next(iter(MODEL_PRESETS.values())))
+    _allow(schema, _required(Federation), brought)
+    _allow(schema["$defs"]["Model"], _required(Model), shape)
+    _allow(schema["$defs"]["Rounds"], _required(Rounds), brought["rounds"])
+    _allow(schema["$defs"]["Local"], _required(Local), {**brought["local"], "steps": None})
+    without_preset: dict[str, Any] = {
+        "required": [name for name in _required(Federation) if name in brought],
+        "properties": {
+            "model": {"anyOf": [{"required": ["preset"]}, {"required": _required(Model)}]},
+            "rounds": {"required": _required(Rounds)},
+            "local": {"required": [name for name in _required(Local) if name != "steps"]},
+        },
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Photon federation",
+        "description": "Everything about a federation. Checked by schemas/federation.py; generated from it.",
+        **{key: value for key, value in schema.items() if key not in ("title", "description")},
+        "allOf": [
+            {"if": {"anyOf": [_named("preset"), _named("recipe"), _silent(_SIZED)]}, "else": without_preset},
+            {
+                "if": {"anyOf": [_named("recipe"), _silent({"not": _shape(list(MODEL_PRESETS))})]},
+                "else": {"required": ["local"], "properties": {"local": {"required": ["steps"]}}},
+            },
+            {"not": _silent({"allOf": [_shape(list(MODEL_PRESETS)), {"not": _SIZED}]})},
+        ],
+    }
+
+
+def text() -> str:
+    return json.dumps(federation_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _named(key: str) -> dict[str, Any]:
+    return {"required": [key], "properties": {key: {"type": "string"}}}
+
+
+def _silent(model: dict[str, Any]) -> dict[str, Any]:
+    """A file without recipe and preset whose `model.preset` is so: schemas.presets.default_recipe."""
+    return {"allOf": [{"not": {"required": ["recipe"]}}, {"not": _named("preset")}, model]}
+
+
+def _shape(names: list[str]) -> dict[str, Any]:
+    """A file whose `model.preset` is one of these."""
+    preset = {"required": ["preset"], "properties": {"preset": {"enum": names}}}
+    return {"required": ["model"], "properties": {"model": preset}}
+
+
+_SIZED = _shape(list(FEDERATED_PRESETS))
+
+
+def _required(section: type[BaseModel]) -> list[str]:
+    return [name for name, field in section.model_fields.items() if field.is_required()]
+
+
+def _allow(schema: dict[str, Any], required: list[str], brought: Any) -> None:
+    """Ask only for what neither a preset nor a recipe brings."""
+    keep = [name for name in required if name not in brought]
+    schema.pop("required", None)
+    if keep:
+        schema["required"] = keep
+
+
+if __name__ == "__main__":
+    from schemas.docs import reference
+
+    for path, content in ((PATH, text()), (reference.PATH, reference.text())):
+        path.write_text(content, "utf-8")
+        print(f"wrote {path}")

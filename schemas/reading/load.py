@@ -1,0 +1,87 @@
+"""Reads a federation file: YAML in, a checked Federation out, or every problem at once with its line."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from schemas.errors import FederationError
+from schemas.federation import Federation
+from schemas.reading.paths import check_paths, check_store, resolve
+from schemas.reading.problems import describe, locate
+from schemas.reading.yaml_lines import Key, read_yaml
+from schemas.secrets import find_secrets
+
+__all__ = ["FederationError", "check_paths", "check_store", "load_federation"]
+
+
+def load_federation(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Federation:
+    """Read and check a federation file.
+
+    Local places in it (store, tokenizer, sources, state_dir) come back absolute: '~' is expanded and relative
+    ones are taken from the file's folder. A site without state_dir gets <folder>/photon-sites/<run>/<site>.
+
+    Args:
+        path: the YAML file.
+        overrides: values that go over the file's, nested as in the file or under dotted keys
+            ({"rounds.count": 3} or {"rounds": {"count": 3}}).
+
+    Raises:
+        FederationError: one line for each problem: file, line, key, value, remedy.
+    """
+    file = str(path)
+    data, lines = read_yaml(_read(Path(path)), file)
+    if data is None:
+        raise FederationError(
+            f"{file}: the file is empty; write at least run, store, tokenizer, model, rounds, local and sites"
+        )
+    if not isinstance(data, dict):
+        raise FederationError(f"{file}:1: the file is not a mapping; write keys such as `run: my-run`")
+    overridden: set[Key] = set()
+    for key, value in (overrides or {}).items():
+        data = _override(data, tuple(key.split(".")), value, overridden, file)
+    if secrets := list(find_secrets(data)):  # alone, and first: no other message may repeat their values
+        texts = [locate(s.place, s.message, data, file, lines, frozenset(overridden)) for s in secrets]
+        raise FederationError("\n".join(texts))
+    folder = Path(path).expanduser().absolute().parent
+    try:
+        return Federation.model_validate(resolve(data, folder))
+    except ValidationError as error:
+        raise FederationError("\n".join(describe(error, data, file, lines, frozenset(overridden)))) from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.expanduser().read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise FederationError(f"{path}: there is no such file; check the path") from None
+    except IsADirectoryError:
+        raise FederationError(f"{path}: is a folder; name the federation file in it") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise FederationError(f"{path}:{line}: is not UTF-8 text; save the file as UTF-8") from None
+    except OSError as error:
+        raise FederationError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _override(
+    data: dict[str, Any], place: tuple[str, ...], value: Any, overridden: set[Key], file: str, at: Key = ()
+) -> dict[str, Any]:
+    """data with value at place; the sections on the way are copied, not changed."""
+    first, *rest = place
+    below, here = data.get(first), (*at, first)
+    if rest or (isinstance(value, Mapping) and isinstance(below, dict)):
+        if below is not None and not isinstance(below, dict):
+            dotted = ".".join(str(part) for part in (*here, *rest))
+            raise FederationError(
+                f"{file}: {dotted}: cannot be overridden, {first} is not a section; edit the file"
+            )
+        items = {tuple(rest): value} if rest else {(k,): v for k, v in value.items()}
+        section: dict[str, Any] = dict(below or {})
+        for key, item in items.items():
+            section = _override(section, key, item, overridden, file, here)
+        return {**data, first: section}
+    overridden.add(here)
+    return {**data, first: value}

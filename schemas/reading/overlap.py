@@ -1,0 +1,266 @@
+"""No place that Photon writes may overlap with another one, or with a source: as written, and with links resolved.
+
+Two places overlap if one is, holds or lies in the other. A source is where its pattern can match: every folder
+that the pattern without its last part matches; or its path and all below, where it is no pattern. Sources may
+overlap each other, and so may the folders of trackers.
+"""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import combinations, product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from schemas.errors import FederationError
+from schemas.reading.mounts import Mount, other_names, seen_twice
+from schemas.sections.values import is_s3, wrong
+
+if TYPE_CHECKING:
+    from schemas.federation import Federation
+    from schemas.sections.sites import Site
+
+Key = tuple[str | int, ...]
+WRITTEN_BELOW = ("data", "state", "cache", "nodes", "log")  # of a state_dir; each may be a link to another disk
+REMEDY = "Photon writes and removes files there: write places of which none lies in another"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place, and where the file names it.
+
+    Args:
+        key: its place in the file, for the error's line.
+        name: the same for people.
+        value: what the file has.
+        disk: of which file system; paths of different ones have nothing in common.
+        parts: of its path; of a pattern those of the folders in which it can match.
+        site: the number of its site; None where it is the whole federation's.
+        source: whether it is only read.
+        pattern: whether `parts` are patterns.
+    """
+
+    key: Key
+    name: str
+    value: str
+    disk: tuple[str, ...]
+    parts: tuple[str, ...]
+    site: int | None = None
+    source: bool = False
+    pattern: bool = False
+
+
+def places(federation: "Federation") -> Iterator[Place]:
+    """Every place that is written, in the order of the file, then every source."""
+    yield _place(("store",), "store", federation.store, federation.storage.endpoint_url)
+    for i, tracker in enumerate(federation.trackers):
+        if tracker.folder is not None:
+            yield _place(("trackers", i, "folder"), f"trackers[{tracker.name}].folder", tracker.folder)
+    for i, site in enumerate(federation.sites):
+        folder = site.state_dir or f"photon-sites/{federation.run}/{site.name}"
+        at: Key = ("sites", i, "state_dir" if site.state_dir else "name")
+        yield replace(_place(at, f"sites[{site.name}].state_dir", folder), site=i)
+        if site.shards is not None:
+            endpoint = _endpoint(federation, site)
+            shards = _place(("sites", i, "shards"), f"sites[{site.name}].shards", site.shards, endpoint)
+            yield replace(shards, site=i)
+    yield from _sources(federation)
+
+
+def _sources(federation: "Federation") -> Iterator[Place]:
+    for i, site in enumerate(federation.sites):
+        for j, stream in enumerate(site.streams):
+            name = f"sites[{site.name}].streams[{stream.name}].source"
+            at: Key = ("sites", i, "streams", j, "source")
+            place = _place(at, name, stream.source, _endpoint(federation, site))
+            yield replace(place, site=i, source=True)  # a name with brackets or stars may be one file's, too
+            if glob.has_magic(stream.source):
+                yield replace(place, site=i, source=True, pattern=True, parts=place.parts[:-1])
+
+
+def _endpoint(federation: "Federation", site: "Site") -> str | None:
+    return (site.storage or federation.storage).endpoint_url
+
+
+def _place(key: Key, name: str, value: str, endpoint: str | None = None) -> Place:
+    disk, path = _split(value)
+    if disk == ("s3",):
+        disk = ("s3", (endpoint or "").rstrip("/").lower())
+    if disk == ("file",):
+        path = os.path.normpath(path)
+        disk = ("file", "/" if path.startswith("/") else "")
+    return Place(key, name, value, disk, tuple(part for part in path.split("/") if part not in ("", ".")))
+
+
+def _split(value: str) -> tuple[tuple[str, ...], str]:
+    """The file system and the path of a place; of a chain of URLs those of the last, which the bytes come from."""
+    protocol, separator, path = value.rpartition("::")[2].partition("://")
+    if not separator or protocol in ("file", "local"):
+        return ("file",), path if separator else protocol
+    return ("s3" if is_s3(f"{protocol}://") else protocol,), path
+
+
+def overlap(first: Place, second: Place) -> str | None:
+    """How the first stands to the second: is, holds or lies in it; None where they have nothing in common."""
+    if first.disk != second.disk or (first.source and second.source):
+        return None
+    if first.key[:1] == second.key[:1] == ("trackers",):  # each writes under names of its own
+        return None
+    for mine, theirs in zip(first.parts, second.parts, strict=False):
+        if second.pattern and "**" in theirs:
+            return "may hold"
+        if mine != theirs and not (second.pattern and fnmatchcase(mine, theirs)):
+            return None
+    if len(first.parts) == len(second.parts):
+        return "is"
+    return "holds" if len(first.parts) < len(second.parts) else "lies in"
+
+
+def refuse_as_written(federation: "Federation") -> None:
+    """Refuse a file whose places overlap as they are written, whichever site's they are.
+
+    Raises:
+        PydanticCustomError: for the first pair, at the key of the second.
+    """
+    for first, second in _pairs(places(federation)):
+        if how := overlap(first, second):
+            raise wrong(*_problem(first, how, second))
+
+
+def linked(federation: "Federation", sites: Iterable[str] | None, look: bool = True) -> tuple[str, Key] | None:
+    """The first overlap on this machine, where links lead: the message and its key; None where there is none.
+
+    Args:
+        federation: checked as written already.
+        sites: names of the sites that this machine is; all if None.
+        look: follow the links among the files that the sources match, too.
+    """
+    wanted = None if sites is None else set(sites)
+    here = {i for i, site in enumerate(federation.sites) if wanted is None or site.name in wanted}
+    mounts = seen_twice()
+    found = [real for place in places(federation) for real in _real(place, look and place.site in here, mounts)]
+    for first, second in _pairs(found):
+        common = first.site is None and second.site is None
+        if first.key == second.key or not (common or first.site in here or second.site in here):
+            continue
+        if how := overlap(first, second):
+            message, *at = _problem(first, how, second, " with links resolved")
+            return message, tuple(at)
+    return None
+
+
+def check_overlap(federation: "Federation", sites: Iterable[str] | None = None, look: bool = True) -> None:
+    """Refuse sites whose places overlap on this machine; arguments as for `linked`.
+
+    Raises:
+        FederationError: naming both keys and both places.
+    """
+    if problem := linked(federation, sites, look):
+        message, key = problem
+        raise FederationError(f"{next(p.name for p in places(federation) if p.key == key)}: {message}")
+
+
+def check_target(federation: "Federation", option: str, target: str | os.PathLike[str]) -> None:
+    """Refuse to write where the federation's places are.
+
+    Args:
+        federation: whose.
+        option: what names the target, such as --to.
+        target: path of the new file or folder.
+
+    Raises:
+        FederationError: it is, holds or lies in one of the places, as written or with links resolved.
+    """
+    made = _place((), option, os.path.abspath(target))  # noqa: PTH100 - links are resolved apart
+    written = list(places(federation))
+    mounts = seen_twice()
+    real = [place for one in written for place in _real(one, False, mounts)]
+    for firsts, others in (([made], written), (_real(made, False, mounts), real)):
+        for first, other in product(firsts, others):
+            if how := overlap(first, other):
+                raise FederationError(
+                    f"{option} {target}: {how} {other.name} ('{other.value}'), where nothing else is written; "
+                    "write another place"
+                )
+
+
+def _pairs(found: Iterable[Place]) -> Iterator[tuple[Place, Place]]:
+    """Pairs of places that are written, and of each with each source: the one with a pattern comes second."""
+    everything = list(found)
+    written = [place for place in everything if not place.source]
+    yield from combinations(written, 2)
+    yield from ((place, source) for place in written for source in everything if source.source)
+
+
+def _problem(first: Place, how: str, second: Place, more: str = "") -> tuple[str, *Key]:
+    """The message and its key: the written place's that comes later in the file."""
+    if not second.source:
+        first, second, how = second, first, {"holds": "lies in", "lies in": "holds"}.get(how, how)
+    what = f"{second.name} '{second.value}'"
+    if second.pattern:
+        what = f"a folder where {what} can match"
+    return f"'{first.value}' {how} {what}{more}; {REMEDY}", *first.key
+
+
+def _absolute(place: Place) -> Place:
+    """A relative place as the processes that work there take it: `~` is the user's, else of the working folder."""
+    if place.disk != ("file", ""):
+        return place
+    path = os.path.abspath(os.path.expanduser("/".join(place.parts)))  # noqa: PTH100, PTH111 - links stay
+    return replace(place, disk=("file", "/"), parts=tuple(part for part in path.split("/") if part))
+
+
+def _resolved(place: Place) -> Place:
+    if place.disk != ("file", "/"):
+        return place
+    plain = next(
+        (i for i, part in enumerate(place.parts) if place.pattern and glob.has_magic(part)), len(place.parts)
+    )
+    real = os.path.realpath("/" + "/".join(place.parts[:plain]))
+    return replace(place, parts=(*(part for part in real.split("/") if part), *place.parts[plain:]))
+
+
+def _real(place: Place, look: bool, mounts: list[Mount]) -> Iterator[Place]:
+    """The place with links resolved; where the links in it lead, as far as Photon goes; and their other names."""
+    for real in _linked(_absolute(place), look):
+        yield real
+        if real.disk == ("file", "/") and mounts:
+            for device, parts in other_names(real.parts, mounts):
+                yield replace(real, disk=("mount", device), parts=parts)
+
+
+def _linked(place: Place, look: bool) -> Iterator[Place]:
+    yield _resolved(place)
+    if place.disk != ("file", "/"):
+        return
+    path = "/" + "/".join(place.parts)
+    links: Iterable[str] = ()
+    if place.key[-1:] in (("state_dir",), ("name",)):
+        links = (os.path.join(path, name) for name in WRITTEN_BELOW)  # noqa: PTH118
+    elif place.source and look:
+        links = _matched(place, path)
+    for link in links:
+        if Path(link).is_symlink() or place.pattern:
+            yield _resolved(replace(place, pattern=False, parts=tuple(link.strip("/").split("/"))))
+
+
+def _matched(place: Place, path: str) -> Iterator[str]:
+    """What a source matches: every file of a pattern, every link below a folder."""
+    if place.pattern:
+        yield from local_matches(_split(place.value)[1])
+        return
+    for folder, folders, files in os.walk(path):
+        yield from (os.path.join(folder, name) for name in (*folders, *files))  # noqa: PTH118
+
+
+def local_matches(pattern: str) -> list[str]:
+    """Paths of this machine that a pattern matches, as those who read them ask: below a star no link is followed,
+    so that links in a circle end."""
+    import fsspec
+
+    try:
+        return list(fsspec.filesystem("file").glob(pattern))
+    except ValueError:  # two stars that are not a whole part: nothing can be read there, either
+        return []

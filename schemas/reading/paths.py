@@ -1,0 +1,228 @@
+"""The places that a federation file names: made absolute when it is read, looked at before any work."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import FederationError
+from schemas.federation import Federation
+from schemas.reading.overlap import linked, local_matches
+from schemas.reading.problems import locate
+from schemas.reading.yaml_lines import Key, read_yaml
+from schemas.sections.values import BROKEN_URL
+from schemas.server_errors import told
+
+SOURCE_FILE = re.compile(r"\.((jsonl|txt)(\.gz|\.zst)?|parquet)$", re.IGNORECASE)
+ENDINGS = ".jsonl, .txt (also .gz, .zst) or .parquet"
+
+
+def is_url(place: str) -> bool:
+    """Whether a place goes through fsspec as it stands (s3://..., memory://...)."""
+    return "://" in place or "::" in place
+
+
+def local_path(place: str) -> Path | None:
+    """The place on this machine's disks; None for a remote one."""
+    for scheme in ("file://", "local://"):
+        if place.startswith(scheme):
+            return Path(place.removeprefix(scheme))
+    return None if is_url(place) else Path(place)
+
+
+def is_tokenizer_file(spec: str) -> bool:
+    """Whether the tokenizer is a file (else 'bytes', or a name at the Hugging Face hub)."""
+    return spec.endswith(".json") or spec.startswith((".", "/", "~")) or is_url(spec)
+
+
+def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A copy of the file's mapping with local places absolute, relative ones against the file's folder.
+
+    state_dir is filled in where it is left out. Values of a wrong type stay for validation to name.
+    """
+
+    def absolute(value: Any) -> Any:
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            return value
+        if is_url(value) or BROKEN_URL.match(value):
+            return value
+        return os.path.normpath(folder / Path(value).expanduser())
+
+    data = dict(data)
+    if "store" in data:
+        data["store"] = absolute(data["store"])
+    tokenizer = data.get("tokenizer")
+    if isinstance(tokenizer, str) and tokenizer != "bytes":
+        # a file without .json beside the federation file is meant before a name at the hub
+        beside = tokenizer.isprintable() and len(tokenizer) < 200 and (folder / tokenizer).is_file()
+        if is_tokenizer_file(tokenizer) or beside:
+            data["tokenizer"] = absolute(tokenizer)
+    if isinstance(data.get("trackers"), list):
+        usual = str(folder / "photon-trackers")
+        data["trackers"] = [
+            {**t, "folder": absolute(t.get("folder", usual))} if isinstance(t, dict) else t
+            for t in data["trackers"]
+        ]
+    if isinstance(data.get("start"), dict):
+        start = data["start"]
+        data["start"] = {k: absolute(v) if k in ("checkpoint", "store") else v for k, v in start.items()}
+    if isinstance(data.get("sites"), list):
+        data["sites"] = [_resolve_site(s, data.get("run"), folder, absolute) for s in data["sites"]]
+    return data
+
+
+def _resolve_site(site: Any, run: Any, folder: Path, absolute: Any) -> Any:
+    if not isinstance(site, dict):
+        return site
+    site, name = dict(site), site.get("name")
+    if site.get("state_dir") is not None:
+        site["state_dir"] = absolute(site["state_dir"])
+    elif isinstance(run, str) and isinstance(name, str):
+        site["state_dir"] = str(folder / "photon-sites" / run / name)
+    if isinstance(site.get("streams"), list):
+        site["streams"] = [
+            {**s, "source": absolute(s["source"])} if isinstance(s, dict) and "source" in s else s
+            for s in site["streams"]
+        ]
+    if "shards" in site:
+        site["shards"] = absolute(site["shards"])
+    return site
+
+
+def check_paths(
+    federation: Federation, sites: Iterable[str] | None = None, *, file: str | os.PathLike[str] | None = None
+) -> None:
+    """Look at every place that the federation names, before any work.
+
+    Args:
+        federation: as load_federation returned it.
+        sites: names of the sites whose sources must be readable from here; all if None, none if empty.
+        file: the federation file, so that messages carry its lines.
+
+    Raises:
+        FederationError: one line for each missing source, tokenizer or store, with key, value and remedy; and for
+            places that overlap where links lead.
+    """
+    wanted = None if sites is None else set(sites)
+    problems: list[tuple[Key, str]] = []
+    _add(problems, ("store",), _store_problem(federation.store))
+    _add(problems, ("tokenizer",), _tokenizer_problem(federation.tokenizer))
+    for i, site in enumerate(federation.sites):
+        if wanted is not None and site.name not in wanted:
+            continue
+        for j, stream in enumerate(site.streams):
+            options = federation.data_options(site.name, stream.source)
+            _add(problems, ("sites", i, "streams", j, "source"), _source_problem(stream.source, options))
+        if site.shards is not None:
+            _add(problems, ("sites", i, "shards"), _store_problem(site.shards))
+        if site.state_dir is not None:
+            _add(problems, ("sites", i, "state_dir"), _folder_problem(Path(site.state_dir)))
+    if problem := linked(federation, wanted):
+        message, key = problem
+        problems.append((key, message))
+    _refuse(problems, federation, file)
+
+
+def check_store(federation: Federation, file: str | os.PathLike[str]) -> None:
+    """Whether the store's URL is of a kind that there is, for commands that read nothing else that the file names.
+
+    Raises:
+        FederationError: it is not; with file, line, key, value and remedy.
+    """
+    problem = None if local_path(federation.store) else _protocol_problem(federation.store)
+    _refuse([(("store",), problem)] if problem else [], federation, file)
+
+
+def _refuse(problems: list[tuple[Key, str]], federation: Federation, file: str | os.PathLike[str] | None) -> None:
+    if not problems:
+        return
+    data: Any = federation.model_dump()
+    lines: dict[Key, int] = {}
+    shown_file = "federation"
+    if file is not None:
+        shown_file = str(file)
+        data, lines = read_yaml(Path(file).read_text("utf-8-sig"), shown_file)
+    texts = [locate(place, message, data, shown_file, lines) for place, message in problems]
+    if file is None:
+        texts = [text.replace("federation:1: ", "", 1) for text in texts]
+    raise FederationError("\n".join(texts))
+
+
+def _add(problems: list[tuple[Key, str]], place: Key, message: str | None) -> None:
+    if message:
+        problems.append((place, message))
+
+
+def _store_problem(store: str) -> str | None:
+    path = local_path(store)
+    return _protocol_problem(store) if path is None else _folder_problem(path)
+
+
+def _folder_problem(path: Path) -> str | None:
+    """Whether a folder can be used, or made, at path."""
+    there = next(p for p in (path, *path.parents) if p.exists() or p == Path(p.anchor))
+    if not there.is_dir():
+        return f"'{path}' cannot be a folder: '{there}' is a file; write another folder"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"'{path}' cannot be written: no permission in '{there}'; write a folder that you may write in"
+    return None
+
+
+def _tokenizer_problem(spec: str) -> str | None:
+    if spec == "bytes" or not is_tokenizer_file(spec):
+        return None
+    path = local_path(spec)
+    if path is None:
+        return _remote_problem(spec)
+    if path.is_dir():
+        return f"'{spec}' is a folder; write the file in it: {path / 'tokenizer.json'}"
+    if not path.is_file():
+        return f"'{spec}' does not exist; write 'bytes', the path of a tokenizer.json, or a Hugging Face name"
+    return None
+
+
+def _source_problem(source: str, options: dict[str, Any]) -> str | None:
+    path = local_path(source)
+    if path is None:
+        return _remote_problem(source, options)
+    if path.is_dir():
+        if any(SOURCE_FILE.search(below.name) for below in path.rglob("*")):
+            return None
+        return f"'{source}' holds no file that can be read; put {ENDINGS} files there"
+    if not glob.has_magic(str(path)) and not path.exists():
+        return f"'{source}' does not exist; write the path of {ENDINGS} files, or a URL"
+    matches = [Path(match) for match in local_matches(str(path))]
+    files = [match for match in matches if match.is_file()]
+    for file in files:
+        if not SOURCE_FILE.search(file.name):
+            return f"'{file}' has an ending that is not read; name {ENDINGS} files only"
+        if not os.access(file, os.R_OK):
+            return f"'{file}' cannot be read; change its permissions"
+    return None if files else f"no file matches '{source}'; correct the pattern, or put the files there"
+
+
+def _protocol_problem(url: str) -> str | None:
+    """Whether fsspec knows the URL's protocol and its package is installed; nothing is contacted."""
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(re.split(r"://|::", url)[0])
+    except (ValueError, ImportError) as error:
+        return f"'{url}' cannot be opened ({error}); write a path, or a URL such as s3://bucket/folder"
+    return None
+
+
+def _remote_problem(url: str, options: dict[str, Any] | None = None) -> str | None:
+    import fsspec
+
+    problem = _protocol_problem(url)
+    if problem:
+        return problem
+    try:
+        fs, path = fsspec.url_to_fs(url, **(options or {}))
+        found = bool(fs.glob(path)) if glob.has_magic(path) else fs.exists(path)
+    except Exception as error:  # every filesystem has errors of its own
+        return f"'{url}' cannot be reached ({told(error)}); check address and credentials"
+    return None if found else f"nothing is at '{url}'; correct the address, or put the files there"

@@ -1,0 +1,173 @@
+"""One of Pydantic's findings in words: what is wrong with the value, what to write instead."""
+
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from functools import cache
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from schemas.federation import Federation
+from schemas.presets import OURS
+from schemas.reading.yaml_lines import Key
+from schemas.secrets import redacted
+
+SHOWN = 60  # characters of a wrong value that a message repeats
+LIMITS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "of at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "of at most"),
+}
+NOTHING = ("none", "no", "off", "nothing", "false")  # what people write for null
+LIKE, SURE = 0.6, 0.75  # how much alike two words are of which one may be, or is, meant by the other
+SECRET = re.compile(r"secret|password|token|access_key|credential|key_id", re.IGNORECASE)
+Names = tuple[str, ...]
+
+
+def remedy(place: Names, details: ErrorDetails, missing: Sequence[str] = ()) -> str:
+    """The message for one finding at a key, given as its path without the numbers of list entries.
+
+    Args:
+        place, details: the key and what Pydantic found.
+        missing: required keys that its section lacks.
+    """
+    kind, value, ctx = details["type"], details["input"], details.get("ctx", {})
+    field = _fields().get(place)
+    such_as = f" such as {_example(field)}" if _example(field) else ""
+    if kind == "extra_forbidden":
+        return _unknown(place, missing)
+    if kind == "missing":
+        return _missing(field, such_as) + (f", or recipe: {OURS}" if place == ("local", "steps") else "")
+    if value is None:
+        return _empty(field, such_as)
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{shown(value)} is not a section; write its keys below it, indented{_keys(field)}"
+    if kind in ("list_type", "tuple_type"):
+        return f"{shown(value)} is not a list; write {_example(field) or 'each entry on its own line after - '}"
+    if kind in ("too_long", "too_short"):
+        return f"has {ctx.get('actual_length')} entries; write {_example(field)}"
+    if kind == "literal_error":
+        return _choice(value, field)
+    if kind == "string_type":
+        quoted = f"a value{such_as}" if isinstance(value, dict | list) else f"it in quotes: '{shown(value)}'"
+        return f"{shown(value)} is not text; write {quoted}"
+    if kind.startswith("int_"):
+        return f"{shown(value)} is not a whole number; write a number{such_as or ' such as 10'}"
+    if kind.startswith(("float_", "finite_number")):
+        return f"{shown(value)} is not a number; write a number{such_as or ' such as 0.1'}"
+    if kind in LIMITS:
+        limit, words = LIMITS[kind]
+        edge = float(ctx[limit])
+        return f"{shown(value)} is out of range; write a number {words} {int(edge) if edge.is_integer() else edge}"
+    message = str(ctx.get("error", details["msg"]))
+    # 'wrong' (schemas/sections/values.py) words its whole message, and may hide the value
+    return message if kind == "wrong" or isinstance(value, dict | list) else f"{shown(value)} {message}"
+
+
+def names(place: Key) -> Names:
+    """A path without the numbers of list entries."""
+    return tuple(part for part in place if isinstance(part, str))
+
+
+def nearest_key(unknown: Names, missing: Sequence[str]) -> str | None:
+    """The key of the same section that an unknown one may have meant; where that is doubtful, a missing one."""
+    here, word = [path[-1] for path in _fields() if path[:-1] == unknown[:-1]], unknown[-1].lower()
+    if missing and not get_close_matches(word, here, cutoff=SURE) and get_close_matches(word, here, cutoff=LIKE):
+        return get_close_matches(word, missing, n=1, cutoff=0)[0]
+    return next(iter(get_close_matches(word, here, n=1, cutoff=LIKE)), None)
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in YAML, shortened."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(redacted({"options": value})["options"])  # whatever stands in a wrong place, by its names, too
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+@cache
+def _fields() -> dict[Names, FieldInfo]:
+    """Every key of the file."""
+    return dict(_walk(Federation, ()))
+
+
+def _walk(section: type[BaseModel], path: Names) -> Iterator[tuple[Names, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        yield (*path, name), field
+        below = _section(field.annotation)
+        if below:
+            yield from _walk(below, (*path, name))
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, directly or as the entries of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _section(arg))), None)
+
+
+def _example(field: FieldInfo | None) -> str:
+    return str(field.examples[0]) if field is not None and field.examples else ""
+
+
+def _keys(field: FieldInfo | None) -> str:
+    section = _section(field.annotation) if field is not None else None
+    return f": {', '.join(section.model_fields)}" if section else ""
+
+
+def _unknown(place: Names, missing: Sequence[str]) -> str:
+    if place[-2:-1] == ("storage",) and SECRET.search(place[-1]):
+        others = ", profile or block" if len(place) == 2 else " or profile"
+        return (
+            "unknown key; credentials stay out of the file: take it out, they come from the environment "
+            f"(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY){others}"
+        )
+    near = nearest_key(place, missing)
+    if near:
+        return f"unknown key; did you mean '{near}'?"
+    elsewhere = [".".join(path) for path in _fields() if path[-1] == place[-1]]
+    if elsewhere:
+        return f"unknown key here; did you mean {' or '.join(elsewhere[:3])}?"
+    here = [path[-1] for path in _fields() if path[:-1] == place[:-1]]
+    return f"unknown key; the keys here are {', '.join(here)}"
+
+
+def _missing(field: FieldInfo | None, such_as: str) -> str:
+    if field is not None and get_origin(field.annotation) is tuple:
+        return f"takes two numbers; write {_example(field)}"
+    section = _section(field.annotation) if field is not None else None
+    if section and not such_as:
+        needed = [name for name, below in section.model_fields.items() if below.is_required()]
+        return f"missing; write the section with at least {', '.join(needed)}"
+    about = f" ({field.description})" if field is not None and field.description else ""
+    return f"missing{about}; write a value{such_as}"
+
+
+def _empty(field: FieldInfo | None, such_as: str) -> str:
+    keys = "" if such_as else _keys(field)
+    wanted = f"its keys below it, indented{keys}" if keys else f"a value{such_as}"
+    return f"is empty; write {wanted}{'' if field is None or field.is_required() else ', or leave it out'}"
+
+
+def _choice(value: Any, field: FieldInfo | None) -> str:
+    choices = list(_choices(field.annotation)) if field is not None else []
+    near = get_close_matches(str(value).lower(), [c.lower() for c in choices], n=1, cutoff=LIKE)
+    meant = next((c for c in choices if near and c.lower() == near[0]), None)
+    none = field is not None and NoneType in get_args(field.annotation) and str(value).lower() in NOTHING
+    hint = f"did you mean '{meant}'?" if meant else "write one of them" + (", or null for none" if none else "")
+    return f"{shown(value)} is not one of {', '.join(choices)}; {hint}"
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    for arg in get_args(annotation):
+        if isinstance(arg, str):
+            yield arg
+        else:
+            yield from _choices(arg)

@@ -1,0 +1,75 @@
+"""The federation file's `hardware` and `link` of a site: what it declares, so that `photon plan` can predict and
+the site knows how to train."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schemas.sections.base import Section
+from schemas.sections.values import wrong
+
+
+class Hardware(Section):
+    """What trains at a site."""
+
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        description="groups of devices of one machine, all alike; machines apart are sites of their own",
+    )
+    devices: int = Field(default=1, ge=1, description="accelerators (or processors) of a node")
+    interconnect: float | None = Field(
+        default=None,
+        gt=0,
+        description="Gbit/s between two nodes; slow ones train apart, a federation inside the site",
+        examples=[100],
+    )
+    parallel: Literal["auto", "none", "ddp", "fsdp", "federation"] = Field(
+        default="auto",
+        description="how they train: on one device, with DDP, with FSDP (the model spread over the devices), or "
+        "each node apart and averaged at the site; auto: as memory_gb and interconnect make it",
+    )
+    tflops: float = Field(
+        gt=0, description="peak of one device at local.precision, in 10^12 FLOP/s", examples=[989]
+    )
+    utilisation: float = Field(
+        default=0.4, gt=0, le=1, description="share of the peak that training reaches (MFU)", examples=[0.4]
+    )
+    memory_gb: float | None = Field(
+        default=None, gt=0, description="memory of one device, in 10^9 bytes", examples=[80]
+    )
+
+    @property
+    def all_devices(self) -> int:
+        """Of all nodes together."""
+        return self.nodes * self.devices
+
+    @model_validator(mode="after")
+    def _nodes(self) -> "Hardware":
+        if self.nodes == 1:
+            if self.interconnect is not None:
+                raise wrong(
+                    "is the link between nodes, but the site has one; write nodes, or drop it", "interconnect"
+                )
+            if self.parallel == "federation":
+                raise wrong(
+                    "federation is for several nodes, and the site has one; write nodes, or auto", "parallel"
+                )
+        elif self.parallel == "auto" and self.interconnect is None:
+            raise wrong(
+                f"missing, but the site has {self.nodes} nodes; write the Gbit/s between two of them, such as "
+                "100, or choose with parallel",
+                "interconnect",
+            )
+        if self.parallel in ("ddp", "fsdp") and self.all_devices == 1:
+            raise wrong(f"{self.parallel} is for several devices, and the site has one; write devices", "parallel")
+        return self
+
+
+class Link(Section):
+    """The site's link to the store."""
+
+    up: float = Field(gt=0, description="Gbit/s from the site to the store", examples=[1])
+    down: float | None = Field(
+        default=None, gt=0, description="Gbit/s from the store to the site; as up if left out", examples=[1]
+    )

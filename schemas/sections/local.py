@@ -1,0 +1,136 @@
+"""The federation file's `local`: what a site does between two synchronisations."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schemas.presets import our_warmup
+from schemas.sections.base import Section
+from schemas.sections.values import Beta, MicroBatch, Options, wrong
+
+
+class Optimizer(Section):
+    """The inner optimizer: AdamW; or Muon for the hidden matrices, with AdamW for embeddings, biases and norms."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(default=6e-4, gt=0, description="maximum learning rate of AdamW", examples=[6e-4])
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), examples=[[0.9, 0.95]])
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    matrix_lr: float = Field(default=0.02, gt=0, description="muon: maximum learning rate of the hidden matrices")
+    momentum: Beta = Field(default=0.95, description="muon: of the hidden matrices' gradients")
+
+    @model_validator(mode="after")
+    def _muon(self) -> "Optimizer":
+        for name in ("matrix_lr", "momentum"):
+            value = getattr(self, name)
+            if self.name == "adamw" and value != type(self).model_fields[name].default:
+                raise wrong(f"{value:g} is a number of muon's, but the optimizer is adamw; write name: muon", name)
+        return self
+
+
+class Schedule(Section):
+    """Learning rate against the global step count; it does not restart with a round."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int | None = Field(
+        default=0, ge=0, description="linear warm-up; null for 30, or a quarter of a schedule that is shorter"
+    )
+    total_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="T of the cosine, after which the rate stays at alpha; rounds.count x local.steps if left "
+        "out, both as they are when the run begins: raising them later does not change T",
+    )
+    alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of warm-up in a schedule of so many steps."""
+        return our_warmup(total_steps) if self.warmup_steps is None else self.warmup_steps
+
+
+class Logger(Section):
+    """One of Composer's own loggers."""
+
+    name: Literal["tensorboard", "mlflow", "wandb", "file"]
+    options: Options = Field(
+        default_factory=dict,
+        description="keyword arguments of Composer's logger; a file's name is taken from <state_dir>/log",
+    )
+
+    @model_validator(mode="after")
+    def _file(self) -> "Logger":
+        """Composer begins its file anew each time, whatever it holds, so it lies where nothing else does."""
+        name = self.options.get("filename")
+        if self.name == "file" and name is not None:
+            parts = name.split("/") if isinstance(name, str) else [".."]
+            if parts[0] in ("", "~") or ".." in parts or not parts[-1]:
+                raise wrong(
+                    f"{name!r} is no name of a file below <state_dir>/log, and what is there is written over; "
+                    "write one such as composer.log",
+                    "options", "filename",
+                )  # fmt: skip
+        return self
+
+
+class Local(Section):
+    """What a site does between two synchronisations."""
+
+    steps: int = Field(ge=1, description="H, optimizer steps a round", examples=[128])
+    batch_size: int = Field(ge=1, description="sequences a step and site", examples=[32])
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    micro_batch: MicroBatch = Field(
+        default=None,
+        description="sequences that go through the model at once, gradients are accumulated; auto: the most that "
+        "fit the site's device, found once (with FSDP by Composer's halving, in every round); the whole batch if "
+        "left out",
+    )
+    memory_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="micro_batch auto: most memory that training may take, in 10^9 bytes; a site's "
+        "hardware.memory_gb counts where that is less",
+    )
+    proximal: float | None = Field(
+        default=None, gt=0, description="mu of FedProx: adds mu/2 |theta_k - theta|^2 to the site's loss"
+    )
+    precision: Literal["fp32", "amp_bf16"] = "fp32"
+    compile: bool | None = Field(
+        default=None,
+        description="torch.compile: slow in the first steps, then faster; on a GPU if left out. Not with FSDP",
+    )
+    clip_norm: float | None = Field(default=1.0, gt=0, description="gradient norm limit; null for none")
+    optimizer_state: Literal["keep", "reset", "average"] = Field(
+        default="keep",
+        description="the optimizer's moments across rounds: kept at the site, forgotten, or averaged over the "
+        "sites as the parameters are (which sends two or three times the bytes)",
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_steps: int | None = Field(
+        default=100,
+        ge=1,
+        description="local steps between the site's own checkpoints, from which a killed training resumes; "
+        "null for none",
+    )
+    evaluate: bool = Field(
+        default=True,
+        description="each site's own model is evaluated on its held-out text before it is averaged, too",
+    )
+    loggers: list[Logger] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _precision(self) -> "Local":
+        if self.device == "cpu" and self.precision == "amp_bf16":
+            raise wrong("amp_bf16 does not train on the CPU; write fp32, or device: cuda", "precision")
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batch(self) -> "Local":
+        if isinstance(self.micro_batch, int) and self.micro_batch > self.batch_size:
+            raise wrong(
+                f"{self.micro_batch} sequences at once, but batch_size is {self.batch_size}; write at most that, "
+                "or auto",
+                "micro_batch",
+            )
+        return self

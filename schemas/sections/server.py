@@ -1,0 +1,122 @@
+"""The federation file's `server`: how the sites' updates become the next global model."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schemas.sections.base import Section
+from schemas.sections.values import Beta, only_for, wrong
+
+WITH_MOMENTUM = ("nesterov", "fedmom")
+ADAPTIVE = ("fedadagrad", "fedyogi", "fedadam")
+ALIKE = ("median", "trimmed")  # means in which all sites count alike, and which need every site in one place
+
+
+class ServerSchedule(Section):
+    """The server's learning rate against the number of the round."""
+
+    name: Literal["constant", "cosine", "linear"] = Field(
+        default="constant", description="what follows the warm-up: lr for ever, or a way down to alpha x lr"
+    )
+    warmup_rounds: int = Field(default=0, ge=0, description="rounds of linear warm-up, from lr / warmup_rounds")
+    total_rounds: int | None = Field(
+        default=None,
+        ge=1,
+        description="where cosine and linear reach alpha x lr; rounds.count if left out, as it is when the run "
+        "begins: raising it later does not change this",
+    )
+    alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
+
+    @model_validator(mode="after")
+    def _constant(self) -> "ServerSchedule":
+        for key in ("total_rounds", "alpha"):
+            only_for(self, key, self.name, ["cosine", "linear"])
+        return self
+
+
+class Guard(Section):
+    """A round that has gone wrong is applied again, from the same updates, with a lower learning rate."""
+
+    norm_factor: float | None = Field(
+        default=10.0,
+        gt=1,
+        description="how many times its running value the server's step or the model's norm may be; null for any",
+    )
+    loss_jump: float | None = Field(
+        default=1.0,
+        gt=0,
+        description="how far the validation loss may be above its running value (nats); null for any",
+    )
+    lr_factor: float = Field(default=0.5, gt=0, lt=1, description="what server.lr is multiplied by each time")
+    tries: int = Field(default=3, ge=0, le=20, description="times that a round is applied again; 0 for no guard")
+
+
+class Server(Section):
+    """ServerOpt of Algorithm 1, on pseudo-gradients."""
+
+    optimizer: Literal["fedavg", "nesterov", "fedmom", "fedadagrad", "fedyogi", "fedadam"] = "fedavg"
+    lr: float = Field(
+        default=1.0,
+        gt=0,
+        description="eta; 1 with fedavg takes the mean of the sites' models",
+        examples=[1.0],
+    )
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="mu, for nesterov and fedmom", examples=[0.9])
+    betas: tuple[Beta, Beta] = Field(
+        default=(0.9, 0.99),
+        description="of the moments of fedadagrad (the first alone), fedyogi and fedadam",
+        examples=[[0.9, 0.99]],
+    )
+    tau: float = Field(default=1e-3, gt=0, description="adaptivity of fedadagrad, fedyogi and fedadam")
+    schedule: ServerSchedule = ServerSchedule()
+    weights: Literal["tokens", "uniform", "fednova"] = Field(
+        default="tokens",
+        description="of the sites in the mean: tokens really trained, all alike, or FedNova's normalised means",
+    )
+    mean: Literal["mean", "median", "trimmed", "norm_bounded"] = Field(
+        default="mean",
+        description="plain, or robust against a few bad sites: coordinate median, trimmed mean, bounded norms",
+    )
+    trim: float = Field(
+        default=0.125, gt=0, lt=0.5, description="share of the sites that trimmed cuts at either end, rounded up"
+    )
+    norm_bound: float = Field(
+        default=2.0, gt=0, description="how many times the sites' median norm a change may have in norm_bounded"
+    )
+    guard: Guard = Guard()
+
+    @model_validator(mode="after")
+    def _momentum(self) -> "Server":
+        if self.optimizer not in WITH_MOMENTUM and self.momentum:
+            other = "betas" if self.optimizer in ADAPTIVE else "nesterov"
+            raise wrong(
+                f"{self.optimizer} has no momentum, but {self.momentum:g} is given; drop it or use {other}",
+                "momentum",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adaptive(self) -> "Server":
+        if self.optimizer in ADAPTIVE and "lr" not in self.model_fields_set:
+            raise wrong(
+                f"{self.optimizer} moves every parameter by about lr, so that the default of 1 will not do; "
+                "write lr, such as 0.01",
+                "optimizer",
+            )
+        for key in ("betas", "tau"):
+            only_for(self, key, self.optimizer, ADAPTIVE)
+        return self
+
+    @model_validator(mode="after")
+    def _mean(self) -> "Server":
+        if self.mean in ALIKE and self.weights == "fednova":
+            raise wrong(f"fednova weighs the sites, but in a {self.mean} all count alike; drop it", "weights")
+        if self.mean == "norm_bounded" and self.weights == "fednova":
+            raise wrong(
+                "fednova multiplies a change by up to the other sites' steps over its own, whatever norm_bounded "
+                "has bounded it to; write tokens or uniform",
+                "weights",
+            )
+        only_for(self, "trim", self.mean, ["trimmed"], "mean: ")
+        only_for(self, "norm_bound", self.mean, ["norm_bounded"], "mean: ")
+        return self

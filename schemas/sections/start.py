@@ -1,0 +1,42 @@
+"""The federation file's `start`: where the model of round 0 comes from (InitModel)."""
+
+from pydantic import Field, model_validator
+
+from schemas.sections.base import Section
+from schemas.sections.values import Name, Place, wrong
+
+
+class Start(Section):
+    """Nothing: from the seed. Else one of a checkpoint, another run's round, or one site's checkpoint."""
+
+    checkpoint: Place | None = Field(
+        default=None,
+        description="safetensors file or folder, of ours or a Hugging Face GPT-2's: path or fsspec URL; "
+        "with site, a path at that site",
+        examples=["s3://models/gpt2"],
+    )
+    run: Name | None = Field(default=None, description="another run whose model to start from")
+    round: int | None = Field(default=None, ge=0, description="which of its rounds; its last if left out")
+    store: Place | None = Field(default=None, description="where that run is; this run's store if left out")
+    site: Name | None = Field(
+        default=None, description="site that holds the checkpoint and uploads it when the run begins"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> "Start":
+        if self.run is not None and self.checkpoint is not None:
+            raise wrong("is given beside run; a run has one start: drop one of them", "checkpoint")
+        if self.site is not None and self.checkpoint is None:
+            raise wrong(
+                "names a site, but not its file; write checkpoint: with the path at that site"
+                + ("" if self.run is None else ", or drop site"),
+                "site",
+            )
+        for key in ("round", "store"):
+            if getattr(self, key) is not None and self.run is None:
+                raise wrong("belongs to a run; write run: with its name, or drop it", key)
+        return self
+
+    @property
+    def from_seed(self) -> bool:
+        return self.run is None and self.checkpoint is None

@@ -1,0 +1,21 @@
+"""The federation file's `trackers`: where the rounds' metrics go, beside the store."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.sections.base import Section
+from schemas.sections.values import Options, Place
+
+
+class Tracker(Section):
+    """One experiment tracker, through Composer's own logger: the run's name, a step for each round."""
+
+    name: Literal["tensorboard", "mlflow", "wandb"]
+    folder: Place | None = Field(
+        default=None,
+        description="where its files are, at the coordinator; photon-trackers beside this file if left out",
+    )
+    options: Options = Field(
+        default_factory=dict, description="keyword arguments of Composer's logger", examples=["{project: photon}"]
+    )

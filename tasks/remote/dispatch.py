@@ -1,0 +1,132 @@
+"""Have a site's own worker do its part: create or find the flow run on its deployment, and wait for the store."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+
+from photon_core.aggregation.attempts import is_committed, wanted_attempt
+from photon_core.errors import DeadlinePassed, PhotonError, StoreUnavailable
+from photon_core.evidence.timeline import WHOLE
+from photon_core.run.opening import evaluation, run_of
+from photon_core.run.start import site_start
+from schemas.federation import Federation
+from schemas.manifests import FileEntry
+from tasks.incidents import INCIDENTS
+from tasks.progress import step
+from tasks.remote.asking import Asking
+from tasks.remote.present import Present
+from tasks.remote.waiting import Alone, Waiting
+from tasks.remote.watch import Watch
+from tasks.site import SPANS
+from tasks.tags import STEP
+
+POLL_SECONDS = 2.0
+AWAY_SECONDS = 60.0  # beyond the deadline that a server or store which is away is waited for
+
+
+@task(task_run_name="{site} / round", tags=[f"{STEP}round"], cache_policy=NO_CACHE)
+def dispatch_round(
+    federation: Federation,
+    site: str,
+    t: int,
+    deadline: float,
+    attempt: int = 1,
+    present: Present | None = None,
+    waiting: Waiting | None = None,
+) -> None:
+    """Return when the site's update for round t is in the store; what went wrong on the way is in INCIDENTS.
+
+    Args:
+        federation: the file as the round was given it.
+        deadline: Unix time in seconds.
+        attempt: an earlier attempt's update does not count.
+        present: the file as it is now, whose settings the update is to be of.
+        waiting: of `watching`.
+
+    Raises:
+        DeadlinePassed: it is not; the message ends with the state of the site's flow run.
+    """
+    run, file, waiting = run_of(federation), present or Present(federation), waiting or Waiting()
+    first = attempt
+
+    def over() -> bool:
+        return time.time() > deadline or bool(waiting.pause(site, 0.0))
+
+    with suppress(StoreUnavailable):  # which is waited for below
+        first = wanted_attempt(run, federation, t, site, attempt, over)
+    key = (federation.run, t, site)
+
+    def parameters() -> dict[str, Any]:
+        return {"t": t, "attempt": wanted_attempt(run, file.federation, t, site, first, over)}
+
+    with step(t, "site round", site), SPANS.span(key, WHOLE):
+        asking = Asking("site-round", file, site, parameters, f"{t}/{site}", [f"round:{t}"])
+        seen = _on_site(asking, lambda: is_committed(run, file.look(), t, site, first), deadline, waiting)
+        INCIDENTS.put(key, "round", seen)
+
+
+@task(task_run_name="{site} / start", tags=[f"{STEP}start"], cache_policy=NO_CACHE)
+def dispatch_start(federation: Federation, site: str, deadline: float, present: Present, waiting: Alone) -> None:
+    """Return when the model that the site holds is in the store. Raises DeadlinePassed as the round's does."""
+    run = run_of(federation)
+    with step(0, "start", site):
+        asking = Asking("site-start", present, site, dict, f"start/{site}", ["round:0"])
+        _on_site(asking, lambda: site_start(run, site, present.look().start) is not None, deadline, waiting)
+        waiting.done()
+
+
+@task(task_run_name="{site} / evaluate", tags=[f"{STEP}evaluate"], cache_policy=NO_CACHE)
+def dispatch_evaluation(
+    federation: Federation,
+    site: str,
+    t: int,
+    model: list[FileEntry],
+    deadline: float,
+    waiting: Waiting | None = None,
+) -> dict[str, float]:
+    """The site's scores of a candidate for round t. Raises DeadlinePassed as `dispatch_round` does."""
+    run, key = run_of(federation), (federation.run, t, site)
+    files = {"t": t, "model": [entry.model_dump(mode="json") for entry in model]}
+    with step(t, "evaluate", site) as out, SPANS.span(key, "evaluate"):
+        name, tags = f"{t}/{site}/evaluate/{model[0].sha256}", [f"round:{t}", f"model:{model[0].sha256[:16]}"]
+        asking = Asking("site-evaluate", Present(federation), site, lambda: files, name, tags)
+        seen = _on_site(
+            asking, lambda: evaluation(run, t, site, model) is not None, deadline, waiting or Waiting()
+        )
+        INCIDENTS.put(key, f"evaluate {model[0].sha256}", [f"evaluation: {sentence}" for sentence in seen])
+        scores = evaluation(run, t, site, model)
+        assert scores is not None
+        out.update(scores)
+        return scores
+
+
+def _on_site(asking: Asking, done: Callable[[], bool], deadline: float, waiting: Waiting) -> list[str]:
+    """Start (or find, or start again) the site's flow run; wait until `done`, for a server that is away, too."""
+    site = asking.site
+    with get_client(sync_client=True) as client:
+        asking.client = client
+        watch = Watch(asking, asking.present.federation.deploy.zombie_after, get_run_logger())
+        while True:
+            try:
+                if done():
+                    return watch.incidents(client)
+                if time.time() > deadline:
+                    watch.give_up(client)
+                    raise DeadlinePassed(
+                        f"site '{site}' was not done at the deadline; its flow run: {watch.story()}"
+                    )
+                watch.look(client)
+            except Exception as error:  # of the server or the store, each with kinds of its own: wait for both
+                if isinstance(error, PhotonError) and not isinstance(error, StoreUnavailable):
+                    raise
+                watch.away(error)
+                if time.time() > deadline + AWAY_SECONDS:
+                    raise DeadlinePassed(f"site '{site}' was not done at the deadline: {watch.story()}") from error
+            waiting.report(site, watch.failed)
+            if why := waiting.pause(site, POLL_SECONDS):
+                raise PhotonError(f"site '{site}' is not waited for any more: {why}")

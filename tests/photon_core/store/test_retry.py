@@ -1,0 +1,26 @@
+"""What had to be tried again is told, to whoever asks."""
+
+from photon_core.store.retry import outage_note, outages, patiently
+
+
+def fail_twice() -> list[str]:
+    calls: list[str] = []
+
+    def call() -> None:
+        calls.append("call")
+        if len(calls) < 3:
+            raise ConnectionResetError("gone")
+
+    patiently(call, "putting a file")
+    return calls
+
+
+def test_outages_are_told_and_only_within_the_block() -> None:
+    fail_twice()
+    with outages() as found:
+        assert fail_twice() == ["call"] * 3
+        patiently(lambda: None, "putting another")
+    fail_twice()
+    assert [(outage.tries, outage.cause) for outage in found] == [(2, "ConnectionResetError")]
+    assert outage_note(found)[0].endswith("of the upload: 2 tries failed (ConnectionResetError)")
+    assert outage_note([]) == []
