@@ -26,7 +26,7 @@ from benchmarks.common import Neighbours, finish, heading, machine, say, table
 from benchmarks.supervised import Service, Services, reap
 from photon_cli.join import WORKER
 from photon_cli.prefect.embedded import CLIENT, hold_port
-from photon_core.run.opening import history
+from photon_core.run.history import history
 from photon_core.run.run import Run
 from photon_core.store.store import Store
 from tests.conftest import write_file

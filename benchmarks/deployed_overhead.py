@@ -135,7 +135,8 @@ def one_round(file: Path, sites: int) -> dict[str, Any]:
     from prefect.client.orchestration import get_client
     from prefect.deployments import run_deployment
 
-    from photon_core.run.opening import history, run_of
+    from photon_core.run.history import history
+    from photon_core.run.run import run_of
     from schemas.reading.load import load_federation
 
     federation = load_federation(file)

@@ -35,7 +35,8 @@ def federate(
     """All rounds, every site in each; `after` is called with each that is committed, in turn."""
     from photon_core.aggregation.candidate import Course, aggregate_round, commit
     from photon_core.data.tokenizer import load_tokenizer
-    from photon_core.run.opening import open_run, run_of
+    from photon_core.run.opening import open_run
+    from photon_core.run.run import run_of
 
     run = run_of(federation)
 
@@ -56,7 +57,7 @@ def federate(
 def train_site(federation: Federation, run: Run, launcher: "Launcher", site: str, t: int) -> None:
     """What a site does in a round: fetch the model, train, upload."""
     from photon_core.data.paths import cache_dir
-    from photon_core.run.opening import last_contribution
+    from photon_core.run.updates import last_contribution
     from photon_core.training.job import LocalJob
     from photon_core.update.upload import upload_update
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import finish, gpu_name, heading, machine, python_child, say, table
-from photon_core.training.flops import flops_per_token, peak_tflops
+from photon_core.model.cost import flops_per_token, peak_tflops
 from schemas.federation import Federation
 
 CASES = {"125M": {"micro_batch": 32, "passes": 4}, "1.3B": {"micro_batch": 16, "passes": 4}}

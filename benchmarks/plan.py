@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import Neighbours, finish, heading, machine, python_child, say, table
-from photon_core.plan.check import compared
-from photon_core.run.opening import history, run_of
+from photon_core.plan.predict import compared
+from photon_core.run.history import history
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.reading.load import load_federation

@@ -179,7 +179,7 @@ def valid_sequences(federation: Any, path: Path) -> Any:
 
 def federated_model(federation: Any) -> list[Path]:
     """Files of the latest committed model."""
-    from photon_core.run.opening import run_of
+    from photon_core.run.run import run_of
 
     run = run_of(federation)
     latest = run.latest()

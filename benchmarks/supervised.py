@@ -19,7 +19,7 @@ from pathlib import Path
 MARK = "PHOTON_BENCHMARK_SERVICE"
 RESTART_SECONDS = 0.1  # systemd's RestartSec
 STOP_SECONDS = 10.0  # from SIGTERM to SIGKILL of what is left of a service
-FORK_SERVER = "from photon_core.training import forkserver"
+FORK_SERVER = "from photon_core.jobs import server"
 FLOW_RUN = "PREFECT__FLOW_RUN_ID="
 PR_SET_CHILD_SUBREAPER = 36
 

@@ -16,7 +16,8 @@ from fsspec.spec import AbstractFileSystem
 from benchmarks.updates import Shapes, commit_base, commit_update, site_name
 from photon_core.hashing import Hashes
 from photon_core.run.run import Run
-from photon_core.tensors.container import make_header, shard_plan, tensor_bytes
+from photon_core.tensors.container import make_header, tensor_bytes
+from photon_core.tensors.shards import shard_plan
 from schemas.manifests import FileEntry, TensorEntry
 
 PROTOCOL = "synthetic"

@@ -51,7 +51,8 @@ class Recorder:
 def run(file: Path, recorder: Recorder) -> dict[str, Any]:
     """Run all rounds; returns the marks and the rounds' own seconds."""
     from photon_cli.run import check_prepared, run_flow
-    from photon_core.run.opening import history, run_of
+    from photon_core.run.history import history
+    from photon_core.run.run import run_of
     from schemas.reading.load import check_paths, load_federation
     from tasks.progress import listening
 

@@ -92,7 +92,7 @@ def train(job: Any) -> Any:
 
     from photon_core.data.paths import state_dir
     from photon_core.training.exchange import Theta, write_update
-    from photon_core.training.job import Trained
+    from photon_core.update.trained import Trained
 
     torch.set_num_threads(1)
     folder = state_dir(job.federation, job.site) / f"trivial-{job.round}"

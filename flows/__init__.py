@@ -1,1 +1,5 @@
-"""Which step happens when: Prefect flows, each short enough to read as pseudocode."""
+"""Prefect flows, one file each: a round is understood by reading federated_round.py.
+
+Here: order, waiting and outcome.
+Not here: work (tasks/ and below) and deployments (flows/deploy/).
+"""

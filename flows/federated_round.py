@@ -22,13 +22,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.cancellation import cancel_sites
 from flows.leases import outlive_leases
-from flows.outcome import failure
-from flows.site_round import site_steps
+from flows.site import failure, site_steps
 from flows.start import start_at_site
 from photon_core.aggregation.candidate import Candidate, Course
 from photon_core.aggregation.tree import regions
 from photon_core.run.birth import as_born
-from photon_core.run.opening import remarks, run_of
+from photon_core.run.history import remarks
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks import coordinator, reporting

@@ -7,7 +7,7 @@ from flows.cancellation import cancel_sites
 from flows.federated_round import federated_round
 from flows.start import start_at_site
 from photon_core.run.line import rounds_left
-from photon_core.run.opening import run_of
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from tasks import coordinator, reporting
 from tasks.remote.present import COORDINATOR, Present, own_file

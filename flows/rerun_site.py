@@ -7,7 +7,8 @@ from prefect.states import Completed, State
 
 from photon_core.aggregation.attempts import newest_update
 from photon_core.run.birth import as_born
-from photon_core.run.opening import check_asked, check_in_time, next_attempt, run_of
+from photon_core.run.run import run_of
+from photon_core.run.updates import check_asked, check_in_time, next_attempt
 from schemas.federation import Federation
 from tasks.remote import dispatch
 from tasks.remote.present import COORDINATOR, own_file

@@ -4,7 +4,7 @@ import time
 
 from prefect import tags
 
-from photon_core.run.opening import run_of
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from tasks import site as steps
 from tasks.remote import dispatch

@@ -14,8 +14,9 @@ from photon_cli.run import run_embedded
 from photon_core.data.manifest import load_manifest
 from photon_core.errors import FederationError
 from photon_core.files import write_whole
+from photon_core.run.history import history
 from photon_core.run.line import on_line
-from photon_core.run.opening import history, run_of
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
 

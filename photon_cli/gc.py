@@ -3,8 +3,9 @@
 from photon_cli.progress import display
 from photon_core.errors import FederationError
 from photon_core.formatting import amount
-from photon_core.run.garbage import Plan, Rule, look, ranges, remove
-from photon_core.run.opening import run_of
+from photon_core.run.garbage import Plan, Rule, look, remove
+from photon_core.run.history import ranges
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.sections.values import duration
 

@@ -18,8 +18,8 @@ from photon_core.jobs.sharing import serve_beside
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL_TAG, other_protocol
 from schemas.reading.load import check_paths
-from schemas.reading.overlap import check_overlap
 from schemas.sections.local import Local
+from schemas.sections.overlap import check_overlap
 from schemas.server_errors import told
 from tasks.tags import tagged
 

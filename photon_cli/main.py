@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from photon_core.errors import PhotonError, QuorumMissed, StoreConflict, printable
+from photon_core.errors import PhotonError, QuorumMissed, StoreConflict
+from photon_core.formatting import printable
 from photon_core.jobs.telemetry import telemetry_off
 from schemas.server_errors import cause, foreign
 

@@ -13,7 +13,7 @@ from photon_core.errors import FederationError
 from photon_core.formatting import amount, duration
 from photon_core.hardware.measure import Devices, Transfer, in_child, measure_devices, measure_link
 from photon_core.hardware.parallelism import check_infra
-from photon_core.training.flops import peak_tflops
+from photon_core.model.cost import peak_tflops
 from schemas.federation import Federation
 from schemas.sections.hardware import Hardware, Link
 

@@ -18,13 +18,12 @@ from photon_core.errors import CorruptFile, FederationError, PhotonError
 from photon_core.formatting import amount, duration
 from photon_core.hardware.exchange import TOPOLOGIES
 from photon_core.hardware.parallelism import check_infra
-from photon_core.plan.check import compared
 from photon_core.plan.measured import Measured, measure
 from photon_core.plan.picture import draw
-from photon_core.plan.predict import Prediction, SitePlan, predict
+from photon_core.plan.predict import Prediction, SitePlan, compared, predict
 from photon_core.plan.sweep import best, sweep
 from photon_core.run.birth import check_recipe
-from photon_core.run.opening import history
+from photon_core.run.history import history
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.presets import why

@@ -18,9 +18,8 @@ from rich.progress import (
 )
 
 from photon_cli.tables import plain_console
-from photon_core.errors import printable
-from photon_core.formatting import amount, duration
-from photon_core.run.opening import remarks
+from photon_core.formatting import amount, duration, printable
+from photon_core.run.history import remarks
 from schemas.manifests import RoundManifest
 
 PLAIN_SECONDS = 10.0  # between two lines about the same site's training

@@ -5,7 +5,7 @@ from pathlib import Path
 from photon_cli.pages import check_page, write_page
 from photon_cli.progress import display
 from photon_core.errors import PhotonError
-from photon_core.run.opening import run_of
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 
 

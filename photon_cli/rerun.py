@@ -5,7 +5,8 @@ from pathlib import Path
 from photon_core.aggregation.attempts import is_done, superseded
 from photon_core.errors import PhotonError
 from photon_core.run.birth import as_born
-from photon_core.run.opening import check_asked, check_in_time, next_attempt, run_of
+from photon_core.run.run import run_of
+from photon_core.run.updates import check_asked, check_in_time, next_attempt
 from schemas.federation import Federation
 
 
@@ -62,6 +63,6 @@ def _embedded(federation: Federation, file: Path, t: int, site: str, attempt: in
     from photon_cli.run import embedded
 
     with display(quiet) as show, embedded(federation, file, show):
-        from flows.site_round import site_round
+        from flows.site import site_round
 
         site_round(federation, site, t, attempt)

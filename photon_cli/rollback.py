@@ -5,8 +5,8 @@ from pathlib import Path
 
 from photon_core.errors import PhotonError
 from photon_core.run.line import rounds_left, sentence
-from photon_core.run.opening import run_of
 from photon_core.run.rollback import roll_back, user
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 

@@ -18,12 +18,14 @@ from photon_core.errors import DataError
 from photon_core.evidence.trackers import check_trackers
 from photon_core.hardware.parallelism import check_infra
 from photon_core.run.birth import check_recipe
+from photon_core.run.history import history
 from photon_core.run.line import last_number, newest, rounds_left
-from photon_core.run.opening import check_frozen, history, run_of
+from photon_core.run.opening import check_frozen
+from photon_core.run.run import run_of
 from photon_core.run.start import check_start
 from schemas.federation import Federation
 from schemas.reading.load import check_paths
-from schemas.reading.overlap import check_overlap
+from schemas.sections.overlap import check_overlap
 
 SERVER = "Prefect server"
 

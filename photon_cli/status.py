@@ -17,8 +17,9 @@ from photon_cli.prefect.live import Doing, Live, age, ask, server_url
 from photon_cli.tables import plain_console, rounds_table, wide_console
 from photon_core.errors import CorruptFile
 from photon_core.formatting import duration
-from photon_core.run.opening import history, next_attempt, run_of, summary
-from photon_core.run.run import Run
+from photon_core.run.history import history, summary
+from photon_core.run.run import Run, run_of
+from photon_core.run.updates import next_attempt
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 

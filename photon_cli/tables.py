@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from photon_core.formatting import amount
+from photon_core.run.history import summary
 from photon_core.run.line import sentence
-from photon_core.run.opening import summary
 from schemas.manifests import RoundManifest
 
 COLUMNS = ("round", "site", "tokens", "train loss", "validation perplexity", "bytes sent", "seconds")

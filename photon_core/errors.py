@@ -1,5 +1,6 @@
 """Every failure has a name: what users and operators see when something is wrong."""
 
+from photon_core.formatting import printable
 from schemas.errors import FederationError, PhotonError
 
 __all__ = [
@@ -18,23 +19,7 @@ __all__ = [
     "StoreUnavailable",
     "Unreadable",
     "UpdateRejected",
-    "printable",
-    "unmarked",
 ]
-
-
-def printable(text: str, limit: int = 1000, lines: bool = False) -> str:
-    """A text that may repeat what a stranger wrote, fit for logs, terminals and manifests.
-
-    Args:
-        lines: keep line breaks.
-    """
-    return "".join(c if c.isprintable() or (lines and c == "\n") else "?" for c in text[:limit])
-
-
-def unmarked(text: str) -> str:
-    """The same for what draws HTML, Markdown or a chat's own marks, and escapes nothing."""
-    return printable(text).replace("<", "‹").replace(">", "›").replace("](", "] (")
 
 
 class DataError(PhotonError):

@@ -1,4 +1,4 @@
-"""Numbers for people, each in one way everywhere: counts, bytes, seconds."""
+"""Text for people, each kind in one way everywhere: counts, bytes, seconds, and what strangers wrote."""
 
 NOTHING = "-"
 
@@ -38,3 +38,17 @@ def _scaled(number: float, units: tuple[str, ...], largest: str) -> str:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:,.3g}{largest}"
+
+
+def printable(text: str, limit: int = 1000, lines: bool = False) -> str:
+    """A text that may repeat what a stranger wrote, fit for logs, terminals and manifests.
+
+    Args:
+        lines: keep line breaks.
+    """
+    return "".join(c if c.isprintable() or (lines and c == "\n") else "?" for c in text[:limit])
+
+
+def unmarked(text: str) -> str:
+    """The same for what draws HTML, Markdown or a chat's own marks, and escapes nothing."""
+    return printable(text).replace("<", "‹").replace(">", "›").replace("](", "] (")

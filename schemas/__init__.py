@@ -1,1 +1,5 @@
-"""What users write and what the store keeps, as Pydantic models: the federation file and the manifests."""
+"""The federation file and the manifests as pydantic models; nothing here imports photon_core.
+
+Here: names, types, bounds, defaults and errors in words.
+Not here: what needs the disk, the store or torch.
+"""

@@ -5,13 +5,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, NAMED, OURS, apply_preset, needs_recipe
-from schemas.reading.overlap import refuse_as_written
 from schemas.secrets import find_secrets
 from schemas.sections.aggregation import Aggregation
 from schemas.sections.base import Section
 from schemas.sections.deploy import Deploy, PoolType, Storage
 from schemas.sections.local import Local
 from schemas.sections.model import Model
+from schemas.sections.overlap import refuse_as_written
 from schemas.sections.server import ALIKE, Server
 from schemas.sections.sites import Site
 from schemas.sections.start import Start

@@ -1,4 +1,4 @@
-"""What the store keeps beside the tensors: one JSON manifest a commit. See photon_core/store/store.py for the rule.
+"""What the store keeps beside the tensors: one JSON manifest a commit. The rule: photon_core/store/store.py.
 
 Sites write some of them, so everything has a bound (schemas/bounds.py): no number is too large to be added,
 written or drawn, and no text too long to be shown.

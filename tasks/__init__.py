@@ -1,1 +1,5 @@
-"""One step each: thin Prefect tasks over photon_core."""
+"""Prefect tasks: thin steps of flows around photon_core.
+
+Here: retries, names, tags and artifacts of a step.
+Not here: algorithms (photon_core/) and order (flows/).
+"""

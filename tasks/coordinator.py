@@ -16,14 +16,18 @@ from prefect.runtime import flow_run
 from photon_core.aggregation import candidate as candidates
 from photon_core.aggregation.candidate import Candidate, Course
 from photon_core.data.tokenizer import load_tokenizer
-from photon_core.errors import PhotonError, unmarked
+from photon_core.errors import PhotonError
 from photon_core.evidence.trackers import check_trackers
+from photon_core.formatting import unmarked
 from photon_core.hardware.parallelism import check_infra
-from photon_core.run import opening as rounds
+from photon_core.run import opening
+from photon_core.run.history import summary
 from photon_core.run.line import rounds_left
-from photon_core.run.opening import run_of
+from photon_core.run.opening import check_frozen
+from photon_core.run.run import run_of
 from photon_core.run.sampling import sampled_sites
 from photon_core.run.start import Initial
+from photon_core.run.updates import check_open
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.events import LEFT_OUT
@@ -61,7 +65,7 @@ def open_run(federation: Federation) -> int:
             )
             return made
 
-        rounds.open_run(run, federation, load_tokenizer(federation.tokenizer).sha256, initial_model)
+        opening.open_run(run, federation, load_tokenizer(federation.tokenizer).sha256, initial_model)
         latest = run.latest()
         assert latest is not None
         return latest
@@ -84,9 +88,9 @@ def open_round(federation: Federation, t: int | None) -> int | None:
             return None
         _remember(t)
     if _is_retry() and (birth := run_of(federation).birth()) is not None:  # its file may have been edited since
-        rounds.check_frozen(birth, federation, load_tokenizer(federation.tokenizer).sha256)
+        check_frozen(birth, federation, load_tokenizer(federation.tokenizer).sha256)
     if not _is_retry() or run_of(federation).round(t) is None:
-        rounds.check_open(federation, t)
+        check_open(federation, t)
     return t
 
 
@@ -210,7 +214,7 @@ def show(federation: Federation, manifest: RoundManifest) -> None:
     """A table artifact, what every site did in the round, and the report."""
     rows = [
         {name: unmarked(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
-        for row in rounds.summary(manifest)
+        for row in summary(manifest)
     ]
     create_table_artifact(
         rows,

@@ -17,7 +17,7 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from photon_core.errors import printable
+from photon_core.formatting import printable
 from photon_core.run.line import sentence
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest

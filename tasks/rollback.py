@@ -6,7 +6,7 @@ from prefect.runtime import flow_run
 
 from photon_core.run import rollback
 from photon_core.run.line import newest
-from photon_core.run.opening import run_of
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.coordinator import show

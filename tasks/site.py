@@ -16,11 +16,11 @@ from photon_core.aggregation.moments import moments_for
 from photon_core.data.paths import cache_dir, state_dir
 from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed, PhotonError, StoreUnavailable
 from photon_core.evidence.timeline import Begin, Spans
-from photon_core.run import opening as rounds
+from photon_core.run.evaluations import commit_evaluation
 from photon_core.run.model_cache import fetch_model
-from photon_core.run.opening import last_contribution, next_attempt, run_of
-from photon_core.update.early import EarlyUpload
-from photon_core.update.upload import upload_update
+from photon_core.run.run import run_of
+from photon_core.run.updates import last_contribution, next_attempt
+from photon_core.update.upload import EarlyUpload, upload_update
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RunManifest
 from schemas.server_errors import told
@@ -30,7 +30,8 @@ from tasks.progress import emit, step
 from tasks.tags import STEP
 
 if TYPE_CHECKING:
-    from photon_core.training.job import LocalJob, Trained
+    from photon_core.training.job import LocalJob
+    from photon_core.update.trained import Trained
 
 REPORT_SECONDS = 5.0  # between two progress updates in the Prefect UI
 VALIDATION_TIMEOUT = 3600.0
@@ -188,7 +189,7 @@ def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) 
             log_path=_log(federation, site),
             on_start=begin,
         )
-        rounds.commit_evaluation(run_of(federation), t, site, model, scores)
+        commit_evaluation(run_of(federation), t, site, model, scores)
         INCIDENTS.put((federation.run, t, site), f"evaluate {model[0].sha256}", starts("evaluation"))
         out.update(scores)
         return scores
@@ -287,3 +288,16 @@ class _Progress:
                 why = told(error)
                 self.logger.warning("the Prefect server does not take the progress; training goes on: %s", why)
             self.away = True
+
+
+@task(task_run_name="{site} / prepare", cache_policy=NO_CACHE)
+def prepare(federation: Federation, site: str) -> str:
+    """Tokenise, check and pack the site's text. Returns a line that says what there is.
+
+    Raises:
+        DataError: text that cannot be read, or that an expectation refuses.
+    """
+    from photon_core.data.prepare import prepare_site
+
+    manifest = prepare_site(federation, site)
+    return f"{manifest.train_documents} documents, {manifest.train_tokens} tokens to train on"

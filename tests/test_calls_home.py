@@ -13,7 +13,7 @@ import pytest
 from photon_cli.demo import write_demo
 from photon_cli.prefect.embedded import prefect_home
 from photon_core.jobs.telemetry import OFF
-from photon_core.run.opening import run_of
+from photon_core.run.run import run_of
 from schemas.reading.load import load_federation
 from tests.conftest import prepare_file, write_file
 from tests.database import give_database

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photon_cli.prefect.embedded import EmbeddedServer, prefect_home
-from photon_core.report.page import render
 from photon_core.evidence.record import read_record
-from photon_core.run.opening import run_of
+from photon_core.report.page import render
+from photon_core.run.run import run_of
 from schemas.reading.load import load_federation
 
 if TYPE_CHECKING:

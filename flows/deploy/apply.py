@@ -1,4 +1,4 @@
-"""Brings a Prefect server in line with a plan (flows/deploy/catalogue.py): twice changes nothing the second time."""
+"""Brings a Prefect server in line with a plan (flows/deploy/catalogue.py): applying it twice is idempotent."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any

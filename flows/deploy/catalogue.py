@@ -43,6 +43,7 @@ CHILD_SETTINGS = {
 
 # Of a site's flow runs in process pools. Without a command of its own, Prefect's worker starts a process for each
 # that imports Prefect to prepare a working copy of the code, of which there is none, and then imports it again.
+SITE_FLOWS = ("site_round", "site_evaluate", "site_start", "prepare_site")  # all in flows/site.py
 COMMAND = "python -m prefect.engine"
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "aws_access_key_id", "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key"}
@@ -235,9 +236,12 @@ def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
 
 
 def _flow(function: str) -> dict[str, Any]:
-    """Names of a flow that has a module of its own name. By module, never by file: a file would be loaded a
-    second time, and the classes of the copy are not those of the original."""
-    return {"flow": function.replace("_", "-"), "entrypoint": f"flows.{function}:{function}"}
+    """Names of a flow; one that is not a site's has a module of its own name.
+
+    By module, never by file: a file would be loaded a second time, with classes that are not the original's.
+    """
+    module = "site" if function in SITE_FLOWS else function
+    return {"flow": function.replace("_", "-"), "entrypoint": f"flows.{module}:{function}"}
 
 
 def _environment(federation: Federation) -> dict[str, str]:

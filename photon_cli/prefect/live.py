@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.deploy.pages import PAGE, pages
-from photon_core.errors import printable
+from photon_core.formatting import printable
 from tasks.tags import SITE, STEP, tagged
 
 TIMEOUT = 3.0  # seconds; `photon status` does not wait for a server that is away

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from photon_core.aggregation.checks import check_manifest, check_moments
 from photon_core.errors import CorruptFile, PhotonError, StoreRefused, StoreUnavailable
-from photon_core.run.opening import next_attempt
 from photon_core.run.run import Run
+from photon_core.run.updates import next_attempt
 from photon_core.update.settings import other_settings
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest

@@ -14,14 +14,14 @@ from photon_core.aggregation.guard import norm_trouble, outsized
 from photon_core.aggregation.guarded import last_notes, lowered, past_rounds, without, wrong_losses
 from photon_core.aggregation.metrics import aggregate_metrics
 from photon_core.aggregation.moments import Moments, average_moments
-from photon_core.aggregation.server_schedule import server_at
+from photon_core.aggregation.server_optimizer import server_at
 from photon_core.aggregation.tree import Tree, reference, regions
-from photon_core.errors import QuorumMissed, StepOverflow, UpdateRejected, printable
+from photon_core.errors import QuorumMissed, StepOverflow, UpdateRejected
 from photon_core.evidence.timeline import timeline
+from photon_core.formatting import printable
 from photon_core.run.claims import believed, excessive, least_steps, limits, token_limit
 from photon_core.run.line import earlier, place_of
-from photon_core.run.opening import federation_sha256, utc_now
-from photon_core.run.run import Run, model_sha256, versions
+from photon_core.run.run import Run, federation_sha256, model_sha256, utc_now, versions
 from photon_core.update.settings import check_settings
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, Span, UpdateManifest

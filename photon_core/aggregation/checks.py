@@ -1,19 +1,18 @@
 """What an update's manifest must say before any of its bytes are read."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from photon_core.aggregation.blame import blame
 from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.run.run import Run
-from photon_core.store.store import SHA256, check_path
-from photon_core.tensors.container import all_tensors, header_limit, tensor_bytes
+from photon_core.tensors.container import tensor_bytes
+from photon_core.tensors.shards import all_tensors, check_files
 from photon_core.update.codecs.registry import Codec, get_codec
-from schemas.manifests import FileEntry, PartialManifest, RoundManifest, TensorEntry, UpdateManifest
+from schemas.manifests import PartialManifest, RoundManifest, TensorEntry, UpdateManifest
 
 TOKEN_LIMIT = 10**15  # more than any site trains in a round; a claim beyond it would drown the others' weights
 STEP_LIMIT = 10**9  # the largest count moves everyone's learning-rate schedule
-LEAST_SHARD = 1 << 20  # bytes; aggregation.shard_mib is 1 or more
 MOMENTS = 2  # most that an optimizer keeps of a parameter
 METRICS_LIMIT = 1000
 METRIC_LIMIT = 100  # characters of its name: the round's manifest repeats them, and has to stay readable
@@ -61,28 +60,6 @@ def check_manifest(
         found = all_tensors(update.files)
         _check_tensors(site, expected, found, codec)
         check_files(update.files, len(expected) + 2 * len(base.model))
-
-
-def check_files(entries: Sequence[FileEntry], pieces: int) -> None:
-    """Refuse files that no update consists of, before a byte of them is read.
-
-    Args:
-        entries: whose tensors are known to be the model's.
-        pieces: most files that the tensors fill, however few of their bytes a file holds.
-
-    Raises:
-        PhotonError: naming the file.
-    """
-    size = sum(tensor_bytes(tensor) for entry in entries for tensor in entry.tensors.values())
-    if len(entries) > (most := pieces + size // LEAST_SHARD):
-        raise PhotonError(f"it brings {len(entries)} files; its tensors fill at most {most}")
-    for entry in entries:
-        check_path(entry.path)
-        if not all(SHA256.fullmatch(digest) for digest in (entry.sha256, entry.blake3 or entry.sha256)):
-            raise PhotonError(f"file '{entry.path}' has no sha256 or blake3")
-        held = sum(tensor_bytes(tensor) for tensor in entry.tensors.values())
-        if not held <= entry.bytes <= 8 + header_limit(entry.tensors) + held:
-            raise PhotonError(f"file '{entry.path}' has {entry.bytes} bytes, but its tensors have {held}")
 
 
 def check_moments(site: str, base: RoundManifest, update: UpdateManifest) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from photon_core.run.run import Run
+from photon_core.tensors.numerics import to_bfloat16
 from photon_core.tensors.reader import TensorReader
 from photon_core.tensors.writer import ShardWriter
-from photon_core.update.codecs.floats import to_bfloat16
 from schemas.manifests import FileEntry, TensorEntry
 
 CHUNK_ELEMENTS = 1 << 20

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.blame import blame, blamed
-from photon_core.aggregation.checks import check_files
 from photon_core.aggregation.engine.threads import Threads
-from photon_core.aggregation.means import weighted_mean
+from photon_core.aggregation.means import median, trimmed_mean, weighted_mean
 from photon_core.aggregation.moment_bounds import (
     FIRST,
     RATIO_LIMIT,
@@ -31,16 +30,15 @@ from photon_core.aggregation.moment_bounds import (
     medians,
     usual_ratio,
 )
-from photon_core.aggregation.robust import median, trimmed_mean
 from photon_core.errors import UpdateRejected
 from photon_core.model.shapes import moment_shapes
 from photon_core.run.run import Run
 from photon_core.store.open_ranges import OpenRanges
-from photon_core.tensors.container import SENT_AS, SHARD_BYTES, all_tensors
-from photon_core.tensors.numerics import dots
+from photon_core.tensors.container import SENT_AS
+from photon_core.tensors.numerics import dots, from_bfloat16, to_bfloat16
 from photon_core.tensors.reader import Load, Piece, TensorReader, cut
+from photon_core.tensors.shards import SHARD_BYTES, all_tensors, check_files
 from photon_core.tensors.writer import ShardWriter
-from photon_core.update.codecs.floats import from_bfloat16, to_bfloat16
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
 from schemas.sections.aggregation import Aggregation
 from schemas.sections.local import Optimizer

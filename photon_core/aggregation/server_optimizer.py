@@ -1,8 +1,8 @@
 """ServerOpt of Algorithm 1: how the global model moves, given the mean of the sites' parameters.
 
 g = theta - mean is the weighted mean of the pseudo-gradients theta - theta_k, because the weights sum to 1.
-Every optimizer works element by element, so it may be given any piece of the parameters. To add one, write
-its step, name its state tensors and what they start at in OPTIMIZERS, and its name in schemas.sections.server.Server.
+Every optimizer works element by element, so it may be given any piece of the parameters. To add one, write its
+step, name its state tensors and what they start at in OPTIMIZERS, and its name in schemas.sections.server.Server.
 """
 
 import math
@@ -160,3 +160,31 @@ OPTIMIZERS = {
     "fedyogi": ServerOptimizer(MOMENTS, fedyogi),
     "fedadam": ServerOptimizer(MOMENTS, fedadam),
 }
+
+
+def server_lr(t: int, server: Server, rounds: int) -> float:
+    """The learning rate that makes the model of round t.
+
+    Linear warm-up from lr / warmup_rounds to lr over the first warmup_rounds rounds; then lr (constant), or
+    down from lr to alpha lr, which is reached at the round after total_rounds and kept from there on.
+
+    Args:
+        t: number of the round, from 1.
+        server: its lr is the maximum.
+        rounds: of the federation, where the schedule names no total_rounds.
+    """
+    schedule = server.schedule
+    warmup, done = schedule.warmup_rounds, t - 1
+    if done < warmup:
+        return server.lr * t / warmup
+    if schedule.name == "constant":
+        return server.lr
+    length = (schedule.total_rounds or rounds) - warmup
+    share = min(1.0, (done - warmup) / length) if length > 0 else 1.0
+    fall = 0.5 * (1 + math.cos(math.pi * share)) if schedule.name == "cosine" else 1 - share
+    return server.lr * (schedule.alpha + (1 - schedule.alpha) * fall)
+
+
+def server_at(t: int, server: Server, rounds: int) -> Server:
+    """The server's settings with the learning rate of round t."""
+    return server.model_copy(update={"lr": server_lr(t, server, rounds)})

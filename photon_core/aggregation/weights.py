@@ -3,8 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from photon_core.aggregation.means import Float32, token_weights, weighted_mean
-from photon_core.aggregation.robust import bounds, median, trimmed_mean
+from photon_core.aggregation.means import Float32, bounds, median, token_weights, trimmed_mean, weighted_mean
 from photon_core.errors import UpdateRejected
 from schemas.manifests import UpdateManifest
 from schemas.sections.server import ALIKE, Server

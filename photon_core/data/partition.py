@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from photon_core.data.held_out import even_shares
 from photon_core.data.manifest import NAME, data_sha256, require_manifest
 from photon_core.data.mds import read_index, read_shard
 from photon_core.data.paths import find_site, split_dir, state_dir
 from photon_core.data.record import file_entries
 from photon_core.data.replace import claim, empty_stream, finish, replace
-from photon_core.data.stream import even_shares
 from photon_core.errors import DataError
 from photon_core.hashing import canonical_json, sha256_bytes
 from schemas.federation import Federation

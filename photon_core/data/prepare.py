@@ -13,7 +13,6 @@ import numpy as np
 from photon_core.data import manifest as data_manifest
 from photon_core.data.documents import read_file
 from photon_core.data.features import DocumentFeatures
-from photon_core.data.locks import folder_lock
 from photon_core.data.manifest import load_manifest
 from photon_core.data.mds import read_index, read_shard
 from photon_core.data.pack import Split, pack_stream
@@ -26,11 +25,11 @@ from photon_core.data.sources import SourceFile, list_files
 from photon_core.data.tokenizer import Tokenizer, load_tokenizer
 from photon_core.data.verify import VerifiedFiles, check_entries, verify_files
 from photon_core.errors import CorruptFile, DataError, FederationError
-from photon_core.files import write_whole
+from photon_core.files import folder_lock, write_whole
 from photon_core.hashing import canonical_json, sha256_bytes
 from schemas.federation import Federation
 from schemas.manifests import DataManifest
-from schemas.reading.overlap import check_overlap
+from schemas.sections.overlap import check_overlap
 from schemas.sections.sites import Stream
 
 __all__ = ["load_manifest", "prepare_site"]

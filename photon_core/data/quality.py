@@ -22,7 +22,7 @@ from photon_core.files import write_whole
 from photon_core.hashing import canonical_json
 from schemas.federation import Federation
 from schemas.manifests import DataManifest
-from schemas.reading.overlap import check_overlap
+from schemas.sections.overlap import check_overlap
 
 __all__ = ["Check", "CheckResult", "ExpectationFailed", "check_documents", "check_shards"]
 

@@ -16,11 +16,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from photon_core.clear import clear, remove_listed
 from photon_core.data import record
 from photon_core.data.manifest import NAME
 from photon_core.errors import CorruptFile, DataError
-from photon_core.files import TEMPORARY, make_folder, sync_folder, sync_tree, write_whole
+from photon_core.files import TEMPORARY, clear, make_folder, remove_listed, sync_folder, sync_tree, write_whole
 from schemas.manifests import DataManifest
 
 NEXT = ".next"

@@ -11,13 +11,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from photon_core.data.locks import folder_lock
 from photon_core.data.manifest import NAME, data_manifest, load_manifest
 from photon_core.data.paths import cache_dir, data_dir, find_site
 from photon_core.data.replace import NEXT, aside, check_listed, claim, finish, is_cut_off, replace
 from photon_core.data.verify import VerifiedFiles
 from photon_core.errors import CorruptFile, DataError
-from photon_core.files import whole_file
+from photon_core.files import folder_lock, whole_file
 from photon_core.hashing import sha256_bytes
 from photon_core.store.store import Store, StoreConflict, check_path
 from schemas.federation import Federation

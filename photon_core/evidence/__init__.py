@@ -1,1 +1,5 @@
-"""TODO."""
+"""What a run records about itself: timelines, metrics, experiment trackers, the record that reports read.
+
+Here: facts in a fixed form.
+Not here: pages and pictures made of them (report/).
+"""

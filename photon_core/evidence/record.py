@@ -9,8 +9,8 @@ from math import prod
 from typing import Any, TypeVar
 
 from photon_core.errors import CorruptFile, StoreRefused
+from photon_core.run.history import READERS, history
 from photon_core.run.line import on_line
-from photon_core.run.opening import READERS, history
 from photon_core.run.run import Run
 from schemas.manifests import RoundManifest, RunManifest, UpdateManifest
 from schemas.secrets import redacted

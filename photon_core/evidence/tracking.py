@@ -9,8 +9,8 @@ from composer.devices import DeviceCPU
 from composer.loggers import Logger
 from composer.models import ComposerModel
 
+from photon_core.evidence.loggers import make_loggers
 from photon_core.evidence.trackers import tracked
-from photon_core.training.trainer import make_loggers
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.sections.local import Logger as LoggerSection

@@ -1,1 +1,5 @@
-"""Between our models and Hugging Face's GPT-2: folders to take away, checkpoints to start from, text."""
+"""A committed model for other tools: checkpoints for transformers, model card, generated text.
+
+Here: what leaves the run for use.
+Not here: reading foreign checkpoints as a start (model/foreign.py).
+"""

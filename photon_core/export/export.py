@@ -12,13 +12,13 @@ from photon_core.export.tokenizer import write_tokenizer
 from photon_core.export.weights import write_weights
 from photon_core.files import make_folder, sync_folder, sync_tree
 from photon_core.model.gpt2 import gpt2_config
-from photon_core.run.garbage import check_kept
+from photon_core.run.history import check_kept, history
 from photon_core.run.line import on_line
-from photon_core.run.opening import check_frozen, history, run_of
-from photon_core.run.run import Run
+from photon_core.run.opening import check_frozen
+from photon_core.run.run import Run, run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from schemas.reading.overlap import check_target
+from schemas.sections.overlap import check_target
 
 
 def export_round(federation: Federation, t: int | None, folder: Path) -> RoundManifest:

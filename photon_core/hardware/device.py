@@ -3,6 +3,8 @@
 import torch
 
 from photon_core.errors import FederationError
+from photon_core.hardware.parallelism import check_gpus, check_processors
+from schemas.federation import Federation
 from schemas.sections.local import Local
 
 
@@ -19,3 +21,11 @@ def choose_device(local: Local) -> str:
     if device == "cpu" and local.precision != "fp32":
         raise FederationError(f"local.precision is {local.precision}, which needs a GPU here; write fp32")
     return device
+
+
+def check_devices(federation: Federation, site: str, wanted: int) -> None:
+    """Refuse to train on more GPUs than this machine has; processors may be shared, but not with FSDP."""
+    if choose_device(federation.local) == "cpu":
+        check_processors(federation, site)
+    else:
+        check_gpus(site, wanted, torch.cuda.device_count())

@@ -10,9 +10,8 @@ from typing import Literal
 
 from photon_core.errors import FederationError
 from photon_core.hardware.exchange import communication_seconds
-from photon_core.model.cost import FLOAT, training_memory
+from photon_core.model.cost import FLOAT, flops_per_token, training_memory
 from photon_core.model.shapes import parameter_count
-from photon_core.training.flops import flops_per_token
 from schemas.federation import Federation
 from schemas.presets import OURS
 from schemas.sections.hardware import Hardware

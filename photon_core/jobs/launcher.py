@@ -55,7 +55,7 @@ class Launcher:
     Args:
         slots: children at once; one for each core if left out. Above one, each child gets one thread.
         preload: modules that the fork server imports before it serves.
-        shared: socket of a fork server that is there already (see serving.py); one of our own is started if it
+        shared: socket of a fork server that is there already (see sharing.py); one of our own is started if it
             cannot be had.
     """
 

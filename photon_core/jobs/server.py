@@ -1,6 +1,6 @@
 """The fork server: a process that has imported composer once and forks a child for every job.
 
-Started by serving.py as `python -c`, so that it never sees the __main__ of the program that launches. Why not
+Started by sharing.py as `python -c`, so that it never sees the __main__ of the program that launches. Why not
 multiprocessing's own: it imports __main__ again in every child, hands the parent no signals or exit codes
 of grandchildren, and leaves shared memory behind when a child is killed. It must never touch CUDA: a context
 does not survive a fork.

@@ -35,7 +35,7 @@ def start_process(call: str, descriptors: Sequence[int], log: Path) -> subproces
     """A new interpreter that makes this call of photon_core.jobs.server, in a session of its own."""
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-c", f"from photon_core.training import forkserver; forkserver.{call}"],
+            [sys.executable, "-c", f"from photon_core.jobs import server; server.{call}"],
             env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
             stdin=subprocess.DEVNULL,
             stdout=output,

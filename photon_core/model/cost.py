@@ -1,4 +1,4 @@
-"""Bytes that training takes on one device, by what takes them: a pure function of the shape, without torch.
+"""What training a model costs a device: FLOPs a token and bytes by what takes them, from the shape, without torch.
 
 The plan, the choice between DDP and FSDP, and the first guess of the micro-batch share it. What an allocator adds
 on top (fragments, the CUDA context, the libraries' own work space) is not in it: leave a tenth of a device free.
@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from photon_core.model.shapes import is_hidden_matrix, parameter_shapes
+from photon_core.model.shapes import is_hidden_matrix, parameter_count, parameter_shapes
 from schemas.sections.model import Model
+
+# TFLOP/s in dense bfloat16, by NVIDIA; the first that a device's name contains
+PEAKS = {"H100": 989.4, "H200": 989.4, "A100": 312.0, "GB200": 2500.0, "B200": 2250.0}
+OTHERS = ("PCIe", "NVL", "MIG")  # cards of lower clocks, and parts of a GPU
 
 Precision = Literal["fp32", "amp_bf16"]
 FLOAT, BFLOAT, INDEX = 4, 2, 8  # bytes
@@ -106,3 +110,21 @@ def _activations(model: Model, element: int) -> int:
 def _block_gradients(model: Model, element: int) -> int:
     """Bytes a token of the gradients that the backward pass of a block holds at once: around the GELU."""
     return element * 2 * model.d_model * model.expansion_ratio + FLOAT * model.d_model
+
+
+def peak_tflops(device: str) -> float | None:
+    """A GPU's peak in dense bfloat16, in 10^12 FLOP/s, by its name; None if it is not known here."""
+    if any(other in device for other in OTHERS):
+        return None
+    return next((peak for name, peak in PEAKS.items() if name in device), None)
+
+
+def flops_per_token(model: Model) -> float:
+    """Floating-point operations of training on one token: 6 N + 12 L d T.
+
+    Chowdhery et al. 2022 (PaLM), appendix B: 6 for each parameter that is multiplied with (forward and backward;
+    the tied embedding counts once, as the head, and positions are only added), and 12 L H Q T for attention, whose
+    causal half is not taken off.
+    """
+    multiplied = parameter_count(model) - model.max_seq_len * model.d_model
+    return 6.0 * multiplied + 12.0 * model.n_layers * model.d_model * model.max_seq_len

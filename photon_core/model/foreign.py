@@ -15,7 +15,8 @@ from photon_core.errors import CorruptFile, FederationError
 from photon_core.model.gpt2 import EPSILON, PREFIX, gpt2_places
 from photon_core.model.shapes import parameter_shapes
 from photon_core.store.store import Store
-from photon_core.tensors.container import SHARD_BYTES, TensorInfo, make_header, read_header, tensor_bytes
+from photon_core.tensors.container import TensorInfo, make_header, read_header, tensor_bytes
+from photon_core.tensors.shards import SHARD_BYTES
 from schemas.manifests import TensorEntry
 from schemas.sections.model import Model
 

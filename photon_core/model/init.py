@@ -46,7 +46,7 @@ def initial_tensor(name: str, model: Model, seed: int) -> NDArray[np.float32]:
 
 def initial_model(federation: Federation, folder: Path) -> list[Path]:
     """Write theta^0 as safetensors shards into `folder`; at most one shard is in memory at a time."""
-    from photon_core.tensors.container import save_shard, shard_plan
+    from photon_core.tensors.shards import save_shard, shard_plan
 
     model = federation.model
     layout = {name: TensorEntry(dtype="F32", shape=shape) for name, shape in parameter_shapes(model).items()}

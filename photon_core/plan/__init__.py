@@ -1,1 +1,5 @@
-"""What a federation will take, before it is run: pure functions of its file and of the manifests so far."""
+"""Prediction before training: memory, bytes, seconds and tokens of a round, from the file and from past rounds.
+
+Here: pure functions behind `photon plan`.
+Not here: choices that training makes itself (hardware/).
+"""

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from photon_core.model.shapes import parameter_count
-from photon_core.plan.costs import link_seconds
-from photon_core.plan.reading import bytes_read
+from photon_core.plan.costs import bytes_read, link_seconds
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
@@ -23,7 +22,7 @@ class Measured:
         overhead: seconds of each site beyond its training and its link: start, data, encoding.
         concurrency: sites at work at a time: the sum of their seconds over the seconds that all of them took. It
             holds all that makes a round longer than its sites: sites that share a machine, waiting, Prefect.
-        aggregate: seconds of aggregation for each byte that it reads (photon_core/plan/reading.py).
+        aggregate: seconds of aggregation for each byte that it reads (photon_core/plan/costs.py).
         evaluate: seconds of a round.
     """
 

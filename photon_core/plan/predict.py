@@ -4,21 +4,28 @@ Seconds of a site in a round = start + download + H steps + upload. A step takes
 over what the site declares (devices x tflops x utilisation), or its tokens over the speed that was measured. The
 sites' part of a round ends with its slowest site; where rounds were measured, it is at least the sum of the sites'
 seconds over the number of them that were at work at a time (photon_core/plan/measured.py). Aggregation follows, at
-a rate of bytes that it reads: every update once, or more by regions (photon_core/plan/reading.py).
+a rate of bytes that it reads: every update once, or more by regions (photon_core/plan/costs.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
 from photon_core.hardware.exchange import TOPOLOGIES, Topology, bytes_sent, communication_seconds, total_seconds
 from photon_core.hardware.parallelism import FREE, choose_infra, job_infra
-from photon_core.model.cost import Memory, training_memory
+from photon_core.model.cost import Memory, flops_per_token, training_memory
 from photon_core.model.shapes import parameter_count
-from photon_core.plan.costs import model_bytes, slowest_link, transfer_seconds, update_bytes
-from photon_core.plan.measured import Measured
-from photon_core.plan.reading import bytes_read, region_count
-from photon_core.training.flops import flops_per_token
+from photon_core.plan.costs import (
+    bytes_read,
+    model_bytes,
+    region_count,
+    slowest_link,
+    transfer_seconds,
+    update_bytes,
+)
+from photon_core.plan.measured import Measured, measure
 from schemas.federation import Federation
+from schemas.manifests import RoundManifest
 
 START_SECONDS = 2.0  # a child process with its data and its Trainer, until rounds say how long
 AGGREGATION_RATE = 0.5e9  # bytes that aggregation reads in a second, until rounds say how many
@@ -253,3 +260,16 @@ def _evaluate(federation: Federation, sites: list[SitePlan]) -> float:
     share = FORWARD * federation.data.evaluation_sequences / federation.local.batch_size
     found = [START_SECONDS + (s.download or 0.0) + share * s.step for s in sites if s.step is not None]
     return max(found, default=0.0)
+
+
+def compared(federation: Federation, rounds: Sequence[RoundManifest]) -> list[tuple[int, float | None, float]]:
+    """(round, seconds that the rounds before it let expect, seconds that it took) for every measured round.
+
+    The first has nothing before it but what the sites declare; None where they do not.
+    """
+    found = []
+    for index, manifest in enumerate(rounds):
+        if manifest.updates and manifest.seconds:
+            expected = predict(federation, measure(federation, rounds[:index])).round_seconds
+            found.append((manifest.round, expected, sum(manifest.seconds.values())))
+    return found

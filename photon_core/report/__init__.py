@@ -1,1 +1,5 @@
-"""A run's report: manifests to figures to one page that needs nothing but a browser."""
+"""The report of a run: one HTML page without scripts, tables and pictures.
+
+Here: rendering for people.
+Not here: gathering the facts (evidence/record.py).
+"""

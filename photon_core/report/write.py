@@ -15,8 +15,7 @@ from typing import Any
 
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.record import read_record
-from photon_core.report import key
-from photon_core.report.page import render_sections, sections_of
+from photon_core.report.page import picture, render_sections, sections_of
 from photon_core.run.run import Run
 from photon_core.store.store import Store
 
@@ -44,7 +43,7 @@ def write_report(store: Store, run: str, t: int, count: int | None, cache: Path 
         new = True
     except StoreConflict:
         new = False  # another coordinator has told the same
-    return {"location": store.locate(path), "new": new, "picture": key.picture(sections)}
+    return {"location": store.locate(path), "new": new, "picture": picture(sections)}
 
 
 def main() -> None:

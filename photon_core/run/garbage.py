@@ -13,14 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable, Unreadable
-from photon_core.listing import Found
-from photon_core.run.opening import history, utc_now
-from photon_core.run.run import REMOVED, Run, files_of
+from photon_core.run.history import PLACE, rounds_with
+from photon_core.run.run import REMOVED, Run, files_of, utc_now
 from photon_core.run.start import site_starts
+from photon_core.store.interface import Found
 from photon_core.store.store import check_path
 from schemas.manifests import FileEntry, RemovalManifest
 
-PLACE = re.compile(r"[^/]+/rounds/(?P<t>\d{6,})/(?P<rest>.+)")
 TEMPORARY = re.compile(r"\.(probe-[0-9a-f]{32}|[0-9a-f]{32}\.tmp)")
 UPDATE = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4,})/update\.json")
 START = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4,})/start\.json")
@@ -97,7 +96,7 @@ def plan(
     """
     if rule.last < 1 or (rule.every is not None and rule.every < 1):
         raise PhotonError("photon gc keeps at least the latest round: --keep-last and --keep-every are 1 or more")
-    latest, gone = committed[-1], _rounds_with(REMOVED, found)
+    latest, gone = committed[-1], rounds_with(REMOVED, found)
     kept = {t for t in committed if rule.keeps(t, latest)}
     back = {holder for t, holder in (holders or {}).items() if holder != t and t in kept}  # rolled back to
     result = Plan(latest, [t for t in committed if t in kept | back and t not in gone])
@@ -159,39 +158,6 @@ def remove(run: Run, plan: Plan) -> None:
 def _named_since(run: Run, latest: int) -> set[int]:
     """Rounds whose files a round committed after `latest` names."""
     return {run.holder(t) for t in range(latest + 1, (run.latest() or 0) + 1)}
-
-
-def check_kept(run: Run, t: int) -> None:
-    """Refuse to read the tensors of a round that garbage collection took, or of one that names them.
-
-    Raises:
-        PhotonError: it did; which rounds are kept is in the message.
-    """
-    note = run.removed(run.holder(t))
-    if note is None:
-        return
-    gone = _rounds_with(REMOVED, run.store.walk(run.run))
-    kept = [manifest.round for manifest in history(run) if run.holder(manifest.round) not in gone]
-    raise PhotonError(
-        f"round {t}'s model was removed by photon gc ({note.created}); kept rounds are {ranges(kept)}"
-    )
-
-
-def _rounds_with(name: str, found: Iterable[Found]) -> set[int]:
-    """Rounds whose folder holds a file of this name."""
-    places = (PLACE.fullmatch(file.path) for file in found)
-    return {int(place["t"]) for place in places if place and place["rest"] == name}
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """[0, 10, 11, 12] as '0, 10 to 12'."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(" to ".join(map(str, (r[0], r[-1]))) if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
 
 
 def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:

@@ -8,7 +8,8 @@ without updates, and over all that this round has left behind.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from photon_core.errors import PhotonError, printable
+from photon_core.errors import PhotonError
+from photon_core.formatting import printable
 from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import Contribution, RoundManifest, UpdateRef

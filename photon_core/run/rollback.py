@@ -7,11 +7,11 @@ import getpass
 import os
 from typing import Any, Literal
 
-from photon_core.errors import CorruptFile, FederationError, StoreConflict, printable
-from photon_core.run.garbage import check_kept
+from photon_core.errors import CorruptFile, FederationError, StoreConflict
+from photon_core.formatting import printable
+from photon_core.run.history import check_kept
 from photon_core.run.line import newest
-from photon_core.run.opening import federation_sha256, precise_now
-from photon_core.run.run import Run, files_of, versions
+from photon_core.run.run import Run, federation_sha256, files_of, precise_now, versions
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.secrets import has_secret

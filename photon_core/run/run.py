@@ -18,15 +18,20 @@ import platform
 import re
 import uuid
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from photon_core.errors import CorruptFile, PhotonError
+from photon_core.errors import (
+    CorruptFile,
+    PhotonError,
+)
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.store.store import Store, check_path
+from schemas.federation import Federation
 from schemas.manifests import (
     FileEntry,
     Manifest,
@@ -347,3 +352,21 @@ def _name(kind: str, name: str) -> str:
     if not NAME.fullmatch(name):
         raise PhotonError(f"{name!r} cannot name a {kind}: use letters, digits, '.', '_' and '-'")
     return name
+
+
+def run_of(federation: Federation) -> Run:
+    """The federation's run in its store."""
+    return Run(Store(federation.store, **federation.storage.store_options()), federation.run)
+
+
+def federation_sha256(federation: Federation) -> str:
+    return sha256_bytes(canonical_json(federation.model_dump(mode="json")))
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def precise_now() -> str:
+    """The same to the microsecond: no two commits have it in common."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")

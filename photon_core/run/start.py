@@ -6,17 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from photon_core.aggregation.checks import check_files
-from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict, printable
+from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict
+from photon_core.formatting import printable
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.model.foreign import Checkpoint
 from photon_core.model.init import initial_model
 from photon_core.model.shapes import parameter_shapes
 from photon_core.run.run import Run
 from photon_core.store.store import Store
-from photon_core.tensors.container import all_tensors
 from photon_core.tensors.reader import TensorReader
-from photon_core.tensors.shards import put_file
+from photon_core.tensors.shards import all_tensors, check_files, put_file
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, StartManifest, StartRef
 from schemas.sections.model import Model
@@ -198,7 +197,7 @@ def _from_run(federation: Federation, folder: Path) -> Initial:
 def _other_round(federation: Federation) -> tuple[Run, RoundManifest]:
     """The round that the file starts from, of the same model and tokenizer."""
     from photon_core.data.tokenizer import load_tokenizer
-    from photon_core.run.garbage import check_kept  # it imports photon_core.run.opening, which imports this module
+    from photon_core.run.history import check_kept
 
     start = federation.start
     assert start.run is not None

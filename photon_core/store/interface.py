@@ -1,12 +1,16 @@
-"""A file of a store that is being written: whole on `close`, never seen on `discard` or an error inside `with`."""
+"""What a backend of a store offers: files written whole, files read in ranges, lists with sizes and ages."""
 
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, NamedTuple, Protocol, Self
 
 
 class Writer(ABC):
-    """A binary file, written from front to back."""
+    """A binary file, written from front to back: whole on `close`, not there after `discard` or an error."""
 
     @abstractmethod
     def write(self, data: bytes | bytearray | memoryview) -> int: ...
@@ -33,3 +37,67 @@ class Writer(ABC):
             self.close()
         else:
             self.discard()
+
+
+class Found(NamedTuple):
+    """A file of a store.
+
+    Args:
+        path: relative to the store.
+        bytes: its size.
+        modified: seconds since the epoch.
+    """
+
+    path: str
+    bytes: int
+    modified: float
+
+
+def walk_local(root: Path, path: str) -> list[Found]:
+    """Plain files below root/path, sorted by path.
+
+    What vanishes while it looks was another's temporary file; where a stranger lets nobody look, nothing is found.
+    """
+    found = []
+    for folder, _, names in os.walk(root / path):
+        for name in names:
+            file = Path(folder, name)
+            try:
+                info = file.lstat()
+            except (FileNotFoundError, PermissionError, NotADirectoryError):
+                continue
+            found.append(Found(file.relative_to(root).as_posix(), info.st_size, info.st_mtime))
+    return sorted(found)
+
+
+def walk_remote(infos: Mapping[str, Mapping[str, Any]], root: str) -> list[Found]:
+    """The same from what fsspec's `find(detail=True)` answered for a folder below `root`."""
+    below = root.strip("/") + "/"
+    found = []
+    for name, info in infos.items():
+        path = str(name).lstrip("/")
+        if info.get("type") == "file" and path.startswith(below):
+            found.append(Found(path[len(below) :], int(info["size"] or 0), _modified(info)))
+    return sorted(found)
+
+
+def _modified(info: Mapping[str, Any]) -> float:
+    """A file without a known time counts as new."""
+    for key in ("LastModified", "mtime", "updated", "created"):
+        value = info.get(key)
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return float("inf")
+
+
+class Ranges(Protocol):
+    """A file read in ranges, by several threads side by side."""
+
+    def read_into(self, views: Sequence[memoryview], start: int) -> int:
+        """Bytes from `start` on, one view after the other; how many: fewer only where the file ends before."""
+
+    def close(self) -> None: ...

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from photon_core.store.store import Ranges
+from photon_core.store.interface import Ranges
 
 SHARE = 4  # of the descriptors that the process may have, one in so many
 

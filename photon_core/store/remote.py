@@ -18,8 +18,7 @@ from threading import Lock
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from photon_core.errors import FederationError, PhotonError, StoreConflict
-from photon_core.listing import Found, walk_remote
-from photon_core.store.interface import Writer
+from photon_core.store.interface import Found, Writer, walk_remote
 from photon_core.store.objects import ObjectRanges, ObjectReader, ObjectWriter
 from photon_core.store.retry import PATIENCE, patiently
 from photon_core.store.s3 import S3Client

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict
 from photon_core.files import whole_file
 from photon_core.hashing import BLOCK, Check
-from photon_core.listing import Found, walk_local
-from photon_core.store.interface import Writer
+from photon_core.store.interface import Found, Ranges, Writer, walk_local
 from photon_core.store.local import LocalFiles
 from photon_core.store.remote import RemoteFiles
 
@@ -27,15 +26,6 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 PATH_LIMIT = 800  # bytes
 FIRST = 1 << 20  # bytes of a small file that are asked for first: a server's answer needs a buffer of its size
 KEY_LIMIT = 1024  # bytes of an object's name on S3, the store's own prefix included
-
-
-class Ranges(Protocol):
-    """A file read in ranges, by several threads side by side."""
-
-    def read_into(self, views: Sequence[memoryview], start: int) -> int:
-        """Bytes from `start` on, one view after the other; how many: fewer only where the file ends before."""
-
-    def close(self) -> None: ...
 
 
 def _nothing() -> None:

@@ -1,4 +1,4 @@
-"""The safetensors container: its header, checked; which tensors share a shard; a file's manifest entry.
+"""The safetensors container: its header, checked.
 
 A file is an 8-byte little-endian length, that many bytes of JSON {name: {dtype, shape, data_offsets}}, and
 the tensors' bytes, without gaps (https://github.com/huggingface/safetensors, "Format"). Headers come from
@@ -7,19 +7,13 @@ other sites, so they are read with limits and every number in them is checked be
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-from numpy.typing import NDArray
-
 from photon_core.errors import CorruptFile
-from photon_core.hashing import Hashes, file_hashes
 from photon_core.store.store import Store
-from schemas.manifests import FileEntry, TensorEntry
+from schemas.manifests import TensorEntry
 
 DTYPE_BYTES = {
     **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
@@ -28,8 +22,6 @@ DTYPE_BYTES = {
 NUMPY_DTYPES = {"F32": "<f4", "I32": "<i4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "I8": "|i1", "U8": "|u1"}
 SENT_AS = {"float32": "F32", "bfloat16": "BF16"}  # by the federation file's names
 HEADER_LIMIT = 8 << 20  # bytes; a 256 MiB shard's header is some kB
-SHARD_BYTES = 256 << 20
-WRITE = 1 << 18  # bytes that are written and then hashed while a core's cache still has them
 
 
 @dataclass(frozen=True)
@@ -129,117 +121,9 @@ def make_metadata(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
     return {"format": "pt"} | ({"rows": json.dumps(rows, separators=(",", ":"))} if rows else {})
 
 
-def save_shard(path: Path, shard: Mapping[str, TensorEntry], tensor: Callable[[str], NDArray[Any]]) -> None:
-    """Write a file of a plan with the library that defines the format.
-
-    Args:
-        path: of the new file.
-        shard: what it holds.
-        tensor: gives a whole tensor; asked for one at a time.
-    """
-    from safetensors.numpy import save_file
-
-    held = {
-        name: tensor(name) if part.rows is None else tensor(name)[slice(*part.rows)]
-        for name, part in shard.items()
-    }
-    metadata = make_metadata(shard)
-    save_file(held, path, metadata if "rows" in metadata else None)
-
-
-def write_shard(
-    path: Path, name: str, shard: Mapping[str, TensorEntry], tensor: Callable[[str], NDArray[Any]]
-) -> FileEntry:
-    """Write a file of a plan, hashed on the way.
-
-    Args:
-        path: of the new file.
-        name: its path relative to the manifest.
-        shard: what it holds.
-        tensor: gives a whole tensor, in the bits of its dtype; asked for one at a time, in the shard's order.
-    """
-    header = make_header(shard)
-    hashes, size = Hashes().update(header), len(header)
-    with path.open("wb") as file:
-        file.write(header)
-        for each, part in shard.items():
-            values = tensor(each) if part.rows is None else tensor(each)[slice(*part.rows)]
-            data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-            for start in range(0, data.size, WRITE):
-                file.write(data[start : start + WRITE].data)
-                hashes.update(data[start : start + WRITE].data)
-            size += data.size
-    sha256, blake3 = hashes.hexdigests()
-    return FileEntry(path=name, sha256=sha256, blake3=blake3, bytes=size, tensors=dict(shard))
-
-
 def tensor_bytes(tensor: TensorEntry) -> int:
     """Bytes of what the file holds of a tensor."""
     return math.prod(tensor.held) * DTYPE_BYTES[tensor.dtype]
-
-
-def shard_plan(
-    tensors: Mapping[str, TensorEntry], max_bytes: int = SHARD_BYTES, align: int = 1
-) -> list[dict[str, TensorEntry]]:
-    """What each file holds: sorted names, filled greedily. A tensor larger than a file is split by rows.
-
-    Args:
-        tensors: whole ones.
-        max_bytes: largest file, its header apart, unless the least rows that may stand alone are larger.
-        align: tensors are split at multiples of so many elements.
-    """
-    plan: list[dict[str, TensorEntry]] = []
-    filled = 0
-    for name in sorted(tensors):
-        for part in _parts(tensors[name], max_bytes, align):
-            size = tensor_bytes(part)
-            if not plan or (filled and filled + size > max_bytes):
-                plan.append({})
-                filled = 0
-            plan[-1][name] = part
-            filled += size
-    return plan
-
-
-def _parts(tensor: TensorEntry, max_bytes: int, align: int) -> list[TensorEntry]:
-    """The tensor, or its rows in parts of at most so many bytes; two neighbours do not fit into one file."""
-    size = tensor_bytes(tensor)
-    if size <= max_bytes or not tensor.shape or tensor.shape[0] == 1:
-        return [tensor]
-    count = tensor.shape[0]
-    step = align // math.gcd(align, math.prod(tensor.shape[1:]))
-    rows = max(step, max_bytes * count // size // step * step)
-    if rows >= count:
-        return [tensor]
-    bounds = [*range(0, count, rows), count]
-    return [
-        TensorEntry(dtype=tensor.dtype, shape=tensor.shape, rows=(start, end)) for start, end in pairwise(bounds)
-    ]
-
-
-def file_entry(path: Path, name: str) -> FileEntry:
-    """The manifest entry of a local safetensors file of our own making.
-
-    Args:
-        path: the file.
-        name: its path relative to the manifest.
-
-    Raises:
-        CorruptFile: it is not a safetensors file.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = header_length(file.read(8), size, str(path))
-        header = file.read(length)
-    tensors = {}
-    rows = json.loads(json.loads(header).get("__metadata__", {}).get("rows", "{}"))
-    for info in parse_header(header, 8 + length, size, str(path)).values():
-        tensors[info.name] = TensorEntry(dtype=info.dtype, shape=info.shape)
-        if info.name in rows:
-            start, end, count = rows[info.name]
-            tensors[info.name] = TensorEntry(dtype=info.dtype, shape=(count, *info.shape[1:]), rows=(start, end))
-    sha256, blake3 = file_hashes(path)
-    return FileEntry(path=name, sha256=sha256, blake3=blake3, bytes=size, tensors=tensors)
 
 
 def check_held(promised: Mapping[str, TensorEntry], infos: Mapping[str, TensorInfo], file: str) -> None:
@@ -247,34 +131,6 @@ def check_held(promised: Mapping[str, TensorEntry], infos: Mapping[str, TensorIn
     expected = {name: (tensor.dtype, tensor.held) for name, tensor in promised.items()}
     if {info.name: (info.dtype, info.shape) for info in infos.values()} != expected:
         raise CorruptFile(f"{file} holds other tensors than its manifest says")
-
-
-def all_tensors(entries: Sequence[FileEntry]) -> dict[str, TensorEntry]:
-    """The whole tensors of a list of files, by name.
-
-    Raises:
-        CorruptFile: two files hold the same, or the files' parts of a tensor, in their order, are not all of it.
-    """
-    found: dict[str, TensorEntry] = {}
-    reached: dict[str, int] = {}  # rows of the split tensors so far
-    for entry in entries:
-        for name, tensor in entry.tensors.items():
-            if name in found and (tensor.rows is None or name not in reached):
-                raise CorruptFile(f"tensor '{name[:200]}' is in two files, one of them '{entry.path[:200]}'")
-            if tensor.rows is None:
-                found[name] = tensor
-                continue
-            whole = TensorEntry(dtype=tensor.dtype, shape=tensor.shape)
-            start, end = tensor.rows
-            if found.setdefault(name, whole) != whole or reached.get(name, 0) != start or end <= start:
-                raise CorruptFile(
-                    f"the rows of tensor '{name[:200]}' in '{entry.path[:200]}' are not the next ones"
-                )
-            reached[name] = end
-    for name, end in reached.items():
-        if found[name].shape[:1] != (end,):
-            raise CorruptFile(f"the files do not hold all rows of tensor '{name[:200]}'")
-    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

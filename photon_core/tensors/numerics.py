@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+LARGEST_BFLOAT16 = 0x7F7F
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 DOT = 1 << 12  # elements of a partial inner product: few enough that BLAS starts no threads for them
@@ -23,3 +25,24 @@ def dots(a: Float32, b: Float32) -> Float64:
     for k in np.flatnonzero(~np.isfinite(values)):
         values[k] = np.dot(a[k].astype(np.float64), (b if b.ndim == 1 else b[k]).astype(np.float64))
     return values
+
+
+def to_bfloat16(values: Float32) -> NDArray[np.uint16]:
+    """The upper halves of finite float32 values, rounded to nearest, ties to even; never to infinity."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = bits >> np.uint32(16)
+    np.bitwise_and(rounded, np.uint32(1), out=rounded)
+    np.add(rounded, np.uint32(0x7FFF), out=rounded)
+    np.add(rounded, bits, out=rounded)
+    np.right_shift(rounded, np.uint32(16), out=rounded)
+    found = rounded.astype(np.uint16)
+    over = (found & np.uint16(0x7FFF)) > LARGEST_BFLOAT16
+    if over.any():
+        found[over] = (found[over] & np.uint16(0x8000)) | np.uint16(LARGEST_BFLOAT16)
+    return found
+
+
+def from_bfloat16(halves: NDArray[np.uint16], out: Float32) -> Float32:
+    """The same numbers as float32."""
+    np.left_shift(halves, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+    return out

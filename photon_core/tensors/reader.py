@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from photon_core.store.open_ranges import OpenRanges
 from photon_core.store.store import Store, check_path
-from photon_core.tensors.container import DTYPE_BYTES, NUMPY_DTYPES, all_tensors
+from photon_core.tensors.container import DTYPE_BYTES, NUMPY_DTYPES
 from photon_core.tensors.hashed_file import HashedFile
+from photon_core.tensors.shards import all_tensors
 from schemas.manifests import FileEntry, TensorEntry
 
 LINE = 64  # bytes of a cache line

@@ -1,11 +1,32 @@
-"""Local safetensors files on their way into a store, under names that their content gives them."""
+"""Shards, the safetensors files that hold a model between them: which tensors share one, writing, uploading."""
 
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from photon_core.errors import CorruptFile, StoreConflict
-from photon_core.store.store import Store
-from photon_core.tensors.container import file_entry
-from schemas.manifests import FileEntry
+import numpy as np
+from numpy.typing import NDArray
+
+from photon_core.errors import CorruptFile, PhotonError, StoreConflict
+from photon_core.hashing import Hashes, file_hashes
+from photon_core.store.store import SHA256, Store, check_path
+from photon_core.tensors.container import (
+    header_length,
+    header_limit,
+    make_header,
+    make_metadata,
+    parse_header,
+    tensor_bytes,
+)
+from schemas.manifests import FileEntry, TensorEntry
+
+LEAST_SHARD = 1 << 20  # bytes; aggregation.shard_mib is 1 or more
+
+SHARD_BYTES = 256 << 20
+WRITE = 1 << 18  # bytes that are written and then hashed while a core's cache still has them
 
 
 def put_file(store: Store, path: Path, folder: str, prefix: str = "", entry: FileEntry | None = None) -> FileEntry:
@@ -35,3 +56,161 @@ def put_file(store: Store, path: Path, folder: str, prefix: str = "", entry: Fil
     if size != entry.bytes:
         raise CorruptFile(f"{store.locate(place)} holds {size} bytes where {entry.bytes} belong; remove it")
     return entry.model_copy(update={"path": prefix + name})
+
+
+def save_shard(path: Path, shard: Mapping[str, TensorEntry], tensor: Callable[[str], NDArray[Any]]) -> None:
+    """Write a file of a plan with the library that defines the format.
+
+    Args:
+        path: of the new file.
+        shard: what it holds.
+        tensor: gives a whole tensor; asked for one at a time.
+    """
+    from safetensors.numpy import save_file
+
+    held = {
+        name: tensor(name) if part.rows is None else tensor(name)[slice(*part.rows)]
+        for name, part in shard.items()
+    }
+    metadata = make_metadata(shard)
+    save_file(held, path, metadata if "rows" in metadata else None)
+
+
+def write_shard(
+    path: Path, name: str, shard: Mapping[str, TensorEntry], tensor: Callable[[str], NDArray[Any]]
+) -> FileEntry:
+    """Write a file of a plan, hashed on the way.
+
+    Args:
+        path: of the new file.
+        name: its path relative to the manifest.
+        shard: what it holds.
+        tensor: gives a whole tensor, in the bits of its dtype; asked for one at a time, in the shard's order.
+    """
+    header = make_header(shard)
+    hashes, size = Hashes().update(header), len(header)
+    with path.open("wb") as file:
+        file.write(header)
+        for each, part in shard.items():
+            values = tensor(each) if part.rows is None else tensor(each)[slice(*part.rows)]
+            data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+            for start in range(0, data.size, WRITE):
+                file.write(data[start : start + WRITE].data)
+                hashes.update(data[start : start + WRITE].data)
+            size += data.size
+    sha256, blake3 = hashes.hexdigests()
+    return FileEntry(path=name, sha256=sha256, blake3=blake3, bytes=size, tensors=dict(shard))
+
+
+def shard_plan(
+    tensors: Mapping[str, TensorEntry], max_bytes: int = SHARD_BYTES, align: int = 1
+) -> list[dict[str, TensorEntry]]:
+    """What each file holds: sorted names, filled greedily. A tensor larger than a file is split by rows.
+
+    Args:
+        tensors: whole ones.
+        max_bytes: largest file, its header apart, unless the least rows that may stand alone are larger.
+        align: tensors are split at multiples of so many elements.
+    """
+    plan: list[dict[str, TensorEntry]] = []
+    filled = 0
+    for name in sorted(tensors):
+        for part in _parts(tensors[name], max_bytes, align):
+            size = tensor_bytes(part)
+            if not plan or (filled and filled + size > max_bytes):
+                plan.append({})
+                filled = 0
+            plan[-1][name] = part
+            filled += size
+    return plan
+
+
+def _parts(tensor: TensorEntry, max_bytes: int, align: int) -> list[TensorEntry]:
+    """The tensor, or its rows in parts of at most so many bytes; two neighbours do not fit into one file."""
+    size = tensor_bytes(tensor)
+    if size <= max_bytes or not tensor.shape or tensor.shape[0] == 1:
+        return [tensor]
+    count = tensor.shape[0]
+    step = align // math.gcd(align, math.prod(tensor.shape[1:]))
+    rows = max(step, max_bytes * count // size // step * step)
+    if rows >= count:
+        return [tensor]
+    bounds = [*range(0, count, rows), count]
+    return [
+        TensorEntry(dtype=tensor.dtype, shape=tensor.shape, rows=(start, end)) for start, end in pairwise(bounds)
+    ]
+
+
+def file_entry(path: Path, name: str) -> FileEntry:
+    """The manifest entry of a local safetensors file of our own making.
+
+    Args:
+        path: the file.
+        name: its path relative to the manifest.
+
+    Raises:
+        CorruptFile: it is not a safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = header_length(file.read(8), size, str(path))
+        header = file.read(length)
+    tensors = {}
+    rows = json.loads(json.loads(header).get("__metadata__", {}).get("rows", "{}"))
+    for info in parse_header(header, 8 + length, size, str(path)).values():
+        tensors[info.name] = TensorEntry(dtype=info.dtype, shape=info.shape)
+        if info.name in rows:
+            start, end, count = rows[info.name]
+            tensors[info.name] = TensorEntry(dtype=info.dtype, shape=(count, *info.shape[1:]), rows=(start, end))
+    sha256, blake3 = file_hashes(path)
+    return FileEntry(path=name, sha256=sha256, blake3=blake3, bytes=size, tensors=tensors)
+
+
+def all_tensors(entries: Sequence[FileEntry]) -> dict[str, TensorEntry]:
+    """The whole tensors of a list of files, by name.
+
+    Raises:
+        CorruptFile: two files hold the same, or the files' parts of a tensor, in their order, are not all of it.
+    """
+    found: dict[str, TensorEntry] = {}
+    reached: dict[str, int] = {}  # rows of the split tensors so far
+    for entry in entries:
+        for name, tensor in entry.tensors.items():
+            if name in found and (tensor.rows is None or name not in reached):
+                raise CorruptFile(f"tensor '{name[:200]}' is in two files, one of them '{entry.path[:200]}'")
+            if tensor.rows is None:
+                found[name] = tensor
+                continue
+            whole = TensorEntry(dtype=tensor.dtype, shape=tensor.shape)
+            start, end = tensor.rows
+            if found.setdefault(name, whole) != whole or reached.get(name, 0) != start or end <= start:
+                raise CorruptFile(
+                    f"the rows of tensor '{name[:200]}' in '{entry.path[:200]}' are not the next ones"
+                )
+            reached[name] = end
+    for name, end in reached.items():
+        if found[name].shape[:1] != (end,):
+            raise CorruptFile(f"the files do not hold all rows of tensor '{name[:200]}'")
+    return found
+
+
+def check_files(entries: Sequence[FileEntry], pieces: int) -> None:
+    """Refuse files that no update consists of, before a byte of them is read.
+
+    Args:
+        entries: whose tensors are known to be the model's.
+        pieces: most files that the tensors fill, however few of their bytes a file holds.
+
+    Raises:
+        PhotonError: naming the file.
+    """
+    size = sum(tensor_bytes(tensor) for entry in entries for tensor in entry.tensors.values())
+    if len(entries) > (most := pieces + size // LEAST_SHARD):
+        raise PhotonError(f"it brings {len(entries)} files; its tensors fill at most {most}")
+    for entry in entries:
+        check_path(entry.path)
+        if not all(SHA256.fullmatch(digest) for digest in (entry.sha256, entry.blake3 or entry.sha256)):
+            raise PhotonError(f"file '{entry.path}' has no sha256 or blake3")
+        held = sum(tensor_bytes(tensor) for tensor in entry.tensors.values())
+        if not held <= entry.bytes <= 8 + header_limit(entry.tensors) + held:
+            raise PhotonError(f"file '{entry.path}' has {entry.bytes} bytes, but its tensors have {held}")

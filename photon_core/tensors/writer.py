@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from photon_core.hashing import Hashes
 from photon_core.store.store import Store, Writer
-from photon_core.tensors.container import SHARD_BYTES, make_header, shard_plan, tensor_bytes
+from photon_core.tensors.container import make_header, tensor_bytes
+from photon_core.tensors.shards import SHARD_BYTES, shard_plan
 from schemas.manifests import FileEntry, TensorEntry
 
 

@@ -1,1 +1,5 @@
-"""The model, and how a site trains it for one round."""
+"""Local training in child processes: Composer's trainer, local steps, evaluation, micro-batch search.
+
+Here: everything that imports torch and Composer.
+Not here: starting the children (jobs/) and what leaves the site (update/).
+"""

@@ -54,8 +54,8 @@ class RoundCallback(Callback):
 
     Args:
         job: what is trained; training ends early when its time limit has passed, after a step at least.
-        samples: binary file that the samples' numbers (see photon_core.data.trail) are appended to, as
-            little-endian uint32.
+        samples: binary file that the samples' numbers are appended to, as little-endian uint32. They run over the
+            training splits of all the site's streams, in the order of the federation file.
         report: called with step, steps, loss, tokens, tokens_per_second; at most once a second, and at the end.
         checkpoint: called between two steps, every `local.checkpoint_steps` steps.
         progress: what has been trained already, by the process that this one goes on for.

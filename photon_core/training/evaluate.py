@@ -5,8 +5,8 @@ import math
 import torch
 
 from photon_core.aggregation.metrics import LARGEST_LOSS
+from photon_core.data.held_out import valid_counts, valid_sequences
 from photon_core.data.shards import stage
-from photon_core.data.stream import valid_counts, valid_sequences
 from photon_core.errors import DataError
 from photon_core.hardware.device import choose_device
 from photon_core.model.decoder import Decoder, load_decoder, losses_by_sample

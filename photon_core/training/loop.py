@@ -6,62 +6,42 @@ Child processes only.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from blake3 import blake3
 from composer import Trainer
 from streaming import StreamingDataset
 
 from photon_core.data.manifest import require_manifest
-from photon_core.data.stream import release, stream_hash, train_dataset
-from photon_core.errors import DataError, UpdateRejected
+from photon_core.data.shared_memory import release
+from photon_core.data.stream import stream_hash, train_dataset
+from photon_core.errors import DataError
+from photon_core.evidence.loggers import make_loggers
 from photon_core.hardware.device import choose_device
 from photon_core.model.decoder import PhotonModel, load_decoder
 from photon_core.model.meters import ActivationNorm, StreamLosses
-from photon_core.run.sampling import TOKENS
 from photon_core.training.callback import RoundCallback
 from photon_core.training.compiled import choose_score
 from photon_core.training.evaluate import held_out_scores
-from photon_core.training.exchange import Theta, Written, write_update
-from photon_core.training.job import LocalJob, Trained
+from photon_core.training.exchange import Theta, read_moments, write_moments
+from photon_core.training.finish import Clock, as_trained, encode, kept_state
+from photon_core.training.job import LocalJob
 from photon_core.training.metrics import round_metrics
 from photon_core.training.micro_batch import at_once
-from photon_core.training.moments import read_moments, write_moments
 from photon_core.training.optimizer.build import make_optimizer, parameter_names
 from photon_core.training.optimizer.gradients import Gradients
 from photon_core.training.parallel.ranks import Ranks
-from photon_core.training.parallel.sharding import State, Trainee
-from photon_core.training.random_state import get_random_state, set_random_state
-from photon_core.training.state.checkpoint import Checkpoints
+from photon_core.training.parallel.sharding import Trainee
+from photon_core.training.state.checkpoint import Checkpoints, set_random_state
 from photon_core.training.state.folder import SAMPLES, TRAINING
 from photon_core.training.state.resume import Past, load_past
-from photon_core.training.trainer import make_loader, make_loggers, make_trainer
-from photon_core.update.post_process import noise_generator
-from schemas.bounds import LARGEST_NUMBER
-from schemas.manifests import FileEntry
-
-NOISE_KEY = "noise.key"
-
-
-class Clock:
-    """Seconds spent, by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+from photon_core.training.trainer import make_loader, make_trainer
+from photon_core.update.trained import Trained
 
 
 def work(
@@ -192,74 +172,6 @@ def work(
     return as_trained(job, *done, metrics, scores, data.train_tokens, past, update, moments, clock, past.notes)
 
 
-def as_trained(
-    job: LocalJob,
-    tokens: int,
-    steps: int,
-    metrics: Mapping[str, float],
-    scores: Mapping[str, float],
-    data_tokens: int,
-    past: Past,
-    update: Written,
-    moments: list[FileEntry],
-    clock: Clock,
-    notes: list[str],
-) -> Trained:
-    """What has been trained and written, as the launcher hears of it; the notes go to the site's log, too.
-
-    Raises:
-        UpdateRejected: one of its numbers is not finite, or larger than a manifest holds.
-    """
-    for note in notes:
-        print(note)
-    metrics = {
-        **metrics,
-        **update.metrics,
-        **{f"valid_{name}": value for name, value in scores.items() if name != "perplexity"},
-        **({TOKENS: float(data_tokens)} if job.federation.rounds.sampling == "tokens" else {}),
-        **past.metrics,
-    }
-    for name, value in metrics.items():
-        if not abs(value) <= LARGEST_NUMBER:
-            raise UpdateRejected(job.site, f"training diverged: its metric '{name}' is {value}")
-    return Trained(
-        round=job.round,
-        attempt=job.attempt,
-        base_sha256=job.base_sha256,
-        codec=update.codec,
-        tokens=tokens,
-        steps=steps,
-        metrics=metrics,
-        files=update.files,
-        folder="",
-        seconds=clock.seconds,
-        notes=notes,
-        moments=moments,
-    )
-
-
-def encode(
-    job: LocalJob,
-    report: Callable[[dict[str, Any]], None],
-    theta: Theta,
-    parameters: Mapping[str, torch.Tensor],
-    past: Past,
-    folder: Path,
-    written: Path,
-) -> Written:
-    """PostProcess: what was trained becomes what is sent; what the codec loses goes on from the last update."""
-    settings = job.federation.update
-    noise = None
-    if settings.noise_multiplier:
-        digest = blake3()  # of what was trained: a time limit, or a GPU, may make other work of the same job
-        for name in sorted(parameters):
-            digest.update(parameters[name].detach().cpu().contiguous().numpy().data.cast("B"))
-        noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt} {digest.hexdigest()}")
-    feedback, shard_bytes = (past.state or {}).get("feedback"), job.federation.aggregation.shard_bytes
-    ready = (lambda entry: report({"file": str(written / entry.path)})) if job.announce else None
-    return write_update(theta, dict(parameters), written, settings, feedback, noise, shard_bytes, ready)
-
-
 def _load_optimizer(job: LocalJob, trainee: Trainee, past: Past) -> None:
     """The moments of this round's checkpoint, else those averaged over the sites, else the site's own, if kept."""
     model, local, state = job.federation.model, job.federation.local, None
@@ -289,20 +201,6 @@ def _fit(trainer: Trainer, steps: int, clock: Clock) -> None:
     finally:
         with clock.phase("trainer"):
             trainer.close()
-
-
-def kept_state(
-    job: LocalJob, moments: State | None, stream: dict[str, Any] | None, mix: str, samples: int
-) -> dict[str, Any]:
-    """What the next round goes on from, but for the codec's error feedback."""
-    return {
-        "optimizer": moments,
-        "optimizer_name": job.federation.local.optimizer.name,
-        "stream": stream,
-        "mix": mix,  # the stream's own state does not say which streams it belongs to
-        "random": get_random_state(),
-        "samples": samples,
-    }
 
 
 def _checkpoint(

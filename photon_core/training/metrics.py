@@ -1,8 +1,8 @@
 """A site's metrics of one round, as its update's manifest carries them."""
 
 from photon_core.hardware.parallelism import choose_infra
+from photon_core.model.cost import flops_per_token
 from photon_core.training.callback import Progress
-from photon_core.training.flops import flops_per_token
 from photon_core.training.job import LocalJob
 
 STREAMS_LIMIT = 200  # named in one manifest; of more, those with the most samples

@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,6 +34,14 @@ from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.model.cost import training_memory
 from photon_core.model.decoder import empty_decoder, next_token_loss
 from photon_core.training.optimizer.build import make_optimizer
+from photon_core.training.out_of_memory import (
+    forbid_more,
+    free_memory,
+    is_out_of_memory,
+    kernel_kills,
+    peak_memory,
+    process_status,
+)
 from schemas.federation import Federation
 from schemas.sections.local import Local
 from schemas.sections.model import Model
@@ -42,9 +49,7 @@ from schemas.sections.model import Model
 FILE = "micro_batch.json"
 MARGIN = 0.95  # of the limit; training holds a little more than a trial: a batch ahead, a logger
 GIGABYTE = 10**9
-VMSTAT = Path("/proc/vmstat")
 Report = Callable[[dict[str, Any]], None]
-OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def found_anew(folder: Path, report: Report) -> Iterator[Report]:
     try:
         yield told
     except Exception as error:
-        if _starved(error) and "micro_batch" in (kept := _read(folder / FILE)):
+        if is_out_of_memory(error) and "micro_batch" in (kept := _read(folder / FILE)):
             _write(folder / FILE, {"key": kept.get("key"), "failed": kept["micro_batch"]})
         elif not isinstance(error, ChildFailed):  # that may be a rank which was killed
             _tried_out(folder)
@@ -152,7 +157,7 @@ def found_anew(folder: Path, report: Report) -> Iterator[Report]:
 def _try_out(folder: Path, question: Question) -> None:
     """Write down that a training is about to take the number, and how often the kernel has killed until now."""
     if question.device == "cpu":
-        _write(folder / FILE, {**_read(folder / FILE), "trying": _kills()})
+        _write(folder / FILE, {**_read(folder / FILE), "trying": kernel_kills()})
 
 
 def _tried_out(folder: Path) -> None:
@@ -166,16 +171,7 @@ def _tried_out(folder: Path) -> None:
 def _was_killed(folder: Path, question: Question) -> bool:
     """Whether the last training with the number ended in its first steps, and the kernel has killed since."""
     before = _kept(folder, question, "trying")
-    return before is not None and _kills() > before
-
-
-def _kills() -> int:
-    """Processes that the kernel has killed for memory since it was started; 0 where it does not say."""
-    with suppress(OSError):
-        for line in VMSTAT.read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
+    return before is not None and kernel_kills() > before
 
 
 def evaluation_batch(federation: Federation, site: str) -> int:
@@ -245,7 +241,7 @@ def search(largest: int, guess: int, fits: Callable[[int], bool]) -> tuple[int, 
 
 def first_guess(question: Question) -> int:
     """The most sequences that the estimate of photon_core.model.cost lets fit; at least 1."""
-    room = question.limit if question.limit is not None else _in_child(_free, question.device) or 0
+    room = question.limit if question.limit is not None else _in_child(free_memory, question.device) or 0
     local, model = question.local, question.model
     one, two = (
         training_memory(model, size, local.precision, local.optimizer.name, ddp=question.ranks > 1).total
@@ -256,7 +252,7 @@ def first_guess(question: Question) -> int:
 
 def fits(question: Question, size: int) -> bool:
     """Whether training steps with micro-batches of this size stay within the limit; tried in a child process."""
-    return bool(_in_child(_try, question, size, _status("VmRSS")))
+    return bool(_in_child(_try, question, size, process_status("VmRSS")))
 
 
 def _in_child(function: Callable[..., Any], *args: Any) -> Any:
@@ -284,15 +280,10 @@ def _answer(channel: Connection, function: Callable[..., Any], args: tuple[Any, 
     try:
         channel.send(function(*args))
     except Exception as error:
-        channel.send(None if _starved(error) else f"{type(error).__name__}: {error}")
+        channel.send(None if is_out_of_memory(error) else f"{type(error).__name__}: {error}")
     finally:
         channel.close()
         os._exit(0)
-
-
-def _starved(error: Exception) -> bool:
-    """Whether it is of too little memory; torch's are RuntimeErrors, and those of other processes ChildFailed."""
-    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 def _try(question: Question, size: int, resident: int) -> bool:
@@ -304,9 +295,9 @@ def _try(question: Question, size: int, resident: int) -> bool:
         resident: bytes that the process had in memory which will train; a forked child shares some of them.
     """
     model, local = question.model, question.local
-    room = _room(question, resident, _free(question.device))
-    before = _status("VmRSS")
-    _forbid_more(question.device, room)
+    room = _room(question, resident, free_memory(question.device))
+    before = process_status("VmRSS")
+    forbid_more(question.device, room)
     decoder = empty_decoder(model, question.device)
     with torch.no_grad():
         for parameter in decoder.parameters():
@@ -322,7 +313,7 @@ def _try(question: Question, size: int, resident: int) -> bool:
         if not number:
             optimizer.step()
     del kept
-    return question.device == "cuda" or _peak() - before <= room
+    return question.device == "cuda" or peak_memory() - before <= room
 
 
 def _room(question: Question, resident: int, free: int) -> int:
@@ -330,42 +321,6 @@ def _room(question: Question, resident: int, free: int) -> int:
     if question.limit is None:
         return int(MARGIN * free)
     return min(int(MARGIN * question.limit) - (resident if question.device == "cpu" else 0), free)
-
-
-def _forbid_more(device: str, room: int) -> None:
-    """Have allocations beyond so many bytes fail, before the machine runs out of memory."""
-    if room <= 0:
-        raise MemoryError
-    if device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(1.0, room / torch.cuda.mem_get_info()[1]))
-    else:
-        resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + room, resource.RLIM_INFINITY))
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _status(name: str) -> int:
-    """A number of bytes from the kernel's page about this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(name)
-
-
-def _free(device: str) -> int:
-    """Bytes that a process may take now: the GPU's free ones, or the machine's within its control group."""
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    with suppress(OSError, ValueError):  # no such file, or no limit
-        group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return free
 
 
 def _hardware(device: str) -> list[Any]:

@@ -16,13 +16,14 @@ from typing import Any
 from photon_core.data.paths import state_dir
 from photon_core.errors import UpdateRejected
 from photon_core.hardware.parallelism import Infra, check_infra
-from photon_core.training.apart import train_apart
-from photon_core.training.job import LocalJob, Trained
+from photon_core.training.job import LocalJob
 from photon_core.training.loop import work
 from photon_core.training.micro_batch import find_micro_batch, found_anew
 from photon_core.training.parallel.launch import train_ranks
+from photon_core.training.parallel.nodes import train_apart
 from photon_core.training.state.checkpoint import Checkpoints
 from photon_core.training.state.folder import exclusive, find_result, is_outdated, publish, settle, writing
+from photon_core.update.trained import Trained
 
 
 def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:

@@ -6,7 +6,6 @@ console or progress bar, two callbacks.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,10 @@ import torch
 from composer import Callback, DataSpec, Timestamp, Trainer
 from streaming import StreamingDataLoader, StreamingDataset
 
-from photon_core.errors import PhotonError
 from photon_core.model.decoder import PhotonModel
 from photon_core.training.parallel.ranks import TIMEOUT, Ranks
 from photon_core.training.parallel.sharding import parallelism
 from schemas.federation import Federation
-from schemas.sections.local import Logger as LoggerSection
-
-LOGGERS = {
-    "tensorboard": "TensorboardLogger",
-    "mlflow": "MLFlowLogger",
-    "wandb": "WandBLogger",
-    "file": "FileLogger",
-}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -84,40 +74,6 @@ def make_loader(
         # was interrupted from one that was not
         generator=torch.Generator(),
     )
-
-
-def make_loggers(
-    sections: list[LoggerSection], folder: Path, key: str = "local.loggers", first: bool = True
-) -> list[Any]:
-    """Composer's own loggers, as the federation file lists them.
-
-    Args:
-        sections: of the file.
-        folder: where those that write files put them, unless their options say otherwise.
-        key: where they stand in the file, for the message.
-        first: whether this is the first rank; the others write no file.
-
-    Raises:
-        PhotonError: a logger's package is not installed, or its options are not the logger's.
-    """
-    made = []
-    for section in sections:
-        if section.name == "file" and not first:
-            continue
-        import composer.loggers
-
-        options = dict(section.options)
-        if section.name == "tensorboard":
-            options.setdefault("log_dir", str(folder / "tensorboard"))
-        elif section.name == "file":
-            options["filename"] = str(folder / options.get("filename", "composer-{run_name}.log"))
-        elif section.name == "mlflow":
-            options.setdefault("tracking_uri", f"sqlite:///{(folder / 'mlflow.db').absolute()}")
-        try:
-            made.append(getattr(composer.loggers, LOGGERS[section.name])(**options))
-        except (ImportError, TypeError) as error:
-            raise PhotonError(f"{key}: cannot start '{section.name}': {error}") from error
-    return made
 
 
 def make_trainer(

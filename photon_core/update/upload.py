@@ -1,23 +1,29 @@
 """A site's trained update on its way into the store: shards first, then the manifest that commits it."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from photon_core.data.manifest import data_sha256
-from photon_core.errors import PhotonError, StoreConflict, printable
+from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.timeline import Begin
-from photon_core.run.run import Run, versions
+from photon_core.formatting import printable
+from photon_core.run.run import Run, run_of, versions
 from photon_core.store.retry import outage_note, outages
+from photon_core.store.store import Store
 from photon_core.tensors.shards import put_file
-from photon_core.training.job import work_sha256
+from photon_core.update.settings import work_sha256
 from schemas.bounds import LIST_LIMIT
 from schemas.federation import Federation
 from schemas.manifests import Span, UpdateManifest
 from schemas.protocol import PROTOCOL
 
 if TYPE_CHECKING:
-    from photon_core.training.job import Trained
+    from photon_core.update.trained import Trained
+
+THREADS = 2
 
 
 def upload_update(
@@ -88,3 +94,46 @@ def upload_update(
             raise
         return committed
     return manifest
+
+
+class EarlyUpload:
+    """Puts finished shards where the upload will look for them: it then finds them there, by their content.
+
+    Nothing here is an error. At the first failure the rest is left to the upload itself, which is patient; what
+    the upload does not want, because training was killed and began again, is litter that no manifest names.
+
+    Args:
+        federation, site, t, attempt: whose shards.
+    """
+
+    def __init__(self, federation: Federation, site: str, t: int, attempt: int) -> None:
+        run = run_of(federation)
+        self._store = Store(run.store.url, **federation.storage.store_options(), patience=0.0)
+        self._folder = Run(self._store, run.run).site_dir(t, site, attempt)
+        self._pool = ThreadPoolExecutor(THREADS, "early-upload")
+        self._under_way: list[Future[None]] = []
+        self._failed = False
+
+    def put(self, path: Path) -> None:
+        """Upload a finished file, behind the caller's back."""
+        self._under_way.append(self._pool.submit(self._put, path))
+
+    def wait(self) -> None:
+        """Until everything is there, or something has failed."""
+        for future in self._under_way:
+            future.exception()
+
+    def _put(self, path: Path) -> None:
+        try:
+            if not self._failed:
+                put_file(self._store, path, self._folder)
+        except Exception:  # whatever it was, the upload meets it again and tells it
+            self._failed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)  # no file is read any more when the next training writes its own

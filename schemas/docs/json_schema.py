@@ -16,7 +16,7 @@ from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS
 from schemas.sections.local import Local
 from schemas.sections.model import Model
 
-PATH = Path(__file__).with_name("federation.schema.json")
+PATH = Path(__file__).parents[1] / "federation.schema.json"
 
 
 def federation_schema() -> dict[str, Any]:

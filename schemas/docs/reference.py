@@ -1,4 +1,4 @@
-"""docs/federation.md, the reference of the federation file: `python -m schemas.docs.json_schema` writes it anew."""
+"""docs/federation.md, the reference of the federation file, which `python -m schemas.docs.json_schema` writes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from schemas.federation import Federation
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS
 
-PATH = Path(__file__).parents[1] / "docs" / "federation.md"
+PATH = Path(__file__).parents[2] / "docs" / "federation.md"
 HEAD = """\
 # The federation file
 
@@ -22,7 +22,7 @@ the file's own folder; durations are seconds, or `90s`, `30m`, `2h`, `1d`.
 The defaults are those of `recipe: null`. What a preset or a recipe brings goes over them, and files that name
 neither [have a recipe, too](recipes.md#which-recipe-a-file-gets).
 
-This page is made from the schema (`python -m schemas.docs.json_schema`). [concepts.md](concepts.md) says what the words
+This page is made by `python -m schemas.docs.json_schema`. [concepts.md](concepts.md) says what the words
 mean, [recipes.md](recipes.md) shows parts of files, `examples/federation.yaml` is a whole one. In an editor with a
 YAML language server, `# yaml-language-server: $schema=schemas/federation.schema.json` checks while you write.
 

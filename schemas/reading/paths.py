@@ -9,9 +9,9 @@ from typing import Any
 
 from schemas.errors import FederationError
 from schemas.federation import Federation
-from schemas.reading.overlap import linked, local_matches
 from schemas.reading.problems import locate
 from schemas.reading.yaml_lines import Key, read_yaml
+from schemas.sections.overlap import linked, local_matches
 from schemas.sections.values import BROKEN_URL
 from schemas.server_errors import told
 

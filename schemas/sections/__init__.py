@@ -1,1 +1,5 @@
-"""TODO."""
+"""The sections of the federation file, one file each, and the types of their values.
+
+Here: keys, bounds and defaults.
+Not here: rules that need several sections (schemas/federation.py).
+"""

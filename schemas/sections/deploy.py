@@ -86,7 +86,7 @@ class Storage(ObjectServer):
         return [name for name in ("endpoint_url", "region", "profile", "block") if getattr(self, name)]
 
     def store_options(self) -> dict[str, Any]:
-        """Keyword arguments for photon_core.store.store.Store; the block's credentials go through the environment."""
+        """Keyword arguments for a Store; the block's credentials go through the environment."""
         return self.options() | ({"single_writer": True} if self.single_writer else {})
 
 

@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import FlowRun
 
 from photon_core.errors import PhotonError
 from photon_core.hashing import canonical_json, sha256_bytes
-from photon_core.training.job import work_sha256
+from photon_core.update.settings import work_sha256
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL_TAG, other_protocol
 from tasks.remote.present import Present

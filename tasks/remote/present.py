@@ -16,7 +16,8 @@ from prefect.logging import get_logger
 
 from photon_core.errors import FederationError, PhotonError
 from photon_core.run.birth import as_born, check_recipe
-from photon_core.run.opening import FROZEN, run_of
+from photon_core.run.opening import FROZEN
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL_TAG, other_protocol
 from schemas.server_errors import told

@@ -7,7 +7,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Cancelling, State
 
-from photon_core.errors import printable
+from photon_core.formatting import printable
 from schemas.server_errors import told
 
 AUTOMATIC_RETRIES = 5  # of a site's flow run that crashed; one that failed waits for a person

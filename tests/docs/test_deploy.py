@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from photon_core.run.opening import history, run_of
+from photon_core.run.history import history
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from tests.conftest import TINY, merge, topics
 from tests.database import give_database

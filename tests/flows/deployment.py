@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from photon_cli.prefect.embedded import CLIENT, hold_port
-from photon_core.run.opening import history, run_of
+from photon_core.run.history import history
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tests.conftest import prepare_file, write_file

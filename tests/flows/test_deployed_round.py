@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from photon_core.run.opening import federation_sha256, history, run_of
-from photon_core.training.job import work_sha256
+from photon_core.run.history import history
+from photon_core.run.run import federation_sha256, run_of
+from photon_core.update.settings import work_sha256
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL
 from tests.conftest import merge
@@ -185,7 +186,7 @@ def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed:
 
 def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retried(deployed: Deploy):
     """Noise is turned on between two tries: the site that committed without it is asked again, not left out."""
-    from flows.site_round import site_round
+    from flows.site import site_round
     from tasks.coordinator import open_run
 
     two = deployed(run="noised", deploy={"pool": ROUNDS})
@@ -245,7 +246,7 @@ def test_a_site_that_never_answers_is_left_out_by_name(deployed: Deploy):
 def test_a_forced_rerun_is_a_new_attempt_beside_the_old(deployed: Deploy):
     from flows.federated_run import federated_run
     from flows.rerun_site import rerun_site
-    from flows.site_round import site_round
+    from flows.site import site_round
 
     two = deployed(run="forced", rounds={"quorum": 2})
     federated_run(two.federation, 1, deployed=True)

@@ -14,7 +14,8 @@ import pytest
 from photon_core.data.paths import cache_dir
 from photon_core.errors import QuorumMissed, StoreConflict
 from photon_core.hashing import sha256_file
-from photon_core.run.opening import history, run_of, summary
+from photon_core.run.history import history, summary
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.progress import listening
@@ -79,7 +80,7 @@ def test_a_committed_round_and_a_committed_update_are_not_done_again(prepared: C
 
 def test_an_update_of_other_settings_does_not_count_after_an_edit_of_the_file(prepared: Callable[..., Federation]):
     """An edit of what does not change the work costs nothing; the same file again, and its update counts again."""
-    from flows.site_round import site_round
+    from flows.site import site_round
     from tasks.coordinator import open_run
 
     federation = prepared(rounds={"count": 1})
@@ -137,7 +138,7 @@ def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation
 def test_what_goes_wrong_at_sites_is_told(prepared: Callable[..., Federation]):
     """One is left out; another committed before its shard went bad; the validation of a third is killed once, and
     tried again although the word cancelled, here the run's name, is in the error's text."""
-    from flows.site_round import site_round
+    from flows.site import site_round
     from tasks.coordinator import open_run
 
     federation = prepared(("killed", "corrupt", "late"), run="cancelled-run", rounds={"count": 1, "quorum": 2})

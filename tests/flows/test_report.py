@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from photon_core.run.opening import history, run_of
+from photon_core.run.history import history
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]

@@ -8,7 +8,8 @@ import pytest
 
 from photon_core.errors import FederationError
 from photon_core.hashing import sha256_file
-from photon_core.run.opening import history, run_of
+from photon_core.run.history import history
+from photon_core.run.run import run_of
 from schemas.manifests import RoundManifest
 from schemas.reading.load import load_federation
 from tests.conftest import prepare_file

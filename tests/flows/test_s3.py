@@ -13,7 +13,8 @@ from urllib.parse import parse_qs
 import pytest
 import yaml
 
-from photon_core.run.opening import history, run_of
+from photon_core.run.history import history
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tests.s3_server import SECRETS, FaultProxy, Request
@@ -98,8 +99,7 @@ def site_alone(federation: Federation, site: str, t: int) -> None:
     """What the site's own worker does in a round: its part, and the evaluation of a candidate."""
     from prefect import flow
 
-    from flows.outcome import failure
-    from flows.site_round import site_steps
+    from flows.site import failure, site_steps
     from tasks.site import evaluate
 
     @flow

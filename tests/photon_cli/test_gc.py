@@ -4,15 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.photon_core.test_garbage import data, go_on, theta
 
 from photon_cli.gc import collect
 from photon_cli.status import show_status
 from photon_core.errors import FederationError, PhotonError
 from photon_core.export.export import open_committed
-from photon_core.run.opening import open_run, run_of
+from photon_core.run.opening import open_run
+from photon_core.run.run import run_of
 from photon_core.run.start import Initial
 from schemas.reading.load import load_federation
+from tests.photon_core.run.test_garbage import data, go_on, theta
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from photon_cli.prefect import live
 from photon_cli.prefect.live import age, ask
 from photon_cli.status import Status
-from photon_core.run.opening import run_of
+from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
 

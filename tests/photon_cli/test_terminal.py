@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from photon_cli.prefect.embedded import prefect_home
-from photon_core.run.opening import run_of
+from photon_core.run.run import run_of
 from schemas.reading.load import load_federation
 from tests.database import give_database
 from tests.photon_cli.conftest import round_manifest

@@ -17,20 +17,19 @@ from numpy.typing import NDArray
 from photon_core.aggregation.blame import blame, blamed
 from photon_core.aggregation.checks import STEP_LIMIT, TOKEN_LIMIT, check_manifest
 from photon_core.aggregation.engine.arithmetic import Arithmetic
-from photon_core.aggregation.engine.norms import Norms
+from photon_core.aggregation.engine.norms import Norms, Pairs
 from photon_core.aggregation.engine.resume import Finished
 from photon_core.aggregation.engine.threads import Threads
-from photon_core.aggregation.pairs import Pairs
 from photon_core.aggregation.server_optimizer import OPTIMIZERS
 from photon_core.aggregation.weights import Combine, Given
 from photon_core.errors import CorruptFile, PhotonError
 from photon_core.run.run import Run
 from photon_core.store.open_ranges import OpenRanges
-from photon_core.tensors.container import all_tensors, shard_plan
 from photon_core.tensors.reader import Array, Load, Piece, Spans, TensorReader, cut, span
+from photon_core.tensors.shards import all_tensors, shard_plan
 from photon_core.tensors.writer import ShardWriter
+from photon_core.update.codecs.lossless import against
 from photon_core.update.codecs.registry import Codec, get_codec
-from photon_core.update.rounded import against
 from schemas.manifests import FileEntry, PartialManifest, RoundManifest, ShardRecord, TensorEntry, UpdateManifest
 from schemas.sections.aggregation import Aggregation
 from schemas.sections.server import Server

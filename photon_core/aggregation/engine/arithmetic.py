@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.blame import blame
-from photon_core.aggregation.pairs import gram
+from photon_core.aggregation.engine.norms import gram
 from photon_core.aggregation.server_optimizer import ServerOptimizer
 from photon_core.aggregation.weights import Combine
 from photon_core.errors import UpdateRejected

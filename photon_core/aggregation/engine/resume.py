@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from photon_core.aggregation.checks import check_files
 from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.run.run import MANIFEST_LIMIT, Run, manifest_bytes
+from photon_core.tensors.shards import check_files
 from schemas.manifests import FileEntry, RoundManifest, ShardRecord, TensorEntry, UpdateManifest
 from schemas.sections.server import Server
 

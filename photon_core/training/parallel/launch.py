@@ -17,14 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from photon_core.errors import Killed
-from photon_core.hardware.device import choose_device
-from photon_core.hardware.parallelism import Infra, check_gpus, check_processors
+from photon_core.hardware.device import check_devices
+from photon_core.hardware.parallelism import Infra
 from photon_core.jobs.scratch import remove_job
-from photon_core.training.job import LocalJob, Trained
-from photon_core.training.parallel.rank_main import ANSWER, REPORTS, REQUEST
+from photon_core.training.job import LocalJob
+from photon_core.training.parallel.ranks import ANSWER, REPORTS, REQUEST
+from photon_core.update.trained import Trained
 
 OVER = b"\n"  # on the pipe: there will be no more reports
 
@@ -50,7 +49,7 @@ def train_ranks(
         ChildFailed: a rank raised something else, or was killed.
         FederationError: this machine does not have that many GPUs, or none, and FSDP needs them.
     """
-    check_devices(job, infra.ranks)
+    check_devices(job.federation, job.site, infra.ranks)
     place = Path(tempfile.mkdtemp(prefix="ranks-"))
     job = replace(job, threads=max(1, job.threads // infra.ranks))
     request: dict[str, Any] = {"job": job, "folder": folder, "written": written, "micro_batch": micro_batch}
@@ -62,14 +61,6 @@ def train_ranks(
         return _answer(job, infra, place, code)
     finally:
         remove_job(place)
-
-
-def check_devices(job: LocalJob, wanted: int) -> None:
-    """Refuse to train on more GPUs than this machine has; processors may be shared, but not with FSDP."""
-    if choose_device(job.federation.local) == "cpu":
-        check_processors(job.federation, job.site)
-    else:
-        check_gpus(job.site, wanted, torch.cuda.device_count())
 
 
 def launch(program: list[str], ranks: int, threads: int) -> int:

@@ -4,7 +4,7 @@ Every node trains from the same theta on its part of the site's streams (see dat
 local steps and with the site's batch at each, in a folder of its own under <state_dir>/nodes/. There its
 optimizer, its place in the stream, its checkpoints and its micro-batch are kept. Then parameters, metrics and,
 where they are averaged over the sites, the optimizer's moments are averaged here, weighted by the tokens that
-each node really trained; the mean is evaluated, clipped, noised and encoded once (see apart.py).
+each node really trained; the mean is evaluated, clipped, noised and encoded once.
 
 What is supported: all nodes are processes of the machine that this runs on, each with `hardware.devices` GPUs of
 its own (or processors), in this process's group, so that whatever ends it ends them. What is not: nodes on several
@@ -18,8 +18,10 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -30,16 +32,25 @@ import numpy as np
 import torch
 
 from photon_core.aggregation.means import token_weights, weighted_mean
+from photon_core.data.manifest import require_manifest
 from photon_core.data.partition import node_dir, partition, site_numbers
+from photon_core.data.stream import stream_hash
 from photon_core.errors import ChildFailed, CorruptFile, DataError, FederationError, Killed, UpdateRejected
-from photon_core.hardware.device import choose_device
+from photon_core.hardware.device import check_devices, choose_device
 from photon_core.hardware.parallelism import Infra, node_federation
 from photon_core.jobs.child import PR_SET_PDEATHSIG, portable
+from photon_core.model.decoder import load_decoder
 from photon_core.model.shapes import moment_shapes
-from photon_core.training.exchange import Theta
-from photon_core.training.job import LocalJob, Trained
-from photon_core.training.parallel.launch import check_devices
+from photon_core.training.evaluate import held_out_scores
+from photon_core.training.exchange import Theta, write_tensors
+from photon_core.training.finish import Clock, as_trained, encode, kept_state
+from photon_core.training.job import LocalJob
+from photon_core.training.micro_batch import evaluation_batch
+from photon_core.training.state.checkpoint import Checkpoints
+from photon_core.training.state.folder import SAMPLES, TRAINING
+from photon_core.training.state.resume import load_past
 from photon_core.update.codecs.registry import get_codec
+from photon_core.update.trained import Trained
 from schemas.sections.update import Update
 
 Report = Callable[[dict[str, Any]], None]
@@ -63,7 +74,7 @@ def train_nodes(job: LocalJob, infra: Infra, report: Report, train: Train) -> li
             when the job is done again.
         ChildFailed: a node raised something else, or was killed.
     """
-    check_devices(job, infra.nodes * infra.ranks)
+    check_devices(job.federation, job.site, infra.nodes * infra.ranks)
     partition(job.federation, job.site, infra.nodes)
     nodes = [_Node(job, infra, number, train) for number in range(1, infra.nodes + 1)]
     try:
@@ -251,3 +262,55 @@ class Average:
 
 def _paths(node: Trained, files: list[Any]) -> list[str]:
     return [str(Path(node.folder, entry.path)) for entry in files]
+
+
+def train_apart(
+    job: LocalJob,
+    infra: Infra,
+    report: Callable[[dict[str, Any]], None],
+    folder: Path,
+    written: Path,
+    checkpoints: Checkpoints,
+    train: Train,
+) -> Trained:
+    """As `working.work`, of a site that is a federation of its nodes.
+
+    Args:
+        job, report, folder, written, checkpoints: as there.
+        infra: the nodes.
+        train: trains one node, as it trains a site.
+    """
+    federation, clock, started = job.federation, Clock(), time.monotonic()
+    torch.set_num_threads(job.threads)
+    with clock.phase("nodes"):
+        trained = train_nodes(job, infra, report, train)
+    theta, mix = Theta(job.base_files, federation.model), stream_hash(federation, job.site)
+    past = load_past(job, folder, mix, checkpoints, infra.nodes)
+    with clock.phase("average"):
+        average = Average(job, trained, theta)
+        parameters = average.parameters()
+    scores: dict[str, float] = {}
+    if federation.local.evaluate:
+        with clock.phase("evaluate"), suppress(DataError):  # nothing is held out: the round's evaluation says it
+            size = evaluation_batch(federation, job.site)
+            device = choose_device(federation.local)  # the nodes have ended: this process may touch a GPU now
+            decoder = load_decoder(federation.model, parameters, device)
+            scores = held_out_scores(decoder, federation, job.site, device, size)
+    with clock.phase("encode"):
+        update = encode(job, report, theta, parameters, past, folder, written)
+    with clock.phase("save"):
+        moments = []
+        if federation.local.optimizer_state == "average":
+            size, dtype = federation.aggregation.shard_bytes, federation.update.moments_dtype
+            moments = write_tensors(average.moments(), written, size, dtype)
+        samples = average.samples()
+        (written / SAMPLES).write_bytes(samples)
+        # each node keeps its own optimizer, and its place in its stream
+        state = kept_state(job, None, None, mix, past.samples + len(samples) // 4)
+        state |= {"nodes": infra.nodes, "feedback": update.feedback}
+        with (written / TRAINING).open("wb") as file:
+            torch.save(state, file)
+    metrics = {**average.metrics(), "seconds": time.monotonic() - started}
+    data_tokens = require_manifest(federation, job.site).train_tokens
+    done, notes = (average.tokens, average.steps), [*past.notes, *average.notes()]
+    return as_trained(job, *done, metrics, scores, data_tokens, past, update, moments, clock, notes)

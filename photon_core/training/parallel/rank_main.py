@@ -1,6 +1,6 @@
 """One of the processes that Composer's launcher starts for a job over several devices: python -m, with a folder.
 
-The folder is the launching process's (see launch_ranks.py): the request, the pipe of the reports, and the answers.
+The folder is the launching process's (see launch.py): the request, the pipe of the reports, and the answers.
 """
 
 import ctypes
@@ -18,11 +18,7 @@ from typing import Any
 from photon_core.files import write_whole
 from photon_core.jobs.child import PR_SET_PDEATHSIG, portable
 from photon_core.jobs.scratch import keep_ledger
-
-REQUEST = "request.pickle"
-REPORTS = "reports"
-ANSWER = "answer-{}.pickle"
-LEDGER = "shared-memory-{}"
+from photon_core.training.parallel.ranks import ANSWER, LEDGER, REPORTS, REQUEST
 
 
 def main(folder: Path) -> int:

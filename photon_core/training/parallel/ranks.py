@@ -7,6 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+REQUEST = "request.pickle"
+REPORTS = "reports"
+ANSWER = "answer-{}.pickle"
+LEDGER = "shared-memory-{}"
+
 TIMEOUT = 1800.0  # seconds that a rank waits for the others, which may be writing a checkpoint
 
 

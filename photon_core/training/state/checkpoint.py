@@ -7,15 +7,16 @@ round's state is published. Files of other names are not ours, and stay. Child p
 """
 
 import pickle
+import random
 import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from photon_core.clear import clear
-from photon_core.files import TEMPORARY, whole_file
+from photon_core.files import TEMPORARY, clear, whole_file
 from photon_core.training.job import LocalJob
 
 FOLDER = "checkpoint"
@@ -76,3 +77,24 @@ class Checkpoints:
         """Remove every checkpoint of the site: its round has ended."""
         with suppress(OSError):
             clear(self.folder, OURS)
+
+
+def get_random_state() -> dict[str, Any]:
+    """State of Python's, NumPy's and torch's generators, in types that torch.load takes without trust."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """The inverse of `get_random_state`; GPUs' generators only where there are as many as then."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available() and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])

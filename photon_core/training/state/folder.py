@@ -1,7 +1,7 @@
 """The site's private state: what one round of local training leaves for the next. It never leaves the site.
 
     <state_dir>/state/000007-0001/training.pt       optimizer, stream position, random number generators
-                                  samples.u32       numbers of the samples trained, in order (see data/trail.py)
+                                  samples.u32       numbers of the samples trained, in order (see callback.py)
                                   update/           the encoded update, until it is uploaded
                                   trained.json      the result, and the hashes of the above
 
@@ -19,10 +19,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from photon_core.clear import clear
-from photon_core.files import make_folder, sync_folder, sync_tree
+from photon_core.files import clear, make_folder, sync_folder, sync_tree
 from photon_core.hashing import canonical_json, sha256_file
-from photon_core.training.job import LocalJob, Trained
+from photon_core.training.job import LocalJob
+from photon_core.update.trained import Trained
 from schemas.manifests import FileEntry
 
 KEPT_ROUNDS = 3

@@ -1,4 +1,4 @@
-"""Codec "float32": the change of the parameters' 32-bit patterns, which gives them back bit for bit.
+"""The codecs that lose nothing. "float32" is the change of the parameters' 32-bit patterns: back bit for bit.
 
 A float32 difference cannot: theta - fl(theta - theta_k) differs from theta_k wherever the two are more than
 a factor of two apart. d = bits(theta_k) - bits(theta) mod 2^32 loses nothing, and is small where the change
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.update.codecs.base import Codec
+from photon_core.tensors.numerics import from_bfloat16, to_bfloat16
+from photon_core.update.codecs.base import Array, Codec, Float32
 
 FLOAT32, INT32 = np.dtype(np.float32), np.dtype(np.int32)
 
@@ -73,3 +74,29 @@ def _check(theta: NDArray[np.float32], other: NDArray[np.generic], dtype: np.dty
         raise TypeError(f"float32 theta and {dtype} expected, not {theta.dtype} and {other.dtype}")
     if theta.shape != other.shape:
         raise ValueError(f"shapes differ: theta {theta.shape}, other {other.shape}")
+
+
+class Plain(Codec):
+    """The codec of this module."""
+
+    name, dtype, lossless = "plain", "F32", True
+
+    def decode(self, theta: Float32, encoded: Float32, out: Float32 | None = None) -> Float32:
+        result = np.empty(theta.shape, np.float32) if out is None else out
+        np.copyto(result, encoded.reshape(theta.shape))
+        return result
+
+
+class AgainstRounded(Lossless):
+    """Codec float32 for a site that started from theta~: decode gives theta + (theta_k - theta~)."""
+
+    def decode(self, theta: Float32, encoded: Array, out: Float32 | None = None) -> Float32:
+        base = from_bfloat16(to_bfloat16(theta), np.empty(theta.shape, np.float32))
+        theta_k = super().decode(base, encoded, out)
+        np.subtract(theta_k, base, out=theta_k)
+        return np.add(theta, theta_k, out=theta_k)
+
+
+def against(codec: Codec, base_dtype: str) -> Codec:
+    """The codec as it decodes updates of sites whose theta was of that dtype (F32 or BF16)."""
+    return AgainstRounded() if base_dtype == "BF16" and codec.lossless else codec

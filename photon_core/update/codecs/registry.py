@@ -7,9 +7,8 @@ from photon_core.errors import PhotonError
 from photon_core.update.codecs.base import Codec, Lossy
 from photon_core.update.codecs.blocks import Int3, Int4, Int8
 from photon_core.update.codecs.floats import BFloat16, Float16
-from photon_core.update.codecs.lossless import Lossless
+from photon_core.update.codecs.lossless import Lossless, Plain
 from photon_core.update.codecs.top_k import TopK
-from photon_core.update.plain import Plain
 from schemas.sections.update import LARGEST_BLOCK, LEAST_BLOCK
 
 __all__ = ["Codec", "Lossless", "Lossy", "get_codec"]

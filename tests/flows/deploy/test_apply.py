@@ -14,7 +14,7 @@ from photon_core.errors import FederationError
 from schemas.federation import Federation
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEPLOY: dict[str, Any] = {"schedule": "0 0 1 1 *", "notify": {"block": "webhook/hook"}}
 
 

@@ -12,7 +12,7 @@ from flows.deploy.catalogue import SIGNS_OF_LIFE, Plan, plan
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "federation.yaml"
 
 

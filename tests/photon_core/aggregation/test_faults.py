@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from photon_core.aggregation.engine.aggregate import aggregate
 from photon_core.errors import PhotonError
 from photon_core.run.run import Run, model_sha256
-from photon_core.store import local as local_files
+from photon_core.store import local
 from photon_core.store.store import Store
 from schemas.manifests import RoundManifest
 from schemas.sections.server import Server
@@ -120,7 +120,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     """number -> URL of a store with the same run: round 0, and two sites' updates for round 1."""
     FAULT.arm("", 0)
     if request.param == "disk":
-        monkeypatch.setattr(local_files, "os", FaultyOs())
+        monkeypatch.setattr(local, "os", FaultyOs())
         yield lambda number: str(tmp_path / str(number))
         return
     fsspec.register_implementation("faulty", Faulty, clobber=True)

@@ -15,8 +15,7 @@ from photon_core.model.shapes import moment_shapes
 from photon_core.run.opening import put_files
 from photon_core.run.run import Run
 from photon_core.store.store import Store
-from photon_core.training.exchange import Theta
-from photon_core.training.moments import write_tensors
+from photon_core.training.exchange import Theta, write_tensors
 from photon_core.training.state.folder import UPDATE
 from schemas.manifests import UpdateManifest
 from schemas.sections.local import Optimizer

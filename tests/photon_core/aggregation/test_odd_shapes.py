@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.photon_core.aggregation.test_aggregate import _update, commit, load
 
 from photon_core.aggregation.engine.aggregate import aggregate
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
 from schemas.manifests import FileEntry
 from schemas.sections.server import Server
+from tests.photon_core.aggregation.engine.test_aggregate import _update, commit, load
 
 SHAPES: dict[str, tuple[int, ...]] = {
     **{"scale": (), "none": (0,), "none.3": (3, 0, 2), "one": (1,), "one.row": (1, 33), "column": (33, 1)},

@@ -6,8 +6,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from photon_core.aggregation.server_optimizer import OPTIMIZERS
-from photon_core.aggregation.server_schedule import server_at, server_lr
+from photon_core.aggregation.server_optimizer import OPTIMIZERS, server_at, server_lr
 from photon_core.errors import PhotonError
 from schemas.sections.server import Server, ServerSchedule
 

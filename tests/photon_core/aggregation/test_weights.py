@@ -11,7 +11,7 @@ from photon_core.aggregation.weights import Combine, fednova_factor
 from photon_core.model.shapes import moment_shapes
 from schemas.manifests import UpdateManifest
 from schemas.sections.server import Server
-from tests.photon_core import test_guard as rounds
+from tests.photon_core.aggregation import test_guard as rounds
 
 SIZE = 400
 STEPS = {"a": 10, "b": 40, "c": 25}

@@ -12,7 +12,8 @@ from photon_core.data import features as features_module
 from photon_core.data.paths import cache_dir, data_dir, split_dir
 from photon_core.data.prepare import prepare_site
 from photon_core.data.quality import ExpectationFailed, check_shards
-from photon_core.data.stream import release, train_dataset
+from photon_core.data.shared_memory import release
+from photon_core.data.stream import train_dataset
 from photon_core.errors import CorruptFile, DataError
 from schemas.federation import Federation
 from schemas.manifests import DataManifest

@@ -11,24 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.data import stream as stream_module
+from photon_core.data.held_out import even_shares, valid_sequences
 from photon_core.data.mds import read_index, read_shard
 from photon_core.data.paths import split_dir
 from photon_core.data.prepare import prepare_site
-from photon_core.data.stream import (
-    even_shares,
-    release,
-    shm_prefix,
-    stream_hash,
-    train_dataset,
-    valid_sequences,
-)
+from photon_core.data.shared_memory import SHARED_MEMORY, release, shm_prefix
+from photon_core.data.stream import stream_hash, train_dataset
 from photon_core.errors import DataError
 from schemas.federation import Federation
 
 
 def shared_names() -> set[str]:
-    return {path.name for path in stream_module.SHARED_MEMORY.iterdir()}
+    return {path.name for path in SHARED_MEMORY.iterdir()}
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +146,7 @@ def strangers(federation: Federation) -> list[Path]:
         left: list[Path] = []
         try:
             for i, name in enumerate(("barrier", "locals")):
-                file = stream_module.SHARED_MEMORY / f"{number + i:06d}_{name}"
+                file = SHARED_MEMORY / f"{number + i:06d}_{name}"
                 with file.open("xb") as damaged:
                     damaged.write(b"left by a killed process")
                 left.append(file)
@@ -189,7 +183,7 @@ def test_datasets_constructed_at_the_same_moment_do_not_collide(one_stream: Fede
     ours = str(split_dir(one_stream, "s", "a", "train")).encode()
     for name in shared_names():
         with suppress(FileNotFoundError):
-            assert not name.endswith("_locals") or ours not in (stream_module.SHARED_MEMORY / name).read_bytes()
+            assert not name.endswith("_locals") or ours not in (SHARED_MEMORY / name).read_bytes()
     assert not list((tmp_path / "tmp").glob("*_filelock"))
 
 

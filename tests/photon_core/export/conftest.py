@@ -9,8 +9,8 @@ import pytest
 
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.model.shapes import parameter_shapes
-from photon_core.run.opening import open_run, put_files, run_of
-from photon_core.run.run import Run, model_sha256
+from photon_core.run.opening import open_run, put_files
+from photon_core.run.run import Run, model_sha256, run_of
 from photon_core.run.start import Initial
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest, UpdateRef

@@ -16,7 +16,7 @@ from photon_core.errors import CorruptFile, FederationError, PhotonError
 from photon_core.export.card import model_card
 from photon_core.export.export import export_round
 from photon_core.model.gpt2 import gpt2_places
-from photon_core.run.opening import history
+from photon_core.run.history import history
 from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import StartRef

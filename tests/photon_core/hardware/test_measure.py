@@ -9,8 +9,8 @@ import pytest
 from photon_core.errors import ChildFailed, StoreRefused, StoreUnavailable
 from photon_core.hardware import measure
 from photon_core.hardware.measure import Transfer, in_child, measure_devices, measure_link
+from photon_core.model.cost import peak_tflops
 from photon_core.store.store import Store
-from photon_core.training.flops import peak_tflops
 from schemas.sections.local import Local
 
 FOLDER = "run/rounds/000000/sites/a"

@@ -101,8 +101,8 @@ def test_waiting_by_hand() -> None:
     fed = federation("125M", {"nodes": 2, "devices": 1, "tflops": 100, "utilisation": 1.0, "interconnect": 1})
     hardware = fed.sites[0].hardware
     assert hardware is not None
+    from photon_core.model.cost import flops_per_token
     from photon_core.model.shapes import parameter_count
-    from photon_core.training.flops import flops_per_token
 
     compute = 256 * 2048 * flops_per_token(fed.model) / 2 / 1e14
     exchange = 4 * parameter_count(fed.model) * 8 / 1e9  # 2 (K - 1) / K is 1 for two nodes

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from photon_core.errors import Cancelled, ChildFailed, DataError, DeadlinePassed, UpdateRejected
-from photon_core.jobs import launcher as launch
+from photon_core.jobs import launcher as module
 from photon_core.jobs.launcher import Launcher
 from photon_core.jobs.scratch import PREFIX, create_scratch, sweep_scratch
 from tests.processes import alive, wait_until
@@ -229,8 +229,8 @@ def test_an_error_in_on_report_ends_the_child(launcher: Launcher) -> None:
 
 def test_a_child_that_no_signal_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that stands in the kernel, on a dead disk: here the server that passes signals on stands still."""
-    monkeypatch.setattr(launch, "GRACE", 0.2)
-    monkeypatch.setattr(launch, "STUCK", 0.5)
+    monkeypatch.setattr(module, "GRACE", 0.2)
+    monkeypatch.setattr(module, "STUCK", 0.5)
     seen: dict[str, Any] = {}
     with Launcher(1, preload=()) as launcher:
 
@@ -301,7 +301,7 @@ import sys
 from photon_core.jobs.launcher import Launcher
 def show(values):
     print(values["pid"], values["grandchild"], values["name"], values["folder"], flush=True)
-function = "tests.photon_core.training.test_launch:hold_memory"
+function = "tests.photon_core.jobs.test_launcher:hold_memory"
 Launcher(1, preload=()).run(function, {}, label="x", on_report=show)
 """
 

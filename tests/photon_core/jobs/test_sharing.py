@@ -127,7 +127,7 @@ import sys
 from photon_core.jobs.launcher import Launcher
 def show(values):
     print(values["pid"], values["folder"], flush=True)
-function = "tests.photon_core.training.test_serving:hold"
+function = "tests.photon_core.jobs.test_sharing:hold"
 Launcher(1, shared=sys.argv[1]).run(function, {}, label="x", on_report=show)
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from photon_core.model import init as initial
+from photon_core.model import init
 from photon_core.model.init import initial_model, initial_tensor
 from photon_core.model.shapes import parameter_shapes
 from schemas.sections.model import Model
@@ -70,4 +70,4 @@ def test_files_hold_the_tensors_however_they_are_sharded(tmp_path: Path, monkeyp
     loaded = {name: np.concatenate(found) for name, found in parts.items()}
     assert loaded.keys() == parameter_shapes(federation.model).keys()
     for name, value in loaded.items():
-        assert np.array_equal(value, initial.initial_tensor(name, federation.model, federation.seed))
+        assert np.array_equal(value, init.initial_tensor(name, federation.model, federation.seed))

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
+from photon_core.model.cost import flops_per_token
 from photon_core.model.shapes import moment_shapes, parameter_count
-from photon_core.plan.check import compared
 from photon_core.plan.costs import update_bytes
 from photon_core.plan.measured import measure
-from photon_core.plan.predict import predict
+from photon_core.plan.predict import compared, predict
 from photon_core.plan.sweep import best, sweep
-from photon_core.training.flops import flops_per_token
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.sections.aggregation import Aggregation

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from photon_cli.main import app
 from photon_core.errors import FederationError
 from photon_core.run.birth import as_born
-from photon_core.run.opening import check_open, run_of
+from photon_core.run.run import run_of
+from photon_core.run.updates import check_open
 from schemas.reading.load import load_federation
 from tests.photon_cli.conftest import committed as committed  # the fixture
 

@@ -12,12 +12,12 @@ from photon_core.aggregation.candidate import Candidate, Course, aggregate_round
 from photon_core.aggregation.metrics import LARGEST_LOSS
 from photon_core.errors import ModelDiverged
 from photon_core.run.claims import largest_loss
-from photon_core.run.opening import commit_evaluation, evaluation
+from photon_core.run.evaluations import commit_evaluation, evaluation
 from photon_core.run.run import Run, model_sha256
 from photon_core.run.sampling import TOKENS, sampled_sites
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from tests.photon_core.test_guard import GOAL, SITES, federation, memory, model, start, train
+from tests.photon_core.aggregation.test_guard import GOAL, SITES, federation, memory, model, start, train
 
 MOST = 64 * 15  # held-out tokens that a site of this file can have evaluated
 EVIL = "b"

@@ -11,11 +11,11 @@ import pytest
 
 from photon_core.aggregation.engine.aggregate import aggregate
 from photon_core.errors import PhotonError
-from photon_core.listing import Found
 from photon_core.run import garbage
-from photon_core.run.garbage import Rule, check_kept, look, plan, ranges, remove
-from photon_core.run.opening import history
+from photon_core.run.garbage import Rule, look, plan, remove
+from photon_core.run.history import check_kept, history, ranges
 from photon_core.run.run import Run, model_sha256
+from photon_core.store.interface import Found
 from photon_core.store.store import Store
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs import lossless

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict
-from photon_core.run.opening import check_asked, check_in_time, commit_evaluation, evaluation
+from photon_core.run.evaluations import commit_evaluation, evaluation
 from photon_core.run.run import MANIFEST_LIMIT, Run
+from photon_core.run.updates import check_asked, check_in_time
 from photon_core.store.store import Store
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RemovalManifest, UpdateManifest

@@ -15,16 +15,17 @@ import pytest
 from photon_core.aggregation.candidate import Course, aggregate_round, apply_again, commit
 from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict
 from photon_core.evidence.record import read_record
-from photon_core.run.garbage import Rule, check_kept, look, remove
+from photon_core.run.garbage import Rule, look, remove
+from photon_core.run.history import check_kept, history
 from photon_core.run.line import line
-from photon_core.run.opening import history, last_contribution, run_of
 from photon_core.run.rollback import roll_back, without_updates
-from photon_core.run.run import Run, files_of
+from photon_core.run.run import Run, files_of, run_of
 from photon_core.run.sampling import TOKENS, sampled_sites, site_tokens
+from photon_core.run.updates import last_contribution
 from photon_core.store.store import Store
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from tests.photon_core.test_guard import (
+from tests.photon_core.aggregation.test_guard import (
     SITES,
     aggregate_and_commit,
     evaluate,

@@ -12,8 +12,8 @@ from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import CorruptFile, FederationError, PhotonError
 from photon_core.export.export import export_round
 from photon_core.hashing import sha256_file
-from photon_core.run.opening import open_run, run_of
-from photon_core.run.run import Run
+from photon_core.run.opening import open_run
+from photon_core.run.run import Run, run_of
 from photon_core.run.start import check_start, make_initial, site_start, upload_start
 from photon_core.tensors.reader import TensorReader
 from schemas.federation import Federation

@@ -11,7 +11,7 @@ import pytest
 
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict, StoreRefused, StoreUnavailable
 from photon_core.run.run import Run
-from photon_core.store import objects as object_files
+from photon_core.store import objects
 from photon_core.store.store import Store
 from schemas.manifests import FileEntry
 from tests.s3_server import BUSY, SECRETS, FaultProxy, Request
@@ -32,8 +32,8 @@ def hasty(s3_proxy: FaultProxy, s3_bucket: str) -> Store:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_files, "PART", 5 * MIB)  # S3's least
-    monkeypatch.setattr(object_files, "BLOCK", MIB)
+    monkeypatch.setattr(objects, "PART", 5 * MIB)  # S3's least
+    monkeypatch.setattr(objects, "BLOCK", MIB)
 
 
 def content(size: int) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from photon_core.errors import PhotonError, StoreRefused, StoreUnavailable
-from photon_core.store import s3 as s3_client
+from photon_core.store import s3
 from photon_core.store.remote import RemoteFiles
 from photon_core.store.store import Store
 from tests.s3_server import BUSY, SECRETS, FaultProxy, Request
@@ -68,7 +68,7 @@ def test_a_signature_serves_an_objects_ranges_for_a_while(
     assert [header(r, "range:") for r in s3_proxy.requests] == [
         *("bytes=0-99", "bytes=1000-1099", "bytes=5000000-5000099")
     ]
-    monkeypatch.setattr(s3_client, "KEPT", -1.0)
+    monkeypatch.setattr(s3, "KEPT", -1.0)
     store.create("run/other", b"other")
     s3_proxy.requests.clear()
     for _ in range(2):
@@ -203,7 +203,7 @@ def test_a_child_has_connections_of_its_own(store: Store) -> None:
     ranges, data = store.open_ranges("run/shard"), bytearray(1000)
     ranges.read_into([memoryview(data)], 0)
     ours, theirs = socket.socketpair()
-    with s3_client._lock:  # as another thread might at that moment
+    with s3._lock:  # as another thread might at that moment
         child = os.fork()
     if not child:
         found = bytearray(1000)
@@ -283,7 +283,7 @@ def test_an_answer_that_trickles_ends(serve: Callable[..., Server], monkeypatch:
         except OSError:
             gone.set()
 
-    monkeypatch.setattr(s3_client, "LOOK", 0.1)
+    monkeypatch.setattr(s3, "LOOK", 0.1)
     files = RemoteFiles("s3://bucket/prefix", patience=0.5, endpoint_url=serve(trickle).url)
     assert files._s3 is not None
     files._s3._seconds = 0.3

@@ -11,16 +11,8 @@ from safetensors.numpy import load_file, save_file
 from photon_core.errors import CorruptFile
 from photon_core.hashing import sha256_file
 from photon_core.store.store import Store
-from photon_core.tensors.container import (
-    HEADER_LIMIT,
-    all_tensors,
-    file_entry,
-    header_length,
-    make_header,
-    parse_header,
-    read_header,
-    shard_plan,
-)
+from photon_core.tensors.container import HEADER_LIMIT, header_length, make_header, parse_header, read_header
+from photon_core.tensors.shards import all_tensors, file_entry, shard_plan
 from schemas.manifests import FileEntry, TensorEntry
 
 

@@ -11,9 +11,10 @@ from safetensors.numpy import load_file
 
 from photon_core.model.decoder import PhotonModel, initial_decoder, losses_by_sample, next_token_loss
 from photon_core.model.init import initial_model
-from photon_core.training.job import LocalJob, Trained
+from photon_core.training.job import LocalJob
 from photon_core.training.train import train
 from photon_core.update.codecs.registry import get_codec
+from photon_core.update.trained import Trained
 from schemas.federation import Federation
 
 Make = Callable[..., Federation]

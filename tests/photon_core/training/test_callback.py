@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from composer import Callback, Logger, State, Trainer
-from tests.photon_core.training.test_local import make_job, silent, theta_zero
 
-from photon_core.training import loop as working
+from photon_core.training import loop
 from photon_core.training.train import train
 from photon_core.training.trainer import make_trainer
 from schemas.federation import Federation
+from tests.photon_core.training.test_train import make_job, silent, theta_zero
 
 
 class Starve(Callback):
@@ -39,7 +39,7 @@ def test_an_attempt_that_ran_out_of_memory_is_not_counted(
         trainer.state.callbacks.append(starve)
         return trainer
 
-    monkeypatch.setattr(working, "make_trainer", searching)
+    monkeypatch.setattr(loop, "make_trainer", searching)
     found = train(make_job(federation, theta, tmp_path, attempt=2), silent)
     assert starve.attempts == 1 + 2 * 5, "tried again with half the micro-batch"
     assert found.steps == expected.steps and found.tokens == expected.tokens

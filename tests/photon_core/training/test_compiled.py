@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.photon_core.training.test_local import apply, make_job, silent, theta_zero
 
 from photon_core.data.paths import cache_dir
 from photon_core.model.decoder import score
@@ -18,6 +17,7 @@ from photon_core.training.compiled import FOLDER, Compiled, choose_score
 from photon_core.training.parallel.ranks import Ranks
 from photon_core.training.train import train
 from schemas.federation import Federation
+from tests.photon_core.training.test_train import apply, make_job, silent, theta_zero
 
 Make = Callable[..., Federation]
 

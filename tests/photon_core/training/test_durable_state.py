@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from photon_core.model.init import initial_model
-from photon_core.run.opening import open_run, run_of
+from photon_core.run.opening import open_run
+from photon_core.run.run import run_of
 from photon_core.run.start import Initial
 from photon_core.training.job import LocalJob
 from photon_core.training.train import train

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import load_file
-from tests.photon_core.training.test_local import Arrays, make_job, silent, theta_zero
 
 from photon_core.data.paths import state_dir
 from photon_core.training.exchange import Theta
-from photon_core.training.loop import encode
+from photon_core.training.finish import encode
 from photon_core.training.state.resume import Past
 from photon_core.update.codecs.registry import get_codec
 from schemas.federation import Federation
 from schemas.sections.update import Update
+from tests.photon_core.training.test_train import Arrays, make_job, silent, theta_zero
 
 
 def test_other_work_of_the_same_job_meets_other_noise(

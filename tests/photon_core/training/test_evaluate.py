@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from tests.photon_core.training.test_local import apply, make_job, silent, theta_zero
 
 from photon_core.aggregation.guard import jumps, loss_trouble
 from photon_core.aggregation.metrics import LARGEST_LOSS
-from photon_core.data.stream import valid_sequences
+from photon_core.data.held_out import valid_sequences
 from photon_core.hashing import canonical_json
 from photon_core.model.decoder import Decoder, initial_decoder, next_token_loss
 from photon_core.model.init import initial_model, initial_tensor
@@ -22,6 +21,7 @@ from photon_core.training.job import LocalJob
 from photon_core.training.train import train
 from schemas.federation import Federation
 from schemas.sections.server import Guard
+from tests.photon_core.training.test_train import apply, make_job, silent, theta_zero
 
 
 def test_loss_is_the_mean_over_all_predicted_tokens(make_site: Callable[..., Federation], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from photon_core.model.cost import training_memory
 from photon_core.model.init import initial_model, initial_tensor
 from photon_core.model.shapes import parameter_shapes
 from photon_core.training import callback as round_callback
-from photon_core.training import micro_batch
+from photon_core.training import micro_batch, out_of_memory
 from photon_core.training import train as local
 from photon_core.training.job import LocalJob
 from photon_core.training.micro_batch import FILE, GIGABYTE, find_micro_batch, search
@@ -53,7 +53,7 @@ def with_memory(federation: Federation, gigabytes: float | None, **model: Any) -
 def test_the_largest_that_stays_within_the_limit(make_site: Make, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     federation = make_site()
-    resident = micro_batch._status("VmRSS")
+    resident = micro_batch.process_status("VmRSS")
     model = federation.model.model_copy(update=LONG)
     room = 120e6 + 1.4 * training_memory(model, 12).total  # the libraries' own, and a CPU allocator's waste
     limit = (resident + room) / micro_batch.MARGIN / GIGABYTE
@@ -128,7 +128,7 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
     kept, count = state_dir(federation, "alpha") / FILE, tmp_path / "vmstat"
     files = [str(path) for path in initial_model(federation, tmp_path)]
     job = LocalJob(federation, "alpha", 1, 1, files, "0", 0)
-    monkeypatch.setattr(micro_batch, "VMSTAT", count)
+    monkeypatch.setattr(out_of_memory, "VMSTAT", count)
     monkeypatch.setattr(round_callback, "REPORT_SECONDS", 0.0)
 
     def killed_in_its_first_step(kills: int) -> None:
@@ -157,7 +157,7 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
 
 
 def test_the_kernel_tells_how_often_it_has_killed() -> None:
-    assert "\noom_kill " in micro_batch.VMSTAT.read_text()
+    assert "\noom_kill " in out_of_memory.VMSTAT.read_text()
 
 
 def test_smaller_ones_after_a_training_that_ran_out_of_memory() -> None:
@@ -193,7 +193,7 @@ def _die() -> None:
 
 
 def _allocate(gigabytes: int) -> int:
-    micro_batch._forbid_more("cpu", GIGABYTE)
+    micro_batch.forbid_more("cpu", GIGABYTE)
     return torch.ones(gigabytes * GIGABYTE // 4).numel()
 
 

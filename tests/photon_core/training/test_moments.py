@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from photon_core.model.shapes import moment_shapes, parameter_shapes
-from photon_core.tensors.container import all_tensors
-from photon_core.training.moments import read_moments, write_moments
+from photon_core.tensors.shards import all_tensors
+from photon_core.training.exchange import read_moments, write_moments
 from photon_core.training.state.folder import UPDATE
 from schemas.sections.local import Optimizer
 from schemas.sections.model import Model

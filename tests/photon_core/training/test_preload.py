@@ -15,7 +15,8 @@ from photon_core.data.paths import state_dir
 from photon_core.errors import ChildFailed
 from photon_core.jobs.launcher import Launcher
 from photon_core.model.init import initial_model
-from photon_core.training.job import LocalJob, Trained
+from photon_core.training.job import LocalJob
+from photon_core.update.trained import Trained
 from schemas.federation import Federation
 from tests.shared_memory import left_behind
 

@@ -14,17 +14,19 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from photon_core.data.paths import state_dir
-from photon_core.data.stream import release, train_dataset
+from photon_core.data.shared_memory import release
+from photon_core.data.stream import train_dataset
 from photon_core.data.trail import locate
 from photon_core.errors import CorruptFile, FederationError, PhotonError, UpdateRejected
 from photon_core.model.decoder import PhotonModel, initial_decoder
 from photon_core.model.init import initial_tensor
 from photon_core.model.shapes import moment_shapes, parameter_shapes
-from photon_core.training.job import LocalJob, Trained
+from photon_core.training.job import LocalJob
 from photon_core.training.optimizer.build import make_optimizer
 from photon_core.training.state.folder import state_folder
 from photon_core.training.train import train
 from photon_core.update.codecs.registry import get_codec
+from photon_core.update.trained import Trained
 from schemas.federation import Federation
 from schemas.sections.update import Update
 from tests.shared_memory import left_behind

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from photon_core.errors import CorruptFile, PhotonError
-from photon_core.update.codecs.floats import to_bfloat16
+from photon_core.tensors.numerics import to_bfloat16
 from photon_core.update.codecs.registry import Codec, Lossy, get_codec
 
 NAMES = [

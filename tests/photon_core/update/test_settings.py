@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from photon_core.errors import UpdateRejected
-from photon_core.training.job import work_sha256
-from photon_core.update.settings import check_settings, other_settings
+from photon_core.update.settings import check_settings, other_settings, work_sha256
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
 from schemas.protocol import PROTOCOL

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from photon_core.aggregation.engine.aggregate import Aggregate, aggregate
-from photon_core.aggregation.server_optimizer import OPTIMIZERS
-from photon_core.aggregation.server_schedule import server_at
+from photon_core.aggregation.server_optimizer import OPTIMIZERS, server_at
 from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store

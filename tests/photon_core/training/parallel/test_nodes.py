@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.photon_core.training.test_local import apply, make_job, samples, silent, theta_zero
 
 from photon_core.aggregation.means import token_weights, weighted_mean
 from photon_core.data.partition import node_dir
@@ -18,13 +17,15 @@ from photon_core.data.paths import data_dir
 from photon_core.data.trail import locate
 from photon_core.errors import ChildFailed, FederationError, UpdateRejected
 from photon_core.hardware.parallelism import choose_infra
-from photon_core.training.job import LocalJob, Trained
+from photon_core.training.job import LocalJob
 from photon_core.training.parallel import nodes as nodes_module
 from photon_core.training.parallel.nodes import train_node
 from photon_core.training.train import train
+from photon_core.update.trained import Trained
 from schemas.federation import Federation
 from schemas.sections.hardware import Hardware
 from tests.photon_core.training.conftest import make_federation, write_site
+from tests.photon_core.training.test_train import apply, make_job, samples, silent, theta_zero
 from tests.shared_memory import left_behind
 
 APART = Hardware(nodes=2, tflops=1, interconnect=1e-9)
@@ -147,10 +148,10 @@ def test_a_nodes_failure_has_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine can")
 def test_more_gpus_than_the_machine_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from photon_core.training.parallel import launch as launch_ranks
+    from photon_core.hardware import device
 
     federation = with_hardware(make_federation(tmp_path), APART.model_copy(update={"devices": 4}))
-    monkeypatch.setattr(launch_ranks, "choose_device", lambda local: "cuda")
+    monkeypatch.setattr(device, "choose_device", lambda local: "cuda")
     job = LocalJob(federation, "alpha", 1, 1, [], "0", 0)
     with pytest.raises(FederationError, match=r"takes 8 GPUs of one machine.* shows 0.*sites of their own"):
-        launch_ranks.check_devices(job, 8)
+        device.check_devices(job.federation, job.site, 8)

@@ -10,22 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.photon_core.training.test_local import apply, make_job, samples, silent, theta_zero
 
 from photon_core.data.paths import state_dir
 from photon_core.errors import ChildFailed, FederationError
 from photon_core.jobs.launcher import Launcher
 from photon_core.model.decoder import initial_decoder
-from photon_core.training.job import LocalJob, Trained
+from photon_core.training.job import LocalJob
 from photon_core.training.parallel.launch import launch
 from photon_core.training.parallel.ranks import Ranks
 from photon_core.training.parallel.sharding import parallelism
 from photon_core.training.state.checkpoint import Checkpoints
 from photon_core.training.train import train
 from photon_core.training.trainer import collate_share, count_samples, split_share
+from photon_core.update.trained import Trained
 from schemas.federation import Federation
 from schemas.sections.hardware import Hardware
 from tests.photon_core.training.conftest import make_federation, write_site
+from tests.photon_core.training.test_train import apply, make_job, samples, silent, theta_zero
 from tests.shared_memory import left_behind
 
 TWO_STREAMS = ("news", "code")

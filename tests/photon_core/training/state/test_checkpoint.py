@@ -15,9 +15,10 @@ from photon_core.data.paths import state_dir
 from photon_core.errors import UpdateRejected
 from photon_core.model.init import initial_model
 from photon_core.training import callback as round_callback
-from photon_core.training.job import LocalJob, Trained
+from photon_core.training.job import LocalJob
 from photon_core.training.state.checkpoint import Checkpoints
 from photon_core.training.train import train
+from photon_core.update.trained import Trained
 from schemas.federation import Federation
 
 Make = Callable[..., Federation]

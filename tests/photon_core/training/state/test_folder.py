@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from photon_core.hashing import sha256_file
-from photon_core.training.job import Trained
 from photon_core.training.state.folder import find, find_result, publish, writing
+from photon_core.update.trained import Trained
 from schemas.manifests import FileEntry
 
 

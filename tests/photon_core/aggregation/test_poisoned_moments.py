@@ -14,12 +14,14 @@ from safetensors.numpy import load_file
 
 from photon_core.aggregation.candidate import Course, aggregate_round, commit
 from photon_core.data.tokenizer import load_tokenizer
-from photon_core.run.opening import last_contribution, open_run, run_of
-from photon_core.run.run import Run
+from photon_core.run.opening import open_run
+from photon_core.run.run import Run, run_of
 from photon_core.run.start import make_initial
-from photon_core.training.job import LocalJob, Trained
-from photon_core.training.moments import write_tensors
+from photon_core.run.updates import last_contribution
+from photon_core.training.exchange import write_tensors
+from photon_core.training.job import LocalJob
 from photon_core.training.train import train
+from photon_core.update.trained import Trained
 from photon_core.update.upload import upload_update
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.reading.mounts import other_names, seen_twice
+from schemas.sections.mounts import other_names, seen_twice
 
 TABLE = r"""21 1 8:1 / / rw - ext4 /dev/sda1 rw
 22 21 8:1 /home/text /srv/x/data rw - ext4 /dev/sda1 rw

@@ -22,7 +22,7 @@ DENIED = b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\
 
 def statements(role: str) -> list[dict[str, Any]]:
     """What the documented policy lets a role do, without its conditions, as the role's own policy."""
-    text = (Path(__file__).parents[2] / "docs" / "store.md").read_text("utf-8").split("```json\n")[1]
+    text = (Path(__file__).parents[3] / "docs" / "store.md").read_text("utf-8").split("```json\n")[1]
     found = json.loads(text.split("```")[0].replace("?", "."))["Statement"]  # moto's word for one character
     mine = [s for s in found if s["Effect"] == "Allow" and f"role/{role}" in json.dumps(s["Principal"])]
     assert mine

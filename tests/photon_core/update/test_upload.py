@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.photon_core.training.test_local import make_job, theta_zero
 
-from photon_core.run.opening import put_files, run_of
+from photon_core.run.opening import put_files
+from photon_core.run.run import run_of
 from photon_core.training.job import LocalJob
 from photon_core.training.train import train
-from photon_core.update.early import EarlyUpload
+from photon_core.update.upload import EarlyUpload
 from schemas.federation import Federation
+from tests.photon_core.training.test_train import make_job, theta_zero
 from tests.s3_server import FaultProxy
 
 

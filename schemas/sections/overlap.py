@@ -12,19 +12,28 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import combinations, product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from schemas.errors import FederationError
-from schemas.reading.mounts import Mount, other_names, seen_twice
+from schemas.sections.deploy import Storage
+from schemas.sections.mounts import Mount, other_names, seen_twice
+from schemas.sections.sites import Site
+from schemas.sections.trackers import Tracker
 from schemas.sections.values import is_s3, wrong
-
-if TYPE_CHECKING:
-    from schemas.federation import Federation
-    from schemas.sections.sites import Site
 
 Key = tuple[str | int, ...]
 WRITTEN_BELOW = ("data", "state", "cache", "nodes", "log")  # of a state_dir; each may be a link to another disk
 REMEDY = "Photon writes and removes files there: write places of which none lies in another"
+
+
+class HasPlaces(Protocol):
+    """What this reads of a federation file, which imports this module."""
+
+    run: str
+    store: str
+    storage: Storage
+    sites: list[Site]
+    trackers: list[Tracker]
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Place:
     pattern: bool = False
 
 
-def places(federation: "Federation") -> Iterator[Place]:
+def places(federation: HasPlaces) -> Iterator[Place]:
     """Every place that is written, in the order of the file, then every source."""
     yield _place(("store",), "store", federation.store, federation.storage.endpoint_url)
     for i, tracker in enumerate(federation.trackers):
@@ -69,7 +78,7 @@ def places(federation: "Federation") -> Iterator[Place]:
     yield from _sources(federation)
 
 
-def _sources(federation: "Federation") -> Iterator[Place]:
+def _sources(federation: HasPlaces) -> Iterator[Place]:
     for i, site in enumerate(federation.sites):
         for j, stream in enumerate(site.streams):
             name = f"sites[{site.name}].streams[{stream.name}].source"
@@ -80,7 +89,7 @@ def _sources(federation: "Federation") -> Iterator[Place]:
                 yield replace(place, site=i, source=True, pattern=True, parts=place.parts[:-1])
 
 
-def _endpoint(federation: "Federation", site: "Site") -> str | None:
+def _endpoint(federation: HasPlaces, site: Site) -> str | None:
     return (site.storage or federation.storage).endpoint_url
 
 
@@ -118,7 +127,7 @@ def overlap(first: Place, second: Place) -> str | None:
     return "holds" if len(first.parts) < len(second.parts) else "lies in"
 
 
-def refuse_as_written(federation: "Federation") -> None:
+def refuse_as_written(federation: HasPlaces) -> None:
     """Refuse a file whose places overlap as they are written, whichever site's they are.
 
     Raises:
@@ -129,7 +138,7 @@ def refuse_as_written(federation: "Federation") -> None:
             raise wrong(*_problem(first, how, second))
 
 
-def linked(federation: "Federation", sites: Iterable[str] | None, look: bool = True) -> tuple[str, Key] | None:
+def linked(federation: HasPlaces, sites: Iterable[str] | None, look: bool = True) -> tuple[str, Key] | None:
     """The first overlap on this machine, where links lead: the message and its key; None where there is none.
 
     Args:
@@ -151,7 +160,7 @@ def linked(federation: "Federation", sites: Iterable[str] | None, look: bool = T
     return None
 
 
-def check_overlap(federation: "Federation", sites: Iterable[str] | None = None, look: bool = True) -> None:
+def check_overlap(federation: HasPlaces, sites: Iterable[str] | None = None, look: bool = True) -> None:
     """Refuse sites whose places overlap on this machine; arguments as for `linked`.
 
     Raises:
@@ -162,7 +171,7 @@ def check_overlap(federation: "Federation", sites: Iterable[str] | None = None, 
         raise FederationError(f"{next(p.name for p in places(federation) if p.key == key)}: {message}")
 
 
-def check_target(federation: "Federation", option: str, target: str | os.PathLike[str]) -> None:
+def check_target(federation: HasPlaces, option: str, target: str | os.PathLike[str]) -> None:
     """Refuse to write where the federation's places are.
 
     Args:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from photon_cli.progress import round_line
-from photon_core.run.opening import remarks, summary
+from photon_core.run.history import remarks, summary
 from schemas.manifests import RoundManifest
 
 

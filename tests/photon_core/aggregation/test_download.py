@@ -15,11 +15,11 @@ from photon_core.model.init import initial_tensor
 from photon_core.model.shapes import parameter_shapes
 from photon_core.run.run import Run
 from photon_core.store.store import Store
+from photon_core.tensors.numerics import from_bfloat16, to_bfloat16
 from photon_core.tensors.reader import TensorReader
 from photon_core.tensors.writer import ShardWriter
 from photon_core.training.exchange import Theta
 from photon_core.update.codecs import lossless
-from photon_core.update.codecs.floats import from_bfloat16, to_bfloat16
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
 from schemas.sections.aggregation import Aggregation

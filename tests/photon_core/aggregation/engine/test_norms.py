@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from photon_core.aggregation import pairs
-from photon_core.aggregation.pairs import Pairs, gram
+from photon_core.aggregation.engine import norms
+from photon_core.aggregation.engine.norms import Pairs, gram
 
 
 def add(found: Pairs, deltas: np.ndarray) -> None:
@@ -30,7 +30,7 @@ def test_all_of_a_small_model():
 
 
 def test_of_a_large_model_only_so_many_parameters(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pairs, "ELEMENTS", 40)
+    monkeypatch.setattr(norms, "ELEMENTS", 40)
     found = Pairs("ab", 100)  # ten pieces of ten, of which the first, fourth, seventh and tenth are looked at
     for number in range(10):
         same = np.full(10, 1.0, np.float32)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from photon_core.data.locks import folder_lock
+from photon_core.files import folder_lock
 
 
 def _hold(folder: Path, ready: Any) -> None:

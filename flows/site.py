@@ -1,15 +1,18 @@
-"""One site in one round (Algorithm 1, client k): validate -> train H local steps -> upload the update."""
+"""A site's flows. In a round (Algorithm 1, client k): validate -> train H local steps -> upload the update."""
+
+from collections.abc import Mapping
 
 from prefect import flow, tags
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
-from flows.outcome import failure
 from photon_core.errors import PhotonError, StoreConflict
+from photon_core.formatting import printable
 from photon_core.run.birth import as_born
-from photon_core.run.opening import run_of
+from photon_core.run.run import run_of
 from schemas.federation import Federation
+from schemas.manifests import FileEntry
 from tasks import site as steps
 from tasks.incidents import INCIDENTS
 from tasks.processes import shutdown
@@ -70,3 +73,58 @@ def _over(federation: Federation, site: str, t: int) -> str:
             "The next round asks for it again"
         )
     return f"site '{site}', round {t}: the round is committed, with its update"
+
+
+@flow(name="site-evaluate", flow_run_name="{site} evaluates round {t}")
+def site_evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> None:
+    """Scores go to the site's place in the store.
+
+    Args:
+        federation: the federation file.
+        site: the site's name.
+        t: number of the round that the candidate would become.
+        model: the candidate's files.
+    """
+    federation, _ = own_file(federation, f"site '{site}'")
+    try:
+        with tags(f"{SITE}{site}"):
+            steps.evaluate(federation, site, t, model)
+    finally:
+        shutdown()
+
+
+@flow(name="site-start", flow_run_name="{site} start")
+def site_start(federation: Federation, site: str) -> None:
+    """The model goes to the site's place in the store; the coordinator makes it round 0.
+
+    Args:
+        federation: the federation file; its start.checkpoint is a path at this site.
+        site: the site's name.
+    """
+    federation, _ = own_file(federation, f"site '{site}'")
+    try:
+        steps.start(federation, site)
+    finally:
+        shutdown()
+
+
+@flow(name="prepare-site", flow_run_name="prepare {site}")
+def prepare_site(federation: Federation, site: str) -> State:
+    """What `photon prepare --site` does. Twice does nothing the second time.
+
+    Args:
+        federation: the federation file.
+        site: the site's name.
+    """
+    federation, edited = own_file(federation, f"site '{site}'")
+    message = steps.prepare(federation, site)
+    return Completed(message=f"{message} ({edited})" if edited else message)
+
+
+def failure(futures: Mapping[str, PrefectFuture]) -> str:
+    """Wait for a site's steps, in order; why the first failed one failed, or an empty text."""
+    for name, future in futures.items():
+        future.wait()
+        if not future.state.is_completed():
+            return printable(f"{name}: {' '.join(str(future.state.message).split())}")
+    return ""

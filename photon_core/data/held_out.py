@@ -1,0 +1,55 @@
+"""A site's held-out sequences, an even share of each stream."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photon_core.data.manifest import require_manifest
+from photon_core.data.mds import Shard, read_index, read_shard
+from photon_core.data.paths import find_site, split_dir
+from schemas.federation import Federation
+
+
+def valid_sequences(federation: Federation, site: str, limit: int) -> NDArray[np.int64]:
+    """At most `limit` held-out sequences, shape (n, T), spread evenly over the site's streams and shards.
+
+    The same sequences each time. Reads only the shards it needs, one at a time, without shared memory.
+
+    Raises:
+        DataError: the site is not prepared, or a shard cannot be read.
+    """
+    manifest = require_manifest(federation, site)
+    indices = _valid_indices(federation, site)
+    counts = [sum(shard.samples for shard in shards) for shards in indices]
+    blocks = [np.empty((0, manifest.sequence_length), np.int64)]
+    for shards, count, share in zip(indices, counts, even_shares(counts, limit), strict=True):
+        wanted = np.arange(share) * count // max(share, 1)
+        start = 0
+        for shard in shards:
+            rows = wanted[(wanted >= start) & (wanted < start + shard.samples)] - start
+            start += shard.samples
+            if len(rows):
+                blocks.append(read_shard(shard)[1][rows].astype(np.int64))
+    return np.concatenate(blocks)
+
+
+def valid_counts(federation: Federation, site: str, limit: int) -> dict[str, int]:
+    """How many of `valid_sequences` come from each stream, in their order there."""
+    counts = [sum(shard.samples for shard in shards) for shards in _valid_indices(federation, site)]
+    names = [stream.name for stream in find_site(federation, site).streams]
+    return dict(zip(names, even_shares(counts, limit), strict=True))
+
+
+def _valid_indices(federation: Federation, site: str) -> list[list[Shard]]:
+    streams = find_site(federation, site).streams
+    return [read_index(split_dir(federation, site, stream.name, "valid")) for stream in streams]
+
+
+def even_shares(counts: list[int], limit: int) -> list[int]:
+    """How many to take of each, so that the shares sum to the limit and differ as little as they can."""
+    shares = [0] * len(counts)
+    left = min(limit, sum(counts))
+    # the smallest first: what they cannot give, the others do
+    for place, i in enumerate(sorted(range(len(counts)), key=lambda i: (counts[i], i))):
+        shares[i] = min(counts[i], left // (len(counts) - place))
+        left -= shares[i]
+    return shares

@@ -1,0 +1,48 @@
+"""Composer's loggers at a site, by the federation file's names."""
+
+from pathlib import Path
+from typing import Any
+
+from photon_core.errors import PhotonError
+from schemas.sections.local import Logger as LoggerSection
+
+LOGGERS = {
+    "tensorboard": "TensorboardLogger",
+    "mlflow": "MLFlowLogger",
+    "wandb": "WandBLogger",
+    "file": "FileLogger",
+}
+
+
+def make_loggers(
+    sections: list[LoggerSection], folder: Path, key: str = "local.loggers", first: bool = True
+) -> list[Any]:
+    """Composer's own loggers, as the federation file lists them.
+
+    Args:
+        sections: of the file.
+        folder: where those that write files put them, unless their options say otherwise.
+        key: where they stand in the file, for the message.
+        first: whether this is the first rank; the others write no file.
+
+    Raises:
+        PhotonError: a logger's package is not installed, or its options are not the logger's.
+    """
+    made = []
+    for section in sections:
+        if section.name == "file" and not first:
+            continue
+        import composer.loggers
+
+        options = dict(section.options)
+        if section.name == "tensorboard":
+            options.setdefault("log_dir", str(folder / "tensorboard"))
+        elif section.name == "file":
+            options["filename"] = str(folder / options.get("filename", "composer-{run_name}.log"))
+        elif section.name == "mlflow":
+            options.setdefault("tracking_uri", f"sqlite:///{(folder / 'mlflow.db').absolute()}")
+        try:
+            made.append(getattr(composer.loggers, LOGGERS[section.name])(**options))
+        except (ImportError, TypeError) as error:
+            raise PhotonError(f"{key}: cannot start '{section.name}': {error}") from error
+    return made

@@ -1,0 +1,109 @@
+"""The committed rounds of a run, read in parallel, and what they say in rows and sentences."""
+
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from photon_core.errors import (
+    PhotonError,
+)
+from photon_core.run.line import sentence
+from photon_core.run.run import REMOVED, Run
+from photon_core.store.interface import Found
+from schemas.manifests import (
+    RoundManifest,
+)
+
+PLACE = re.compile(r"[^/]+/rounds/(?P<t>\d{6,})/(?P<rest>.+)")
+
+READERS = 16  # manifests read at the same time: a store far away answers each in some 50 ms
+
+
+def history(run: Run, last: int | None = None) -> list[RoundManifest]:
+    """Every committed round, from 0 to `last`, or to the latest if left out.
+
+    Raises:
+        PhotonError: a manifest that the latest one follows is missing or changed.
+    """
+    latest = run.latest() if last is None else last
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(run.round, range(0 if latest is None else latest + 1)))
+    rounds = [manifest for manifest in found if manifest is not None]
+    if len(rounds) != len(found):
+        t = found.index(None)
+        raise PhotonError(f"{run.store.url}: round {t} of run '{run.run}' is missing, but round {latest} is there")
+    return rounds
+
+
+def summary(manifest: RoundManifest) -> list[dict[str, Any]]:
+    """One row a sampled or evaluated site, for tables: what it did in this round."""
+    rows = []
+    for site in sorted({*manifest.sampled, *manifest.evaluations, *manifest.not_evaluated, *manifest.paused}):
+        update, scores = manifest.updates.get(site), manifest.evaluations.get(site, {})
+        rows.append(
+            {
+                "round": manifest.round,
+                "site": site,
+                "tokens": update.tokens if update else 0,
+                "train loss": update.metrics["train_loss"] if update else None,
+                "validation perplexity": scores.get("perplexity"),
+                "bytes sent": update.bytes if update else 0,
+                "seconds": update.metrics.get("seconds") if update else None,
+                "left out": _why_left_out(manifest, site),
+                "not evaluated": manifest.not_evaluated.get(site, ""),
+                "incidents": "; ".join(manifest.incidents.get(site, [])),
+            }
+        )
+    return rows
+
+
+def remarks(manifest: RoundManifest) -> list[str]:
+    """What was out of the ordinary in a round, a line each: the guard, who is missing and why, what went on."""
+    return [
+        *([sentence(manifest)] if manifest.kind != "train" else []),
+        *(f"Guard: {note}" for note in manifest.guard),
+        *(f"Left out: {site} ({reason})" for site, reason in sorted(manifest.left_out.items())),
+        *([f"Paused: {', '.join(manifest.paused)}"] if manifest.paused else []),
+        *(f"{site}: {'; '.join(notes)}" for site, notes in sorted(manifest.incidents.items())),
+        *(f"Not evaluated: {site} ({reason})" for site, reason in sorted(manifest.not_evaluated.items())),
+    ]
+
+
+def _why_left_out(manifest: RoundManifest, site: str) -> str:
+    if site in manifest.paused:
+        return "paused"
+    return manifest.left_out.get(site, "" if site in manifest.sampled else "not sampled")
+
+
+def check_kept(run: Run, t: int) -> None:
+    """Refuse to read the tensors of a round that garbage collection took, or of one that names them.
+
+    Raises:
+        PhotonError: it did; which rounds are kept is in the message.
+    """
+    note = run.removed(run.holder(t))
+    if note is None:
+        return
+    gone = rounds_with(REMOVED, run.store.walk(run.run))
+    kept = [manifest.round for manifest in history(run) if run.holder(manifest.round) not in gone]
+    raise PhotonError(
+        f"round {t}'s model was removed by photon gc ({note.created}); kept rounds are {ranges(kept)}"
+    )
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """[0, 10, 11, 12] as '0, 10 to 12'."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(" to ".join(map(str, (r[0], r[-1]))) if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
+
+
+def rounds_with(name: str, found: Iterable[Found]) -> set[int]:
+    """Rounds whose folder holds a file of this name."""
+    places = (PLACE.fullmatch(file.path) for file in found)
+    return {int(place["t"]) for place in places if place and place["rest"] == name}

@@ -1,0 +1,87 @@
+"""A site's updates in a run: its attempts, and what may still be committed for a round."""
+
+from photon_core.data.paths import find_site
+from photon_core.errors import (
+    FederationError,
+    PhotonError,
+    StoreConflict,
+)
+from photon_core.run.birth import check_recipe
+from photon_core.run.line import contributions, place_of, sentence
+from photon_core.run.run import Run, run_of
+from photon_core.run.sampling import sampled_sites
+from schemas.federation import Federation
+from schemas.manifests import UpdateManifest
+
+
+def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:
+    """(round, attempt) of the site's newest aggregated update before round t: where its stream continues.
+
+    Of the rounds that round t - 1's model comes from: what a rollback has left behind is not gone on from.
+    """
+    found = contributions(run, t - 1).get(site) if t > 0 and run.round(t - 1) else None
+    return None if found is None else (found.round, found.attempt)
+
+
+def next_attempt(run: Run, t: int, site: str) -> int:
+    """One more than the site's committed attempts: an attempt that was cut off is taken up again."""
+    return run.committed_attempt(t, site) + 1
+
+
+def check_open(federation: Federation, t: int) -> None:
+    """Refuse work for a round that is committed, whose base is not, or that the file does not ask for.
+
+    Raises:
+        StoreConflict: round t is committed.
+        FederationError: it is beyond rounds.count, or the file gets another recipe than the run was begun with.
+        PhotonError: round t - 1 is not committed.
+    """
+    run = run_of(federation)
+    if run.round(t) is not None:
+        raise StoreConflict(f"round {t} of run '{run.run}' is committed; what it aggregated stands")
+    if (place := place_of(run, t)) > federation.rounds.count:
+        back = f", and round {t} would be number {place} after a rollback" if place != t else ""
+        raise FederationError(
+            f"round {t}: the file has {federation.rounds.count} rounds{back}; raise rounds.count"
+        )
+    check_recipe(run.birth(), federation)
+    if run.round(t - 1) is None:
+        remedy = "photon run, or the next federated-round, makes it"
+        raise PhotonError(f"round {t} of run '{run.run}' cannot start: round {t - 1} is not committed; {remedy}")
+
+
+def check_asked(federation: Federation, t: int, site: str) -> None:
+    """Refuse one site's work for a round that would not use it; beyond that as `check_open`.
+
+    Raises:
+        FederationError: there is no such site, or it is paused, or not sampled in round t.
+    """
+    if find_site(federation, site).paused:
+        raise FederationError(
+            f"site '{site}' is paused, and no round asks for it: take its 'paused' out of the file"
+        )
+    check_open(federation, t)
+    if site not in (sampled := sampled_sites(run_of(federation), federation, t)):
+        raise FederationError(
+            f"round {t} samples {len(sampled)} of {len(federation.active)} sites, and '{site}' is not among them: "
+            f"it would not use the update. It asks {', '.join(sampled)}"
+        )
+
+
+def check_in_time(run: Run, update: UpdateManifest) -> None:
+    """Say it if the round was committed without the update.
+
+    Raises:
+        StoreConflict: it was, while the update was being made.
+    """
+    manifest, t, site = run.round(update.round), update.round, update.site
+    if manifest is not None and manifest.kind != "train":
+        raise StoreConflict(
+            f"attempt {update.attempt} of site '{site}' for round {t} is not used: {sentence(manifest)}"
+        )
+    if manifest is not None and (site not in manifest.updates or manifest.updates[site].attempt != update.attempt):
+        used = f"with attempt {manifest.updates[site].attempt}" if site in manifest.updates else "without the site"
+        raise StoreConflict(
+            f"attempt {update.attempt} of site '{site}' for round {t} came too late and is not used: "
+            f"the round was committed {used} meanwhile, and stands"
+        )

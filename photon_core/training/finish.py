@@ -1,0 +1,121 @@
+"""What follows local steps: the update is encoded, the private state is kept, the numbers are taken."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+
+from photon_core.errors import UpdateRejected
+from photon_core.run.sampling import TOKENS
+from photon_core.training.exchange import Theta, Written, write_update
+from photon_core.training.job import LocalJob
+from photon_core.training.parallel.sharding import State
+from photon_core.training.state.checkpoint import get_random_state
+from photon_core.training.state.resume import Past
+from photon_core.update.post_process import noise_generator
+from photon_core.update.trained import Trained
+from schemas.bounds import LARGEST_NUMBER
+from schemas.manifests import FileEntry
+
+NOISE_KEY = "noise.key"
+
+
+class Clock:
+    """Seconds spent, by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+
+def as_trained(
+    job: LocalJob,
+    tokens: int,
+    steps: int,
+    metrics: Mapping[str, float],
+    scores: Mapping[str, float],
+    data_tokens: int,
+    past: Past,
+    update: Written,
+    moments: list[FileEntry],
+    clock: Clock,
+    notes: list[str],
+) -> Trained:
+    """What has been trained and written, as the launcher hears of it; the notes go to the site's log, too.
+
+    Raises:
+        UpdateRejected: one of its numbers is not finite, or larger than a manifest holds.
+    """
+    for note in notes:
+        print(note)
+    metrics = {
+        **metrics,
+        **update.metrics,
+        **{f"valid_{name}": value for name, value in scores.items() if name != "perplexity"},
+        **({TOKENS: float(data_tokens)} if job.federation.rounds.sampling == "tokens" else {}),
+        **past.metrics,
+    }
+    for name, value in metrics.items():
+        if not abs(value) <= LARGEST_NUMBER:
+            raise UpdateRejected(job.site, f"training diverged: its metric '{name}' is {value}")
+    return Trained(
+        round=job.round,
+        attempt=job.attempt,
+        base_sha256=job.base_sha256,
+        codec=update.codec,
+        tokens=tokens,
+        steps=steps,
+        metrics=metrics,
+        files=update.files,
+        folder="",
+        seconds=clock.seconds,
+        notes=notes,
+        moments=moments,
+    )
+
+
+def encode(
+    job: LocalJob,
+    report: Callable[[dict[str, Any]], None],
+    theta: Theta,
+    parameters: Mapping[str, torch.Tensor],
+    past: Past,
+    folder: Path,
+    written: Path,
+) -> Written:
+    """PostProcess: what was trained becomes what is sent; what the codec loses goes on from the last update."""
+    settings = job.federation.update
+    noise = None
+    if settings.noise_multiplier:
+        digest = blake3()  # of what was trained: a time limit, or a GPU, may make other work of the same job
+        for name in sorted(parameters):
+            digest.update(parameters[name].detach().cpu().contiguous().numpy().data.cast("B"))
+        noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt} {digest.hexdigest()}")
+    feedback, shard_bytes = (past.state or {}).get("feedback"), job.federation.aggregation.shard_bytes
+    ready = (lambda entry: report({"file": str(written / entry.path)})) if job.announce else None
+    return write_update(theta, dict(parameters), written, settings, feedback, noise, shard_bytes, ready)
+
+
+def kept_state(
+    job: LocalJob, moments: State | None, stream: dict[str, Any] | None, mix: str, samples: int
+) -> dict[str, Any]:
+    """What the next round goes on from, but for the codec's error feedback."""
+    return {
+        "optimizer": moments,
+        "optimizer_name": job.federation.local.optimizer.name,
+        "stream": stream,
+        "mix": mix,  # the stream's own state does not say which streams it belongs to
+        "random": get_random_state(),
+        "samples": samples,
+    }

@@ -1,0 +1,61 @@
+"""Memory: how much there is, how much this process took, and whether it ran out."""
+
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+VMSTAT = Path("/proc/vmstat")
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
+
+
+def kernel_kills() -> int:
+    """Processes that the kernel has killed for memory since it was started; 0 where it does not say."""
+    with suppress(OSError):
+        for line in VMSTAT.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it is of too little memory; torch's are RuntimeErrors, and those of other processes ChildFailed."""
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)
+
+
+def forbid_more(device: str, room: int) -> None:
+    """Have allocations beyond so many bytes fail, before the machine runs out of memory."""
+    if room <= 0:
+        raise MemoryError
+    if device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1.0, room / torch.cuda.mem_get_info()[1]))
+    else:
+        resource.setrlimit(resource.RLIMIT_DATA, (process_status("VmData") + room, resource.RLIM_INFINITY))
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def process_status(name: str) -> int:
+    """A number of bytes from the kernel's page about this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
+def free_memory(device: str) -> int:
+    """Bytes that a process may take now: the GPU's free ones, or the machine's within its control group."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    with suppress(OSError, ValueError):  # no such file, or no limit
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free

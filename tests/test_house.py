@@ -1,0 +1,199 @@
+"""The house: which room may import which, what lies loose, and how long and wide a function may be."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ["schemas", "photon_core", "tasks", "flows", "photon_cli"]
+# From the lowest storey up; rooms of one line do not import each other. A room may import what is below it only.
+FLOORS = """
+schemas/errors
+schemas/presets schemas/bounds schemas/protocol schemas/secrets schemas/server_errors
+schemas/sections
+schemas/federation schemas/manifests
+schemas/reading
+schemas/docs
+photon_core/hashing photon_core/formatting
+photon_core/errors
+photon_core/files
+photon_core/store photon_core/jobs
+photon_core/tensors
+photon_core/model
+photon_core/data photon_core/hardware
+photon_core/run
+photon_core/evidence
+photon_core/update
+photon_core/aggregation
+photon_core/training
+photon_core/plan photon_core/export photon_core/report
+tasks
+flows
+photon_cli
+"""
+LOOSE = {"errors", "hashing", "formatting", "files"}
+CIRCLES = [{"photon_core.aggregation.candidate", "photon_core.aggregation.guarded"}]  # may only shrink
+TORCH = ("photon_core/training/", "photon_core/model/decoder.py", "photon_core/model/meters.py")
+LINES, PARAMETERS = 60, 7
+LONG = {  # functions over LINES, with their lines: may only shrink
+    "photon_core/training/loop.py:work": 126,
+    "photon_core/aggregation/moments.py:average_moments": 62,
+    "photon_core/update/upload.py:upload_update": 68,
+}
+WIDE = {  # functions over PARAMETERS, with their number: may only shrink
+    "photon_core/aggregation/engine/aggregate.py:aggregate": 15,
+    "photon_core/aggregation/engine/aggregate.py:_Pass.__init__": 12,
+    "photon_core/aggregation/moments.py:average_moments": 11,
+    "photon_core/data/pack.py:pack_stream": 8,
+    "photon_core/export/generate.py:generate": 8,
+    "photon_core/jobs/launcher.py:Launcher.run": 8,
+    "photon_core/tensors/writer.py:ShardWriter.__init__": 8,
+    "photon_core/training/callback.py:RoundCallback.__init__": 10,
+    "photon_core/training/exchange.py:write_update": 8,
+    "photon_core/training/finish.py:as_trained": 11,
+    "photon_core/training/trainer.py:make_trainer": 11,
+}
+
+
+def files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of ours that a file imports, at any depth, under `if TYPE_CHECKING` too."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [
+                name if (ROOT / f"{name.replace('.', '/')}.py").exists() else str(node.module) for name in whole
+            ]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] in PACKAGES)
+
+
+def room(name: str) -> str:
+    """The folder, or the loose file, that a module belongs to."""
+    parts = name.split(".")
+    return "/".join(parts[:2]) if parts[0] in ("schemas", "photon_core") else parts[0]
+
+
+def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef]]:
+    tree = ast.parse(path.read_text("utf-8"))
+    methods = {child for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for child in node.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            owner = next(
+                (c.name + "." for c in ast.walk(tree) if isinstance(c, ast.ClassDef) and node in c.body), ""
+            )
+            assert (node in methods) == bool(owner)
+            yield f"{path.relative_to(ROOT).as_posix()}:{owner}{node.name}", node
+
+
+def width(node: ast.FunctionDef) -> int:
+    """Parameters of a function, without self and cls."""
+    every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    return sum(argument.arg not in ("self", "cls") for argument in every)
+
+
+def test_rooms_import_downwards_only() -> None:
+    floors = {name: number for number, line in enumerate(FLOORS.split("\n")) for name in line.split()}
+    wrong = []
+    for path in files(*PACKAGES):
+        here = room(module(path))
+        for name in imported(path):
+            there = room(name)
+            if name not in PACKAGES and here in floors and here != there and floors[here] <= floors[there]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_nothing_installed_imports_tests_or_benchmarks() -> None:
+    texts = {path: path.read_text("utf-8") for path in files(*PACKAGES)}
+    assert [path for path, text in texts.items() if "from tests" in text or "from benchmarks" in text] == []
+
+
+def test_every_room_has_a_floor() -> None:
+    floors = set(FLOORS.split())
+    rooms = {room(module(path)) for path in files(*PACKAGES)} - {"schemas", "photon_core"}
+    assert rooms == floors
+
+
+def test_no_circle() -> None:
+    below = {module(path): set(imported(path)) for path in files(*PACKAGES)}
+    reach = {name: set(after) for name, after in below.items()}
+    changed = True
+    while changed:
+        changed = False
+        for after in reach.values():
+            more = set().union(*(reach.get(name, set()) for name in after)) - after
+            changed |= bool(more)
+            after |= more
+    circles = defaultdict(set)
+    for name in reach:
+        if name in reach[name]:
+            circles[frozenset(other for other in reach[name] if name in reach.get(other, ()))].add(name)
+    assert [set(circle) for circle in circles] == CIRCLES
+
+
+def test_few_files_lie_loose() -> None:
+    assert {path.stem for path in (ROOT / "photon_core").glob("*.py")} - {"__init__"} == LOOSE
+
+
+def test_only_training_and_the_models_torch_files_import_torch() -> None:
+    wrong = []
+    for path in files("photon_core", "schemas", "tasks", "flows", "photon_cli"):
+        name = path.relative_to(ROOT).as_posix()
+        top = [
+            node
+            for node in ast.parse(path.read_text("utf-8")).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        heads = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
+        heads |= {(node.module or "").split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}
+        if heads & {"torch", "composer"} and not name.startswith(TORCH):
+            wrong.append(name)
+    assert wrong == TORCH_ELSEWHERE
+
+
+TORCH_ELSEWHERE = ["photon_core/evidence/tracking.py", "photon_core/hardware/device.py"]  # may only shrink
+
+
+def test_each_folder_says_what_belongs_there_and_what_does_not() -> None:
+    for path in (ROOT / package for package in PACKAGES):
+        for init in path.rglob("__init__.py"):
+            text = ast.get_docstring(ast.parse(init.read_text("utf-8"))) or ""
+            lines = [line for line in text.split("\n") if line]
+            assert len(lines) == 3 and (lines[1].startswith("Here: ") or path.name == "photon_core"), init
+
+
+def test_functions_fit_a_screen() -> None:
+    found = {}
+    for path in files(*PACKAGES):
+        for name, node in functions(path):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > LINES:
+                found[name] = lines
+    assert {name: lines for name, lines in found.items() if lines > LONG.get(name, LINES)} == {}
+    assert set(LONG) <= set(found), "strike out what is short now"
+
+
+def test_functions_take_few_parameters() -> None:
+    found = {name: width(node) for path in files(*PACKAGES) for name, node in functions(path)}
+    wide = {name: number for name, number in found.items() if number > PARAMETERS}
+    assert {name: number for name, number in wide.items() if number > WIDE.get(name, PARAMETERS)} == {}
+    assert set(WIDE) <= set(wide), "strike out what is narrow now"
+
+
+@pytest.mark.parametrize("word", ["past", "apart", "working", "put", "dots", "patience", "composing", "numbers"])
+def test_files_are_named_with_the_fields_nouns(word: str) -> None:
+    assert [path for path in files(*PACKAGES) if path.stem == word] == []
