@@ -6,10 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from photon_core.store.interface import Ranges
 
-SHARE = 4  # of the descriptors that the process may have, one in so many
+SHARE = 4  # of the descriptors that the process may still open, one in so many
 
 
 @dataclass
@@ -29,7 +30,8 @@ class OpenRanges:
     def __init__(self, most: int | None = None) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = 4096 if soft == resource.RLIM_INFINITY else soft
-        self._most = most or max(8, limit // SHARE)
+        taken = len(list(Path("/proc/self/fd").iterdir()))
+        self._most = most or max(8, (limit - taken) // SHARE)
         self._lock = threading.Lock()
         self._files: OrderedDict[object, _Open] = OrderedDict()
 
