@@ -94,6 +94,7 @@ def measure(
     """A row for each of the codecs named, float32 the first; `values` are the federation file's."""
     from photon_core.data.prepare import prepare_site
     from photon_core.jobs.launcher import Launcher
+    from photon_core.training.entry import PRELOAD
     from schemas.federation import Federation
 
     if quick:
@@ -123,7 +124,7 @@ def measure(
     chosen = {name: (CODECS | MOMENTS)[name] for name in dict.fromkeys(names)}
     first = federation(0, {})
     rows = []
-    with Launcher(slots=cores()) as launcher:
+    with Launcher(cores(), preload=PRELOAD) as launcher:
         launcher.warm()
         for domain in domains:
             say(f"preparing {domain}")

@@ -290,6 +290,7 @@ def centralised(setting: Setting, federation: Federation, row: str) -> Row:
 def federated(setting: Setting, federation: Federation) -> Row:
     """All rounds of the federation, its model evaluated every few of them."""
     from photon_core.jobs.launcher import Launcher
+    from photon_core.training.entry import PRELOAD
 
     curve: list[tuple[int, int, float]] = []
     found: dict[str, Any] = {}
@@ -309,7 +310,7 @@ def federated(setting: Setting, federation: Federation) -> Row:
             if manifest.round == setting.rounds:
                 found["test"], found["test_by_domain"] = setting.perplexity(federation, files, "test")
 
-    with Launcher(slots=cores()) as launcher:
+    with Launcher(cores(), preload=PRELOAD) as launcher:
         launcher.warm()
         federate(federation, launcher, setting.work, after)
     assert curve[-1][0] == setting.tokens, "the two did not train on the same number of tokens"

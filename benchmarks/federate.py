@@ -3,10 +3,12 @@
 import gzip
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photon_core.run.run import Run
+from photon_core.training import entry
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
@@ -41,8 +43,7 @@ def federate(
     run = run_of(federation)
 
     def initial() -> Any:
-        arguments = {"federation": federation, "folder": work}
-        return launcher.run("photon_core.run.start:make_initial", arguments, label="initial")
+        return launcher.run(partial(entry.make_initial, federation, work), label="initial")
 
     open_run(run, federation, load_tokenizer(federation.tokenizer).sha256, initial)
     names = [site.name for site in federation.sites]
@@ -81,5 +82,5 @@ def train_site(federation: Federation, run: Run, launcher: "Launcher", site: str
         moments,
     )
     log = folder.parent / "training.log"
-    trained = launcher.run("photon_core.training.train:train", {"job": job}, label=f"{t}/{site}", log_path=log)
+    trained = launcher.run(partial(entry.train, job), label=f"{t}/{site}", log_path=log)
     upload_update(run, federation, site, t, trained)

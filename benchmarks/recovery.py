@@ -37,6 +37,7 @@ from typing import Any
 from benchmarks.chaos import add_arguments, chaos
 from benchmarks.common import Neighbours, finish, heading, machine, say, table
 from photon_core.jobs.sharing import serve
+from photon_core.training.entry import PRELOAD
 from tests.flows.bad_round import failed, kill
 from tests.flows.deployment import POOLS, Deployed, Workers, deployed, served
 
@@ -55,7 +56,7 @@ def main() -> None:
         return
     repeats, steps = (1, 400) if arguments.quick else (arguments.repeats, 800)
     at, neighbours = machine(), Neighbours()
-    with tempfile.TemporaryDirectory(prefix="photon-bench-") as name, serve() as shared:
+    with tempfile.TemporaryDirectory(prefix="photon-bench-") as name, serve(PRELOAD) as shared:
         os.environ.update(shared)
         with served(Path(name) / "prefect") as workers:
             found = measure(workers, Path(name) / "fed", repeats, steps)

@@ -15,6 +15,7 @@ from photon_core.data.paths import find_site
 from photon_core.errors import DataError, PhotonError
 from photon_core.hardware.parallelism import check_gpus, check_infra, check_processors
 from photon_core.jobs.sharing import serve_beside
+from photon_core.training.entry import PRELOAD
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL_TAG, other_protocol
 from schemas.reading.load import check_paths
@@ -205,7 +206,7 @@ def _become_worker(federation: Federation, site: str | None, pool: str, kind: st
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind, "--name", name]
     heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}"}
     # every flow run is a process of its own: they share one fork server, which has imported composer once
-    shared = serve_beside() if kind == "process" and site is not None else {}
+    shared = serve_beside(PRELOAD) if kind == "process" and site is not None else {}
     sys.stdout.flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's background job ignores it, and Prefect ends by it
     os.execve(sys.executable, command, {**WORKER, **os.environ, **heartbeat, **shared, "PATH": WORKER["PATH"]})

@@ -4,6 +4,7 @@ import re
 import tempfile
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -28,6 +29,7 @@ from photon_core.run.run import run_of
 from photon_core.run.sampling import sampled_sites
 from photon_core.run.start import Initial
 from photon_core.run.updates import check_open
+from photon_core.training import entry
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.events import LEFT_OUT
@@ -57,13 +59,8 @@ def open_run(federation: Federation) -> int:
         run = run_of(federation)
 
         def initial_model() -> Initial:
-            made: Initial = launcher().run(
-                "photon_core.run.start:make_initial",
-                {"federation": federation, "folder": Path(folder)},
-                label=f"{federation.run}/initial",
-                timeout=INITIAL_MODEL_TIMEOUT,
-            )
-            return made
+            make = partial(entry.make_initial, federation, Path(folder))
+            return launcher().run(make, label=f"{federation.run}/initial", timeout=INITIAL_MODEL_TIMEOUT)
 
         opening.open_run(run, federation, load_tokenizer(federation.tokenizer).sha256, initial_model)
         latest = run.latest()

@@ -2,7 +2,10 @@
 
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
+
+from photon_core.training import entry
 
 if TYPE_CHECKING:
     from photon_core.jobs.launcher import Launcher
@@ -26,15 +29,15 @@ def launcher() -> "Launcher":
 
     with _lock:
         if _launcher is None:
-            _launcher = Launcher(slots=len(os.sched_getaffinity(0)), shared=os.environ.get(VARIABLE))
+            slots = len(os.sched_getaffinity(0))
+            _launcher = Launcher(slots, preload=entry.PRELOAD, shared=os.environ.get(VARIABLE))
         return _launcher
 
 
 def log_round(federation: "Federation", manifest: "RoundManifest") -> None:
     """Tell the experiment trackers of a committed round, in a child. Raises PhotonError if one is away."""
     launcher().run(
-        "photon_core.evidence.tracking:log_round",
-        {"federation": federation, "manifest": manifest},
+        partial(entry.log_round, federation, manifest),
         label=f"{federation.run}/{manifest.round}/trackers",
         timeout=TRACKING_TIMEOUT,
     )

@@ -20,6 +20,7 @@ from photon_core.run.evaluations import commit_evaluation
 from photon_core.run.model_cache import fetch_model
 from photon_core.run.run import run_of
 from photon_core.run.updates import last_contribution, next_attempt
+from photon_core.training import entry
 from photon_core.update.upload import EarlyUpload, upload_update
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RunManifest
@@ -69,8 +70,7 @@ def start(federation: Federation, site: str) -> None:
     """
     with step(0, "start", site), tempfile.TemporaryDirectory(prefix="photon-") as folder:
         launcher().run(
-            "photon_core.run.start:upload_start",
-            {"federation": federation, "site": site, "folder": Path(folder)},
+            partial(entry.upload_start, federation, site, Path(folder)),
             label=_label(federation, 0, site),
             timeout=federation.rounds.deadline,
             log_path=_log(federation, site),
@@ -89,12 +89,7 @@ def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
     """
     with step(t, "validate", site), SPANS.span((federation.run, t, site), "validate") as begin:
         result = launcher().run(
-            "photon_core.data.quality:check_shards",
-            {
-                "federation": federation,
-                "site": site,
-                "tokenizer_sha256": _birth(federation).tokenizer_sha256,
-            },
+            partial(entry.check_shards, federation, site, _birth(federation).tokenizer_sha256),
             label=_label(federation, t, site),
             timeout=VALIDATION_TIMEOUT,
             log_path=_log(federation, site),
@@ -127,9 +122,8 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
         begin, encoding = Begin(), 0.0
         with EarlyUpload(federation, site, t, job.attempt) as early:
             try:
-                trained: Trained = launcher().run(
-                    "photon_core.training.train:train",
-                    {"job": job},
+                trained = launcher().run(
+                    partial(entry.train, job),
                     label=_label(federation, t, site),
                     timeout=federation.rounds.deadline,
                     on_report=_Progress(site, t, job.steps, early),
@@ -176,14 +170,9 @@ def upload(
 def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> dict[str, float]:
     """Loss and perplexity of a global model on the site's held-out text."""
     with step(t, "evaluate", site) as out, SPANS.span((federation.run, t, site), "evaluate") as begin:
-        scores: dict[str, float] = launcher().run(
-            "photon_core.training.evaluate:evaluate",
-            {
-                "federation": federation,
-                "site": site,
-                "files": _model_files(federation, site, t, model),
-                "threads": launcher().threads,
-            },
+        files = _model_files(federation, site, t, model)
+        scores = launcher().run(
+            partial(entry.evaluate, federation, site, files, launcher().threads),
             label=_label(federation, t, site),
             timeout=federation.rounds.evaluation_deadline,
             log_path=_log(federation, site),

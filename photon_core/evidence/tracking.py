@@ -3,12 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-from composer.core import State
-from composer.devices import DeviceCPU
-from composer.loggers import Logger
-from composer.models import ComposerModel
-
 from photon_core.evidence.loggers import make_loggers
 from photon_core.evidence.trackers import tracked
 from schemas.federation import Federation
@@ -17,28 +11,19 @@ from schemas.sections.local import Logger as LoggerSection
 from schemas.sections.trackers import Tracker
 
 
-class _Nothing(ComposerModel):
-    """Composer's loggers ask its State for a run's name, and a State for a model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.none = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, batch: Any) -> Any:
-        return batch
-
-    def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        return outputs
-
-
 def log_round(federation: Federation, manifest: RoundManifest) -> None:
     """Log a round under the run's name, its number as the step. Doing it again logs the same again.
 
     Raises:
         PhotonError: a tracker cannot be started.
     """
-    model = _Nothing()
-    state = State(rank_zero_seed=0, run_name=federation.run, model=model, device=DeviceCPU())
+    from composer.core import State
+    from composer.devices import DeviceCPU
+    from composer.loggers import Logger
+    from torch.nn import Linear
+
+    # Composer's loggers ask its State for a run's name, and a State for a model
+    state = State(rank_zero_seed=0, run_name=federation.run, model=Linear(1, 1), device=DeviceCPU())
     for tracker in federation.trackers:
         folder = Path(tracker.folder or "photon-trackers")
         folder.mkdir(parents=True, exist_ok=True)

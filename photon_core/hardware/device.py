@@ -1,7 +1,5 @@
 """Which device a site trains on, and what it can do. Child processes only: it may touch CUDA."""
 
-import torch
-
 from photon_core.errors import FederationError
 from photon_core.hardware.parallelism import check_gpus, check_processors
 from schemas.federation import Federation
@@ -14,6 +12,8 @@ def choose_device(local: Local) -> str:
     Raises:
         FederationError: the file wants a GPU, or a precision that needs one, and there is none.
     """
+    import torch
+
     available = torch.cuda.is_available()
     if local.device == "cuda" and not available:
         raise FederationError("local.device is cuda, but this machine shows no CUDA device; write auto or cpu")
@@ -25,6 +25,8 @@ def choose_device(local: Local) -> str:
 
 def check_devices(federation: Federation, site: str, wanted: int) -> None:
     """Refuse to train on more GPUs than this machine has; processors may be shared, but not with FSDP."""
+    import torch
+
     if choose_device(federation.local) == "cpu":
         check_processors(federation, site)
     else:

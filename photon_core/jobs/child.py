@@ -1,7 +1,6 @@
 """What a forked child does: cut its ties, run one function, send back its result or its error."""
 
 import ctypes
-import importlib
 import inspect
 import os
 import pickle
@@ -83,13 +82,8 @@ def _call(folder: Path, report: Callable[[dict[str, Any]], None]) -> Any:
     os.environ.update({**place["environment"], "TMPDIR": str(folder)})
     os.chdir(place["folder"])
     sys.path.extend(entry for entry in place["path"] if entry not in sys.path)
-    function, kwargs = pickle.loads(call)
-    if isinstance(function, str):
-        module, _, name = function.partition(":")
-        function = getattr(importlib.import_module(module), name)
-    if _takes_report(function):
-        kwargs = {"report": report, **kwargs}
-    return function(**kwargs)
+    function = pickle.loads(call)
+    return function(report=report) if _takes_report(function) else function()
 
 
 def _takes_report(function: Callable[..., Any]) -> bool:

@@ -14,22 +14,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed
 from photon_core.jobs.channel import Channel, ChannelClosed
 from photon_core.jobs.child import REQUEST
 from photon_core.jobs.scratch import create_scratch
-from photon_core.jobs.sharing import PRELOAD, connect, heard, last_words, start_process
+from photon_core.jobs.sharing import connect, heard, last_words, start_process
 
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 STUCK = 30.0  # seconds of SIGKILL after which a child is left to its fate: it stands in a dead disk or driver
 TICK = 0.25  # seconds between looks at the clock while a child is silent
+
+T = TypeVar("T")
 
 
 def cores() -> int:
@@ -63,7 +65,7 @@ class Launcher:
         self,
         slots: int | None = None,
         *,
-        preload: Sequence[str] = PRELOAD,
+        preload: Sequence[str] = (),
         shared: str | Path | None = None,
     ) -> None:
         self.slots = slots or cores()
@@ -166,27 +168,23 @@ class Launcher:
 
     def run(
         self,
-        function: str | Callable[..., Any],
-        kwargs: Mapping[str, Any] | None = None,
+        function: Callable[..., T],
         *,
         label: str,
         timeout: float | None = None,
         on_report: Callable[[dict[str, Any]], None] | None = None,
         log_path: str | Path | None = None,
-        threads: int | None = None,
         on_start: Callable[[], None] = lambda: None,
-    ) -> Any:
-        """Call `function(**kwargs)` in a child process and return what it returns. Blocks.
+    ) -> T:
+        """Call `function()` in a child process and return what it returns. Blocks.
 
         Args:
-            function: "module:name", or a picklable function. If it has a parameter `report`, it is given a
-                function that passes a dict to `on_report` here.
-            kwargs: picklable arguments.
+            function: a function of a module, with its picklable arguments bound by functools.partial. If it has
+                a parameter `report` still, that is a function that passes a dict to `on_report` here.
             label: names the job in messages and for `cancel`.
             timeout: seconds that this call may take, waiting for a free slot included.
             on_report: called in this thread with every report.
             log_path: file to which the child's standard output and error are appended.
-            threads: torch threads of the child; `self.threads` if left out.
             on_start: called here when a slot is free and the child is about to start.
 
         Raises:
@@ -196,17 +194,18 @@ class Launcher:
             DeadlinePassed: `timeout` seconds have passed; the child and its children have been ended.
         """
         deadline = time.monotonic() + timeout if timeout is not None else None
-        call = pickle.dumps((function, dict(kwargs or {})))
+        call = pickle.dumps(function)
         with self._slot(label, deadline) as job:
             on_start()
-            answer = self._try(job, call, deadline, on_report, log_path, threads)
+            answer = self._try(job, call, deadline, on_report, log_path)
             if answer is None and self._forsaken(job):
-                answer = self._try(job, call, deadline, on_report, log_path, threads)
+                answer = self._try(job, call, deadline, on_report, log_path)
         if answer is None:
             raise self._epitaph(job)
         if answer[0] == "error":
             raise answer[1]
-        return answer[1]
+        result: T = answer[1]
+        return result
 
     def _try(
         self,
@@ -215,10 +214,9 @@ class Launcher:
         deadline: float | None,
         on_report: Callable[[dict[str, Any]], None] | None,
         log_path: str | Path | None,
-        threads: int | None,
     ) -> tuple[str, Any] | None:
         self.warm()
-        started = self._start_job(job, call, log_path, threads)
+        started = self._start_job(job, call, log_path)
         if started is None:
             return None
         channel, folder = started
@@ -266,9 +264,7 @@ class Launcher:
                 del self._jobs[job.number]
                 self._changed.notify_all()
 
-    def _start_job(
-        self, job: _Job, call: bytes, log_path: str | Path | None, threads: int | None
-    ) -> tuple[Channel, Path] | None:
+    def _start_job(self, job: _Job, call: bytes, log_path: str | Path | None) -> tuple[Channel, Path] | None:
         """Ask the server for a child; None when there is no server any more."""
         with self._changed:
             scratch, control = self._scratch, self._control
@@ -285,7 +281,7 @@ class Launcher:
             "job": job.number,
             "folder": str(folder),
             "log": str(log),
-            "threads": threads or self.threads,
+            "threads": self.threads,
         }
         ours, theirs = socket.socketpair()
         with theirs:

@@ -19,7 +19,6 @@ from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.jobs.scratch import create_scratch
 from photon_core.jobs.telemetry import OFF
 
-PRELOAD = ("torch", "composer", "streaming", "great_expectations", "photon_core.training.preload")
 VARIABLE = "PHOTON_FORK_SERVER"  # the socket of the shared server that a launcher may attach itself to
 SOCKET = "socket"
 IDENTITY = "identity.json"
@@ -70,7 +69,7 @@ def last_words(server: subprocess.Popen[bytes] | None, scratch: Path | None) -> 
 
 
 @contextmanager
-def serve(preload: Sequence[str] = PRELOAD) -> Iterator[dict[str, str]]:
+def serve(preload: Sequence[str]) -> Iterator[dict[str, str]]:
     """A fork server that other processes attach to, for the length of the block.
 
     Args:
@@ -91,10 +90,13 @@ def serve(preload: Sequence[str] = PRELOAD) -> Iterator[dict[str, str]]:
             process.wait()
 
 
-def serve_beside(preload: Sequence[str] = PRELOAD) -> dict[str, str]:
+def serve_beside(preload: Sequence[str]) -> dict[str, str]:
     """A fork server that lives as long as this process, also when that becomes another program by os.exec.
 
     When this process ends the server takes no more clients, and ends with the last of those that it has.
+
+    Args:
+        preload: modules that it imports before it serves.
 
     Returns:
         the environment variable that tells a launcher of it; it may be used at once.

@@ -1,5 +1,7 @@
 """This process's launcher: from the fork server beside the worker if there is one, else from one of its own."""
 
+import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ def test_children_come_from_the_server_beside_the_worker(monkeypatch: pytest.Mon
     with serve(preload=("json",)) as environment:
         monkeypatch.setenv(VARIABLE, environment[VARIABLE])
         try:
-            assert launcher().run("json:dumps", {"obj": 1}, label="x") == "1"
+            assert launcher().run(partial(json.dumps, 1), label="x") == "1"
             assert launcher()._server is None
         finally:
             shutdown()

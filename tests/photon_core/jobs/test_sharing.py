@@ -1,5 +1,6 @@
 """The shared fork server: several launchers at once, each with its own; who may use it; when it ends."""
 
+import json
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from photon_core.jobs.sharing import VARIABLE, connect, heard, serve
 from tests.processes import alive, wait_until
 
 ROOT = Path(__file__).parents[3]
-ANSWERS_ITS_SERVER = "os:getppid"
 
 
 def where() -> dict[str, Any]:
@@ -59,7 +60,7 @@ class Holder:
             self._ready.set()
 
         try:
-            self._launcher.run(hold, {}, label=self._label, on_report=report)
+            self._launcher.run(hold, label=self._label, on_report=report)
         except ChildFailed as error:
             self.error = error
 
@@ -87,7 +88,7 @@ def test_launchers_share_one_server_with_its_imports(socket_path: str, monkeypat
         assert first._server is second._server is None
     assert Path(socket_path).exists()
     with Launcher(1, shared=socket_path) as third:
-        assert third.run(ANSWERS_ITS_SERVER, label="three") == one["server"]
+        assert third.run(os.getppid, label="three") == one["server"]
 
 
 def test_one_launchers_end_is_not_anothers(socket_path: str) -> None:
@@ -119,16 +120,16 @@ def test_what_cannot_be_done_for_one_is_not_the_end_of_others(socket_path: str, 
         assert alive(holder.seen["pid"])
         launcher.cancel("holder")
         assert holder.join() == "holder: cancelled"
-        assert launcher.run(ANSWERS_ITS_SERVER, label="next") == holder.seen["server"]
+        assert launcher.run(os.getppid, label="next") == holder.seen["server"]
 
 
 CLIENT = """
 import sys
 from photon_core.jobs.launcher import Launcher
+from tests.photon_core.jobs.test_sharing import hold
 def show(values):
     print(values["pid"], values["folder"], flush=True)
-function = "tests.photon_core.jobs.test_sharing:hold"
-Launcher(1, shared=sys.argv[1]).run(function, {}, label="x", on_report=show)
+Launcher(1, shared=sys.argv[1]).run(hold, label="x", on_report=show)
 """
 
 
@@ -150,8 +151,8 @@ def test_a_killed_launcher_takes_its_children_along(socket_path: str) -> None:
 
 def test_a_server_that_is_not_there_or_not_ours_is_not_used(socket_path: str, tmp_path: Path) -> None:
     def server(path: str | Path) -> int:
-        with Launcher(1, preload=(), shared=path) as launcher:
-            answer: int = launcher.run(ANSWERS_ITS_SERVER, label="x")
+        with Launcher(1, shared=path) as launcher:
+            answer = launcher.run(os.getppid, label="x")
             assert launcher._server is None or launcher._server.pid == answer
             return answer
 
@@ -170,19 +171,19 @@ def test_a_server_that_is_not_there_or_not_ours_is_not_used(socket_path: str, tm
 def test_a_server_that_cannot_import_is_stood_in_for() -> None:
     with (
         serve(preload=("no_such_module_at_all",)) as environment,
-        Launcher(1, preload=(), shared=environment[VARIABLE]) as launcher,
+        Launcher(1, shared=environment[VARIABLE]) as launcher,
     ):
-        answer = launcher.run(ANSWERS_ITS_SERVER, label="x")
+        answer = launcher.run(os.getppid, label="x")
         assert launcher._server is not None and launcher._server.pid == answer
 
 
 def test_a_server_that_is_killed_is_stood_in_for(socket_path: str) -> None:
-    with Launcher(2, preload=(), shared=socket_path) as launcher:
+    with Launcher(2, shared=socket_path) as launcher:
         holder = Holder(launcher)
         os.kill(holder.seen["server"], signal.SIGKILL)
         assert holder.join() == "holder: the fork server has ended."
         assert wait_until(lambda: not alive(holder.seen["pid"]))
-        assert launcher.run("json:dumps", {"obj": 1}, label="after") == "1"
+        assert launcher.run(partial(json.dumps, 1), label="after") == "1"
 
 
 def test_nothing_is_left_after_the_block() -> None:
@@ -190,7 +191,7 @@ def test_nothing_is_left_after_the_block() -> None:
         folder = Path(environment[VARIABLE]).parent
         assert folder.stat().st_mode & 0o077 == 0
         with Launcher(1, shared=environment[VARIABLE]) as launcher:
-            server = launcher.run(ANSWERS_ITS_SERVER, label="x")
+            server = launcher.run(os.getppid, label="x")
     assert not folder.exists() and not alive(server)
 
 
@@ -215,7 +216,7 @@ def test_a_server_beside_a_program_outlives_it_by_its_last_launcher() -> None:
             assert alive(holder.seen["pid"])
             launcher.cancel("holder")
             holder.join()
-            assert launcher.run(ANSWERS_ITS_SERVER, label="x") == holder.seen["server"]
+            assert launcher.run(os.getppid, label="x") == holder.seen["server"]
         assert wait_until(lambda: not alive(holder.seen["server"]) and not path.parent.exists())
 
 

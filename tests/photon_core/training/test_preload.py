@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from photon_core.data.paths import state_dir
 from photon_core.errors import ChildFailed
 from photon_core.jobs.launcher import Launcher
 from photon_core.model.init import initial_model
+from photon_core.training import entry
 from photon_core.training.job import LocalJob
 from photon_core.update.trained import Trained
 from schemas.federation import Federation
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def launcher() -> Iterator[Launcher]:
-    with Launcher(2) as launcher:
+    with Launcher(2, preload=entry.PRELOAD) as launcher:
         launcher.warm()
         yield launcher
 
@@ -50,6 +52,12 @@ def touches_cuda() -> bool:
     return torch.cuda.is_initialized()
 
 
+def threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
 def samples(trained: Trained) -> list[int]:
     return np.fromfile(Path(trained.folder, "samples.u32"), "<u4").tolist()
 
@@ -65,13 +73,12 @@ def test_a_kill_in_the_second_round_repeats_and_skips_nothing(
         return LocalJob(federation, "alpha", t, 1, files, "0", (t - 1) * 5, (t - 1, 1) if t > 1 else None)
 
     def train(t: int) -> Trained:
-        trained: Trained = launcher.run("photon_core.training.train:train", {"job": job(t)}, label="alpha / train")
-        return trained
+        return launcher.run(partial(entry.train, job(t)), label="alpha / train")
 
     before = set(Path("/dev/shm").iterdir())
     results = [train(1)]
     with pytest.raises(ChildFailed, match="killed by SIGKILL"):
-        launcher.run(train_and_die, {"job": job(2), "step": step}, label="alpha / train")
+        launcher.run(partial(train_and_die, job(2), step), label="alpha / train")
     assert not left_behind(before)
     results += [train(2), train(3)]
     seen = [number for result in results for number in samples(result)]
@@ -119,15 +126,12 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bits(
         return LocalJob(federation, site, t, 1, files, "0", (t - 1) * 10, (t - 1, 1) if t > 1 else None)
 
     def train(site: str, t: int) -> Trained:
-        trained: Trained = launcher.run(
-            "photon_core.training.train:train", {"job": job(site, t)}, label=f"{site} / train"
-        )
-        return trained
+        return launcher.run(partial(entry.train, job(site, t)), label=f"{site} / train")
 
     train("alpha", 1), train("beta", 1)
     for step, _ in kills:
         with pytest.raises(ChildFailed, match="killed by SIGKILL"):
-            launcher.run(train_and_die, {"job": job("alpha", 2), "step": step}, label="alpha / train")
+            launcher.run(partial(train_and_die, job("alpha", 2), step), label="alpha / train")
     alpha, beta = train("alpha", 2), train("beta", 2)
 
     assert alpha.files == beta.files
@@ -150,10 +154,11 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bits(
 
 def test_children_inherit_no_cuda_and_one_thread_each(launcher: Launcher) -> None:
     assert launcher.run(touches_cuda, label="cuda") is False
-    assert launcher.run("torch:get_num_threads", label="threads") == 1
+    assert launcher.run(threads, label="threads") == 1
 
 
 def test_the_launching_process_stays_light() -> None:
-    code = "import sys, photon_core.jobs.launcher, photon_core.training.job; print('torch' in sys.modules)"
+    modules = "photon_core.jobs.launcher, photon_core.training.job, photon_core.training.entry"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -4,6 +4,7 @@ import pickle
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from photon_core.data.paths import state_dir
 from photon_core.errors import ChildFailed, FederationError
 from photon_core.jobs.launcher import Launcher
 from photon_core.model.decoder import initial_decoder
+from photon_core.training import entry
 from photon_core.training.job import LocalJob
 from photon_core.training.parallel.launch import launch
 from photon_core.training.parallel.ranks import Ranks
@@ -191,7 +193,7 @@ def test_fsdp_equals_ddp_on_gpus(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def launcher() -> Iterator[Launcher]:
-    with Launcher(slots=1) as launcher:
+    with Launcher(slots=1, preload=entry.PRELOAD) as launcher:
         yield launcher
 
 
@@ -209,15 +211,13 @@ def test_a_cancelled_job_leaves_nothing_and_goes_on_from_its_checkpoint(
     reports: list[dict[str, Any]] = []
 
     def call(on_report: Any) -> Trained:
-        trained: Trained = launcher.run(
-            "photon_core.training.train:train",
-            {"job": job},
+        return launcher.run(
+            partial(entry.train, job),
             label="site",
             on_report=on_report,
             log_path=tmp_path / "log",
             timeout=200,
         )
-        return trained
 
     over = threading.Event()
 

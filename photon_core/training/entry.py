@@ -1,0 +1,63 @@
+"""What child processes do: the one table of the functions that are handed to a launcher.
+
+Light: launching processes import this. Each function imports what it needs when it is called, in the child.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from photon_core.data.expectations import CheckResult
+    from photon_core.run.start import Initial
+    from photon_core.training.job import LocalJob
+    from photon_core.update.trained import Trained
+    from schemas.federation import Federation
+    from schemas.manifests import RoundManifest, StartManifest
+
+# what the fork server imports before it forks children for these
+PRELOAD = ("torch", "composer", "streaming", "great_expectations", "photon_core.training.preload")
+
+
+def check_shards(federation: Federation, site: str, tokenizer_sha256: str) -> CheckResult:
+    """Validate a site's shards before it trains on them."""
+    from photon_core.data import quality
+
+    return quality.check_shards(federation, site, tokenizer_sha256)
+
+
+def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
+    """Make a site's local steps of a round."""
+    from photon_core.training import train
+
+    return train.train(job, report)
+
+
+def evaluate(federation: Federation, site: str, files: list[str], threads: int) -> dict[str, float]:
+    """Evaluate a model on a site's held-out sequences."""
+    from photon_core.training import evaluate
+
+    return evaluate.evaluate(federation, site, files, threads)
+
+
+def make_initial(federation: Federation, folder: Path) -> Initial:
+    """Make the model that a run starts from."""
+    from photon_core.run import start
+
+    return start.make_initial(federation, folder)
+
+
+def upload_start(federation: Federation, site: str, folder: Path) -> StartManifest:
+    """Upload the checkpoint that a site holds and the run starts from."""
+    from photon_core.run import start
+
+    return start.upload_start(federation, site, folder)
+
+
+def log_round(federation: Federation, manifest: RoundManifest) -> None:
+    """Log a committed round to the experiment trackers."""
+    from photon_core.evidence import tracking
+
+    tracking.log_round(federation, manifest)
