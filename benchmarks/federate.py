@@ -35,7 +35,9 @@ def federate(
     after: Callable[[Run, RoundManifest], None] = lambda run, manifest: None,
 ) -> Run:
     """All rounds, every site in each; `after` is called with each that is committed, in turn."""
-    from photon_core.aggregation.candidate import Course, aggregate_round, commit
+    from photon_core.aggregation.candidate import Course
+    from photon_core.aggregation.commit import commit
+    from photon_core.aggregation.round import aggregate_round
     from photon_core.data.tokenizer import load_tokenizer
     from photon_core.run.opening import open_run
     from photon_core.run.run import run_of

@@ -14,8 +14,9 @@ from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from photon_core.aggregation import candidate as candidates
+from photon_core.aggregation import round as rounds
 from photon_core.aggregation.candidate import Candidate, Course
+from photon_core.aggregation.commit import commit
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
 from photon_core.evidence.trackers import check_trackers
@@ -132,7 +133,7 @@ def aggregate_region(
     """A region's share of a tree: average its sites, or compare them with the mean of all. Returns bad updates."""
     with REGIONS, step(t, f"{step_name} region {region}"):
         look = step_name == "compare"
-        return candidates.aggregate_region(run_of(federation), federation, t, sampled, region, rejected, look)
+        return rounds.aggregate_region(run_of(federation), federation, t, sampled, region, rejected, look)
 
 
 @task(task_run_name="aggregate", tags=[f"{STEP}aggregate"], cache_policy=NO_CACHE)
@@ -141,7 +142,7 @@ def aggregate(
 ) -> Candidate:
     """Average the pseudo-gradients and apply the server optimizer; the result is not committed yet."""
     with step(t, "aggregate"):
-        candidate = candidates.aggregate_round(run_of(federation), federation, t, sampled, left_out, rejected)
+        candidate = rounds.aggregate_round(run_of(federation), federation, t, sampled, left_out, rejected)
         announce(federation, t, candidate.left_out)
         for note in candidate.guard:
             get_run_logger().warning("round %d: %s", t, note)
@@ -150,7 +151,7 @@ def aggregate(
 
 def is_mendable(federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]) -> bool:
     """Whether the guard finds the candidate's validation loss too high, and the round can be applied again."""
-    return bool(candidates.mendable(run_of(federation), federation, candidate, evaluations))
+    return bool(rounds.mendable(run_of(federation), federation, candidate, evaluations))
 
 
 @task(task_run_name="apply again", tags=[f"{STEP}apply again"], cache_policy=NO_CACHE)
@@ -159,7 +160,7 @@ def apply_again(
 ) -> Candidate:
     """The round with a lower server learning rate, of a candidate that is mendable."""
     with step(candidate.t, "apply again"):
-        again = candidates.apply_again(run_of(federation), federation, candidate, evaluations)
+        again = rounds.apply_again(run_of(federation), federation, candidate, evaluations)
         assert again is not None
         bad = {site: why for site, why in again.left_out.items() if site not in candidate.left_out}
         announce(federation, candidate.t, bad)
@@ -199,7 +200,7 @@ def publish(federation: Federation, candidate: Candidate, course: Course) -> Rou
         for site, told in course.incidents.items():
             seen[site] = told + seen.get(site, [])
         course = replace(course, spans=SPANS.take(federation.run, candidate.t), incidents=seen)
-        manifest = candidates.commit(run_of(federation), federation, candidate, course)
+        manifest = commit(run_of(federation), federation, candidate, course)
         for note in manifest.guard[len(candidate.guard) :]:
             get_run_logger().warning("round %d: %s", candidate.t, note)
         show(federation, manifest)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
+from photon_core.aggregation.candidate import Candidate
 from photon_core.aggregation.engine.aggregate import Aggregate
 from photon_core.aggregation.guard import (
     RUNNING_ROUNDS,
@@ -24,16 +24,13 @@ from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
-if TYPE_CHECKING:
-    from photon_core.aggregation.candidate import Candidate
-
 
 def past_rounds(run: Run, t: int) -> list[RoundManifest]:
     """The rounds just before round t on its line, oldest first; round 0 has the first model's norm."""
     return list(islice(line(run, t - 1), RUNNING_ROUNDS))[::-1] if t else []
 
 
-def wrong_losses(run: Run, federation: Federation, candidate: "Candidate", evaluations: Scores) -> str:
+def wrong_losses(run: Run, federation: Federation, candidate: Candidate, evaluations: Scores) -> str:
     """What is wrong with a candidate's validation losses, and who says otherwise; or nothing."""
     guard = candidate.server.guard
     found = _jumps(federation, candidate, past_rounds(run, candidate.t), evaluations)
@@ -44,7 +41,7 @@ def wrong_losses(run: Run, federation: Federation, candidate: "Candidate", evalu
     return f"{trouble} ({others})" if others else trouble
 
 
-def last_notes(run: Run, federation: Federation, candidate: "Candidate", evaluations: Scores) -> list[str]:
+def last_notes(run: Run, federation: Federation, candidate: Candidate, evaluations: Scores) -> list[str]:
     """What is still out of line with a candidate that is to be committed: no tries are left, or few sites say so.
 
     Raises:
@@ -66,7 +63,7 @@ def last_notes(run: Run, federation: Federation, candidate: "Candidate", evaluat
 
 
 def _jumps(
-    federation: Federation, candidate: "Candidate", past: list[RoundManifest], evaluations: Scores
+    federation: Federation, candidate: Candidate, past: list[RoundManifest], evaluations: Scores
 ) -> dict[str, float]:
     """site -> how far its loss is above its running value, or in the first rounds above what training found."""
     scores: list[Scores] = [manifest.evaluations for manifest in past]
@@ -75,7 +72,7 @@ def _jumps(
     return jumps(evaluations, scores, largest_loss(federation))
 
 
-def lowered(candidate: "Candidate", trouble: str) -> "Candidate":
+def lowered(candidate: Candidate, trouble: str) -> Candidate:
     """The candidate to apply again, with a lower learning rate."""
     server = candidate.server
     lr = server.lr * server.guard.lr_factor
@@ -90,7 +87,7 @@ def lowered(candidate: "Candidate", trouble: str) -> "Candidate":
     )
 
 
-def without(candidate: "Candidate", bad: Mapping[str, str], trouble: str) -> "Candidate":
+def without(candidate: Candidate, bad: Mapping[str, str], trouble: str) -> Candidate:
     """The candidate to apply again, without these sites, each with its reason."""
     return replace(
         candidate,

@@ -253,13 +253,15 @@ def kill_held(federation: Federation, site: str, pipe: Path, again: bool = False
 
 
 def test_two_coordinators_one_commit(prepared: Callable[..., Federation]):
-    from photon_core.aggregation import candidate
+    from photon_core.aggregation.candidate import Course
+    from photon_core.aggregation.commit import commit
+    from photon_core.aggregation.round import aggregate_round
 
     federation = prepared(rounds={"count": 1})
     manifest = run(federation)[1]
-    again = candidate.aggregate_round(run_of(federation), federation, 1, manifest.sampled, {})
+    again = aggregate_round(run_of(federation), federation, 1, manifest.sampled, {})
     with pytest.raises(StoreConflict):
-        candidate.commit(run_of(federation), federation, again, candidate.Course(manifest.sampled))
+        commit(run_of(federation), federation, again, Course(manifest.sampled))
     assert history(run_of(federation))[1] == manifest
 
 

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from photon_core.aggregation.candidate import Course, aggregate_round, commit
+from photon_core.aggregation.candidate import Course
+from photon_core.aggregation.commit import commit
 from photon_core.aggregation.download import write_rounded
+from photon_core.aggregation.round import aggregate_round
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.evidence.trackers import tracked
 from photon_core.model.shapes import moment_shapes

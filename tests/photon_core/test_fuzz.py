@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from photon_core.aggregation.candidate import Candidate, aggregate_round
+from photon_core.aggregation.candidate import Candidate
+from photon_core.aggregation.round import aggregate_round
 from photon_core.errors import CorruptFile
 from photon_core.hashing import sha256_bytes
 from photon_core.run.evaluations import evaluation

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from photon_core.aggregation.candidate import aggregate_round
+from photon_core.aggregation.round import aggregate_round
 from photon_core.errors import QuorumMissed
 from photon_core.store.store import Store
 from schemas.federation import Federation

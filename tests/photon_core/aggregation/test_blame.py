@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from photon_core.aggregation.candidate import Course, aggregate_round, commit
+from photon_core.aggregation.candidate import Course
+from photon_core.aggregation.commit import commit
 from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.aggregation.round import aggregate_round
 from photon_core.errors import StoreUnavailable
 from photon_core.run.garbage import Rule, look, remove
 from photon_core.run.run import ATTEMPTS_LIMIT, Run, last_true, model_sha256

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from photon_core.aggregation.candidate import Candidate, Course, aggregate_round, commit
+from photon_core.aggregation.candidate import Candidate, Course
+from photon_core.aggregation.commit import commit
 from photon_core.aggregation.download import write_rounded
+from photon_core.aggregation.round import aggregate_round
 from photon_core.model.init import initial_tensor
 from photon_core.model.shapes import parameter_shapes
 from photon_core.run.run import Run

@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from photon_core.aggregation.candidate import Course, aggregate_round, commit
+from photon_core.aggregation.candidate import Course
+from photon_core.aggregation.commit import commit
+from photon_core.aggregation.round import aggregate_round
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.run.opening import open_run
 from photon_core.run.run import Run, run_of

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.aggregation.candidate import aggregate_region
 from photon_core.aggregation.engine.aggregate import Aggregate, aggregate
+from photon_core.aggregation.round import aggregate_region
 from photon_core.aggregation.tree import Tree, regions
 from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.run.garbage import Rule, look

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.aggregation.candidate import Course, aggregate_round, apply_again, commit
+from photon_core.aggregation.candidate import Course
+from photon_core.aggregation.commit import commit
+from photon_core.aggregation.round import aggregate_round, apply_again
 from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict
 from photon_core.evidence.record import read_record
 from photon_core.run.garbage import Rule, look, remove

@@ -1,0 +1,64 @@
+"""The updates that a round aggregates: what its sites have committed, each checked alone."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from photon_core.aggregation.attempts import newest_update
+from photon_core.aggregation.blame import Suspects
+from photon_core.aggregation.checks import check_counts
+from photon_core.errors import UpdateRejected
+from photon_core.run.claims import least_steps, token_limit
+from photon_core.run.run import Run
+from photon_core.update.settings import check_settings
+from schemas.federation import Federation
+from schemas.manifests import UpdateManifest
+
+
+def gather(
+    run: Run,
+    federation: Federation,
+    t: int,
+    sampled: list[str],
+    left_out: Mapping[str, str],
+    rejected: Mapping[str, str] | None,
+) -> tuple[dict[str, UpdateManifest], dict[str, str]]:
+    """The committed updates, and every sampled site that has none to aggregate, with the reason."""
+    reasons, updates, suspects = {**left_out, **(rejected or {})}, {}, Suspects(run, t)
+    for site in sampled:
+        if site in (rejected or {}):
+            continue
+        try:
+            update = suspects.read(site, partial(newest_update, run, federation, t, site))
+            if update is None:
+                reasons.setdefault(site, "no update was committed")
+                continue
+            check_settings(federation, site, update, left_out.get(site, ""))
+            _check_work(federation, site, update)
+        except UpdateRejected as error:
+            reasons[site] = error.reason
+        else:
+            updates[site] = update if federation.server.weights != "fednova" else _counted(federation, update)
+            reasons.pop(site, None)  # whatever its task said, the store has its work
+    return updates, reasons
+
+
+def _check_work(federation: Federation, site: str, update: UpdateManifest) -> None:
+    """Refuse more work than is the site's own; the check of a manifest knows the largest site's limits alone.
+
+    Raises:
+        UpdateRejected: it claims too many tokens or local steps, or more tokens than its steps can have had; or it
+            brings moments that nobody asked for.
+    """
+    if update.moments and federation.local.optimizer_state != "average":
+        raise UpdateRejected(site, "it brings the optimizer's moments, though none are averaged")
+    tokens, steps = token_limit(federation, site), federation.site_steps(site)
+    check_counts(site, update, tokens, steps)
+    most = update.steps * (tokens // steps)
+    if update.tokens > most:
+        claim = f"it claims {update.tokens} tokens in {update.steps} local steps"
+        raise UpdateRejected(site, f"{claim}; at most {most} are possible")
+
+
+def _counted(federation: Federation, update: UpdateManifest) -> UpdateManifest:
+    """The update with as many local steps as FedNova divides its change by."""
+    return update.model_copy(update={"steps": max(update.steps, least_steps(federation, update))})
