@@ -25,13 +25,13 @@ ROBUST_UPDATES = 3  # of two, none is in the middle
 
 class Rounds(Section):
     count: int = Field(ge=1, description="rounds in all", examples=[10])
-    sites_per_round: int | None = Field(default=None, ge=1, description="K of Algorithm 1; all sites if left out")
+    sites_per_round: int | None = Field(default=None, ge=1, description="K of Algorithm 1; default: all sites")
     sampling: Literal["uniform", "tokens"] = Field(
         default="uniform",
-        description="how the K are drawn: all alike, or in proportion to the tokens that the sites have prepared",
+        description="how sites are sampled: uniformly, or in proportion to their prepared tokens",
     )
     quorum: int | None = Field(
-        default=None, ge=1, description="least updates a round may commit with; all sampled if left out"
+        default=None, ge=1, description="fewest updates that a round may commit with; default: all sampled sites"
     )
     deadline: Seconds = Field(
         default=86_400.0,
@@ -40,8 +40,8 @@ class Rounds(Section):
     )
     grace: Seconds | None = Field(
         default=60.0,
-        description="how long sites whose flow runs have failed are waited for, for a retry in the UI, once all "
-        "others are done and the quorum is met (s, or 30m, 2h); null for up to the deadline",
+        description="how long a round waits for a manual retry of failed sites, once the quorum is met and all "
+        "other sites are done (s, or 30m, 2h); null: until the deadline",
     )
     evaluation_deadline: Seconds = Field(
         default=600.0, description="longest wait for the sites' evaluation of a round's model (s, or 30m, 2h)"
@@ -54,17 +54,15 @@ class Rounds(Section):
 class Data(Section):
     """Preparation and the limits that the expectation suites enforce."""
 
-    validation_share: float = Field(
-        default=0.05, gt=0, lt=1, description="share of documents held out, by document"
-    )
+    validation_share: float = Field(default=0.05, gt=0, lt=1, description="share of documents that are held out")
     max_document_bytes: int = Field(default=10_000_000, ge=1)
     max_duplicate_share: Fraction = 0.2
     min_train_tokens: int | None = Field(
-        default=None, ge=1, description="least tokens of a site; one batch if left out"
+        default=None, ge=1, description="fewest tokens of a site; default: one batch"
     )
     max_eot_share: Fraction = Field(default=0.2, description="largest share of end-of-text tokens in the shards")
     evaluation_sequences: int = Field(
-        default=64, ge=1, description="held-out sequences a site evaluates each round"
+        default=64, ge=1, description="held-out sequences that a site evaluates each round"
     )
 
 
@@ -77,12 +75,11 @@ class Federation(Section):
     )
     recipe: Literal["photon", "fedmom", "diloco", "local-sgd", "unlike-sites"] | None = Field(
         default=None,
-        description="published way to federate, or ours (unlike-sites): local steps, server optimizer and what "
-        "goes with them, over the preset's; other keys override them. If left out: the published settings of "
-        "preset; else those of model.preset (fedmom); else unlike-sites. null for none",
+        description="training recipe, over the preset's settings; other keys override it; null: none. Default: "
+        "the published settings of preset, else those of model.preset (fedmom), else unlike-sites",
     )
     run: Name = Field(description="name of the run; its folder in the store", examples=["my-run"])
-    store: Place = Field(description="fsspec URL or path: where rounds live", examples=["s3://bucket/photon"])
+    store: Place = Field(description="fsspec URL or path of the rounds", examples=["s3://bucket/photon"])
     seed: int = Field(default=17, ge=0, lt=2**31)
     tokenizer: Text = Field(
         description="'bytes', a path to a tokenizer.json, or a Hugging Face name", examples=["bytes"]
@@ -99,7 +96,7 @@ class Federation(Section):
     deploy: Deploy = Deploy()
     trackers: list[Tracker] = Field(
         default_factory=list,
-        description="experiment trackers that every round's metrics go to",
+        description="experiment trackers that get every round's metrics",
         examples=["[{name: tensorboard}]"],
     )
     sites: list[Site] = Field(min_length=1, examples=["- {name: site-a, streams: [...]}"])

@@ -15,16 +15,17 @@ PATH = Path(__file__).parents[2] / "docs" / "federation.md"
 HEAD = """\
 # The federation file
 
-Everything about a federation is in one YAML file. It is checked as a whole before any work; each problem comes
-with line, key, value and what to write instead. Unknown keys are refused. Places on disk are taken from
-the file's own folder; durations are seconds, or `90s`, `30m`, `2h`, `1d`.
+All settings of a federation are in one YAML file. The file is checked as a whole before any work. Each problem is
+reported with line, key, value and what to write instead. Unknown keys are refused. Relative paths start at the
+file's own folder. Durations are seconds, or `90s`, `30m`, `2h`, `1d`.
 
-The defaults are those of `recipe: null`. What a preset or a recipe brings goes over them, and files that name
-neither [have a recipe, too](recipes.md#which-recipe-a-file-gets).
+The defaults are those of `recipe: null`. A preset or a recipe overrides them. A file that names neither
+[has a recipe, too](recipes.md#recipe-selection).
 
-This page is made by `python -m schemas.docs.json_schema`. [concepts.md](concepts.md) says what the words
-mean, [recipes.md](recipes.md) shows parts of files, `examples/federation.yaml` is a whole one. In an editor with a
-YAML language server, `# yaml-language-server: $schema=schemas/federation.schema.json` checks while you write.
+This page is generated from the schema (`python -m schemas.docs.json_schema`). [concepts.md](concepts.md) defines
+the terms, [recipes.md](recipes.md) shows parts of files, and `examples/federation.yaml` is a complete file. In an
+editor with a YAML language server, `# yaml-language-server: $schema=schemas/federation.schema.json` checks the
+file while you write.
 
 """
 KINDS = {

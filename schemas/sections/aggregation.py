@@ -9,15 +9,16 @@ MIB = 1 << 20
 
 
 class Aggregation(Section):
-    """Numbers of the server's pass over the updates; none of them changes what the result means."""
+    """Resources of the server's pass over the updates; none of them changes what the result means."""
 
     tree_above: int | None = Field(
         default=None,
         ge=1,
-        description="with more sampled sites, regions are averaged first, then their means; never if left out",
+        description="with more sampled sites than this, regions are averaged first, then their means; default: "
+        "never",
         examples=[32],
     )
-    fan_out: int = Field(default=16, ge=2, description="most sites of a region", examples=[16])
+    fan_out: int = Field(default=16, ge=2, description="largest number of sites in a region", examples=[16])
     shard_mib: int = Field(
         default=256,
         ge=1,
@@ -26,13 +27,13 @@ class Aggregation(Section):
         examples=[256],
     )
     memory_mib: int = Field(
-        default=256, ge=16, description="memory for what is read ahead (MiB), shared by all sites' updates"
+        default=256, ge=16, description="memory for prefetched data (MiB), shared by all sites' updates"
     )
     connections: int = Field(
         default=16,
         ge=1,
         le=256,
-        description="requests at a time to a store that is not a local disk",
+        description="concurrent requests to a store that is not a local disk",
     )
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ def check_environment(env: Any) -> None:
 
 
 class ObjectServer(Section):
-    """How the server of s3:// places is reached. Never who is allowed to: credentials stay out of the file."""
+    """How to reach the server of s3:// places. Credentials are never in the file."""
 
     endpoint_url: Place | None = Field(
         default=None,
@@ -61,12 +61,13 @@ class Storage(ObjectServer):
 
     block: Text | None = Field(
         default=None,
-        description="Prefect block with AWS credentials, as type/name; the environment's if left out",
+        description="Prefect block with AWS credentials, as type/name; default: the environment's credentials",
         examples=["aws-credentials/photon"],
     )
     single_writer: bool = Field(
         default=False,
-        description="accept a server without create-only writes (If-None-Match): only one process commits rounds",
+        description="accept a server without create-only writes (If-None-Match): then only one process may commit "
+        "rounds",
     )
 
     @field_validator("block")
@@ -91,10 +92,10 @@ class Storage(ObjectServer):
 
 
 class Notify(Section):
-    """Who gets a message about a failed round and about a site that was left out."""
+    """Notifies of each failed round and each excluded site."""
 
     block: Text = Field(
-        description="Prefect notification or webhook block, as type/name: the address in it is a secret",
+        description="Prefect notification or webhook block, as type/name: its address is a secret",
         examples=["slack-webhook/ops"],
     )
 
@@ -108,26 +109,25 @@ class Deploy(Section):
     """How the federation runs on a Prefect server (photon deploy)."""
 
     pool: Name | None = Field(
-        default=None, description="work pool of the rounds themselves; photon-<run> if left out"
+        default=None, description="work pool of the rounds themselves; default: photon-<run>"
     )
     pool_type: PoolType = Field(default="process", description="type of the work pools")
     schedule: Text | None = Field(
         default=None,
-        description="cron line: one round each time; by hand if left out",
+        description="cron line: one round each time; default: rounds are started manually",
         examples=["'0 * * * *'"],
     )
-    timezone: Text = Field(default="UTC", description="of the schedule", examples=["Europe/Berlin"])
+    timezone: Text = Field(default="UTC", description="time zone of the schedule", examples=["Europe/Berlin"])
     heartbeat: Annotated[Seconds, Field(ge=HEARTBEAT_LEAST)] = Field(
-        default=60.0, description="how often a flow run says that it lives (s, or 1m)", examples=["60s"]
+        default=60.0, description="interval between two heartbeats of a flow run (s, or 1m)", examples=["60s"]
     )
     zombie_after: Seconds = Field(
         default=300.0,
-        description="a flow run silent for so long has crashed (s, or 5m); more than heartbeat",
+        description="time without heartbeat after which a flow run counts as crashed (s, or 5m); more than "
+        "heartbeat",
         examples=["5m"],
     )
-    notify: Notify | None = Field(
-        default=None, description="who gets a message about failed rounds and sites left out"
-    )
+    notify: Notify | None = Field(default=None, description="where failed rounds and excluded sites are reported")
 
     @field_validator("schedule")
     @classmethod

@@ -10,24 +10,25 @@ from schemas.sections.values import wrong
 
 
 class Hardware(Section):
-    """What trains at a site."""
+    """The machines that train at a site."""
 
     nodes: int = Field(
         default=1,
         ge=1,
-        description="groups of devices of one machine, all alike; machines apart are sites of their own",
+        description="groups of equal devices in one machine; separate machines are written as separate sites",
     )
-    devices: int = Field(default=1, ge=1, description="accelerators (or processors) of a node")
+    devices: int = Field(default=1, ge=1, description="accelerators (or processors) per node")
     interconnect: float | None = Field(
         default=None,
         gt=0,
-        description="Gbit/s between two nodes; slow ones train apart, a federation inside the site",
+        description="Gbit/s between two nodes; with a slow link the nodes train independently, a federation "
+        "inside the site",
         examples=[100],
     )
     parallel: Literal["auto", "none", "ddp", "fsdp", "federation"] = Field(
         default="auto",
-        description="how they train: on one device, with DDP, with FSDP (the model spread over the devices), or "
-        "each node apart and averaged at the site; auto: as memory_gb and interconnect make it",
+        description="parallelism: one device, DDP, FSDP (the model spread over the devices), or nodes that train "
+        "independently and are averaged at the site; auto: chosen by memory_gb and interconnect",
     )
     tflops: float = Field(
         gt=0, description="peak of one device at local.precision, in 10^12 FLOP/s", examples=[989]
@@ -71,5 +72,5 @@ class Link(Section):
 
     up: float = Field(gt=0, description="Gbit/s from the site to the store", examples=[1])
     down: float | None = Field(
-        default=None, gt=0, description="Gbit/s from the store to the site; as up if left out", examples=[1]
+        default=None, gt=0, description="Gbit/s from the store to the site; default: up", examples=[1]
     )

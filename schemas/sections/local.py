@@ -18,7 +18,7 @@ class Optimizer(Section):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     matrix_lr: float = Field(default=0.02, gt=0, description="muon: maximum learning rate of the hidden matrices")
-    momentum: Beta = Field(default=0.95, description="muon: of the hidden matrices' gradients")
+    momentum: Beta = Field(default=0.95, description="muon: momentum of the hidden matrices' gradients")
 
     @model_validator(mode="after")
     def _muon(self) -> "Optimizer":
@@ -34,13 +34,13 @@ class Schedule(Section):
 
     name: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int | None = Field(
-        default=0, ge=0, description="linear warm-up; null for 30, or a quarter of a schedule that is shorter"
+        default=0, ge=0, description="steps of linear warm-up; null: 30, or a quarter of a shorter schedule"
     )
     total_steps: int | None = Field(
         default=None,
         ge=1,
-        description="T of the cosine, after which the rate stays at alpha; rounds.count x local.steps if left "
-        "out, both as they are when the run begins: raising them later does not change T",
+        description="T of the cosine, after which the rate stays at alpha; default: rounds.count x local.steps, "
+        "both as they are when the run starts: raising them later does not change T",
     )
     alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
 
@@ -55,7 +55,7 @@ class Logger(Section):
     name: Literal["tensorboard", "mlflow", "wandb", "file"]
     options: Options = Field(
         default_factory=dict,
-        description="keyword arguments of Composer's logger; a file's name is taken from <state_dir>/log",
+        description="keyword arguments of Composer's logger; a file name is relative to <state_dir>/log",
     )
 
     @model_validator(mode="after")
@@ -77,20 +77,20 @@ class Local(Section):
     """What a site does between two synchronisations."""
 
     steps: int = Field(ge=1, description="H, optimizer steps a round", examples=[128])
-    batch_size: int = Field(ge=1, description="sequences a step and site", examples=[32])
+    batch_size: int = Field(ge=1, description="sequences per step at a site", examples=[32])
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     micro_batch: MicroBatch = Field(
         default=None,
-        description="sequences that go through the model at once, gradients are accumulated; auto: the most that "
-        "fit the site's device, found once (with FSDP by Composer's halving, in every round); the whole batch if "
-        "left out",
+        description="sequences per forward pass; gradients are accumulated; auto: the most that fit the site's "
+        "device, measured once (with FSDP by Composer's halving, in every round); default: the whole "
+        "batch",
     )
     memory_gb: float | None = Field(
         default=None,
         gt=0,
-        description="micro_batch auto: most memory that training may take, in 10^9 bytes; a site's "
-        "hardware.memory_gb counts where that is less",
+        description="micro_batch auto: memory limit of training, in 10^9 bytes; a site's hardware.memory_gb "
+        "applies if it is smaller",
     )
     proximal: float | None = Field(
         default=None, gt=0, description="mu of FedProx: adds mu/2 |theta_k - theta|^2 to the site's loss"
@@ -98,24 +98,24 @@ class Local(Section):
     precision: Literal["fp32", "amp_bf16"] = "fp32"
     compile: bool | None = Field(
         default=None,
-        description="torch.compile: slow in the first steps, then faster; on a GPU if left out. Not with FSDP",
+        description="torch.compile: slow in the first steps, then faster; default: on a GPU. Not with FSDP",
     )
-    clip_norm: float | None = Field(default=1.0, gt=0, description="gradient norm limit; null for none")
+    clip_norm: float | None = Field(default=1.0, gt=0, description="gradient norm limit; null: none")
     optimizer_state: Literal["keep", "reset", "average"] = Field(
         default="keep",
-        description="the optimizer's moments across rounds: kept at the site, forgotten, or averaged over the "
-        "sites as the parameters are (which sends two or three times the bytes)",
+        description="the optimizer's moments between rounds: kept at the site, reset, or averaged over the sites "
+        "like the parameters (which sends two or three times the bytes)",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_steps: int | None = Field(
         default=100,
         ge=1,
-        description="local steps between the site's own checkpoints, from which a killed training resumes; "
-        "null for none",
+        description="local steps between the site's local checkpoints, from which a killed training resumes; "
+        "null: none",
     )
     evaluate: bool = Field(
         default=True,
-        description="each site's own model is evaluated on its held-out text before it is averaged, too",
+        description="also evaluate each site's own model on its held-out text, before averaging",
     )
     loggers: list[Logger] = Field(default_factory=list)
 

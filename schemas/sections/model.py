@@ -22,7 +22,7 @@ class Model(Section):
     vocab_size: int = Field(
         default=50_368, ge=2, description="rows of the embedding; at least the tokenizer's size"
     )
-    max_seq_len: int = Field(default=2048, ge=2, description="tokens a sequence")
+    max_seq_len: int = Field(default=2048, ge=2, description="tokens per sequence")
 
     @model_validator(mode="before")
     @classmethod

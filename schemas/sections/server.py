@@ -13,17 +13,17 @@ ALIKE = ("median", "trimmed")  # means in which all sites count alike, and which
 
 
 class ServerSchedule(Section):
-    """The server's learning rate against the number of the round."""
+    """The server's learning rate as a function of the round number."""
 
     name: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="what follows the warm-up: lr for ever, or a way down to alpha x lr"
+        default="constant", description="after the warm-up: lr for ever, or a decay to alpha x lr"
     )
     warmup_rounds: int = Field(default=0, ge=0, description="rounds of linear warm-up, from lr / warmup_rounds")
     total_rounds: int | None = Field(
         default=None,
         ge=1,
-        description="where cosine and linear reach alpha x lr; rounds.count if left out, as it is when the run "
-        "begins: raising it later does not change this",
+        description="round in which cosine and linear reach alpha x lr; default: rounds.count, as it is when the "
+        "run starts: raising it later does not change this",
     )
     alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
 
@@ -35,20 +35,21 @@ class ServerSchedule(Section):
 
 
 class Guard(Section):
-    """A round that has gone wrong is applied again, from the same updates, with a lower learning rate."""
+    """Checks each candidate model. A failed one is applied again: same updates, lower learning rate."""
 
     norm_factor: float | None = Field(
         default=10.0,
         gt=1,
-        description="how many times its running value the server's step or the model's norm may be; null for any",
+        description="limit of the server's step and of the model's norm, as a multiple of the running value; "
+        "null: none",
     )
     loss_jump: float | None = Field(
         default=1.0,
         gt=0,
-        description="how far the validation loss may be above its running value (nats); null for any",
+        description="limit of the validation loss above its running value (nats); null: none",
     )
-    lr_factor: float = Field(default=0.5, gt=0, lt=1, description="what server.lr is multiplied by each time")
-    tries: int = Field(default=3, ge=0, le=20, description="times that a round is applied again; 0 for no guard")
+    lr_factor: float = Field(default=0.5, gt=0, lt=1, description="factor of server.lr for each retry")
+    tries: int = Field(default=3, ge=0, le=20, description="number of retries of a round; 0: no guard")
 
 
 class Server(Section):
@@ -58,30 +59,33 @@ class Server(Section):
     lr: float = Field(
         default=1.0,
         gt=0,
-        description="eta; 1 with fedavg takes the mean of the sites' models",
+        description="eta, the learning rate; 1 with fedavg gives the mean of the sites' models",
         examples=[1.0],
     )
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="mu, for nesterov and fedmom", examples=[0.9])
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="mu of nesterov and fedmom", examples=[0.9])
     betas: tuple[Beta, Beta] = Field(
         default=(0.9, 0.99),
-        description="of the moments of fedadagrad (the first alone), fedyogi and fedadam",
+        description="decay of the moments of fedadagrad (only the first), fedyogi and fedadam",
         examples=[[0.9, 0.99]],
     )
     tau: float = Field(default=1e-3, gt=0, description="adaptivity of fedadagrad, fedyogi and fedadam")
     schedule: ServerSchedule = ServerSchedule()
     weights: Literal["tokens", "uniform", "fednova"] = Field(
         default="tokens",
-        description="of the sites in the mean: tokens really trained, all alike, or FedNova's normalised means",
+        description="weights of the sites in the mean: tokens really trained, uniform, or FedNova's normalised "
+        "averaging",
     )
     mean: Literal["mean", "median", "trimmed", "norm_bounded"] = Field(
         default="mean",
-        description="plain, or robust against a few bad sites: coordinate median, trimmed mean, bounded norms",
+        description="plain mean, or robust to a few bad sites: coordinate median, trimmed mean, bounded norms",
     )
     trim: float = Field(
-        default=0.125, gt=0, lt=0.5, description="share of the sites that trimmed cuts at either end, rounded up"
+        default=0.125, gt=0, lt=0.5, description="share of the sites that trimmed drops at either end, rounded up"
     )
     norm_bound: float = Field(
-        default=2.0, gt=0, description="how many times the sites' median norm a change may have in norm_bounded"
+        default=2.0,
+        gt=0,
+        description="norm limit of a change in norm_bounded, as a multiple of the sites' median norm",
     )
     guard: Guard = Guard()
 

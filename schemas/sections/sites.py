@@ -18,58 +18,63 @@ class Stream(Section):
         examples=["texts/*.jsonl"],
         description="fsspec URL or path, globs allowed: .jsonl .txt .parquet (.gz .zst)",
     )
-    text_key: Text = Field(default="text", description="the column or key that holds a document's text")
+    text_key: Text = Field(default="text", description="column or key that holds a document's text")
     proportion: float = Field(
         default=1.0, gt=0, le=1, description="share of the site's samples; a site's streams sum to 1"
     )
     repeat: float | None = Field(
         default=None,
         gt=0,
-        description="instead of proportions, at all of a site's streams: how often an epoch passes over this one",
+        description="passes over this stream per epoch; at all of a site's streams, instead of proportions",
         examples=[2],
     )
 
 
 class Site(Section):
     name: Name
-    paused: bool = Field(default=False, description="takes no part in rounds until this is taken back")
-    pool: Name | None = Field(default=None, description="Prefect work pool; photon-<site> if left out")
-    pool_type: PoolType | None = Field(default=None, description="its type; deploy.pool_type if left out")
+    paused: bool = Field(default=False, description="the site takes part in no round while this is true")
+    pool: Name | None = Field(default=None, description="Prefect work pool; default: photon-<site>")
+    pool_type: PoolType | None = Field(default=None, description="type of the pool; default: deploy.pool_type")
     job_variables: Options = Field(
         default_factory=dict,
-        description="what the pool's jobs get: env, image, resources; any key that the pool's template has",
+        description="job variables of the pool: env, image, resources; any key of the pool's template",
     )
     streams: list[Stream] = Field(min_length=1, examples=["- {name: web, source: web/*.jsonl}"])
     state_dir: Place | None = Field(
         default=None,
-        description="private folder of the site, on its own disk; photon-sites/<run>/<site> if left out",
+        description="private folder of the site, on its own disk; default: photon-sites/<run>/<site>",
     )
 
-    steps: int | None = Field(default=None, ge=1, description="its local steps a round; local.steps if left out")
+    steps: int | None = Field(
+        default=None, ge=1, description="the site's local steps per round; default: local.steps"
+    )
     time_limit: Seconds | None = Field(
-        default=None, description="its local training of a round ends after so long (s, or 30m, 2h), or its steps"
+        default=None,
+        description="time limit of the site's local training in a round (s, or 30m, 2h); its steps may end it "
+        "earlier",
     )
     data_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="tokens that it has prepared for training, by which rounds.sampling: tokens draws it; photon "
-        "prepare prints it. If left out, what the site says, up to the median of the others",
+        description="the site's prepared training tokens, used by rounds.sampling: tokens; photon prepare prints "
+        "the number. Default: the site's claim, up to the median of the others",
     )
-    micro_batch: MicroBatch = Field(default=None, description="its own; local.micro_batch if left out")
+    micro_batch: MicroBatch = Field(default=None, description="the site's micro-batch; default: local.micro_batch")
     hardware: Hardware | None = Field(
-        default=None, description="what trains there; photon join --measure prints it"
+        default=None, description="the site's machines; photon join --measure prints this section"
     )
     link: Link | None = Field(
-        default=None, description="how it reaches the store, for photon plan; photon join --measure prints it"
+        default=None,
+        description="the site's link to the store, for photon plan; photon join --measure prints this section",
     )
     shards: Place | None = Field(
         default=None,
-        description="the site's own folder or URL for prepared shards: photon prepare puts them there, and each "
-        "of the site's machines copies them to its state_dir; in state_dir alone if left out",
+        description="folder or URL of the site's prepared shards: photon prepare writes them there, and each of "
+        "the site's machines copies them to its state_dir; default: state_dir only",
         examples=["s3://private-bucket/shards"],
     )
     storage: ObjectServer | None = Field(
-        default=None, description="the server of the site's s3:// places (source, shards); the store's if left out"
+        default=None, description="server of the site's s3:// places (source, shards); default: the store's server"
     )
 
     @property

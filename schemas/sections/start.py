@@ -11,15 +11,15 @@ class Start(Section):
 
     checkpoint: Place | None = Field(
         default=None,
-        description="safetensors file or folder, of ours or a Hugging Face GPT-2's: path or fsspec URL; "
+        description="safetensors file or folder of Photon's or of a Hugging Face GPT-2: path or fsspec URL; "
         "with site, a path at that site",
         examples=["s3://models/gpt2"],
     )
-    run: Name | None = Field(default=None, description="another run whose model to start from")
-    round: int | None = Field(default=None, ge=0, description="which of its rounds; its last if left out")
-    store: Place | None = Field(default=None, description="where that run is; this run's store if left out")
+    run: Name | None = Field(default=None, description="another run, whose model this run starts from")
+    round: int | None = Field(default=None, ge=0, description="round of that run; default: its last")
+    store: Place | None = Field(default=None, description="store of that run; default: this run's store")
     site: Name | None = Field(
-        default=None, description="site that holds the checkpoint and uploads it when the run begins"
+        default=None, description="site that holds the checkpoint and uploads it when the run starts"
     )
 
     @model_validator(mode="after")

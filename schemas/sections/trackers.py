@@ -9,12 +9,12 @@ from schemas.sections.values import Options, Place
 
 
 class Tracker(Section):
-    """One experiment tracker, through Composer's own logger: the run's name, a step for each round."""
+    """One experiment tracker, through Composer's own logger; it has the run's name and one step per round."""
 
     name: Literal["tensorboard", "mlflow", "wandb"]
     folder: Place | None = Field(
         default=None,
-        description="where its files are, at the coordinator; photon-trackers beside this file if left out",
+        description="folder of the tracker's files at the coordinator; default: photon-trackers beside this file",
     )
     options: Options = Field(
         default_factory=dict, description="keyword arguments of Composer's logger", examples=["{project: photon}"]

@@ -15,22 +15,23 @@ class Update(Section):
     """PostProcess of Algorithm 1: clip, add noise, compress, in this order; each is optional."""
 
     clip_norm: float | None = Field(
-        default=None, gt=0, description="largest Euclidean norm of an update; longer ones are scaled down to it"
+        default=None, gt=0, description="largest Euclidean norm of an update; a larger update is scaled down to it"
     )
     noise_multiplier: float = Field(
         default=0.0,
         ge=0,
-        description="standard deviation of the Gaussian noise that a site adds to every parameter, over clip_norm",
+        description="standard deviation of the Gaussian noise that a site adds to every parameter, divided by "
+        "clip_norm",
         examples=[0.5],
     )
     codec: Literal["float32", "bfloat16", "float16", "int8", "int4", "int3", "topk"] = Field(
-        default="float32", description="how the change is written; float32 loses nothing"
+        default="float32", description="encoding of the change; float32 is lossless"
     )
     block: int = Field(
         default=256,
         ge=LEAST_BLOCK,
         le=LARGEST_BLOCK,
-        description="parameters that share a scale, for int8, int4, int3 and topk; a power of two",
+        description="number of parameters that share a scale, for int8, int4, int3 and topk; a power of two",
     )
     top_k: float = Field(
         default=0.0625,
@@ -39,15 +40,15 @@ class Update(Section):
         description="share of a block's parameters that topk sends: the largest changes",
     )
     error_feedback: bool = Field(
-        default=True, description="what a lossy codec loses is kept at the site and added to its next update"
+        default=True, description="keep a lossy codec's residual at the site and add it to the site's next update"
     )
     model_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="what the global model is sent to the sites as; the store keeps float32"
+        default="float32", description="type of the global model that sites download; the store keeps float32"
     )
     moments_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="what the optimizer's moments travel as, to and from the sites, where "
-        "local.optimizer_state: average has them averaged",
+        description="type of the optimizer's moments that are sent to and from the sites, with "
+        "local.optimizer_state: average",
     )
 
     @field_validator("block")
