@@ -15,6 +15,7 @@ from tests.docs.commands import ROOT, adapted, commands, run
 
 PAGES = ("README.md", "docs/concepts.md", "docs/recipes.md")
 YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
@@ -48,7 +49,15 @@ def test_every_yaml_block_is_part_of_a_federation_file(write_federation: Callabl
         load_federation(file)
 
 
-def test_links_between_pages_lead_somewhere() -> None:
-    for page in ROOT.glob("docs/*.md"):
-        for link in re.findall(r"\]\(([^)#:]+\.md)", page.read_text("utf-8")):
-            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+def anchors(page: Path) -> set[str]:
+    """Of the page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_between_pages_lead_to_pages_and_headings() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")):
+        for link, anchor in re.findall(r"\]\(([^)#:]*\.md|)(?:#([^)]*))?\)", page.read_text("utf-8")):
+            target = page.parent / link if link else page
+            assert target.exists(), f"{page.name} links to {link}"
+            assert not anchor or anchor in anchors(target), f"{page.name} links to {link}#{anchor}"
