@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.updates import RUN, largest, shapes_of
-from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.aggregation.aggregate import aggregate
 from photon_core.run.run import Run
 from photon_core.store.store import Store
 from schemas.manifests import UpdateManifest

@@ -12,6 +12,7 @@ __all__ = [
     "FederationError",
     "Killed",
     "ModelDiverged",
+    "NotFinite",
     "PhotonError",
     "QuorumMissed",
     "StoreConflict",
@@ -65,6 +66,10 @@ class UpdateRejected(PhotonError):
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
         return type(self), (self.site, self.reason)
+
+
+class NotFinite(PhotonError):
+    """The mean of all updates is NaN or infinite, and the pass was not to look at single ones."""
 
 
 class QuorumMissed(PhotonError):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from photon_core.aggregation.engine.aggregate import Aggregate
+from photon_core.aggregation.aggregate import Aggregate
 from photon_core.aggregation.moments import Moments
 from schemas.manifests import FileEntry, Span, UpdateManifest
 from schemas.sections.server import Server

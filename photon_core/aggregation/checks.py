@@ -5,14 +5,13 @@ from collections.abc import Mapping
 
 from photon_core.aggregation.blame import blame
 from photon_core.errors import PhotonError, UpdateRejected
+from photon_core.run.claims import ANY_WORK, Work
 from photon_core.run.run import Run
 from photon_core.tensors.container import tensor_bytes
 from photon_core.tensors.shards import all_tensors, check_files
 from photon_core.update.codecs.registry import Codec, get_codec
 from schemas.manifests import PartialManifest, RoundManifest, TensorEntry, UpdateManifest
 
-TOKEN_LIMIT = 10**15  # more than any site trains in a round; a claim beyond it would drown the others' weights
-STEP_LIMIT = 10**9  # the largest count moves everyone's learning-rate schedule
 MOMENTS = 2  # most that an optimizer keeps of a parameter
 METRICS_LIMIT = 1000
 METRIC_LIMIT = 100  # characters of its name: the round's manifest repeats them, and has to stay readable
@@ -24,8 +23,7 @@ def check_manifest(
     t: int,
     site: str,
     update: UpdateManifest,
-    token_limit: int = TOKEN_LIMIT,
-    step_limit: int = STEP_LIMIT,
+    most: Work = ANY_WORK,
 ) -> None:
     """Refuse an update that cannot belong to round t.
 
@@ -34,7 +32,7 @@ def check_manifest(
         base: the manifest of round t-1.
         t, site: whose update it should be.
         update: what its manifest says.
-        token_limit, step_limit: most tokens and local steps that a site can have trained in a round.
+        most: work that a site can have done in a round.
 
     Raises:
         UpdateRejected: naming the site and the reason.
@@ -52,7 +50,7 @@ def check_manifest(
         )
     if update.previous_sha256 != run.round_sha256(t - 1):
         raise UpdateRejected(site, f"it follows another manifest of round {t - 1} than the committed one")
-    check_counts(site, update, token_limit, step_limit)
+    check_counts(site, update, most)
     _check_metrics(site, update.metrics)
     expected = all_tensors(base.model)
     with blame(site):
@@ -73,9 +71,9 @@ def check_moments(site: str, base: RoundManifest, update: UpdateManifest) -> Non
         check_files(update.moments, 2 * MOMENTS * len(model))
 
 
-def check_counts(site: str, update: UpdateManifest, token_limit: int, step_limit: int) -> None:
+def check_counts(site: str, update: UpdateManifest, most: Work) -> None:
     """Refuse tokens and local steps, the update's weight, that nobody trains in a round."""
-    for what, count, limit in (("tokens", update.tokens, token_limit), ("steps", update.steps, step_limit)):
+    for what, count, limit in (("tokens", update.tokens, most.tokens), ("steps", update.steps, most.steps)):
         if count <= 0:
             raise UpdateRejected(site, f"it claims {count} trained {what}; at least 1 is needed")
         if count > limit:

@@ -7,7 +7,7 @@ from photon_core.aggregation.attempts import newest_update
 from photon_core.aggregation.blame import Suspects
 from photon_core.aggregation.checks import check_counts
 from photon_core.errors import UpdateRejected
-from photon_core.run.claims import least_steps, token_limit
+from photon_core.run.claims import Work, least_steps, token_limit
 from photon_core.run.run import Run
 from photon_core.update.settings import check_settings
 from schemas.federation import Federation
@@ -51,9 +51,9 @@ def _check_work(federation: Federation, site: str, update: UpdateManifest) -> No
     """
     if update.moments and federation.local.optimizer_state != "average":
         raise UpdateRejected(site, "it brings the optimizer's moments, though none are averaged")
-    tokens, steps = token_limit(federation, site), federation.site_steps(site)
-    check_counts(site, update, tokens, steps)
-    most = update.steps * (tokens // steps)
+    own = Work(token_limit(federation, site), federation.site_steps(site))
+    check_counts(site, update, own)
+    most = update.steps * (own.tokens // own.steps)
     if update.tokens > most:
         claim = f"it claims {update.tokens} tokens in {update.steps} local steps"
         raise UpdateRejected(site, f"{claim}; at most {most} are possible")

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 
+from photon_core.aggregation.aggregate import Aggregate
 from photon_core.aggregation.candidate import Candidate
-from photon_core.aggregation.engine.aggregate import Aggregate
 from photon_core.aggregation.guard import (
     RUNNING_ROUNDS,
     blown_up,

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.blame import blame, blamed
+from photon_core.aggregation.engine.inputs import DEFAULT_LIMITS, Limits
 from photon_core.aggregation.engine.threads import Threads
-from photon_core.aggregation.means import median, trimmed_mean, weighted_mean
 from photon_core.aggregation.moment_bounds import (
     FIRST,
     RATIO_LIMIT,
@@ -30,6 +30,7 @@ from photon_core.aggregation.moment_bounds import (
     medians,
     usual_ratio,
 )
+from photon_core.aggregation.rules import Rule
 from photon_core.errors import UpdateRejected
 from photon_core.model.shapes import moment_shapes
 from photon_core.run.run import Run
@@ -37,13 +38,11 @@ from photon_core.store.open_ranges import OpenRanges
 from photon_core.tensors.container import SENT_AS
 from photon_core.tensors.numerics import dots, from_bfloat16, to_bfloat16
 from photon_core.tensors.reader import Load, Piece, TensorReader, cut
-from photon_core.tensors.shards import SHARD_BYTES, all_tensors, check_files
+from photon_core.tensors.shards import all_tensors, check_files
 from photon_core.tensors.writer import ShardWriter
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
-from schemas.sections.aggregation import Aggregation
 from schemas.sections.local import Optimizer
 from schemas.sections.model import Model
-from schemas.sections.server import Server
 
 Float32 = NDArray[np.float32]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -77,53 +76,60 @@ class Moments:
     ratio: float = 0.0
 
 
+@dataclass(frozen=True)
+class MomentSpec:
+    """Which moments a round averages.
+
+    Args:
+        model, optimizer: sections of the federation file; they say which moments exist, and what they keep.
+        dtype: float32 or bfloat16, which the mean is written in; a site's may be in either.
+    """
+
+    model: Model
+    optimizer: Optimizer
+    dtype: str = "float32"
+
+    @property
+    def shapes(self) -> Shapes:
+        return moment_shapes(self.model, self.optimizer.name)
+
+
 def average_moments(
     run: Run,
     t: int,
     updates: Mapping[str, UpdateManifest],
-    weights: Mapping[str, float],
-    model: Model,
-    optimizer: Optimizer,
-    server: Server,
-    max_shard_bytes: int = SHARD_BYTES,
-    settings: Aggregation | None = None,
-    threads: int | None = None,
-    dtype: str = "float32",
+    rule: Rule,
+    spec: MomentSpec,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Moments:
-    """Write round t's moments; the caller commits round.json, until then the files are litter.
+    """Write round t's moments; the caller commits round.json, until then the files are orphans.
 
     Args:
         run, t: the round.
         updates: each site's committed update.
-        weights: the sites' shares of the mean, which sum to 1.
-        model, optimizer: of the federation file; they say which moments there are, and what they keep.
-        server: its mean.
-        max_shard_bytes: size of the files.
-        settings, threads: as for `aggregate`.
-        dtype: float32 or bfloat16, what the mean is written as; a site's may be either.
+        rule: how the sites' become one.
+        spec: which moments there are.
+        limits: what the pass may use.
 
     Raises:
         UpdateRejected: a site's moments are missing, damaged, of other shapes, not finite, so large that the mean
             is not, negative where they are means of squares, or no honest optimizer's (see moment_bounds.py).
     """
-    shapes = moment_shapes(model, optimizer.name)
+    shapes, optimizer = spec.shapes, spec.optimizer
     for site in sorted(updates):
         _check(site, updates[site], shapes)
     base = run.round(t - 1)
-    last = base if base and moments_for(base.moments, model, optimizer.name) else None
+    last = base if base and moments_for(base.moments, spec.model, optimizer.name) else None
     allowed = allowed_ratio(optimizer, t, last)
-    settings = settings or Aggregation()
     with ExitStack() as stack:
-        team = Threads.start(stack, run.store.is_local, settings, threads)
-        sources = _Sources(run, t, updates, shapes, team, settings.memory_bytes, stack)
+        team = Threads.start(stack, run.store.is_local, limits)
+        sources = _Sources(run, t, updates, shapes, team, limits.memory_bytes, stack)
         writers = {
-            kind: stack.enter_context(_writer(run, t, kind, shapes, dtype, max_shard_bytes, team))
+            kind: stack.enter_context(_writer(run, t, kind, spec, limits.shard_bytes, team))
             for kind in sources.kinds
         }
-        shares = [weights[site] for site in sources.sites]
         calls = (
-            partial(_mean, sources.sites, piece.name, loads, shares, server, allowed)
-            for piece, loads in sources.loads()
+            partial(_mean, sources.sites, piece.name, loads, rule, allowed) for piece, loads in sources.loads()
         )
         results = stack.enter_context(closing(team.results(calls, sources.give_up)))
         ratio, sums = 0.0, {name: np.zeros(len(updates)) for name in shapes}
@@ -132,7 +138,7 @@ def average_moments(
             for kind, mean in done.means.items():
                 name = f"{kind}.{piece.name}"
                 sums[name] += done.sums[kind]
-                writers[kind].write(name, to_bfloat16(mean) if dtype == "bfloat16" else mean)
+                writers[kind].write(name, to_bfloat16(mean) if spec.dtype == "bfloat16" else mean)
         sources.verify()
         sizes = {name: np.sqrt(found).tolist() for name, found in sums.items()}
         growth = growths(optimizer, [_steps(run, updates[site]) for site in sources.sites])
@@ -141,13 +147,11 @@ def average_moments(
         return Moments(files, medians(sizes), min(ratio if allowed == math.inf else allowed, RATIO_LIMIT))
 
 
-def _writer(
-    run: Run, t: int, kind: str, shapes: Shapes, dtype: str, max_shard_bytes: int, team: Threads
-) -> ShardWriter:
+def _writer(run: Run, t: int, kind: str, spec: MomentSpec, shard_bytes: int, team: Threads) -> ShardWriter:
     """Of one kind of moments: each has files of its own, so that several are written, and read, side by side."""
-    own = {name: shape for name, shape in shapes.items() if _kind(name) == kind}
-    tensors = {name: TensorEntry(dtype=SENT_AS[dtype], shape=shape) for name, shape in own.items()}
-    return ShardWriter(run.store, run.round_dir(t), f"{FOLDER}{kind}-", tensors, max_shard_bytes, team.writers)
+    own = {name: shape for name, shape in spec.shapes.items() if _kind(name) == kind}
+    tensors = {name: TensorEntry(dtype=SENT_AS[spec.dtype], shape=shape) for name, shape in own.items()}
+    return ShardWriter(run.store, run.round_dir(t), f"{FOLDER}{kind}-", tensors, shard_bytes, team.writers)
 
 
 class _Sources:
@@ -219,18 +223,19 @@ def _mean(
     sites: Sequence[str],
     parameter: str,
     loads: Mapping[str, Sequence[Load]],
-    shares: Sequence[float],
-    server: Server,
+    rule: Rule,
     allowed: float,
 ) -> _Done:
-    rows, sums, ratio = {}, {}, 0.0
+    whole, rows, sums, ratio = {}, {}, {}, 0.0
     for kind, of_sites in loads.items():
-        rows[kind] = np.stack([_float32(site, load()) for site, load in zip(sites, of_sites, strict=True)])
+        first, *others = (_float32(site, load()) for site, load in zip(sites, of_sites, strict=True))
+        whole[kind] = np.stack([np.zeros_like(first), first, *others])  # a rule's first row is what was before
+        rows[kind] = whole[kind][1:]
         sums[kind] = _sums(sites, kind, parameter, rows[kind])
     paired = FIRST in rows and SECOND in rows
     if paired:
         check_ratios(sites, parameter, rows[FIRST], rows[SECOND], allowed)
-    means = {kind: _combined(sites, f"{kind}.{parameter}", found, shares, server) for kind, found in rows.items()}
+    means = {kind: _combined(sites, f"{kind}.{parameter}", found, rule) for kind, found in whole.items()}
     if paired:
         most = allowed if allowed < math.inf else usual_ratio(rows[FIRST], rows[SECOND])
         if most < math.inf:
@@ -242,18 +247,13 @@ def _mean(
     return _Done(means, sums, ratio)
 
 
-def _combined(sites: Sequence[str], name: str, rows: Float32, shares: Sequence[float], server: Server) -> Float32:
+def _combined(sites: Sequence[str], name: str, rows: Float32, rule: Rule) -> Float32:
     out: Float32 = np.empty_like(rows[0])
     with np.errstate(over="ignore", invalid="ignore"):
-        if server.mean == "median":
-            median(rows, out)
-        elif server.mean == "trimmed":
-            trimmed_mean(rows, server.trim, out)
-        else:
-            weighted_mean(rows, shares, out, np.empty_like(rows))
+        rule(rows, out, np.empty_like(rows))
         finite = math.isfinite(float(dots(out[None], out)[0]))
     if not finite:
-        site = sites[int(np.argmax(np.abs(rows).max(axis=1)))]
+        site = sites[int(np.argmax(np.abs(rows[1:]).max(axis=1)))]
         raise UpdateRejected(site, f"the optimizer's moment '{name}' is so large that the mean is not finite")
     if _kind(name) == SECOND:
         np.maximum(out, 0, out=out)  # what rounding has taken below

@@ -3,18 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from photon_core.aggregation.aggregate import Aggregate, aggregate
 from photon_core.aggregation.blame import Doubt, Suspects
 from photon_core.aggregation.candidate import Candidate
 from photon_core.aggregation.download import write_rounded
-from photon_core.aggregation.engine.aggregate import Aggregate, aggregate
+from photon_core.aggregation.engine.inputs import Limits
 from photon_core.aggregation.gather import gather
 from photon_core.aggregation.guard import norm_trouble, outsized
 from photon_core.aggregation.guarded import lowered, past_rounds, without, wrong_losses
-from photon_core.aggregation.moments import Moments, average_moments
+from photon_core.aggregation.moments import Moments, MomentSpec, average_moments
+from photon_core.aggregation.rules import moments_rule
 from photon_core.aggregation.server_optimizer import server_at
 from photon_core.aggregation.tree import Tree, regions
 from photon_core.errors import QuorumMissed, StepOverflow, UpdateRejected
-from photon_core.run.claims import limits
+from photon_core.run.claims import most_work
 from photon_core.run.line import place_of
 from photon_core.run.run import Run
 from schemas.federation import Federation
@@ -63,10 +65,11 @@ def aggregate_region(
     """
     updates, _ = gather(run, federation, t, sampled, {}, rejected)
     groups, found = regions(federation.aggregation, sampled), dict[str, str]()
+    most, limits = most_work(federation), Limits.of(federation.aggregation)
     suspects = Suspects(run, t)
     while True:
         try:
-            tree = Tree(run, t, groups, updates, federation.server, **limits(federation))
+            tree = Tree(run, t, groups, updates, federation.server, most, limits)
             if region in tree.groups:
                 tree.compare(region) if second_look else tree.partial(region)
             return found
@@ -146,29 +149,20 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
         QuorumMissed: there are too few of them.
     """
     t, updates, left_out = candidate.t, dict(candidate.updates), dict(candidate.left_out)
-    most, suspects = limits(federation), Suspects(run, t)
-    factor = candidate.server.guard.lr_factor**candidate.lowered
+    most, limits, suspects = most_work(federation), Limits.of(federation.aggregation), Suspects(run, t)
+    lr_scale = candidate.server.guard.lr_factor**candidate.lowered
     while len(updates) >= federation.quorum:
         try:
             if candidate.groups:
-                tree = Tree(run, t, candidate.groups, updates, candidate.server, lowered=factor, **most)
-                result = tree.aggregate()
+                tree = Tree(run, t, candidate.groups, updates, candidate.server, most, limits)
+                result = tree.aggregate(lr_scale)
             else:
-                result = aggregate(run, t, updates, candidate.server, lowered=factor, **most)
+                result = aggregate(run, t, updates, candidate.server, most=most, limits=limits, lr_scale=lr_scale)
             moments = candidate.moments if updates.keys() == candidate.updates.keys() else Moments()
             if federation.local.optimizer_state == "average" and not moments.files:
-                moments = average_moments(
-                    run,
-                    t,
-                    updates,
-                    result.weights,
-                    federation.model,
-                    federation.local.optimizer,
-                    candidate.server,
-                    federation.aggregation.shard_bytes,
-                    federation.aggregation,
-                    dtype=federation.update.moments_dtype,
-                )
+                spec = MomentSpec(federation.model, federation.local.optimizer, federation.update.moments_dtype)
+                rule = moments_rule(candidate.server, result.weights)
+                moments = average_moments(run, t, updates, rule, spec, limits)
             return replace(candidate, result=result, moments=moments, updates=updates, left_out=left_out)
         except (UpdateRejected, Doubt) as met:
             if rejected := suspects.judge(met, updates):

@@ -15,13 +15,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
-from typing import Any
 
-from photon_core.aggregation.checks import STEP_LIMIT, TOKEN_LIMIT, check_manifest
-from photon_core.aggregation.engine.aggregate import Aggregate, aggregate
-from photon_core.aggregation.weights import Combine
+from photon_core.aggregation.aggregate import Aggregate, base_of, sources_of
+from photon_core.aggregation.checks import check_manifest
+from photon_core.aggregation.engine.inputs import DEFAULT_LIMITS, Limits, Pass, Result
+from photon_core.aggregation.engine.streaming import run_pass
+from photon_core.aggregation.rules import Rules, WeightedMean
+from photon_core.aggregation.weights import Shares
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict, UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
+from photon_core.run.claims import ANY_WORK, Work
 from photon_core.run.run import ATTEMPTS_LIMIT, PARTIAL, Run, versions
 from schemas.manifests import PartialManifest, UpdateManifest, UpdateRef
 from schemas.sections.aggregation import Aggregation
@@ -56,7 +59,8 @@ class Tree:
         groups: as `regions` gives them.
         updates: each site's committed update; a region without any is passed over.
         server: its weights and mean; the optimizer and its numbers.
-        options: for `aggregate`: token_limit, step_limit, ...
+        most: work that a site can have done in a round.
+        limits: what a pass may use.
 
     Raises:
         UpdateRejected: one site's manifest is bad; drop that site and start again.
@@ -69,20 +73,18 @@ class Tree:
         groups: Mapping[int, Sequence[str]],
         updates: Updates,
         server: Server,
-        **options: Any,
+        most: Work = ANY_WORK,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        base = run.round(t - 1)
-        if base is None:
-            raise PhotonError(f"round {t} cannot be aggregated: round {t - 1} is not committed")
+        base = base_of(run, t)
         if server.mean in ALIKE:
             raise PhotonError(f"a {server.mean} mean needs every site in one place: drop aggregation.tree_above")
         self.run, self.t, self.base, self.updates, self.server = run, t, base, updates, server
         there = {n: [site for site in sites if site in updates] for n, sites in groups.items()}
         self.groups = {n: sites for n, sites in there.items() if sites}
-        self.token_limit = options.pop("token_limit", TOKEN_LIMIT)
-        self.options = {"step_limit": STEP_LIMIT, **options}
+        self.most, self.limits = most, limits
         for site in self._sites():  # the shares come from what the manifests say, before any region is read
-            check_manifest(run, base, t, site, updates[site], self.token_limit, self.options["step_limit"])
+            check_manifest(run, base, t, site, updates[site], most)
         self._known: dict[int, tuple[str, PartialManifest]] = {}
 
     def partial(self, region: int, again: bool = False) -> tuple[str, PartialManifest]:
@@ -113,7 +115,7 @@ class Tree:
         means = {partial.site: partial for _, partial in partials.values()}
         sites = {site: self.updates[site] for site in mine.parts}
         shares = {**self._root_shares(partials), **dict.fromkeys(sites, 0.0)}
-        result = self._aggregate({**means, **sites}, MEAN, shares, write=False)
+        result = self._pass({**means, **sites}, shares, None)
         found = {name: result.norms[name] for name in sorted(names)}
         with suppress(StoreConflict):  # the same numbers from the same bytes, or what is no cosine
             self.run.store.create(path, canonical_json(found) + b"\n")
@@ -130,8 +132,11 @@ class Tree:
             return None
         return dict(sorted(found.items()))
 
-    def aggregate(self) -> Aggregate:
+    def aggregate(self, lr_scale: float = 1.0) -> Aggregate:
         """theta' = ServerOpt(theta, mean of the regions' means), with the weights and norms of the sites.
+
+        Args:
+            lr_scale: factor that the guard has multiplied server.lr by already.
 
         Raises:
             UpdateRejected: one site's update is bad; drop that site and start again.
@@ -143,7 +148,8 @@ class Tree:
             try:
                 cosines = [self.compare(n) for n in partials]
                 means = {partial.site: partial for _, partial in partials.values()}
-                result = self._aggregate(means, self.server, self._root_shares(partials))
+                shares, folder = self._root_shares(partials), self.run.round_dir(self.t)
+                result = self._pass(means, shares, folder, self.server, lr_scale)
                 break
             except UpdateRejected as rejected:
                 if rejected.site not in numbers:
@@ -157,7 +163,7 @@ class Tree:
         norms = {name: value for name, value in result.norms.items() if "/" not in name}
         for found in (*(partial.norms for _, partial in partials.values()), *cosines):
             norms |= found
-        weights = self._combine().weights
+        weights = self._shares().weights
         hashes = {f"{folder}/partial.json": self.run.partial_sha256(folder) for folder, _ in partials.values()}
         return Aggregate(result.model, result.optimizer, weights, norms, hashes)
 
@@ -168,10 +174,10 @@ class Tree:
         for attempt in range(1, ATTEMPTS_LIMIT + 1):
             folder = f"{place}/{attempt:04d}"
             if not self.run.store.exists(f"{folder}/{PARTIAL}"):
-                result = self._aggregate(updates, MEAN, shares, into=folder)
-                self._combine().verify(result.norms)
+                result = self._pass(updates, shares, folder)
+                self._shares().verify(result.norms)
                 try:
-                    self.run.commit_partial(folder, self._manifest(region, attempt, updates, result))
+                    self.run.commit_partial(folder, self._manifest(region, attempt, updates, shares, result))
                 except StoreConflict:  # another server of the region: the same sites, the same mean
                     for entry in result.model:
                         self.run.store.discard(f"{folder}/{entry.path}")
@@ -189,8 +195,8 @@ class Tree:
         """What is committed in a folder, if it is the mean of exactly these updates in these shares."""
         try:
             if (found := self.run.partial(folder)) is not None:
-                tokens = self.token_limit * len(updates)
-                check_manifest(self.run, self.base, self.t, found.site, found, tokens, self.options["step_limit"])
+                most = self._most(len(updates))
+                check_manifest(self.run, self.base, self.t, found.site, found, most)
         except (CorruptFile, UpdateRejected):  # no manifest of a mean: another is made beside it
             return None
         parts = {site: reference(self.run, update, shares[site]) for site, update in updates.items()}
@@ -200,24 +206,24 @@ class Tree:
         its_own = found.site == _member(region) and found.parts == parts and found.norms.keys() == norms
         return found if its_own else None
 
-    def _combine(self) -> Combine:
-        """The mean as one server would take it."""
-        return Combine(self.server, {site: self.updates[site] for site in sorted(self._sites())})
+    def _shares(self) -> Shares:
+        """As one server would give them."""
+        return Shares(self.server, {site: self.updates[site] for site in sorted(self._sites())})
 
     def _sites(self) -> list[str]:
         return [site for sites in self.groups.values() for site in sites]
 
     def _root_shares(self, partials: Mapping[int, tuple[str, PartialManifest]]) -> dict[str, float]:
         """Of the regions' means: the sums of their sites' shares."""
-        whole = self._combine().shares
+        whole = self._shares().shares
         return {partial.site: math.fsum(whole[site] for site in partial.parts) for _, partial in partials.values()}
 
     def _region_shares(self, region: int) -> dict[str, float]:
         """Of a region's sites in its mean. Only bounded norms make them depend on the other regions."""
         sites = self.groups[region]
         if self.server.mean == "mean":
-            return Combine(self.server, {site: self.updates[site] for site in sites}).relative
-        whole = self._combine().shares
+            return Shares(self.server, {site: self.updates[site] for site in sites}).relative
+        whole = self._shares().shares
         total = math.fsum(whole[site] for site in sites)
         return {site: whole[site] / total for site in sites}
 
@@ -227,15 +233,28 @@ class Tree:
         inputs = sha256_bytes(canonical_json([self.base.model_sha256, hashes, shares]))
         return f"{self.run.round_dir(self.t)}/regions/{region:04d}/{inputs[:16]}"
 
-    def _aggregate(self, updates: Updates, server: Server, shares: Mapping[str, float], **more: Any) -> Aggregate:
-        means = {n: known for n, known in self._known.items() if known[1].site in updates}
-        folders = {partial.site: folder for folder, partial in means.values()}
-        limit = self.token_limit * max([len(p.parts) for _, p in means.values()], default=1)
-        more = {**self.options, **more, "folders": folders, "token_limit": limit}
-        return aggregate(self.run, self.t, updates, server, shares=shares, **more)
+    def _pass(
+        self,
+        updates: Updates,
+        shares: Mapping[str, float],
+        folder: str | None,
+        server: Server = MEAN,
+        lr_scale: float = 1.0,
+    ) -> Result:
+        """One pass over sites' updates, regions' means, or both, each with its share."""
+        means = {partial.site: folder for folder, partial in self._known.values() if partial.site in updates}
+        parts = [len(update.parts) for update in updates.values() if isinstance(update, PartialManifest)]
+        sources = sources_of(self.run, self.base, self.t, updates, self._most(max(parts, default=1)), means)
+        rules = Rules(WeightedMean.given(shares))
+        return run_pass(Pass(self.run, self.t, self.base, sources, rules, server, folder, lr_scale), self.limits)
 
-    def _manifest(self, region: int, attempt: int, updates: Updates, result: Aggregate) -> PartialManifest:
-        weights = result.weights  # its own shares of the region's mean
+    def _most(self, sites: int) -> Work:
+        """Work that the mean of so many sites can stand for."""
+        return self.most._replace(tokens=self.most.tokens * sites)
+
+    def _manifest(
+        self, region: int, attempt: int, updates: Updates, shares: Mapping[str, float], result: Result
+    ) -> PartialManifest:
         return PartialManifest(
             run=self.run.run,
             round=self.t,
@@ -246,11 +265,11 @@ class Tree:
             files=result.model,
             tokens=sum(update.tokens for update in updates.values()),
             steps=max(update.steps for update in updates.values()),
-            metrics={"train_loss": sum(weights[s] * u.metrics["train_loss"] for s, u in updates.items())},
+            metrics={"train_loss": sum(shares[s] * u.metrics["train_loss"] for s, u in updates.items())},
             data_sha256="",
             versions=versions(),
             previous_sha256=self.run.round_sha256(self.t - 1),
-            parts={site: reference(self.run, update, weights[site]) for site, update in updates.items()},
+            parts={site: reference(self.run, update, shares[site]) for site, update in updates.items()},
             norms={name: value for name, value in result.norms.items() if name.startswith("delta_norm/")},
         )
 

@@ -1,14 +1,13 @@
-"""How the sites' parameters become one: their weights, and the kind of mean."""
+"""The sites' weights: by tokens, alike, or FedNova's; and what bounded norms leave of them."""
 
 import math
 from collections.abc import Mapping
 
-from photon_core.aggregation.means import Float32, bounds, median, token_weights, trimmed_mean, weighted_mean
+from photon_core.aggregation.means import bounds, token_weights
 from photon_core.errors import UpdateRejected
 from schemas.manifests import UpdateManifest
 from schemas.sections.server import ALIKE, Server
 
-EXACT = 1e-9  # shares that miss 1 by less sum to 1
 TOLERANCE = 1e-3  # of a norm that a site claims: it sums in another order
 
 
@@ -27,8 +26,8 @@ def fednova_factor(steps: Mapping[str, int]) -> tuple[dict[str, float], float]:
     return {site: share / factor for site, share in shares.items()}, factor
 
 
-class Combine:
-    """The mean of one round.
+class Shares:
+    """The sites' shares in one round's mean.
 
     Args:
         server: its weights and mean.
@@ -38,13 +37,13 @@ class Combine:
         weights: of the sites' objectives, which sum to 1: what their moments and metrics are averaged with.
         relative: each site's share of the parameters' mean, which sum to 1; the weights, but for FedNova.
         shares: what each one's parameters are multiplied by; theta gets what is left to 1.
+        plain: whether nothing is left, the shares being `relative`.
 
     Raises:
         UpdateRejected: an update does not say what the mean needs.
     """
 
     def __init__(self, server: Server, updates: Mapping[str, UpdateManifest]) -> None:
-        self._server = server
         self._claimed = _norms(updates) if server.mean == "norm_bounded" else {}
         if server.weights == "tokens" and server.mean not in ALIKE:
             self.weights = token_weights({site: update.tokens for site, update in updates.items()})
@@ -53,26 +52,9 @@ class Combine:
         self.relative, factor = self.weights, 1.0
         if server.weights == "fednova":
             self.relative, factor = fednova_factor({site: update.steps for site, update in updates.items()})
-        self.bounds = bounds(self._claimed, server.norm_bound) if self._claimed else dict.fromkeys(updates, 1.0)
-        self.shares = {site: factor * share * self.bounds[site] for site, share in self.relative.items()}
-        self._plain = factor == 1.0 and all(bound == 1.0 for bound in self.bounds.values())
-
-    def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
-        """The mean of one piece of the sites' parameters into `out`.
-
-        Args:
-            rows: theta, then the parameters of every site.
-            out: of a row's shape.
-            scratch: of the rows' shape.
-        """
-        if self._server.mean == "median":
-            return median(rows[1:], out)
-        if self._server.mean == "trimmed":
-            return trimmed_mean(rows[1:], self._server.trim, out)
-        if self._plain:
-            return weighted_mean(rows[1:], list(self.shares.values()), out, scratch[1:])
-        rest = 1 - math.fsum(self.shares.values())  # theta's own: what was bounded away, or is added by FedNova
-        return weighted_mean(rows, [rest, *self.shares.values()], out, scratch)
+        kept = bounds(self._claimed, server.norm_bound) if self._claimed else dict.fromkeys(updates, 1.0)
+        self.shares = {site: factor * share * kept[site] for site, share in self.relative.items()}
+        self.plain = factor == 1.0 and all(bound == 1.0 for bound in kept.values())
 
     def verify(self, norms: Mapping[str, float]) -> None:
         """Compare the norms that the sites claimed with those that were found so far (delta_norm/<site>).
@@ -85,16 +67,6 @@ class Combine:
             if found > claimed * (1 + TOLERANCE):
                 reason = f"it claims a change of norm {claimed:.6g}, but brings one of {found:.6g}"
                 raise UpdateRejected(site, reason)
-
-
-class Given(Combine):
-    """A mean of given shares, in the order of names; theta gets what is left to 1."""
-
-    def __init__(self, shares: Mapping[str, float]) -> None:
-        self._server, self._claimed = Server(), {}
-        self.weights = self.relative = self.shares = {name: shares[name] for name in sorted(shares)}
-        self.bounds = dict.fromkeys(self.shares, 1.0)
-        self._plain = abs(1 - math.fsum(shares.values())) < EXACT
 
 
 def _norms(updates: Mapping[str, UpdateManifest]) -> dict[str, float]:

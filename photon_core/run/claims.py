@@ -7,12 +7,11 @@ diverged, which the guard still sees.
 from collections.abc import Mapping
 from math import ceil, exp, log
 from statistics import median
-from typing import TypedDict
+from typing import NamedTuple
 
 from photon_core.hardware.parallelism import choose_infra
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
-from schemas.sections.aggregation import Aggregation
 
 LOSS_FACTOR = 3.0  # a fresh model's loss is 1.1 to 1.3 of the uniform one; what is beyond 3 has diverged
 FEDNOVA_FACTOR = 4.0  # of its steps in the file that a site with a time limit may say it has not made
@@ -20,12 +19,16 @@ FEDNOVA_FACTOR = 4.0  # of its steps in the file that a site with a time limit m
 Scores = Mapping[str, Mapping[str, float]]
 
 
-class Limits(TypedDict):
-    """Most tokens and local steps that a site can have trained in a round, and the pass's own numbers."""
+class Work(NamedTuple):
+    """Tokens and local steps of a round."""
 
-    token_limit: int
-    step_limit: int
-    settings: Aggregation
+    tokens: int
+    steps: int
+
+
+# More than any site trains in a round: more tokens would drown the others' weights, and the largest count of steps
+# moves everyone's learning-rate schedule.
+ANY_WORK = Work(tokens=10**15, steps=10**9)
 
 
 def token_limit(federation: Federation, site: str) -> int:
@@ -34,10 +37,10 @@ def token_limit(federation: Federation, site: str) -> int:
     return nodes * federation.site_steps(site) * federation.local.batch_size * federation.model.max_seq_len
 
 
-def limits(federation: Federation) -> Limits:
-    """For all sites: the largest one's."""
+def most_work(federation: Federation) -> Work:
+    """Most that any site can have trained in a round: the largest one's tokens."""
     tokens = max(token_limit(federation, site.name) for site in federation.sites)
-    return Limits(token_limit=tokens, step_limit=federation.local.steps, settings=federation.aggregation)
+    return Work(tokens, federation.local.steps)
 
 
 def largest_loss(federation: Federation) -> float:

@@ -118,7 +118,7 @@ def test_raising_the_count_bends_no_schedule_that_has_begun(prepared: Callable[.
 
 
 def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation]):
-    from photon_core.aggregation.engine.aggregate import aggregate
+    from photon_core.aggregation.aggregate import aggregate
 
     federation = prepared(
         ("a", "b", "c"), rounds={"count": 1, "quorum": 2}, aggregation={"tree_above": 2, "fan_out": 2}

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any
 
-from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.aggregation.aggregate import aggregate
+from photon_core.aggregation.engine.inputs import Limits
 from photon_core.errors import StoreConflict
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
@@ -95,7 +96,8 @@ def kills(folder: str) -> None:
             update = run.updates(1, "site")[0]
             die_at(call)
             try:
-                result = aggregate(run, 1, {"site": update}, Server(optimizer="nesterov", momentum=0.9), threads=0)
+                server = Server(optimizer="nesterov", momentum=0.9)
+                result = aggregate(run, 1, {"site": update}, server, limits=Limits(threads=0))
                 filled = manifest(1, run.round_sha256(0), 0).model_copy(
                     update={
                         "model": result.model,

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.blame import blame
+from photon_core.aggregation.engine.inputs import Pass
 from photon_core.aggregation.engine.norms import gram
-from photon_core.aggregation.server_optimizer import ServerOptimizer
-from photon_core.aggregation.weights import Combine
+from photon_core.aggregation.server_optimizer import OPTIMIZERS
 from photon_core.errors import UpdateRejected
 from photon_core.tensors.numerics import dots
 from photon_core.update.codecs.registry import Codec
-from schemas.sections.server import Server
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -33,25 +32,16 @@ def block_elements(sites: int) -> int:
 
 
 class Arithmetic:
-    """theta' = ServerOpt(theta, weighted mean of theta_k), a piece at a time; for any number of threads.
+    """theta' = ServerOpt(theta, mean of theta_k), a piece at a time; for any number of threads.
 
     Args:
-        codecs: of every site's update, in the order of the sites' names.
-        combine: the mean.
-        optimizer, server: the server optimizer and its numbers.
-        lowered: what the guard has multiplied the learning rate by.
+        one: the pass.
+        codecs: of every source's update, in the order of their names.
     """
 
-    def __init__(
-        self,
-        codecs: dict[str, Codec],
-        combine: Combine,
-        optimizer: ServerOptimizer,
-        server: Server,
-        lowered: float = 1.0,
-    ) -> None:
-        self.codecs, self.combine, self.optimizer, self.server = codecs, combine, optimizer, server
-        self.lowered = lowered
+    def __init__(self, one: Pass, codecs: dict[str, Codec]) -> None:
+        self.one, self.codecs = one, codecs
+        self.optimizer = OPTIMIZERS[one.server.optimizer]
         self.block = block_elements(len(codecs))
         self._scratch = threading.local()  # a thread's own memory, used again for every piece
 
@@ -62,7 +52,7 @@ class Arithmetic:
         encoded: Sequence[NDArray[Any]],
         state: Sequence[Float32],
         out: Float32,
-        look: bool,
+        pairs: bool,
     ) -> tuple[list[Float64], Float64]:
         """One piece; `state` is changed in place, `out` is filled with the new theta.
 
@@ -70,7 +60,7 @@ class Arithmetic:
             tensor: its name.
             theta: of whole blocks of every codec, or to the end of the tensor.
             encoded: the same elements of every update.
-            look: whether the sites are compared with each other.
+            pairs: flag: compare the members with each other.
 
         Returns:
             for every block of the piece, the sums that Norms.add takes; and the piece's part of Pairs.gram.
@@ -78,7 +68,8 @@ class Arithmetic:
         Raises:
             UpdateRejected: a site's parameters are NaN or infinite, or too large for float32.
         """
-        sums, pairs = [], np.zeros((len(self.codecs), len(self.codecs)))
+        members = len(self.codecs) if self.one.look else 0
+        sums, products = [], np.zeros((members, members))
         memory = self._memory()
         with np.errstate(all="ignore"):  # what is not finite is found, and the site named
             for start in range(0, theta.size, self.block):
@@ -90,30 +81,39 @@ class Arithmetic:
                         codec.decode(rows[0], update[codec.position(start) : codec.position(end)], row)
                 kept = [values[start:end] for values in state]
                 sums.append(self._step(tensor, rows, deltas, kept, out[start:end]))
-                if look:
-                    pairs += gram(deltas[1:])
-        return sums, pairs
+                if pairs:
+                    products += gram(deltas[1:])
+        return sums, products
 
     def _step(
         self, tensor: str, rows: Float32, deltas: Float32, state: Sequence[Float32], out: Float32
     ) -> Float64:
         """`rows` are theta and the sites' parameters; `deltas` become g and the sites' pseudo-gradients."""
         theta, g, mean = rows[0], deltas[0], self._mean()[: out.size]
-        self.combine(rows, mean, deltas)
+        self.one.rules.of(tensor)(rows, mean, deltas)
         np.subtract(theta, mean, out=g)
-        np.subtract(theta, rows[1:], out=deltas[1:])
+        members = self._look(tensor, rows, deltas) if self.one.look else []
+        gradient = dots(deltas[:1], g)
+        if np.isfinite(gradient).all():  # else the mean is not finite, and there is no step to take
+            self.optimizer.step(theta, mean, g, state, self.one.server, out)
+            self.optimizer.lower(state, self.one.lr_scale)
+        step = np.subtract(out, theta, out=mean)[None]
+        return np.concatenate([*members, gradient, dots(step, step), dots(out[None], out[None])])
+
+    def _look(self, tensor: str, rows: Float32, deltas: Float32) -> list[Float64]:
+        """Of every member |theta - theta_k|^2, and <theta - theta_k, g>; `deltas` get its pseudo-gradient.
+
+        Raises:
+            UpdateRejected: one is not finite.
+        """
+        np.subtract(rows[0], rows[1:], out=deltas[1:])
         squares = dots(deltas[1:], deltas[1:])
         if not np.isfinite(squares).all():
             number = int(np.argmin(np.isfinite(squares)))
             finite = np.isfinite(rows[1 + number]).all()
             what = "values too large for float32's arithmetic" if finite else "NaN or Inf"
             raise UpdateRejected(list(self.codecs)[number], f"tensor '{tensor}' holds {what}")
-        along, gradient = dots(deltas[1:], g), dots(deltas[:1], g)
-        if np.isfinite(gradient).all():  # else the mean is not finite, and there is no step to take
-            self.optimizer.step(theta, mean, g, state, self.server, out)
-            self.optimizer.lower(state, self.lowered)
-        step = np.subtract(out, theta, out=mean)[None]
-        return np.concatenate([squares, along, gradient, dots(step, step), dots(out[None], out[None])])
+        return [squares, dots(deltas[1:], deltas[0])]
 
     def _memory(self) -> tuple[Float32, Float32]:
         """Of this thread: rows for theta and every site, twice."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.errors import StepOverflow, UpdateRejected
+from photon_core.errors import NotFinite, StepOverflow, UpdateRejected
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -19,7 +19,7 @@ class Norms:
     """Sums over the blocks of a model, in float64 and in one order.
 
     Args:
-        sites: names, in the order of the sums given to `add`.
+        sites: names, in the order of the sums given to `add`; none where single sites are not looked at.
     """
 
     def __init__(self, sites: Sequence[str]) -> None:
@@ -35,9 +35,12 @@ class Norms:
 
         Raises:
             UpdateRejected: the sites' parameters are so large that the mean is not finite.
+            NotFinite: the mean is not, and no site is looked at.
             StepOverflow: the new model is not.
         """
         self.sums += block
+        if not math.isfinite(block[-3]) and not self._sites:
+            raise NotFinite(f"the mean of tensor '{tensor}' holds NaN or Inf, and nobody can say whose")
         if not math.isfinite(block[-3]):
             largest = int(np.argmax(self.sums[: len(self._sites)]))
             raise UpdateRejected(

@@ -7,49 +7,41 @@ every file that they were made from has proved to be whole. It is taken when its
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pydantic import ValidationError
 
+from photon_core.aggregation.engine.inputs import Pass
 from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable
 from photon_core.hashing import canonical_json, sha256_bytes
-from photon_core.run.run import MANIFEST_LIMIT, Run, manifest_bytes
+from photon_core.run.run import MANIFEST_LIMIT, manifest_bytes
 from photon_core.tensors.shards import check_files
-from schemas.manifests import FileEntry, RoundManifest, ShardRecord, TensorEntry, UpdateManifest
-from schemas.sections.server import Server
+from schemas.manifests import FileEntry, ShardRecord, TensorEntry
 
 METHOD = 1  # raise it when the same inputs give other bytes
 
 
-class Finished:
+class ShardRecords:
     """The records of one pass.
 
     Args:
-        run, t: the round.
-        folder: where the pass writes.
-        base, updates, server: what the round is made from.
-        settings: whatever else shapes the files.
+        one: the pass.
+        shard_bytes: size of its files.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        t: int,
-        folder: str,
-        base: RoundManifest,
-        updates: Mapping[str, UpdateManifest],
-        server: Server,
-        **settings: Any,
-    ) -> None:
-        self._run, self._t, self._folder = run, t, folder
+    def __init__(self, one: Pass, shard_bytes: int) -> None:
+        assert one.folder is not None
+        self._run, self._t, self._folder = one.run, one.t, one.folder
         inputs = {
             "method": METHOD,
-            "run": run.run,
-            "folder": folder,
-            "base": sha256_bytes(manifest_bytes(base)),
-            "updates": {site: sha256_bytes(manifest_bytes(update)) for site, update in updates.items()},
-            "server": server.model_dump(mode="json"),
-            **settings,
+            "run": one.run.run,
+            "folder": one.folder,
+            "base": sha256_bytes(manifest_bytes(one.base)),
+            "updates": {name: sha256_bytes(manifest_bytes(update)) for name, (update, _) in one.sources.items()},
+            "server": one.server.model_dump(mode="json"),
+            "rules": one.rules.record(),
+            "lr_scale": one.lr_scale,
+            "look": one.look,
+            "shard_bytes": shard_bytes,
         }
         self.inputs = sha256_bytes(canonical_json(inputs))
 

@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, NamedTuple, TypeVar
 
-from schemas.sections.aggregation import Aggregation
+from photon_core.aggregation.engine.inputs import Limits
 
 T = TypeVar("T")
 
@@ -22,15 +22,15 @@ class Threads(NamedTuple):
     side_by_side: int  # pieces that are computed beyond the one in hand
 
     @classmethod
-    def start(cls, stack: ExitStack, local: bool, settings: Aggregation, threads: int | None) -> "Threads":
-        if threads == 0:
+    def start(cls, stack: ExitStack, local: bool, limits: Limits) -> "Threads":
+        if limits.threads == 0:
             return cls(None, Now(), None, 0, 0)
         cores = max(2, min(8, os.cpu_count() or 1))
 
         def pool(name: str, count: int) -> Executor:
-            return stack.enter_context(ThreadPoolExecutor(threads or count, f"aggregate-{name}"))
+            return stack.enter_context(ThreadPoolExecutor(limits.threads or count, f"aggregate-{name}"))
 
-        readers = None if local else pool("read", settings.connections)
+        readers = None if local else pool("read", limits.connections)
         return cls(readers, pool("compute", cores), pool("write", cores), ahead=2, side_by_side=cores)
 
     def results(self, calls: Iterable[Callable[[], T]], give_up: Callable[[], None]) -> Generator[T, None, None]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from photon_core.aggregation.aggregate import aggregate
 from photon_core.aggregation.candidate import Course
 from photon_core.aggregation.commit import commit
-from photon_core.aggregation.engine.aggregate import aggregate
 from photon_core.aggregation.round import aggregate_round
 from photon_core.errors import StoreUnavailable
 from photon_core.run.garbage import Rule, look, remove

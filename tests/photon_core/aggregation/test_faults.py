@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.aggregation.aggregate import aggregate
+from photon_core.aggregation.engine.inputs import Limits
 from photon_core.errors import PhotonError
 from photon_core.run.run import Run, model_sha256
 from photon_core.store import local
@@ -137,7 +138,7 @@ def one_round(url: str, threads: int) -> RoundManifest:
     run = Run(store_at(url), "run")
     if (done := run.round(1)) is None:
         updates = {site: run.updates(1, site)[0] for site in ("a", "b")}
-        result = aggregate(run, 1, updates, SERVER, max_shard_bytes=SHARD, chunk_elements=9, threads=threads)
+        result = aggregate(run, 1, updates, SERVER, limits=Limits(shard_bytes=SHARD, piece=9, threads=threads))
         done = RoundManifest(
             **{"run": "run", "round": 1, "model": result.model, "optimizer": result.optimizer},
             **{"federation_sha256": "", "created": "", "versions": {}, "metrics": result.norms},

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.aggregation.aggregate import aggregate
+from photon_core.aggregation.engine.inputs import Limits
 from photon_core.store.store import Store
 from schemas.sections.server import Server
 
 PASS = """
 import sys
 import torch
-from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.aggregation.aggregate import aggregate
+from photon_core.aggregation.engine.inputs import Limits
 from photon_core.run.run import Run
 from photon_core.store.store import Store
-from schemas.sections.aggregation import Aggregation
 from schemas.sections.server import Server
 
 def peak():
@@ -29,8 +30,8 @@ def peak():
 
 run, start = Run(Store(sys.argv[1]), "run"), peak()
 updates = {site: run.updates(1, site)[0] for site in run.store.ls("run/rounds/000001/sites")}
-settings = Aggregation(memory_mib=64, shard_mib=4)
-result = aggregate(run, 1, updates, Server(optimizer="nesterov", momentum=0.9), settings=settings)
+limits = Limits(memory_bytes=64 << 20, shard_bytes=4 << 20)
+result = aggregate(run, 1, updates, Server(optimizer="nesterov", momentum=0.9), limits=limits)
 size = sum(entry.bytes for update in updates.values() for entry in update.files)
 print(len(updates), size >> 20, peak() - start)
 """
@@ -72,7 +73,7 @@ def test_memory_does_not_grow_with_the_pieces(tmp_path: Path, make_run: Any, thr
     for elements in (3000, 3000, 20):  # what the first one imports stays
         tracemalloc.start()
         try:
-            aggregate(run, 1, updates, Server(), chunk_elements=elements, threads=threads)
+            aggregate(run, 1, updates, Server(), limits=Limits(piece=elements, threads=threads))
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()

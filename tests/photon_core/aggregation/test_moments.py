@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from photon_core.aggregation.moments import average_moments, moments_for
+from photon_core.aggregation.engine.inputs import DEFAULT_LIMITS, Limits
+from photon_core.aggregation.moments import MomentSpec, average_moments, moments_for
+from photon_core.aggregation.rules import moments_rule
 from photon_core.errors import UpdateRejected
 from photon_core.model.shapes import moment_shapes
 from photon_core.run.opening import put_files
@@ -17,12 +19,13 @@ from photon_core.run.run import Run
 from photon_core.store.store import Store
 from photon_core.training.exchange import Theta, write_tensors
 from photon_core.training.state.folder import UPDATE
-from schemas.manifests import UpdateManifest
+from schemas.manifests import FileEntry, UpdateManifest
 from schemas.sections.local import Optimizer
 from schemas.sections.model import Model
 from schemas.sections.server import Server
 
 MODEL = Model(n_layers=1, d_model=16, n_heads=2, vocab_size=64, max_seq_len=8)
+SPEC = MomentSpec(MODEL, Optimizer())
 Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
 
@@ -41,6 +44,17 @@ def run(tmp_path: Path) -> Run:
     return Run(Store(str(tmp_path / "store")), "r")
 
 
+def averaged(
+    run: Run,
+    updates: dict[str, UpdateManifest],
+    weights: dict[str, float],
+    spec: MomentSpec,
+    server: Server | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> list[FileEntry]:
+    return average_moments(run, 1, updates, moments_rule(server or Server(), weights), spec, limits).files
+
+
 def update(run: Run, folder: Path, site: str, moments: Arrays) -> UpdateManifest:
     path = folder / f"moments-{site}.safetensors"
     save_file(moments, path)
@@ -57,7 +71,8 @@ def test_the_weighted_mean(run: Run, tmp_path: Path, optimizer: str, shard: int)
     sites = {site: draw(seed, optimizer) for seed, site in enumerate("abc")}
     updates = {site: update(run, tmp_path, site, moments) for site, moments in sites.items()}
     weights = {"a": 0.5, "b": 0.2, "c": 0.3}
-    files = average_moments(run, 1, updates, weights, MODEL, Optimizer(name=optimizer), Server(), shard).files
+    limits = Limits(shard_bytes=shard)
+    files = averaged(run, updates, weights, MomentSpec(MODEL, Optimizer(name=optimizer)), limits=limits)
     found: Arrays = {}
     for entry in files:
         assert entry.path.startswith("moments/")
@@ -84,9 +99,8 @@ def test_in_bfloat16(run: Run, tmp_path: Path, sent: str) -> None:
         if site in sent:
             sites[site] = {name: value.bfloat16().float().numpy() for name, value in tensors.items()}
     weights = {"a": 0.25, "b": 0.75}
-    files = average_moments(
-        run, 1, updates, weights, MODEL, Optimizer(name="muon"), Server(), 1 << 12, dtype="bfloat16"
-    ).files
+    spec = MomentSpec(MODEL, Optimizer(name="muon"), "bfloat16")
+    files = averaged(run, updates, weights, spec, limits=Limits(shard_bytes=1 << 12))
     paths = [str(run.store.fetch(entry, run.round_dir(1), tmp_path / "cache")) for entry in files]
     found = Theta(paths, MODEL, moment_shapes(MODEL, "muon")).tensors()
     for name, value in found.items():
@@ -106,7 +120,7 @@ def test_what_is_not_finite_does_not_pass_as_bfloat16(run: Run, tmp_path: Path, 
     put = put_files(run, run.site_dir(1, "a", 1), [tmp_path / entry.path for entry in files])
     updates = {"a": update(run, tmp_path, "a", moments).model_copy(update={"moments": put})}
     with pytest.raises(UpdateRejected, match=r"'exp_avg_sq\.wpe\.weight' is not finite"):
-        average_moments(run, 1, updates, {"a": 1.0}, MODEL, Optimizer(), Server(), dtype="bfloat16")
+        averaged(run, updates, {"a": 1.0}, MomentSpec(MODEL, Optimizer(), "bfloat16"))
 
 
 def mean_of(
@@ -115,7 +129,7 @@ def mean_of(
     updates = {site: update(run, folder, site, moments) for site, moments in sites.items()}
     weights = dict.fromkeys(sites, 1 / len(sites))
     found: Arrays = {}
-    for entry in average_moments(run, 1, updates, weights, MODEL, Optimizer(name=optimizer), server).files:
+    for entry in averaged(run, updates, weights, MomentSpec(MODEL, Optimizer(name=optimizer)), server):
         found |= load_file(run.store.fetch(entry, run.round_dir(1), folder / "cache"))
     return found
 
@@ -152,7 +166,7 @@ def test_what_is_refused(run: Run, tmp_path: Path) -> None:
             "b": update(run, tmp_path, "b", {name: value for name, value in moments.items() if value is not None}),
         }
         with pytest.raises(UpdateRejected, match=match) as caught:
-            average_moments(run, 1, updates, {"a": 0.5, "b": 0.5}, MODEL, Optimizer(name=optimizer), Server())
+            averaged(run, updates, {"a": 0.5, "b": 0.5}, MomentSpec(MODEL, Optimizer(name=optimizer)))
         assert caught.value.site == "b" or optimizer == "muon"
 
     wpe = good["exp_avg.wpe.weight"]
@@ -169,8 +183,7 @@ def test_no_bit_depends_on_threads(run: Run, tmp_path: Path) -> None:
     updates = {site: update(run, tmp_path, site, moments) for site, moments in sites.items()}
     weights = {"a": 0.5, "b": 0.2, "c": 0.3}
     found = [
-        average_moments(run, 1, updates, weights, MODEL, Optimizer(), Server(), 1 << 14, threads=n).files
-        for n in (0, 1, 3)
+        averaged(run, updates, weights, SPEC, limits=Limits(shard_bytes=1 << 14, threads=n)) for n in (0, 1, 3)
     ]
     assert len({tuple(entry.sha256 for entry in files) for files in found}) == 1
 
@@ -183,7 +196,7 @@ def test_damaged_files_are_their_sites_fault(run: Run, tmp_path: Path) -> None:
     path.unlink()  # the upload linked it
     path.write_bytes(data)
     with pytest.raises(UpdateRejected, match="blake3") as caught:
-        average_moments(run, 1, updates, {"a": 0.5, "b": 0.5}, MODEL, Optimizer(), Server())
+        averaged(run, updates, {"a": 0.5, "b": 0.5}, SPEC)
     assert caught.value.site == "b"
     assert run.store.ls(f"{run.round_dir(1)}/moments") == []
 
@@ -204,7 +217,8 @@ def test_memory_does_not_grow_with_the_sites(run: Run, tmp_path: Path) -> None:
         some = dict(sorted(updates.items())[:count])
         tracemalloc.start()
         try:
-            average_moments(run, 1, some, dict.fromkeys(some, 1 / count), large, Optimizer(), Server(), threads=0)
+            spec, alike = MomentSpec(large, Optimizer()), dict.fromkeys(some, 1 / count)
+            averaged(run, some, alike, spec, limits=Limits(threads=0))
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()

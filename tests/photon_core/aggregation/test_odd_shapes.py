@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.aggregation.aggregate import aggregate
+from photon_core.aggregation.engine.inputs import Limits
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
 from schemas.manifests import FileEntry
 from schemas.sections.server import Server
-from tests.photon_core.aggregation.engine.test_aggregate import _update, commit, load
+from tests.photon_core.aggregation.test_aggregate import _update, commit, load
 
 SHAPES: dict[str, tuple[int, ...]] = {
     **{"scale": (), "none": (0,), "none.3": (3, 0, 2), "one": (1,), "one.row": (1, 33), "column": (33, 1)},
@@ -56,7 +57,9 @@ def test_two_rounds_are_the_mean_and_torch(make_run: Any, momentum: float) -> No
             updates = {s: u.model_copy(update={"files": dealt(u.files)}) for s, u in updates.items()}
         arrived = {site: updates[site] for site in ("s2", "s0", "s3", "s1")}
         for chosen, out, threads, chunk in [(updates, 90, 0, 1), (arrived, 1, 3, 7), (arrived, 1 << 20, 2, None)]:
-            result = aggregate(run, 1, chosen, server, max_shard_bytes=out, threads=threads, chunk_elements=chunk)
+            result = aggregate(
+                run, 1, chosen, server, limits=Limits(shard_bytes=out, threads=threads, piece=chunk)
+            )
             hashes.add(tuple(values.tobytes() for values in load(run, 1, result.model).values()))
         commit(run, 1, result)
     assert len(hashes) == 1
@@ -70,7 +73,7 @@ def test_two_rounds_are_the_mean_and_torch(make_run: Any, momentum: float) -> No
 
     again = {s: arrays(k + 9, 0.1, theta_1) for k, s in enumerate(sites)}
     updates = {s: _update(run, 2, s, theta_1, theta_k) for s, theta_k in again.items()}
-    result = aggregate(run, 2, updates, server, max_shard_bytes=50)
+    result = aggregate(run, 2, updates, server, limits=Limits(shard_bytes=50))
     commit(run, 2, result)
     changes = {s: {n: theta_k[n] - theta_1[n] for n in SHAPES} for s, theta_k in again.items()}
     step(sgd, tensors, changes, np.full(4, 0.25))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.aggregation.aggregate import aggregate
 from photon_core.aggregation.means import bounds, median, sorting_network, trimmed_mean
 from photon_core.errors import UpdateRejected
 from photon_core.run.run import Run

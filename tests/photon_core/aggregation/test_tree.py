@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.aggregation.engine.aggregate import Aggregate, aggregate
+from photon_core.aggregation.aggregate import Aggregate, aggregate, base_of, sources_of
+from photon_core.aggregation.engine.inputs import DEFAULT_LIMITS, Pass
+from photon_core.aggregation.engine.streaming import run_pass
 from photon_core.aggregation.round import aggregate_region
+from photon_core.aggregation.rules import Rules, model_rule
 from photon_core.aggregation.tree import Tree, regions
+from photon_core.aggregation.weights import Shares
 from photon_core.errors import PhotonError, UpdateRejected
+from photon_core.run.claims import ANY_WORK
 from photon_core.run.garbage import Rule, look
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
@@ -126,13 +131,14 @@ def test_a_federation_of_federations(tmp_path: Path, make_run: MakeRun, theta: A
     tree = Tree(run, 1, GROUPS, updates, Server())
     found = {partial.site: (folder, partial) for folder, partial in map(tree.partial, GROUPS)}
     lower = {name: found[name] for name in ("+0001", "+0002")}
-    middle = aggregate(
-        *(run, 1, {name: partial for name, (_, partial) in lower.items()}, Server()),
-        folders={name: folder for name, (folder, _) in lower.items()},
-        into="run/rounds/000001/continent",
-    )
+    base, updates_of = base_of(run, 1), {name: partial for name, (_, partial) in lower.items()}
+    folders = {name: folder for name, (folder, _) in lower.items()}
+    sources = sources_of(run, base, 1, updates_of, ANY_WORK, folders)
+    rules = Rules(model_rule(Server(), Shares(Server(), updates_of)))
+    folder = "run/rounds/000001/continent"
+    middle = run_pass(Pass(run, 1, base, sources, rules, Server(), folder), DEFAULT_LIMITS)
     five = aggregate(run, 1, {s: updates[s] for s in GROUPS[1] + GROUPS[2]}, Server())
-    assert np.allclose(flat(run, middle.model, "run/rounds/000001/continent"), flat(run, five.model), atol=4e-7)
+    assert np.allclose(flat(run, middle.model, folder), flat(run, five.model), atol=4e-7)
 
 
 def test_killed_between_any_two_steps_it_goes_on(

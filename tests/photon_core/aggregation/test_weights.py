@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from photon_core.aggregation.weights import Combine, fednova_factor
+from photon_core.aggregation.rules import model_rule
+from photon_core.aggregation.weights import Shares, fednova_factor
 from photon_core.model.shapes import moment_shapes
 from schemas.manifests import UpdateManifest
 from schemas.sections.server import Server
@@ -30,7 +31,8 @@ def updates(steps: dict[str, int] = STEPS) -> dict[str, UpdateManifest]:
 
 def combined(server: Server, theta: np.ndarray, parameters: list[np.ndarray], **given: Any) -> np.ndarray:
     rows = np.stack([theta, *parameters])
-    return Combine(server, updates(**given))(rows, np.empty_like(theta), np.empty_like(rows))
+    rule = model_rule(server, Shares(server, updates(**given)))
+    return rule(rows, np.empty_like(theta), np.empty_like(rows))
 
 
 @pytest.fixture
@@ -45,9 +47,9 @@ def parameters(theta: np.ndarray) -> list[np.ndarray]:
 
 
 def test_weights() -> None:
-    assert Combine(Server(), updates()).weights == {"a": 10 / 75, "b": 40 / 75, "c": 25 / 75}
+    assert Shares(Server(), updates()).weights == {"a": 10 / 75, "b": 40 / 75, "c": 25 / 75}
     for server in (Server(weights="uniform"), Server(mean="median"), Server(mean="trimmed")):
-        assert Combine(server, updates()).weights == {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
+        assert Shares(server, updates()).weights == {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}
 
 
 def test_uniform_is_the_plain_mean(theta: np.ndarray, parameters: list[np.ndarray]) -> None:
@@ -70,7 +72,7 @@ def test_fednova_is_the_papers_formula(theta: np.ndarray, parameters: list[np.nd
 
 def test_fednova_shares_are_the_parameters_alone() -> None:
     """With 1 and 100 steps: a mean of moments or metrics by 1 / steps would be the first site's alone."""
-    found = Combine(Server(weights="fednova"), updates({"a": 1, "b": 100}))
+    found = Shares(Server(weights="fednova"), updates({"a": 1, "b": 100}))
     assert found.weights == {"a": 0.5, "b": 0.5}
     assert found.relative == pytest.approx({"a": 100 / 101, "b": 1 / 101})
     assert found.shares == pytest.approx({"a": 50.5 / 2, "b": 0.505 / 2})

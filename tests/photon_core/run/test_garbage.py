@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.aggregation.aggregate import aggregate
+from photon_core.aggregation.engine.inputs import Limits
 from photon_core.errors import PhotonError
 from photon_core.run import garbage
 from photon_core.run.garbage import Rule, look, plan, remove
@@ -162,11 +163,11 @@ def test_litter_goes_when_it_is_old_and_its_round_is_committed(tmp_path: Path, m
 def test_finished_shards_stay_while_their_round_is_in_progress(store: Store, make_run: MakeRun) -> None:
     """A record is no manifest: its shards are litter once the round is committed, and wait for a try before."""
     run, updates = make_run(store, theta(0), {site: (theta(k), 1) for k, site in enumerate("ab")})
-    interrupted = aggregate(run, 1, updates, SERVER, max_shard_bytes=80)  # nobody commits it
+    interrupted = aggregate(run, 1, updates, SERVER, limits=Limits(shard_bytes=80))  # nobody commits it
     records = [file.path for file in store.walk("run/rounds/000001/finished")]
     assert len(records) == len(interrupted.model) == 3
     assert look(run, Rule(last=1), LATER).files == []
-    again = aggregate(run, 1, updates, SERVER, max_shard_bytes=80)
+    again = aggregate(run, 1, updates, SERVER, limits=Limits(shard_bytes=80))
     assert [entry.path for entry in again.model] == [entry.path for entry in interrupted.model]
 
     go_on(run, 1, updates)  # in one file: another result, of the same updates

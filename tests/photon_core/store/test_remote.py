@@ -191,7 +191,7 @@ def test_an_aggregation_outlives_a_server_that_is_away(
 ) -> None:
     import numpy as np
 
-    from photon_core.aggregation.engine.aggregate import aggregate
+    from photon_core.aggregation.aggregate import aggregate
     from photon_core.run.run import model_sha256
     from schemas.sections.server import Server
 

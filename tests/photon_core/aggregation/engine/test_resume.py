@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from photon_core.aggregation.engine import aggregate as module
-from photon_core.aggregation.engine.aggregate import aggregate
+from photon_core.aggregation.aggregate import aggregate
+from photon_core.aggregation.engine.inputs import Limits
 from photon_core.errors import StoreUnavailable
 from photon_core.run.run import model_sha256
 from photon_core.store.store import Store
@@ -24,14 +24,14 @@ def test_finished_shards_are_reused_and_damaged_ones_made_anew(
     sites = {f"s{k}": ({n: v + np.float32(0.1 * (k + 1)) for n, v in theta.items()}, 10 + k) for k in range(3)}
     server = Server(optimizer="nesterov", momentum=0.9)
     run, updates = make_run(Store(str(tmp_path)), theta, sites, 200)
-    first = aggregate(run, 1, updates, server, max_shard_bytes=200)
+    first = aggregate(run, 1, updates, server, limits=Limits(shard_bytes=200))
     if damage:
         path = tmp_path / run.round_dir(1) / first.model[1].path
         path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     written = []
     plain = ShardWriter._append
     monkeypatch.setattr(ShardWriter, "_append", lambda self, data: (written.append(len(data)), plain(self, data)))
-    again = module.aggregate(run, 1, updates, server, max_shard_bytes=200)
+    again = aggregate(run, 1, updates, server, limits=Limits(shard_bytes=200))
     assert model_sha256(again.model) == model_sha256(first.model)
     assert model_sha256(again.optimizer) == model_sha256(first.optimizer)
     assert again.norms == first.norms
@@ -46,7 +46,8 @@ def test_what_the_guard_has_lowered_leaves_less_momentum_and_the_same_step(tmp_p
     theta = {"a": np.ones((40, 5), np.float32)}
     run, updates = make_run(Store(str(tmp_path)), theta, {"s": ({"a": theta["a"] + np.float32(0.1)}, 10)})
     server = Server(optimizer="nesterov", lr=0.35, momentum=0.9)
-    found = [aggregate(run, 1, updates, server, max_shard_bytes=200, lowered=lowered) for lowered in (1.0, 0.5)]
+    small = Limits(shard_bytes=200)
+    found = [aggregate(run, 1, updates, server, limits=small, lr_scale=factor) for factor in (1.0, 0.5)]
     assert len(found[0].model) > 1 and model_sha256(found[0].model) == model_sha256(found[1].model)
     readers = [TensorReader(run.store, run.round_dir(1), result.optimizer) for result in found]
     whole, half = (np.concatenate([c.copy() for c in reader.chunks("momentum.a", 9)]) for reader in readers)
@@ -67,7 +68,7 @@ def test_a_record_whose_answer_was_lost_keeps_its_files(
 
     monkeypatch.setattr(Store, "create", create)
     with pytest.raises(StoreUnavailable):
-        aggregate(run, 1, updates, Server(), max_shard_bytes=200)
+        aggregate(run, 1, updates, Server(), limits=Limits(shard_bytes=200))
     records = list((tmp_path / run.round_dir(1) / "finished").rglob("*.json"))
     assert len(records) == 1
     for entry in ShardRecord.model_validate_json(records[0].read_bytes()).files:
@@ -79,7 +80,7 @@ def test_changes_whose_products_overflow_are_no_error(tmp_path: Path, make_run) 
     theta = {name: np.ones(300, np.float32) for name in "abcd"}
     sites = {s: ({n: v + np.float32(size) for n, v in theta.items()}, 10) for s, size in (("x", 0.1), ("y", 5e19))}
     run, updates = make_run(Store(str(tmp_path)), theta, sites)
-    result = aggregate(run, 1, updates, Server(), max_shard_bytes=1200, threads=0)
+    result = aggregate(run, 1, updates, Server(), limits=Limits(shard_bytes=1200, threads=0))
     assert len(result.model) == 4 and result.norms["delta_norm/y"] == pytest.approx(5e19 * 1200**0.5)
     assert not any(name.startswith("cosine_pair/") for name in result.norms)
     assert run.store.ls(f"{run.round_dir(1)}/finished") == []

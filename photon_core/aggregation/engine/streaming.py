@@ -7,7 +7,6 @@ ahead) and write behind; the order of the arithmetic on every element, and so ev
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -15,24 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.blame import blame, blamed
-from photon_core.aggregation.checks import STEP_LIMIT, TOKEN_LIMIT, check_manifest
 from photon_core.aggregation.engine.arithmetic import Arithmetic
+from photon_core.aggregation.engine.inputs import Limits, Pass, Result
 from photon_core.aggregation.engine.norms import Norms, Pairs
-from photon_core.aggregation.engine.resume import Finished
+from photon_core.aggregation.engine.resume import ShardRecords
 from photon_core.aggregation.engine.threads import Threads
-from photon_core.aggregation.server_optimizer import OPTIMIZERS
-from photon_core.aggregation.weights import Combine, Given
 from photon_core.errors import CorruptFile, PhotonError
-from photon_core.run.run import Run
 from photon_core.store.open_ranges import OpenRanges
 from photon_core.tensors.reader import Array, Load, Piece, Spans, TensorReader, cut, span
 from photon_core.tensors.shards import all_tensors, shard_plan
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs.lossless import against
 from photon_core.update.codecs.registry import Codec, get_codec
-from schemas.manifests import FileEntry, PartialManifest, RoundManifest, ShardRecord, TensorEntry, UpdateManifest
-from schemas.sections.aggregation import Aggregation
-from schemas.sections.server import Server
+from schemas.manifests import FileEntry, PartialManifest, ShardRecord, TensorEntry
 
 Float32 = NDArray[np.float32]
 LEAST_PIECE, MOST_PIECE = 1 << 15, 1 << 18  # elements of a site
@@ -40,86 +34,20 @@ CACHED = 1 << 21  # elements of a piece from a disk, all sites
 MOST_REMOTE_PIECE = 1 << 20  # elements of one request to a server
 
 
-@dataclass(frozen=True)
-class Aggregate:
-    """A round's result: written, not committed.
+def run_pass(one: Pass, limits: Limits) -> Result:
+    """Write the new model, and the optimizer's state, into the pass's folder.
 
-    Args:
-        model, optimizer: the files, as round.json will name them.
-        weights: of the sites' objectives, which sum to 1 (aggregation/combine.py).
-        norms: pseudo_gradient_norm, model_norm, step_norm (of the new model - theta), and for every site
-            delta_norm/<site> (of theta - theta_k) and cosine/<site> (of that with the mean pseudo-gradient; 0
-            where one of them is 0); of at most 16 sites, cosine_pair/<site>/<site>.
-        partials: partial.json -> its hash, of the regions' means that were combined (aggregation/tree.py).
-    """
-
-    model: list[FileEntry]
-    optimizer: list[FileEntry]
-    weights: dict[str, float]
-    norms: dict[str, float] = field(default_factory=dict)
-    partials: dict[str, str] = field(default_factory=dict)
-
-
-def aggregate(
-    run: Run,
-    t: int,
-    updates: Mapping[str, UpdateManifest],
-    server: Server,
-    *,
-    settings: Aggregation | None = None,
-    token_limit: int = TOKEN_LIMIT,
-    step_limit: int = STEP_LIMIT,
-    chunk_elements: int | None = None,
-    max_shard_bytes: int | None = None,
-    threads: int | None = None,
-    folders: Mapping[str, str] | None = None,
-    shares: Mapping[str, float] | None = None,
-    lowered: float = 1.0,
-    into: str | None = None,
-    write: bool = True,
-) -> Aggregate:
-    """theta' = ServerOpt(theta, token-weighted mean of theta_k): writes round t's model and optimizer shards.
-
-    The caller commits round.json; until then the files are litter. Called again with the same inputs after an
-    interruption, it takes the shards that it had finished.
-
-    Args:
-        run, t: the round; the sites started from round t-1's model.
-        updates: each site's committed update.
-        server: the server optimizer and its numbers.
-        settings: size of the files, memory, connections.
-        token_limit, step_limit: most tokens and local steps that a site can have trained in a round.
-        chunk_elements: of a piece, instead of what the memory allows; no bit of the model depends on it.
-        max_shard_bytes: size of the files, instead of the settings'.
-        threads: that read ahead, of those that compute, and of those that write behind; 0 for none.
-        folders: where updates are that are not at their site's place.
-        shares: what each update is multiplied by, theta getting what is left to 1; as the server says if left out.
-        lowered: what the guard has multiplied server.lr by already; the state is lowered with it.
-        into: folder of the result; round t's if left out.
-        write: whether there shall be files; without, only the norms are worked out.
+    Until a manifest names the files, they are orphans. Called again with the same inputs after an interruption, it
+    takes the shards that it had finished, where the folder is the round's own.
 
     Raises:
-        UpdateRejected: one site's update is bad; drop that site and call again.
+        UpdateRejected: one member's update is bad; drop it and call again.
         Doubt: it cannot be read, which may be the machine's fault or the store's.
+        NotFinite: the mean is not, and the pass does not look at single members.
         CorruptFile: the old model or the optimizer's state is damaged.
     """
-    base = run.round(t - 1)
-    if base is None:
-        raise PhotonError(f"round {t} cannot be aggregated: round {t - 1} is not committed")
-    if not updates:
-        raise PhotonError(f"round {t} cannot be aggregated: there are no updates")
-    for site in sorted(updates):
-        check_manifest(run, base, t, site, updates[site], token_limit, step_limit)
-    settings = settings or Aggregation()
     with ExitStack() as stack:
-        ordered = {site: updates[site] for site in sorted(updates)}
-        combine = Given(shares) if shares else Combine(server, ordered)
-        places = {s: (folders or {}).get(s) or run.site_dir(t, s, u.attempt) for s, u in ordered.items()}
-        target = (into or run.round_dir(t)) if write else None
-        team = Threads.start(stack, run.store.is_local, settings, threads)
-        shard_bytes = max_shard_bytes or settings.shard_bytes
-        one_pass = _Pass(run, t, base, ordered, places, combine, server, lowered, target, team, shard_bytes, stack)
-        return one_pass.work(chunk_elements or one_pass.piece_elements(settings.memory_bytes))
+        return _Work(one, limits, Threads.start(stack, one.run.store.is_local, limits), stack).work()
 
 
 class _Done(NamedTuple):
@@ -130,53 +58,40 @@ class _Done(NamedTuple):
     results: list[Float32]  # the new model, and the optimizer's state
 
 
-class _Pass:
-    """The readers, the writers and the one loop between them. The sites are in the order of their names."""
+class _Work:
+    """The readers, the writers and the one loop between them."""
 
-    def __init__(
-        self,
-        run: Run,
-        t: int,
-        base: RoundManifest,
-        updates: dict[str, UpdateManifest],
-        folders: dict[str, str],
-        combine: Combine,
-        server: Server,
-        lowered: float,
-        target: str | None,
-        team: Threads,
-        shard_bytes: int,
-        stack: ExitStack,
-    ) -> None:
-        self.run, self.t, self.server, self.shard_bytes = run, t, server, shard_bytes
-        self.combine, self.target, self.team, self.stack = combine, target, team, stack
-        self.tensors = all_tensors(base.model)
+    def __init__(self, one: Pass, limits: Limits, team: Threads, stack: ExitStack) -> None:
+        self.one, self.limits, self.team, self.stack = one, limits, team, stack
+        before = one.base.round
+        self.tensors = all_tensors(one.base.model)
         if wrong := [name for name, tensor in self.tensors.items() if tensor.dtype != "F32"]:
-            raise PhotonError(f"round {t - 1}'s tensor '{wrong[0]}' is not float32, as a global model must be")
-        optimizer = OPTIMIZERS[server.optimizer]
+            raise PhotonError(f"round {before}'s tensor '{wrong[0]}' is not float32, as a global model must be")
         self.codecs = {
-            site: against(get_codec(u.codec, ours=isinstance(u, PartialManifest)), u.base_dtype)
-            for site, u in updates.items()
+            name: against(get_codec(update.codec, ours=isinstance(update, PartialManifest)), update.base_dtype)
+            for name, (update, _) in one.sources.items()
         }
         self.align = max(codec.block for codec in self.codecs.values())  # so that every codec can be cut
-        self.arithmetic = Arithmetic(self.codecs, combine, optimizer, server, lowered)
-        self.prefixes = ["", *(f"{state}." for state in optimizer.state)]
+        self.arithmetic = Arithmetic(one, self.codecs)
+        state = self.arithmetic.optimizer.state
+        self.prefixes = ["", *(f"{name}." for name in state)]
         self.opened = OpenRanges()
-        self.base = self._reader(run.files_dir(t - 1), base.model)
-        self.state = self._reader(run.files_dir(t - 1), base.optimizer if optimizer.state else [])
+        files = one.run.files_dir(one.t - 1)
+        self.base = self._reader(files, one.base.model)
+        self.state = self._reader(files, one.base.optimizer if state else [])
         self.sites: dict[str, TensorReader] = {}
-        for site, update in updates.items():
-            with blame(site):
-                self.sites[site] = self._reader(folders[site], update.files)
+        for name, (update, folder) in one.sources.items():
+            with blame(name):
+                self.sites[name] = self._reader(folder, update.files)
+        self.looked = list(self.sites) if one.look else []
         self.together = 0  # bytes of an update's small pieces that are read in one request
-        self.finished = None
-        if target == run.round_dir(t):
-            shaping = {"shard_bytes": shard_bytes, "shares": combine.shares, "lowered": lowered}
-            self.finished = Finished(run, t, target, base, updates, server, **shaping)
+        self.records = None
+        if one.folder == one.run.round_dir(one.t):
+            self.records = ShardRecords(one, limits.shard_bytes)
 
-    def work(self, piece_elements: int) -> Aggregate:
-        plans = [shard_plan(self._like(prefix), self.shard_bytes, self.align) for prefix in self.prefixes]
-        piece_elements = -(-piece_elements // self.align) * self.align
+    def work(self) -> Result:
+        plans = [shard_plan(self._like(prefix), self.limits.shard_bytes, self.align) for prefix in self.prefixes]
+        piece_elements = -(-(self.limits.piece or self._piece_elements()) // self.align) * self.align
         self.together = 4 * piece_elements
         shards = list(zip(*plans, strict=True))  # the model's, and the same of every state
         spans = [[(name, *span(part)) for name, part in shard.items()] for shard in plans[0]]
@@ -187,8 +102,8 @@ class _Pass:
                 yield from cut(name, start, end, piece_elements)
 
         lengths = [end - start for shard in spans for _, start, end in shard]
-        pairs = Pairs(list(self.sites), sum(lengths))
-        count = 2 * len(self.sites) + 3
+        pairs = Pairs(self.looked, sum(lengths))
+        count = Norms(self.looked).sums.size
         found = self._finished(shards, count + pairs.gram.size)
         writers = [
             self._writer(prefix, {number: record.files[n] for number, record in found.items()})
@@ -205,7 +120,7 @@ class _Pass:
         sums = {number: record.sums for number, record in found.items()}
         unrecorded: list[int] = []
         for number in missing:
-            norms, gram = Norms(list(self.sites)), np.zeros_like(pairs.gram)
+            norms, gram = Norms(self.looked), np.zeros_like(pairs.gram)
             for piece in pieces(number):
                 done = next(results)
                 gram += done.gram
@@ -217,29 +132,28 @@ class _Pass:
             unrecorded = self._record(unrecorded, shards, writers, sums)
             unrecorded.append(number)
         self._verify([plans[0][number] for number in missing] if found else None)
-        total = Norms(list(self.sites))
+        total = Norms(self.looked)
         for number, (shard, *_) in enumerate(shards):
             total.add(next(iter(shard)), sums[number][:count])
             pairs.gram += np.reshape(sums[number][count:], pairs.gram.shape)
-        self.combine.verify(total.result())
         model, *states = [writer.close() for writer in writers]
         self._record(unrecorded, shards, writers, sums)
         optimizer = [entry for files in states for entry in files]
-        return Aggregate(model, optimizer, self.combine.weights, total.result() | pairs.result())
+        return Result(model, optimizer, total.result() | pairs.result())
 
-    def piece_elements(self, memory_bytes: int) -> int:
-        """Elements of a piece, so that all that are in memory at a time fit into so many bytes."""
+    def _piece_elements(self) -> int:
+        """Elements of a piece, so that all that are in memory at a time fit into the limit."""
         streams = len(self.sites) + len(self.prefixes)
         held = self.team.ahead + self.team.side_by_side + 1
         most = MOST_REMOTE_PIECE
-        if self.run.store.is_local:
+        if self.one.run.store.is_local:
             most = max(LEAST_PIECE, min(MOST_PIECE, 1 << (CACHED // streams).bit_length() - 1))
         block = self.arithmetic.block
-        fit = max(block, min(most, memory_bytes // (4 * streams * held)))
+        fit = max(block, min(most, self.limits.memory_bytes // (4 * streams * held)))
         return fit - fit % block
 
     def _calls(
-        self, pieces: Callable[[], Iterator[Piece]], looked: Iterator[bool], largest: int
+        self, pieces: Callable[[], Iterator[Piece]], paired: Iterator[bool], largest: int
     ) -> Iterator[Callable[[], _Done]]:
         """The work on every piece; `largest` elements at most."""
         thetas = self._loads(self.base, pieces())
@@ -249,11 +163,11 @@ class _Pass:
             for site, reader in self.sites.items()
         ]
         results = [np.empty(largest, np.float32) for _ in range(self.team.side_by_side + 1)]
-        for number, (piece, theta, look) in enumerate(zip(pieces(), thetas, looked, strict=True)):
+        for number, (piece, theta, pairs) in enumerate(zip(pieces(), thetas, paired, strict=True)):
             state = [next(loads) for loads in states]
             encoded = [next(loads) for loads in updates]
             out = results[number % len(results)][: piece.end - piece.start]
-            yield partial(self._compute, piece.name, theta, encoded, state, out, look)
+            yield partial(self._compute, piece.name, theta, encoded, state, out, pairs)
 
     def _give_up(self) -> None:
         """Nobody waits for what the piece that failed has not read."""
@@ -261,18 +175,18 @@ class _Pass:
             reader.give_up()
 
     def _compute(
-        self, tensor: str, theta: Load, encoded: Sequence[Load], state: Sequence[Load], out: Float32, look: bool
+        self, tensor: str, theta: Load, encoded: Sequence[Load], state: Sequence[Load], out: Float32, pairs: bool
     ) -> _Done:
         arrays = theta(), [load() for load in encoded], [load() for load in state]
-        return _Done(*self.arithmetic.work(tensor, *arrays, out, look), [out, *arrays[2]])
+        return _Done(*self.arithmetic.work(tensor, *arrays, out, pairs), [out, *arrays[2]])
 
     def _finished(
         self, shards: Sequence[tuple[Mapping[str, TensorEntry], ...]], count: int
     ) -> dict[int, ShardRecord]:
         """What an interrupted pass has left. A model of one file is made again sooner than looked for."""
-        if self.finished is None or len(shards) == 1:
+        if self.records is None or len(shards) == 1:
             return {}
-        found = ((number, self.finished.find(number, parts, count)) for number, parts in enumerate(shards))
+        found = ((number, self.records.find(number, parts, count)) for number, parts in enumerate(shards))
         return {number: record for number, record in found if record}
 
     def _record(
@@ -283,7 +197,7 @@ class _Pass:
         sums: Mapping[int, Sequence[float]],
     ) -> list[int]:
         """Write records of those shards whose inputs have all proved to be whole; return the others."""
-        if self.finished is None or len(shards) == 1:
+        if self.records is None or len(shards) == 1:
             return []
         left = []
         for number in numbers:
@@ -297,25 +211,25 @@ class _Pass:
             files = [writer.shard(number) for writer in writers]
             for writer in writers:
                 writer.keep(number)  # first: a record whose answer is lost may be there, and another may go by it
-            self.finished.keep(number, files, sums[number])
+            self.records.keep(number, files, sums[number])
         return left
 
     def _like(self, prefix: str) -> dict[str, TensorEntry]:
         return {prefix + name: tensor for name, tensor in self.tensors.items()}
 
     def _reader(self, folder: str, entries: Sequence[FileEntry]) -> TensorReader:
-        reader = TensorReader(self.run.store, folder, entries, self.team.readers, self.opened)
+        reader = TensorReader(self.one.run.store, folder, entries, self.team.readers, self.opened)
         return self.stack.enter_context(reader)
 
     def _writer(self, prefix: str, written: Mapping[int, FileEntry]) -> "ShardWriter | _NoWriter":
-        if self.target is None:
+        if self.one.folder is None:
             return _NoWriter()
         writer = ShardWriter(
-            self.run.store,
-            self.target,
+            self.one.run.store,
+            self.one.folder,
             f"optimizer/{prefix[:-1]}-" if prefix else "model/",
             self._like(prefix),
-            self.shard_bytes,
+            self.limits.shard_bytes,
             self.team.writers,
             align=self.align,
             written=written,
@@ -331,10 +245,10 @@ class _Pass:
         wanted = self._like(prefix)
         kept = {tensor: self.state.tensors[tensor] for tensor in wanted if tensor in self.state.tensors}
         if not kept:
-            start = np.float32(self.arithmetic.optimizer.state[prefix[:-1]](self.server))
+            start = np.float32(self.arithmetic.optimizer.state[prefix[:-1]](self.one.server))
             return (partial(np.full, piece.end - piece.start, start, np.float32) for piece in pieces)
         if kept != wanted:
-            raise CorruptFile(f"round {self.t - 1}'s optimizer state '{prefix[:-1]}' does not fit its model")
+            raise CorruptFile(f"round {self.one.t - 1}'s optimizer state '{prefix[:-1]}' does not fit its model")
         return self._loads(self.state, pieces, prefix)
 
     def _verify(self, shards: Sequence[Mapping[str, TensorEntry]] | None) -> None:

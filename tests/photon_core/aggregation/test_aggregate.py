@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.aggregation.engine.aggregate import Aggregate, aggregate
+from photon_core.aggregation.aggregate import Aggregate, aggregate
+from photon_core.aggregation.engine.inputs import Limits
 from photon_core.aggregation.server_optimizer import OPTIMIZERS, server_at
 from photon_core.errors import CorruptFile, PhotonError, UpdateRejected
 from photon_core.run.run import Run, model_sha256
@@ -129,7 +130,7 @@ def test_no_bit_depends_on_pieces_threads_or_order(
     server = Server(optimizer=optimizer, lr=0.7, momentum=0.9 if optimizer == "nesterov" else 0)
     backwards = dict(reversed(updates.items()))
     found = [
-        aggregate(run, 1, chosen, server, chunk_elements=elements, threads=threads)
+        aggregate(run, 1, chosen, server, limits=Limits(piece=elements, threads=threads))
         for chosen, elements, threads in [(updates, 1, 0), (updates, 10, 3), (backwards, 1 << 20, 1)]
     ]
     assert len({model_sha256(result.model) for result in found}) == 1
@@ -142,7 +143,7 @@ def test_the_updates_shards_may_be_cut_otherwise(
     found = []
     for size in (1, 100, 1 << 20):
         run, updates = make_run(Store(str(tmp_path / str(size))), theta, sites, size)
-        found.append(aggregate(run, 1, updates, Server(), max_shard_bytes=200))
+        found.append(aggregate(run, 1, updates, Server(), limits=Limits(shard_bytes=200)))
     assert len({model_sha256(result.model) for result in found}) == 1
     assert [{name: part.rows for name, part in entry.tensors.items()} for entry in found[0].model] == [
         {"a.bias": None},
@@ -156,7 +157,7 @@ def test_momentum_is_kept_between_rounds(tmp_path: Path, make_run: MakeRun) -> N
     theta = arrays(0)
     server = Server(optimizer="fedmom", lr=0.2, momentum=0.9)
     run, updates = make_run(Store(str(tmp_path)), theta, {"a": (arrays(1, 0.1, theta), 1)}, 200)
-    first = aggregate(run, 1, updates, server, max_shard_bytes=150)
+    first = aggregate(run, 1, updates, server, limits=Limits(shard_bytes=150))
     commit(run, 1, first)
     momentum = load(run, 1, first.optimizer)
     g = {n: theta[n] - arrays(1, 0.1, theta)[n] for n in SHAPES}
@@ -211,7 +212,7 @@ def test_sites_may_each_send_in_a_codec_of_their_own(
         for n in SHAPES
     }
     found = [
-        aggregate(run, 1, updates, Server(), chunk_elements=elements, threads=threads)
+        aggregate(run, 1, updates, Server(), limits=Limits(piece=elements, threads=threads))
         for elements, threads in [(1, 0), (40, 3), (1 << 20, 1)]
     ]
     assert len({model_sha256(result.model) for result in found}) == 1

@@ -1,0 +1,108 @@
+"""One server's aggregation of a round: every update's manifest checked, the sites' shares, one pass."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from photon_core.aggregation.checks import check_manifest
+from photon_core.aggregation.engine.inputs import DEFAULT_LIMITS, Limits, Pass, Source
+from photon_core.aggregation.engine.streaming import run_pass
+from photon_core.aggregation.rules import Rules, model_rule
+from photon_core.aggregation.weights import Shares
+from photon_core.errors import PhotonError
+from photon_core.run.claims import ANY_WORK, Work
+from photon_core.run.run import Run
+from schemas.manifests import FileEntry, RoundManifest, UpdateManifest
+from schemas.sections.server import Server
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A round's result: written, not committed.
+
+    Args:
+        model, optimizer: the files, as round.json will name them.
+        weights: of the sites' objectives, which sum to 1 (aggregation/weights.py).
+        norms: pseudo_gradient_norm, model_norm, step_norm (of the new model - theta), and for every site
+            delta_norm/<site> (of theta - theta_k) and cosine/<site> (of that with the mean pseudo-gradient; 0
+            where one of them is 0); of at most 16 sites, cosine_pair/<site>/<site>.
+        partials: partial.json -> its hash, of the regions' means that were combined (aggregation/tree.py).
+    """
+
+    model: list[FileEntry]
+    optimizer: list[FileEntry]
+    weights: dict[str, float]
+    norms: dict[str, float] = field(default_factory=dict)
+    partials: dict[str, str] = field(default_factory=dict)
+
+
+def aggregate(
+    run: Run,
+    t: int,
+    updates: Mapping[str, UpdateManifest],
+    server: Server,
+    *,
+    most: Work = ANY_WORK,
+    limits: Limits = DEFAULT_LIMITS,
+    lr_scale: float = 1.0,
+) -> Aggregate:
+    """theta' = ServerOpt(theta, mean of theta_k): writes round t's model and optimizer shards.
+
+    The caller commits round.json; until then the files are orphans.
+
+    Args:
+        run, t: the round; the sites started from round t-1's model.
+        updates: each site's committed update.
+        server: the server optimizer and its numbers.
+        most: work that a site can have done in a round.
+        limits: what the pass may use.
+        lr_scale: factor that the guard has multiplied server.lr by already.
+
+    Raises:
+        UpdateRejected: one site's update is bad; drop that site and call again.
+        Doubt: it cannot be read, which may be the machine's fault or the store's.
+        CorruptFile: the old model or the optimizer's state is damaged.
+    """
+    base = base_of(run, t)
+    if not updates:
+        raise PhotonError(f"round {t} cannot be aggregated: there are no updates")
+    sources = sources_of(run, base, t, updates, most)
+    shares = Shares(server, {site: source.update for site, source in sources.items()})
+    rules = Rules(model_rule(server, shares))
+    result = run_pass(Pass(run, t, base, sources, rules, server, run.round_dir(t), lr_scale), limits)
+    shares.verify(result.norms)
+    return Aggregate(result.model, result.optimizer, shares.weights, result.norms)
+
+
+def base_of(run: Run, t: int) -> RoundManifest:
+    """The manifest of round t-1. Raises PhotonError if it is not committed."""
+    base = run.round(t - 1)
+    if base is None:
+        raise PhotonError(f"round {t} cannot be aggregated: round {t - 1} is not committed")
+    return base
+
+
+def sources_of(
+    run: Run,
+    base: RoundManifest,
+    t: int,
+    updates: Mapping[str, UpdateManifest],
+    most: Work,
+    folders: Mapping[str, str] | None = None,
+) -> dict[str, Source]:
+    """What a pass reads, in the order of names.
+
+    Args:
+        run, base, t: the round, and the manifest of the one before.
+        updates: by name.
+        most: work that one of them can stand for.
+        folders: folders of the updates that are not at their site's place.
+
+    Raises:
+        UpdateRejected: one's manifest is bad.
+    """
+    names = sorted(updates)
+    for name in names:
+        check_manifest(run, base, t, name, updates[name], most)
+    at = folders or {}
+    places = {name: at.get(name) or run.site_dir(t, name, updates[name].attempt) for name in names}
+    return {name: Source(updates[name], places[name]) for name in names}

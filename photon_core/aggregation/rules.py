@@ -1,0 +1,128 @@
+"""Rules: how the members' contributions to a tensor become one. A pass takes one for each tensor, or for all.
+
+A new rule is a class here with the two methods of `Rule`; who chooses it puts it into the `Rules` of the pass.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from photon_core.aggregation.means import Float32, median, trimmed_mean, weighted_mean
+from photon_core.aggregation.weights import Shares
+from schemas.sections.server import Server
+
+EXACT = 1e-9  # shares that miss 1 by less sum to 1
+
+
+class Rule(Protocol):
+    """A kind of mean, element by element; no bit depends on where a block of a tensor ends."""
+
+    def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
+        """The mean of one block.
+
+        Args:
+            rows: theta, then the members' parameters in the order of their names; a row each, not changed.
+            out: result array of a row's shape.
+            scratch: work array of the rows' shape.
+
+        Returns:
+            `out`.
+        """
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """All that the result depends on, as JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """The sum of each row times its share.
+
+    Args:
+        shares: of the members, in the order of their names.
+        theta: theta's own share, which is what the others' leave to 1; None where they leave nothing.
+    """
+
+    shares: tuple[float, ...]
+    theta: float | None = None
+
+    def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
+        if self.theta is None:
+            return weighted_mean(rows[1:], self.shares, out, scratch[1:])
+        return weighted_mean(rows, (self.theta, *self.shares), out, scratch)
+
+    def record(self) -> dict[str, Any]:
+        return {"rule": "mean", **asdict(self)}
+
+    @classmethod
+    def given(cls, shares: Mapping[str, float]) -> "WeightedMean":
+        """Of given shares by name; theta gets what is left to 1."""
+        rest = 1 - math.fsum(shares.values())
+        return cls(tuple(shares[name] for name in sorted(shares)), None if abs(rest) < EXACT else rest)
+
+
+@dataclass(frozen=True)
+class Median:
+    """Of every element the members' median, all alike."""
+
+    def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
+        return median(rows[1:], out)
+
+    def record(self) -> dict[str, Any]:
+        return {"rule": "median"}
+
+
+@dataclass(frozen=True)
+class TrimmedMean:
+    """Of every element the mean without the least and the largest share `trim` of the members, all alike."""
+
+    trim: float
+
+    def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
+        return trimmed_mean(rows[1:], self.trim, out)
+
+    def record(self) -> dict[str, Any]:
+        return {"rule": "trimmed", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rule of every tensor of a model.
+
+    Args:
+        rest: of the tensors without one of their own.
+        named: tensor -> its rule.
+    """
+
+    rest: Rule
+    named: Mapping[str, Rule] = field(default_factory=dict)
+
+    def of(self, tensor: str) -> Rule:
+        return self.named.get(tensor, self.rest)
+
+    def record(self) -> dict[str, Any]:
+        """All that the result depends on, as JSON."""
+        named = {tensor: self.named[tensor].record() for tensor in sorted(self.named)}
+        return {"rest": self.rest.record(), "named": named}
+
+
+def model_rule(server: Server, shares: Shares) -> Rule:
+    """The file's rule for the model's parameters."""
+    if (robust := _robust(server)) is not None:
+        return robust
+    values = tuple(shares.shares.values())
+    return WeightedMean(values, None if shares.plain else 1 - math.fsum(values))
+
+
+def moments_rule(server: Server, weights: Mapping[str, float]) -> Rule:
+    """The file's rule for the inner optimizer's moments, which are averaged as the sites' objectives are."""
+    return _robust(server) or WeightedMean(tuple(weights[site] for site in sorted(weights)))
+
+
+def _robust(server: Server) -> Rule | None:
+    """A bad site that a median or a trimmed mean keeps from the model must not reach it through the moments."""
+    if server.mean == "median":
+        return Median()
+    return TrimmedMean(server.trim) if server.mean == "trimmed" else None
