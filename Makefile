@@ -1,11 +1,11 @@
-# Set-up, tests and the demo. Needs Linux, Python 3.11, make and git; everything else is installed into .venv.
+# Setup, tests and the demo. Needs Linux, Python 3.11, make and git; everything else is installed into .venv.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.8
 FUZZ   ?= 5000
 
-# Debian's PACKAGE, unless one of PROGRAMS is there
+# Installs Debian's PACKAGE, unless one of PROGRAMS exists
 INSTALL = for program in $(PROGRAMS); do command -v $$program && exit 0; done; \
 	command -v apt-get >/dev/null || { echo "make $@ needs Debian's or Ubuntu's apt-get: install $(PACKAGE)"; exit 1; }; \
 	[ "$$(id -u)" = 0 ] || { echo "make $@ needs root: sudo make $@"; exit 1; }; \
@@ -24,28 +24,28 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: $(VENV)/.installed   ## a whole federation on this machine
 	$(BIN)/photon demo
 
-test: lint                 ## everything that must hold
+test: lint                 ## linters, types and all tests except the long ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-long: lint            ## what takes longer than fits into `make test`: tests marked long, an hour at most each
+test-long: lint            ## tests marked long, which take too long for `make test`: at most an hour each
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile --timeout 3600
 
-fuzz: $(VENV)/.installed    ## manifests and headers of strangers, FUZZ of each kind from a new seed
+fuzz: $(VENV)/.installed    ## untrusted manifests and headers, FUZZ of each kind from a new seed
 	PHOTON_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n 0 --timeout 0 tests/photon_core/test_fuzz.py
 
 browser: PACKAGE := chromium
 browser: PROGRAMS := chromium chromium-browser google-chrome
-browser:                   ## Chromium, for the tests that look at the Prefect UI and at reports (skipped without)
+browser:                   ## installs Chromium, for the tests of the Prefect UI and of reports (skipped without it)
 	@$(INSTALL)
 
 postgres: PACKAGE := postgresql
 postgres: PROGRAMS := postgres /usr/lib/postgresql/*/bin/postgres
-postgres:                  ## PostgreSQL, for the tests of a server that keeps its records there (skipped without)
+postgres:                  ## installs PostgreSQL, for the tests of a Prefect server on PostgreSQL (skipped without it)
 	@$(INSTALL)
 
 network: PACKAGE := iproute2
 network: PROGRAMS := ip
-network:                   ## ip, for the tests that nothing calls home (skipped without, and unless root runs them)
+network:                   ## installs ip, for the tests that there is no telemetry (skipped without it, and unless root runs them)
 	@$(INSTALL)
 
 pictures: demo             ## README's pictures, from the demo; needs Chromium (make browser)
@@ -56,7 +56,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: $(VENV)/.installed   ## resolve pyproject.toml anew
+lock: $(VENV)/.installed   ## resolves pyproject.toml again
 	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --upgrade --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links -o requirements.lock
 

@@ -47,7 +47,7 @@ class Rounds(Section):
         default=600.0, description="longest wait for the sites' evaluation of a round's model (s, or 30m, 2h)"
     )
     report_every: int | None = Field(
-        default=1, ge=1, description="rounds between two reports in the store and the Prefect UI; null for none"
+        default=1, ge=1, description="rounds between two reports in the store and the Prefect UI; null: none"
     )
 
 

@@ -30,7 +30,7 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """Learning rate against the global step count; it does not restart with a round."""
+    """The learning rate as a function of the global step; it does not restart with a round."""
 
     name: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int | None = Field(

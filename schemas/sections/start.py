@@ -7,7 +7,8 @@ from schemas.sections.values import Name, Place, wrong
 
 
 class Start(Section):
-    """Nothing: from the seed. Else one of a checkpoint, another run's round, or one site's checkpoint."""
+    """The model that the run starts from: a checkpoint, another run's round, or one site's checkpoint.
+    By default it is initialised from the seed."""
 
     checkpoint: Place | None = Field(
         default=None,
