@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from photon_core.aggregation.blame import blame
 from photon_core.errors import PhotonError, UpdateRejected
+from photon_core.evidence.metrics import reported
 from photon_core.run.claims import ANY_WORK, Work
 from photon_core.run.run import Run
 from photon_core.tensors.container import tensor_bytes
@@ -83,8 +84,8 @@ def check_counts(site: str, update: UpdateManifest, most: Work) -> None:
 def _check_metrics(site: str, metrics: Mapping[str, float]) -> None:
     if len(metrics) > METRICS_LIMIT:
         raise UpdateRejected(site, f"it brings {len(metrics)} metrics; at most {METRICS_LIMIT} are read")
-    if "train_loss" not in metrics:
-        raise UpdateRejected(site, "its metrics have no train_loss")
+    if missing := [m.name for m in reported("training") if m.required and m.name not in metrics]:
+        raise UpdateRejected(site, f"its metrics have no {missing[0]}")
     for name, value in metrics.items():
         if len(name) > METRIC_LIMIT or not name.isprintable():
             said = f"it names a metric '{name[:METRIC_LIMIT]}...' of {len(name)} characters"

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from photon_core.aggregation.candidate import Candidate, Course
+from photon_core.aggregation.claims import believed, excessive
 from photon_core.aggregation.guarded import last_notes
 from photon_core.aggregation.metrics import aggregate_metrics
 from photon_core.aggregation.tree import reference
 from photon_core.evidence.timeline import timeline
 from photon_core.formatting import printable
-from photon_core.run.claims import believed, excessive
 from photon_core.run.line import earlier
 from photon_core.run.run import Run, federation_sha256, model_sha256, utc_now, versions
 from schemas.federation import Federation

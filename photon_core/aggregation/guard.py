@@ -9,15 +9,15 @@ The sites' own numbers are judged by their median, so that one site alone neithe
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from photon_core.aggregation.metrics import LARGEST_LOSS, Scores
+from photon_core.aggregation.metrics import Scores
 from photon_core.errors import ModelDiverged
+from photon_core.evidence.metrics import LARGEST_LOSS, reported
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
 from schemas.sections.server import Guard
 
 RUNNING_ROUNDS = 5  # whose median is the running value
 SITES = 3  # at least, for a median that one of them does not move
-WATCHED = {"step_norm": "the server's step", "model_norm": "the model's norm"}
 
 
 def running(past: Sequence[Mapping[str, float]], name: str) -> float | None:
@@ -34,10 +34,10 @@ def norm_trouble(norms: Mapping[str, float], past: Sequence[Mapping[str, float]]
         past: metrics of the committed rounds, oldest first.
         guard: the settings.
     """
-    for name, words in WATCHED.items():
-        usual = running(past, name)
-        if guard.norm_factor and usual and norms[name] > guard.norm_factor * usual:
-            return f"{words} is {norms[name]:.4g}, {norms[name] / usual:.3g} times its running value {usual:.4g}"
+    for metric in reported("coordinator"):
+        usual = running(past, metric.name) if metric.watched else None
+        if guard.norm_factor and usual and (norm := norms[metric.name]) > guard.norm_factor * usual:
+            return f"{metric.watched} is {norm:.4g}, {norm / usual:.3g} times its running value {usual:.4g}"
     return ""
 
 

@@ -6,6 +6,7 @@ from itertools import islice
 
 from photon_core.aggregation.aggregate import Aggregate
 from photon_core.aggregation.candidate import Candidate
+from photon_core.aggregation.claims import largest_loss
 from photon_core.aggregation.guard import (
     RUNNING_ROUNDS,
     blown_up,
@@ -18,7 +19,6 @@ from photon_core.aggregation.guard import (
 )
 from photon_core.aggregation.metrics import Scores
 from photon_core.aggregation.moments import Moments
-from photon_core.run.claims import largest_loss
 from photon_core.run.line import line
 from photon_core.run.run import Run
 from schemas.federation import Federation

@@ -1,16 +1,13 @@
 """A round's metrics: means over the sites, weighted as their objectives are, and over their held-out text."""
 
 from collections.abc import Mapping
-from math import exp
 
-from photon_core.run.claims import bounded
+from photon_core.aggregation.claims import bounded
+from photon_core.evidence.metrics import PLAIN, How, find, perplexity, reported
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
 
-LARGEST_LOSS = 700.0  # exp of more is not a float
 LIMIT = 1e15  # of a number that a site tells; beyond it a mean might not be finite
-MEANS = ("train_loss", "gradient_norm", "activation_norm", "mfu")  # of the sites that report them
-SUMS = ("tokens_per_second",)
 Scores = Mapping[str, Mapping[str, float]]
 
 
@@ -29,25 +26,27 @@ def aggregate_metrics(
         evaluations: every site's scores of the new global model on its held-out text, as `claims.believed`.
 
     Returns:
-        MEANS and SUMS over the sites; loss and perplexity of the global model over all sites that have evaluated
-        it; loss_before and perplexity_before of each site's own model on its own held-out text, and beside them
-        loss_after and perplexity_after of the global model over the same sites, those that have both; and all of
-        it by domain, the streams of one name at all sites together, where there are several (loss/<stream>, ...).
+        what the register combines over the sites, each metric over those that report it; loss and perplexity of
+        the global model over all sites that have evaluated it; loss_before and perplexity_before of each site's
+        own model on its own held-out text, and beside them loss_after and perplexity_after of the global model
+        over the same sites, those that have both; and all of it by domain, the streams of one name at all sites
+        together, where there are several (loss/<stream>, ...).
     """
     metrics: dict[str, float] = {}
     said = {
-        site: {n: bounded(federation, n, max(-LIMIT, min(value, LIMIT))) for n, value in update.metrics.items()}
+        site: {
+            name: bounded(federation, find(name, "training"), max(-LIMIT, min(value, LIMIT)))
+            for name, value in update.metrics.items()
+        }
         for site, update in updates.items()
     }
-    for name in MEANS:
-        told = {site: values[name] for site, values in said.items() if name in values}
-        if total := sum(weights[site] for site in told):
-            metrics[name] = sum(weights[site] * value for site, value in told.items()) / total
-    for name in SUMS:
-        if any(name in values for values in said.values()):
-            metrics[name] = sum(values.get(name, 0.0) for values in said.values())
+    for metric in reported("training"):
+        told = {site: values[metric.name] for site, values in said.items() if metric.name in values}
+        if (value := _over_sites(metric.sites, told, weights)) is not None:
+            metrics[metric.name] = value
     own = {site: _own(values) for site, values in said.items()}
-    both = [site for site in own if {"loss", "tokens"} <= own[site].keys() and site in evaluations]
+    scored = [site for site, values in own.items() if "loss" in values and "tokens" in values]
+    both = [site for site in scored if site in evaluations]
     before, after = ({site: scores[site] for site in both} for scores in (own, evaluations))
     domains = {stream.name for site in federation.sites for stream in site.streams}
     for when, scores in ("_before", before), ("_after", after), ("", evaluations):
@@ -57,6 +56,13 @@ def aggregate_metrics(
             names = f"loss{when}/{name}", f"perplexity{when}/{name}", by_domain, f"loss/{name}", f"tokens/{name}"
             _add_loss(metrics, *names)
     return metrics
+
+
+def _over_sites(how: How, told: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
+    """One value of several sites' values; None if no site reports it, or if it is not combined."""
+    if how == "weights" and (total := sum(weights[site] for site in told)):
+        return sum(weights[site] * value for site, value in told.items()) / total
+    return PLAIN[how](list(told.values())) if how in PLAIN and told else None
 
 
 def _own(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -69,15 +75,16 @@ def _by_domain(federation: Federation, site: str, scores: Mapping[str, float]) -
     """A site with one stream has one domain, and does not say so."""
     streams = [stream.name for known in federation.sites if known.name == site for stream in known.streams]
     if len(streams) == 1:
-        return {f"{name}/{streams[0]}": scores[name] for name in ("loss", "tokens") if name in scores}
+        split = [metric.head for metric in reported("evaluation") if metric.parts]
+        return {f"{name}/{streams[0]}": scores[name] for name in split if name in scores}
     return scores
 
 
 def _add_loss(
-    metrics: dict[str, float], loss: str, perplexity: str, scores: Scores, score: str, tokens: str
+    metrics: dict[str, float], loss: str, exponential: str, scores: Scores, score: str, tokens: str
 ) -> None:
     """The mean of a score over the sites that have it, weighted by its tokens, and its exponential."""
     told = [site for site in scores.values() if score in site and tokens in site]
     if total := sum(site[tokens] for site in told):
         metrics[loss] = sum(site[score] * site[tokens] for site in told) / total
-        metrics[perplexity] = exp(min(metrics[loss], LARGEST_LOSS))
+        metrics[exponential] = perplexity(metrics[loss])

@@ -4,6 +4,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 
 from photon_core.errors import FederationError
+from photon_core.evidence.metrics import reported
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
@@ -45,15 +46,8 @@ def tracked(manifest: RoundManifest) -> dict[str, float]:
     """
     found = {f"global/{name}": value for name, value in manifest.metrics.items()}
     found |= {f"global/seconds/{name}": value for name, value in manifest.seconds.items()}
-    found |= {
-        "global/total_tokens": float(manifest.total_tokens),
-        "global/global_step": float(manifest.global_step),
-        "global/bytes_sent": float(sum(update.bytes for update in manifest.updates.values())),
-        "global/sites": float(len(manifest.updates)),
-        "global/left_out": float(len(manifest.left_out)),
-    }
-    if manifest.to is not None:
-        found["global/rolled_back_to"] = float(manifest.to)
+    facts = {metric.name: metric.fact(manifest) for metric in reported("coordinator") if metric.fact}
+    found |= {f"global/{name}": float(value) for name, value in facts.items() if value is not None}
     for site, update in manifest.updates.items():
         told = {name: value for name, value in update.metrics.items() if TAKEN.fullmatch(name)}
         found |= {f"sites/{site}/{name}": value for name, value in told.items()}

@@ -1,11 +1,10 @@
-"""What a site says of itself, held to what can be known of it: by the federation file, the vocabulary, the others.
+"""The work and the data that a site says it has, held to what the federation file and the other sites say.
 
-A number beyond its bound counts as the bound. Nothing that is honest reaches one, but the loss of a model that has
-diverged, which the guard still sees.
+A number beyond its bound counts as the bound, or is refused. Nothing that is honest reaches one.
 """
 
 from collections.abc import Mapping
-from math import ceil, exp, log
+from math import ceil
 from statistics import median
 from typing import NamedTuple
 
@@ -13,10 +12,7 @@ from photon_core.hardware.parallelism import choose_infra
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
 
-LOSS_FACTOR = 3.0  # a fresh model's loss is 1.1 to 1.3 of the uniform one; what is beyond 3 has diverged
 FEDNOVA_FACTOR = 4.0  # of its steps in the file that a site with a time limit may say it has not made
-
-Scores = Mapping[str, Mapping[str, float]]
 
 
 class Work(NamedTuple):
@@ -41,52 +37,6 @@ def most_work(federation: Federation) -> Work:
     """Most that any site can have trained in a round: the largest one's tokens."""
     tokens = max(token_limit(federation, site.name) for site in federation.sites)
     return Work(tokens, federation.local.steps)
-
-
-def largest_loss(federation: Federation) -> float:
-    """Nats a token: LOSS_FACTOR times the loss of whoever finds all tokens of the vocabulary alike."""
-    return LOSS_FACTOR * log(federation.model.vocab_size)
-
-
-def most_evaluated(federation: Federation) -> int:
-    """Most tokens that a site predicts in an evaluation: all but the first of each sequence."""
-    return federation.data.evaluation_sequences * (federation.model.max_seq_len - 1)
-
-
-def believed(federation: Federation, evaluations: Scores) -> dict[str, dict[str, float]]:
-    """Sites' scores of a model, each within its bound; of streams only those that the file gives the site."""
-    return {site: _scores(federation, site, scores) for site, scores in evaluations.items()}
-
-
-def excessive(federation: Federation, evaluations: Scores) -> dict[str, list[str]]:
-    """site -> a sentence, where it claims to have evaluated more tokens than it can have."""
-    most = most_evaluated(federation)
-    return {
-        site: [f"it claims {scores['tokens']:.15g} evaluated tokens; at most {most} are possible, and count"]
-        for site, scores in evaluations.items()
-        if scores["tokens"] > most
-    }
-
-
-def bounded(federation: Federation, name: str, value: float) -> float:
-    """A metric that a site tells of its training: its losses and its counts of held-out tokens have bounds."""
-    kind = name.partition("/")[0].removeprefix("valid_")
-    if kind in ("loss", "train_loss", "first_loss", "last_loss"):
-        return max(0.0, min(value, largest_loss(federation)))
-    if kind == "tokens":
-        return max(0.0, min(value, float(most_evaluated(federation))))
-    return value
-
-
-def _scores(federation: Federation, site: str, scores: Mapping[str, float]) -> dict[str, float]:
-    names = [stream.name for known in federation.sites if known.name == site for stream in known.streams]
-    found = {name: bounded(federation, name, scores[name]) for name in ("loss", "tokens")}
-    found["perplexity"] = exp(found["loss"])
-    streams = [name for name in names if f"loss/{name}" in scores and f"tokens/{name}" in scores]
-    if sum(scores[f"tokens/{name}"] for name in streams) <= found["tokens"]:
-        told = [f"{kind}/{name}" for name in streams for kind in ("loss", "tokens")]
-        found |= {name: bounded(federation, name, scores[name]) for name in told}
-    return found
 
 
 def least_steps(federation: Federation, update: UpdateManifest) -> int:

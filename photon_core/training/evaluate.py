@@ -4,10 +4,10 @@ import math
 
 import torch
 
-from photon_core.aggregation.metrics import LARGEST_LOSS
 from photon_core.data.held_out import valid_counts, valid_sequences
 from photon_core.data.shards import stage
 from photon_core.errors import DataError
+from photon_core.evidence.metrics import LARGEST_LOSS, perplexity
 from photon_core.hardware.device import choose_device
 from photon_core.model.decoder import Decoder, load_decoder, losses_by_sample
 from photon_core.training.exchange import Theta
@@ -65,7 +65,7 @@ def held_out_scores(
     loss_mean = _told(total / len(sequences))
     scores = {
         "loss": loss_mean,
-        "perplexity": math.exp(min(loss_mean, LARGEST_LOSS)),
+        "perplexity": perplexity(loss_mean),
         "tokens": float(len(sequences) * predicted),
     }
     counts, start = valid_counts(federation, site, limit), 0

@@ -10,6 +10,7 @@ import torch
 from blake3 import blake3
 
 from photon_core.errors import UpdateRejected
+from photon_core.evidence.metrics import find
 from photon_core.run.sampling import TOKENS
 from photon_core.training.exchange import Theta, Written, write_update
 from photon_core.training.job import LocalJob
@@ -67,6 +68,7 @@ def as_trained(
         **past.metrics,
     }
     for name, value in metrics.items():
+        assert find(name, "training"), f"metric '{name}' is not in photon_core/evidence/metrics.py"
         if not abs(value) <= LARGEST_NUMBER:
             raise UpdateRejected(job.site, f"training diverged: its metric '{name}' is {value}")
     return Trained(

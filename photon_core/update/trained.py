@@ -14,15 +14,8 @@ class Trained:
         codec: how `files` are encoded.
         tokens: tokens really trained, the update's weight.
         steps: local steps made.
-        metrics: train_loss (mean over the round's tokens), first_loss and last_loss (of one local step),
-            tokens_per_second, seconds, delta_norm, samples; gradient_norm (before clipping) and activation_norm as
-            means over the steps; mfu where the site declares its hardware; loss/<stream> and samples/<stream>
-            where it has several streams; valid_loss and valid_tokens of the site's own model on its held-out text,
-            if local.evaluate, and of each of several streams valid_loss/<stream> and valid_tokens/<stream>;
-            data_tokens where sites are sampled by them; micro_batch where one is used; devices where several
-            trained as one job, nodes where several trained apart (then all is the nodes' together); 1.0 under
-            state_lost or stream_restarted where that has happened; resumed_at_step is the local step of the
-            checkpoint that an interrupted training went on from.
+        metrics: what the register (evidence/metrics.py) has of a training; of a site whose nodes trained
+            independently, of all nodes together.
         files: the update's shards, paths relative to `folder`.
         folder: the private state of this round and attempt.
         seconds: where the time of the process that finished went: load, dataset, trainer, fit, encode, save,

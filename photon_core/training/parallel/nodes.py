@@ -36,6 +36,7 @@ from photon_core.data.manifest import require_manifest
 from photon_core.data.partition import node_dir, partition, site_numbers
 from photon_core.data.stream import stream_hash
 from photon_core.errors import ChildFailed, CorruptFile, DataError, FederationError, Killed, UpdateRejected
+from photon_core.evidence.metrics import PLAIN, find
 from photon_core.hardware.device import check_devices, choose_device
 from photon_core.hardware.parallelism import Infra, node_federation
 from photon_core.jobs.child import PR_SET_PDEATHSIG, portable
@@ -235,20 +236,20 @@ class Average:
         return b"".join(part.tobytes() for part in parts)
 
     def metrics(self) -> dict[str, float]:
-        """Counts and speeds added up, a stream's loss by its samples, all else by the nodes' weights."""
+        """As the register combines them over nodes; a value that a node does not report is 0."""
         metrics = [node.metrics for node in self.trained]
         combined = {"nodes": float(len(metrics))}
-        for key in sorted(set().union(*metrics)):
-            values = [found.get(key, 0.0) for found in metrics]
-            if key.startswith("samples") or key in ("tokens_per_second", "devices"):
-                combined[key] = sum(values)
-            elif key in ("state_lost", "stream_restarted", "micro_batch", "resumed_at_step"):
-                combined[key] = max(values)
-            elif key.startswith("loss/"):
-                samples = [found.get(f"samples/{key[5:]}", 0.0) for found in metrics]
-                combined[key] = float(np.dot(values, samples)) / sum(samples)
-            elif key not in ("seconds", "delta_norm", "data_tokens"):
-                combined[key] = float(np.dot(values, self.weights))
+        for name in sorted(set().union(*metrics)):
+            values = [found.get(name, 0.0) for found in metrics]
+            metric = find(name, "training")
+            how = metric.nodes if metric else ""
+            if how == "samples":
+                samples = [found.get(f"samples/{name.partition('/')[2]}", 0.0) for found in metrics]
+                combined[name] = float(np.dot(values, samples)) / sum(samples)
+            elif how == "tokens":
+                combined[name] = float(np.dot(values, self.weights))
+            elif how in PLAIN:
+                combined[name] = PLAIN[how](values)
         return combined
 
     def notes(self) -> list[str]:

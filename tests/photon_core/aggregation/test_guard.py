@@ -14,13 +14,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from photon_core.aggregation.candidate import Candidate, Course
+from photon_core.aggregation.claims import largest_loss
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.guard import blown_up, jumps, loss_trouble, norm_trouble, running
-from photon_core.aggregation.metrics import LARGEST_LOSS
 from photon_core.aggregation.round import aggregate_round, apply_again
 from photon_core.errors import ModelDiverged, StepOverflow
+from photon_core.evidence.metrics import LARGEST_LOSS
 from photon_core.model.shapes import moment_shapes
-from photon_core.run.claims import largest_loss
 from photon_core.run.opening import put_files
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store

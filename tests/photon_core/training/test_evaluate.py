@@ -10,8 +10,8 @@ import torch
 from safetensors.numpy import save_file
 
 from photon_core.aggregation.guard import jumps, loss_trouble
-from photon_core.aggregation.metrics import LARGEST_LOSS
 from photon_core.data.held_out import valid_sequences
+from photon_core.evidence.metrics import LARGEST_LOSS, find
 from photon_core.hashing import canonical_json
 from photon_core.model.decoder import Decoder, initial_decoder, next_token_loss
 from photon_core.model.init import initial_model, initial_tensor
@@ -87,6 +87,7 @@ def test_the_sites_own_model_is_evaluated_before_it_is_averaged(
     trained = train(make_job(federation, theta, tmp_path), silent)
     save_file(apply(theta, trained), tmp_path / "end.safetensors")
     scores = evaluate(federation, "alpha", [str(tmp_path / "end.safetensors")], 1)
+    assert all(find(name, "evaluation") for name in scores)
     told = {name[6:]: value for name, value in trained.metrics.items() if name.startswith("valid_")}
     assert told == {name: value for name, value in scores.items() if name != "perplexity"} and "loss/code" in told
     off = make_site(streams=("news", "code"), evaluate=False)

@@ -1,0 +1,61 @@
+"""What a site says it measured, held to what can be known of it: by the federation file and the vocabulary.
+
+A number beyond its bound counts as the bound. Nothing that is honest reaches one, but the loss of a model that has
+diverged, which the guard still sees.
+"""
+
+from collections.abc import Mapping
+from math import log
+
+from photon_core.evidence.metrics import Metric, find, perplexity, reported
+from schemas.federation import Federation
+
+LOSS_FACTOR = 3.0  # a fresh model's loss is 1.1 to 1.3 of the uniform one; what is beyond 3 has diverged
+
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def largest_loss(federation: Federation) -> float:
+    """Nats a token: LOSS_FACTOR times the loss of whoever finds all tokens of the vocabulary alike."""
+    return LOSS_FACTOR * log(federation.model.vocab_size)
+
+
+def most_evaluated(federation: Federation) -> int:
+    """Most tokens that a site predicts in an evaluation: all but the first of each sequence."""
+    return federation.data.evaluation_sequences * (federation.model.max_seq_len - 1)
+
+
+def believed(federation: Federation, evaluations: Scores) -> dict[str, dict[str, float]]:
+    """Sites' scores of a model, each within its bound; of streams only those that the file gives the site."""
+    return {site: _scores(federation, site, scores) for site, scores in evaluations.items()}
+
+
+def excessive(federation: Federation, evaluations: Scores) -> dict[str, list[str]]:
+    """site -> a sentence, where it claims to have evaluated more tokens than it can have."""
+    most = most_evaluated(federation)
+    return {
+        site: [f"it claims {scores['tokens']:.15g} evaluated tokens; at most {most} are possible, and count"]
+        for site, scores in evaluations.items()
+        if scores["tokens"] > most
+    }
+
+
+def bounded(federation: Federation, metric: Metric | None, value: float) -> float:
+    """A value that a site claims of a metric; of one without a bound, or that is not registered, as it is."""
+    if metric is None or not metric.bound:
+        return value
+    most = largest_loss(federation) if metric.bound == "loss" else float(most_evaluated(federation))
+    return max(0.0, min(value, most))
+
+
+def _scores(federation: Federation, site: str, scores: Mapping[str, float]) -> dict[str, float]:
+    names = [stream.name for known in federation.sites if known.name == site for stream in known.streams]
+    metrics = reported("evaluation")
+    found = {m.head: bounded(federation, m, scores[m.head]) for m in metrics if m.head in scores}
+    found["perplexity"] = perplexity(found["loss"])
+    split = [metric.head for metric in metrics if metric.parts]
+    streams = [name for name in names if all(f"{head}/{name}" in scores for head in split)]
+    if sum(scores[f"tokens/{name}"] for name in streams) <= found["tokens"]:
+        told = [f"{head}/{name}" for name in streams for head in split]
+        found |= {name: bounded(federation, find(name, "evaluation"), scores[name]) for name in told}
+    return found
