@@ -175,7 +175,7 @@ class UpdateRef(Manifest):
     metrics: dict[str, Finite]
 
 
-class Contribution(Manifest):
+class LastUpdate(Manifest):
     """A site's newest aggregated update: what its private state goes on from."""
 
     round: Count
@@ -266,7 +266,7 @@ class RoundManifest(Manifest):
     moment_ratio: Finite = Field(default=0.0, description="most that exp_avg^2 / exp_avg_sq of the mean can be")
     sampled: list[str] = Field(default_factory=list)
     updates: dict[str, UpdateRef] = Field(default_factory=dict)
-    earlier: dict[str, Contribution] | None = Field(
+    earlier: dict[str, LastUpdate] | None = Field(
         default=None,
         description="site without an update in this round -> its newest one before; not known in early manifests",
     )

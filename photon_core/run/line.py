@@ -12,7 +12,7 @@ from photon_core.errors import PhotonError
 from photon_core.formatting import printable
 from photon_core.run.run import Run
 from schemas.federation import Federation
-from schemas.manifests import Contribution, RoundManifest, UpdateRef
+from schemas.manifests import LastUpdate, RoundManifest, UpdateRef
 
 TOKENS = "data_tokens"  # the metric of an update that tells how many tokens a site has prepared for training
 
@@ -81,18 +81,18 @@ def sentence(manifest: RoundManifest) -> str:
     return f"round {manifest.round} is a {manifest.kind} to round {manifest.to}{by}{why}"
 
 
-def contributions(run: Run, t: int) -> dict[str, Contribution]:
+def last_updates(run: Run, t: int) -> dict[str, LastUpdate]:
     """site -> its newest aggregated update on the line of round t, this one included.
 
     One manifest is read, and more only of a run whose rounds do not yet say what was earlier.
     """
-    found: dict[str, Contribution] = {}
+    found: dict[str, LastUpdate] = {}
     for manifest in line(run, t):
         for site, update in manifest.updates.items():
             _add(
                 found,
                 site,
-                Contribution(round=manifest.round, attempt=update.attempt, data_tokens=_tokens(update)),
+                LastUpdate(round=manifest.round, attempt=update.attempt, data_tokens=_tokens(update)),
             )
         for site, contribution in (manifest.earlier or {}).items():
             _add(found, site, contribution)
@@ -101,14 +101,14 @@ def contributions(run: Run, t: int) -> dict[str, Contribution]:
     return found
 
 
-def earlier(run: Run, t: int, updates: Mapping[str, UpdateRef]) -> dict[str, Contribution]:
+def earlier(run: Run, t: int, updates: Mapping[str, UpdateRef]) -> dict[str, LastUpdate]:
     """What round t's manifest says of sites that have no update in it, or one that does not say their tokens."""
-    found = contributions(run, t - 1)
+    found = last_updates(run, t - 1)
     untold = {site for site, update in updates.items() if not _tokens(update)}
     return {s: one for s, one in found.items() if s not in updates or (s in untold and one.data_tokens)}
 
 
-def _add(found: dict[str, Contribution], site: str, older: Contribution) -> None:
+def _add(found: dict[str, LastUpdate], site: str, older: LastUpdate) -> None:
     newer = found.setdefault(site, older)
     if not newer.data_tokens and older.data_tokens:
         found[site] = newer.model_copy(update={"data_tokens": older.data_tokens})

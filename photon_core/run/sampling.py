@@ -5,7 +5,7 @@ from math import log
 
 from photon_core.hashing import sha256_bytes
 from photon_core.run.claims import data_tokens
-from photon_core.run.line import TOKENS, contributions, place_of
+from photon_core.run.line import TOKENS, last_updates, place_of
 from photon_core.run.run import Run
 from schemas.federation import Federation
 
@@ -55,7 +55,7 @@ def site_tokens(
     """Tokens that each site has prepared: as the federation file has registered them; of a site without, as its
     newest aggregated update before round t says, up to the median of the others (see `claims.data_tokens`)."""
     registered = registered or {}
-    said = contributions(run, t - 1) if t > 0 and run.round(t - 1) else {}
+    said = last_updates(run, t - 1) if t > 0 and run.round(t - 1) else {}
     claimed = {
         site: said[site].data_tokens
         for site in sites

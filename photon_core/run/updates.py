@@ -7,7 +7,7 @@ from photon_core.errors import (
     StoreConflict,
 )
 from photon_core.run.birth import check_recipe
-from photon_core.run.line import contributions, place_of, sentence
+from photon_core.run.line import last_updates, place_of, sentence
 from photon_core.run.run import Run, run_of
 from photon_core.run.sampling import sampled_sites
 from schemas.federation import Federation
@@ -19,7 +19,7 @@ def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:
 
     Of the rounds that round t - 1's model comes from: what a rollback has left behind is not gone on from.
     """
-    found = contributions(run, t - 1).get(site) if t > 0 and run.round(t - 1) else None
+    found = last_updates(run, t - 1).get(site) if t > 0 and run.round(t - 1) else None
     return None if found is None else (found.round, found.attempt)
 
 

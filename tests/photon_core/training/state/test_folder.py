@@ -22,7 +22,10 @@ def leave(
             bytes=3,
             tensors={},
         )
-        trained = Trained(t, 1, "", "float32", 1, 1, {}, [update], "", {})
+        trained = Trained(
+            **{"round": t, "attempt": 1, "base_sha256": "", "codec": "float32", "tokens": 1, "steps": 1},
+            **{"metrics": {}, "files": [update], "folder": "", "seconds": {}},
+        )
         publish(folder, written, trained, f"{run} {t}", resume, behind=behind)
 
 
