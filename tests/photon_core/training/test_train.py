@@ -16,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 from photon_core.data.paths import state_dir
 from photon_core.data.shared_memory import release
 from photon_core.data.stream import train_dataset
-from photon_core.data.trail import locate
 from photon_core.errors import CorruptFile, FederationError, PhotonError, UpdateRejected
 from photon_core.model.decoder import PhotonModel, initial_decoder
 from photon_core.model.init import initial_tensor
@@ -29,6 +28,7 @@ from photon_core.update.codecs.registry import get_codec
 from photon_core.update.trained import Trained
 from schemas.federation import Federation
 from schemas.sections.update import Update
+from tests.photon_core.training.trail import locate
 from tests.shared_memory import left_behind
 
 Make = Callable[..., Federation]

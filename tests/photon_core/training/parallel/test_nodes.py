@@ -14,7 +14,6 @@ import torch
 from photon_core.aggregation.means import token_weights, weighted_mean
 from photon_core.data.partition import node_dir
 from photon_core.data.paths import data_dir
-from photon_core.data.trail import locate
 from photon_core.errors import ChildFailed, FederationError, UpdateRejected
 from photon_core.hardware.parallelism import choose_infra
 from photon_core.training.job import LocalJob
@@ -26,6 +25,7 @@ from schemas.federation import Federation
 from schemas.sections.hardware import Hardware
 from tests.photon_core.training.conftest import make_federation, write_site
 from tests.photon_core.training.test_train import apply, make_job, samples, silent, theta_zero
+from tests.photon_core.training.trail import locate
 from tests.shared_memory import left_behind
 
 APART = Hardware(nodes=2, tflops=1, interconnect=1e-9)
