@@ -15,8 +15,8 @@ from photon_core.aggregation.attempts import is_done, superseded
 from photon_core.aggregation.moments import moments_for
 from photon_core.data.paths import cache_dir, state_dir
 from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed, PhotonError, StoreUnavailable
+from photon_core.evidence.evaluations import commit_evaluation
 from photon_core.evidence.timeline import Begin, Spans
-from photon_core.run.evaluations import commit_evaluation
 from photon_core.run.model_cache import fetch_model
 from photon_core.run.run import run_of
 from photon_core.run.updates import last_contribution, next_attempt

@@ -11,8 +11,8 @@ from prefect.client.orchestration import get_client
 
 from photon_core.aggregation.attempts import is_committed, wanted_attempt
 from photon_core.errors import DeadlinePassed, PhotonError, StoreUnavailable
+from photon_core.evidence.evaluations import evaluation
 from photon_core.evidence.timeline import WHOLE
-from photon_core.run.evaluations import evaluation
 from photon_core.run.run import run_of
 from photon_core.run.start import site_start
 from schemas.federation import Federation

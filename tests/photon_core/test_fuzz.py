@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from photon_core.aggregation.candidate import Candidate
 from photon_core.aggregation.round import aggregate_round
 from photon_core.errors import CorruptFile
+from photon_core.evidence.evaluations import evaluation
 from photon_core.hashing import sha256_bytes
-from photon_core.run.evaluations import evaluation
 from photon_core.run.run import Run
 from photon_core.run.start import site_start
 from photon_core.store.store import Store

@@ -13,8 +13,8 @@ from photon_core.aggregation.claims import largest_loss
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.round import aggregate_round, apply_again
 from photon_core.errors import ModelDiverged
+from photon_core.evidence.evaluations import commit_evaluation, evaluation
 from photon_core.evidence.metrics import LARGEST_LOSS
-from photon_core.run.evaluations import commit_evaluation, evaluation
 from photon_core.run.run import Run, model_sha256
 from photon_core.run.sampling import TOKENS, sampled_sites
 from schemas.federation import Federation

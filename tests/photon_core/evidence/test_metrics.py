@@ -25,7 +25,6 @@ OTHER_THINGS = {  # of the same names
     "photon_core/evidence/metrics_table.py": "kinds of means",
     "photon_core/report/tables.py": "heads of columns",
     "photon_cli/tables.py": "heads of columns",
-    "photon_core/run/evaluations.py": "scores, for now",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from photon_core.errors import PhotonError
-from photon_core.run.evaluations import commit_evaluation
+from photon_core.evidence.evaluations import commit_evaluation
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import FileEntry

@@ -1,22 +1,19 @@
-"""A site's scores of a global model, as an object of the run."""
+"""A site's scores of a global model: committed once, and read back as an untrusted claim."""
 
 import json
-import re
 from math import isfinite
 
 from photon_core.errors import (
     CorruptFile,
     StoreConflict,
 )
+from photon_core.evidence.metrics import find, reported
 from photon_core.hashing import canonical_json
 from photon_core.run.run import Run, model_sha256
 from schemas.manifests import FileEntry
-from schemas.sections.values import NAME
 
-SCORES = {"loss", "perplexity", "tokens"}
-SCORE = re.compile(rf"loss|perplexity|tokens|(?:loss|tokens)/{NAME.pattern}")
 EVALUATION_LIMIT = 65_536  # bytes
-SCORE_LIMIT = 1e15  # of loss and tokens; beyond it a mean over the sites might not be finite
+SCORE_LIMIT = 1e15  # of a metric with a bound; beyond it a mean over the sites might not be finite
 
 
 def commit_evaluation(run: Run, t: int, site: str, model: list[FileEntry], scores: dict[str, float]) -> None:
@@ -28,11 +25,10 @@ def commit_evaluation(run: Run, t: int, site: str, model: list[FileEntry], score
 
 
 def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str, float] | None:
-    """The site's committed scores of a candidate: loss, perplexity, tokens; loss and tokens of each of its streams
-    where it has several. None while there are none.
+    """The site's committed scores of a candidate, by the register's names. None while there are none.
 
     Raises:
-        CorruptFile: they are no such finite numbers.
+        CorruptFile: one is missing, not registered, not finite, negative or too large.
     """
     path = _evaluation_json(run, t, site, model)
     try:
@@ -43,11 +39,15 @@ def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str,
         scores = {name: float(value) for name, value in json.loads(data).items()}
     except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         scores = {}
-    finite = all(isfinite(value) and value >= 0 for value in scores.values())
-    large = max((value for name, value in scores.items() if name != "perplexity"), default=0.0) > SCORE_LIMIT
-    if not set(scores) >= SCORES or not all(map(SCORE.fullmatch, scores)) or not finite or large:
-        raise CorruptFile(f"{run.store.locate(path)} does not hold the numbers {', '.join(sorted(SCORES))}")
+    required = sorted(metric.head for metric in reported("evaluation") if metric.required)
+    if not scores.keys() >= set(required) or not all(_possible(name, value) for name, value in scores.items()):
+        raise CorruptFile(f"{run.store.locate(path)} does not hold the numbers {', '.join(required)}")
     return scores
+
+
+def _possible(name: str, value: float) -> bool:
+    metric = find(name, "evaluation")
+    return metric is not None and isfinite(value) and value >= 0 and (not metric.bound or value <= SCORE_LIMIT)
 
 
 def _evaluation_json(run: Run, t: int, site: str, model: list[FileEntry]) -> str:
