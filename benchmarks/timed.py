@@ -41,10 +41,12 @@ class Recorder:
             self.server_ready = self.now()
 
     def listen(self, event: Any) -> None:
-        if event.state != "running":
+        _, _, state = event.kind.label.partition("step.")
+        if state in ("started", "finished", "failed"):
+            step, _ = event.step
             with self._lock:
                 self.events.append(
-                    {"at": self.now(), "t": event.t, "step": event.step, "site": event.site, "state": event.state}
+                    {"at": self.now(), "t": event.round, "step": step, "site": event.member, "state": state}
                 )
 
 
@@ -54,14 +56,12 @@ def run(file: Path, recorder: Recorder) -> dict[str, Any]:
     from photon_core.run.history import history
     from photon_core.run.run import run_of
     from schemas.reading.load import check_paths, load_federation
-    from tasks.progress import listening
 
     federation = load_federation(file)
     check_paths(federation)
     check_prepared(federation, file)
     started = recorder.now()
-    with listening(recorder.listen):
-        run_flow(federation, file, None, recorder)
+    run_flow(federation, file, None, recorder, recorder.listen)
     ended = recorder.now()
     rounds = history(run_of(federation))
     return {

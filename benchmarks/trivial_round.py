@@ -118,7 +118,7 @@ def rounds_of(file: Path) -> dict[str, float]:
 
     federation = load_federation(file)
     ends: list[float] = []
-    with embedded(federation, file, Silent()):
+    with embedded(federation, file, Silent()) as process:
         from prefect import flow, task
         from prefect.cache_policies import NO_CACHE
         from prefect.task_runners import ThreadPoolTaskRunner
@@ -126,23 +126,26 @@ def rounds_of(file: Path) -> dict[str, float]:
         from benchmarks.trivial_round import train  # by the name that a child finds it by, which is not __main__
         from photon_core.aggregation.candidate import Course
         from tasks import coordinator, site
-        from tasks.processes import launcher
+
+        runtime = process.of(federation.run)
 
         @task(task_run_name="{name} / train", cache_policy=NO_CACHE)
         def trivial(name: str, t: int) -> Any:
-            job = site._job(federation, name, t)
-            return launcher().run(partial(train, job), label=name, timeout=600)
+            job = site._job(runtime, federation, name, t)
+            return runtime.launcher.run(partial(train, job), label=name, timeout=600)
 
         @flow(task_runner=ThreadPoolTaskRunner(max_workers=64))
         def trivial_round() -> None:
-            t = coordinator.open_round(federation, None)
+            t = coordinator.open_round(runtime, federation, None)
             sampled = coordinator.sample(federation, t)
             trained = {name: trivial.submit(name, t) for name in sampled}
-            uploaded = [site.upload.submit(federation, name, t, future, []) for name, future in trained.items()]
+            uploaded = [
+                site.upload.submit(runtime, federation, name, t, future, []) for name, future in trained.items()
+            ]
             for future in uploaded:
                 future.result()
-            candidate = coordinator.aggregate(federation, t, sampled, {}, {})
-            coordinator.publish(federation, candidate, Course(sampled))
+            candidate = coordinator.aggregate(runtime, federation, t, sampled, {}, {})
+            coordinator.publish(runtime, federation, candidate, Course(sampled))
 
         for _ in range(federation.rounds.count):
             trivial_round()

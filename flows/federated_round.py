@@ -26,16 +26,18 @@ from flows.site import failure, site_steps
 from flows.start import start_at_site
 from photon_core.aggregation.candidate import Candidate, Course
 from photon_core.aggregation.tree import regions
+from photon_core.evidence.events import Kind
 from photon_core.run.birth import as_born
 from photon_core.run.history import remarks
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from tasks import coordinator, reporting
+from tasks import coordinator
 from tasks import site as steps
 from tasks.remote import dispatch
 from tasks.remote.present import COORDINATOR, Present, own_file
 from tasks.remote.waiting import Limits, Waiting, tell_state, wait_for, watching
+from tasks.runtime import Runtime, runtime_of
 
 STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was told to
 
@@ -70,51 +72,52 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
         StoreConflict: another coordinator committed this round first.
     """
     federation, edited = own_file(federation, COORDINATOR)
-    if t is None:
-        federation = start_at_site(federation, deployed)
-    t = coordinator.open_round(federation, t)
-    if t is None:  # a schedule goes on when the run is done
-        return Completed(
-            message=f"all {federation.rounds.count} rounds are committed: raise rounds.count to go on"
-        )
-    federation = as_born(run_of(federation), federation)
-    manifest, waited = coordinator.committed_before(federation, t), ""
-    if manifest is None:
-        manifest, waited = _round(federation, t, deployed)
-        if federation.trackers:
-            coordinator.track(federation, manifest)
-    if flow_run.parent_flow_run_id is None:  # else the next round goes on beside it
-        reporting.finish()
+    with runtime_of(federation) as runtime:
+        if t is None:
+            federation = start_at_site(runtime, federation, deployed)
+        t = coordinator.open_round(runtime, federation, t)
+        if t is None:  # a schedule goes on when the run is done
+            return Completed(
+                message=f"all {federation.rounds.count} rounds are committed: raise rounds.count to go on"
+            )
+        federation = as_born(run_of(federation), federation)
+        manifest, waited = coordinator.committed_before(runtime, federation, t), ""
+        if manifest is None:
+            manifest, waited = _round(runtime, federation, t, deployed)
+            if federation.trackers:
+                coordinator.track(runtime, federation, manifest)
+        if flow_run.parent_flow_run_id is None:  # else the next round goes on beside it
+            runtime.reports.finish()
     return Completed(message=_message(manifest, [waited, edited]))
 
 
-def _round(federation: Federation, t: int, deployed: bool) -> tuple[RoundManifest, str]:
+def _round(runtime: Runtime, federation: Federation, t: int, deployed: bool) -> tuple[RoundManifest, str]:
     """The round, and whom it waited for in vain."""
     opened, clock = time.time(), time.monotonic()
-    federation, sampled, left_out, waited = _train(federation, t, deployed)
+    federation, sampled, left_out, waited = _train(runtime, federation, t, deployed)
     seconds = {"sites": time.monotonic() - clock}
 
     clock = time.monotonic()
-    candidate = coordinator.aggregate(federation, t, sampled, left_out, _regions(federation, t, sampled))
+    bad = _regions(runtime, federation, t, sampled)
+    candidate = coordinator.aggregate(runtime, federation, t, sampled, left_out, bad)
     seconds["aggregate"] = time.monotonic() - clock
 
     clock = time.monotonic()
-    evaluations, not_evaluated = _evaluate(federation, candidate, deployed)
+    evaluations, not_evaluated = _evaluate(runtime, federation, candidate, deployed)
     while coordinator.is_mendable(federation, candidate, evaluations):
-        candidate = coordinator.apply_again(federation, candidate, evaluations)
-        evaluations, not_evaluated = _evaluate(federation, candidate, deployed)
+        candidate = coordinator.apply_again(runtime, federation, candidate, evaluations)
+        evaluations, not_evaluated = _evaluate(runtime, federation, candidate, deployed)
     seconds["evaluate"] = time.monotonic() - clock
 
-    incidents = {
-        site: [f"{why}; its update was committed all the same"]
-        for site, why in left_out.items()
-        if site in candidate.updates
-    }
-    course = Course(sampled, evaluations, not_evaluated, seconds, incidents, opened)
-    return coordinator.publish(federation, candidate, course), waited
+    for site in left_out.keys() & candidate.updates.keys():
+        runtime.log.at(t, site).append(Kind.UPDATE_LATE, why=left_out[site])
+    course = Course(sampled, evaluations, not_evaluated, seconds, opened)
+    return coordinator.publish(runtime, federation, candidate, course), waited
 
 
-def _train(federation: Federation, t: int, deployed: bool) -> tuple[Federation, list[str], dict[str, str], str]:
+def _train(
+    runtime: Runtime, federation: Federation, t: int, deployed: bool
+) -> tuple[Federation, list[str], dict[str, str], str]:
     """Have the sampled sites train; again, where the file was edited meanwhile: all are asked for its settings.
 
     Returns:
@@ -130,39 +133,50 @@ def _train(federation: Federation, t: int, deployed: bool) -> tuple[Federation, 
     while True:
         federation = present.look(fresh=True)
         sampled = coordinator.sample(federation, t)
-        with watching() as waiting:
-            futures = _submit(t, sampled, deployed, present, opened, waiting)
-            left_out, waited = _wait(federation, t, futures, limits, waiting)
+        with watching(runtime.log) as waiting:
+            if deployed:
+                futures = _ask(t, sampled, present, opened, waiting)
+            else:
+                futures = _submit(runtime, federation, t, sampled)
+            left_out, waited = _wait(runtime, federation, t, futures, limits, waiting)
         if present.look(fresh=True) == federation:
             return federation, sampled, left_out, waited
 
 
-def _submit(
-    t: int, sampled: list[str], deployed: bool, present: Present, opened: float, waiting: Waiting
-) -> SiteFutures:
+def _ask(t: int, sampled: list[str], present: Present, opened: float, waiting: Waiting) -> SiteFutures:
+    """Have each site's own worker do its part."""
     federation, futures = present.federation, SiteFutures()
+    deadline = opened + federation.rounds.deadline
     for site in sampled:
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
-            if deployed:
-                deadline = opened + federation.rounds.deadline
-                asked = dispatch.dispatch_round.submit(
-                    federation, site, t, deadline, present=present, waiting=waiting
-                )
-                futures[site] = {"round": asked}
-            else:
-                futures[site] = site_steps(federation, site, t)
+            asked = dispatch.dispatch_round.submit(federation, site, t, deadline, present=present, waiting=waiting)
+            futures[site] = {"round": asked}
+    return futures
+
+
+def _submit(runtime: Runtime, federation: Federation, t: int, sampled: list[str]) -> SiteFutures:
+    """Do each site's part here."""
+    futures = SiteFutures()
+    for site in sampled:
+        with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
+            futures[site] = site_steps(runtime, federation, site, t)
     return futures
 
 
 def _wait(
-    federation: Federation, t: int, futures: SiteFutures, limits: Callable[[], Limits], waiting: Waiting
+    runtime: Runtime,
+    federation: Federation,
+    t: int,
+    futures: SiteFutures,
+    limits: Callable[[], Limits],
+    waiting: Waiting,
 ) -> tuple[dict[str, str], str]:
     """Wait for the sites. Returns site -> why it has no update, and whom the round waited for in vain."""
     last = {site: list(site_futures.values())[-1] for site, site_futures in futures.items()}
     late, waited = wait_for(last, waiting, limits, tell_state)
     reasons = dict.fromkeys(late, f"not done at the deadline of {federation.rounds.deadline:g} s")
     for site, reason in reasons.items():
-        steps.cancel(federation, site, t)
+        steps.cancel(runtime, federation, site, t)
         waiting.end(site, reason)
     wait([last[site] for site in late], timeout=STOP_SECONDS)
     for site, site_futures in futures.items():
@@ -171,7 +185,7 @@ def _wait(
     return reasons, waited
 
 
-def _regions(federation: Federation, t: int, sampled: list[str]) -> dict[str, str]:
+def _regions(runtime: Runtime, federation: Federation, t: int, sampled: list[str]) -> dict[str, str]:
     """Above `aggregation.tree_above` sites: every region's mean, then the second look. Returns bad updates.
 
     A region whose task fails is made up for by `coordinator.aggregate`, which also says what was wrong.
@@ -179,7 +193,7 @@ def _regions(federation: Federation, t: int, sampled: list[str]) -> dict[str, st
     bad: dict[str, str] = {}
     for name in ("average", "compare"):
         futures = [
-            coordinator.aggregate_region.submit(federation, t, sampled, region, name, dict(bad))
+            coordinator.aggregate_region.submit(runtime, federation, t, sampled, region, name, dict(bad))
             for region in regions(federation.aggregation, sampled)
         ]
         wait(futures)
@@ -190,14 +204,14 @@ def _regions(federation: Federation, t: int, sampled: list[str]) -> dict[str, st
 
 
 def _evaluate(
-    federation: Federation, candidate: Candidate, deployed: bool
+    runtime: Runtime, federation: Federation, candidate: Candidate, deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Evaluate the candidate on every active site's held-out text; one that cannot is named with its reason."""
     t, model = candidate.t, candidate.sent
     rounds = federation.rounds
     deadline = time.time() + rounds.evaluation_deadline
     futures: dict[str, PrefectFuture] = {}
-    with watching() as waiting:
+    with watching(runtime.log) as waiting:
         for site in federation.active:
             with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
                 if deployed:
@@ -205,7 +219,7 @@ def _evaluate(
                         federation, site, t, model, deadline, waiting
                     )
                 else:
-                    futures[site] = steps.evaluate.submit(federation, site, t, model)
+                    futures[site] = steps.evaluate.submit(runtime, federation, site, t, model)
         limits = Limits(min(federation.quorum, len(futures)), deadline, rounds.grace)
         wait_for(futures, waiting, lambda: limits, tell_state)
         failures = {site: reason for site, future in futures.items() if (reason := failure({"evaluate": future}))}

@@ -9,8 +9,9 @@ from flows.start import start_at_site
 from photon_core.run.line import rounds_left
 from photon_core.run.run import run_of
 from schemas.federation import Federation
-from tasks import coordinator, reporting
+from tasks import coordinator
 from tasks.remote.present import COORDINATOR, Present, own_file
+from tasks.runtime import runtime_of
 
 
 @flow(name="federated-run", flow_run_name="{federation.run}", on_cancellation=[cancel_sites])
@@ -23,16 +24,16 @@ def federated_run(federation: Federation, rounds: int | None = None, deployed: b
         deployed: have each site's own worker do its part.
     """
     federation, edited = own_file(federation, COORDINATOR)
-    with tags(f"run:{federation.run}"):
-        federation = start_at_site(federation, deployed)
+    with tags(f"run:{federation.run}"), runtime_of(federation) as runtime:
+        federation = start_at_site(runtime, federation, deployed)
         present = Present(federation, follow=deployed)
-        latest = coordinator.open_run(federation)
+        latest = coordinator.open_run(runtime, federation)
         run = run_of(federation)
         left = rounds_left(federation, run.round(latest))
         for t in range(latest + 1, latest + 1 + (left if rounds is None else min(left, rounds))):
             with tags(f"round:{t}"):
                 federated_round(present.look(fresh=True), t, deployed)
-        reporting.finish()
+        runtime.reports.finish()
         done = federation.rounds.count - rounds_left(federation, run.round(run.latest() or 0))
     message = f"{federation.run}: {done} of {federation.rounds.count} rounds are committed"
     return Completed(message=f"{message} ({edited})" if edited else message)

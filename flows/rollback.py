@@ -6,9 +6,10 @@ from prefect.states import Completed, State
 
 from photon_core.run.line import sentence
 from schemas.federation import Federation
-from tasks import coordinator, reporting
+from tasks import coordinator
 from tasks.remote.present import COORDINATOR, own_file
 from tasks.rollback import roll_back
+from tasks.runtime import runtime_of
 
 
 def _flow_run_name() -> str:
@@ -32,8 +33,9 @@ def rollback(federation: Federation, to: int, reason: str = "") -> State:
         StoreConflict: a round was committed at the same moment; nothing was rolled back.
     """
     federation, edited = own_file(federation, COORDINATOR)
-    manifest = roll_back(federation, to, reason)
-    if federation.trackers:
-        coordinator.track(federation, manifest)
-    reporting.finish()
+    with runtime_of(federation) as runtime:
+        manifest = roll_back(runtime, federation, to, reason)
+        if federation.trackers:
+            coordinator.track(runtime, federation, manifest)
+        runtime.reports.finish()
     return Completed(message=f"{sentence(manifest)} ({edited})" if edited else sentence(manifest))

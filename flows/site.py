@@ -8,24 +8,26 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
 from photon_core.errors import PhotonError, StoreConflict
+from photon_core.evidence.events import Kind
 from photon_core.formatting import printable
 from photon_core.run.birth import as_born
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import FileEntry
 from tasks import site as steps
-from tasks.incidents import INCIDENTS
-from tasks.processes import shutdown
 from tasks.remote.present import own_file
+from tasks.runtime import Runtime, runtime_of
 from tasks.tags import SITE
 
 
-def site_steps(federation: Federation, site: str, t: int, attempt: int = 1) -> dict[str, PrefectFuture]:
+def site_steps(
+    runtime: Runtime, federation: Federation, site: str, t: int, attempt: int = 1
+) -> dict[str, PrefectFuture]:
     """Submit the site's steps to the flow run that this is called in; each waits for the one before."""
     with tags(f"{SITE}{site}"):
-        checked = steps.validate.submit(federation, site, t)
-        trained = steps.train.submit(federation, site, t, attempt, wait_for=[checked])
-        uploaded = steps.upload.submit(federation, site, t, trained, checked)
+        checked = steps.validate.submit(runtime, federation, site, t)
+        trained = steps.train.submit(runtime, federation, site, t, attempt, wait_for=[checked])
+        uploaded = steps.upload.submit(runtime, federation, site, t, trained, checked)
     return {"validate": checked, "train": trained, "upload": uploaded}
 
 
@@ -44,17 +46,15 @@ def site_round(federation: Federation, site: str, t: int, attempt: int = 1) -> S
         StoreConflict: this is a retry, and the round was committed without the site meanwhile.
     """
     federation, edited = own_file(federation, f"site '{site}'")
-    if edited:
-        INCIDENTS.put((federation.run, t, site), "file", [f"its flow run was started again: {edited}"])
     note = f" ({edited})" if edited else ""
     if over := _over(federation, site, t):
         return Completed(message=over)
-    try:
+    with runtime_of(federation, f"site:{site}") as runtime:
+        if edited:
+            runtime.log.at(t, site).append(Kind.FLOW_RUN_RETRIED, why=edited)
         federation = as_born(run_of(federation), federation)
-        if reason := failure(site_steps(federation, site, t, attempt)):
+        if reason := failure(site_steps(runtime, federation, site, t, attempt)):
             raise PhotonError(f"site '{site}', round {t}: {reason}{note}")
-    finally:
-        shutdown()  # when the flow run is cancelled, too: the trainer's whole process group ends with it
     return Completed(message=f"site '{site}', round {t}: the update is committed{note}")
 
 
@@ -86,11 +86,8 @@ def site_evaluate(federation: Federation, site: str, t: int, model: list[FileEnt
         model: the candidate's files.
     """
     federation, _ = own_file(federation, f"site '{site}'")
-    try:
-        with tags(f"{SITE}{site}"):
-            steps.evaluate(federation, site, t, model)
-    finally:
-        shutdown()
+    with runtime_of(federation, f"site:{site}") as runtime, tags(f"{SITE}{site}"):
+        steps.evaluate(runtime, federation, site, t, model)
 
 
 @flow(name="site-start", flow_run_name="{site} start")
@@ -102,10 +99,8 @@ def site_start(federation: Federation, site: str) -> None:
         site: the site's name.
     """
     federation, _ = own_file(federation, f"site '{site}'")
-    try:
-        steps.start(federation, site)
-    finally:
-        shutdown()
+    with runtime_of(federation, f"site:{site}") as runtime:
+        steps.start(runtime, federation, site)
 
 
 @flow(name="prepare-site", flow_run_name="prepare {site}")

@@ -10,9 +10,10 @@ from tasks import site as steps
 from tasks.remote import dispatch
 from tasks.remote.present import Present
 from tasks.remote.waiting import Alone
+from tasks.runtime import Runtime
 
 
-def start_at_site(federation: Federation, deployed: bool) -> Federation:
+def start_at_site(runtime: Runtime, federation: Federation, deployed: bool) -> Federation:
     """Return when the model that start.site holds is in the store; at once where no site holds it.
 
     Returns:
@@ -29,7 +30,7 @@ def start_at_site(federation: Federation, deployed: bool) -> Federation:
         if deployed:
             present = Present(federation, follow=True, born=False)
             deadline = time.time() + federation.rounds.deadline
-            dispatch.dispatch_start(federation, site, deadline, present, Alone(deadline))
+            dispatch.dispatch_start(federation, site, deadline, present, Alone(deadline, runtime.log))
             return present.look(fresh=True)
-        steps.start(federation, site)
+        steps.start(runtime, federation, site)
     return federation

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.progress import (
     BarColumn,
@@ -18,8 +18,10 @@ from rich.progress import (
 )
 
 from photon_cli.tables import plain_console
+from photon_core.evidence.events import Event, Kind, Listener
 from photon_core.formatting import amount, duration, printable
 from photon_core.run.history import remarks
+from photon_core.run.run import Run
 from schemas.manifests import RoundManifest
 
 PLAIN_SECONDS = 10.0  # between two lines about the same site's training
@@ -128,28 +130,29 @@ def display(quiet: bool) -> Iterator[Display]:
             yield Bars(progress)
 
 
-def follow(show: Display, rounds: int) -> Any:
-    """A listener for tasks.progress that shows a run of `rounds` rounds."""
+def follow(show: Display, run: Run, rounds: int) -> Listener:
+    """A listener that shows a run of `rounds` rounds."""
 
     took: list[float] = []
 
-    def listener(event: Any) -> None:
-        name = event.site or (f"round {event.t}/{rounds}" if event.t else "run")
-        data = event.data
-        if event.state == "failed":
-            show.say(f"round {event.t}, {event.site or 'coordinator'}: {event.step} failed: {data['error']}")
+    def listener(event: Event) -> None:
+        t, site = event.round, event.member
+        name, step = site or (f"round {t}/{rounds}" if t else "run"), event.data.get("step")
+        if event.kind is Kind.STEP_FAILED:
+            show.say(f"round {t}, {site or 'coordinator'}: {step} failed: {event.data['error']}")
             show.finish(name)
-        elif event.state == "running":
-            text = f"train  loss {data['loss']:.3f}  {data['tokens_per_second']:,.0f} tokens/s"
-            show.activity(name, text, data["step"], data["steps"])
-        elif event.state == "started":
-            show.activity(name, event.step)
-        elif event.step == "publish":
+        elif event.kind is Kind.STEP_PROGRESS:
+            figures = event.data["figures"]
+            text = f"train  loss {figures['loss']:.3f}  {figures['tokens_per_second']:,.0f} tokens/s"
+            show.activity(name, text, figures["step"], figures["steps"])
+        elif event.kind is Kind.STEP_STARTED:
+            show.activity(name, str(step))
+        elif event.kind is Kind.ROUND_PUBLISHED and (manifest := run.round(t)):
             show.finish(name)
-            took.append(sum(data["manifest"].seconds.values()))
-            left = (rounds - event.t) * sorted(took)[len(took) // 2]
-            show.say(round_line(data["manifest"], rounds) + (f", about {duration(left)} left" if left else ""))
-        elif event.step in ("upload", "evaluate"):
+            took.append(sum(manifest.seconds.values()))
+            left = (rounds - t) * sorted(took)[len(took) // 2]
+            show.say(round_line(manifest, rounds) + (f", about {duration(left)} left" if left else ""))
+        elif event.kind is Kind.STEP_FINISHED and step in ("upload", "evaluate"):
             show.finish(name)
 
     return listener

@@ -28,11 +28,10 @@ def rollback(federation: Federation, file: Path, to: int, reason: str) -> None:
 
 def _track(federation: Federation, manifest: RoundManifest) -> None:
     """Tell the trackers. One that is away costs its entry, not the rollback."""
-    from tasks.processes import log_round, shutdown
+    from tasks.runtime import log_round, runtime
 
     try:
-        log_round(federation, manifest)
+        with runtime() as process:
+            log_round(process.launcher, federation, manifest)
     except PhotonError as error:
         print(f"photon: {sentence(manifest)}; not in every experiment tracker: {error}", file=sys.stderr)
-    finally:
-        shutdown()

@@ -9,12 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from photon_cli.prefect.embedded import EmbeddedServer, prefect_home
 from photon_cli.progress import Display, display, follow
 from photon_core.data.shards import available
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import DataError
+from photon_core.evidence.events import Listener
 from photon_core.evidence.trackers import check_trackers
 from photon_core.hardware.parallelism import check_infra
 from photon_core.run.birth import check_recipe
@@ -26,6 +28,9 @@ from photon_core.run.start import check_start
 from schemas.federation import Federation
 from schemas.reading.load import check_paths
 from schemas.sections.overlap import check_overlap
+
+if TYPE_CHECKING:
+    from tasks.runtime import Runtime
 
 SERVER = "Prefect server"
 
@@ -70,35 +75,38 @@ def check_prepared(federation: Federation, file: Path) -> None:
         raise DataError(f"not prepared yet: {', '.join(missing)}. Write: photon prepare {file}")
 
 
-def run_flow(federation: Federation, file: Path, rounds: int | None, show: Display) -> None:
-    """Rounds, embedded."""
-    with embedded(federation, file, show):
+def run_flow(federation: Federation, file: Path, rounds: int | None, show: Display, *listeners: Listener) -> None:
+    """Rounds, embedded; the listeners hear of every event."""
+    with embedded(federation, file, show, *listeners):
         from flows.federated_run import federated_run
 
         federated_run(federation, rounds)
 
 
 @contextmanager
-def embedded(federation: Federation, file: Path, show: Display) -> Iterator[None]:
+def embedded(federation: Federation, file: Path, show: Display, *listeners: Listener) -> Iterator["Runtime"]:
     """A Prefect server and a fork server of our own, started side by side, and gone at the end of the block."""
-    from tasks.processes import launcher, shutdown
+    from tasks.runtime import runtime
 
-    with ending_children(), EmbeddedServer(prefect_home(file)) as server:
+    run = run_of(federation)
+    shown = follow(show, run, last_number(federation, newest(run)))
+    with (
+        runtime(shown, *listeners) as process,
+        ending_children(process),
+        EmbeddedServer(prefect_home(file)) as server,
+    ):
         show.activity(SERVER, "starting")
         try:
-            launcher().warm()
+            process.launcher.warm()
             from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-            from tasks.progress import listening
 
             server.wait()
             show.finish(SERVER)
             # nobody looks for zombies of an embedded run, and joining the heartbeat thread costs a second a flow
-            heartbeat = temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-            with heartbeat, listening(follow(show, last_number(federation, newest(run_of(federation))))):
-                yield
+            with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+                yield process
         finally:
-            shutdown()
+            process.shutdown()
             with suppress(Exception):
                 flush()
             logging.raiseExceptions = False  # what is logged from here on has no server to go to
@@ -116,14 +124,13 @@ def show_result(federation: Federation, file: Path) -> None:
 
 
 @contextmanager
-def ending_children() -> Iterator[None]:
+def ending_children(process: "Runtime") -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP end the children first, so that nothing waits for them, then this process."""
-    from tasks.processes import shutdown
 
     def handler(number: int, frame: FrameType | None) -> None:
         for sign in signals:
             signal.signal(sign, signal.SIG_IGN)  # one is enough: what follows is bounded in time
-        threading.Thread(target=shutdown, name="photon-shutdown").start()
+        threading.Thread(target=process.shutdown, name="photon-shutdown").start()
         raise KeyboardInterrupt
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -131,7 +138,7 @@ def ending_children() -> Iterator[None]:
     try:
         yield
     finally:
-        shutdown()
+        process.shutdown()
         for sign, old in before.items():
             signal.signal(sign, old)
 

@@ -2,7 +2,6 @@
 
 import re
 import tempfile
-import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
-from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from photon_core.aggregation import round as rounds
@@ -19,6 +17,7 @@ from photon_core.aggregation.candidate import Candidate, Course
 from photon_core.aggregation.commit import commit
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
+from photon_core.evidence.events import Kind, Log
 from photon_core.evidence.trackers import check_trackers
 from photon_core.formatting import unmarked
 from photon_core.hardware.parallelism import check_infra
@@ -33,21 +32,17 @@ from photon_core.run.updates import check_open
 from photon_core.training import entry
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from tasks.events import LEFT_OUT
-from tasks.incidents import INCIDENTS
-from tasks.processes import launcher, log_round
-from tasks.progress import step
-from tasks.reporting import report
-from tasks.site import SPANS, restarted
+from tasks.events import emit
+from tasks.runtime import Runtime, log_round
+from tasks.site import restarted
 from tasks.tags import STEP
 
 INITIAL_MODEL_TIMEOUT = 3600.0
-REGIONS = threading.BoundedSemaphore(2)  # at a time in this process: each takes its own memory
 ROUND_TAG = "round:"
 
 
 @restarted(task_run_name="open run", tags=[f"{STEP}open run"])
-def open_run(federation: Federation) -> int:
+def open_run(runtime: Runtime, federation: Federation) -> int:
     """Make the run's first manifests where they are missing (InitModel).
 
     Returns:
@@ -56,12 +51,12 @@ def open_run(federation: Federation) -> int:
     check_trackers(federation)
     for site in federation.active:
         check_infra(federation, site)
-    with step(0, "open"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
+    with runtime.log.step("open"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
         run = run_of(federation)
 
         def initial_model() -> Initial:
             make = partial(entry.make_initial, federation, Path(folder))
-            return launcher().run(make, label=f"{federation.run}/initial", timeout=INITIAL_MODEL_TIMEOUT)
+            return runtime.launcher.run(make, label=f"{federation.run}/initial", timeout=INITIAL_MODEL_TIMEOUT)
 
         opening.open_run(run, federation, load_tokenizer(federation.tokenizer).sha256, initial_model)
         latest = run.latest()
@@ -69,7 +64,7 @@ def open_run(federation: Federation) -> int:
         return latest
 
 
-def open_round(federation: Federation, t: int | None) -> int | None:
+def open_round(runtime: Runtime, federation: Federation, t: int | None) -> int | None:
     """The number of the round to make: t, or the one after the latest; None if all are committed.
 
     Opens the run where that is to be done.
@@ -80,7 +75,7 @@ def open_round(federation: Federation, t: int | None) -> int | None:
         PhotonError: round t - 1 is not.
     """
     if t is None:
-        t = _begun_before() or open_run(federation) + 1
+        t = _begun_before() or open_run(runtime, federation) + 1
         run = run_of(federation)
         if run.round(t) is None and not rounds_left(federation, run.round(t - 1)):
             return None
@@ -92,12 +87,12 @@ def open_round(federation: Federation, t: int | None) -> int | None:
     return t
 
 
-def committed_before(federation: Federation, t: int) -> RoundManifest | None:
+def committed_before(runtime: Runtime, federation: Federation, t: int) -> RoundManifest | None:
     """The manifest of round t if it is there already, which only a retry goes on with. Shows it again: the process
     that committed it may have been killed before it could."""
     manifest = run_of(federation).round(t)
     if manifest is not None:
-        show(federation, manifest)
+        show(runtime, federation, manifest)
     return manifest
 
 
@@ -128,22 +123,33 @@ def sample(federation: Federation, t: int) -> list[str]:
 
 @task(task_run_name="{step_name} region {region}", tags=[f"{STEP}aggregate"], cache_policy=NO_CACHE)
 def aggregate_region(
-    federation: Federation, t: int, sampled: list[str], region: int, step_name: str, rejected: dict[str, str]
+    runtime: Runtime,
+    federation: Federation,
+    t: int,
+    sampled: list[str],
+    region: int,
+    step_name: str,
+    rejected: dict[str, str],
 ) -> dict[str, str]:
     """A region's share of a tree: average its sites, or compare them with the mean of all. Returns bad updates."""
-    with REGIONS, step(t, f"{step_name} region {region}"):
+    with runtime.regions, runtime.log.at(t).step(f"{step_name} region {region}"):
         look = step_name == "compare"
         return rounds.aggregate_region(run_of(federation), federation, t, sampled, region, rejected, look)
 
 
 @task(task_run_name="aggregate", tags=[f"{STEP}aggregate"], cache_policy=NO_CACHE)
 def aggregate(
-    federation: Federation, t: int, sampled: list[str], left_out: dict[str, str], rejected: dict[str, str]
+    runtime: Runtime,
+    federation: Federation,
+    t: int,
+    sampled: list[str],
+    left_out: dict[str, str],
+    rejected: dict[str, str],
 ) -> Candidate:
     """Average the pseudo-gradients and apply the server optimizer; the result is not committed yet."""
-    with step(t, "aggregate"):
+    with runtime.log.at(t).step("aggregate"):
         candidate = rounds.aggregate_round(run_of(federation), federation, t, sampled, left_out, rejected)
-        announce(federation, t, candidate.left_out)
+        announce(runtime.log, t, candidate.left_out)
         for note in candidate.guard:
             get_run_logger().warning("round %d: %s", t, note)
         return candidate
@@ -156,59 +162,51 @@ def is_mendable(federation: Federation, candidate: Candidate, evaluations: dict[
 
 @task(task_run_name="apply again", tags=[f"{STEP}apply again"], cache_policy=NO_CACHE)
 def apply_again(
-    federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
+    runtime: Runtime, federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
 ) -> Candidate:
     """The round with a lower server learning rate, of a candidate that is mendable."""
-    with step(candidate.t, "apply again"):
+    with runtime.log.at(candidate.t).step("apply again"):
         again = rounds.apply_again(run_of(federation), federation, candidate, evaluations)
         assert again is not None
         bad = {site: why for site, why in again.left_out.items() if site not in candidate.left_out}
-        announce(federation, candidate.t, bad)
+        announce(runtime.log, candidate.t, bad)
         for note in again.guard[len(candidate.guard) :]:
             get_run_logger().warning("round %d: %s", candidate.t, note)
         return again
 
 
-def announce(federation: Federation, t: int, left_out: dict[str, str]) -> None:
+def announce(log: Log, t: int, left_out: dict[str, str]) -> None:
     """Log every site that is left out, and emit the event that notifications wait for."""
     for site, reason in left_out.items():
-        get_run_logger().warning("site '%s' is left out of round %d: %s", site, t, reason)
-        emit_event(
-            LEFT_OUT,
-            resource={
-                "prefect.resource.id": f"photon.site.{federation.run}.{site}",
-                "prefect.resource.name": f"{site} (run {federation.run})",
-            },
-            payload={"run": federation.run, "round": t, "site": site, "reason": reason},
-        )
+        event = log.at(t, site).append(Kind.SITE_EXCLUDED, reason=reason)
+        get_run_logger().warning("%s", event)
+        emit(event)
 
 
 @task(task_run_name="track", tags=[f"{STEP}track"], cache_policy=NO_CACHE)
-def track(federation: Federation, manifest: RoundManifest) -> None:
+def track(runtime: Runtime, federation: Federation, manifest: RoundManifest) -> None:
     """Tell the experiment trackers of a committed round. One that is away costs its entry, not the round."""
     try:
-        log_round(federation, manifest)
+        log_round(runtime.launcher, federation, manifest)
     except PhotonError as error:
         get_run_logger().warning("round %d is not in every experiment tracker: %s", manifest.round, error)
 
 
 @task(task_run_name="publish", tags=[f"{STEP}publish"], cache_policy=NO_CACHE)
-def publish(federation: Federation, candidate: Candidate, course: Course) -> RoundManifest:
+def publish(runtime: Runtime, federation: Federation, candidate: Candidate, course: Course) -> RoundManifest:
     """Commit the round and show it as a table artifact."""
-    with step(candidate.t, "publish") as out:
-        seen = INCIDENTS.take(federation.run, candidate.t)
-        for site, told in course.incidents.items():
-            seen[site] = told + seen.get(site, [])
-        course = replace(course, spans=SPANS.take(federation.run, candidate.t), incidents=seen)
+    log = runtime.log.at(candidate.t)
+    with log.step("publish"):
+        course = replace(course, events=log.events())
         manifest = commit(run_of(federation), federation, candidate, course)
         for note in manifest.guard[len(candidate.guard) :]:
             get_run_logger().warning("round %d: %s", candidate.t, note)
-        show(federation, manifest)
-        out.update(manifest=manifest)
-        return manifest
+        show(runtime, federation, manifest)
+    log.append(Kind.ROUND_PUBLISHED)
+    return manifest
 
 
-def show(federation: Federation, manifest: RoundManifest) -> None:
+def show(runtime: Runtime, federation: Federation, manifest: RoundManifest) -> None:
     """A table artifact, what every site did in the round, and the report."""
     rows = [
         {name: unmarked(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
@@ -219,4 +217,4 @@ def show(federation: Federation, manifest: RoundManifest) -> None:
         key=re.sub(r"[^a-z0-9-]+", "-", f"photon-{manifest.run}-round".lower()),
         description=f"Run `{manifest.run}`, round {manifest.round}. Model `{manifest.model_sha256[:16]}`.",
     )
-    report(federation, manifest)
+    runtime.reports.make(federation, manifest)

@@ -1,9 +1,10 @@
-"""Reports of rounds, made beside the next round's training; a failure costs the report and nothing else."""
+"""Reports of rounds, made beside the next round's training; a failure costs the report and nothing else.
 
-import atexit
+Prefect is imported when a report is there: the command line has a runtime before Prefect knows its server.
+"""
+
 import base64
 import contextvars
-import functools
 import json
 import re
 import subprocess
@@ -14,9 +15,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from prefect import get_run_logger
-from prefect.artifacts import create_markdown_artifact
-
 from photon_core.formatting import printable
 from photon_core.run.line import sentence
 from schemas.federation import Federation
@@ -26,81 +24,87 @@ from schemas.server_errors import told
 SECONDS = 300.0  # for one report; it is made with what the training leaves of the cores
 LAST_SECONDS = 120.0  # that the end of a run waits for the newest
 
-_changed = threading.Condition()
-_next: Callable[[], None] | None = None
-_working = False
+
+class Reports:
+    """The reports of a process, made one at a time in a thread of their own. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next: Callable[[], None] | None = None
+        self._working = False
+        self._cache: tempfile.TemporaryDirectory[str] | None = None
+
+    def make(self, federation: Federation, manifest: RoundManifest) -> None:
+        """Have the report of a committed round made, and return at once.
+
+        A round whose turn has not come when the next is committed gets none: the next one's shows it, too.
+        """
+        every = federation.rounds.report_every
+        if every is None or (manifest.round % every and manifest.place < federation.rounds.count):
+            return
+        context = contextvars.copy_context()  # the artifact belongs to the round's flow run
+        with self._changed:
+            self._next = lambda: context.run(self._report, federation, manifest)
+            if not self._working:
+                self._working = True
+                threading.Thread(target=self._work, daemon=True, name="photon-report").start()
+
+    def finish(self, timeout: float = LAST_SECONDS) -> None:
+        """Wait until the newest report is there, or has failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._working, timeout)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                job, self._next = self._next, None
+                if job is None:
+                    self._working = False
+                    self._changed.notify_all()
+                    return
+            job()
+
+    def _report(self, federation: Federation, manifest: RoundManifest) -> None:
+        from prefect import get_run_logger
+        from prefect.artifacts import create_markdown_artifact
+
+        began = time.monotonic()
+        try:
+            made = _make(federation, manifest.round, self._folder())
+            create_markdown_artifact(
+                markdown=_markdown(manifest, made),
+                key=re.sub(r"[^a-z0-9-]+", "-", f"photon-{federation.run}-report".lower()),
+                description=f"Run `{federation.run}`, round {manifest.round}: {made['location']}",
+            )
+            get_run_logger().info("report: %s (%.1f s)", made["location"], time.monotonic() - began)
+        except Exception as error:  # of matplotlib, the store, the server, each with kinds of its own
+            get_run_logger().warning(
+                "round %d is committed; its report could not be made: %s", manifest.round, told(error)
+            )
+
+    def _folder(self) -> str:
+        """For the manifests that reports have read, so that each reads only what is new."""
+        if self._cache is None:
+            self._cache = tempfile.TemporaryDirectory(prefix="photon-report-", ignore_cleanup_errors=True)
+        return self._cache.name
+
+    def close(self) -> None:
+        """Drop what was kept for the next report."""
+        cache = self._cache
+        if cache is not None:
+            cache.cleanup()
 
 
-def report(federation: Federation, manifest: RoundManifest) -> None:
-    """Have the report of a committed round made, and return at once.
-
-    One is made at a time. A round whose turn has not come when the next is committed gets none: the next one's
-    shows it, too.
-    """
-    global _next, _working
-    every = federation.rounds.report_every
-    if every is None or (manifest.round % every and manifest.place < federation.rounds.count):
-        return
-    context = contextvars.copy_context()  # the artifact belongs to the round's flow run
-    with _changed:
-        _next = lambda: context.run(_report, federation, manifest)  # noqa: E731
-        if not _working:
-            _working = True
-            threading.Thread(target=_work, daemon=True, name="photon-report").start()
-
-
-def finish(timeout: float = LAST_SECONDS) -> None:
-    """Wait until the newest report is there, or has failed."""
-    with _changed:
-        _changed.wait_for(lambda: not _working, timeout)
-
-
-def _work() -> None:
-    global _next, _working
-    while True:
-        with _changed:
-            job, _next = _next, None
-            if job is None:
-                _working = False
-                _changed.notify_all()
-                return
-        job()
-
-
-def _report(federation: Federation, manifest: RoundManifest) -> None:
-    began = time.monotonic()
-    try:
-        made = _make(federation, manifest.round)
-        create_markdown_artifact(
-            markdown=_markdown(manifest, made),
-            key=re.sub(r"[^a-z0-9-]+", "-", f"photon-{federation.run}-report".lower()),
-            description=f"Run `{federation.run}`, round {manifest.round}: {made['location']}",
-        )
-        get_run_logger().info("report: %s (%.1f s)", made["location"], time.monotonic() - began)
-    except Exception as error:  # of matplotlib, the store, the server, each with kinds of its own
-        get_run_logger().warning(
-            "round %d is committed; its report could not be made: %s", manifest.round, told(error)
-        )
-
-
-def _make(federation: Federation, t: int) -> dict[str, Any]:
+def _make(federation: Federation, t: int, cache: str) -> dict[str, Any]:
     options, count = federation.storage.store_options(), federation.rounds.count
     asked = {"store": federation.store, "options": options, "run": federation.run, "t": t, "count": count}
-    asked["cache"] = _cache()
+    asked["cache"] = cache
     command = [sys.executable, "-m", "photon_core.report.write"]
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=SECONDS)
     if done.returncode:
         raise RuntimeError(printable(done.stderr.strip()[-500:]))
     made: dict[str, Any] = json.loads(done.stdout)
     return made
-
-
-@functools.cache
-def _cache() -> str:
-    """A folder for the manifests that this process's reports have read, so that each reads only what is new."""
-    folder = tempfile.TemporaryDirectory(prefix="photon-report-")
-    atexit.register(folder.cleanup)
-    return folder.name
 
 
 def _markdown(manifest: RoundManifest, made: dict[str, Any]) -> str:

@@ -10,16 +10,16 @@ from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tasks.coordinator import show
-from tasks.progress import step
+from tasks.runtime import Runtime
 
 
 @task(task_run_name="roll back to round {to}", cache_policy=NO_CACHE)
-def roll_back(federation: Federation, to: int, reason: str) -> RoundManifest:
+def roll_back(runtime: Runtime, federation: Federation, to: int, reason: str) -> RoundManifest:
     """Commit it, and show it as any other round. A retry finds what this flow run has committed before."""
     run, mine = run_of(federation), f"Prefect flow run {flow_run.id}"
-    with step(0, "roll back"):
+    with runtime.log.step("roll back"):
         manifest = newest(run)
         if manifest is None or not manifest.who.endswith(mine):
             manifest = rollback.roll_back(run, federation, to, reason, f"{rollback.user()}, {mine}")
-        show(federation, manifest)
+        show(runtime, federation, manifest)
         return manifest

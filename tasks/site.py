@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
 
 from photon_core.aggregation.attempts import is_done, superseded
 from photon_core.aggregation.moments import moments_for
 from photon_core.data.paths import cache_dir, state_dir
 from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed, PhotonError, StoreUnavailable
 from photon_core.evidence.evaluations import commit_evaluation
-from photon_core.evidence.timeline import Begin, Spans
+from photon_core.evidence.events import Kind, Log, incidents
+from photon_core.evidence.timeline import Begin, append_spans, phase, spans_of
 from photon_core.run.model_cache import fetch_model
 from photon_core.run.run import run_of
 from photon_core.run.updates import last_contribution, next_attempt
 from photon_core.training import entry
 from photon_core.update.upload import EarlyUpload, upload_update
 from schemas.federation import Federation
-from schemas.manifests import FileEntry, RunManifest
+from schemas.manifests import FileEntry, RunManifest, UpdateManifest
 from schemas.server_errors import told
-from tasks.incidents import INCIDENTS, starts
-from tasks.processes import launcher
-from tasks.progress import emit, step
+from tasks.runtime import Runtime
 from tasks.tags import STEP
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ REPORT_SECONDS = 5.0  # between two progress updates in the Prefect UI
 VALIDATION_TIMEOUT = 3600.0
 AGAIN_SECONDS = [2.0, 2.0, 10.0, 30.0, 60.0]  # before each new start of a step whose process was killed
 KILLED = len(AGAIN_SECONDS)
-
-SPANS = Spans()  # what the sites' steps in this process did when: a site's own into its update's manifest
 
 
 def again(_task: Any, run: Any, state: Any) -> bool:
@@ -62,23 +60,23 @@ restarted = partial(
 
 
 @restarted(task_run_name="{site} / start", tags=[f"{STEP}start"])
-def start(federation: Federation, site: str) -> None:
+def start(runtime: Runtime, federation: Federation, site: str) -> None:
     """Upload the checkpoint that the site holds and the run starts from, as a model of ours.
 
     Raises:
         FederationError: it is not of the file's model.
     """
-    with step(0, "start", site), tempfile.TemporaryDirectory(prefix="photon-") as folder:
-        launcher().run(
+    with _log(runtime, 0, site).step("start"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
+        runtime.launcher.run(
             partial(entry.upload_start, federation, site, Path(folder)),
             label=_label(federation, 0, site),
             timeout=federation.rounds.deadline,
-            log_path=_log(federation, site),
+            log_path=_log_path(federation, site),
         )
 
 
 @restarted(task_run_name="{site} / validate", tags=[f"{STEP}validate"])
-def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
+def validate(runtime: Runtime, federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
     """Check the site's shards: every file by its hash, then the expectation suite `shards`.
 
     Returns:
@@ -87,60 +85,61 @@ def validate(federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
     Raises:
         DataError: a shard is missing or corrupt, or an expectation failed (named, with the observed value).
     """
-    with step(t, "validate", site), SPANS.span((federation.run, t, site), "validate") as begin:
-        result = launcher().run(
+    log = _log(runtime, t, site)
+    with log.step("validate"), phase(log, "validate") as begin:
+        result = runtime.launcher.run(
             partial(entry.check_shards, federation, site, _birth(federation).tokenizer_sha256),
             label=_label(federation, t, site),
             timeout=VALIDATION_TIMEOUT,
-            log_path=_log(federation, site),
+            log_path=_log_path(federation, site),
             on_start=begin,
         )
-        INCIDENTS.put((federation.run, t, site), "validate", starts("validation"))
+        _note_restart(log, "validate")
         return [asdict(check) for check in result.checks]
 
 
 @restarted(task_run_name="{site} / train", tags=[f"{STEP}train"])
-def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Trained | None":
+def train(runtime: Runtime, federation: Federation, site: str, t: int, attempt: int = 1) -> "Trained | None":
     """Train the global model of round t-1 for H local steps, in a child process.
 
     Returns:
         What was trained, in the site's private state; None if the store has the site's update already.
     """
-    logger = get_run_logger()
+    logger, log = get_run_logger(), _log(runtime, t, site)
     run = run_of(federation)
     done = is_done(run, federation, t, site, attempt)
     if done is not None:
         logger.info("the update of round %d is committed already (attempt %d): nothing to train", t, done.attempt)
-        emit(t, "train", "finished", site, loss=done.metrics["train_loss"], tokens=done.tokens)
+        log.append(Kind.STEP_FINISHED, step="train", figures=_figures(done))
         return None
-    key = (federation.run, t, site)
-    why = superseded(run, federation, t, site)
-    repeated = [f"{why}: it was trained again"] if why else []
-    with step(t, "train", site) as out:
-        with SPANS.span(key, "download"):
-            job = _job(federation, site, t)
+    with log.step("train") as out:
+        if why := superseded(run, federation, t, site):
+            log.append(Kind.UPDATE_SUPERSEDED, step="train", why=why)
+        with phase(log, "download"):
+            job = _job(runtime, federation, site, t)
         begin, encoding = Begin(), 0.0
         with EarlyUpload(federation, site, t, job.attempt) as early:
             try:
-                trained = launcher().run(
+                trained = runtime.launcher.run(
                     partial(entry.train, job),
                     label=_label(federation, t, site),
                     timeout=federation.rounds.deadline,
-                    on_report=_Progress(site, t, job.steps, early),
-                    log_path=_log(federation, site),
+                    on_report=_Progress(log, job.steps, early),
+                    log_path=_log_path(federation, site),
                     on_start=begin,
                 )
                 encoding = trained.seconds.get("encode", 0.0)
             finally:
-                SPANS.add(key, *begin.split("train", "encode", encoding))
+                append_spans(log, *begin.split("train", "encode", encoding))
             if job.announce:
-                with SPANS.span(key, "upload"):
+                with phase(log, "upload"):
                     early.wait()
-        notes = [*INCIDENTS.pop(key), *repeated, *trained.notes, *starts("local training")]
-        trained = replace(trained, notes=notes)
         for note in trained.notes:
-            logger.warning(note)
-        out.update(loss=trained.metrics["train_loss"], tokens=trained.tokens)
+            log.append(Kind.TRAINING_NOTED, step="train", text=note)
+        _note_restart(log, "train")
+        for text in incidents(log.events()).get(site, []):
+            logger.warning(text)
+        out.update(_figures(trained))
         logger.info("trained %d tokens, mean loss %.4f", trained.tokens, trained.metrics["train_loss"])
         return trained
 
@@ -153,47 +152,74 @@ def train(federation: Federation, site: str, t: int, attempt: int = 1) -> "Train
     retry_delay_seconds=[2, 10, 30],
 )
 def upload(
-    federation: Federation, site: str, t: int, trained: "Trained | None", checks: list[dict[str, Any]]
+    runtime: Runtime,
+    federation: Federation,
+    site: str,
+    t: int,
+    trained: "Trained | None",
+    checks: list[dict[str, Any]],
 ) -> None:
     """Put the update's shards into the store, then commit its manifest."""
     if trained is None:
         return
-    key = (federation.run, t, site)
-    with step(t, "upload", site) as out, SPANS.span(key, "upload"):
-        spans = SPANS.of(key)
-        trained = replace(trained, notes=[*trained.notes, *starts("the upload")])
+    log = _log(runtime, t, site, trained.attempt)
+    with log.step("upload") as out, phase(log, "upload"):
+        _note_restart(log, "upload")
+        events = log.events()
+        trained = replace(trained, notes=incidents(events).get(site, []))
+        spans = spans_of(events).get(site, [])
         manifest = upload_update(run_of(federation), federation, site, t, trained, spans, checks)
         out.update(bytes=sum(entry.bytes for entry in manifest.files))
+        log.append(Kind.UPDATE_COMMITTED, bytes=out["bytes"])
 
 
 @restarted(task_run_name="{site} / evaluate", tags=[f"{STEP}evaluate"])
-def evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> dict[str, float]:
+def evaluate(
+    runtime: Runtime, federation: Federation, site: str, t: int, model: list[FileEntry]
+) -> dict[str, float]:
     """Loss and perplexity of a global model on the site's held-out text."""
-    with step(t, "evaluate", site) as out, SPANS.span((federation.run, t, site), "evaluate") as begin:
+    log, of = _log(runtime, t, site), model[0].sha256
+    with log.step("evaluate", model=of) as out, phase(log, "evaluate") as begin:
         files = _model_files(federation, site, t, model)
-        scores = launcher().run(
-            partial(entry.evaluate, federation, site, files, launcher().threads),
+        scores = runtime.launcher.run(
+            partial(entry.evaluate, federation, site, files, runtime.launcher.threads),
             label=_label(federation, t, site),
             timeout=federation.rounds.evaluation_deadline,
-            log_path=_log(federation, site),
+            log_path=_log_path(federation, site),
             on_start=begin,
         )
         commit_evaluation(run_of(federation), t, site, model, scores)
-        INCIDENTS.put((federation.run, t, site), f"evaluate {model[0].sha256}", starts("evaluation"))
+        _note_restart(log, "evaluate", model=of)
         out.update(scores)
         return scores
 
 
-def cancel(federation: Federation, site: str, t: int) -> None:
+def cancel(runtime: Runtime, federation: Federation, site: str, t: int) -> None:
     """End whatever child process works for this site and round."""
-    launcher().cancel(_label(federation, t, site))
+    runtime.launcher.cancel(_label(federation, t, site))
+
+
+def _log(runtime: Runtime, t: int, site: str, attempt: int = 0) -> Log:
+    """Where the site itself says what it does in a round."""
+    return runtime.log.at(t, site, attempt).by(f"site:{site}")
+
+
+def _note_restart(log: Log, step: str, **model: str) -> None:
+    """Say it if the task that this is called in had to be started more than once."""
+    count = task_run.run_count or 1
+    if count > 1:
+        log.append(Kind.STEP_RESTARTED, step=step, count=count, **model)
+
+
+def _figures(trained: "Trained | UpdateManifest") -> dict[str, float]:
+    return {"loss": trained.metrics["train_loss"], "tokens": trained.tokens}
 
 
 def _label(federation: Federation, t: int, site: str) -> str:
     return f"{federation.run}/{t}/{site}"
 
 
-def _log(federation: Federation, site: str) -> Path:
+def _log_path(federation: Federation, site: str) -> Path:
     return state_dir(federation, site) / "log" / "training.log"
 
 
@@ -211,7 +237,7 @@ def _model_files(federation: Federation, site: str, t: int, model: list[FileEntr
     return [str(path) for path in found]
 
 
-def _job(federation: Federation, site: str, t: int) -> "LocalJob":
+def _job(runtime: Runtime, federation: Federation, site: str, t: int) -> "LocalJob":
     from photon_core.training.job import LocalJob
 
     run = run_of(federation)
@@ -232,7 +258,7 @@ def _job(federation: Federation, site: str, t: int) -> "LocalJob":
         announce=not run.store.is_local,  # there an upload is a link
         global_step=base.global_step,
         resume=last_contribution(run, site, t),
-        threads=launcher().threads,
+        threads=runtime.launcher.threads,
         behind=base.behind,
     )
 
@@ -241,8 +267,8 @@ class _Progress:
     """Passes a child's reports on: finished shards to the store, steps to this process's listeners at once and to
     Prefect every few seconds."""
 
-    def __init__(self, site: str, t: int, steps: int, early: EarlyUpload) -> None:
-        self.site, self.t, self.steps, self.early = site, t, steps, early
+    def __init__(self, log: Log, steps: int, early: EarlyUpload) -> None:
+        self.log, self.steps, self.early = log, steps, early
         self.logger = get_run_logger()
         self.sent = time.monotonic()
         self.artifact: Any = None
@@ -252,7 +278,7 @@ class _Progress:
         if "file" in report:
             self.early.put(Path(report["file"]))
             return
-        emit(self.t, "train", "running", self.site, **report)
+        self.log.append(Kind.STEP_PROGRESS, step="train", figures=report)
         now = time.monotonic()
         if now - self.sent < REPORT_SECONDS and report["step"] < self.steps:
             return
@@ -267,7 +293,7 @@ class _Progress:
         """The bar in the Prefect UI. A server that is away costs it, not the training; one warning an outage."""
         try:
             if self.artifact is None:
-                what = f"{self.site}, round {self.t}: local steps"
+                what = f"{self.log.member}, round {self.log.round}: local steps"
                 self.artifact = create_progress_artifact(percent, description=what)
             else:
                 update_progress_artifact(self.artifact, percent)

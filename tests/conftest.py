@@ -127,7 +127,6 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from photon_cli.run import flush
     from photon_core.jobs.sharing import serve
     from photon_core.training.entry import PRELOAD
-    from tasks.processes import shutdown
 
     with EmbeddedServer(give_database(tmp_path_factory.mktemp("prefect"))) as server, serve(PRELOAD) as shared:
         import prefect.context  # noqa: F401  reads its settings now, not while a test has changed the environment
@@ -135,7 +134,6 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.environ.update(shared)
         server.wait()
         yield server.url
-        shutdown()
         flush()
         for name in shared:
             del os.environ[name]

@@ -189,3 +189,45 @@ def test_functions_take_few_parameters() -> None:
 @pytest.mark.parametrize("word", ["past", "apart", "working", "put", "dots", "patience", "composing", "numbers"])
 def test_files_are_named_with_the_fields_nouns(word: str) -> None:
     assert [path for path in files(*PACKAGES) if path.stem == word] == []
+
+
+def test_kinds_of_events_are_defined_in_one_place() -> None:
+    """Whoever acts names a kind of the list; nobody else has events, names of Prefect events, or emits them."""
+    found = {
+        name: [path.relative_to(ROOT).as_posix() for path in files(*PACKAGES) if name in path.read_text("utf-8")]
+        for name in ("class Kind(", "class Event", "emit_event", '"photon.site.left_out"')
+    }
+    assert found == {
+        "class Kind(": ["photon_core/evidence/events.py"],
+        "class Event": ["photon_core/evidence/events.py"],
+        "emit_event": ["tasks/events.py"],
+        '"photon.site.left_out"': ["tasks/events.py"],
+    }
+
+
+MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
+MADE = {"ContextVar", "partial", "frozenset", "Fact", "len"}  # calls whose results do not change
+
+
+def test_tasks_keep_nothing_for_the_whole_process() -> None:
+    """What flow runs share is in their runtime: no `global`, no cache, no object at the top that can change."""
+    wrong = []
+    for path in files("tasks"):
+        tree = ast.parse(path.read_text("utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Global) or (isinstance(node, ast.Attribute) and node.attr == "cache"):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+        for node in tree.body:
+            value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+            made = value.func if isinstance(value, ast.Call) else None
+            name = made.id if isinstance(made, ast.Name) else getattr(made, "attr", None)
+            constant = all(isinstance(target, ast.Name) and target.id.isupper() for target in _targets(node))
+            if (made and name not in MADE) or (isinstance(value, MUTABLE) and not constant):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert wrong == []
+
+
+def _targets(node: ast.stmt) -> list[ast.expr]:
+    if isinstance(node, ast.Assign):
+        return node.targets
+    return [node.target] if isinstance(node, ast.AnnAssign) else []

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from photon_core.aggregation.aggregate import Aggregate
 from photon_core.aggregation.moments import Moments
-from schemas.manifests import FileEntry, Span, UpdateManifest
+from photon_core.evidence.events import Event
+from schemas.manifests import FileEntry, UpdateManifest
 from schemas.sections.server import Server
 
 
@@ -51,15 +52,13 @@ class Course:
         evaluations: site -> scores of the model.
         not_evaluated: site -> why it has none.
         seconds: of the round's parts.
-        incidents: site -> what the coordinator saw of it.
         opened: Unix time of its beginning.
-        spans: what the coordinator itself knows, by its own clock, of who did what when.
+        events: of the round, as the coordinator's process has seen them.
     """
 
     sampled: list[str]
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
     not_evaluated: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    incidents: dict[str, list[str]] = field(default_factory=dict)
     opened: float = 0.0
-    spans: dict[str, list[Span]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)

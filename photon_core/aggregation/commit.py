@@ -8,7 +8,8 @@ from photon_core.aggregation.claims import believed, excessive
 from photon_core.aggregation.guarded import last_notes
 from photon_core.aggregation.metrics import aggregate_metrics
 from photon_core.aggregation.tree import reference
-from photon_core.evidence.timeline import timeline
+from photon_core.evidence.events import incidents
+from photon_core.evidence.timeline import spans_of, timeline
 from photon_core.formatting import printable
 from photon_core.run.line import earlier
 from photon_core.run.run import Run, federation_sha256, model_sha256, utc_now, versions
@@ -28,7 +29,7 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
     before = run.round(candidate.t - 1)
     assert before is not None
     updates, evaluations = candidate.updates, believed(federation, course.evaluations)
-    site_spans, clocks = timeline(updates, course.spans, course.opened)
+    site_spans, clocks = timeline(updates, spans_of(course.events), course.opened)
     tokens = sum(update.tokens for update in updates.values())
     weights, t = candidate.result.weights, candidate.t
     references = {site: reference(run, update, weights[site]) for site, update in updates.items()}
@@ -48,7 +49,7 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
         earlier=earlier(run, t, references),
         left_out=candidate.left_out,
         partials=candidate.result.partials,
-        incidents=_incidents(updates, course.incidents, excessive(federation, course.evaluations)),
+        incidents=_incidents(updates, incidents(course.events), excessive(federation, course.evaluations)),
         server=candidate.server.model_dump(mode="json"),
         lowered=candidate.lowered,
         guard=[*candidate.guard, *last_notes(run, federation, candidate, course.evaluations)],

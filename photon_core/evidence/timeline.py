@@ -7,11 +7,11 @@ by how much: a clock that is right, or off by less than the slack there is, move
 """
 
 import math
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from photon_core.evidence.events import Event, Kind, Log
 from schemas.manifests import Span, UpdateManifest
 
 WHOLE = "round"  # the phase of the coordinator's own wait for all that a site does elsewhere before aggregation
@@ -19,39 +19,29 @@ LIMIT = 100  # spans of a site in a round
 LONGEST = 1e9  # seconds
 PHASE_LIMIT = 40  # characters
 
-Key = tuple[str, int, str]  # run, round, site
+
+@contextmanager
+def phase(log: Log, name: str) -> Iterator["Begin"]:
+    """The block is a phase of the log's member, failed or not. Call what it yields to have it begin only then."""
+    begin = Begin()
+    try:
+        yield begin
+    finally:
+        append_spans(log, Span(phase=name, start=begin.unix, seconds=begin.elapsed()))
 
 
-class Spans:
-    """The spans of this process, by run, round and site. Safe to use from several threads."""
+def append_spans(log: Log, *spans: Span) -> None:
+    for span in spans:
+        log.append(Kind.PHASE_ENDED, **span.model_dump())
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._spans: dict[Key, list[Span]] = {}
 
-    @contextmanager
-    def span(self, key: Key, phase: str) -> Iterator["Begin"]:
-        """The block is a span, failed or not. Call what it yields to have the span begin only then."""
-        begin = Begin()
-        try:
-            yield begin
-        finally:
-            self.add(key, Span(phase=phase, start=begin.unix, seconds=begin.elapsed()))
-
-    def add(self, key: Key, *spans: Span) -> None:
-        with self._lock:
-            self._spans.setdefault(key, []).extend(spans)
-
-    def of(self, key: Key) -> list[Span]:
-        """What is known so far."""
-        with self._lock:
-            return list(self._spans.get(key, []))
-
-    def take(self, run: str, t: int) -> dict[str, list[Span]]:
-        """Every site's spans of a round, which are forgotten here."""
-        with self._lock:
-            keys = [key for key in self._spans if key[:2] == (run, t)]
-            return {key[2]: self._spans.pop(key) for key in keys}
+def spans_of(events: Iterable[Event]) -> dict[str, list[Span]]:
+    """Site -> the phases that ended, failed ones too."""
+    found: dict[str, list[Span]] = {}
+    for event in events:
+        if event.kind is Kind.PHASE_ENDED:
+            found.setdefault(event.member, []).append(Span.model_validate(event.data))
+    return found
 
 
 class Begin:

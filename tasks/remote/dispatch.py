@@ -12,18 +12,16 @@ from prefect.client.orchestration import get_client
 from photon_core.aggregation.attempts import is_committed, wanted_attempt
 from photon_core.errors import DeadlinePassed, PhotonError, StoreUnavailable
 from photon_core.evidence.evaluations import evaluation
-from photon_core.evidence.timeline import WHOLE
+from photon_core.evidence.events import Fact
+from photon_core.evidence.timeline import WHOLE, phase
 from photon_core.run.run import run_of
 from photon_core.run.start import site_start
 from schemas.federation import Federation
 from schemas.manifests import FileEntry
-from tasks.incidents import INCIDENTS
-from tasks.progress import step
 from tasks.remote.asking import Asking
 from tasks.remote.present import Present
 from tasks.remote.waiting import Alone, Waiting
 from tasks.remote.watch import Watch
-from tasks.site import SPANS
 from tasks.tags import STEP
 
 POLL_SECONDS = 2.0
@@ -40,14 +38,14 @@ def dispatch_round(
     present: Present | None = None,
     waiting: Waiting | None = None,
 ) -> None:
-    """Return when the site's update for round t is in the store; what went wrong on the way is in INCIDENTS.
+    """Return when the site's update for round t is in the store; what went wrong on the way is in the log.
 
     Args:
         federation: the file as the round was given it.
         deadline: Unix time in seconds.
         attempt: an earlier attempt's update does not count.
         present: the file as it is now, whose settings the update is to be of.
-        waiting: of `watching`.
+        waiting: of `watching`, with the log.
 
     Raises:
         DeadlinePassed: it is not; the message ends with the state of the site's flow run.
@@ -60,22 +58,22 @@ def dispatch_round(
 
     with suppress(StoreUnavailable):  # which is waited for below
         first = wanted_attempt(run, federation, t, site, attempt, over)
-    key = (federation.run, t, site)
+    log = waiting.log.at(t, site)
 
     def parameters() -> dict[str, Any]:
         return {"t": t, "attempt": wanted_attempt(run, file.federation, t, site, first, over)}
 
-    with step(t, "site round", site), SPANS.span(key, WHOLE):
+    with log.step("site round"), phase(log, WHOLE):
         asking = Asking("site-round", file, site, parameters, f"{t}/{site}", [f"round:{t}"])
-        seen = _on_site(asking, lambda: is_committed(run, file.look(), t, site, first), deadline, waiting)
-        INCIDENTS.put(key, "round", seen)
+        for fact in _on_site(asking, lambda: is_committed(run, file.look(), t, site, first), deadline, waiting):
+            log.add(fact, step="site round")
 
 
 @task(task_run_name="{site} / start", tags=[f"{STEP}start"], cache_policy=NO_CACHE)
 def dispatch_start(federation: Federation, site: str, deadline: float, present: Present, waiting: Alone) -> None:
     """Return when the model that the site holds is in the store. Raises DeadlinePassed as the round's does."""
     run = run_of(federation)
-    with step(0, "start", site):
+    with waiting.log.at(0, site).step("start"):
         asking = Asking("site-start", present, site, dict, f"start/{site}", ["round:0"])
         _on_site(asking, lambda: site_start(run, site, present.look().start) is not None, deadline, waiting)
         waiting.done()
@@ -91,22 +89,23 @@ def dispatch_evaluation(
     waiting: Waiting | None = None,
 ) -> dict[str, float]:
     """The site's scores of a candidate for round t. Raises DeadlinePassed as `dispatch_round` does."""
-    run, key = run_of(federation), (federation.run, t, site)
+    run, waiting, of = run_of(federation), waiting or Waiting(), model[0].sha256
+    log = waiting.log.at(t, site)
     files = {"t": t, "model": [entry.model_dump(mode="json") for entry in model]}
-    with step(t, "evaluate", site) as out, SPANS.span(key, "evaluate"):
-        name, tags = f"{t}/{site}/evaluate/{model[0].sha256}", [f"round:{t}", f"model:{model[0].sha256[:16]}"]
-        asking = Asking("site-evaluate", Present(federation), site, lambda: files, name, tags)
-        seen = _on_site(
-            asking, lambda: evaluation(run, t, site, model) is not None, deadline, waiting or Waiting()
+    with log.step("evaluate", model=of) as out, phase(log, "evaluate"):
+        asking = Asking(
+            *("site-evaluate", Present(federation), site, lambda: files),
+            *(f"{t}/{site}/evaluate/{of}", [f"round:{t}", f"model:{of[:16]}"]),
         )
-        INCIDENTS.put(key, f"evaluate {model[0].sha256}", [f"evaluation: {sentence}" for sentence in seen])
+        for fact in _on_site(asking, lambda: evaluation(run, t, site, model) is not None, deadline, waiting):
+            log.add(fact, step="evaluate", model=of)
         scores = evaluation(run, t, site, model)
         assert scores is not None
         out.update(scores)
         return scores
 
 
-def _on_site(asking: Asking, done: Callable[[], bool], deadline: float, waiting: Waiting) -> list[str]:
+def _on_site(asking: Asking, done: Callable[[], bool], deadline: float, waiting: Waiting) -> list[Fact]:
     """Start (or find, or start again) the site's flow run; wait until `done`, for a server that is away, too."""
     site = asking.site
     with get_client(sync_client=True) as client:

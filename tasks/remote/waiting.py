@@ -15,14 +15,21 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Running
 
+from photon_core.evidence.events import Log
+
 LOOK_SECONDS = 0.5
 SLACK_SECONDS = 15.0  # beyond a deadline, in which tasks that watch flow runs say how far those have come
 
 
 class Waiting:
-    """What a round and the tasks that wait for its sites tell each other. Safe to use from several threads."""
+    """What a round and the tasks that wait for its sites tell each other. Safe to use from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        log: where the tasks say what they see.
+    """
+
+    def __init__(self, log: Log | None = None) -> None:
+        self.log = log or Log("")
         self._changed = threading.Condition()
         self._failed: dict[str, str] = {}
         self._ended: dict[str, str] = {}
@@ -60,8 +67,8 @@ class Waiting:
 class Alone(Waiting):
     """Of one site that nothing else is waited for beside; says itself whom the round waits for, and until when."""
 
-    def __init__(self, deadline: float) -> None:
-        super().__init__()
+    def __init__(self, deadline: float, log: Log | None = None) -> None:
+        super().__init__(log)
         self._deadline, self._message = deadline, ""
 
     def report(self, site: str, failed: str) -> None:
@@ -76,9 +83,9 @@ class Alone(Waiting):
 
 
 @contextmanager
-def watching() -> Iterator[Waiting]:
+def watching(log: Log) -> Iterator[Waiting]:
     """For the tasks that wait for sites: they end when this block does, also when the round is cancelled in it."""
-    waiting = Waiting()
+    waiting = Waiting(log)
     try:
         yield waiting
     finally:

@@ -7,15 +7,17 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Cancelling, State
 
+from photon_core.evidence.events import Fact, Kind
 from photon_core.formatting import printable
 from schemas.server_errors import told
 
 AUTOMATIC_RETRIES = 5  # of a site's flow run that crashed; one that failed waits for a person
 PENDING = 3
+ERROR_LIMIT = 450  # characters
 WAITED_SECONDS = 10.0  # for an answer of the server, above which it is noted
-AGAIN = "it was started again"
-EDITED = "the file was edited: it was asked again"
-IN_VAIN = "Completed (nothing that it has committed counts)"
+AGAIN = Fact(Kind.FLOW_RUN_RESTARTED)
+EDITED = Fact(Kind.FLOW_RUN_REPLACED)
+IN_VAIN = "nothing that it has committed counts"
 
 
 class Asks(Protocol):
@@ -55,20 +57,20 @@ class Watch:
         self.others = False  # it is another coordinator's, of another file: left alone until it has ended
         self.pending: tuple[Any, float] | None = None  # its Pending state, and since when by this process's clock
         self.gone: type[Exception] | None = None  # how the server or the store fails to answer
-        self.notes: list[str] = []
+        self.notes: list[Fact] = []
 
     @property
     def failed(self) -> str:
         """How the flow run has failed for good or ended in vain, unless a person retries it; else empty."""
         return self.text if self.ended else ""
 
-    def incidents(self, client: SyncPrefectClient) -> list[str]:
-        """What went wrong on the way, a sentence each."""
+    def incidents(self, client: SyncPrefectClient) -> list[Fact]:
+        """What went wrong on the way."""
         return self.notes if self.run is not None else past(client, self.asks.runs())
 
     def story(self) -> str:
         """How the flow run is, and what has happened before."""
-        return f"{self.text}; before: {'; '.join(self.notes)}" if self.notes else self.text
+        return f"{self.text}; before: {'; '.join(map(str, self.notes))}" if self.notes else self.text
 
     def look(self, client: SyncPrefectClient) -> None:
         """See how it is; follow a crashed one up, leave a failed one to a person's retry."""
@@ -76,7 +78,7 @@ class Watch:
         self._look(client)
         self.gone = None
         if (waited := time.monotonic() - began) > WAITED_SECONDS:  # the client itself tries again for a minute
-            self._note(f"the Prefect server did not answer for {waited:.0f} s")
+            self._note(Fact(Kind.SERVER_SILENT, {"seconds": waited}))
 
     def _look(self, client: SyncPrefectClient) -> None:
         if self.run is None:
@@ -94,29 +96,30 @@ class Watch:
                 client.set_flow_run_state(self.run.id, Cancelled(message="the file was edited"), force=True)
             self._ask(EDITED)
         elif barren or bad(state):
-            self._has_ended(state, IN_VAIN if barren else self.text)
+            self._has_ended(state, ended(state, IN_VAIN if barren else None))
         elif self.ended:
             self.ended = False
             self._note(AGAIN)  # by a person
         elif self._is_lost(state):
             client.set_flow_run_state(self.run.id, Cancelled(message="no process came of it"), force=True)
-            self._follow(f"{AGAIN} after being {state.name} for {PENDING * self.silence:g} s")
+            self._follow(Fact(Kind.FLOW_RUN_LOST, {"state": state.name, "seconds": PENDING * self.silence}))
 
     def _catch_up(self, client: SyncPrefectClient, run: FlowRun) -> None:
         """Note the failures of a flow run that a person retried before this process saw them."""
         known, self.starts[run.id] = self.starts.get(run.id, 1), run.run_count
         if run.run_count > known:
-            for sentence in past(client, [run]):
-                if sentence not in (AGAIN, f"its flow run was {self.text}", *self.notes):
-                    self._note(sentence)
+            now = None if run.state is None else ended(run.state)
+            for fact in past(client, [run]):
+                if fact not in (AGAIN, now, *self.notes):
+                    self._note(fact)
                     self._note(AGAIN)
 
-    def _has_ended(self, state: State, how: str) -> None:
+    def _has_ended(self, state: State, how: Fact) -> None:
         """Follow a crashed one up; of any other, see whether there is another to wait for."""
-        self.text = how
+        self.text = said(how)
         if not self.ended:
             self.ended = True
-            self._note(f"its flow run was {how}")
+            self._note(how)
         if state.is_crashed() and self.retries < AUTOMATIC_RETRIES:
             self._follow(AGAIN)
         elif other := next((run for run in self.asks.runs() if is_under_way(run)), None):
@@ -133,9 +136,10 @@ class Watch:
 
     def away(self, error: Exception) -> None:
         """Take note that the Prefect server or the store does not answer; say so once."""
-        self.text = f"the Prefect server or the store does not answer ({told(error)})"[:500]
+        fact = Fact(Kind.SERVER_AWAY, {"error": told(error)[:ERROR_LIMIT]})
+        self.text = str(fact)
         if self.gone is not type(error):
-            self._note(self.text)
+            self._note(fact)
         self.gone = type(error)
 
     def give_up(self, client: SyncPrefectClient) -> None:
@@ -156,19 +160,19 @@ class Watch:
         if known and self.run.id not in [run.id for run in known]:
             self._note(AGAIN)
 
-    def _follow(self, note: str) -> None:
+    def _follow(self, note: Fact) -> None:
         """By another, so many times and no more; then a person's retry of the last one is waited for."""
         if self.retries < AUTOMATIC_RETRIES:
             self.retries += 1
             self._ask(note)
 
-    def _ask(self, note: str) -> None:
+    def _ask(self, note: Fact) -> None:
         self.run, self.ended, self.completed, self.others = self.asks.create(), False, False, False
         self._note(note)
 
-    def _note(self, sentence: str) -> None:
-        self.notes.append(sentence)
-        self.logger.warning(sentence)
+    def _note(self, fact: Fact) -> None:
+        self.notes.append(fact)
+        self.logger.warning(str(fact))
 
 
 def is_under_way(run: FlowRun) -> bool:
@@ -189,29 +193,40 @@ def cancel(client: SyncPrefectClient, run: FlowRun, message: str) -> None:
         client.set_flow_run_state(run.id, ending, force=True)
 
 
-def past(client: SyncPrefectClient, runs: list[FlowRun]) -> list[str]:
-    """What went wrong before this process looked, a sentence each: another may have begun the round."""
-    sentences: list[str] = []
+def past(client: SyncPrefectClient, runs: list[FlowRun]) -> list[Fact]:
+    """What went wrong before this process looked: another may have begun the round."""
+    facts: list[Fact] = []
     for run in runs:
         if run is not runs[0]:
-            sentences.append(AGAIN)
+            facts.append(AGAIN)
         if run.run_count <= 1 and run.state is not None and not bad(run.state):
             continue
         before: State | None = None
         for state in client.read_flow_run_states(run.id):
             if bad(state) and not (before is not None and before.type == state.type):
-                sentences.append(f"its flow run was {text(state)}")
+                facts.append(ended(state))
             elif before is not None and bad(before) and not bad(state):
-                sentences.append(AGAIN)
+                facts.append(AGAIN)
             before = state
-    return sentences
+    return facts
 
 
 def bad(state: State) -> bool:
     return state.is_final() and not state.is_completed()
 
 
+def ended(state: State, why: str | None = None) -> Fact:
+    """How a flow run has ended: its state, and its message on one line, which may be a traceback."""
+    message = printable(" ".join((state.message or "").split())) if why is None else why
+    return Fact(Kind.FLOW_RUN_ENDED, {"state": state.name or "", "message": message})
+
+
 def text(state: State) -> str:
-    """The state and its message on one line; a message may be a traceback."""
-    message = printable(" ".join((state.message or "").split()))
-    return f"{state.name}" + (f" ({message})" if message else "")
+    """The state and its message on one line."""
+    return said(ended(state))
+
+
+def said(fact: Fact) -> str:
+    """How a flow run has ended, without the beginning of the sentence."""
+    message = fact.data["message"]
+    return f"{fact.data['state']}" + (f" ({message})" if message else "")

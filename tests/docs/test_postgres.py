@@ -80,9 +80,11 @@ def test_sixteen_sites_at_once(workers: Workers, tmp_path: Path) -> None:
     from prefect.deployments import run_deployment
 
     from tasks import coordinator
+    from tasks.runtime import runtime_of
 
     many = prepared(workers, tmp_path, 16)
-    coordinator.open_run(many.federation)
+    with runtime_of(many.federation) as runtime:
+        coordinator.open_run(runtime, many.federation)
     names = [site.name for site in many.federation.sites]
     with many.server.client() as client:
         for name in names:

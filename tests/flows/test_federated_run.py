@@ -13,12 +13,12 @@ import pytest
 
 from photon_core.data.paths import cache_dir
 from photon_core.errors import QuorumMissed, StoreConflict
+from photon_core.evidence.events import Kind
 from photon_core.hashing import sha256_file
 from photon_core.run.history import history, summary
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from tasks.progress import listening
 from tests.conftest import merge
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -29,6 +29,14 @@ def run(federation: Federation, rounds: int | None = None) -> list[RoundManifest
 
     federated_run(federation, rounds)
     return history(run_of(federation))
+
+
+def opened(federation: Federation) -> None:
+    from tasks.coordinator import open_run
+    from tasks.runtime import runtime_of
+
+    with runtime_of(federation) as runtime:
+        open_run(runtime, federation)
 
 
 def changed(federation: Federation, **changes: Any) -> Federation:
@@ -81,10 +89,9 @@ def test_a_committed_round_and_a_committed_update_are_not_done_again(prepared: C
 def test_an_update_of_other_settings_does_not_count_after_an_edit_of_the_file(prepared: Callable[..., Federation]):
     """An edit of what does not change the work costs nothing; the same file again, and its update counts again."""
     from flows.site import site_round
-    from tasks.coordinator import open_run
 
     federation = prepared(rounds={"count": 1})
-    open_run(federation)
+    opened(federation)
     site_round(federation, "a", 1)
     faster = changed(federation, local=merge(federation.local.model_dump(), {"optimizer": {"lr": 1e-3}}))
     site_round(faster, "a", 1)
@@ -119,12 +126,13 @@ def test_raising_the_count_bends_no_schedule_that_has_begun(prepared: Callable[.
 
 def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation]):
     from photon_core.aggregation.aggregate import aggregate
+    from tasks.runtime import runtime
 
     federation = prepared(
         ("a", "b", "c"), rounds={"count": 1, "quorum": 2}, aggregation={"tree_above": 2, "fan_out": 2}
     )
     steps: list[str] = []
-    with listening(lambda event: steps.append(event.step) if event.state == "finished" else None):
+    with runtime(lambda event: steps.append(event.step[0]) if event.kind is Kind.STEP_FINISHED else None):
         manifest = run(federation)[1]
     assert {f"{verb} region {n}" for verb in ("average", "compare") for n in (1, 2)} <= set(steps)
     assert [path.split("/")[4] for path in manifest.partials] == ["0001", "0002"]
@@ -139,10 +147,9 @@ def test_what_goes_wrong_at_sites_is_told(prepared: Callable[..., Federation]):
     """One is left out; another committed before its shard went bad; the validation of a third is killed once, and
     tried again although the word cancelled, here the run's name, is in the error's text."""
     from flows.site import site_round
-    from tasks.coordinator import open_run
 
     federation = prepared(("killed", "corrupt", "late"), run="cancelled-run", rounds={"count": 1, "quorum": 2})
-    open_run(federation)
+    opened(federation)
     site_round(federation, "late", 1)
     shards = {site: damage(federation, site) for site in ("corrupt", "late")}
     pipe = held(federation, "killed")
@@ -209,23 +216,22 @@ def test_a_site_whose_process_is_killed_three_times_in_a_round_needs_nobody(prep
 
 
 def test_the_first_model_is_made_again_when_its_process_is_killed(prepared: Callable[..., Federation]):
-    from tasks.processes import launcher
+    from tasks.runtime import runtime
 
     federation = prepared(("a",), run="first", rounds={"count": 1})
     killed: list[int] = []
 
     def kill() -> None:
         while not killed:
-            found = [
-                job.pid for job in list(launcher()._jobs.values()) if job.label == "first/initial" and job.pid
-            ]
-            for pid in found:
+            jobs = list(process.launcher._jobs.values())
+            for pid in [job.pid for job in jobs if job.label == "first/initial" and job.pid]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
             time.sleep(0.001)
 
-    threading.Thread(target=kill, daemon=True).start()
-    assert set(run(federation)[1].updates) == {"a"}
+    with runtime() as process:
+        threading.Thread(target=kill, daemon=True).start()
+        assert set(run(federation)[1].updates) == {"a"}
     assert len(killed) == 1
 
 

@@ -100,12 +100,14 @@ def site_alone(federation: Federation, site: str, t: int) -> None:
     from prefect import flow
 
     from flows.site import failure, site_steps
+    from tasks.runtime import runtime_of
     from tasks.site import evaluate
 
     @flow
     def part() -> None:
-        assert not failure(site_steps(federation, site, t))
-        evaluate(federation, site, t, candidate_of(federation, t - 1))
+        with runtime_of(federation, f"site:{site}") as runtime:
+            assert not failure(site_steps(runtime, federation, site, t))
+            evaluate(runtime, federation, site, t, candidate_of(federation, t - 1))
 
     part()
 

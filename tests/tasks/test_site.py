@@ -13,10 +13,11 @@ pytestmark = pytest.mark.slow
 REPORTS = """
 import logging, os, signal, sys
 from prefect.logging import disable_run_logger
+from photon_core.evidence.events import Log
 from tasks import site
 
 with disable_run_logger():
-    progress = site._Progress("a", 1, 4, early=None)
+    progress = site._Progress(Log("tiny").at(1, "a"), 4, early=None)
 progress.logger = logging.getLogger("progress")
 progress.logger.addHandler(logging.StreamHandler())
 for step in range(1, 5):

@@ -13,6 +13,7 @@ from photon_core.aggregation.candidate import Candidate, Course
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.round import aggregate_round
+from photon_core.evidence.events import Kind, Log
 from photon_core.model.init import initial_tensor
 from photon_core.model.shapes import parameter_shapes
 from photon_core.run.run import Run
@@ -134,8 +135,10 @@ def test_an_update_from_the_other_model_is_refused(second: Run) -> None:
     lenient = FEDERATION.model_copy(update={"rounds": FEDERATION.rounds.model_copy(update={"quorum": 1})})
     candidate = aggregate_round(second, lenient, 2, ["a", "b"], {})
     assert "starts from a model in F32" in candidate.left_out["b"]
-    course = Course(["a", "b"], incidents={"b": ["it was started again"]})
-    assert commit(second, lenient, candidate, course).incidents == course.incidents
+    log = Log("run")
+    log.at(2, "b").append(Kind.FLOW_RUN_RESTARTED)
+    course = Course(["a", "b"], events=log.at(2).events())
+    assert commit(second, lenient, candidate, course).incidents == {"b": ["it was started again"]}
 
 
 def test_means_of_regions_are_of_the_models_own_bits(second: Run) -> None:

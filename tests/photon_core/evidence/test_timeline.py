@@ -2,10 +2,9 @@
 
 import pytest
 
-from photon_core.evidence.timeline import WHOLE, Spans, place, timeline
+from photon_core.evidence.events import Log
+from photon_core.evidence.timeline import WHOLE, phase, place, spans_of, timeline
 from schemas.manifests import Span, UpdateManifest
-
-KEY = ("run", 1, "a")
 
 
 def span(phase: str, start: float, seconds: float) -> Span:
@@ -68,11 +67,10 @@ def test_a_site_here_and_one_without_an_update_are_seen_directly():
 
 
 def test_a_span_begins_when_its_turn_comes_and_is_kept_when_it_fails():
-    spans = Spans()
-    with pytest.raises(RuntimeError), spans.span(KEY, "train") as begin:
+    log = Log("run").at(1, "a")
+    with pytest.raises(RuntimeError), phase(log, "train") as begin:
         before = begin.unix
         begin()
         raise RuntimeError
-    [found] = spans.of(KEY)
+    [found] = spans_of(log.events())["a"]
     assert found.phase == "train" and found.start >= before
-    assert spans.take("run", 1) == {"a": [found]} and spans.take("run", 1) == {}

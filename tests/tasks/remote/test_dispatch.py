@@ -10,6 +10,7 @@ import pytest
 
 from photon_core.errors import PhotonError
 from photon_core.evidence.evaluations import commit_evaluation
+from photon_core.evidence.events import Log, incidents
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import FileEntry
@@ -124,18 +125,19 @@ def test_an_evaluation_that_crashes_three_times_goes_on_by_itself_and_says_so(
 
     from flows.deploy.apply import apply
     from flows.deploy.catalogue import plan
-    from tasks.incidents import INCIDENTS
     from tasks.remote.dispatch import dispatch_evaluation
+    from tasks.remote.waiting import Waiting
 
     federation = load_federation(write_federation(("a",), pools={"a": "dispatched"}, run="evaluated"))
     apply(plan(federation))
     deployed = Deployed(SessionServer(), federation)
+    log = Log(federation.run)
     model = [FileEntry(path="m", sha256="a" * 64, bytes=1)]
     scores = {"loss": 1.0, "perplexity": 2.0, "tokens": 3.0}
 
     @flow
     def evaluating() -> dict[str, float]:
-        return dispatch_evaluation(federation, "a", 1, model, time.time() + 200)
+        return dispatch_evaluation(federation, "a", 1, model, time.time() + 200, Waiting(log))
 
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(evaluating)
@@ -153,4 +155,4 @@ def test_an_evaluation_that_crashes_three_times_goes_on_by_itself_and_says_so(
         commit_evaluation(run_of(federation), 1, "a", model, scores)
         assert found.result() == scores
     told = ["evaluation: its flow run was Crashed (killed)", "evaluation: it was started again"]
-    assert INCIDENTS.take("evaluated", 1) == {"a": 3 * told}
+    assert incidents(log.at(1).events()) == {"a": 3 * told}

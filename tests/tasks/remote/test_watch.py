@@ -78,10 +78,10 @@ def test_a_flow_run_that_is_completed_in_vain_counts_as_failed_for_the_grace(rou
     for _ in range(2):
         watch.look(rounds.client)
         assert watch.failed == "Completed (nothing that it has committed counts)"
-    assert watch.notes == [f"its flow run was {watch.failed}"] and len(watch.asks.runs()) == 1
+    assert list(map(str, watch.notes)) == [f"its flow run was {watch.failed}"] and len(watch.asks.runs()) == 1
     rounds.set(watch, Scheduled())
     watch.look(rounds.client)
-    assert not watch.failed and watch.notes[-1] == "it was started again"
+    assert not watch.failed and str(watch.notes[-1]) == "it was started again"
 
 
 def test_a_failure_that_a_person_retried_between_two_looks_is_noted(rounds: Rounds) -> None:
@@ -91,7 +91,7 @@ def test_a_failure_that_a_person_retried_between_two_looks_is_noted(rounds: Roun
         rounds.set(watch, state)
     for _ in range(2):
         watch.look(rounds.client)
-        assert watch.notes == ["its flow run was Failed (no space)", "it was started again"]
+        assert list(map(str, watch.notes)) == ["its flow run was Failed (no space)", "it was started again"]
     rounds.set(watch, Failed(message="no space"))  # as before: seen, so not missed
     watch.look(rounds.client)
     assert watch.failed and len(watch.notes) == 3

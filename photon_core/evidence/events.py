@@ -1,0 +1,214 @@
+"""What happens in a run, as typed events: whoever acts appends them to a log, and sentences are made from them.
+
+A `Fact` is what has happened. An `Event` is a fact with its place: who says it, in which run and round, about
+which member, and when. `Kind` is the one list of what can happen: a new kind is a new line there. Data holds what
+JSON takes. Sentences are made when a manifest, a log message or a page needs them.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from schemas.server_errors import told
+
+COORDINATOR = "coordinator"
+STEPS = {  # how a step is called in a sentence
+    "validate": "validation", "train": "local training", "upload": "the upload", "evaluate": "evaluation",
+}  # fmt: skip
+
+
+class Kind(Enum):
+    """What can happen: the stored name, the fields of its data, and how it reads, if people read it in manifests.
+
+    Every kind's data may also have `step`, the step that it happened in, and `model`, whose evaluation that was.
+    """
+
+    # a step of a round
+    STEP_STARTED = "step.started", "", ""
+    STEP_PROGRESS = "step.progress", "figures", ""
+    STEP_FINISHED = "step.finished", "figures", ""
+    STEP_FAILED = "step.failed", "error", ""
+    STEP_RESTARTED = "step.restarted", "count", "{name} was started {count} times"
+    PHASE_ENDED = "phase.ended", "phase start seconds", ""
+    # an update
+    UPDATE_COMMITTED = "update.committed", "bytes", ""
+    UPDATE_SUPERSEDED = "update.superseded", "why", "{why}: it was trained again"
+    UPDATE_LATE = "update.late", "why", "{why}; its update was committed all the same"
+    TRAINING_NOTED = "training.noted", "text", "{text}"
+    # a site's flow run, as the coordinator sees it, or itself
+    FLOW_RUN_ENDED = "flow_run.ended", "state message", "{where}its flow run was {state}{message}"
+    FLOW_RUN_RESTARTED = "flow_run.restarted", "", "{where}it was started again"
+    FLOW_RUN_REPLACED = "flow_run.replaced", "", "{where}the file was edited: it was asked again"
+    FLOW_RUN_LOST = (
+        "flow_run.lost", "state seconds", "{where}it was started again after being {state} for {seconds:g} s",
+    )  # fmt: skip
+    FLOW_RUN_RETRIED = "flow_run.retried", "why", "its flow run was started again: {why}"
+    SERVER_SILENT = "server.silent", "seconds", "{where}the Prefect server did not answer for {seconds:.0f} s"
+    SERVER_AWAY = "server.away", "error", "{where}the Prefect server or the store does not answer ({error})"
+    # the round
+    SITE_EXCLUDED = "site.excluded", "reason", "site '{member}' is left out of round {round}: {reason}"
+    ROUND_PUBLISHED = "round.published", "", ""
+
+    def __init__(self, label: str, fields: str, sentence: str) -> None:
+        self.label, self.fields, self.sentence = label, frozenset(fields.split()), sentence
+
+
+# what a manifest says of a site whose part came to its end all the same
+INCIDENTS = {kind for kind in Kind if kind.sentence} - {Kind.SITE_EXCLUDED}
+UNKEPT = {Kind.STEP_PROGRESS}  # one a second and site: listeners hear of them, the log does not keep them
+PLACE = frozenset({"step", "model"})
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that has happened.
+
+    Raises:
+        TypeError: the data are not what the kind has.
+    """
+
+    kind: Kind
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.data.keys() - PLACE != self.kind.fields:
+            raise TypeError(f"{self.kind.label} has {sorted(self.kind.fields)}, not {sorted(self.data)}")
+
+    def __str__(self) -> str:
+        """The sentence, for people; a kind without one reads as its name."""
+        return _sentence(self.kind, self.data) if self.kind.sentence else self.kind.label
+
+
+@dataclass(frozen=True)
+class Event:
+    """A fact with its place.
+
+    Args:
+        kind, data: of the fact.
+        actor: who says it: the coordinator, or site:<name>.
+        run: the run's name.
+        round: number of the round; 0 before the first.
+        member: the site that it is about; empty for the whole round.
+        attempt: of the site's update; 0 where none is meant.
+        time: Unix time in seconds by the actor's clock.
+    """
+
+    kind: Kind
+    actor: str
+    run: str
+    round: int
+    member: str
+    attempt: int
+    time: float
+    data: Mapping[str, Any]
+
+    @property
+    def step(self) -> tuple[str, str]:
+        """The step that it happened in, and the model that the step is about; empty where there is none."""
+        return str(self.data.get("step", "")), str(self.data.get("model", ""))
+
+    def __str__(self) -> str:
+        """The sentence, for people; a kind without one reads as its name."""
+        if not self.kind.sentence:
+            return self.kind.label
+        return _sentence(self.kind, {**self.data, "member": self.member, "round": self.round})
+
+
+def _sentence(kind: Kind, data: Mapping[str, Any]) -> str:
+    step = str(data.get("step", ""))
+    words = {
+        "name": STEPS.get(step, step),
+        "where": "evaluation: " if step == "evaluate" else "",
+        **data,
+        "message": f" ({data['message']})" if data.get("message") else "",
+    }
+    return kind.sentence.format_map(words)
+
+
+Listener = Callable[[Event], None]
+
+
+class Log:
+    """The events of a process's part in a run, in the order in which they were appended. Safe to use from threads.
+
+    `at` and `by` give the same log with another place, which whatever is appended there gets.
+
+    Args:
+        run: the run's name.
+        actor: who appends.
+        listeners: are called with every event, in the thread that appends it.
+    """
+
+    def __init__(self, run: str, actor: str = COORDINATOR, listeners: Sequence[Listener] = ()) -> None:
+        self.run, self.actor, self.round, self.member, self.attempt = run, actor, 0, "", 0
+        self._listeners = tuple(listeners)
+        self._lock = threading.Lock()
+        self._events: list[Event] = []
+
+    def at(self, t: int, member: str = "", attempt: int = 0) -> "Log":
+        """The log at a place: a round, and the site that what follows is about."""
+        there = copy(self)
+        there.round, there.member, there.attempt = t, member, attempt
+        return there
+
+    def by(self, actor: str) -> "Log":
+        """The log as another actor's."""
+        there = copy(self)
+        there.actor = actor
+        return there
+
+    def append(self, kind: Kind, **data: Any) -> Event:
+        """Say that something has happened, now and here."""
+        return self.add(Fact(kind, data))
+
+    def add(self, fact: Fact, **more: Any) -> Event:
+        """Append a fact that somebody found; `more` is its step."""
+        data = {**fact.data, **more}
+        place = (self.actor, self.run, self.round, self.member, self.attempt)
+        event = Event(fact.kind, *place, time.time(), data)
+        if event.kind not in UNKEPT:
+            with self._lock:
+                self._events.append(event)
+        for listener in self._listeners:
+            listener(event)
+        return event
+
+    def events(self) -> list[Event]:
+        """What has happened here so far: of the round and, if the log is at a member, of that one alone."""
+        with self._lock:
+            events = list(self._events)
+        return [event for event in events if event.round == self.round and self.member in ("", event.member)]
+
+    @contextmanager
+    def step(self, step: str, **model: str) -> Iterator[dict[str, float]]:
+        """Append that a step has started, and has finished (with the figures that the block put into the dict) or
+        failed (with the error)."""
+        figures: dict[str, float] = {}
+        self.append(Kind.STEP_STARTED, step=step, **model)
+        try:
+            yield figures
+        except BaseException as error:
+            self.append(Kind.STEP_FAILED, step=step, **model, error=f"{type(error).__name__}: {told(error)}")
+            raise
+        self.append(Kind.STEP_FINISHED, step=step, **model, figures=figures)
+
+
+def incidents(events: Iterable[Event]) -> dict[str, list[str]]:
+    """Site -> what went wrong on the way to a result that came all the same, a sentence each.
+
+    A step that is started again says anew, and what is in a committed update's manifest is not said twice.
+    """
+    found: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for event in events:
+        if event.kind is Kind.STEP_STARTED:
+            found.get(event.member, {}).pop(event.step, None)
+        elif event.kind is Kind.UPDATE_COMMITTED:
+            found.pop(event.member, None)
+        elif event.kind in INCIDENTS:
+            found.setdefault(event.member, {}).setdefault(event.step, []).append(str(event))
+    return {site: [text for said in steps.values() for text in said] for site, steps in found.items() if steps}
