@@ -1,4 +1,4 @@
-"""What a run records about itself: timelines, metrics, experiment trackers, the record that reports read.
+"""What a run records about itself: events, timelines, metrics, experiment trackers, the record that reports read.
 
 Here: facts in a fixed form.
 Not here: pages and pictures made of them (report/).
