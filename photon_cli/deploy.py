@@ -1,4 +1,4 @@
-"""photon deploy: a federation's pools, deployments and automations on a Prefect server."""
+"""photon deploy: a federation's pools, deployments and automations on a Prefect server, or a prefect.yaml."""
 
 from flows.deploy.catalogue import plan
 from photon_cli.prefect.remote import asking, require_server
@@ -14,8 +14,7 @@ def deploy(federation: Federation, dry_run: bool, prune: bool, quiet: bool) -> N
         FederationError: a site could not train as the file says, a name is taken by something else, or a block is
             missing.
     """
-    for site in federation.active:
-        check_infra(federation, site)
+    _check(federation)
     url = require_server()
     from flows.deploy.apply import apply
 
@@ -27,6 +26,23 @@ def deploy(federation: Federation, dry_run: bool, prune: bool, quiet: bool) -> N
     print(f"server:      {url}")
     if not dry_run:
         print(f"next:        photon join FILE --coordinator; photon join FILE --site S, at {_names(federation)}")
+
+
+def print_prefect_yaml(federation: Federation) -> None:
+    """Print a prefect.yaml that deploys the same. Needs no server.
+
+    Raises:
+        FederationError: a site could not train as the file says, or a text of the file looks like a template.
+    """
+    from flows.deploy.prefect_yaml import prefect_yaml
+
+    _check(federation)
+    print(prefect_yaml(plan(federation)), end="")
+
+
+def _check(federation: Federation) -> None:
+    for site in federation.active:
+        check_infra(federation, site)
 
 
 def _names(federation: Federation) -> str:

@@ -198,14 +198,23 @@ def deploy(
     file: File = HERE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="remove what the file no longer has")] = False,
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="only print a prefect.yaml, for `prefect deploy --all`; needs no server")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Put the federation on the Prefect server of PREFECT_API_URL: pools, deployments, schedule, automations."""
     from photon_cli.deploy import deploy as put
+    from photon_cli.deploy import print_prefect_yaml
     from schemas.reading.load import check_store, load_federation
 
+    if as_yaml and (dry_run or prune):
+        raise typer.BadParameter("--yaml asks no server; write it without --dry-run and --prune")
     federation = load_federation(file)
     check_store(federation, file)
+    if as_yaml:
+        print_prefect_yaml(federation)
+        return
     put(federation, dry_run, prune, quiet)
 
 

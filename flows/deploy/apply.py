@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.deploy.blocks import Notifier, credentials
 from flows.deploy.catalogue import (
+    COLLISION_STRATEGY,
     COORDINATOR,
     TAG,
     Automation,
@@ -272,8 +273,7 @@ def _request(wanted: Deployment) -> dict[str, Any]:
     flow = load_flow_from_entrypoint(wanted.entrypoint, use_placeholder_flow=False)
     assert flow.name == wanted.flow, f"{wanted.entrypoint} is named {flow.name}"
     schedules = [CronSchedule(cron=wanted.cron, timezone=wanted.timezone)] if wanted.cron else []
-    # to wait its turn, not to be cancelled: a cancelled one would also be a retry that never comes
-    waiting = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+    waiting = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(COLLISION_STRATEGY))
     return {
         "name": wanted.name,
         "version": versions()["photon"],
@@ -296,10 +296,9 @@ def _same_deployment(request: dict[str, Any], there: Any) -> bool:
     limit = there.global_concurrency_limit
     options = request["concurrency_options"]
     strategy = there.concurrency_options.collision_strategy if there.concurrency_options else None
-    plain = ("version", "entrypoint", "work_pool_name", "job_variables", "description", "enforce_parameter_schema")
+    plain = ("version", "entrypoint", "work_pool_name", "parameters", "job_variables", "description")
     return (
-        all(request[name] == getattr(there, name) for name in plain)
-        and _same_parameters(request["parameters"], there.parameters)
+        all(request[name] == getattr(there, name) for name in (*plain, "enforce_parameter_schema"))
         and set(request["tags"]) == set(there.tags)
         and request["concurrency_limit"] == (limit.limit if limit else None)
         and (options.collision_strategy if options else None) == strategy
@@ -307,17 +306,6 @@ def _same_deployment(request: dict[str, Any], there: Any) -> bool:
         and request["parameter_openapi_schema"] == there.parameter_openapi_schema
         and not there.pull_steps
     )
-
-
-def _same_parameters(wanted: dict[str, Any], there: dict[str, Any]) -> bool:
-    """Equal in meaning: prefect.yaml may leave out of its federation what has a default."""
-    from schemas.federation import Federation
-
-    try:
-        meant = Federation.model_validate(there.get("federation")).model_dump(mode="json")
-    except ValueError:
-        return False  # of another version of the file's model
-    return {**there, "federation": meant} == wanted
 
 
 def _dumped(automation: Any) -> dict[str, Any]:

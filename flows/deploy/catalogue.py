@@ -33,6 +33,7 @@ STARTED = (
     *sorted({*SIGNS_OF_LIFE} - {"prefect.flow-run.Pending"}),
 )
 PENDING = 3  # times zombie_after, as a round waits for the flow run of a site (tasks/remote/watch.py)
+COLLISION_STRATEGY = "ENQUEUE"  # under a limit; a run that is cancelled instead would be a retry that never comes
 SPOKEN = f"{PROTOCOL_TAG}{PROTOCOL}"  # a tag of every deployment: flow runs and `photon join` compare it
 ROUND_ENDS_BADLY = ("prefect.flow-run.Failed", "prefect.flow-run.TimedOut", "prefect.flow-run.Crashed")
 CHILD_SETTINGS = {

@@ -1,7 +1,5 @@
 """A real server brought in line with a plan: once, again, after changes, and beside another run."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from photon_core.errors import FederationError
 from schemas.federation import Federation
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[3]
 DEPLOY: dict[str, Any] = {"schedule": "0 0 1 1 *", "notify": {"block": "webhook/hook"}}
 
 
@@ -182,20 +179,3 @@ def test_blocks(load: Callable[..., Federation], client: Any) -> None:
     assert "hush" not in client.read_deployment_by_name("site-round/blocks-a").model_dump_json()
     with pytest.raises(FederationError, match="no block 'slack-webhook/ops'"):
         apply(plan(changed(federation, deploy={"notify": {"block": "slack-webhook/ops"}})))
-
-
-def test_prefect_yaml_deploys_the_same(client: Any) -> None:
-    from prefect.blocks.notifications import SlackWebhook
-    from prefect.client.schemas.actions import WorkPoolCreate
-
-    from schemas.reading.load import load_federation
-
-    SlackWebhook(url="https://127.0.0.1:9/hook").save("photon", overwrite=True)
-    wanted = plan(load_federation(ROOT / "examples" / "federation.yaml"))
-    for pool in wanted.pools:
-        client.create_work_pool(WorkPoolCreate(name=pool.name, type=pool.type, description=pool.description))
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    different = [line for line in apply(wanted, dry_run=True) if "deployment" in line and "unchanged" not in line]
-    assert different == []

@@ -1,4 +1,4 @@
-"""The plan of a federation on a server: worked out from the file alone; prefect.yaml says the same."""
+"""The plan of a federation on a server: worked out from the file alone."""
 
 import subprocess
 import sys
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from flows.deploy.catalogue import SIGNS_OF_LIFE, Plan, plan
 from schemas.federation import Federation
@@ -109,25 +108,3 @@ def test_notifications(example: Federation, planned: Plan) -> None:
     assert "photon.site.notes.lyon" in planned.automations[3].trigger["match"]["prefect.resource.id"]
     quiet = changed(example, deploy={**example.deploy.model_dump(), "notify": None})
     assert [a.name for a in plan(quiet).automations] == ["photon/notes/zombies", "photon/notes/never started"]
-
-
-def test_prefect_yaml_is_in_step(planned: Plan) -> None:
-    written = yaml.safe_load((ROOT / "prefect.yaml").read_text("utf-8"))["deployments"]
-    for wanted, found in zip(planned.deployments, written, strict=True):
-        parameters = dict(found["parameters"])
-        parameters["federation"] = Federation.model_validate(parameters["federation"]).model_dump(mode="json")
-        limit = {"limit": wanted.limit, "collision_strategy": "ENQUEUE"} if wanted.limit else None
-        schedules = [{"cron": wanted.cron, "timezone": wanted.timezone}] if wanted.cron else None
-        assert found == {
-            "name": wanted.name,
-            "version": found["version"],
-            "entrypoint": wanted.entrypoint,
-            "description": wanted.description,
-            "tags": list(wanted.tags),
-            "pull": [],
-            "work_pool": {"name": wanted.pool, "job_variables": wanted.job_variables},
-            "parameters": found["parameters"],
-            **({"concurrency_limit": limit} if limit else {}),
-            **({"schedules": schedules} if schedules else {}),
-        }
-        assert parameters == wanted.parameters
