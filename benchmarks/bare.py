@@ -18,6 +18,7 @@ from typing import Any
 from schemas.federation import Federation
 from schemas.sections.local import Optimizer
 from schemas.sections.model import Model
+from schemas.view import view_of
 
 
 @dataclass
@@ -92,11 +93,10 @@ def spec_of(federation: Federation, runs: dict[str, dict[str, float]], steps: in
 
 def site_runs(federation: Federation) -> dict[str, dict[str, float]]:
     """One run a site, over the site's own training shards."""
-    from photon_core.data.paths import split_dir
 
     return {
         site.name: {
-            str(split_dir(federation, site.name, stream.name, "train").resolve()): stream.proportion
+            str(view_of(federation, site.name).split_dir(stream.name, "train").resolve()): stream.proportion
             for stream in site.streams
         }
         for site in federation.sites

@@ -22,6 +22,7 @@ from benchmarks.common import Neighbours, cores, finish, heading, machine, say, 
 from benchmarks.federate import federate, source
 from benchmarks.six_sites import domains_of, evaluate, federated_model, options, train_tokenizer, valid_sequences
 from benchmarks.splits import three_splits
+from schemas.view import view_of
 
 CODECS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -128,7 +129,7 @@ def measure(
         launcher.warm()
         for domain in domains:
             say(f"preparing {domain}")
-            prepare_site(first, domain)
+            prepare_site(view_of(first, domain))
         held_out = {domain: valid_sequences(first, data / domain / "test.jsonl.gz") for domain in domains}
         for number, (name, update) in enumerate(chosen.items()):
             say(name)

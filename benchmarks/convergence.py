@@ -52,6 +52,7 @@ from benchmarks.federate import federate, source
 from benchmarks.six_sites import domains_of, evaluate, options, texts, train_tokenizer, valid_sequences
 from benchmarks.splits import PARTS, TEST_EVERY, three_splits
 from schemas.federation import Federation
+from schemas.view import view_of
 
 STEPS, WARMUP = 20, 30
 POINTS = 8  # of a curve
@@ -230,7 +231,7 @@ class Setting:
         for domain in self.domains:
             if not (shards / domain).exists():
                 say(f"preparing {domain}, {kind}, seed {seed}")
-                prepare_site(self.federation(row, seed, shards), domain)
+                prepare_site(view_of(self.federation(row, seed, shards), domain))
             shutil.copytree(shards / domain / "data", folder / domain / "data")
         return self.federation(row, seed, folder)
 

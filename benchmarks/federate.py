@@ -11,6 +11,7 @@ from photon_core.run.run import Run
 from photon_core.training import entry
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.view import view_of
 
 if TYPE_CHECKING:
     from photon_core.jobs.launcher import Launcher
@@ -59,21 +60,19 @@ def federate(
 
 def train_site(federation: Federation, run: Run, launcher: "Launcher", site: str, t: int) -> None:
     """What a site does in a round: fetch the model, train, upload."""
-    from photon_core.data.paths import cache_dir
     from photon_core.run.updates import last_contribution
     from photon_core.training.job import LocalJob
     from photon_core.update.upload import upload_update
 
     base = run.round(t - 1)
     assert base is not None
-    folder = cache_dir(federation, site) / "model"
+    folder = view_of(federation, site).cache_dir / "model"
     model, moments = (
         [str(run.store.fetch(entry, run.files_dir(t - 1), folder)) for entry in entries]
         for entries in (base.download or base.model, base.moments)
     )
     job = LocalJob(
-        federation,
-        site,
+        view_of(federation, site),
         t,
         1,
         model,
@@ -85,4 +84,4 @@ def train_site(federation: Federation, run: Run, launcher: "Launcher", site: str
     )
     log = folder.parent / "training.log"
     trained = launcher.run(partial(entry.train, job), label=f"{t}/{site}", log_path=log)
-    upload_update(run, federation, site, t, trained)
+    upload_update(run, view_of(federation, site), t, trained)

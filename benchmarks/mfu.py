@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.common import finish, gpu_name, heading, machine, python_child, say, table
 from photon_core.model.cost import flops_per_token, peak_tflops
 from schemas.federation import Federation
+from schemas.view import view_of
 
 CASES = {"125M": {"micro_batch": 32, "passes": 4}, "1.3B": {"micro_batch": 16, "passes": 4}}
 SMALL = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": 512, "max_seq_len": 128}
@@ -152,7 +153,7 @@ def site(federation: Federation, folder: Path) -> float:
     )
     seen: list[tuple[float, dict[str, Any]]] = []
     round_callback.REPORT_SECONDS = 0.0  # a report after every step
-    job = LocalJob(federation, SITE, 1, 1, [str(theta)], "0", 0)
+    job = LocalJob(view_of(federation, SITE), 1, 1, [str(theta)], "0", 0)
     train(job, lambda report: seen.append((time.perf_counter(), report)))
     (start, first), (end, last) = seen[WARM - 1], seen[-1]
     return float((last["tokens"] - first["tokens"]) / (end - start))
@@ -163,13 +164,12 @@ def write_shards(federation: Federation) -> None:
     import numpy as np
     from streaming import MDSWriter
 
-    from photon_core.data.paths import split_dir
     from photon_core.hashing import sha256_file
     from schemas.manifests import DataManifest, FileEntry, StreamData
 
     length, random = federation.model.max_seq_len, np.random.default_rng(0)
     sequences = STEPS * federation.local.batch_size
-    folder = split_dir(federation, SITE, "text", "train")
+    folder = view_of(federation, SITE).split_dir("text", "train")
     columns = {"tokens": f"ndarray:uint16:{length}", "id": "uint32"}
     with MDSWriter(out=str(folder), columns=columns, compression="zstd", hashes=["sha256"]) as writer:
         for number in range(sequences):

@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.bare import Spec, site_runs, spec_of
 from benchmarks.common import Neighbours, cores, finish, heading, machine, python_child, say, table
 from benchmarks.peers.flower import PeerMissing, flower_rounds
+from schemas.view import view_of
 
 BENCH = """\
 run: bench
@@ -86,7 +87,7 @@ def measure(folder: Path, text: str | None, *, rounds: int, steps: int | None, q
         file.write_text(re.sub(r"(?m)^  steps: \d+", f"  steps: {steps}", file.read_text()))
     federation = load_federation(file)
     for name in names:
-        prepare_site(federation, name)
+        prepare_site(view_of(federation, name))
     total = federation.local.steps * rounds
     bare = {}
     ways = {"side by side": cores(), "one after the other": 1}

@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.bare import site_runs, spec_of
 from benchmarks.common import ROOT, Neighbours, cores, finish, heading, machine, python_child, say, table
 from benchmarks.splits import three_splits
+from schemas.view import view_of
 
 VOCABULARY = 2048
 BPE_CHARACTERS = 1_500_000  # of each domain, to train the tokenizer on
@@ -79,7 +80,7 @@ def measure(work: Path, data: Path, domains: list[str], text: str) -> dict[str, 
     federation = load_federation(file)
     for domain in domains:
         say(f"preparing {domain}")
-        prepare_site(federation, domain)
+        prepare_site(view_of(federation, domain))
     total = federation.local.steps * federation.rounds.count
 
     say(f"federation: {federation.rounds.count} rounds of {federation.local.steps} steps at six sites")

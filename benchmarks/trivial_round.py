@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.common import ROOT, Neighbours, finish, heading, machine, say, table
 from benchmarks.peers.flower import PeerMissing, flower_rounds
 from benchmarks.updates import bytes_of, shapes_of
+from schemas.view import view_of
 
 FILE = """run: trivial
 store: store
@@ -81,7 +82,7 @@ def write(folder: Path, size: str, rounds: int) -> Path:
     file.write_text(re.sub('"', "", text))
     federation = load_federation(file)
     for name in names:
-        prepare_site(federation, name)
+        prepare_site(view_of(federation, name))
     return file
 
 
@@ -91,17 +92,16 @@ def train(job: Any) -> Any:
 
     import torch
 
-    from photon_core.data.paths import state_dir
     from photon_core.training.exchange import Theta, write_update
     from photon_core.update.trained import Trained
 
     torch.set_num_threads(1)
-    folder = state_dir(job.federation, job.site) / f"trivial-{job.round}"
+    folder = job.view.state_dir / f"trivial-{job.round}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    theta = Theta(job.base_files, job.federation.model)
+    theta = Theta(job.base_files, job.view.federation.model)
     written = write_update(
-        theta, {name: value + 1e-3 for name, value in theta.tensors().items()}, folder, job.federation.update
+        theta, {name: value + 1e-3 for name, value in theta.tensors().items()}, folder, job.view.update
     )
     return Trained(
         **{"round": job.round, "attempt": job.attempt, "base_sha256": job.base_sha256, "codec": written.codec},
@@ -131,7 +131,7 @@ def rounds_of(file: Path) -> dict[str, float]:
 
         @task(task_run_name="{name} / train", cache_policy=NO_CACHE)
         def trivial(name: str, t: int) -> Any:
-            job = site._job(runtime, federation, name, t)
+            job = site._job(runtime, view_of(federation, name), t)
             return runtime.launcher.run(partial(train, job), label=name, timeout=600)
 
         @flow(task_runner=ThreadPoolTaskRunner(max_workers=64))
@@ -140,7 +140,8 @@ def rounds_of(file: Path) -> dict[str, float]:
             sampled = coordinator.sample(federation, t)
             trained = {name: trivial.submit(name, t) for name in sampled}
             uploaded = [
-                site.upload.submit(runtime, federation, name, t, future, []) for name, future in trained.items()
+                site.upload.submit(runtime, view_of(federation, name), t, future, [])
+                for name, future in trained.items()
             ]
             for future in uploaded:
                 future.result()

@@ -32,6 +32,7 @@ from photon_core.run.history import remarks
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.view import view_of
 from tasks import coordinator
 from tasks import site as steps
 from tasks.remote import dispatch
@@ -148,8 +149,9 @@ def _ask(t: int, sampled: list[str], present: Present, opened: float, waiting: W
     federation, futures = present.federation, SiteFutures()
     deadline = opened + federation.rounds.deadline
     for site in sampled:
+        view = view_of(federation, site)
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
-            asked = dispatch.dispatch_round.submit(federation, site, t, deadline, present=present, waiting=waiting)
+            asked = dispatch.dispatch_round.submit(view, t, deadline, present=present, waiting=waiting)
             futures[site] = {"round": asked}
     return futures
 
@@ -158,8 +160,9 @@ def _submit(runtime: Runtime, federation: Federation, t: int, sampled: list[str]
     """Do each site's part here."""
     futures = SiteFutures()
     for site in sampled:
+        view = view_of(federation, site)
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
-            futures[site] = site_steps(runtime, federation, site, t)
+            futures[site] = site_steps(runtime, view, t)
     return futures
 
 
@@ -176,7 +179,7 @@ def _wait(
     late, waited = wait_for(last, waiting, limits, tell_state)
     reasons = dict.fromkeys(late, f"not done at the deadline of {federation.rounds.deadline:g} s")
     for site, reason in reasons.items():
-        steps.cancel(runtime, federation, site, t)
+        steps.cancel(runtime, view_of(federation, site), t)
         waiting.end(site, reason)
     wait([last[site] for site in late], timeout=STOP_SECONDS)
     for site, site_futures in futures.items():
@@ -213,13 +216,12 @@ def _evaluate(
     futures: dict[str, PrefectFuture] = {}
     with watching(runtime.log) as waiting:
         for site in federation.active:
+            view = view_of(federation, site)
             with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
                 if deployed:
-                    futures[site] = dispatch.dispatch_evaluation.submit(
-                        federation, site, t, model, deadline, waiting
-                    )
+                    futures[site] = dispatch.dispatch_evaluation.submit(view, t, model, deadline, waiting)
                 else:
-                    futures[site] = steps.evaluate.submit(runtime, federation, site, t, model)
+                    futures[site] = steps.evaluate.submit(runtime, view, t, model)
         limits = Limits(min(federation.quorum, len(futures)), deadline, rounds.grace)
         wait_for(futures, waiting, lambda: limits, tell_state)
         failures = {site: reason for site, future in futures.items() if (reason := failure({"evaluate": future}))}

@@ -14,20 +14,19 @@ from photon_core.run.birth import as_born
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import FileEntry
+from schemas.view import SiteView, view_of
 from tasks import site as steps
 from tasks.remote.present import own_file
 from tasks.runtime import Runtime, runtime_of
 from tasks.tags import SITE
 
 
-def site_steps(
-    runtime: Runtime, federation: Federation, site: str, t: int, attempt: int = 1
-) -> dict[str, PrefectFuture]:
+def site_steps(runtime: Runtime, view: SiteView, t: int, attempt: int = 1) -> dict[str, PrefectFuture]:
     """Submit the site's steps to the flow run that this is called in; each waits for the one before."""
-    with tags(f"{SITE}{site}"):
-        checked = steps.validate.submit(runtime, federation, site, t)
-        trained = steps.train.submit(runtime, federation, site, t, attempt, wait_for=[checked])
-        uploaded = steps.upload.submit(runtime, federation, site, t, trained, checked)
+    with tags(f"{SITE}{view.name}"):
+        checked = steps.validate.submit(runtime, view, t)
+        trained = steps.train.submit(runtime, view, t, attempt, wait_for=[checked])
+        uploaded = steps.upload.submit(runtime, view, t, trained, checked)
     return {"validate": checked, "train": trained, "upload": uploaded}
 
 
@@ -47,32 +46,32 @@ def site_round(federation: Federation, site: str, t: int, attempt: int = 1) -> S
     """
     federation, edited = own_file(federation, f"site '{site}'")
     note = f" ({edited})" if edited else ""
-    if over := _over(federation, site, t):
+    if over := _over(view_of(federation, site), t):
         return Completed(message=over)
     with runtime_of(federation, f"site:{site}") as runtime:
         if edited:
             runtime.log.at(t, site).append(Kind.FLOW_RUN_RETRIED, why=edited)
         federation = as_born(run_of(federation), federation)
-        if reason := failure(site_steps(runtime, federation, site, t, attempt)):
+        if reason := failure(site_steps(runtime, view_of(federation, site), t, attempt)):
             raise PhotonError(f"site '{site}', round {t}: {reason}{note}")
     return Completed(message=f"site '{site}', round {t}: the update is committed{note}")
 
 
-def _over(federation: Federation, site: str, t: int) -> str:
+def _over(view: SiteView, t: int) -> str:
     """Of a retry, whether the round has its update; a round that is committed without it trains nobody.
 
     Raises:
         StoreConflict: it is.
     """
-    manifest = run_of(federation).round(t) if (flow_run.run_count or 1) > 1 else None
+    manifest = run_of(view.federation).round(t) if (flow_run.run_count or 1) > 1 else None
     if manifest is None:
         return ""
-    if site not in manifest.updates:
+    if view.name not in manifest.updates:
         raise StoreConflict(
-            f"round {t} was committed without site '{site}' meanwhile, and stands: nothing is trained. "
+            f"round {t} was committed without site '{view.name}' meanwhile, and stands: nothing is trained. "
             "The next round asks for it again"
         )
-    return f"site '{site}', round {t}: the round is committed, with its update"
+    return f"site '{view.name}', round {t}: the round is committed, with its update"
 
 
 @flow(name="site-evaluate", flow_run_name="{site} evaluates round {t}")
@@ -87,7 +86,7 @@ def site_evaluate(federation: Federation, site: str, t: int, model: list[FileEnt
     """
     federation, _ = own_file(federation, f"site '{site}'")
     with runtime_of(federation, f"site:{site}") as runtime, tags(f"{SITE}{site}"):
-        steps.evaluate(runtime, federation, site, t, model)
+        steps.evaluate(runtime, view_of(federation, site), t, model)
 
 
 @flow(name="site-start", flow_run_name="{site} start")
@@ -100,7 +99,7 @@ def site_start(federation: Federation, site: str) -> None:
     """
     federation, _ = own_file(federation, f"site '{site}'")
     with runtime_of(federation, f"site:{site}") as runtime:
-        steps.start(runtime, federation, site)
+        steps.start(runtime, view_of(federation, site))
 
 
 @flow(name="prepare-site", flow_run_name="prepare {site}")
@@ -112,7 +111,7 @@ def prepare_site(federation: Federation, site: str) -> State:
         site: the site's name.
     """
     federation, edited = own_file(federation, f"site '{site}'")
-    message = steps.prepare(federation, site)
+    message = steps.prepare(view_of(federation, site))
     return Completed(message=f"{message} ({edited})" if edited else message)
 
 

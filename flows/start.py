@@ -6,6 +6,7 @@ from prefect import tags
 
 from photon_core.run.run import run_of
 from schemas.federation import Federation
+from schemas.view import view_of
 from tasks import site as steps
 from tasks.remote import dispatch
 from tasks.remote.present import Present
@@ -30,7 +31,7 @@ def start_at_site(runtime: Runtime, federation: Federation, deployed: bool) -> F
         if deployed:
             present = Present(federation, follow=True, born=False)
             deadline = time.time() + federation.rounds.deadline
-            dispatch.dispatch_start(federation, site, deadline, present, Alone(deadline, runtime.log))
+            dispatch.dispatch_start(view_of(federation, site), deadline, present, Alone(deadline, runtime.log))
             return present.look(fresh=True)
-        steps.start(runtime, federation, site)
+        steps.start(runtime, view_of(federation, site))
     return federation

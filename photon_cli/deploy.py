@@ -4,6 +4,7 @@ from flows.deploy.catalogue import plan
 from photon_cli.prefect.remote import asking, require_server
 from photon_core.hardware.parallelism import check_infra
 from schemas.federation import Federation
+from schemas.view import view_of
 
 
 def deploy(federation: Federation, dry_run: bool, prune: bool, quiet: bool) -> None:
@@ -42,7 +43,7 @@ def print_prefect_yaml(federation: Federation) -> None:
 
 def _check(federation: Federation) -> None:
     for site in federation.active:
-        check_infra(federation, site)
+        check_infra(view_of(federation, site))
 
 
 def _names(federation: Federation) -> str:

@@ -7,11 +7,11 @@ import sys
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from photon_cli.prefect.remote import NotReady, require_server
-from photon_core.data.paths import find_site
 from photon_core.errors import DataError, PhotonError
 from photon_core.hardware.parallelism import check_gpus, check_infra, check_processors
 from photon_core.jobs.sharing import serve_beside
@@ -22,6 +22,7 @@ from schemas.reading.load import check_paths
 from schemas.sections.local import Local
 from schemas.sections.overlap import check_overlap
 from schemas.server_errors import told
+from schemas.view import SiteView, view_of
 from tasks.tags import tagged
 
 GPUS = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
@@ -33,6 +34,28 @@ WORKER = {
     "PREFECT_CLI_WRAP_LINES": "false",
 }
 WORKER_PACKAGES = {"docker": "prefect_docker", "kubernetes": "prefect_kubernetes"}
+
+
+@dataclass(frozen=True)
+class _Served:
+    """Whose work this machine is to do: a site's, or the coordinator's where `view` is None."""
+
+    federation: Federation
+    view: SiteView | None
+
+    @property
+    def site(self) -> str | None:
+        return None if self.view is None else self.view.name
+
+    @property
+    def pool(self) -> str:
+        """The name of its work pool."""
+        return self.federation.coordinator_pool if self.view is None else self.view.section.work_pool
+
+    @property
+    def kind(self) -> str:
+        """The type of its work pool."""
+        return self.federation.deploy.pool_type if self.view is None else self.view.pool_type
 
 
 def join(federation: Federation, site: str | None, unprepared: bool, check_only: bool, quiet: bool) -> None:
@@ -47,13 +70,14 @@ def join(federation: Federation, site: str | None, unprepared: bool, check_only:
         FederationError: there is no such site.
         NotReady: names, a line each, what is not there: server, store, device or data.
     """
-    pool, kind = _pool(federation, site)
-    checks: dict[str, Callable[[], str]] = {"server": lambda: _server(federation, site, pool, kind)}
-    if site is None or kind == "process":
-        checks["store"] = lambda: _store(federation, site)
-    if site is not None and kind == "process":  # others train elsewhere: what this machine has says nothing
-        checks["device"] = lambda: _device(federation, site)
-        checks["data"] = lambda: _data(federation, site, unprepared)
+    view = None if site is None else view_of(federation, site)
+    served = _Served(federation, view)
+    checks: dict[str, Callable[[], str]] = {"server": lambda: _server(served)}
+    if view is None or served.kind == "process":
+        checks["store"] = lambda: _store(served)
+    if view is not None and served.kind == "process":  # others train elsewhere: this machine says nothing
+        checks["device"] = lambda: _device(view)
+        checks["data"] = lambda: _data(view, unprepared)
     problems = []
     for name, check in checks.items():
         try:
@@ -67,18 +91,10 @@ def join(federation: Federation, site: str | None, unprepared: bool, check_only:
     if problems:
         raise NotReady("not started.\n" + "\n".join(problems))
     if not check_only:
-        _become_worker(federation, site, pool, kind)
+        _become_worker(served)
 
 
-def _pool(federation: Federation, site: str | None) -> tuple[str, str]:
-    """The name and type of the work pool to serve."""
-    if site is None:
-        return federation.coordinator_pool, federation.deploy.pool_type
-    find_site(federation, site)
-    return federation.site_pool(site), federation.site_pool_type(site)
-
-
-def _server(federation: Federation, site: str | None, pool: str, kind: str) -> str:
+def _server(served: _Served) -> str:
     """The server answers, has the pool and the deployment, and the store's credentials if in a block."""
     from importlib.util import find_spec
 
@@ -87,7 +103,7 @@ def _server(federation: Federation, site: str | None, pool: str, kind: str) -> s
 
     from photon_cli.prefect.credentials import take_credentials
 
-    url = require_server()
+    url, pool, kind = require_server(), served.pool, served.kind
     with get_client(sync_client=True) as client:
         try:
             there = client.read_work_pool(pool)
@@ -95,19 +111,20 @@ def _server(federation: Federation, site: str | None, pool: str, kind: str) -> s
             raise NotReady(f"{url} has no work pool '{pool}'. Write: photon deploy FILE") from None
         if there.type != kind:
             raise NotReady(f"the work pool '{pool}' is of type {there.type}, and the file says {kind}")
-        _check_deployed(client, federation, site)
-    take_credentials(federation)
+        _check_deployed(client, served)
+    take_credentials(served.federation)
     package = WORKER_PACKAGES.get(kind)
     if package and find_spec(package) is None:
         raise NotReady(f"a worker of type {kind} needs a package: pip install {package.replace('_', '-')}")
     return f"{url}, work pool {pool} ({kind})"
 
 
-def _check_deployed(client: Any, federation: Federation, site: str | None) -> None:
+def _check_deployed(client: Any, served: _Served) -> None:
     """What the server would have this machine do is what the file here says: above all, in the same folders."""
     from prefect.exceptions import ObjectNotFound
 
-    name = f"site-round/{federation.run}-{site}" if site else f"federated-round/{federation.run}"
+    site, run = served.site, served.federation.run
+    name = f"site-round/{run}-{site}" if site else f"federated-round/{run}"
     try:
         deployment = client.read_deployment_by_name(name)
     except ObjectNotFound:
@@ -116,10 +133,11 @@ def _check_deployed(client: Any, federation: Federation, site: str | None) -> No
     if problem := other_protocol(tagged(deployment.tags, PROTOCOL_TAG), f"the deployment '{name}'", here):
         raise NotReady(problem)
     try:
-        there = Federation.model_validate(deployment.parameters["federation"])
+        file = Federation.model_validate(deployment.parameters["federation"])
+        there = _Served(file, view_of(file, site) if site else None)
     except (ValueError, KeyError):
         raise NotReady(f"the deployment '{name}' is of another version. Write: photon deploy FILE") from None
-    for (key, deployed), (_, here) in zip(_places(there, site), _places(federation, site), strict=True):
+    for (key, deployed), (_, here) in zip(_places(there), _places(served), strict=True):
         if deployed != here:
             raise NotReady(
                 f"{key} is {deployed} in the deployed file and {here} in this one; "
@@ -127,21 +145,21 @@ def _check_deployed(client: Any, federation: Federation, site: str | None) -> No
             )
 
 
-def _places(federation: Federation, site: str | None) -> list[tuple[str, Any]]:
+def _places(served: _Served) -> list[tuple[str, Any]]:
     """What must mean the same at the server and here."""
-    common = [("store", federation.store), ("tokenizer", federation.tokenizer)]
-    if site is None:
+    common = [("store", served.federation.store), ("tokenizer", served.federation.tokenizer)]
+    if served.view is None:
         return common
-    here = federation.site(site).model_dump(mode="json")
-    return [*common, *((f"sites[{site}].{key}", here[key]) for key in ("state_dir", "streams", "shards"))]
+    here = served.view.section.model_dump(mode="json")
+    return [*common, *((f"sites[{served.site}].{key}", here[key]) for key in ("state_dir", "streams", "shards"))]
 
 
-def _store(federation: Federation, site: str | None) -> str:
+def _store(served: _Served) -> str:
     """The store takes a file where this site writes, and gives up its list of rounds."""
     from photon_cli.reach import reachable
 
-    run = reachable(federation)
-    folder = run.round_dir(0) + (f"/sites/{site}" if site else "")
+    run = reachable(served.federation)
+    folder = run.round_dir(0) + (f"/sites/{served.site}" if served.site else "")
     probe = f"{folder}/.probe-{uuid.uuid4().hex}"
     try:
         run.store.create(probe, b"")
@@ -158,10 +176,10 @@ def _store(federation: Federation, site: str | None) -> str:
     return f"{run.store.url}, " + ("no round yet" if latest is None else f"round {latest} is the latest")
 
 
-def _device(federation: Federation, site: str) -> str:
+def _device(view: SiteView) -> str:
     """The devices that the file asks for. Looked at in a child: CUDA must not be touched here."""
-    infra, hardware = check_infra(federation, site), federation.site(site).hardware
-    if federation.local.device == "cpu":
+    infra, hardware = check_infra(view), view.hardware
+    if view.local.device == "cpu":
         return "cpu, as the file says"
     try:
         done = subprocess.run([sys.executable, "-c", GPUS], capture_output=True, timeout=CUDA_SECONDS)
@@ -169,12 +187,12 @@ def _device(federation: Federation, site: str) -> str:
         raise NotReady(f"looking for a GPU took more than {CUDA_SECONDS:.0f} s: its driver hangs") from None
     found = 0 if done.returncode else int(done.stdout.split()[-1])
     if not found:
-        require_gpu(federation.local)
-        check_processors(federation, site)
+        require_gpu(view.local)
+        check_processors(view)
         return "no GPU can be used here: training takes the processors"
-    check_gpus(site, devices := infra.nodes * infra.ranks, found)
+    check_gpus(view.name, devices := infra.nodes * infra.ranks, found)
     more = found > (hardware.all_devices if hardware else 1)
-    write = f"; photon join FILE --site {site} --measure prints what to write" if more else ""
+    write = f"; photon join FILE --site {view.name} --measure prints what to write" if more else ""
     return f"cuda, {devices} of {found} GPUs{write}"
 
 
@@ -185,28 +203,29 @@ def require_gpu(local: Local) -> None:
         raise NotReady(f"the file says local.{said}, and no GPU can be used here; look at nvidia-smi")
 
 
-def _data(federation: Federation, site: str, unprepared: bool) -> str:
+def _data(view: SiteView, unprepared: bool) -> str:
     """The site's shards are prepared, or can be."""
-    from photon_core.data.paths import data_dir
     from photon_core.data.shards import available
 
-    check_overlap(federation, [site])
-    manifest = available(federation, site)
+    check_overlap(view.federation, [view.name])
+    manifest = available(view)
     if manifest is None and unprepared:
-        check_paths(federation, [site])
+        check_paths(view.federation, [view.name])
         return "not prepared yet; the text is there"
     if manifest is None:
-        raise DataError(f"not prepared yet. Write: photon prepare FILE --site {site} (or join with --unprepared)")
-    return f"{manifest.train_tokens:,} tokens in {federation.site(site).shards or data_dir(federation, site)}"
+        write = f"photon prepare FILE --site {view.name}"
+        raise DataError(f"not prepared yet. Write: {write} (or join with --unprepared)")
+    return f"{manifest.train_tokens:,} tokens in {view.section.shards or view.data_dir}"
 
 
-def _become_worker(federation: Federation, site: str | None, pool: str, kind: str) -> NoReturn:
+def _become_worker(served: _Served) -> NoReturn:
     """Replace this process: the worker gets every signal, and its end is this command's end."""
-    name = f"photon-{federation.run}-{site or 'coordinator'}"
+    federation, pool, kind = served.federation, served.pool, served.kind
+    name = f"photon-{federation.run}-{served.site or 'coordinator'}"
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind, "--name", name]
     heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}"}
     # every flow run is a process of its own: they share one fork server, which has imported composer once
-    shared = serve_beside(PRELOAD) if kind == "process" and site is not None else {}
+    shared = serve_beside(PRELOAD) if kind == "process" and served.view is not None else {}
     sys.stdout.flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's background job ignores it, and Prefect ends by it
     os.execve(sys.executable, command, {**WORKER, **os.environ, **heartbeat, **shared, "PATH": WORKER["PATH"]})

@@ -242,8 +242,9 @@ def join(
         if site is None:
             raise typer.BadParameter("--measure is for a site; write --site NAME")
         from photon_cli.measure import measure
+        from schemas.view import view_of
 
-        measure(_federation(file), site, quiet)
+        measure(view_of(_federation(file), site), quiet)
         return
     serve(load_federation(file), site, unprepared, check, quiet)
 

@@ -2,59 +2,56 @@
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from decimal import Decimal
 
 import yaml
 
 from photon_cli.join import CUDA_SECONDS, require_gpu
 from photon_cli.reach import reachable
-from photon_core.data.paths import find_site
 from photon_core.errors import FederationError
 from photon_core.formatting import amount, duration
 from photon_core.hardware.measure import Devices, Transfer, in_child, measure_devices, measure_link
 from photon_core.hardware.parallelism import check_infra
 from photon_core.model.cost import peak_tflops
-from schemas.federation import Federation
 from schemas.sections.hardware import Hardware, Link
+from schemas.view import SiteView
 
 STORE_SECONDS = 120.0  # for 10 s each way, and for importing what an object store needs
 
 
-def measure(federation: Federation, site: str, quiet: bool) -> None:
+def measure(view: SiteView, quiet: bool) -> None:
     """Measure devices and link, and print the site's `hardware` and `link`.
 
     Raises:
-        FederationError: there is no such site.
         NotReady: the file wants a GPU, and none can be used.
         ChildFailed: a GPU that is there cannot be used, or hangs.
         StoreUnavailable, StoreRefused: the store does not take the probe.
     """
-    find_site(federation, site)
     _say("measuring the devices", quiet)
-    devices = in_child(measure_devices, CUDA_SECONDS, federation.local)
+    devices = in_child(measure_devices, CUDA_SECONDS, view.local)
     if not devices.gpus:
-        require_gpu(federation.local)
-    run = reachable(federation)
+        require_gpu(view.local)
+    run = reachable(view.federation)
     _say(f"measuring the link to {run.store.url}: up to 10 s each way", quiet)
-    folder = f"{run.round_dir(0)}/sites/{site}"
+    folder = f"{run.round_dir(0)}/sites/{view.name}"
     up, down = in_child(measure_link, STORE_SECONDS, run.store, folder)
-    print(declaration(federation, site, devices, up, down))
+    print(declaration(view, devices, up, down))
 
 
-def declaration(federation: Federation, site: str, devices: Devices, up: Transfer, down: Transfer) -> str:
+def declaration(view: SiteView, devices: Devices, up: Transfer, down: Transfer) -> str:
     """A site's `hardware` and `link` as they stand in the file, how each number was found, and what follows."""
-    hardware, link = _hardware(devices), _link(federation.store, up, down)
+    hardware, link = _hardware(devices), _link(view.federation.store, up, down)
     text = f"    hardware:\n{hardware}    link:\n{link}"
     found = yaml.safe_load(text)
-    here = federation.site(site).model_copy(
+    here = view.section.model_copy(
         update={"hardware": Hardware.model_validate(found["hardware"]), "link": Link.model_validate(found["link"])}
     )
-    sites = [here if other.name == site else other for other in federation.sites]
     try:
-        said = f"then it trains with {check_infra(federation.model_copy(update={'sites': sites}), site)}"
+        said = f"then it trains with {check_infra(replace(view, section=here))}"
     except FederationError as error:
         said = f"then it is refused: {error}"
-    return f"# of the site {site}, in the place of its own hardware and link\n{text}# {said}"
+    return f"# of the site {view.name}, in the place of its own hardware and link\n{text}# {said}"
 
 
 def _hardware(devices: Devices) -> str:

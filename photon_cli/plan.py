@@ -28,6 +28,7 @@ from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.presets import why
 from schemas.reading.yaml_lines import read_yaml
+from schemas.view import view_of
 
 BAR = 30  # characters
 ENDINGS = (".svg", ".html")
@@ -53,7 +54,7 @@ def show_plan(federation: Federation, file: Path, as_json: bool, to: Path | None
     if to is not None:
         check_page(to, [federation])
     for site in federation.active:
-        check_infra(federation, site)
+        check_infra(view_of(federation, site))
     because = why(read_yaml(file.expanduser().read_text("utf-8-sig"), str(file))[0])
     rounds = _committed(federation)
     measured = measure(federation, rounds)

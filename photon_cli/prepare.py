@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from photon_cli.progress import Display, display
-from photon_core.data.paths import data_dir, find_site
 from photon_core.data.prepare import prepare_site
 from schemas.federation import Federation
 from schemas.reading.load import check_paths
+from schemas.view import SiteView, view_of
 
 
 def prepare_sites(federation: Federation, file: Path, sites: list[str] | None, quiet: bool) -> None:
@@ -17,27 +17,28 @@ def prepare_sites(federation: Federation, file: Path, sites: list[str] | None, q
         DataError: text that cannot be read, or that an expectation refuses.
     """
     for site in sites or []:
-        find_site(federation, site)
+        view_of(federation, site)
     wanted = sites or [site.name for site in federation.sites]
     check_paths(federation, wanted, file=file)
     with display(quiet) as show:
         for site in wanted:
-            prepare_with(show, federation, site)
+            prepare_with(show, view_of(federation, site))
 
 
-def prepare_with(show: Display, federation: Federation, site: str) -> None:
+def prepare_with(show: Display, view: SiteView) -> None:
     """Prepare one site and say what came of it."""
+    site = view.name
 
     def progress(step: str, done: int, total: int) -> None:
         show.activity(site, step, done, total or None)
 
     show.activity(site, "prepare")
-    manifest = prepare_site(federation, site, progress)
+    manifest = prepare_site(view, progress)
     show.finish(site)
     show.say(
         f"{site}: {manifest.train_documents:,} documents and {manifest.train_tokens:,} tokens to train on, "
         f"{manifest.valid_documents:,} documents held out, unigram perplexity {manifest.unigram_perplexity:.1f} "
-        f"({data_dir(federation, site)})"
+        f"({view.data_dir})"
     )
-    if federation.site(site).data_tokens != manifest.train_tokens:
+    if view.section.data_tokens != manifest.train_tokens:
         show.say(f"{site}: for the federation file, at this site: data_tokens: {manifest.train_tokens}")

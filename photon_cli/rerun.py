@@ -8,6 +8,7 @@ from photon_core.run.birth import as_born
 from photon_core.run.run import run_of
 from photon_core.run.updates import check_asked, check_in_time, next_attempt
 from schemas.federation import Federation
+from schemas.view import SiteView, view_of
 
 
 def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, quiet: bool) -> None:
@@ -21,48 +22,48 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
     import os
 
     run = run_of(federation)
-    check_asked(federation, t, site)
-    federation = as_born(run, federation)
+    check_asked(view_of(federation, site), t)
+    view = view_of(as_born(run, federation), site)
     attempt = next_attempt(run, t, site) if force else 1
-    if (done := is_done(run, federation, t, site, attempt)) is not None:
+    if (done := is_done(run, view, t, attempt)) is not None:
         print(f"{site} has committed its update for round {t} (attempt {done.attempt}). To train again: --force")
         return
     if os.environ.get("PREFECT_API_URL"):
-        _deployed(federation, t, site, force)
+        _deployed(view, t, force)
     else:
-        _embedded(federation, file, t, site, attempt, quiet)
-    update = is_done(run, federation, t, site, attempt)
+        _embedded(view, file, t, attempt, quiet)
+    update = is_done(run, view, t, attempt)
     if update is None:
-        why = superseded(run, federation, t, site)
+        why = superseded(run, view, t)
         deployed = f": {why}. If the file here is not the deployed one, write: photon deploy" if why else ""
         raise PhotonError(f"site '{site}', round {t}: no update was committed{deployed}")
     check_in_time(run, update)
     print(f"{site}: attempt {update.attempt} for round {t} is committed, {update.tokens:,} tokens")
 
 
-def _deployed(federation: Federation, t: int, site: str, force: bool) -> None:
+def _deployed(view: SiteView, t: int, force: bool) -> None:
     from prefect.deployments import run_deployment
     from prefect.exceptions import ObjectNotFound
 
     from photon_cli.prefect.remote import NotReady, asking, require_server
 
-    name, deadline = f"rerun-site/{federation.run}", federation.rounds.deadline
+    name, deadline = f"rerun-site/{view.federation.run}", view.federation.rounds.deadline
     with asking(url := require_server()):
         try:
-            asked = {"site": site, "t": t, "force": force}
+            asked = {"site": view.name, "t": t, "force": force}
             flow_run = run_deployment(name, parameters=asked, timeout=deadline, poll_interval=2)
         except ObjectNotFound:
             raise NotReady(f"{url} has no deployment '{name}'. Write: photon deploy FILE") from None
     if not flow_run.state.is_completed():
         why = flow_run.state.message or f"not done after {deadline:g} s"
-        raise PhotonError(f"rerun of site '{site}' for round {t}: {flow_run.state.name}: {why}")
+        raise PhotonError(f"rerun of site '{view.name}' for round {t}: {flow_run.state.name}: {why}")
 
 
-def _embedded(federation: Federation, file: Path, t: int, site: str, attempt: int, quiet: bool) -> None:
+def _embedded(view: SiteView, file: Path, t: int, attempt: int, quiet: bool) -> None:
     from photon_cli.progress import display
     from photon_cli.run import embedded
 
-    with display(quiet) as show, embedded(federation, file, show):
+    with display(quiet) as show, embedded(view.federation, file, show):
         from flows.site import site_round
 
-        site_round(federation, site, t, attempt)
+        site_round(view.federation, view.name, t, attempt)

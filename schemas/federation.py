@@ -8,7 +8,7 @@ from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, NAMED, OURS, apply
 from schemas.secrets import find_secrets
 from schemas.sections.aggregation import Aggregation
 from schemas.sections.base import Section
-from schemas.sections.deploy import Deploy, PoolType, Storage
+from schemas.sections.deploy import Deploy, Storage
 from schemas.sections.local import Local
 from schemas.sections.model import Model
 from schemas.sections.overlap import refuse_as_written
@@ -224,7 +224,7 @@ class Federation(Section):
 
     @model_validator(mode="after")
     def _memory(self) -> "Federation":
-        wanted = {self.site_micro_batch(site.name) for site in self.sites}
+        wanted = {site.micro_batch or self.local.micro_batch for site in self.sites}
         if self.local.memory_gb is not None and "auto" not in wanted:
             raise wrong("is for micro_batch: auto; write that, or drop it", "local", "memory_gb")
         return self
@@ -274,7 +274,7 @@ class Federation(Section):
         """A work pool has one type, whoever shares it."""
         types = {self.coordinator_pool: self.deploy.pool_type}
         for i, site in enumerate(self.sites):
-            pool, kind = self.site_pool(site.name), self.site_pool_type(site.name)
+            pool, kind = site.work_pool, site.pool_type or self.deploy.pool_type
             if pool == self.coordinator_pool and site.pool is None and self.deploy.pool is None:
                 raise wrong(
                     f"the site is named like the run, and would share the coordinator's work pool '{pool}': each "
@@ -306,38 +306,12 @@ class Federation(Section):
         """The work pool that the rounds themselves run on."""
         return self.deploy.pool or f"photon-{self.run}"
 
-    def site_steps(self, name: str) -> int:
-        """Local steps that a site makes in a round, unless its time is up before."""
-        return self.site(name).steps or self.local.steps
-
-    def site_micro_batch(self, name: str) -> int | Literal["auto"] | None:
-        """What the file says of a site's micro-batch."""
-        return self.site(name).micro_batch or self.local.micro_batch
-
-    def site_memory_gb(self, name: str) -> float | None:
-        """10^9 bytes that training may take of one of a site's devices: the least that the file says, if any."""
-        hardware = self.site(name).hardware
-        given = [hardware.memory_gb if hardware else None]
-        given += [self.local.memory_gb] if self.site_micro_batch(name) == "auto" else []
-        return min((gigabytes for gigabytes in given if gigabytes is not None), default=None)
-
-    def site_pool(self, name: str) -> str:
-        """The work pool of a site."""
-        return self.site(name).pool or f"photon-{name}"
-
     @property
     def named_pools(self) -> set[str]:
         """The work pools that all of their users in this file name: other runs' files may name them, too."""
         said = [(self.coordinator_pool, self.deploy.pool)]
-        said += [(self.site_pool(site.name), site.pool) for site in self.sites]
+        said += [(site.work_pool, site.pool) for site in self.sites]
         return {pool for pool, _ in said} - {pool for pool, name in said if name is None}
-
-    def site_pool_type(self, name: str) -> PoolType:
-        return self.site(name).pool_type or self.deploy.pool_type
-
-    def data_options(self, site: str, place: str) -> dict[str, Any]:
-        """Keyword arguments for fsspec to reach a source or the shards of a site."""
-        return (self.site(site).storage or self.storage).options() if is_s3(place) else {}
 
     @property
     def sites_per_round(self) -> int:
@@ -361,9 +335,3 @@ class Federation(Section):
     def schedule_steps(self) -> int:
         """T of the learning-rate schedule, in steps."""
         return self.local.schedule.total_steps or self.rounds.count * self.local.steps
-
-    def site(self, name: str) -> Site:
-        for site in self.sites:
-            if site.name == name:
-                return site
-        raise KeyError(name)

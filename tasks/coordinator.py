@@ -32,6 +32,7 @@ from photon_core.run.updates import check_open
 from photon_core.training import entry
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.view import view_of
 from tasks.events import emit
 from tasks.runtime import Runtime, log_round
 from tasks.site import restarted
@@ -50,7 +51,7 @@ def open_run(runtime: Runtime, federation: Federation) -> int:
     """
     check_trackers(federation)
     for site in federation.active:
-        check_infra(federation, site)
+        check_infra(view_of(federation, site))
     with runtime.log.step("open"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
         run = run_of(federation)
 

@@ -14,7 +14,6 @@ from prefect.runtime import task_run
 
 from photon_core.aggregation.attempts import is_done, superseded
 from photon_core.aggregation.moments import moments_for
-from photon_core.data.paths import cache_dir, state_dir
 from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed, PhotonError, StoreUnavailable
 from photon_core.evidence.evaluations import commit_evaluation
 from photon_core.evidence.events import Kind, Log, incidents
@@ -27,6 +26,7 @@ from photon_core.update.upload import EarlyUpload, upload_update
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RunManifest, UpdateManifest
 from schemas.server_errors import told
+from schemas.view import SiteView
 from tasks.runtime import Runtime
 from tasks.tags import STEP
 
@@ -59,24 +59,24 @@ restarted = partial(
 )
 
 
-@restarted(task_run_name="{site} / start", tags=[f"{STEP}start"])
-def start(runtime: Runtime, federation: Federation, site: str) -> None:
+@restarted(task_run_name="{view.name} / start", tags=[f"{STEP}start"])
+def start(runtime: Runtime, view: SiteView) -> None:
     """Upload the checkpoint that the site holds and the run starts from, as a model of ours.
 
     Raises:
         FederationError: it is not of the file's model.
     """
-    with _log(runtime, 0, site).step("start"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
+    with _log(runtime, 0, view.name).step("start"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
         runtime.launcher.run(
-            partial(entry.upload_start, federation, site, Path(folder)),
-            label=_label(federation, 0, site),
-            timeout=federation.rounds.deadline,
-            log_path=_log_path(federation, site),
+            partial(entry.upload_start, view, Path(folder)),
+            label=_label(view, 0),
+            timeout=view.federation.rounds.deadline,
+            log_path=_log_path(view),
         )
 
 
-@restarted(task_run_name="{site} / validate", tags=[f"{STEP}validate"])
-def validate(runtime: Runtime, federation: Federation, site: str, t: int) -> list[dict[str, Any]]:
+@restarted(task_run_name="{view.name} / validate", tags=[f"{STEP}validate"])
+def validate(runtime: Runtime, view: SiteView, t: int) -> list[dict[str, Any]]:
     """Check the site's shards: every file by its hash, then the expectation suite `shards`.
 
     Returns:
@@ -85,47 +85,47 @@ def validate(runtime: Runtime, federation: Federation, site: str, t: int) -> lis
     Raises:
         DataError: a shard is missing or corrupt, or an expectation failed (named, with the observed value).
     """
-    log = _log(runtime, t, site)
+    log = _log(runtime, t, view.name)
     with log.step("validate"), phase(log, "validate") as begin:
         result = runtime.launcher.run(
-            partial(entry.check_shards, federation, site, _birth(federation).tokenizer_sha256),
-            label=_label(federation, t, site),
+            partial(entry.check_shards, view, _birth(view.federation).tokenizer_sha256),
+            label=_label(view, t),
             timeout=VALIDATION_TIMEOUT,
-            log_path=_log_path(federation, site),
+            log_path=_log_path(view),
             on_start=begin,
         )
         _note_restart(log, "validate")
         return [asdict(check) for check in result.checks]
 
 
-@restarted(task_run_name="{site} / train", tags=[f"{STEP}train"])
-def train(runtime: Runtime, federation: Federation, site: str, t: int, attempt: int = 1) -> "Trained | None":
+@restarted(task_run_name="{view.name} / train", tags=[f"{STEP}train"])
+def train(runtime: Runtime, view: SiteView, t: int, attempt: int = 1) -> "Trained | None":
     """Train the global model of round t-1 for H local steps, in a child process.
 
     Returns:
         What was trained, in the site's private state; None if the store has the site's update already.
     """
-    logger, log = get_run_logger(), _log(runtime, t, site)
-    run = run_of(federation)
-    done = is_done(run, federation, t, site, attempt)
+    logger, log = get_run_logger(), _log(runtime, t, view.name)
+    run = run_of(view.federation)
+    done = is_done(run, view, t, attempt)
     if done is not None:
         logger.info("the update of round %d is committed already (attempt %d): nothing to train", t, done.attempt)
         log.append(Kind.STEP_FINISHED, step="train", figures=_figures(done))
         return None
     with log.step("train") as out:
-        if why := superseded(run, federation, t, site):
+        if why := superseded(run, view, t):
             log.append(Kind.UPDATE_SUPERSEDED, step="train", why=why)
         with phase(log, "download"):
-            job = _job(runtime, federation, site, t)
+            job = _job(runtime, view, t)
         begin, encoding = Begin(), 0.0
-        with EarlyUpload(federation, site, t, job.attempt) as early:
+        with EarlyUpload(view, t, job.attempt) as early:
             try:
                 trained = runtime.launcher.run(
                     partial(entry.train, job),
-                    label=_label(federation, t, site),
-                    timeout=federation.rounds.deadline,
-                    on_report=_Progress(log, job.steps, early),
-                    log_path=_log_path(federation, site),
+                    label=_label(view, t),
+                    timeout=view.federation.rounds.deadline,
+                    on_report=_Progress(log, job.view.steps, early),
+                    log_path=_log_path(view),
                     on_start=begin,
                 )
                 encoding = trained.seconds.get("encode", 0.0)
@@ -137,7 +137,7 @@ def train(runtime: Runtime, federation: Federation, site: str, t: int, attempt: 
         for note in trained.notes:
             log.append(Kind.TRAINING_NOTED, step="train", text=note)
         _note_restart(log, "train")
-        for text in incidents(log.events()).get(site, []):
+        for text in incidents(log.events()).get(view.name, []):
             logger.warning(text)
         out.update(_figures(trained))
         logger.info("trained %d tokens, mean loss %.4f", trained.tokens, trained.metrics["train_loss"])
@@ -145,7 +145,7 @@ def train(runtime: Runtime, federation: Federation, site: str, t: int, attempt: 
 
 
 @task(
-    task_run_name="{site} / upload",
+    task_run_name="{view.name} / upload",
     tags=[f"{STEP}upload"],
     cache_policy=NO_CACHE,
     retries=3,
@@ -153,8 +153,7 @@ def train(runtime: Runtime, federation: Federation, site: str, t: int, attempt: 
 )
 def upload(
     runtime: Runtime,
-    federation: Federation,
-    site: str,
+    view: SiteView,
     t: int,
     trained: "Trained | None",
     checks: list[dict[str, Any]],
@@ -162,41 +161,39 @@ def upload(
     """Put the update's shards into the store, then commit its manifest."""
     if trained is None:
         return
-    log = _log(runtime, t, site, trained.attempt)
+    log = _log(runtime, t, view.name, trained.attempt)
     with log.step("upload") as out, phase(log, "upload"):
         _note_restart(log, "upload")
         events = log.events()
-        trained = replace(trained, notes=incidents(events).get(site, []))
-        spans = spans_of(events).get(site, [])
-        manifest = upload_update(run_of(federation), federation, site, t, trained, spans, checks)
+        trained = replace(trained, notes=incidents(events).get(view.name, []))
+        spans = spans_of(events).get(view.name, [])
+        manifest = upload_update(run_of(view.federation), view, t, trained, spans, checks)
         out.update(bytes=sum(entry.bytes for entry in manifest.files))
         log.append(Kind.UPDATE_COMMITTED, bytes=out["bytes"])
 
 
-@restarted(task_run_name="{site} / evaluate", tags=[f"{STEP}evaluate"])
-def evaluate(
-    runtime: Runtime, federation: Federation, site: str, t: int, model: list[FileEntry]
-) -> dict[str, float]:
+@restarted(task_run_name="{view.name} / evaluate", tags=[f"{STEP}evaluate"])
+def evaluate(runtime: Runtime, view: SiteView, t: int, model: list[FileEntry]) -> dict[str, float]:
     """Loss and perplexity of a global model on the site's held-out text."""
-    log, of = _log(runtime, t, site), model[0].sha256
+    log, of = _log(runtime, t, view.name), model[0].sha256
     with log.step("evaluate", model=of) as out, phase(log, "evaluate") as begin:
-        files = _model_files(federation, site, t, model)
+        files = _model_files(view, t, model)
         scores = runtime.launcher.run(
-            partial(entry.evaluate, federation, site, files, runtime.launcher.threads),
-            label=_label(federation, t, site),
-            timeout=federation.rounds.evaluation_deadline,
-            log_path=_log_path(federation, site),
+            partial(entry.evaluate, view, files, runtime.launcher.threads),
+            label=_label(view, t),
+            timeout=view.federation.rounds.evaluation_deadline,
+            log_path=_log_path(view),
             on_start=begin,
         )
-        commit_evaluation(run_of(federation), t, site, model, scores)
+        commit_evaluation(run_of(view.federation), t, view.name, model, scores)
         _note_restart(log, "evaluate", model=of)
         out.update(scores)
         return scores
 
 
-def cancel(runtime: Runtime, federation: Federation, site: str, t: int) -> None:
+def cancel(runtime: Runtime, view: SiteView, t: int) -> None:
     """End whatever child process works for this site and round."""
-    runtime.launcher.cancel(_label(federation, t, site))
+    runtime.launcher.cancel(_label(view, t))
 
 
 def _log(runtime: Runtime, t: int, site: str, attempt: int = 0) -> Log:
@@ -215,12 +212,12 @@ def _figures(trained: "Trained | UpdateManifest") -> dict[str, float]:
     return {"loss": trained.metrics["train_loss"], "tokens": trained.tokens}
 
 
-def _label(federation: Federation, t: int, site: str) -> str:
-    return f"{federation.run}/{t}/{site}"
+def _label(view: SiteView, t: int) -> str:
+    return f"{view.federation.run}/{t}/{view.name}"
 
 
-def _log_path(federation: Federation, site: str) -> Path:
-    return state_dir(federation, site) / "log" / "training.log"
+def _log_path(view: SiteView) -> Path:
+    return view.state_dir / "log" / "training.log"
 
 
 def _birth(federation: Federation) -> RunManifest:
@@ -230,34 +227,33 @@ def _birth(federation: Federation) -> RunManifest:
     return birth
 
 
-def _model_files(federation: Federation, site: str, t: int, model: list[FileEntry]) -> list[str]:
+def _model_files(view: SiteView, t: int, model: list[FileEntry]) -> list[str]:
     """Local paths of a model of round t, downloaded and verified where they are not at hand."""
-    cache = cache_dir(federation, site) / "model" / federation.run
-    found = fetch_model(run_of(federation), t, model, cache, federation.aggregation.connections)
+    cache = view.cache_dir / "model" / view.federation.run
+    found = fetch_model(run_of(view.federation), t, model, cache, view.federation.aggregation.connections)
     return [str(path) for path in found]
 
 
-def _job(runtime: Runtime, federation: Federation, site: str, t: int) -> "LocalJob":
+def _job(runtime: Runtime, view: SiteView, t: int) -> "LocalJob":
     from photon_core.training.job import LocalJob
 
-    run = run_of(federation)
+    run = run_of(view.federation)
     base = run.round(t - 1)
     if base is None:
-        raise PhotonError(f"round {t} cannot start: round {t - 1} of run '{federation.run}' is not committed")
+        raise PhotonError(f"round {t} cannot start: round {t - 1} of run '{view.federation.run}' is not committed")
     moments: list[FileEntry] = []
-    if federation.local.optimizer_state == "average":
-        moments = moments_for(base.moments, federation.model, federation.local.optimizer.name)
+    if view.local.optimizer_state == "average":
+        moments = moments_for(base.moments, view.federation.model, view.local.optimizer.name)
     return LocalJob(
-        federation=federation,
-        site=site,
+        view=view,
         round=t,
-        attempt=next_attempt(run, t, site),
-        base_files=_model_files(federation, site, t - 1, base.download or base.model),
+        attempt=next_attempt(run, t, view.name),
+        base_files=_model_files(view, t - 1, base.download or base.model),
         base_sha256=base.model_sha256,
-        moment_files=_model_files(federation, site, t - 1, moments),
+        moment_files=_model_files(view, t - 1, moments),
         announce=not run.store.is_local,  # there an upload is a link
         global_step=base.global_step,
-        resume=last_contribution(run, site, t),
+        resume=last_contribution(run, view.name, t),
         threads=runtime.launcher.threads,
         behind=base.behind,
     )
@@ -305,8 +301,8 @@ class _Progress:
             self.away = True
 
 
-@task(task_run_name="{site} / prepare", cache_policy=NO_CACHE)
-def prepare(federation: Federation, site: str) -> str:
+@task(task_run_name="{view.name} / prepare", cache_policy=NO_CACHE)
+def prepare(view: SiteView) -> str:
     """Tokenise, check and pack the site's text. Returns a line that says what there is.
 
     Raises:
@@ -314,5 +310,5 @@ def prepare(federation: Federation, site: str) -> str:
     """
     from photon_core.data.prepare import prepare_site
 
-    manifest = prepare_site(federation, site)
+    manifest = prepare_site(view)
     return f"{manifest.train_documents} documents, {manifest.train_tokens} tokens to train on"

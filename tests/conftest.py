@@ -12,6 +12,7 @@ import yaml
 
 from photon_core.jobs.telemetry import telemetry_off
 from schemas.federation import Federation
+from schemas.view import view_of
 from tests.database import give_database
 
 pytest_plugins = ["tests.browser", "tests.s3_server"]
@@ -96,7 +97,7 @@ def prepare_file(file: Path) -> Federation:
 
     federation = load_federation(file)
     for site in federation.sites:
-        prepare_site(federation, site.name)
+        prepare_site(view_of(federation, site.name))
     return federation
 
 

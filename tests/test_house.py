@@ -15,6 +15,7 @@ schemas/errors
 schemas/presets schemas/bounds schemas/protocol schemas/secrets schemas/server_errors
 schemas/sections
 schemas/federation schemas/manifests
+schemas/view
 schemas/reading
 schemas/docs
 photon_core/hashing photon_core/formatting
@@ -38,6 +39,7 @@ LOOSE = {"errors", "hashing", "formatting", "files"}
 CIRCLES: list[set[str]] = []  # may only shrink
 TORCH = ("photon_core/training/", "photon_core/model/decoder.py", "photon_core/model/meters.py")
 LINES, PARAMETERS = 60, 7
+PAIRS = 10  # functions that take a federation and a site
 LONG = {  # functions over LINES, with their lines: may only shrink
     "photon_core/training/loop.py:work": 126,
     "photon_core/update/upload.py:upload_update": 68,
@@ -177,6 +179,17 @@ def test_functions_fit_a_screen() -> None:
                 found[name] = lines
     assert {name: lines for name, lines in found.items() if lines > LONG.get(name, LINES)} == {}
     assert set(LONG) <= set(found), "strike out what is short now"
+
+
+def test_a_site_is_handed_down_as_its_view() -> None:
+    """Prefect's flows and the commands are given a file and a name; what lies below takes a SiteView."""
+    pairs = []
+    for path in files(*PACKAGES):
+        for name, node in functions(path):
+            every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            if {"federation", "site"} <= {argument.arg for argument in every}:
+                pairs.append(name)
+    assert len(pairs) <= PAIRS, pairs
 
 
 def test_functions_take_few_parameters() -> None:

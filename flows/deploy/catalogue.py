@@ -11,6 +11,7 @@ from photon_core.jobs.telemetry import OFF
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL, PROTOCOL_TAG
 from schemas.sections.deploy import Notify
+from schemas.view import view_of
 from tasks.events import LEFT_OUT
 
 TAG = "photon"
@@ -156,8 +157,8 @@ def _pools(federation: Federation) -> tuple[Pool, ...]:
     marker, named = f"{MARKER}{federation.run}", federation.named_pools
     pools = {federation.coordinator_pool: (federation.deploy.pool_type, [COORDINATOR])}
     for site in federation.sites:
-        kind = federation.site_pool_type(site.name)
-        pools.setdefault(federation.site_pool(site.name), (kind, []))[1].append(f"site {site.name}")
+        kind = view_of(federation, site.name).pool_type
+        pools.setdefault(site.work_pool, (kind, []))[1].append(f"site {site.name}")
     return tuple(
         Pool(
             name,
@@ -221,10 +222,10 @@ def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
         Deployment(
             **_flow(function),
             name=f"{federation.run}-{site.name}",
-            pool=federation.site_pool(site.name),
+            pool=site.work_pool,
             tags=(TAG, run_tag(federation.run), SPOKEN, f"site:{site.name}"),
             job_variables={
-                **({"command": COMMAND} if federation.site_pool_type(site.name) == "process" else {}),
+                **({"command": COMMAND} if view_of(federation, site.name).pool_type == "process" else {}),
                 **site.job_variables,
                 "env": {**_environment(federation), **site.job_variables.get("env", {})},
             },

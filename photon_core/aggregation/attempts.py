@@ -7,56 +7,55 @@ from photon_core.errors import CorruptFile, PhotonError, StoreRefused, StoreUnav
 from photon_core.run.run import Run
 from photon_core.run.updates import next_attempt
 from photon_core.update.settings import other_settings
-from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
+from schemas.view import SiteView
 
 LOOK_BACK = 8  # attempts, from the newest, among which one of the file's settings is looked for
 
 
-def committed_update(run: Run, federation: Federation, t: int, site: str) -> UpdateManifest | None:
+def committed_update(run: Run, view: SiteView, t: int) -> UpdateManifest | None:
     """The site's newest update for round t, of the file's settings, from the committed model of round t-1.
 
     Raises:
         CorruptFile: its newest manifest is not one, or not of its place.
     """
     base = run.round(t - 1)
-    update = newest_update(run, federation, t, site)
+    update = newest_update(run, view, t)
     if update is None or base is None or update.base_sha256 != base.model_sha256:
         return None
-    return None if other_settings(federation, update) else update
+    return None if other_settings(view.federation, update) else update
 
 
-def newest_update(run: Run, federation: Federation, t: int, site: str) -> UpdateManifest | None:
+def newest_update(run: Run, view: SiteView, t: int) -> UpdateManifest | None:
     """The site's newest committed update for round t, whatever it starts from: of those made with the file's
     settings if there is one, for a flow run that nobody waits for may commit later. Raises CorruptFile."""
-    newest = next_attempt(run, t, site) - 1
+    newest = next_attempt(run, t, view.name) - 1
     if not newest:
         return None
-    update = run.update(t, site, newest)
+    update = run.update(t, view.name, newest)
     for attempt in range(newest, max(0, newest - LOOK_BACK), -1):
         try:
-            older = run.update(t, site, attempt)
+            older = run.update(t, view.name, attempt)
         except CorruptFile:
             continue
-        if older is not None and not other_settings(federation, older):
+        if older is not None and not other_settings(view.federation, older):
             return older
     return update
 
 
-def superseded(run: Run, federation: Federation, t: int, site: str) -> str:
+def superseded(run: Run, view: SiteView, t: int) -> str:
     """Why the site's committed update for round t does not count, if that is for its settings; else empty."""
     try:
-        update = newest_update(run, federation, t, site)
+        update = newest_update(run, view, t)
     except CorruptFile:
         return ""
-    return "" if update is None else other_settings(federation, update)
+    return "" if update is None else other_settings(view.federation, update)
 
 
 def is_done(
     run: Run,
-    federation: Federation,
+    view: SiteView,
     t: int,
-    site: str,
     attempt: int = 1,
     beat: Callable[[], None] = lambda: None,
 ) -> UpdateManifest | None:
@@ -66,12 +65,12 @@ def is_done(
         beat: called with every block that is read; what it raises ends the reading.
     """
     try:
-        base, update = run.round(t - 1), committed_update(run, federation, t, site)
+        base, update = run.round(t - 1), committed_update(run, view, t)
         if base is None or update is None or update.attempt < attempt:
             return None
-        check_manifest(run, base, t, site, update)  # first: the model's size bounds that of every file
-        check_moments(site, base, update)
-        folder = run.site_dir(t, site, update.attempt)
+        check_manifest(run, base, t, view.name, update)  # first: the model's size bounds that of every file
+        check_moments(view.name, base, update)
+        folder = run.site_dir(t, view.name, update.attempt)
         files = [*update.files, *update.moments]
         if any(run.store.size(f"{folder}/{entry.path}") != entry.bytes for entry in files):
             return None
@@ -90,9 +89,8 @@ class _Over(Exception):
 
 def wanted_attempt(
     run: Run,
-    federation: Federation,
+    view: SiteView,
     t: int,
-    site: str,
     attempt: int = 1,
     over: Callable[[], bool] = lambda: False,
 ) -> int:
@@ -107,17 +105,17 @@ def wanted_attempt(
         if over():
             raise _Over
 
-    newest = next_attempt(run, t, site) - 1
+    newest = next_attempt(run, t, view.name) - 1
     try:
-        return attempt if newest < attempt or is_done(run, federation, t, site, attempt, beat) else newest + 1
+        return attempt if newest < attempt or is_done(run, view, t, attempt, beat) else newest + 1
     except _Over:
         return attempt
 
 
-def is_committed(run: Run, federation: Federation, t: int, site: str, attempt: int) -> bool:
+def is_committed(run: Run, view: SiteView, t: int, attempt: int) -> bool:
     """Whether the site's update of this attempt or a later one is committed. Its files are not read."""
     try:
-        update = committed_update(run, federation, t, site)
+        update = committed_update(run, view, t)
     except CorruptFile:
         return False
     return update is not None and update.attempt >= attempt

@@ -27,7 +27,8 @@ def most_evaluated(federation: Federation) -> int:
 
 def believed(federation: Federation, evaluations: Scores) -> dict[str, dict[str, float]]:
     """Sites' scores of a model, each within its bound; of streams only those that the file gives the site."""
-    return {site: _scores(federation, site, scores) for site, scores in evaluations.items()}
+    streams = {site.name: [stream.name for stream in site.streams] for site in federation.sites}
+    return {site: _scores(federation, streams.get(site, []), scores) for site, scores in evaluations.items()}
 
 
 def excessive(federation: Federation, evaluations: Scores) -> dict[str, list[str]]:
@@ -48,8 +49,8 @@ def bounded(federation: Federation, metric: Metric | None, value: float) -> floa
     return max(0.0, min(value, most))
 
 
-def _scores(federation: Federation, site: str, scores: Mapping[str, float]) -> dict[str, float]:
-    names = [stream.name for known in federation.sites if known.name == site for stream in known.streams]
+def _scores(federation: Federation, names: list[str], scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores of a site with streams of these names."""
     metrics = reported("evaluation")
     found = {m.head: bounded(federation, m, scores[m.head]) for m in metrics if m.head in scores}
     found["perplexity"] = perplexity(found["loss"])

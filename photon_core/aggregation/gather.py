@@ -12,6 +12,7 @@ from photon_core.run.run import Run
 from photon_core.update.settings import check_settings
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
+from schemas.view import SiteView, view_of
 
 
 def gather(
@@ -28,12 +29,13 @@ def gather(
         if site in (rejected or {}):
             continue
         try:
-            update = suspects.read(site, partial(newest_update, run, federation, t, site))
+            view = view_of(federation, site)
+            update = suspects.read(site, partial(newest_update, run, view, t))
             if update is None:
                 reasons.setdefault(site, "no update was committed")
                 continue
-            check_settings(federation, site, update, left_out.get(site, ""))
-            _check_work(federation, site, update)
+            check_settings(view, update, left_out.get(site, ""))
+            _check_work(view, update)
         except UpdateRejected as error:
             reasons[site] = error.reason
         else:
@@ -42,21 +44,21 @@ def gather(
     return updates, reasons
 
 
-def _check_work(federation: Federation, site: str, update: UpdateManifest) -> None:
+def _check_work(view: SiteView, update: UpdateManifest) -> None:
     """Refuse more work than is the site's own; the check of a manifest knows the largest site's limits alone.
 
     Raises:
         UpdateRejected: it claims too many tokens or local steps, or more tokens than its steps can have had; or it
             brings moments that nobody asked for.
     """
-    if update.moments and federation.local.optimizer_state != "average":
-        raise UpdateRejected(site, "it brings the optimizer's moments, though none are averaged")
-    own = Work(token_limit(federation, site), federation.site_steps(site))
-    check_counts(site, update, own)
+    if update.moments and view.local.optimizer_state != "average":
+        raise UpdateRejected(view.name, "it brings the optimizer's moments, though none are averaged")
+    own = Work(token_limit(view), view.steps)
+    check_counts(view.name, update, own)
     most = update.steps * (own.tokens // own.steps)
     if update.tokens > most:
         claim = f"it claims {update.tokens} tokens in {update.steps} local steps"
-        raise UpdateRejected(site, f"{claim}; at most {most} are possible")
+        raise UpdateRejected(view.name, f"{claim}; at most {most} are possible")
 
 
 def _counted(federation: Federation, update: UpdateManifest) -> UpdateManifest:

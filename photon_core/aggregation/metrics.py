@@ -48,10 +48,11 @@ def aggregate_metrics(
     scored = [site for site, values in own.items() if "loss" in values and "tokens" in values]
     both = [site for site in scored if site in evaluations]
     before, after = ({site: scores[site] for site in both} for scores in (own, evaluations))
-    domains = {stream.name for site in federation.sites for stream in site.streams}
+    streams = {site.name: [stream.name for stream in site.streams] for site in federation.sites}
+    domains = {name for names in streams.values() for name in names}
     for when, scores in ("_before", before), ("_after", after), ("", evaluations):
         _add_loss(metrics, f"loss{when}", f"perplexity{when}", scores, "loss", "tokens")
-        by_domain = {site: _by_domain(federation, site, values) for site, values in scores.items()}
+        by_domain = {site: _by_domain(streams.get(site, []), values) for site, values in scores.items()}
         for name in sorted(domains) if len(domains) > 1 else ():
             names = f"loss{when}/{name}", f"perplexity{when}/{name}", by_domain, f"loss/{name}", f"tokens/{name}"
             _add_loss(metrics, *names)
@@ -71,9 +72,8 @@ def _own(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name[len(valid) :]: max(0.0, value) for name, value in metrics.items() if name.startswith(valid)}
 
 
-def _by_domain(federation: Federation, site: str, scores: Mapping[str, float]) -> Mapping[str, float]:
+def _by_domain(streams: list[str], scores: Mapping[str, float]) -> Mapping[str, float]:
     """A site with one stream has one domain, and does not say so."""
-    streams = [stream.name for known in federation.sites if known.name == site for stream in known.streams]
     if len(streams) == 1:
         split = [metric.head for metric in reported("evaluation") if metric.parts]
         return {f"{name}/{streams[0]}": scores[name] for name in split if name in scores}

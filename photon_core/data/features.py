@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from photon_core.data.documents import Document
 from photon_core.data.expectations import Features
 from photon_core.data.mds import read_index, read_shard
-from photon_core.data.paths import split_dir
-from schemas.federation import Federation
 from schemas.manifests import DataManifest
+from schemas.view import SiteView
 
 
 def text_bytes(document: Document) -> bytes | None:
@@ -82,12 +81,11 @@ class DocumentFeatures:
         }
 
 
-def shard_features(federation: Federation, site: str, manifest: DataManifest, eot: int) -> Features:
+def shard_features(view: SiteView, manifest: DataManifest, eot: int) -> Features:
     """The row that the shards suite looks at, from every token of every stream and split; one shard in memory.
 
     Args:
-        federation: the federation.
-        site: whose shards.
+        view: whose shards.
         manifest: the site's data manifest, whose files were verified.
         eot: id of the end-of-text token.
 
@@ -98,7 +96,7 @@ def shard_features(federation: Federation, site: str, manifest: DataManifest, eo
     lowest, highest, shortest, longest, ends = 2**32, 0, 2**32, 0, 0
     for stream in manifest.streams:
         for split in tokens:
-            for shard in read_index(split_dir(federation, site, stream, split)):
+            for shard in read_index(view.split_dir(stream, split)):
                 ids = read_shard(shard)[1]
                 tokens[split] += ids.size
                 lowest = min(lowest, int(ids.min()))

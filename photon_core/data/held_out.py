@@ -5,11 +5,10 @@ from numpy.typing import NDArray
 
 from photon_core.data.manifest import require_manifest
 from photon_core.data.mds import Shard, read_index, read_shard
-from photon_core.data.paths import find_site, split_dir
-from schemas.federation import Federation
+from schemas.view import SiteView
 
 
-def valid_sequences(federation: Federation, site: str, limit: int) -> NDArray[np.int64]:
+def valid_sequences(view: SiteView, limit: int) -> NDArray[np.int64]:
     """At most `limit` held-out sequences, shape (n, T), spread evenly over the site's streams and shards.
 
     The same sequences each time. Reads only the shards it needs, one at a time, without shared memory.
@@ -17,8 +16,8 @@ def valid_sequences(federation: Federation, site: str, limit: int) -> NDArray[np
     Raises:
         DataError: the site is not prepared, or a shard cannot be read.
     """
-    manifest = require_manifest(federation, site)
-    indices = _valid_indices(federation, site)
+    manifest = require_manifest(view)
+    indices = _valid_indices(view)
     counts = [sum(shard.samples for shard in shards) for shards in indices]
     blocks = [np.empty((0, manifest.sequence_length), np.int64)]
     for shards, count, share in zip(indices, counts, even_shares(counts, limit), strict=True):
@@ -32,16 +31,15 @@ def valid_sequences(federation: Federation, site: str, limit: int) -> NDArray[np
     return np.concatenate(blocks)
 
 
-def valid_counts(federation: Federation, site: str, limit: int) -> dict[str, int]:
+def valid_counts(view: SiteView, limit: int) -> dict[str, int]:
     """How many of `valid_sequences` come from each stream, in their order there."""
-    counts = [sum(shard.samples for shard in shards) for shards in _valid_indices(federation, site)]
-    names = [stream.name for stream in find_site(federation, site).streams]
+    counts = [sum(shard.samples for shard in shards) for shards in _valid_indices(view)]
+    names = [stream.name for stream in view.streams]
     return dict(zip(names, even_shares(counts, limit), strict=True))
 
 
-def _valid_indices(federation: Federation, site: str) -> list[list[Shard]]:
-    streams = find_site(federation, site).streams
-    return [read_index(split_dir(federation, site, stream.name, "valid")) for stream in streams]
+def _valid_indices(view: SiteView) -> list[list[Shard]]:
+    return [read_index(view.split_dir(stream.name, "valid")) for stream in view.streams]
 
 
 def even_shares(counts: list[int], limit: int) -> list[int]:

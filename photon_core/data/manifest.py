@@ -2,28 +2,27 @@
 
 from pydantic import ValidationError
 
-from photon_core.data.paths import data_dir
 from photon_core.errors import DataError, FederationError
 from photon_core.hashing import sha256_bytes
-from schemas.federation import Federation
 from schemas.manifests import DataManifest
+from schemas.view import SiteView
 
 NAME = "data.json"
 
 
-def load_manifest(federation: Federation, site: str) -> DataManifest | None:
+def load_manifest(view: SiteView) -> DataManifest | None:
     """The site's data manifest, or None when its data is not prepared.
 
     Raises:
         DataError: data.json is there but is not a data manifest.
         FederationError: it is another site's.
     """
-    path = data_dir(federation, site) / NAME
+    path = view.data_dir / NAME
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
-    return data_manifest(content, str(path), site)
+    return data_manifest(content, str(path), view.name)
 
 
 def data_manifest(content: bytes, name: str, site: str) -> DataManifest:
@@ -55,26 +54,26 @@ def data_manifest(content: bytes, name: str, site: str) -> DataManifest:
     return manifest
 
 
-def require_manifest(federation: Federation, site: str) -> DataManifest:
+def require_manifest(view: SiteView) -> DataManifest:
     """The site's data manifest.
 
     Raises:
         DataError: the site is not prepared, or data.json is damaged.
     """
-    manifest = load_manifest(federation, site)
+    manifest = load_manifest(view)
     if manifest is None:
         raise DataError(
-            f"{data_dir(federation, site) / NAME}: not there, so site '{site}' has no prepared data; "
-            f"run photon prepare --site {site}"
+            f"{view.data_dir / NAME}: not there, so site '{view.name}' has no prepared data; "
+            f"run photon prepare --site {view.name}"
         )
     return manifest
 
 
-def data_sha256(federation: Federation, site: str) -> str:
+def data_sha256(view: SiteView) -> str:
     """Hash of data.json's bytes: how an update names the data that it was trained on.
 
     Raises:
         DataError: the site is not prepared.
     """
-    require_manifest(federation, site)
-    return sha256_bytes((data_dir(federation, site) / NAME).read_bytes())
+    require_manifest(view)
+    return sha256_bytes((view.data_dir / NAME).read_bytes())

@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from photon_core.data.held_out import even_shares
 from photon_core.data.manifest import NAME, data_sha256, require_manifest
 from photon_core.data.mds import read_index, read_shard
-from photon_core.data.paths import find_site, split_dir, state_dir
 from photon_core.data.record import file_entries
 from photon_core.data.replace import claim, empty_stream, finish, replace
 from photon_core.errors import DataError
 from photon_core.hashing import canonical_json, sha256_bytes
-from schemas.federation import Federation
 from schemas.manifests import DataManifest, StreamData
+from schemas.view import SiteView
 
 FORMAT = 1  # of the parts below; a new one has every site cut again
 
@@ -68,30 +67,25 @@ def deal(counts: list[int], nodes: int) -> list[list[Piece]]:
     return pieces
 
 
-def node_dir(federation: Federation, site: str, node: int) -> Path:
-    """The private folder of one node of a site, the first being 1."""
-    return state_dir(federation, site) / "nodes" / str(node)
-
-
-def partition(federation: Federation, site: str, nodes: int) -> None:
+def partition(view: SiteView, nodes: int) -> None:
     """Have every node's part on the disk; nothing where it is, and of the site's data as they are now.
 
     Raises:
         DataError: the site is not prepared, or a stream has fewer sequences than there are nodes.
     """
-    whole_sha256 = data_sha256(federation, site)
+    whole_sha256 = data_sha256(view)
     settings = [sha256_bytes(canonical_json([FORMAT, whole_sha256, nodes, i])) for i in range(nodes)]
-    roots = [node_dir(federation, site, i + 1) / "data" for i in range(nodes)]
+    roots = [view.node(i + 1).data_dir for i in range(nodes)]
     for root in roots:
         claim(root)
         finish(root)
     missing = [i for i in range(nodes) if _settings(roots[i]) != settings[i]]
     entries: dict[int, dict[str, StreamData]] = {i: {} for i in missing}
     counts = dict.fromkeys(missing, 0)
-    manifest = require_manifest(federation, site)
-    for stream in find_site(federation, site).streams if missing else ():
-        source = split_dir(federation, site, stream.name, "train")
-        dealt = _dealt(federation, site, stream.name, nodes)
+    manifest = require_manifest(view)
+    for stream in view.streams if missing else ():
+        source = view.split_dir(stream.name, "train")
+        dealt = _dealt(view, stream.name, nodes)
         for i in missing:
             part = empty_stream(roots[i], stream.name)
             _write(source, dealt[i], part / "train")
@@ -113,17 +107,17 @@ def partition(federation: Federation, site: str, nodes: int) -> None:
         replace(roots[i], cut.model_dump_json(indent=1).encode())
 
 
-def site_numbers(federation: Federation, site: str, nodes: int, node: int, numbers: Any) -> NDArray[np.uint32]:
+def site_numbers(view: SiteView, nodes: int, node: int, numbers: Any) -> NDArray[np.uint32]:
     """The site's numbers of samples (see trail.py) that a node knows by numbers of its own.
 
     Args:
-        federation, site: whose.
+        view: whose.
         nodes, node: the node, the first being 1, and how many there are.
         numbers: of samples, as the node's samples.u32 holds them.
     """
     table, start = [], 0
-    for stream in find_site(federation, site).streams:
-        shards = read_index(split_dir(federation, site, stream.name, "train"))
+    for stream in view.streams:
+        shards = read_index(view.split_dir(stream.name, "train"))
         offsets = start + np.cumsum([0, *(shard.samples for shard in shards)])
         for piece in deal([shard.samples for shard in shards], nodes)[node - 1]:
             table.append(np.arange(piece.start, piece.stop) + offsets[piece.shard])
@@ -138,12 +132,12 @@ def _settings(root: Path) -> str | None:
         return None
 
 
-def _dealt(federation: Federation, site: str, stream: str, nodes: int) -> list[list[Piece]]:
-    counts = [shard.samples for shard in read_index(split_dir(federation, site, stream, "train"))]
+def _dealt(view: SiteView, stream: str, nodes: int) -> list[list[Piece]]:
+    counts = [shard.samples for shard in read_index(view.split_dir(stream, "train"))]
     if sum(counts) < nodes:
         raise DataError(
-            f"site '{site}', stream '{stream}': {sum(counts)} sequences cannot be shared by {nodes} nodes; give "
-            "it more text, or write fewer hardware.nodes"
+            f"site '{view.name}', stream '{stream}': {sum(counts)} sequences cannot be shared by {nodes} nodes; "
+            "give it more text, or write fewer hardware.nodes"
         )
     return deal(counts, nodes)
 

@@ -16,7 +16,6 @@ from photon_core.data.features import DocumentFeatures
 from photon_core.data.manifest import load_manifest
 from photon_core.data.mds import read_index, read_shard
 from photon_core.data.pack import Split, pack_stream
-from photon_core.data.paths import cache_dir, data_dir, find_site
 from photon_core.data.quality import check_documents
 from photon_core.data.record import NAME, StreamRecord, file_entries, read_record, stream_data
 from photon_core.data.replace import aside, check_free, claim, drop_aside, empty_stream, finish, replace
@@ -31,6 +30,7 @@ from schemas.federation import Federation
 from schemas.manifests import DataManifest
 from schemas.sections.overlap import check_overlap
 from schemas.sections.sites import Stream
+from schemas.view import SiteView
 
 __all__ = ["load_manifest", "prepare_site"]
 
@@ -38,57 +38,56 @@ FORMAT = 1  # of the shards and records below; a new one makes every site prepar
 Progress = Callable[[str, int, int], None]
 
 
-def prepare_site(federation: Federation, site: str, progress: Progress | None = None) -> DataManifest:
+def prepare_site(view: SiteView, progress: Progress | None = None) -> DataManifest:
     """Prepare all streams of a site; does nothing where that is done, and continues where it was interrupted.
 
     New shards are built beside the old ones, which stay usable until all of the new are whole (see replace.py).
 
     Args:
-        federation: the federation.
-        site: which site; its sources are read and its private folder is written.
+        view: which site; its sources are read and its private folder is written.
         progress: called with (what, documents done, documents in all or 0 when not yet known).
 
     Returns:
         The manifest, as committed in data.json.
 
     Raises:
-        FederationError: no such site or tokenizer, the tokenizer does not fit the model's vocabulary, or places of
+        FederationError: no such tokenizer, the tokenizer does not fit the model's vocabulary, or places of
             the file overlap or are another site's.
         DataError: a source is missing or unreadable, or too small, or files that are not ours are in the way;
             ExpectationFailed for texts that are refused.
     """
-    section = find_site(federation, site)
+    federation = view.federation
     tokenizer = load_tokenizer(federation.tokenizer)
     if tokenizer.size > federation.model.vocab_size:
         raise FederationError(
             f"model.vocab_size is {federation.model.vocab_size}, but tokenizer '{federation.tokenizer}' has ids "
             f"up to {tokenizer.size - 1}; write vocab_size: {tokenizer.size} or more"
         )
-    check_overlap(federation, [site])
-    check_owner(federation, site)
-    root = data_dir(federation, site)
+    check_overlap(federation, [view.name])
+    check_owner(view)
+    root = view.data_dir
     claim(root)
     with folder_lock(root):
         finish(root)
-        plans = {stream.name: _settings(federation, site, stream, tokenizer) for stream in section.streams}
-        settings = sha256_bytes(canonical_json([site, plans]))
-        done = _finished(federation, site, settings)
+        plans = {stream.name: _settings(view, stream, tokenizer) for stream in view.streams}
+        settings = sha256_bytes(canonical_json([view.name, plans]))
+        done = _finished(view, settings)
         if done is not None:
             drop_aside(root)
-            publish(federation, site)
+            publish(view)
             return done
         check_free(root, plans)
         places = (root, aside(root))
         streams: dict[str, tuple[Path, StreamRecord]] = {}
-        for stream in section.streams:
-            found = _kept(federation, site, stream.name, plans[stream.name], places)
+        for stream in view.streams:
+            found = _kept(view, stream.name, plans[stream.name], places)
             if found is None:
-                record = _make(federation, site, stream, tokenizer, plans[stream.name], progress or _silent)
+                record = _make(view, stream, tokenizer, plans[stream.name], progress or _silent)
                 found = (places[1], record)
             streams[stream.name] = found
-        made = _assemble(federation, site, tokenizer, streams, settings)
+        made = _assemble(view, tokenizer, streams, settings)
         replace(root, made.model_dump_json(indent=1).encode() + b"\n")
-        publish(federation, site)
+        publish(view)
         return made
 
 
@@ -96,13 +95,14 @@ def _silent(what: str, done: int, total: int) -> None:
     """No progress wanted."""
 
 
-def _settings(federation: Federation, site: str, stream: Stream, tokenizer: Tokenizer) -> str:
+def _settings(view: SiteView, stream: Stream, tokenizer: Tokenizer) -> str:
     """Hash of everything that a stream's shards depend on."""
     if stream.name.lower() == data_manifest.NAME:
         raise FederationError(f"a stream cannot be named '{stream.name}'; write another name")
     from photon_core.data.expectations import load_suite
 
-    files = _files(federation, site, stream)
+    federation = view.federation
+    files = _files(view, stream)
     return sha256_bytes(
         canonical_json(
             {
@@ -121,15 +121,15 @@ def _settings(federation: Federation, site: str, stream: Stream, tokenizer: Toke
     )
 
 
-def _files(federation: Federation, site: str, stream: Stream) -> list[SourceFile]:
-    return list_files(stream.source, federation.data_options(site, stream.source))
+def _files(view: SiteView, stream: Stream) -> list[SourceFile]:
+    return list_files(stream.source, view.options(stream.source))
 
 
-def _finished(federation: Federation, site: str, settings: str) -> DataManifest | None:
+def _finished(view: SiteView, settings: str) -> DataManifest | None:
     try:
-        manifest = load_manifest(federation, site)
+        manifest = load_manifest(view)
         if manifest is not None and manifest.settings_sha256 == settings:
-            verify_files(federation, site, manifest)
+            verify_files(view, manifest)
             return manifest
     except DataError:
         pass  # a damaged manifest is made again
@@ -138,15 +138,13 @@ def _finished(federation: Federation, site: str, settings: str) -> DataManifest 
     return None
 
 
-def _kept(
-    federation: Federation, site: str, stream: str, settings: str, places: Iterable[Path]
-) -> tuple[Path, StreamRecord] | None:
+def _kept(view: SiteView, stream: str, settings: str, places: Iterable[Path]) -> tuple[Path, StreamRecord] | None:
     """The first of the places where the stream is finished, with these settings and whole; and its record."""
-    cache = VerifiedFiles(cache_dir(federation, site) / "verified.json")
+    cache = VerifiedFiles(view.cache_dir / "verified.json")
     for place in places:
         try:
             record = read_record(place / stream)
-            check_entries(place, record.files, cache, site, stream)
+            check_entries(place, record.files, cache, view.name, stream)
         except (DataError, CorruptFile):
             continue
         if record.settings_sha256 == settings:
@@ -154,26 +152,24 @@ def _kept(
     return None
 
 
-def _make(
-    federation: Federation, site: str, stream: Stream, tokenizer: Tokenizer, settings: str, progress: Progress
-) -> StreamRecord:
-    folder = empty_stream(data_dir(federation, site), stream.name)
-    files = _files(federation, site, stream)
-    features, source_sha256 = _look(federation, stream, files, progress)
-    checks = check_documents(federation, site, stream.name, features)
+def _make(view: SiteView, stream: Stream, tokenizer: Tokenizer, settings: str, progress: Progress) -> StreamRecord:
+    folder = empty_stream(view.data_dir, stream.name)
+    files = _files(view, stream)
+    features, source_sha256 = _look(view.federation, stream, files, progress)
+    checks = check_documents(view, stream.name, features)
     splits = pack_stream(
         files,
         stream.text_key,
         tokenizer,
         folder,
-        federation.model.max_seq_len,
+        view.federation.model.max_seq_len,
         features,
-        federation.data.validation_share,
+        view.federation.data.validation_share,
         lambda done: progress(f"{stream.name}: tokenising", done, features.documents),
     )
-    _refuse_empty(site, stream, splits)
-    if [f.fingerprint for f in _files(federation, site, stream)] != [f.fingerprint for f in files]:
-        raise DataError(f"{stream.source}: changed while it was read; run photon prepare --site {site} again")
+    _refuse_empty(view.name, stream, splits)
+    if [f.fingerprint for f in _files(view, stream)] != [f.fingerprint for f in files]:
+        raise DataError(f"{stream.source}: changed while it was read; run photon prepare --site {view.name} again")
     record = StreamRecord(
         settings_sha256=settings,
         eot=tokenizer.eot,
@@ -216,18 +212,17 @@ def _refuse_empty(site: str, stream: Stream, splits: dict[str, Split]) -> None:
 
 
 def _assemble(
-    federation: Federation,
-    site: str,
+    view: SiteView,
     tokenizer: Tokenizer,
     streams: dict[str, tuple[Path, StreamRecord]],
     settings: str,
 ) -> DataManifest:
-    length, records = federation.model.max_seq_len, {name: record for name, (_, record) in streams.items()}
+    length, records = view.federation.model.max_seq_len, {name: record for name, (_, record) in streams.items()}
     folders = [place / name for name, (place, _) in streams.items()]
     train_sequences = sum(record.train_sequences for record in records.values())
     valid_sequences = sum(record.valid_sequences for record in records.values())
     return DataManifest(
-        site=site,
+        site=view.name,
         tokenizer_sha256=tokenizer.sha256,
         sequence_length=length,
         vocab_size=tokenizer.size,

@@ -13,21 +13,20 @@ from photon_core.data.expectations import (
 )
 from photon_core.data.features import DocumentFeatures, shard_features
 from photon_core.data.manifest import data_sha256, require_manifest
-from photon_core.data.paths import cache_dir, data_dir, find_site
 from photon_core.data.record import read_record
 from photon_core.data.shards import stage
 from photon_core.data.verify import verify_files
 from photon_core.errors import DataError
 from photon_core.files import write_whole
 from photon_core.hashing import canonical_json
-from schemas.federation import Federation
 from schemas.manifests import DataManifest
 from schemas.sections.overlap import check_overlap
+from schemas.view import SiteView
 
 __all__ = ["Check", "CheckResult", "ExpectationFailed", "check_documents", "check_shards"]
 
 
-def check_documents(federation: Federation, site: str, stream: str, features: DocumentFeatures) -> CheckResult:
+def check_documents(view: SiteView, stream: str, features: DocumentFeatures) -> CheckResult:
     """Run the documents suite on a stream's features.
 
     Raises:
@@ -35,8 +34,8 @@ def check_documents(federation: Federation, site: str, stream: str, features: Do
         DataError: the suite itself is wrong.
     """
     parameters = {
-        "max_document_bytes": federation.data.max_document_bytes,
-        "max_duplicate_share": federation.data.max_duplicate_share,
+        "max_document_bytes": view.federation.data.max_document_bytes,
+        "max_duplicate_share": view.federation.data.max_duplicate_share,
     }
     result = run_suite(load_suite("documents"), features.row(), parameters)
     if result.failed:
@@ -44,16 +43,15 @@ def check_documents(federation: Federation, site: str, stream: str, features: Do
             column: "; ".join(filter(None, (first, result.remedies.get(column))))
             for column, first in features.first.items()
         }
-        raise ExpectationFailed(site, result.failed, f"stream '{stream}'", details)
+        raise ExpectationFailed(view.name, result.failed, f"stream '{stream}'", details)
     return result
 
 
-def check_shards(federation: Federation, site: str, tokenizer_sha256: str) -> CheckResult:
+def check_shards(view: SiteView, tokenizer_sha256: str) -> CheckResult:
     """Verify the site's shards and run the shards suite on them.
 
     Args:
-        federation: the federation, whose numbers are the limits.
-        site: whose shards.
+        view: whose shards; the federation's numbers are the limits.
         tokenizer_sha256: the federation's tokenizer, as its run manifest names it.
 
     Raises:
@@ -62,44 +60,44 @@ def check_shards(federation: Federation, site: str, tokenizer_sha256: str) -> Ch
         CorruptFile: a file is missing, truncated or corrupt.
         ExpectationFailed: with site, expectation, column and observed value.
     """
-    check_overlap(federation, [site], look=False)  # the text need not be there any more
-    stage(federation, site)
-    manifest = require_manifest(federation, site)
-    wanted = [stream.name for stream in find_site(federation, site).streams]
+    check_overlap(view.federation, [view.name], look=False)  # the text need not be there any more
+    stage(view)
+    manifest = require_manifest(view)
+    wanted = [stream.name for stream in view.streams]
     missing = [name for name in wanted if name not in manifest.streams]
     if missing:
         raise DataError(
-            f"site '{site}': stream '{missing[0]}' is in the federation file but not prepared; "
-            f"run photon prepare --site {site}"
+            f"site '{view.name}': stream '{missing[0]}' is in the federation file but not prepared; "
+            f"run photon prepare --site {view.name}"
         )
-    notes = verify_files(federation, site, manifest)
-    sequence_length = federation.model.max_seq_len
+    notes = verify_files(view, manifest)
+    sequence_length = view.federation.model.max_seq_len
     parameters = {
         "tokenizer_sha256": [tokenizer_sha256],
-        "highest_token": federation.model.vocab_size - 1,
+        "highest_token": view.federation.model.vocab_size - 1,
         "sequence_length": sequence_length,
-        "max_eot_share": federation.data.max_eot_share,
-        "min_train_tokens": federation.data.min_train_tokens or federation.local.batch_size * sequence_length,
+        "max_eot_share": view.federation.data.max_eot_share,
+        "min_train_tokens": view.federation.data.min_train_tokens or view.local.batch_size * sequence_length,
     }
-    features = _features(federation, site, manifest)
+    features = _features(view, manifest)
     result = run_suite(load_suite("shards"), features, parameters, notes)
     if result.failed:
-        raise ExpectationFailed(site, result.failed, "shards", result.remedies)
+        raise ExpectationFailed(view.name, result.failed, "shards", result.remedies)
     return result
 
 
-def _features(federation: Federation, site: str, manifest: DataManifest) -> Features:
-    path = cache_dir(federation, site) / "features.json"
+def _features(view: SiteView, manifest: DataManifest) -> Features:
+    path = view.cache_dir / "features.json"
     # the manifest's hash covers every file that the features come from
-    key = data_sha256(federation, site)
+    key = data_sha256(view)
     try:
         cached: dict[str, Any] = json.loads(path.read_bytes())
         if cached["data_sha256"] == key:
             return dict(cached["features"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    eot = read_record(data_dir(federation, site) / next(iter(manifest.streams))).eot
-    features = shard_features(federation, site, manifest, eot)
+    eot = read_record(view.data_dir / next(iter(manifest.streams))).eot
+    features = shard_features(view, manifest, eot)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, canonical_json({"data_sha256": key, "features": features}))
     return features

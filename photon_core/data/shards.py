@@ -12,36 +12,35 @@ from contextlib import suppress
 from pathlib import Path
 
 from photon_core.data.manifest import NAME, data_manifest, load_manifest
-from photon_core.data.paths import cache_dir, data_dir, find_site
 from photon_core.data.replace import NEXT, aside, check_listed, claim, finish, is_cut_off, replace
 from photon_core.data.verify import VerifiedFiles
 from photon_core.errors import CorruptFile, DataError
 from photon_core.files import folder_lock, whole_file
 from photon_core.hashing import sha256_bytes
 from photon_core.store.store import Store, StoreConflict, check_path
-from schemas.federation import Federation
 from schemas.manifests import DataManifest, FileEntry
+from schemas.view import SiteView
 
 FOLDER = re.compile(r"(\d{4,})-([0-9a-f]{16})")
 MANIFEST_LIMIT = 256 << 20  # bytes; 200 for each shard of 64 MB
 
 
-def available(federation: Federation, site: str) -> DataManifest | None:
+def available(view: SiteView) -> DataManifest | None:
     """The manifest of what the site has prepared, here or in its place for shards; None where it has not.
 
     Raises:
         DataError: there is one, and it is damaged.
         StoreUnavailable, StoreRefused: the place for shards cannot be read.
     """
-    place = _place(federation, site)
+    place = _place(view)
     newest = _newest(place) if place is not None else None
     if place is None or newest is None:
-        return load_manifest(federation, site)
+        return load_manifest(view)
     folder, content = newest
-    return data_manifest(content, place.locate(f"{folder}/{NAME}"), site)
+    return data_manifest(content, place.locate(f"{folder}/{NAME}"), view.name)
 
 
-def check_owner(federation: Federation, site: str) -> None:
+def check_owner(view: SiteView) -> None:
     """Refuse, before any work, a place for shards, or a state_dir, that holds another site's.
 
     Raises:
@@ -49,20 +48,20 @@ def check_owner(federation: Federation, site: str) -> None:
         StoreUnavailable, StoreRefused: the place for shards cannot be read.
     """
     with suppress(DataError):  # damaged: made again
-        available(federation, site)
-        load_manifest(federation, site)
+        available(view)
+        load_manifest(view)
 
 
-def publish(federation: Federation, site: str) -> None:
+def publish(view: SiteView) -> None:
     """Put the site's prepared shards into its place for them; nothing where the file names none, or it has them.
 
     Raises:
         StoreUnavailable, StoreRefused: they cannot be written.
     """
-    place = _place(federation, site)
+    place = _place(view)
     if place is None:
         return
-    root = data_dir(federation, site)
+    root = view.data_dir
     content = (root / NAME).read_bytes()
     newest = _newest(place)
     if newest is not None and newest[1] == content:
@@ -70,7 +69,7 @@ def publish(federation: Federation, site: str) -> None:
     # the same folder again after an upload that was cut off
     number = int(newest[0].partition("-")[0]) + 1 if newest is not None else 1
     folder = f"{number:04d}-{sha256_bytes(content)[:16]}"
-    for entry in _entries(data_manifest(content, str(root / NAME), site)):
+    for entry in _entries(data_manifest(content, str(root / NAME), view.name)):
         path = f"{folder}/{entry.path}"
         if not place.exists(path):
             place.put(root / entry.path, path)
@@ -80,7 +79,7 @@ def publish(federation: Federation, site: str) -> None:
         pass  # another machine of the site put the same there
 
 
-def stage(federation: Federation, site: str) -> None:
+def stage(view: SiteView) -> None:
     """Have the newest shards of the site's place for them in its state_dir, every file verified by its hash.
 
     Nothing where the file names no such place, or nothing is there yet. What is damaged here is copied again. What
@@ -91,40 +90,40 @@ def stage(federation: Federation, site: str) -> None:
         DataError: the manifest there is damaged.
         StoreUnavailable, StoreRefused: the place cannot be read.
     """
-    root = data_dir(federation, site)
+    root = view.data_dir
     if is_cut_off(root):
         with folder_lock(root):
             finish(root)
-    place = _place(federation, site)
+    place = _place(view)
     newest = _newest(place) if place is not None else None
     if place is None or newest is None:
         return
     folder, content = newest
-    manifest = data_manifest(content, place.locate(f"{folder}/{NAME}"), site)
+    manifest = data_manifest(content, place.locate(f"{folder}/{NAME}"), view.name)
     for entry in _entries(manifest):
         check_path(entry.path)
     check_listed(manifest, place.locate(folder))
     claim(root)
     with folder_lock(root):
         finish(root)
-        cache = VerifiedFiles(cache_dir(federation, site) / "verified.json")
+        cache = VerifiedFiles(view.cache_dir / "verified.json")
         missing = [entry for entry in _entries(manifest) if not _is_here(root / entry.path, entry, cache)]
         committed = root / NAME
         if missing or not committed.exists() or committed.read_bytes() != content:
             for entry in missing:
                 if not _is_here(aside(root) / entry.path, entry, cache):
-                    _copy(place, folder, entry, root / NEXT, cache_dir(federation, site) / "shards")
+                    _copy(place, folder, entry, root / NEXT, view.cache_dir / "shards")
             aside(root)
             replace(root, content)
         cache.save()
 
 
-def _place(federation: Federation, site: str) -> Store | None:
-    shards = find_site(federation, site).shards
+def _place(view: SiteView) -> Store | None:
+    shards = view.section.shards
     if shards is None:
         return None
     # only this site writes there, and under names that hold a hash: no server needs to know If-None-Match for it
-    return Store(shards, single_writer=True, **federation.data_options(site, shards))
+    return Store(shards, single_writer=True, **view.options(shards))
 
 
 def _newest(place: Store) -> tuple[str, bytes] | None:

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from photon_core.data.manifest import require_manifest
-from photon_core.data.paths import find_site, split_dir
 from photon_core.data.shared_memory import free_prefixes_only, shared_memory_lock
 from photon_core.errors import DataError
 from photon_core.hashing import canonical_json, sha256_bytes
-from schemas.federation import Federation
 from schemas.sections.sites import Stream as StreamSection
+from schemas.view import SiteView
 
 if TYPE_CHECKING:
     from photon_core.data.sequences import Sequences
@@ -19,7 +18,7 @@ CONSTRUCTOR_TRIES = 20
 
 
 def train_dataset(
-    federation: Federation, site: str, seed: int, ranks: int = 1, wait: Callable[[], None] = lambda: None
+    view: SiteView, seed: int, ranks: int = 1, wait: Callable[[], None] = lambda: None
 ) -> "Sequences":
     """The site's training sequences: all its streams, mixed by their proportions or repeats, shuffled by the seed.
 
@@ -29,7 +28,7 @@ def train_dataset(
     their shards alone: see `stream_hash`. The dataset holds names under /dev/shm until `release` gives them back.
 
     Args:
-        federation, site: whose.
+        view: whose.
         seed: of the shuffle.
         ranks: processes that share each batch, of which this is one; all of them see all samples, in the same
             order as one process alone, and each takes its share of every batch.
@@ -42,15 +41,15 @@ def train_dataset(
 
     from photon_core.data.sequences import Sequences
 
-    require_manifest(federation, site)
+    require_manifest(view)
     for attempt in range(CONSTRUCTOR_TRIES):
         streams = [
             Stream(
-                local=str(split_dir(federation, site, stream.name, "train").absolute()),
+                local=str(view.split_dir(stream.name, "train").absolute()),
                 **_weight(stream),
                 validate_hash="sha256",
             )
-            for stream in find_site(federation, site).streams
+            for stream in view.streams
         ]
         try:
             # mosaicml/streaming#884: two datasets constructed at once take the same names
@@ -58,7 +57,7 @@ def train_dataset(
                 wait()  # all look for free names, and the first rank has the lock now
                 return Sequences(
                     streams=streams,
-                    batch_size=federation.local.batch_size,
+                    batch_size=view.local.batch_size,
                     shuffle=True,
                     shuffle_seed=seed,
                     num_canonical_nodes=1,
@@ -77,7 +76,7 @@ def _weight(stream: StreamSection) -> dict[str, float]:
     return {"proportion": stream.proportion} if stream.repeat is None else {"repeat": stream.repeat}
 
 
-def stream_hash(federation: Federation, site: str) -> str:
+def stream_hash(view: SiteView) -> str:
     """Hash of everything but the seed that the order of samples depends on: streams, proportions, shards.
 
     Keep it beside the stream's state: a state saved under another hash must not be continued.
@@ -85,12 +84,13 @@ def stream_hash(federation: Federation, site: str) -> str:
     Raises:
         DataError: the site is not prepared, or its data lacks one of its streams.
     """
-    manifest = require_manifest(federation, site)
+    manifest = require_manifest(view)
     mix: list[Any] = []
-    for stream in find_site(federation, site).streams:
+    for stream in view.streams:
         if stream.name not in manifest.streams:
             raise DataError(
-                f"stream '{stream.name}' of site '{site}' is not prepared; run photon prepare --site {site}"
+                f"stream '{stream.name}' of site '{view.name}' is not prepared; "
+                f"run photon prepare --site {view.name}"
             )
         prefix = f"{stream.name}/train/"
         files = [file.sha256 for file in manifest.streams[stream.name].files if file.path.startswith(prefix)]

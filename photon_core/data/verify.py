@@ -4,24 +4,22 @@ import json
 from pathlib import Path
 
 from photon_core.data.mds import read_index
-from photon_core.data.paths import cache_dir, data_dir
 from photon_core.errors import CorruptFile
 from photon_core.files import write_whole
 from photon_core.hashing import canonical_json, sha256_file
-from schemas.federation import Federation
 from schemas.manifests import DataManifest, FileEntry
+from schemas.view import SiteView
 
 Seen = dict[str, list[int | str]]  # path -> size, modification time in ns, sha256
 
 
-def verify_files(federation: Federation, site: str, manifest: DataManifest) -> list[str]:
+def verify_files(view: SiteView, manifest: DataManifest) -> list[str]:
     """Compare every file of data.json by size and hash, and drop unpacked copies that are damaged.
 
     A file that was verified before and whose size and modification time are unchanged is not read again.
 
     Args:
-        federation: the federation.
-        site: whose data.
+        view: whose data.
         manifest: the site's data manifest.
 
     Returns:
@@ -30,10 +28,10 @@ def verify_files(federation: Federation, site: str, manifest: DataManifest) -> l
     Raises:
         CorruptFile: a file is missing, truncated or corrupt; the text names it and what to do.
     """
-    root = data_dir(federation, site)
-    cache = VerifiedFiles(cache_dir(federation, site) / "verified.json")
+    root = view.data_dir
+    cache = VerifiedFiles(view.cache_dir / "verified.json")
     for name, stream in manifest.streams.items():
-        check_entries(root, stream.files, cache, site, name)
+        check_entries(root, stream.files, cache, view.name, name)
     notes = []
     for name in manifest.streams:
         for split in ("train", "valid"):

@@ -2,8 +2,8 @@
 
 from photon_core.errors import FederationError
 from photon_core.hardware.parallelism import check_gpus, check_processors
-from schemas.federation import Federation
 from schemas.sections.local import Local
+from schemas.view import SiteView
 
 
 def choose_device(local: Local) -> str:
@@ -23,11 +23,11 @@ def choose_device(local: Local) -> str:
     return device
 
 
-def check_devices(federation: Federation, site: str, wanted: int) -> None:
+def check_devices(view: SiteView, wanted: int) -> None:
     """Refuse to train on more GPUs than this machine has; processors may be shared, but not with FSDP."""
     import torch
 
-    if choose_device(federation.local) == "cpu":
-        check_processors(federation, site)
+    if choose_device(view.local) == "cpu":
+        check_processors(view)
     else:
-        check_gpus(site, wanted, torch.cuda.device_count())
+        check_gpus(view.name, wanted, torch.cuda.device_count())

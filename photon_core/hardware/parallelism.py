@@ -12,9 +12,9 @@ from photon_core.errors import FederationError
 from photon_core.hardware.exchange import communication_seconds
 from photon_core.model.cost import FLOAT, flops_per_token, training_memory
 from photon_core.model.shapes import parameter_count
-from schemas.federation import Federation
 from schemas.presets import OURS
 from schemas.sections.hardware import Hardware
+from schemas.view import SiteView
 
 FREE = 0.9  # of a device's memory; the rest is the allocator's and the libraries'
 HIDDEN = 2 / 3  # of a step is its backward pass, behind which DDP hides its exchange of gradients
@@ -47,9 +47,9 @@ class Infra:
         return TRAINS_ON[self.kind] + ("" if self.kind == "none" else many) + f": {self.reason}"
 
 
-def choose_infra(federation: Federation, site: str) -> Infra:
+def choose_infra(view: SiteView) -> Infra:
     """How this site's devices train together, and why; what the file says in hardware.parallel counts."""
-    hardware = federation.site(site).hardware
+    hardware = view.hardware
     if hardware is None:
         return Infra("none", 1, 1, "the site declares no hardware")
     if hardware.parallel == "federation":
@@ -60,23 +60,23 @@ def choose_infra(federation: Federation, site: str) -> Infra:
     if hardware.all_devices == 1:
         return Infra("none", 1, 1, "the site has one device")
     if hardware.nodes > 1:
-        waiting = waiting_share(federation, hardware)
+        waiting = waiting_share(view, hardware)
         said = f"at {hardware.interconnect:g} Gbit/s the nodes would wait {waiting:.0%} of the time for each other"
         if waiting > MOST_WAITING:
             return Infra("federation", hardware.devices, hardware.nodes, said)
-    kind, reason = _one_job(federation, site, hardware)
+    kind, reason = _one_job(view, hardware)
     return Infra(kind, hardware.all_devices, 1, reason)
 
 
-def check_infra(federation: Federation, site: str) -> Infra:
+def check_infra(view: SiteView) -> Infra:
     """`choose_infra`, of a site that can train so.
 
     Raises:
         FederationError: it cannot; the text says what to write instead.
     """
-    infra, local = choose_infra(federation, site), federation.local
-    job = job_infra(federation, site)
-    where = f"sites[{site}].hardware: trains with {TRAINS_ON[job.kind]} ({job.reason})"
+    infra, local = choose_infra(view), view.local
+    job = job_infra(view)
+    where = f"sites[{view.name}].hardware: trains with {TRAINS_ON[job.kind]} ({job.reason})"
     if infra.ranks > local.batch_size:
         raise FederationError(
             f"{where} on {infra.ranks} devices, but local.batch_size is {local.batch_size} sequences; write a "
@@ -87,7 +87,7 @@ def check_infra(federation: Federation, site: str) -> Infra:
     if local.device == "cpu":
         raise FederationError(f"{where}, which needs GPUs, but local.device is cpu; write parallel: ddp, or cuda")
     if local.optimizer.name == "muon":
-        ours = federation.recipe == OURS
+        ours = view.federation.recipe == OURS
         of = f" (of recipe: {OURS}, which a file gets that names no other)" if ours else ""
         instead = "recipe: diloco, or recipe: null with local.steps" if ours else "local.optimizer.name: adamw"
         raise FederationError(
@@ -118,73 +118,59 @@ def check_gpus(site: str, wanted: int, found: int) -> None:
         )
 
 
-def check_processors(federation: Federation, site: str) -> None:
+def check_processors(view: SiteView) -> None:
     """Refuse to train with FSDP where no GPU can be used.
 
     Raises:
         FederationError: the site trains so.
     """
-    job = job_infra(federation, site)
+    job = job_infra(view)
     if job.kind == "fsdp":
         raise FederationError(
-            f"sites[{site}].hardware: trains with FSDP ({job.reason}), which needs GPUs, and none can be used "
-            "here; look at nvidia-smi, or write parallel: ddp to train on the processors"
+            f"sites[{view.name}].hardware: trains with FSDP ({job.reason}), which needs GPUs, and none can be "
+            "used here; look at nvidia-smi, or write parallel: ddp to train on the processors"
         )
 
 
-def waiting_share(federation: Federation, hardware: Hardware) -> float:
+def waiting_share(view: SiteView, hardware: Hardware) -> float:
     """Share of a step of one job over all nodes that its devices wait for the exchange of gradients.
 
     A ring all-reduce of float32 gradients between the nodes, less what hides behind the backward pass.
     """
     if hardware.interconnect is None:
         return 0.0
-    tokens = federation.local.batch_size * federation.model.max_seq_len
+    tokens = view.local.batch_size * view.federation.model.max_seq_len
     rate = hardware.all_devices * hardware.tflops * 1e12 * hardware.utilisation
-    compute = tokens * flops_per_token(federation.model) / rate
-    size = float(FLOAT * parameter_count(federation.model))
+    compute = tokens * flops_per_token(view.federation.model) / rate
+    size = float(FLOAT * parameter_count(view.federation.model))
     bandwidth = hardware.interconnect * 1e9 / 8
     exchange = communication_seconds("ring all-reduce", hardware.nodes, size, bandwidth)
     waiting = max(0.0, exchange - HIDDEN * compute)
     return waiting / (compute + waiting)
 
 
-def _one_job(federation: Federation, site: str, hardware: Hardware) -> tuple[Kind, str]:
-    if federation.local.device == "cpu":
+def _one_job(view: SiteView, hardware: Hardware) -> tuple[Kind, str]:
+    if view.local.device == "cpu":
         return "ddp", "processors share the machine's memory, and FSDP needs GPUs"
     if hardware.memory_gb is None:
         return "ddp", "hardware.memory_gb is not given, so the model is taken to fit one device"
-    needed, room = _needed(federation, site, hardware), FREE * hardware.memory_gb
+    needed, room = _needed(view, hardware), FREE * hardware.memory_gb
     said = f"training takes {needed:.1f} GB of a device's {hardware.memory_gb:g} GB, of which {room:.1f} are used"
     return ("ddp" if needed <= room else "fsdp"), said
 
 
-def _needed(federation: Federation, site: str, hardware: Hardware) -> float:
+def _needed(view: SiteView, hardware: Hardware) -> float:
     """10^9 bytes of one device, the model whole on it, with the file's micro-batch; with one sequence if auto."""
-    local = federation.local
-    given = federation.site_micro_batch(site)
+    local = view.local
+    given = view.micro_batch
     share = -(-local.batch_size // hardware.all_devices)  # of the first devices, where it does not come out even
     size = 1 if given == "auto" else min(given or share, share)
     name, proximal = local.optimizer.name, local.proximal is not None
-    return training_memory(federation.model, size, local.precision, name, ddp=True, proximal=proximal).total / 1e9
+    model = view.federation.model
+    return training_memory(model, size, local.precision, name, ddp=True, proximal=proximal).total / 1e9
 
 
-def job_infra(federation: Federation, site: str) -> Infra:
+def job_infra(view: SiteView) -> Infra:
     """How each job of the site trains: the site's one, or one node's of a federation inside the site."""
-    infra = choose_infra(federation, site)
-    return choose_infra(node_federation(federation, site), site) if infra.kind == "federation" else infra
-
-
-def node_federation(federation: Federation, site: str, **changes: object) -> Federation:
-    """The federation file as one node of a site that is a federation reads it: the site is that node.
-
-    Args:
-        federation, site: the whole.
-        changes: further keys of the site's section that differ.
-    """
-    section = federation.site(site)
-    assert section.hardware is not None
-    alone = section.hardware.model_copy(update={"nodes": 1, "interconnect": None, "parallel": "auto"})
-    node = section.model_copy(update={"hardware": alone, **changes})
-    sites = [node if other.name == site else other for other in federation.sites]
-    return federation.model_copy(update={"sites": sites})
+    infra = choose_infra(view)
+    return choose_infra(view.node(1)) if infra.kind == "federation" else infra

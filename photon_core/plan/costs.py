@@ -7,6 +7,7 @@ from photon_core.model.shapes import moment_shapes, parameter_count, parameter_s
 from photon_core.tensors.container import DTYPE_BYTES, SENT_AS
 from photon_core.update.codecs.registry import get_codec
 from schemas.federation import Federation
+from schemas.sections.sites import Site
 
 GIGABIT = 1e9 / 8  # bytes
 
@@ -32,15 +33,22 @@ def _moment_bytes(federation: Federation) -> int:
     return element * sum(map(prod, moment_shapes(federation.model, federation.local.optimizer.name).values()))
 
 
-def link_seconds(federation: Federation, site: str, upload: float) -> float:
+def link_seconds(federation: Federation, section: Site | None, upload: float) -> float:
     """Seconds of a site's link in a round: what it fetches, and its update; 0 where no link is declared."""
-    down, up = transfer_seconds(federation, site, upload)
+    down, up = transfer_seconds(federation, section, upload)
     return (down or 0.0) + (up or 0.0)
 
 
-def transfer_seconds(federation: Federation, site: str, upload: float) -> tuple[float | None, float | None]:
-    """Seconds to download the model and to upload `upload` bytes; None for a link that is not declared."""
-    section = next((known for known in federation.sites if known.name == site), None)
+def transfer_seconds(
+    federation: Federation, section: Site | None, upload: float
+) -> tuple[float | None, float | None]:
+    """Seconds to download the model and to upload `upload` bytes; None for a link that is not declared.
+
+    Args:
+        federation: the file.
+        section: the site's; None of a site that the file does not name any more.
+        upload: bytes.
+    """
     if section is None or section.link is None:
         return None, None
     down = section.link.down or section.link.up
@@ -50,7 +58,9 @@ def transfer_seconds(federation: Federation, site: str, upload: float) -> tuple[
 def slowest_link(federation: Federation) -> float | None:
     """Bytes a second of the slowest declared link, in its slower direction; None if any site declares none."""
     rates = []
-    for site in map(federation.site, federation.active):
+    for site in federation.sites:
+        if site.paused:
+            continue
         if site.link is None:
             return None
         rates.append(min(site.link.up, site.link.down or site.link.up) * GIGABIT)

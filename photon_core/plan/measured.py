@@ -44,6 +44,7 @@ def measure(federation: Federation, manifests: Sequence[RoundManifest]) -> Measu
     rounds = [m for m in manifests if m.updates and "sites" in m.seconds and _timed(m)][-WINDOW:]
     if not rounds:
         return None
+    sections = {section.name: section for section in federation.sites}
     speed: dict[str, list[float]] = {}
     overhead: dict[str, list[float]] = {}
     concurrency, aggregate = [], []
@@ -53,7 +54,7 @@ def measure(federation: Federation, manifests: Sequence[RoundManifest]) -> Measu
             rate, seconds = update.metrics["tokens_per_second"], update.metrics["seconds"]
             speed.setdefault(site, []).append(rate)
             overhead.setdefault(site, []).append(max(0.0, seconds - update.tokens / rate))
-            total += seconds + link_seconds(federation, site, update.bytes)
+            total += seconds + link_seconds(federation, sections.get(site), update.bytes)
         concurrency.append(total / max(manifest.seconds["sites"], 1e-9))
         aggregate.append(manifest.seconds.get("aggregate", 0.0) / max(_read(federation, manifest), 1.0))
     return Measured(

@@ -26,6 +26,7 @@ from photon_core.plan.costs import (
 from photon_core.plan.measured import Measured, measure
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.view import SiteView, view_of
 
 START_SECONDS = 2.0  # a child process with its data and its Trainer, until rounds say how long
 AGGREGATION_RATE = 0.5e9  # bytes that aggregation reads in a second, until rounds say how many
@@ -151,7 +152,7 @@ def predict(federation: Federation, measured: Measured | None = None, steps: int
     local = federation.local
     steps_a_round = local.steps if steps is None else steps
     upload = update_bytes(federation)
-    sites = [_site(federation, name, measured, steps_a_round, upload) for name in federation.active]
+    sites = [_site(view_of(federation, name), measured, steps_a_round, upload) for name in federation.active]
     sampled = federation.sites_per_round
     regions = region_count(federation, sampled)
     read = bytes_read(sampled, upload, 4.0 * parameter_count(federation.model), regions)
@@ -172,59 +173,58 @@ def predict(federation: Federation, measured: Measured | None = None, steps: int
     )
 
 
-def _site(federation: Federation, name: str, measured: Measured | None, steps: int, upload: int) -> SitePlan:
-    section = federation.site(name)
-    micro_batch, shards, memory = fitting(federation, name)
-    limit = _limit(federation, name)
-    own_steps = steps * federation.site_steps(name) / federation.local.steps
-    most = section.time_limit or inf
-    step = step_seconds(federation, name, measured)
-    down, up = transfer_seconds(federation, name, upload)
+def _site(view: SiteView, measured: Measured | None, steps: int, upload: int) -> SitePlan:
+    micro_batch, shards, memory = fitting(view)
+    limit = _limit(view)
+    own_steps = steps * view.steps / view.local.steps
+    most = view.time_limit or inf
+    step = step_seconds(view, measured)
+    down, up = transfer_seconds(view.federation, view.section, upload)
     return SitePlan(
-        name=name,
+        name=view.name,
         micro_batch=micro_batch,
         memory=memory,
         fits=None if limit is None else memory.total <= limit,
         shards=shards,
-        infra=_infra(federation, name),
+        infra=_infra(view),
         step=step,
         train=None if step is None else min(own_steps * step, most),
-        start=measured.overhead.get(name, START_SECONDS) if measured else START_SECONDS,
+        start=measured.overhead.get(view.name, START_SECONDS) if measured else START_SECONDS,
         download=down,
         upload=up,
     )
 
 
-def step_seconds(federation: Federation, name: str, measured: Measured | None) -> float | None:
+def step_seconds(view: SiteView, measured: Measured | None) -> float | None:
     """Seconds of one local step at a site: measured, else declared, else unknown (None)."""
-    tokens = federation.local.batch_size * federation.model.max_seq_len
-    if measured is not None and name in measured.tokens_per_second:
-        return tokens * choose_infra(federation, name).nodes / measured.tokens_per_second[name]
-    hardware = federation.site(name).hardware
+    tokens = view.local.batch_size * view.federation.model.max_seq_len
+    if measured is not None and view.name in measured.tokens_per_second:
+        return tokens * choose_infra(view).nodes / measured.tokens_per_second[view.name]
+    hardware = view.hardware
     if hardware is None:
         return None
-    devices = choose_infra(federation, name).ranks  # nodes that train apart each make the whole step
+    devices = choose_infra(view).ranks  # nodes that train apart each make the whole step
     rate = devices * hardware.tflops * 1e12 * hardware.utilisation
-    return tokens * flops_per_token(federation.model) / rate
+    return tokens * flops_per_token(view.federation.model) / rate
 
 
-def fitting(federation: Federation, name: str) -> tuple[int, int, Memory]:
+def fitting(view: SiteView) -> tuple[int, int, Memory]:
     """The micro-batch that a site trains with: the file's, or the whole batch; auto: what halving makes fit.
 
     Returns:
         sequences at once on one device, shards, and the memory of one device; no sequences where not one fits.
     """
-    local = federation.local
-    infra = job_infra(federation, name)
+    local = view.local
+    infra = job_infra(view)
     shards = infra.ranks if infra.kind == "fsdp" else 1
-    limit, given = _limit(federation, name), federation.site_micro_batch(name)
+    limit, given = _limit(view), view.micro_batch
     size = -(-local.batch_size // infra.ranks)
     if isinstance(given, int):
         size = min(size, given)
 
     def memory(micro_batch: int) -> Memory:
         name, ddp, proximal = local.optimizer.name, infra.kind == "ddp", local.proximal is not None
-        return training_memory(federation.model, micro_batch, local.precision, name, shards, ddp, proximal)
+        return training_memory(view.federation.model, micro_batch, local.precision, name, shards, ddp, proximal)
 
     if limit is not None and memory(1).total > limit:
         return 0, shards, memory(1)
@@ -233,13 +233,13 @@ def fitting(federation: Federation, name: str) -> tuple[int, int, Memory]:
     return size, shards, memory(size)
 
 
-def _infra(federation: Federation, name: str) -> str:
-    hardware = federation.site(name).hardware
-    return "" if hardware is None or hardware.all_devices == 1 else str(choose_infra(federation, name))
+def _infra(view: SiteView) -> str:
+    hardware = view.hardware
+    return "" if hardware is None or hardware.all_devices == 1 else str(choose_infra(view))
 
 
-def _limit(federation: Federation, name: str) -> float | None:
-    gigabytes = federation.site_memory_gb(name)
+def _limit(view: SiteView) -> float | None:
+    gigabytes = view.memory_gb
     return None if gigabytes is None else gigabytes * 1e9 * FREE
 
 

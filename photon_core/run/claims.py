@@ -11,6 +11,7 @@ from typing import NamedTuple
 from photon_core.hardware.parallelism import choose_infra
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
+from schemas.view import SiteView, view_of
 
 FEDNOVA_FACTOR = 4.0  # of its steps in the file that a site with a time limit may say it has not made
 
@@ -27,15 +28,15 @@ class Work(NamedTuple):
 ANY_WORK = Work(tokens=10**15, steps=10**9)
 
 
-def token_limit(federation: Federation, site: str) -> int:
+def token_limit(view: SiteView) -> int:
     """Most tokens that a site can have trained in a round: each of its nodes that train apart makes all steps."""
-    nodes = choose_infra(federation, site).nodes
-    return nodes * federation.site_steps(site) * federation.local.batch_size * federation.model.max_seq_len
+    nodes = choose_infra(view).nodes
+    return nodes * view.steps * view.local.batch_size * view.federation.model.max_seq_len
 
 
 def most_work(federation: Federation) -> Work:
     """Most that any site can have trained in a round: the largest one's tokens."""
-    tokens = max(token_limit(federation, site.name) for site in federation.sites)
+    tokens = max(token_limit(view_of(federation, site.name)) for site in federation.sites)
     return Work(tokens, federation.local.steps)
 
 
@@ -45,8 +46,8 @@ def least_steps(federation: Federation, update: UpdateManifest) -> int:
     A site without a time limit makes those of the file. One with a limit may make fewer, but no more than a
     FEDNOVA_FACTOR-th of them counts as so few: a lie multiplies its change by no more.
     """
-    asked = federation.site_steps(update.site)
-    return asked if federation.site(update.site).time_limit is None else ceil(asked / FEDNOVA_FACTOR)
+    asked = view_of(federation, update.site).steps
+    return asked if view_of(federation, update.site).time_limit is None else ceil(asked / FEDNOVA_FACTOR)
 
 
 def data_tokens(

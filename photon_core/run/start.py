@@ -20,6 +20,7 @@ from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, StartManifest, StartRef
 from schemas.sections.model import Model
 from schemas.sections.start import Start
+from schemas.view import SiteView
 
 MANIFEST_LIMIT = 16 << 20  # bytes
 CHUNK = 4 << 20  # elements
@@ -69,7 +70,7 @@ def make_initial(federation: Federation, folder: Path) -> Initial:
     if start.run is not None:
         return _from_run(federation, folder)
     if start.site is not None:
-        return _from_site(federation, start.site, folder)
+        return _from_site(federation, folder)
     assert start.checkpoint is not None
     checkpoint = Checkpoint(start.checkpoint, federation.model, federation.storage.options())
     files, hashes = checkpoint.write(folder)
@@ -78,7 +79,7 @@ def make_initial(federation: Federation, folder: Path) -> Initial:
     )
 
 
-def upload_start(federation: Federation, site: str, folder: Path) -> StartManifest:
+def upload_start(view: SiteView, folder: Path) -> StartManifest:
     """At a site: convert its checkpoint, put it at the site's own place of round 0, and commit that.
 
     Safe to repeat: what is committed stands.
@@ -89,34 +90,34 @@ def upload_start(federation: Federation, site: str, folder: Path) -> StartManife
     Raises:
         FederationError: the checkpoint is not of the file's model.
     """
-    run = _run(federation)
-    committed = site_start(run, site, federation.start)
+    run = _run(view.federation)
+    committed = site_start(run, view.name, view.federation.start)
     if committed is not None:
         return committed
-    attempt = len(site_starts(run, site)) + 1
-    place = federation.start.checkpoint
+    attempt = len(site_starts(run, view.name)) + 1
+    place = view.federation.start.checkpoint
     assert place is not None
-    checkpoint = Checkpoint(place, federation.model, federation.data_options(site, place))
+    checkpoint = Checkpoint(place, view.federation.model, view.options(place))
     files, hashes = checkpoint.write(folder)
-    place = run.site_dir(0, site, attempt)
+    place = run.site_dir(0, view.name, attempt)
     entries = [put_file(run.store, path, place) for path in files]
     names = {Path(name).name: sha256 for name, sha256 in hashes.items()}
     manifest = StartManifest(
         run=run.run,
-        site=site,
+        site=view.name,
         files=entries,
         sha256=names,
         notes=checkpoint.notes,
         attempt=attempt,
-        asked=_asked(federation.start),
+        asked=_asked(view.federation.start),
     )
     try:
         run.store.create(f"{place}/start.json", canonical_json(manifest.model_dump(mode="json")) + b"\n")
     except StoreConflict:
         pass
-    committed = site_start(run, site, federation.start)
+    committed = site_start(run, view.name, view.federation.start)
     if committed is None:
-        raise StoreConflict(f"site '{site}' has committed another checkpoint meanwhile; try again")
+        raise StoreConflict(f"site '{view.name}' has committed another checkpoint meanwhile; try again")
     return committed
 
 
@@ -165,9 +166,10 @@ def _run(federation: Federation) -> Run:
     return Run(Store(federation.store, **federation.storage.store_options()), federation.run)
 
 
-def _from_site(federation: Federation, site: str, folder: Path) -> Initial:
+def _from_site(federation: Federation, folder: Path) -> Initial:
     """A site's model crosses a trust boundary: names, shapes, types and numbers are checked."""
-    run = _run(federation)
+    run, site = _run(federation), federation.start.site
+    assert site is not None
     manifest = site_start(run, site, federation.start)
     if manifest is None:
         raise PhotonError(f"site '{site}' has not uploaded the checkpoint that run '{run.run}' starts from")

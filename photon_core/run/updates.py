@@ -1,6 +1,5 @@
 """A site's updates in a run: its attempts, and what may still be committed for a round."""
 
-from photon_core.data.paths import find_site
 from photon_core.errors import (
     FederationError,
     PhotonError,
@@ -12,6 +11,7 @@ from photon_core.run.run import Run, run_of
 from photon_core.run.sampling import sampled_sites
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
+from schemas.view import SiteView
 
 
 def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:
@@ -50,13 +50,14 @@ def check_open(federation: Federation, t: int) -> None:
         raise PhotonError(f"round {t} of run '{run.run}' cannot start: round {t - 1} is not committed; {remedy}")
 
 
-def check_asked(federation: Federation, t: int, site: str) -> None:
+def check_asked(view: SiteView, t: int) -> None:
     """Refuse one site's work for a round that would not use it; beyond that as `check_open`.
 
     Raises:
-        FederationError: there is no such site, or it is paused, or not sampled in round t.
+        FederationError: the site is paused, or not sampled in round t.
     """
-    if find_site(federation, site).paused:
+    site, federation = view.name, view.federation
+    if view.section.paused:
         raise FederationError(
             f"site '{site}' is paused, and no round asks for it: take its 'paused' out of the file"
         )

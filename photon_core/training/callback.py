@@ -79,9 +79,9 @@ class RoundCallback(Callback):
         ranks: Ranks | None = None,
     ) -> None:
         self.job = job
-        self.local = job.federation.local
+        self.local = job.view.local
         self.peaks = peak_rates(self.local.optimizer)
-        self.total_steps = job.federation.schedule_steps
+        self.total_steps = job.view.federation.schedule_steps
         self.samples = samples
         self.report = report
         self.checkpoint = checkpoint
@@ -114,8 +114,8 @@ class RoundCallback(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         loss, now = state.total_loss_dict["loss/train/total"], time.monotonic()
         self._count(state, loss)
-        progress, limit = self.progress, self.job.time_limit
-        last, interval = progress.steps == self.job.steps, self.local.checkpoint_steps
+        progress, limit = self.progress, self.job.view.time_limit
+        last, interval = progress.steps == self.job.view.steps, self.local.checkpoint_steps
         if limit is not None and progress.seconds >= limit and not last:
             last = True
             state.stop_training()
@@ -126,7 +126,7 @@ class RoundCallback(Callback):
             self.report(
                 {
                     "step": progress.steps,
-                    "steps": self.job.steps,
+                    "steps": self.job.view.steps,
                     "loss": loss,
                     "tokens": progress.tokens,
                     "tokens_per_second": (progress.tokens - self.tokens_before) / max(now - self.started, 1e-9),
@@ -143,7 +143,7 @@ class RoundCallback(Callback):
         for what, value in (("loss", loss), ("gradients' norm", norm)):
             if not math.isfinite(value):
                 reason = f"training diverged: the {what} of local step {progress.steps + 1} is {value}"
-                raise UpdateRejected(self.job.site, reason)
+                raise UpdateRejected(self.job.view.name, reason)
         numbers = batch["id"] if self.ranks.size == 1 else batch["ids"]
         seconds, (norms, norm_tokens), losses = self._measured(len(numbers))
         tokens = len(numbers) * batch["tokens"].shape[1]

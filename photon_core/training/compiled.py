@@ -10,29 +10,26 @@ from typing import Any
 
 import torch
 
-from photon_core.data.paths import cache_dir
 from photon_core.model.decoder import score
 from photon_core.training.parallel.ranks import Ranks
-from schemas.federation import Federation
+from schemas.view import SiteView
 
 FOLDER = "compiled"
 
 
-def choose_score(
-    federation: Federation, site: str, device: str, ranks: Ranks, notes: list[str]
-) -> Callable[..., Any]:
+def choose_score(view: SiteView, device: str, ranks: Ranks, notes: list[str]) -> Callable[..., Any]:
     """`score`, compiled if `local.compile` says so; FSDP gathers its blocks in Python, and stays as it is.
 
     Args:
-        federation, site: who trains.
+        view: who trains.
         device: cpu or cuda.
         ranks: the processes that share the work.
         notes: of the training; they tell of a failure, if the file leaves it open whether to compile.
     """
-    wanted = federation.local.compile
+    wanted = view.local.compile
     if ranks.sharded or not (device == "cuda" if wanted is None else wanted):
         return score
-    folder = cache_dir(federation, site).absolute() / FOLDER
+    folder = view.cache_dir.absolute() / FOLDER
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))  # TMPDIR is gone after the round
     return Compiled(score, None if wanted else notes)
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from schemas.view import SiteView
+
 if TYPE_CHECKING:
     from photon_core.data.expectations import CheckResult
     from photon_core.run.start import Initial
@@ -21,11 +23,11 @@ if TYPE_CHECKING:
 PRELOAD = ("torch", "composer", "streaming", "great_expectations", "photon_core.training.preload")
 
 
-def check_shards(federation: Federation, site: str, tokenizer_sha256: str) -> CheckResult:
+def check_shards(view: SiteView, tokenizer_sha256: str) -> CheckResult:
     """Validate a site's shards before it trains on them."""
     from photon_core.data import quality
 
-    return quality.check_shards(federation, site, tokenizer_sha256)
+    return quality.check_shards(view, tokenizer_sha256)
 
 
 def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
@@ -35,11 +37,11 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
     return train.train(job, report)
 
 
-def evaluate(federation: Federation, site: str, files: list[str], threads: int) -> dict[str, float]:
+def evaluate(view: SiteView, files: list[str], threads: int) -> dict[str, float]:
     """Evaluate a model on a site's held-out sequences."""
     from photon_core.training import evaluate
 
-    return evaluate.evaluate(federation, site, files, threads)
+    return evaluate.evaluate(view, files, threads)
 
 
 def make_initial(federation: Federation, folder: Path) -> Initial:
@@ -49,11 +51,11 @@ def make_initial(federation: Federation, folder: Path) -> Initial:
     return start.make_initial(federation, folder)
 
 
-def upload_start(federation: Federation, site: str, folder: Path) -> StartManifest:
+def upload_start(view: SiteView, folder: Path) -> StartManifest:
     """Upload the checkpoint that a site holds and the run starts from."""
     from photon_core.run import start
 
-    return start.upload_start(federation, site, folder)
+    return start.upload_start(view, folder)
 
 
 def log_round(federation: Federation, manifest: RoundManifest) -> None:

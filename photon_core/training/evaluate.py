@@ -12,15 +12,14 @@ from photon_core.hardware.device import choose_device
 from photon_core.model.decoder import Decoder, load_decoder, losses_by_sample
 from photon_core.training.exchange import Theta
 from photon_core.training.micro_batch import evaluation_batch
-from schemas.federation import Federation
+from schemas.view import SiteView
 
 
-def evaluate(federation: Federation, site: str, files: list[str], threads: int) -> dict[str, float]:
+def evaluate(view: SiteView, files: list[str], threads: int) -> dict[str, float]:
     """Evaluate a model on the sequences that the site holds out; the same ones every round.
 
     Args:
-        federation: its data.evaluation_sequences is the number of sequences.
-        site: name of the site.
+        view: the site; the file's data.evaluation_sequences is the number of sequences.
         files: local paths of the model's safetensors files, verified.
         threads: torch threads.
 
@@ -32,31 +31,31 @@ def evaluate(federation: Federation, site: str, files: list[str], threads: int) 
         DataError: the site is not prepared, or holds no sequences out.
     """
     torch.set_num_threads(threads)
-    size = evaluation_batch(federation, site)
-    device = choose_device(federation.local)
-    stage(federation, site)  # a site that was not sampled has not validated its shards
-    decoder = load_decoder(federation.model, Theta(files, federation.model).tensors(), device)
-    return held_out_scores(decoder, federation, site, device, size)
+    size = evaluation_batch(view)
+    device = choose_device(view.local)
+    stage(view)  # a site that was not sampled has not validated its shards
+    decoder = load_decoder(view.federation.model, Theta(files, view.federation.model).tensors(), device)
+    return held_out_scores(decoder, view, device, size)
 
 
-def held_out_scores(
-    decoder: Decoder, federation: Federation, site: str, device: str, size: int
-) -> dict[str, float]:
+def held_out_scores(decoder: Decoder, view: SiteView, device: str, size: int) -> dict[str, float]:
     """As `evaluate`, of a decoder that is on the device already; it is left in the mode that it was in.
 
     Args:
         size: sequences that go through the model at once; no more than fit beside what is on the device.
     """
-    limit = federation.data.evaluation_sequences
-    sequences = valid_sequences(federation, site, limit)
+    limit = view.federation.data.evaluation_sequences
+    sequences = valid_sequences(view, limit)
     if not len(sequences):
-        raise DataError(f"site '{site}' holds no sequences out; raise data.validation_share and prepare again")
+        raise DataError(
+            f"site '{view.name}' holds no sequences out; raise data.validation_share and prepare again"
+        )
     training, total, losses = decoder.training, 0.0, []
     decoder.eval()
     with torch.inference_mode():
         for start in range(0, len(sequences), size):
             tokens = torch.from_numpy(sequences[start : start + size]).to(device)
-            with torch.autocast(device, torch.bfloat16, enabled=federation.local.precision == "amp_bf16"):
+            with torch.autocast(device, torch.bfloat16, enabled=view.local.precision == "amp_bf16"):
                 loss, each = losses_by_sample(decoder(tokens), tokens)
             total += float(loss) * len(tokens)
             losses += each.tolist()
@@ -68,7 +67,7 @@ def held_out_scores(
         "perplexity": perplexity(loss_mean),
         "tokens": float(len(sequences) * predicted),
     }
-    counts, start = valid_counts(federation, site, limit), 0
+    counts, start = valid_counts(view, limit), 0
     for name, count in counts.items() if len(counts) > 1 else ():
         if count:
             scores[f"loss/{name}"] = _told(sum(losses[start : start + count]) / count)

@@ -64,13 +64,13 @@ def as_trained(
         **metrics,
         **update.metrics,
         **{f"valid_{name}": value for name, value in scores.items() if name != "perplexity"},
-        **({TOKENS: float(data_tokens)} if job.federation.rounds.sampling == "tokens" else {}),
+        **({TOKENS: float(data_tokens)} if job.view.federation.rounds.sampling == "tokens" else {}),
         **past.metrics,
     }
     for name, value in metrics.items():
         assert find(name, "training"), f"metric '{name}' is not in photon_core/evidence/metrics.py"
         if not abs(value) <= LARGEST_NUMBER:
-            raise UpdateRejected(job.site, f"training diverged: its metric '{name}' is {value}")
+            raise UpdateRejected(job.view.name, f"training diverged: its metric '{name}' is {value}")
     return Trained(
         round=job.round,
         attempt=job.attempt,
@@ -97,14 +97,14 @@ def encode(
     written: Path,
 ) -> Written:
     """PostProcess: what was trained becomes what is sent; what the codec loses goes on from the last update."""
-    settings = job.federation.update
+    settings = job.view.update
     noise = None
     if settings.noise_multiplier:
         digest = blake3()  # of what was trained: a time limit, or a GPU, may make other work of the same job
         for name in sorted(parameters):
             digest.update(parameters[name].detach().cpu().contiguous().numpy().data.cast("B"))
         noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt} {digest.hexdigest()}")
-    feedback, shard_bytes = (past.state or {}).get("feedback"), job.federation.aggregation.shard_bytes
+    feedback, shard_bytes = (past.state or {}).get("feedback"), job.view.federation.aggregation.shard_bytes
     ready = (lambda entry: report({"file": str(written / entry.path)})) if job.announce else None
     return write_update(theta, dict(parameters), written, settings, feedback, noise, shard_bytes, ready)
 
@@ -115,7 +115,7 @@ def kept_state(
     """What the next round goes on from, but for the codec's error feedback."""
     return {
         "optimizer": moments,
-        "optimizer_name": job.federation.local.optimizer.name,
+        "optimizer_name": job.view.local.optimizer.name,
         "stream": stream,
         "mix": mix,  # the stream's own state does not say which streams it belongs to
         "random": get_random_state(),

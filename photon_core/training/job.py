@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.update.settings import UNCOUNTED, UNCOUNTED_OF_SITE, horizon
-from schemas.federation import Federation
+from schemas.view import SiteView
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,7 @@ class LocalJob:
     """One site's work for one round.
 
     Args:
-        federation: the federation file.
-        site: name of the site.
+        view: the site, or one of its nodes.
         round: number of the round, from 1.
         attempt: number of the attempt, from 1; names the folder of the private state.
         base_files: local paths of theta's safetensors files, verified.
@@ -29,8 +28,7 @@ class LocalJob:
         announce: report the path of every shard of the update as soon as it is finished, under `file`.
     """
 
-    federation: Federation
-    site: str
+    view: SiteView
     round: int
     attempt: int
     base_files: list[str]
@@ -43,20 +41,11 @@ class LocalJob:
     behind: Sequence[tuple[int, int]] = ()
 
     @property
-    def steps(self) -> int:
-        """H, the local steps that the site is to make, unless its time limit ends them."""
-        return self.federation.site_steps(self.site)
-
-    @property
-    def time_limit(self) -> float | None:
-        """Seconds after which local training ends with the step under way."""
-        return self.federation.site(self.site).time_limit
-
-    @property
     def key(self) -> str:
         """Hash of all that the result depends on: equal keys, equal training, but for a micro-batch's rounding."""
-        whole = self.federation
+        view = self.view
+        whole = view.federation.model_copy(update={"local": view.local, "update": view.update})
         federation = whole.model_dump(mode="json", exclude=UNCOUNTED)
-        site = whole.site(self.site).model_dump(mode="json", exclude=UNCOUNTED_OF_SITE)
+        site = view.section.model_dump(mode="json", exclude=UNCOUNTED_OF_SITE)
         parts = [federation, site, horizon(whole), self.round, self.base_sha256, self.global_step, self.resume]
         return sha256_bytes(canonical_json(parts))

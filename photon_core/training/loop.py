@@ -73,29 +73,29 @@ def work(
         DataError: the site is not prepared.
     """
     torch.set_num_threads(job.threads)
-    federation, clock, ranks = job.federation, Clock(), ranks or Ranks()
+    view, clock, ranks = job.view, Clock(), ranks or Ranks()
     started = time.monotonic()
     scores: dict[str, float] = {}
-    streams, data = federation.site(job.site).streams, require_manifest(federation, job.site)
+    streams, data = view.streams, require_manifest(view)
     with clock.phase("load"):
-        device = choose_device(federation.local)
-        theta = Theta(job.base_files, federation.model)
-        mix = stream_hash(federation, job.site)
+        device = choose_device(view.local)
+        theta = Theta(job.base_files, view.federation.model)
+        mix = stream_hash(view)
         past = load_past(job, folder, mix, checkpoints)
         # with FSDP it comes onto the device block by block, when the Trainer has it
         place = "cpu" if ranks.sharded else device
-        decoder = load_decoder(federation.model, past.parameters or theta.tensors(), place)
+        decoder = load_decoder(view.federation.model, past.parameters or theta.tensors(), place)
         activations = ActivationNorm()
-        score = choose_score(federation, job.site, device, ranks, past.notes)
+        score = choose_score(view, device, ranks, past.notes)
         model = PhotonModel(decoder, len(streams) > 1, activations, score)
-        optimizer = make_optimizer(decoder, federation.local.optimizer)
-        names = parameter_names(decoder, federation.local.optimizer)
+        optimizer = make_optimizer(decoder, view.local.optimizer)
+        names = parameter_names(decoder, view.local.optimizer)
         trainee = Trainee(model, optimizer, names, ranks)
         progress, tokens_before = past.progress, past.progress.tokens
     with clock.phase("dataset"):
-        dataset = train_dataset(federation, job.site, federation.seed, ranks.size, ranks.wait)
+        dataset = train_dataset(view, view.federation.seed, ranks.size, ranks.wait)
     try:
-        loader = make_loader(dataset, federation.local.batch_size, device, ranks)
+        loader = make_loader(dataset, view.local.batch_size, device, ranks)
         if past.state and past.state["stream"]:
             loader.load_state_dict(past.state["stream"])
         with (written / SAMPLES if ranks.first else Path(os.devnull)).open("wb") as samples:
@@ -119,8 +119,7 @@ def work(
             )
             with clock.phase("trainer"):
                 trainer = make_trainer(
-                    federation,
-                    job.site,
+                    view,
                     model,
                     loader,
                     optimizer,
@@ -128,32 +127,29 @@ def work(
                     device=device,
                     global_step=job.global_step + progress.steps,
                     micro_batch=micro_batch,
-                    loggers=make_loggers(federation.local.loggers, folder / "log", first=ranks.first),
+                    loggers=make_loggers(view.local.loggers, folder / "log", first=ranks.first),
                     ranks=ranks,
                 )
                 _load_optimizer(job, trainee, past)
                 if past.state:
                     set_random_state(past.state["random"])
-            _fit(trainer, job.steps - progress.steps, clock)
+            _fit(trainer, job.view.steps - progress.steps, clock)
         parameters, kept, stream = trainee.parameters(), trainee.state(), loader.state_dict()
         if not _take_leave(dataset, ranks):
             return None
-        if federation.local.evaluate and not ranks.sharded:  # the first rank alone may not hold the model
-            with (
-                clock.phase("evaluate"),
-                suppress(DataError),
-            ):  # nothing is held out: the round's evaluation says it
-                size = at_once(federation, micro_batch, ranks.size)  # the optimizer is still on the device
-                scores = held_out_scores(decoder, federation, job.site, device, size)
+        if view.local.evaluate and not ranks.sharded:  # the first rank alone may not hold the model
+            with clock.phase("evaluate"), suppress(DataError):  # nothing is held out: the round's says it
+                size = at_once(view.local, micro_batch, ranks.size)  # the optimizer is still on the device
+                scores = held_out_scores(decoder, view, device, size)
         with clock.phase("encode"):
             update = encode(job, report, theta, parameters, past, folder, written)
         with clock.phase("save"):
             state = kept_state(job, kept, stream, mix, past.samples + progress.count)
             moments = []
-            if federation.local.optimizer_state == "average":
-                size, dtype = federation.aggregation.shard_bytes, federation.update.moments_dtype
+            if view.local.optimizer_state == "average":
+                size, dtype = view.federation.aggregation.shard_bytes, view.update.moments_dtype
                 moments = write_moments(state["optimizer"], names, written, size, dtype)
-            if federation.local.optimizer_state == "reset":
+            if view.local.optimizer_state == "reset":
                 state["optimizer"] = None
             with (written / TRAINING).open("wb") as file:  # given a name, torch hides why a write has failed
                 torch.save({**state, "feedback": update.feedback}, file)
@@ -174,7 +170,7 @@ def work(
 
 def _load_optimizer(job: LocalJob, trainee: Trainee, past: Past) -> None:
     """The moments of this round's checkpoint, else those averaged over the sites, else the site's own, if kept."""
-    model, local, state = job.federation.model, job.federation.local, None
+    model, local, state = job.view.federation.model, job.view.local, None
     if past.parameters is not None:
         state = past.state and past.state["optimizer"]
     elif job.moment_files:
@@ -186,7 +182,7 @@ def _load_optimizer(job: LocalJob, trainee: Trainee, past: Past) -> None:
 
 
 def _gradients(job: LocalJob, theta: Theta, model: PhotonModel, device: str) -> Gradients:
-    local = job.federation.local
+    local = job.view.local
     start = []
     if local.proximal is not None:
         tensors = theta.tensors()

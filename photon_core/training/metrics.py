@@ -22,8 +22,8 @@ def round_metrics(job: LocalJob, progress: Progress) -> dict[str, float]:
     most = sorted(progress.streams.items(), key=lambda entry: -entry[1][1])[:STREAMS_LIMIT]
     for name, (loss, samples) in sorted(most):
         metrics |= {f"loss/{name}": loss / samples, f"samples/{name}": samples}
-    hardware = job.federation.site(job.site).hardware
+    hardware = job.view.hardware
     if hardware is not None and progress.seconds:
-        done = flops_per_token(job.federation.model) * progress.tokens / progress.seconds
-        metrics["mfu"] = done / (hardware.tflops * 1e12 * choose_infra(job.federation, job.site).ranks)
+        done = flops_per_token(job.view.federation.model) * progress.tokens / progress.seconds
+        metrics["mfu"] = done / (hardware.tflops * 1e12 * choose_infra(job.view).ranks)
     return metrics

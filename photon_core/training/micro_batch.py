@@ -24,8 +24,6 @@ from typing import Any
 
 import torch
 
-from photon_core.data.partition import node_dir
-from photon_core.data.paths import state_dir
 from photon_core.errors import ChildFailed, FederationError, PhotonError
 from photon_core.files import write_whole
 from photon_core.hardware.device import choose_device
@@ -42,9 +40,9 @@ from photon_core.training.out_of_memory import (
     peak_memory,
     process_status,
 )
-from schemas.federation import Federation
 from schemas.sections.local import Local
 from schemas.sections.model import Model
+from schemas.view import SiteView
 
 FILE = "micro_batch.json"
 MARGIN = 0.95  # of the limit; training holds a little more than a trial: a batch ahead, a logger
@@ -83,14 +81,11 @@ class Question:
         return sha256_bytes(canonical_json([self.model.model_dump(mode="json"), work, hardware]))
 
 
-def find_micro_batch(
-    federation: Federation, site: str, folder: Path, ranks: int = 1, notes: list[str] | None = None
-) -> int | None:
+def find_micro_batch(view: SiteView, folder: Path, ranks: int = 1, notes: list[str] | None = None) -> int | None:
     """Sequences that go through the model at once on a device of this site; None for the device's whole batch.
 
     Args:
-        federation: its local.micro_batch, or the site's, may be a number, auto, or nothing.
-        site: name of the site.
+        view: the site; its micro-batch may be a number, auto, or nothing.
         folder: the site's private folder, where the number that was found is kept.
         ranks: devices that share the batch.
         notes: told if the kernel has killed the last training that took the number.
@@ -98,10 +93,10 @@ def find_micro_batch(
     Raises:
         FederationError: not one sequence fits.
     """
-    wanted = federation.site_micro_batch(site)
+    wanted = view.micro_batch
     if wanted != "auto":
         return wanted
-    question = _question(federation, site, ranks)
+    question = _question(view, ranks)
     kept, killed = _kept(folder, question), _was_killed(folder, question)
     if kept is not None and not killed:
         _try_out(folder, question)
@@ -113,13 +108,13 @@ def find_micro_batch(
         limit = question.limit
         room = "the memory of its device" if limit is None else f"{limit / GIGABYTE:g} GB"
         raise FederationError(
-            f"site '{site}': not one sequence of {federation.model.max_seq_len} tokens trains in {room}; raise "
+            f"site '{view.name}': not one sequence of {question.model.max_seq_len} tokens trains in {room}; raise "
             "the site's hardware.memory_gb or local.memory_gb, or take a smaller model"
         )
     if killed and notes is not None:
         notes.append(
-            f"site '{site}': the kernel killed the last training for memory, which put {failed} sequences through "
-            f"the model at once (micro_batch: auto); it is {found} from now on"
+            f"site '{view.name}': the kernel killed the last training for memory, which put {failed} sequences "
+            f"through the model at once (micro_batch: auto); it is {found} from now on"
         )
     _write(folder / FILE, {"key": question.key, "micro_batch": found, "trials": trials})
     _try_out(folder, question)
@@ -174,31 +169,31 @@ def _was_killed(folder: Path, question: Question) -> bool:
     return before is not None and kernel_kills() > before
 
 
-def evaluation_batch(federation: Federation, site: str) -> int:
+def evaluation_batch(view: SiteView) -> int:
     """Sequences that an evaluation at this site puts through the model at once; as for `at_once`."""
-    ranks, micro_batch = job_infra(federation, site).ranks, federation.site_micro_batch(site)
+    ranks, micro_batch = job_infra(view).ranks, view.micro_batch
     if micro_batch == "auto":
-        split = choose_infra(federation, site).kind == "federation"
-        folder = node_dir(federation, site, 1) if split else state_dir(federation, site)
-        micro_batch = _kept(folder, _question(federation, site, ranks)) or "auto"
-    return at_once(federation, micro_batch, ranks)
+        split = choose_infra(view).kind == "federation"
+        folder = view.node(1).state_dir if split else view.state_dir
+        micro_batch = _kept(folder, _question(view, ranks)) or "auto"
+    return at_once(view.local, micro_batch, ranks)
 
 
-def at_once(federation: Federation, micro_batch: int | str | None, ranks: int) -> int:
+def at_once(local: Local, micro_batch: int | str | None, ranks: int) -> int:
     """Sequences that an evaluation puts through the model at once: no more than training does on one device.
 
     Args:
         micro_batch: of the training; None for a device's whole batch, auto where none has been found.
         ranks: devices that share the batch.
     """
-    share = -(-federation.local.batch_size // ranks)
+    share = -(-local.batch_size // ranks)
     return min(micro_batch, share) if isinstance(micro_batch, int) else share if micro_batch is None else 1
 
 
-def _question(federation: Federation, site: str, ranks: int) -> Question:
-    gigabytes = federation.site_memory_gb(site)
+def _question(view: SiteView, ranks: int) -> Question:
+    gigabytes = view.memory_gb
     limit = None if gigabytes is None else int(gigabytes * GIGABYTE)
-    return Question(federation.model, federation.local, choose_device(federation.local), limit, ranks)
+    return Question(view.federation.model, view.local, choose_device(view.local), limit, ranks)
 
 
 def _kept(folder: Path, question: Question, what: str = "micro_batch") -> int | None:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from photon_core.data.paths import state_dir
 from photon_core.errors import UpdateRejected
 from photon_core.hardware.parallelism import Infra, check_infra
 from photon_core.training.job import LocalJob
@@ -43,16 +42,16 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
         DataError: the site is not prepared.
         FederationError: the site's hardware cannot train so.
     """
-    infra = check_infra(job.federation, job.site)
-    folder = state_dir(job.federation, job.site).absolute()
+    infra = check_infra(job.view)
+    folder = job.view.state_dir.absolute()
     checkpoints, notes = Checkpoints(folder, job), list[str]()
     with exclusive(folder):
         trained = find_result(folder, job.round, job.attempt, job.key)
         if trained is None:
             if is_outdated(folder, job):
                 notes.append(
-                    f"site '{job.site}': round {job.round} was trained, but not uploaded, before the federation "
-                    "file was edited: it is trained anew"
+                    f"site '{job.view.name}': round {job.round} was trained, but not uploaded, before the "
+                    "federation file was edited: it is trained anew"
                 )
             with _temporary_folder(), writing(folder) as written:
                 try:
@@ -64,7 +63,9 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
                 for note in notes:
                     print(note)
                 trained = replace(trained, notes=[*notes, *trained.notes])
-                trained = publish(folder, written, trained, job.key, job.resume, job.federation.run, job.behind)
+                trained = publish(
+                    folder, written, trained, job.key, job.resume, job.view.federation.run, job.behind
+                )
         settle(Path(trained.folder))
         checkpoints.drop()
         return trained
@@ -84,9 +85,9 @@ def _train(
         return train_apart(job, infra, report, folder, written, checkpoints, train)
     # before this process touches a GPU
     micro_batch: int | str | None = "auto"  # Composer's own search, in training
-    wanted = job.federation.site_micro_batch(job.site)
+    wanted = job.view.micro_batch
     if infra.kind != "fsdp" or wanted != "auto":
-        micro_batch = find_micro_batch(job.federation, job.site, folder, infra.ranks, notes)
+        micro_batch = find_micro_batch(job.view, folder, infra.ranks, notes)
     if infra.ranks > 1:
         return train_ranks(job, infra, report, folder, written, micro_batch)
     trained = work(job, report, folder, written, checkpoints, micro_batch)

@@ -16,7 +16,7 @@ from streaming import StreamingDataLoader, StreamingDataset
 from photon_core.model.decoder import PhotonModel
 from photon_core.training.parallel.ranks import TIMEOUT, Ranks
 from photon_core.training.parallel.sharding import parallelism
-from schemas.federation import Federation
+from schemas.view import SiteView
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -77,8 +77,7 @@ def make_loader(
 
 
 def make_trainer(
-    federation: Federation,
-    site: str,
+    view: SiteView,
     model: PhotonModel,
     loader: StreamingDataLoader,
     optimizer: torch.optim.Optimizer,
@@ -91,7 +90,7 @@ def make_trainer(
     ranks: Ranks | None = None,
 ) -> Trainer:
     """A Trainer whose clock stands at the global step, to be run by fit(duration="<steps>ba")."""
-    local, shared = federation.local, ranks is not None and ranks.size > 1
+    local, shared = view.local, ranks is not None and ranks.size > 1
     data = DataSpec(
         loader,
         split_batch=split_share if shared else None,
@@ -105,8 +104,8 @@ def make_trainer(
         callbacks=list(callbacks),
         device_train_microbatch_size=micro_batch,
         loggers=loggers,
-        run_name=f"{federation.run}-{site}",
-        seed=federation.seed,
+        run_name=f"{view.federation.run}-{view.name}",
+        seed=view.federation.seed,
         device="gpu" if device == "cuda" else "cpu",
         precision=local.precision,
         progress_bar=False,

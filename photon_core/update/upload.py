@@ -16,9 +16,9 @@ from photon_core.store.store import Store
 from photon_core.tensors.shards import put_file
 from photon_core.update.settings import work_sha256
 from schemas.bounds import LIST_LIMIT
-from schemas.federation import Federation
 from schemas.manifests import Span, UpdateManifest
 from schemas.protocol import PROTOCOL
+from schemas.view import SiteView
 
 if TYPE_CHECKING:
     from photon_core.update.trained import Trained
@@ -28,8 +28,7 @@ THREADS = 2
 
 def upload_update(
     run: Run,
-    federation: Federation,
-    site: str,
+    view: SiteView,
     t: int,
     trained: "Trained",
     spans: Sequence[Span] = (),
@@ -38,7 +37,7 @@ def upload_update(
     """Commit what a site trained for round t.
 
     Args:
-        run, federation, site, t: whose work.
+        run, view, t: whose work.
         trained: the work.
         spans: what the site did before this upload, and when, for the round's timeline.
         checks: what its data met before training.
@@ -52,9 +51,9 @@ def upload_update(
     base = run.round(t - 1)
     if base is None or base.model_sha256 != trained.base_sha256:
         raise PhotonError(
-            f"round {t}, site '{site}': trained from a model that is not the committed one of round {t - 1}"
+            f"round {t}, site '{view.name}': trained from a model that is not the committed one of round {t - 1}"
         )
-    folder = run.site_dir(t, site, trained.attempt)
+    folder = run.site_dir(t, view.name, trained.attempt)
     begin = Begin()
     with outages() as found:
         place = Path(trained.folder)
@@ -63,33 +62,33 @@ def upload_update(
             for entries in (trained.files, trained.moments)
         )
     manifest = UpdateManifest(
-        run=federation.run,
+        run=view.federation.run,
         round=t,
-        site=site,
+        site=view.name,
         attempt=trained.attempt,
         base_sha256=trained.base_sha256,
         base_dtype="BF16" if base.download else "F32",
         codec=trained.codec,
-        clip_norm=federation.update.clip_norm,
-        noise_multiplier=federation.update.noise_multiplier,
+        clip_norm=view.update.clip_norm,
+        noise_multiplier=view.update.noise_multiplier,
         files=files,
         moments=moments,
         tokens=trained.tokens,
         steps=trained.steps,
         metrics=trained.metrics,
-        data_sha256=data_sha256(federation, site),
+        data_sha256=data_sha256(view),
         notes=[printable(note) for note in (*trained.notes, *outage_note(found))][:LIST_LIMIT],
         spans=[*spans, Span(phase="upload", start=begin.unix, seconds=begin.elapsed())],
         checks=list(checks),
         versions=versions(),
         previous_sha256=run.round_sha256(t - 1),
-        work=work_sha256(federation),
+        work=work_sha256(view.federation),
         protocol=PROTOCOL,
     )
     try:
         run.commit_update(manifest)
     except StoreConflict:
-        committed = next((u for u in run.updates(t, site) if u.attempt == trained.attempt), None)
+        committed = next((u for u in run.updates(t, view.name) if u.attempt == trained.attempt), None)
         if committed is None:
             raise
         return committed
@@ -103,13 +102,13 @@ class EarlyUpload:
     the upload does not want, because training was killed and began again, is litter that no manifest names.
 
     Args:
-        federation, site, t, attempt: whose shards.
+        view, t, attempt: whose shards.
     """
 
-    def __init__(self, federation: Federation, site: str, t: int, attempt: int) -> None:
-        run = run_of(federation)
-        self._store = Store(run.store.url, **federation.storage.store_options(), patience=0.0)
-        self._folder = Run(self._store, run.run).site_dir(t, site, attempt)
+    def __init__(self, view: SiteView, t: int, attempt: int) -> None:
+        run = run_of(view.federation)
+        self._store = Store(run.store.url, **view.federation.storage.store_options(), patience=0.0)
+        self._folder = Run(self._store, run.run).site_dir(t, view.name, attempt)
         self._pool = ThreadPoolExecutor(THREADS, "early-upload")
         self._under_way: list[Future[None]] = []
         self._failed = False

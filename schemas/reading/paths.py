@@ -14,6 +14,7 @@ from schemas.reading.yaml_lines import Key, read_yaml
 from schemas.sections.overlap import linked, local_matches
 from schemas.sections.values import BROKEN_URL
 from schemas.server_errors import told
+from schemas.view import view_of
 
 SOURCE_FILE = re.compile(r"\.((jsonl|txt)(\.gz|\.zst)?|parquet)$", re.IGNORECASE)
 ENDINGS = ".jsonl, .txt (also .gz, .zst) or .parquet"
@@ -113,7 +114,7 @@ def check_paths(
         if wanted is not None and site.name not in wanted:
             continue
         for j, stream in enumerate(site.streams):
-            options = federation.data_options(site.name, stream.source)
+            options = view_of(federation, site.name).options(stream.source)
             _add(problems, ("sites", i, "streams", j, "source"), _source_problem(stream.source, options))
         if site.shards is not None:
             _add(problems, ("sites", i, "shards"), _store_problem(site.shards))

@@ -78,6 +78,11 @@ class Site(Section):
     )
 
     @property
+    def work_pool(self) -> str:
+        """The name of its Prefect work pool."""
+        return self.pool or f"photon-{self.name}"
+
+    @property
     def on_s3(self) -> bool:
         """Whether a source or the shards are on S3."""
         return any(is_s3(place) for place in (self.shards or "", *(stream.source for stream in self.streams)))

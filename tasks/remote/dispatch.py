@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -16,8 +17,8 @@ from photon_core.evidence.events import Fact
 from photon_core.evidence.timeline import WHOLE, phase
 from photon_core.run.run import run_of
 from photon_core.run.start import site_start
-from schemas.federation import Federation
 from schemas.manifests import FileEntry
+from schemas.view import SiteView
 from tasks.remote.asking import Asking
 from tasks.remote.present import Present
 from tasks.remote.waiting import Alone, Waiting
@@ -28,10 +29,9 @@ POLL_SECONDS = 2.0
 AWAY_SECONDS = 60.0  # beyond the deadline that a server or store which is away is waited for
 
 
-@task(task_run_name="{site} / round", tags=[f"{STEP}round"], cache_policy=NO_CACHE)
+@task(task_run_name="{view.name} / round", tags=[f"{STEP}round"], cache_policy=NO_CACHE)
 def dispatch_round(
-    federation: Federation,
-    site: str,
+    view: SiteView,
     t: int,
     deadline: float,
     attempt: int = 1,
@@ -41,7 +41,7 @@ def dispatch_round(
     """Return when the site's update for round t is in the store; what went wrong on the way is in the log.
 
     Args:
-        federation: the file as the round was given it.
+        view: the site, of the file as the round was given it.
         deadline: Unix time in seconds.
         attempt: an earlier attempt's update does not count.
         present: the file as it is now, whose settings the update is to be of.
@@ -50,56 +50,58 @@ def dispatch_round(
     Raises:
         DeadlinePassed: it is not; the message ends with the state of the site's flow run.
     """
-    run, file, waiting = run_of(federation), present or Present(federation), waiting or Waiting()
+    run, file, waiting = run_of(view.federation), present or Present(view.federation), waiting or Waiting()
     first = attempt
 
     def over() -> bool:
-        return time.time() > deadline or bool(waiting.pause(site, 0.0))
+        return time.time() > deadline or bool(waiting.pause(view.name, 0.0))
 
     with suppress(StoreUnavailable):  # which is waited for below
-        first = wanted_attempt(run, federation, t, site, attempt, over)
-    log = waiting.log.at(t, site)
+        first = wanted_attempt(run, view, t, attempt, over)
+    log = waiting.log.at(t, view.name)
 
     def parameters() -> dict[str, Any]:
-        return {"t": t, "attempt": wanted_attempt(run, file.federation, t, site, first, over)}
+        return {"t": t, "attempt": wanted_attempt(run, replace(view, federation=file.federation), t, first, over)}
+
+    def committed() -> bool:  # by the settings of a file that may not have the site any more
+        return is_committed(run, replace(view, federation=file.look()), t, first)
 
     with log.step("site round"), phase(log, WHOLE):
-        asking = Asking("site-round", file, site, parameters, f"{t}/{site}", [f"round:{t}"])
-        for fact in _on_site(asking, lambda: is_committed(run, file.look(), t, site, first), deadline, waiting):
+        asking = Asking("site-round", file, view.name, parameters, f"{t}/{view.name}", [f"round:{t}"])
+        for fact in _on_site(asking, committed, deadline, waiting):
             log.add(fact, step="site round")
 
 
-@task(task_run_name="{site} / start", tags=[f"{STEP}start"], cache_policy=NO_CACHE)
-def dispatch_start(federation: Federation, site: str, deadline: float, present: Present, waiting: Alone) -> None:
+@task(task_run_name="{view.name} / start", tags=[f"{STEP}start"], cache_policy=NO_CACHE)
+def dispatch_start(view: SiteView, deadline: float, present: Present, waiting: Alone) -> None:
     """Return when the model that the site holds is in the store. Raises DeadlinePassed as the round's does."""
-    run = run_of(federation)
-    with waiting.log.at(0, site).step("start"):
-        asking = Asking("site-start", present, site, dict, f"start/{site}", ["round:0"])
-        _on_site(asking, lambda: site_start(run, site, present.look().start) is not None, deadline, waiting)
+    run = run_of(view.federation)
+    with waiting.log.at(0, view.name).step("start"):
+        asking = Asking("site-start", present, view.name, dict, f"start/{view.name}", ["round:0"])
+        _on_site(asking, lambda: site_start(run, view.name, present.look().start) is not None, deadline, waiting)
         waiting.done()
 
 
-@task(task_run_name="{site} / evaluate", tags=[f"{STEP}evaluate"], cache_policy=NO_CACHE)
+@task(task_run_name="{view.name} / evaluate", tags=[f"{STEP}evaluate"], cache_policy=NO_CACHE)
 def dispatch_evaluation(
-    federation: Federation,
-    site: str,
+    view: SiteView,
     t: int,
     model: list[FileEntry],
     deadline: float,
     waiting: Waiting | None = None,
 ) -> dict[str, float]:
     """The site's scores of a candidate for round t. Raises DeadlinePassed as `dispatch_round` does."""
-    run, waiting, of = run_of(federation), waiting or Waiting(), model[0].sha256
-    log = waiting.log.at(t, site)
+    run, waiting, of = run_of(view.federation), waiting or Waiting(), model[0].sha256
+    log = waiting.log.at(t, view.name)
     files = {"t": t, "model": [entry.model_dump(mode="json") for entry in model]}
     with log.step("evaluate", model=of) as out, phase(log, "evaluate"):
         asking = Asking(
-            *("site-evaluate", Present(federation), site, lambda: files),
-            *(f"{t}/{site}/evaluate/{of}", [f"round:{t}", f"model:{of[:16]}"]),
+            *("site-evaluate", Present(view.federation), view.name, lambda: files),
+            *(f"{t}/{view.name}/evaluate/{of}", [f"round:{t}", f"model:{of[:16]}"]),
         )
-        for fact in _on_site(asking, lambda: evaluation(run, t, site, model) is not None, deadline, waiting):
+        for fact in _on_site(asking, lambda: evaluation(run, t, view.name, model) is not None, deadline, waiting):
             log.add(fact, step="evaluate", model=of)
-        scores = evaluation(run, t, site, model)
+        scores = evaluation(run, t, view.name, model)
         assert scores is not None
         out.update(scores)
         return scores

@@ -19,6 +19,7 @@ import yaml
 from photon_core.run.history import history
 from photon_core.run.run import run_of
 from schemas.federation import Federation
+from schemas.view import view_of
 from tests.conftest import TINY, merge, topics
 from tests.database import give_database
 from tests.docs import commands
@@ -189,7 +190,7 @@ def prepare_others(federation: Federation) -> None:
     from photon_core.data.prepare import prepare_site
 
     for site in SITES[1:]:
-        prepare_site(federation, site)
+        prepare_site(view_of(federation, site))
 
 
 def save_block(notes: Notes) -> None:

@@ -18,6 +18,7 @@ from photon_core.run.history import history
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.view import view_of
 from tests.conftest import prepare_file, write_file
 from tests.database import give_database
 
@@ -220,7 +221,7 @@ class Deployed:
 
     def folder(self, site: str) -> Path:
         """Where the site keeps its own."""
-        return Path(self.federation.site(site).state_dir or "")
+        return Path(view_of(self.federation, site).section.state_dir or "")
 
     def damage(self, site: str) -> "Damage":
         """Flip a byte of the site's first shard."""

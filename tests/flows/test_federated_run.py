@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from photon_core.data.paths import cache_dir
 from photon_core.errors import QuorumMissed, StoreConflict
 from photon_core.evidence.events import Kind
 from photon_core.hashing import sha256_file
@@ -19,6 +18,7 @@ from photon_core.run.history import history, summary
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.view import view_of
 from tests.conftest import merge
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -68,7 +68,7 @@ def test_four_sites_with_the_same_data_equal_one_site(prepared: Callable[..., Fe
     from photon_core.data.prepare import prepare_site
 
     for site in four.sites:
-        prepare_site(four, site.name)
+        prepare_site(view_of(four, site.name))
     assert run(four)[2].model_sha256 == run(one)[2].model_sha256
 
 
@@ -165,7 +165,7 @@ def test_what_goes_wrong_at_sites_is_told(prepared: Callable[..., Federation]):
 
 def damage(federation: Federation, site: str) -> str:
     """Flip a bit of one of the site's shards. Returns its name."""
-    shard = next((Path(federation.site(site).state_dir or "") / "data" / "text" / "train").glob("shard*.zstd"))
+    shard = next(view_of(federation, site).split_dir("text", "train").glob("shard*.zstd"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
@@ -237,7 +237,7 @@ def test_the_first_model_is_made_again_when_its_process_is_killed(prepared: Call
 
 def held(federation: Federation, site: str) -> Path:
     """Has the site's next validation wait for ever: what it keeps of the last one becomes a pipe."""
-    pipe = cache_dir(federation, site) / "features.json"
+    pipe = view_of(federation, site).cache_dir / "features.json"
     pipe.parent.mkdir(parents=True, exist_ok=True)
     pipe.unlink(missing_ok=True)
     os.mkfifo(pipe)
@@ -246,7 +246,7 @@ def held(federation: Federation, site: str) -> Path:
 
 def kill_held(federation: Federation, site: str, pipe: Path, again: bool = False) -> None:
     """Kill the validation that waits for the pipe; the next one finds none, or, `again`, another."""
-    log = Path(federation.site(site).state_dir or "") / "log" / "training.log"
+    log = view_of(federation, site).state_dir / "log" / "training.log"
     with pipe.open("wb"):  # opens as soon as the validation reads
         if again:
             held(federation, site)

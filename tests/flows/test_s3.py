@@ -17,6 +17,7 @@ from photon_core.run.history import history
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.view import view_of
 from tests.s3_server import SECRETS, FaultProxy, Request
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
@@ -34,7 +35,6 @@ def on_s3(file: Path, bucket: str, endpoint: str) -> Federation:
     """The federation of a file, moved: store, text and shards are in a bucket, private state stays here."""
     import s3fs
 
-    from photon_core.data.paths import data_dir
     from photon_core.data.prepare import prepare_site
     from schemas.reading.load import load_federation
 
@@ -52,8 +52,9 @@ def on_s3(file: Path, bucket: str, endpoint: str) -> Federation:
     moved.write_text(yaml.safe_dump(data))
     federation = load_federation(moved)
     for site in federation.sites:
-        prepare_site(federation, site.name)
-        shutil.rmtree(data_dir(federation, site.name))  # what trains has to bring its shards from the bucket
+        prepare_site(view_of(federation, site.name))
+        # what trains has to bring its shards from the bucket
+        shutil.rmtree(view_of(federation, site.name).data_dir)
     return federation
 
 
@@ -106,8 +107,9 @@ def site_alone(federation: Federation, site: str, t: int) -> None:
     @flow
     def part() -> None:
         with runtime_of(federation, f"site:{site}") as runtime:
-            assert not failure(site_steps(runtime, federation, site, t))
-            evaluate(runtime, federation, site, t, candidate_of(federation, t - 1))
+            view = view_of(federation, site)
+            assert not failure(site_steps(runtime, view, t))
+            evaluate(runtime, view, t, candidate_of(federation, t - 1))
 
     part()
 

@@ -15,6 +15,7 @@ from photon_cli import join
 from photon_cli.prefect.embedded import EmbeddedServer
 from photon_core.errors import PhotonError
 from schemas.federation import Federation
+from schemas.view import view_of
 from tests.database import give_database
 from tests.federations import sample, site
 
@@ -85,7 +86,7 @@ def test_a_site_declares_no_more_gpus_than_its_machine_has(
     hardware = {"devices": 4, "nodes": 2, "parallel": "federation", "tflops": 1}
     local = {"steps": 10, "batch_size": 8, "device": device}
     try:
-        said = join._device(sample(local=local, sites=[site("a", hardware=hardware)]), "a")
+        said = join._device(view_of(sample(local=local, sites=[site("a", hardware=hardware)]), "a"))
     except PhotonError as error:
         said = str(error)
     assert said.startswith(expected)
@@ -108,7 +109,7 @@ def test_gpus_beside_what_the_file_declares(
     local = {"steps": 10, "batch_size": 8, "precision": precision}
     federation = sample(local=local, recipe=None, sites=[site("a", hardware=hardware)])
     try:
-        said = join._device(federation, "a")
+        said = join._device(view_of(federation, "a"))
     except PhotonError as error:
         said = str(error)
     assert said.startswith(expected) and ("--measure" in said) == ("--measure" in expected)

@@ -14,6 +14,7 @@ from photon_core.hardware.measure import Devices, Transfer
 from photon_core.hardware.parallelism import choose_infra
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
+from schemas.view import view_of
 from tests.federations import sample, site
 
 UP, DOWN = Transfer(67_108_864, 0.5), Transfer(67_108_864, 0.25)
@@ -53,7 +54,7 @@ def found(*gpus: str, **values: Any) -> Devices:
 
 
 def test_several_gpus_whose_peak_is_known() -> None:
-    text = declaration(federation(), "a", found(*["NVIDIA H100 80GB HBM3"] * 8), UP, DOWN)
+    text = declaration(view_of(federation(), "a"), found(*["NVIDIA H100 80GB HBM3"] * 8), UP, DOWN)
     assert text == (
         """# of the site a, in the place of its own hardware and link
     hardware:
@@ -80,15 +81,15 @@ def test_several_gpus_whose_peak_is_known() -> None:
     ],
 )
 def test_what_is_known_of_a_device_decides_on_its_line(devices: Devices, line: str) -> None:
-    text = declaration(federation(), "a", devices, UP, DOWN)
+    text = declaration(view_of(federation(), "a"), devices, UP, DOWN)
     assert f"      {line}" in text
     data = federation().model_dump(mode="json")
     data["sites"][0] |= yaml.safe_load(text)
-    assert choose_infra(Federation.model_validate(data), "a").ranks == max(1, len(devices.gpus))
+    assert choose_infra(view_of(Federation.model_validate(data), "a")).ranks == max(1, len(devices.gpus))
 
 
 def test_what_would_be_refused_is_said() -> None:
-    text = declaration(federation(batch_size=4), "a", found(*["NVIDIA H100 80GB HBM3"] * 8), UP, DOWN)
+    text = declaration(view_of(federation(batch_size=4), "a"), found(*["NVIDIA H100 80GB HBM3"] * 8), UP, DOWN)
     assert "# then it is refused: sites[a].hardware: trains with DDP" in text
     assert "write a batch of at least one sequence a device" in text and yaml.safe_load(text)
 

@@ -15,13 +15,13 @@ import yaml
 
 from photon_cli import main as command
 from photon_core.data.manifest import load_manifest
-from photon_core.data.paths import data_dir
 from photon_core.data.prepare import prepare_site
 from photon_core.data.quality import check_shards
 from photon_core.data.tokenizer import load_tokenizer
 from schemas.errors import FederationError
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
+from schemas.view import view_of
 
 Photon = Callable[..., tuple[int, str]]
 
@@ -236,7 +236,7 @@ def test_the_old_shards_stay_usable_where_a_file_is_in_the_new_ones_way(
     assert contents(file.parent / "sites/a/data") == before
     file.write_text(text)
     federation = load_federation(file)
-    assert not check_shards(federation, "a", load_tokenizer("bytes").sha256).failed
+    assert not check_shards(view_of(federation, "a"), load_tokenizer("bytes").sha256).failed
 
 
 def test_a_users_home_and_relative_places_are_resolved_where_the_site_is(
@@ -261,7 +261,7 @@ def test_a_users_home_and_relative_places_are_resolved_where_the_site_is(
     ):
         asked["sites"][0]["state_dir"], asked["sites"][0]["streams"][0]["source"] = state_dir, source
         with pytest.raises(FederationError, match=re.escape(SOURCE)):
-            prepare_site(Federation.model_validate(asked), "a")
+            prepare_site(view_of(Federation.model_validate(asked), "a"))
     assert contents(folder) == before
 
 
@@ -287,7 +287,7 @@ def test_a_preparation_that_fails_leaves_the_old_shards_usable(
     assert code == 1 and "longest_document_bytes" in said
     assert {n: c for n, c in contents(root).items() if not n.startswith(".next/")} == before
     federation = load_federation(file)
-    assert not check_shards(federation, "a", load_tokenizer("bytes").sha256).failed
+    assert not check_shards(view_of(federation, "a"), load_tokenizer("bytes").sha256).failed
 
 
 def _prepare_until(file: Path, renames: int) -> None:
@@ -302,7 +302,7 @@ def _prepare_until(file: Path, renames: int) -> None:
         return rename(self, target)
 
     Path.replace = replace  # type: ignore[method-assign, assignment]
-    prepare_site(load_federation(file), "a")
+    prepare_site(view_of(load_federation(file), "a"))
 
 
 @pytest.mark.parametrize("renames", range(0, 8, 2))
@@ -312,19 +312,19 @@ def test_killed_while_the_new_shards_take_the_old_ones_place(
     """Whichever rename it was, the site validates as before, or with the new shards whole."""
     file = write_federation(sites=("a",))
     federation = load_federation(file)
-    old = prepare_site(federation, "a")
+    old = prepare_site(view_of(federation, "a"))
     source = file.parent / "text/a.jsonl"
     source.write_text("\n".join(source.read_text().splitlines()[:-5]) + "\n")
     child = multiprocessing.get_context("fork").Process(target=_prepare_until, args=(file, renames))
     child.start()
     child.join(200)
     assert child.exitcode == -signal.SIGKILL
-    assert not check_shards(federation, "a", old.tokenizer_sha256).failed
-    now = load_manifest(federation, "a")
+    assert not check_shards(view_of(federation, "a"), old.tokenizer_sha256).failed
+    now = load_manifest(view_of(federation, "a"))
     assert now == old if renames < 2 else now != old
-    new = prepare_site(federation, "a")
+    new = prepare_site(view_of(federation, "a"))
     named = {entry.path for stream in new.streams.values() for entry in stream.files}
-    assert set(contents(data_dir(federation, "a"))) == {*named, "data.json", ".photon"}
+    assert set(contents(view_of(federation, "a").data_dir)) == {*named, "data.json", ".photon"}
 
 
 TARGETS: list[tuple[list[str], str]] = [

@@ -9,6 +9,7 @@ from photon_core.data.quality import check_shards
 from photon_core.data.tokenizer import load_tokenizer
 from schemas.errors import FederationError
 from schemas.reading.load import load_federation
+from schemas.view import view_of
 from tests.photon_cli.test_nothing_is_deleted import Photon, contents, edit, photon
 
 __all__ = ["photon"]
@@ -28,5 +29,5 @@ def test_another_federations_site_keeps_its_shards(
     code, said = photon("prepare", second)
     assert code == 2 and "is the data of site 'a', not of 'b'" in said.replace("\n", " ")
     with pytest.raises(FederationError, match="is the data of site 'a'"):
-        check_shards(load_federation(second), "b", load_tokenizer("bytes").sha256)
+        check_shards(view_of(load_federation(second), "b"), load_tokenizer("bytes").sha256)
     assert contents(tmp_path / "shared") == before

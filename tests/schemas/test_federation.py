@@ -18,9 +18,6 @@ def test_defaults_of_a_file_without_a_recipe() -> None:
     assert federation.rounds.deadline == 86_400
     assert (federation.server.optimizer, federation.server.lr) == ("fedavg", 1.0)
     assert federation.local.optimizer_state == "keep"
-    assert federation.site("b").name == "b"
-    with pytest.raises(KeyError):
-        federation.site("z")
 
 
 def test_a_sample_is_also_its_own_quorum() -> None:

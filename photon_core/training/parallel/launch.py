@@ -49,7 +49,7 @@ def train_ranks(
         ChildFailed: a rank raised something else, or was killed.
         FederationError: this machine does not have that many GPUs, or none, and FSDP needs them.
     """
-    check_devices(job.federation, job.site, infra.ranks)
+    check_devices(job.view, infra.ranks)
     place = Path(tempfile.mkdtemp(prefix="ranks-"))
     job = replace(job, threads=max(1, job.threads // infra.ranks))
     request: dict[str, Any] = {"job": job, "folder": folder, "written": written, "micro_batch": micro_batch}
@@ -122,6 +122,6 @@ def _answer(job: LocalJob, infra: Infra, place: Path, code: int) -> Trained:
     kind, value = found.get(ANSWER.format(0), ("", None))
     if code or kind != "result":
         missing = [rank for rank in range(infra.ranks) if ANSWER.format(rank) not in found]
-        raise Killed(f"site '{job.site}': rank {missing[0] if missing else 0} of {infra.ranks} was ended")
+        raise Killed(f"site '{job.view.name}': rank {missing[0] if missing else 0} of {infra.ranks} was ended")
     assert isinstance(value, Trained)
     return value

@@ -33,12 +33,12 @@ import torch
 
 from photon_core.aggregation.means import token_weights, weighted_mean
 from photon_core.data.manifest import require_manifest
-from photon_core.data.partition import node_dir, partition, site_numbers
+from photon_core.data.partition import partition, site_numbers
 from photon_core.data.stream import stream_hash
 from photon_core.errors import ChildFailed, CorruptFile, DataError, FederationError, Killed, UpdateRejected
 from photon_core.evidence.metrics import PLAIN, find
 from photon_core.hardware.device import check_devices, choose_device
-from photon_core.hardware.parallelism import Infra, node_federation
+from photon_core.hardware.parallelism import Infra
 from photon_core.jobs.child import PR_SET_PDEATHSIG, portable
 from photon_core.model.decoder import load_decoder
 from photon_core.model.shapes import moment_shapes
@@ -52,7 +52,6 @@ from photon_core.training.state.folder import SAMPLES, TRAINING
 from photon_core.training.state.resume import load_past
 from photon_core.update.codecs.registry import get_codec
 from photon_core.update.trained import Trained
-from schemas.sections.update import Update
 
 Report = Callable[[dict[str, Any]], None]
 Train = Callable[[LocalJob, Report], Trained]
@@ -75,8 +74,8 @@ def train_nodes(job: LocalJob, infra: Infra, report: Report, train: Train) -> li
             when the job is done again.
         ChildFailed: a node raised something else, or was killed.
     """
-    check_devices(job.federation, job.site, infra.nodes * infra.ranks)
-    partition(job.federation, job.site, infra.nodes)
+    check_devices(job.view, infra.nodes * infra.ranks)
+    partition(job.view, infra.nodes)
     nodes = [_Node(job, infra, number, train) for number in range(1, infra.nodes + 1)]
     try:
         return _collect(job, nodes, report)
@@ -87,12 +86,7 @@ def train_nodes(job: LocalJob, infra: Infra, report: Report, train: Train) -> li
 
 def node_job(job: LocalJob, infra: Infra, number: int) -> LocalJob:
     """The site's job as one node has it: its own folder, its share of the threads, and an exact update."""
-    folder = node_dir(job.federation, job.site, number).absolute()
-    federation = node_federation(job.federation, job.site, state_dir=str(folder))
-    local = federation.local.model_copy(update={"evaluate": False})
-    update = Update(model_dtype=federation.update.model_dtype)
-    federation = federation.model_copy(update={"local": local, "update": update})
-    return replace(job, federation=federation, threads=max(1, job.threads // infra.nodes), announce=False)
+    return replace(job, view=job.view.node(number), threads=max(1, job.threads // infra.nodes), announce=False)
 
 
 def train_node(job: LocalJob, gpus: list[int], report: Report, train: Train) -> Trained:
@@ -114,13 +108,13 @@ class _Node:
     """One node's process, and what has come of it."""
 
     def __init__(self, job: LocalJob, infra: Infra, number: int, train: Train) -> None:
-        self.name = f"node {number} of site '{job.site}'"
+        self.name = f"node {number} of site '{job.view.name}'"
         self.progress: dict[str, Any] | None = None
         self.trained: Trained | None = None
         context = multiprocessing.get_context("fork")
         self.answers, there = context.Pipe(duplex=False)
         first = (number - 1) * infra.ranks
-        on_gpus = choose_device(job.federation.local) == "cuda"
+        on_gpus = choose_device(job.view.local) == "cuda"
         gpus = list(range(first, first + infra.ranks)) if on_gpus else []
         arguments = (there, node_job(job, infra, number), gpus, train, os.getpid())
         self.process: BaseProcess = context.Process(target=_run, args=arguments)
@@ -185,7 +179,7 @@ def _collect(job: LocalJob, nodes: list[_Node], report: Report) -> list[Trained]
             report(
                 {
                     "step": step,
-                    "steps": job.steps,
+                    "steps": job.view.steps,
                     "loss": sum(values["loss"] for values in found) / len(found),
                     "tokens": sum(values["tokens"] for values in found),
                     "tokens_per_second": sum(values["tokens_per_second"] for values in found),
@@ -212,7 +206,7 @@ class Average:
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """The weighted mean of the nodes' parameters, on the CPU."""
-        decode, model = get_codec("float32").decode, self.job.federation.model
+        decode, model = get_codec("float32").decode, self.job.view.federation.model
         updates = [Theta(_paths(node, node.files), model, dtype="I32") for node in self.trained]
         mean = {}
         for name in self.theta.names:
@@ -223,16 +217,18 @@ class Average:
 
     def moments(self) -> dict[str, torch.Tensor]:
         """The weighted mean of the optimizer's moments, where they are averaged."""
-        local = self.job.federation.local
-        shapes = moment_shapes(self.job.federation.model, local.optimizer.name)
-        found = [Theta(_paths(node, node.moments), self.job.federation.model, shapes) for node in self.trained]
+        local = self.job.view.local
+        shapes = moment_shapes(self.job.view.federation.model, local.optimizer.name)
+        found = [
+            Theta(_paths(node, node.moments), self.job.view.federation.model, shapes) for node in self.trained
+        ]
         return {name: self._mean([node.array(name) for node in found]) for name in found[0].names}
 
     def samples(self) -> bytes:
         """samples.u32 of the site: the nodes' samples, node after node, by the site's numbers."""
-        federation, site, nodes = self.job.federation, self.job.site, len(self.trained)
+        view, nodes = self.job.view, len(self.trained)
         trails = [np.fromfile(Path(node.folder, "samples.u32"), "<u4") for node in self.trained]
-        parts = [site_numbers(federation, site, nodes, i, trail) for i, trail in enumerate(trails, 1)]
+        parts = [site_numbers(view, nodes, i, trail) for i, trail in enumerate(trails, 1)]
         return b"".join(part.tobytes() for part in parts)
 
     def metrics(self) -> dict[str, float]:
@@ -281,28 +277,28 @@ def train_apart(
         infra: the nodes.
         train: trains one node, as it trains a site.
     """
-    federation, clock, started = job.federation, Clock(), time.monotonic()
+    view, clock, started = job.view, Clock(), time.monotonic()
     torch.set_num_threads(job.threads)
     with clock.phase("nodes"):
         trained = train_nodes(job, infra, report, train)
-    theta, mix = Theta(job.base_files, federation.model), stream_hash(federation, job.site)
+    theta, mix = Theta(job.base_files, view.federation.model), stream_hash(view)
     past = load_past(job, folder, mix, checkpoints, infra.nodes)
     with clock.phase("average"):
         average = Average(job, trained, theta)
         parameters = average.parameters()
     scores: dict[str, float] = {}
-    if federation.local.evaluate:
+    if view.local.evaluate:
         with clock.phase("evaluate"), suppress(DataError):  # nothing is held out: the round's evaluation says it
-            size = evaluation_batch(federation, job.site)
-            device = choose_device(federation.local)  # the nodes have ended: this process may touch a GPU now
-            decoder = load_decoder(federation.model, parameters, device)
-            scores = held_out_scores(decoder, federation, job.site, device, size)
+            size = evaluation_batch(view)
+            device = choose_device(view.local)  # the nodes have ended: this process may touch a GPU now
+            decoder = load_decoder(view.federation.model, parameters, device)
+            scores = held_out_scores(decoder, view, device, size)
     with clock.phase("encode"):
         update = encode(job, report, theta, parameters, past, folder, written)
     with clock.phase("save"):
         moments = []
-        if federation.local.optimizer_state == "average":
-            size, dtype = federation.aggregation.shard_bytes, federation.update.moments_dtype
+        if view.local.optimizer_state == "average":
+            size, dtype = view.federation.aggregation.shard_bytes, view.update.moments_dtype
             moments = write_tensors(average.moments(), written, size, dtype)
         samples = average.samples()
         (written / SAMPLES).write_bytes(samples)
@@ -312,6 +308,6 @@ def train_apart(
         with (written / TRAINING).open("wb") as file:
             torch.save(state, file)
     metrics = {**average.metrics(), "seconds": time.monotonic() - started}
-    data_tokens = require_manifest(federation, job.site).train_tokens
+    data_tokens = require_manifest(view).train_tokens
     done, notes = (average.tokens, average.steps), [*past.notes, *average.notes()]
     return as_trained(job, *done, metrics, scores, data_tokens, past, update, moments, clock, notes)

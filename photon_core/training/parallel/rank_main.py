@@ -47,7 +47,7 @@ def _train(folder: Path) -> Any:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = pickle.loads((folder / REQUEST).read_bytes())
     job, state = request["job"], request["folder"]
-    ranks = join_ranks(choose_device(job.federation.local), request["sharded"])
+    ranks = join_ranks(choose_device(job.view.local), request["sharded"])
     with (folder / REPORTS).open("wb", buffering=0) as pipe:
 
         def report(values: dict[str, Any]) -> None:

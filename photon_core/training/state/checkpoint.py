@@ -34,7 +34,7 @@ class Checkpoints:
     def __init__(self, state_dir: Path, job: LocalJob) -> None:
         self.folder = state_dir / "state" / FOLDER
         self.path = self.folder / f"{job.round:06d}-{job.attempt:04d}.pt"
-        self.site, self.key = job.site, job.key
+        self.site, self.key = job.view.name, job.key
 
     def read(self, notes: list[str]) -> dict[str, Any] | None:
         """What `write` was last given, on the CPU; None if there is none of this job, or it is damaged.

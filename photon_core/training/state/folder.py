@@ -75,7 +75,7 @@ def is_outdated(state_dir: Path, job: LocalJob) -> bool:
     """Whether a finished training of this run from the same model lies there, undone by an edit of the file."""
     try:
         saved = json.loads((state_folder(state_dir, job.round, job.attempt) / RESULT).read_bytes())
-        same = (saved["run"], saved["trained"]["base_sha256"]) == (job.federation.run, job.base_sha256)
+        same = (saved["run"], saved["trained"]["base_sha256"]) == (job.view.federation.run, job.base_sha256)
         return same and bool(saved["key"] != job.key)
     except (OSError, ValueError, KeyError):
         return False

@@ -56,7 +56,7 @@ def load_past(job: LocalJob, folder: Path, mix: str, checkpoints: Checkpoints, n
     notes: list[str] = []
     if saved := checkpoints.read(notes):
         step = saved["progress"]["steps"]
-        name = f"site '{job.site}': the local checkpoint at step {step} of {job.steps}"
+        name = f"site '{job.view.name}': the local checkpoint at step {step} of {job.view.steps}"
         if saved["state"]["mix"] == mix:
             return Past(
                 saved["state"],
@@ -77,7 +77,7 @@ def _load_state(job: LocalJob, folder: Path, mix: str, nodes: int) -> Past:
     if job.resume is None:
         return Past(None)
     round, attempt = job.resume
-    name = f"site '{job.site}': the private state of round {round}, attempt {attempt}"
+    name = f"site '{job.view.name}': the private state of round {round}, attempt {attempt}"
     found = find(folder, round, attempt)
     try:
         saved = None if found is None else torch.load(found / TRAINING, map_location="cpu", weights_only=True)
@@ -99,7 +99,7 @@ def _load_state(job: LocalJob, folder: Path, mix: str, nodes: int) -> Past:
             saved["stream"] = {**at, "epoch": at["epoch"] + 1, "sample_in_epoch": 0}
         past.notes.append(f"{name} belongs to another mix of streams: the data stream begins a new epoch")
         past.metrics["stream_restarted"] = 1.0
-    before, now = saved.get("optimizer_name", "adamw"), job.federation.local.optimizer.name
+    before, now = saved.get("optimizer_name", "adamw"), job.view.local.optimizer.name
     if saved["optimizer"] and before != now:
         saved["optimizer"] = None
         past.notes.append(f"{name} belongs to the optimizer {before}: the state of {now} starts afresh")

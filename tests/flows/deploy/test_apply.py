@@ -10,6 +10,7 @@ from flows.deploy.apply import apply
 from flows.deploy.catalogue import plan
 from photon_core.errors import FederationError
 from schemas.federation import Federation
+from schemas.view import view_of
 
 pytestmark = pytest.mark.slow
 DEPLOY: dict[str, Any] = {"schedule": "0 0 1 1 *", "notify": {"block": "webhook/hook"}}
@@ -96,7 +97,7 @@ def test_prune_removes_this_runs_and_nothing_else(load: Callable[..., Federation
     )
     apply(plan(both))
     apply(plan(other))  # its site b works for both runs, on one pool, as each file says
-    sites = [both.site("a").model_dump(mode="json")]
+    sites = [view_of(both, "a").section.model_dump(mode="json")]
     fewer = plan(changed(both, sites=sites, deploy={"pool": "prune-a"}))
     named = apply(fewer)
     assert "left over (--prune removes it): deployment site-round/prune-b" in named

@@ -27,6 +27,7 @@ from photon_core.update.trained import Trained
 from photon_core.update.upload import upload_update
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.view import view_of
 from tests.photon_core.training.conftest import make_federation, write_site
 
 EVIL, HONEST = "alpha", ("beta", "delta", "gamma")  # the first in every order
@@ -60,7 +61,9 @@ def trained(run: Run, setting: Federation, site: str, t: int) -> Trained:
     place = Path(setting.store) / run.round_dir(t - 1)
     model, moments = ([str(place / entry.path) for entry in files] for files in (base.model, base.moments))
     resume = last_contribution(run, site, t)
-    job = LocalJob(setting, site, t, 1, model, base.model_sha256, base.global_step, resume, moment_files=moments)
+    job = LocalJob(
+        view_of(setting, site), t, 1, model, base.model_sha256, base.global_step, resume, moment_files=moments
+    )
     return train(job, lambda _: None)
 
 
@@ -155,10 +158,10 @@ def second_round(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tu
             )
             run = opened(setting, folder / "initial")
             for site in SITES:
-                upload_update(run, setting, site, 1, trained(run, setting, site, 1))
+                upload_update(run, view_of(setting, site), 1, trained(run, setting, site, 1))
             assert sorted(finish(run, setting, 1).updates) == sorted(SITES)
             for site in HONEST:
-                upload_update(run, setting, site, 2, trained(run, setting, site, 2))
+                upload_update(run, view_of(setting, site), 2, trained(run, setting, site, 2))
             made[optimizer] = setting, trained(run, setting, EVIL, 2), folder
         return made[optimizer]
 
@@ -182,7 +185,7 @@ def test_poisoned_moments_are_left_out_by_name(
     run, found = run_of(setting), dataclasses.replace(honest, folder=str(tmp_path / "trained"))
     moments = moments_of(found)
     poison(moments)
-    upload_update(run, setting, EVIL, 2, with_moments(found, moments, dtype))
+    upload_update(run, view_of(setting, EVIL), 2, with_moments(found, moments, dtype))
     manifest = finish(run, setting, 2)
     assert sorted(manifest.updates) == sorted(HONEST)
     assert said in manifest.left_out[EVIL]
@@ -200,11 +203,11 @@ def test_a_federation_whose_moments_are_poisoned_in_every_round_learns_on(tmp_pa
     poisons = [everywhere("exp_avg_sq", 1e30), both(1e6, 1e12), everywhere("exp_avg", 1e6), element]
     for t, poison in enumerate(poisons, 1):
         for site in HONEST:
-            upload_update(run, setting, site, t, trained(run, setting, site, t))
+            upload_update(run, view_of(setting, site), t, trained(run, setting, site, t))
         evil = trained(run, setting, EVIL, t)
         moments = moments_of(evil)
         poison(moments)
-        upload_update(run, setting, EVIL, t, with_moments(evil, moments))
+        upload_update(run, view_of(setting, EVIL), t, with_moments(evil, moments))
         manifest = finish(run, setting, t)
         assert list(manifest.left_out) == [EVIL] and "exp_avg" in manifest.left_out[EVIL]
         assert manifest.guard == []
@@ -229,7 +232,7 @@ def test_honest_sites_are_never_left_out(tmp_path: Path) -> None:
             joined = [site.model_copy(update={"paused": False}) for site in setting.sites]
             setting = setting.model_copy(update={"sites": joined})
         for site in setting.active:
-            upload_update(run, setting, site, t, trained(run, setting, site, t))
+            upload_update(run, view_of(setting, site), t, trained(run, setting, site, t))
         manifest = finish(run, setting, t)
         assert manifest.left_out == {} and sorted(manifest.updates) == sorted(setting.active)
         assert manifest.moment_ratio == pytest.approx(1.357, abs=1e-3)
@@ -249,7 +252,7 @@ def test_a_site_that_makes_many_more_steps_than_most_is_honest(tmp_path: Path) -
                 moments = moments_of(found)
                 scaled({"exp_avg_sq.norm_f.bias": 1e4})(moments)
                 found = with_moments(found, moments)
-            upload_update(run, setting, site, t, found)
+            upload_update(run, view_of(setting, site), t, found)
         assert list(finish(run, setting, t).left_out) == ([] if t == 1 else ["b"])
 
 
@@ -266,7 +269,7 @@ def test_one_site_does_not_loosen_the_bound_where_sites_bring_moments_that_they_
                 moments["exp_avg.wte.weight"][3, 5] = 3 * np.linalg.norm(moments["exp_avg.wte.weight"])
                 moments["exp_avg_sq.wte.weight"][3, 5] = 0
                 found = with_moments(found, moments)
-            upload_update(run, setting, site, t, found)
+            upload_update(run, view_of(setting, site), t, found)
         manifest = finish(run, setting, t)
         assert list(manifest.left_out) == ([EVIL] if t == 3 else [])
         assert manifest.moment_ratio <= 1.4
@@ -307,7 +310,7 @@ def test_gradients_that_come_next_to_the_bound_are_honest(tmp_path: Path) -> Non
             first, second = constant if site in HONEST[:2] else (growing[0] * scale, growing[1] * scale**2)
             moments[name] = (sizes * first).astype(np.float32)
             moments[name.replace("exp_avg.", "exp_avg_sq.")] = (sizes**2 * second).astype(np.float32)
-        upload_update(run, sent, site, 1, with_moments(found, moments, "bfloat16"))
+        upload_update(run, view_of(sent, site), 1, with_moments(found, moments, "bfloat16"))
     assert finish(run, sent, 1).left_out == {}
 
 
@@ -327,7 +330,7 @@ def test_other_betas_than_the_moments_were_made_with_are_no_crime(tmp_path: Path
             if t == 1:
                 for name in [name for name in moments if name.startswith("exp_avg.")]:
                     moments[name.replace("exp_avg.", "exp_avg_sq.")] = moments[name] ** 2 / np.float32(ratio)
-            upload_update(run, asked, site, t, with_moments(found, moments))
+            upload_update(run, view_of(asked, site), t, with_moments(found, moments))
         manifest = finish(run, asked, t)
         assert manifest.left_out == {}
         ratios.append(manifest.moment_ratio)
@@ -343,7 +346,7 @@ def test_of_two_sites_the_round_before_is_all_that_moments_are_held_to(tmp_path:
             moments = moments_of(found)
             if site == "b" and t > 1:
                 both(1e3, 1e30)(moments) if t == 2 else everywhere("exp_avg", 1e6)(moments)
-            upload_update(run, setting, site, t, with_moments(found, moments))
+            upload_update(run, view_of(setting, site), t, with_moments(found, moments))
         manifest = finish(run, setting, t)
         assert sorted(manifest.updates) == (["a", "b"] if t == 1 else ["a"])
         if t == 2:

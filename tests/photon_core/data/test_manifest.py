@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from photon_core.data.manifest import data_sha256, load_manifest, require_manifest
-from photon_core.data.paths import data_dir
 from photon_core.errors import DataError
 from photon_core.hashing import sha256_bytes
 from schemas.federation import Federation
 from schemas.manifests import DataManifest
+from schemas.view import view_of
 
 MANIFEST = DataManifest(
     site="s",
@@ -31,12 +31,12 @@ MANIFEST = DataManifest(
 
 def test_round_trip_and_hash(make_federation: Callable[..., Federation]) -> None:
     federation = make_federation({"a": "x.txt"})
-    assert load_manifest(federation, "s") is None
-    data_dir(federation, "s").mkdir(parents=True)
+    assert load_manifest(view_of(federation, "s")) is None
+    view_of(federation, "s").data_dir.mkdir(parents=True)
     content = MANIFEST.model_dump_json().encode()
-    (data_dir(federation, "s") / "data.json").write_bytes(content)
-    assert load_manifest(federation, "s") == require_manifest(federation, "s") == MANIFEST
-    assert data_sha256(federation, "s") == sha256_bytes(content)
+    (view_of(federation, "s").data_dir / "data.json").write_bytes(content)
+    assert load_manifest(view_of(federation, "s")) == require_manifest(view_of(federation, "s")) == MANIFEST
+    assert data_sha256(view_of(federation, "s")) == sha256_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_damaged_manifest_says_what_to_do(
     make_federation: Callable[..., Federation], content: str, message: str
 ) -> None:
     federation = make_federation({"a": "x.txt"})
-    data_dir(federation, "s").mkdir(parents=True)
-    (data_dir(federation, "s") / "data.json").write_text(content)
+    view_of(federation, "s").data_dir.mkdir(parents=True)
+    (view_of(federation, "s").data_dir / "data.json").write_text(content)
     with pytest.raises(DataError, match=rf"data\.json: not a data manifest \({message}.*photon prepare --site s"):
-        load_manifest(federation, "s")
+        load_manifest(view_of(federation, "s"))

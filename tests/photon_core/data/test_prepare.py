@@ -15,16 +15,18 @@ import pytest
 from photon_core.data.expectations import ExpectationFailed
 from photon_core.data.manifest import data_sha256
 from photon_core.data.mds import read_index, read_shard
-from photon_core.data.paths import data_dir, split_dir
 from photon_core.data.prepare import load_manifest, prepare_site, unigram_perplexity
 from photon_core.data.quality import check_shards
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import CorruptFile, DataError, FederationError
 from schemas.federation import Federation
+from schemas.view import view_of
 
 
 def tokens_of(federation: Federation, stream: str, split: str) -> np.ndarray:
-    return np.concatenate([read_shard(s)[1] for s in read_index(split_dir(federation, "s", stream, split))])
+    return np.concatenate(
+        [read_shard(s)[1] for s in read_index(view_of(federation, "s").split_dir(stream, split))]
+    )
 
 
 def files_below(folder: Path) -> dict[str, tuple[int, int]]:
@@ -33,7 +35,7 @@ def files_below(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_shards_hold_the_documents(two_streams: Federation, library_texts: Callable[..., list[str]]) -> None:
-    manifest = prepare_site(two_streams, "s")
+    manifest = prepare_site(view_of(two_streams, "s"))
     texts = library_texts("socket", "queue")
     tokenizer = load_tokenizer("bytes")
     found = {split: tokens_of(two_streams, "one", split) for split in ("train", "valid")}
@@ -52,8 +54,8 @@ def test_shards_hold_the_documents(two_streams: Federation, library_texts: Calla
 
 
 def test_manifest_counts(two_streams: Federation, library_texts: Callable[..., list[str]]) -> None:
-    manifest = prepare_site(two_streams, "s")
-    assert manifest == load_manifest(two_streams, "s")
+    manifest = prepare_site(view_of(two_streams, "s"))
+    assert manifest == load_manifest(view_of(two_streams, "s"))
     assert (manifest.site, manifest.sequence_length, manifest.vocab_size) == ("s", 64, 257)
     documents = sum(stream.documents for stream in manifest.streams.values())
     assert documents == manifest.train_documents + manifest.valid_documents
@@ -62,45 +64,45 @@ def test_manifest_counts(two_streams: Federation, library_texts: Callable[..., l
     for split, sequences in (("train", manifest.train_sequences), ("valid", manifest.valid_sequences)):
         assert sequences == sum(len(tokens_of(two_streams, name, split)) for name in ("one", "two"))
     assert 10 < manifest.unigram_perplexity < 60
-    root = data_dir(two_streams, "s")
+    root = view_of(two_streams, "s").data_dir
     named = {file.path for stream in manifest.streams.values() for file in stream.files}
     assert named | {"data.json", ".photon"} == set(files_below(root))
     assert all(check["success"] for stream in manifest.checks.values() for check in stream["documents"])
 
 
 def test_ids_run_through_the_training_split(two_streams: Federation) -> None:
-    prepare_site(two_streams, "s")
-    shards = read_index(split_dir(two_streams, "s", "two", "train"))
+    prepare_site(view_of(two_streams, "s"))
+    shards = read_index(view_of(two_streams, "s").split_dir("two", "train"))
     ids = np.concatenate([read_shard(shard)[0] for shard in shards])
     assert ids.tolist() == list(range(len(ids)))
 
 
 def test_twice_does_nothing_the_second_time(two_streams: Federation) -> None:
     steps: list[str] = []
-    first = prepare_site(two_streams, "s", lambda what, done, total: steps.append(what))
+    first = prepare_site(view_of(two_streams, "s"), lambda what, done, total: steps.append(what))
     assert steps
-    before = files_below(data_dir(two_streams, "s"))
+    before = files_below(view_of(two_streams, "s").data_dir)
     steps.clear()
-    assert prepare_site(two_streams, "s", lambda what, done, total: steps.append(what)) == first
+    assert prepare_site(view_of(two_streams, "s"), lambda what, done, total: steps.append(what)) == first
     assert steps == []
-    assert files_below(data_dir(two_streams, "s")) == before
+    assert files_below(view_of(two_streams, "s").data_dir) == before
 
 
 def test_same_text_gives_the_same_data(two_streams: Federation) -> None:
-    prepare_site(two_streams, "s")
-    first = data_sha256(two_streams, "s")
-    shutil.rmtree(data_dir(two_streams, "s"))
-    prepare_site(two_streams, "s")
-    assert data_sha256(two_streams, "s") == first
+    prepare_site(view_of(two_streams, "s"))
+    first = data_sha256(view_of(two_streams, "s"))
+    shutil.rmtree(view_of(two_streams, "s").data_dir)
+    prepare_site(view_of(two_streams, "s"))
+    assert data_sha256(view_of(two_streams, "s")) == first
 
 
 def test_a_changed_source_is_prepared_again_and_the_other_kept(two_streams: Federation) -> None:
-    first = prepare_site(two_streams, "s")
-    root = data_dir(two_streams, "s")
+    first = prepare_site(view_of(two_streams, "s"))
+    root = view_of(two_streams, "s").data_dir
     kept = files_below(root / "one")
     source = Path(two_streams.sites[0].streams[1].source).parent
     (source / "more.txt").write_text("Another document, which was not there before. " * 9)
-    second = prepare_site(two_streams, "s")
+    second = prepare_site(view_of(two_streams, "s"))
     assert second.streams["two"].documents == first.streams["two"].documents + 1
     assert second.settings_sha256 != first.settings_sha256
     assert files_below(root / "one") == kept
@@ -108,8 +110,8 @@ def test_a_changed_source_is_prepared_again_and_the_other_kept(two_streams: Fede
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
 def test_damage_is_repaired_by_preparing_again(two_streams: Federation, damage: str) -> None:
-    first = prepare_site(two_streams, "s")
-    root = data_dir(two_streams, "s")
+    first = prepare_site(view_of(two_streams, "s"))
+    root = view_of(two_streams, "s").data_dir
     shard = root / "two" / "train" / "shard.00000.mds.zstd"
     content = shard.read_bytes()
     if damage == "truncate":
@@ -121,8 +123,8 @@ def test_damage_is_repaired_by_preparing_again(two_streams: Federation, damage: 
     else:
         (root / "data.json").write_text("{")
     with pytest.raises((CorruptFile, DataError), match=r"shard\.00000\.mds\.zstd|data\.json"):
-        check_shards(two_streams, "s", first.tokenizer_sha256)
-    assert prepare_site(two_streams, "s") == first
+        check_shards(view_of(two_streams, "s"), first.tokenizer_sha256)
+    assert prepare_site(view_of(two_streams, "s")) == first
     assert shard.read_bytes() == content
 
 
@@ -131,7 +133,7 @@ def _prepare_and_die(federation: Federation, moment: str) -> None:
         if what.startswith(moment):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    prepare_site(federation, "s", die)
+    prepare_site(view_of(federation, "s"), die)
 
 
 @pytest.mark.parametrize("moment", ["one: checking", "one: tokenising", "two: checking", "two: tokenising"])
@@ -142,36 +144,36 @@ def test_killed_and_continued(two_streams: Federation, moment: str) -> None:
     child.start()
     child.join(200)
     assert child.exitcode == -signal.SIGKILL
-    root = data_dir(two_streams, "s")
-    assert load_manifest(two_streams, "s") is None
+    root = view_of(two_streams, "s").data_dir
+    assert load_manifest(view_of(two_streams, "s")) is None
     one = files_below(root / ".next" / "one")
     assert ("stream.json" in one) == moment.startswith("two")
-    manifest = prepare_site(two_streams, "s")
+    manifest = prepare_site(view_of(two_streams, "s"))
     if moment.startswith("two"):
         assert files_below(root / "one") == one
     named = {file.path for stream in manifest.streams.values() for file in stream.files}
     assert named | {"data.json", ".photon"} == set(files_below(root))
     shutil.rmtree(root)
-    assert prepare_site(two_streams, "s") == manifest
+    assert prepare_site(view_of(two_streams, "s")) == manifest
 
 
 @pytest.mark.parametrize("moment", ["one: checking", "two: tokenising"])
 def test_a_kill_while_a_change_is_prepared_leaves_the_old_shards_usable(
     two_streams: Federation, moment: str
 ) -> None:
-    first = prepare_site(two_streams, "s")
-    before = files_below(data_dir(two_streams, "s"))
+    first = prepare_site(view_of(two_streams, "s"))
+    before = files_below(view_of(two_streams, "s").data_dir)
     changed = two_streams.model_copy(update={"seed": 18})
     child = multiprocessing.get_context("fork").Process(target=_prepare_and_die, args=(changed, moment))
     child.start()
     child.join(200)
     assert child.exitcode == -signal.SIGKILL
-    after = files_below(data_dir(two_streams, "s"))
+    after = files_below(view_of(two_streams, "s").data_dir)
     assert {path: stat for path, stat in after.items() if not path.startswith(".next/")} == before
-    assert not check_shards(two_streams, "s", first.tokenizer_sha256).failed
-    second = prepare_site(changed, "s")
+    assert not check_shards(view_of(two_streams, "s"), first.tokenizer_sha256).failed
+    second = prepare_site(view_of(changed, "s"))
     named = {file.path for stream in second.streams.values() for file in stream.files}
-    assert named | {"data.json", ".photon"} == set(files_below(data_dir(two_streams, "s")))
+    assert named | {"data.json", ".photon"} == set(files_below(view_of(two_streams, "s").data_dir))
 
 
 def test_duplicates_stay_in_one_split(
@@ -180,7 +182,7 @@ def test_duplicates_stay_in_one_split(
     texts = [f"document number {i} " * 20 for i in range(40)]
     source = write_jsonl(tmp_path / "a.jsonl", texts + texts)
     federation = make_federation({"a": str(source)}, data={"max_duplicate_share": 0.5})
-    prepare_site(federation, "s")
+    prepare_site(view_of(federation, "s"))
     tokenizer = load_tokenizer("bytes")
     seen = [
         {i for i in range(40) if f" number {i} " in tokenizer.decode(tokens_of(federation, "a", split).ravel())}
@@ -203,11 +205,11 @@ def test_wide_vocabulary_needs_uint32(
     tokenizer.size = 70_000
     tokenizer.eot = 69_999
     monkeypatch.setattr("photon_core.data.prepare.load_tokenizer", lambda spec: tokenizer)
-    manifest = prepare_site(federation, "s")
-    (shard,) = read_index(split_dir(federation, "s", "a", "train"))
+    manifest = prepare_site(view_of(federation, "s"))
+    (shard,) = read_index(view_of(federation, "s").split_dir("a", "train"))
     assert shard.dtype == "uint32"
     assert int(read_shard(shard)[1].max()) == 69_999
-    assert check_shards(federation, "s", manifest.tokenizer_sha256).failed == []
+    assert check_shards(view_of(federation, "s"), manifest.tokenizer_sha256).failed == []
 
 
 def test_half_surrogates_do_not_stop_it(
@@ -216,7 +218,7 @@ def test_half_surrogates_do_not_stop_it(
     source = tmp_path / "a.jsonl"
     write_jsonl(source, [f"text {i} \ud800 " * 30 for i in range(20)])
     assert "\\ud800" in source.read_text()
-    prepare_site(make_federation({"a": str(source)}), "s")
+    prepare_site(view_of(make_federation({"a": str(source)}), "s"))
 
 
 REFUSED: list[tuple[list[Any], dict[str, Any], str]] = [
@@ -253,9 +255,9 @@ def test_texts_that_are_refused(
 ) -> None:
     federation = make_federation({"a": str(write_jsonl(tmp_path / "a.jsonl", texts))}, data=data)
     with pytest.raises(ExpectationFailed, match=f"site 's', stream 'a': .*{message}"):
-        prepare_site(federation, "s")
-    assert load_manifest(federation, "s") is None
-    assert not (data_dir(federation, "s") / "a").exists()
+        prepare_site(view_of(federation, "s"))
+    assert load_manifest(view_of(federation, "s")) is None
+    assert not (view_of(federation, "s").data_dir / "a").exists()
 
 
 def test_two_equal_documents_cannot_be_split(
@@ -264,7 +266,7 @@ def test_two_equal_documents_cannot_be_split(
     source = write_jsonl(tmp_path / "a.jsonl", ["same " * 99] * 2)
     federation = make_federation({"a": str(source)}, data={"max_duplicate_share": 1})
     with pytest.raises(DataError, match="needs two distinct documents"):
-        prepare_site(federation, "s")
+        prepare_site(view_of(federation, "s"))
 
 
 def test_too_little_text_for_a_sequence(
@@ -272,21 +274,21 @@ def test_too_little_text_for_a_sequence(
 ) -> None:
     federation = make_federation({"a": str(write_jsonl(tmp_path / "a.jsonl", ["short", "texts"]))})
     with pytest.raises(DataError, match="split has 1 documents and 6 tokens, less than one sequence"):
-        prepare_site(federation, "s")
+        prepare_site(view_of(federation, "s"))
 
 
 def test_vocabulary_that_is_too_small(two_streams: Federation) -> None:
     small = two_streams.model_copy(update={"model": two_streams.model.model_copy(update={"vocab_size": 256})})
     with pytest.raises(FederationError, match=r"vocab_size is 256, but tokenizer 'bytes' has ids up to 256"):
-        prepare_site(small, "s")
+        prepare_site(view_of(small, "s"))
 
 
 def test_a_stream_that_leaves_the_file_leaves_the_disk(
     tmp_path: Path, two_streams: Federation, make_federation: Callable[..., Federation]
 ) -> None:
-    prepare_site(two_streams, "s")
-    prepare_site(make_federation({"one": two_streams.sites[0].streams[0].source}), "s")
-    assert not (data_dir(two_streams, "s") / "two").exists()
+    prepare_site(view_of(two_streams, "s"))
+    prepare_site(view_of(make_federation({"one": two_streams.sites[0].streams[0].source}), "s"))
+    assert not (view_of(two_streams, "s").data_dir / "two").exists()
 
 
 def test_unigram_perplexity_by_hand() -> None:
@@ -297,8 +299,8 @@ def test_unigram_perplexity_by_hand() -> None:
 def test_raw_text_is_nowhere_but_in_the_shards(
     two_streams: Federation, library_texts: Callable[..., list[str]]
 ) -> None:
-    prepare_site(two_streams, "s")
+    prepare_site(view_of(two_streams, "s"))
     text = library_texts("queue")[0].encode()
-    for path in data_dir(two_streams, "s").parent.rglob("*"):
+    for path in view_of(two_streams, "s").data_dir.parent.rglob("*"):
         assert not path.is_file() or text not in path.read_bytes()
-    assert json.loads((data_dir(two_streams, "s") / "data.json").read_text())["site"] == "s"
+    assert json.loads((view_of(two_streams, "s").data_dir / "data.json").read_text())["site"] == "s"

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from photon_core.data import features as features_module
-from photon_core.data.paths import cache_dir, data_dir, split_dir
 from photon_core.data.prepare import prepare_site
 from photon_core.data.quality import ExpectationFailed, check_shards
 from photon_core.data.shared_memory import release
@@ -17,16 +16,17 @@ from photon_core.data.stream import train_dataset
 from photon_core.errors import CorruptFile, DataError
 from schemas.federation import Federation
 from schemas.manifests import DataManifest
+from schemas.view import view_of
 
 
 @pytest.fixture
 def prepared(two_streams: Federation) -> tuple[Federation, DataManifest]:
-    return two_streams, prepare_site(two_streams, "s")
+    return two_streams, prepare_site(view_of(two_streams, "s"))
 
 
 def test_good_shards_pass_every_expectation(prepared: tuple[Federation, DataManifest]) -> None:
     federation, manifest = prepared
-    result = check_shards(federation, "s", manifest.tokenizer_sha256)
+    result = check_shards(view_of(federation, "s"), manifest.tokenizer_sha256)
     assert not result.failed
     observed = {check.column: check.observed for check in result.checks}
     assert observed["highest_token"] == 256
@@ -55,7 +55,7 @@ def test_shards_that_are_refused(
 ) -> None:
     federation, manifest = prepared
     with pytest.raises(ExpectationFailed, match=f"site 's', shards: .*expect_column_.* of {message}") as caught:
-        check_shards(changed(federation, section, **update), "s", manifest.tokenizer_sha256)
+        check_shards(view_of(changed(federation, section, **update), "s"), manifest.tokenizer_sha256)
     again = pickle.loads(pickle.dumps(caught.value))
     assert str(again) == str(caught.value)
     assert again.failed == caught.value.failed
@@ -66,27 +66,27 @@ def test_another_tokenizer_is_refused(prepared: tuple[Federation, DataManifest])
     with pytest.raises(
         ExpectationFailed, match=f"tokenizer_sha256: observed {manifest.tokenizer_sha256}, allowed one of f{{64}}"
     ):
-        check_shards(federation, "s", "f" * 64)
+        check_shards(view_of(federation, "s"), "f" * 64)
 
 
 def test_unchanged_shards_are_not_read_again(
     prepared: tuple[Federation, DataManifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     federation, manifest = prepared
-    first = check_shards(federation, "s", manifest.tokenizer_sha256)
+    first = check_shards(view_of(federation, "s"), manifest.tokenizer_sha256)
     reads: list[Any] = []
     monkeypatch.setattr("photon_core.data.verify.sha256_file", reads.append)
     monkeypatch.setattr(features_module, "read_shard", reads.append)
-    assert check_shards(federation, "s", manifest.tokenizer_sha256) == first
+    assert check_shards(view_of(federation, "s"), manifest.tokenizer_sha256) == first
     assert reads == []
 
 
 def test_damaged_cache_is_only_slower(prepared: tuple[Federation, DataManifest]) -> None:
     federation, manifest = prepared
-    first = check_shards(federation, "s", manifest.tokenizer_sha256)
-    for path in cache_dir(federation, "s").iterdir():
+    first = check_shards(view_of(federation, "s"), manifest.tokenizer_sha256)
+    for path in view_of(federation, "s").cache_dir.iterdir():
         path.write_text("[not this]")
-    assert check_shards(federation, "s", manifest.tokenizer_sha256) == first
+    assert check_shards(view_of(federation, "s"), manifest.tokenizer_sha256) == first
 
 
 def _truncate(path: Path) -> None:
@@ -108,26 +108,26 @@ def test_damaged_file_is_named(
     prepared: tuple[Federation, DataManifest], name: str, damage: Callable[[Path], None], message: str
 ) -> None:
     federation, manifest = prepared
-    check_shards(federation, "s", manifest.tokenizer_sha256)
-    damage(data_dir(federation, "s") / name)
+    check_shards(view_of(federation, "s"), manifest.tokenizer_sha256)
+    damage(view_of(federation, "s").data_dir / name)
     with pytest.raises(CorruptFile, match=f"{name}.*{message}.*site 's'.*run photon prepare --site s"):
-        check_shards(federation, "s", manifest.tokenizer_sha256)
+        check_shards(view_of(federation, "s"), manifest.tokenizer_sha256)
 
 
 def test_damaged_unpacked_copy_is_removed_and_made_again(prepared: tuple[Federation, DataManifest]) -> None:
     federation, manifest = prepared
-    dataset = train_dataset(federation, "s", 1)
+    dataset = train_dataset(view_of(federation, "s"), 1)
     assert len(list(dataset)) == dataset.size
     release(dataset)
-    raw = split_dir(federation, "s", "one", "train") / "shard.00000.mds"
+    raw = view_of(federation, "s").split_dir("one", "train") / "shard.00000.mds"
     content = raw.read_bytes()
-    assert check_shards(federation, "s", manifest.tokenizer_sha256).notes == []
+    assert check_shards(view_of(federation, "s"), manifest.tokenizer_sha256).notes == []
     before = raw.stat()
     _flip(raw)
     os.utime(raw, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-    (note,) = check_shards(federation, "s", manifest.tokenizer_sha256).notes
+    (note,) = check_shards(view_of(federation, "s"), manifest.tokenizer_sha256).notes
     assert "one/train/shard.00000.mds: the unpacked copy was damaged" in note
-    dataset = train_dataset(federation, "s", 1)
+    dataset = train_dataset(view_of(federation, "s"), 1)
     assert len(list(dataset)) == dataset.size
     release(dataset)
     assert raw.read_bytes() == content
@@ -135,10 +135,10 @@ def test_damaged_unpacked_copy_is_removed_and_made_again(prepared: tuple[Federat
 
 def test_manifest_cannot_name_files_outside(prepared: tuple[Federation, DataManifest]) -> None:
     federation, manifest = prepared
-    path = data_dir(federation, "s") / "data.json"
+    path = view_of(federation, "s").data_dir / "data.json"
     path.write_text(path.read_text().replace("one/train/index.json", "../../outside"))
     with pytest.raises(CorruptFile, match=r"names '\.\./\.\./outside', outside its own folder"):
-        check_shards(federation, "s", manifest.tokenizer_sha256)
+        check_shards(view_of(federation, "s"), manifest.tokenizer_sha256)
 
 
 def test_stream_that_is_not_prepared_is_named(prepared: tuple[Federation, DataManifest]) -> None:
@@ -147,4 +147,4 @@ def test_stream_that_is_not_prepared_is_named(prepared: tuple[Federation, DataMa
     streams = [*site.streams, site.streams[0].model_copy(update={"name": "new"})]
     more = federation.model_copy(update={"sites": [site.model_copy(update={"streams": streams})]})
     with pytest.raises(DataError, match="stream 'new' is in the federation file but not prepared"):
-        check_shards(more, "s", manifest.tokenizer_sha256)
+        check_shards(view_of(more, "s"), manifest.tokenizer_sha256)

@@ -13,12 +13,12 @@ import pytest
 
 from photon_core.data.held_out import even_shares, valid_sequences
 from photon_core.data.mds import read_index, read_shard
-from photon_core.data.paths import split_dir
 from photon_core.data.prepare import prepare_site
 from photon_core.data.shared_memory import SHARED_MEMORY, release, shm_prefix
 from photon_core.data.stream import stream_hash, train_dataset
 from photon_core.errors import DataError
 from schemas.federation import Federation
+from schemas.view import view_of
 
 
 def shared_names() -> set[str]:
@@ -39,15 +39,15 @@ def one_stream(
     write_jsonl: Callable[..., Path],
 ) -> Federation:
     federation = make_federation({"a": str(write_jsonl(tmp_path / "a.jsonl", library_texts("socket")))})
-    prepare_site(federation, "s")
+    prepare_site(view_of(federation, "s"))
     return federation
 
 
 def test_an_epoch_is_every_sample_once(one_stream: Federation) -> None:
-    dataset = train_dataset(one_stream, "s", seed=3)
+    dataset = train_dataset(view_of(one_stream, "s"), seed=3)
     samples = list(dataset)
     release(dataset)
-    shards = read_index(split_dir(one_stream, "s", "a", "train"))
+    shards = read_index(view_of(one_stream, "s").split_dir("a", "train"))
     tokens = np.concatenate([read_shard(shard)[1] for shard in shards])
     ids = [sample["id"] for sample in samples]
     assert sorted(ids) == list(range(len(tokens)))
@@ -60,7 +60,7 @@ def test_an_epoch_is_every_sample_once(one_stream: Federation) -> None:
 @pytest.mark.timeout(120)
 def test_shards_that_cannot_be_unpacked_are_an_error_not_a_wait(one_stream: Federation) -> None:
     """The kernel refuses to write, as it does when a disk is full; anyone may ask it to."""
-    dataset = train_dataset(one_stream, "s", 1)
+    dataset = train_dataset(view_of(one_stream, "s"), 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
@@ -80,19 +80,19 @@ def test_shards_that_cannot_be_unpacked_are_an_error_not_a_wait(one_stream: Fede
 def test_order_follows_from_the_seed(one_stream: Federation) -> None:
     orders = []
     for seed in (3, 3, 4):
-        dataset = train_dataset(one_stream, "s", seed)
+        dataset = train_dataset(view_of(one_stream, "s"), seed)
         orders.append([sample["id"] for sample in dataset])
         release(dataset)
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_streams_are_mixed_by_their_proportions(two_streams: Federation) -> None:
-    prepare_site(two_streams, "s")
+    prepare_site(view_of(two_streams, "s"))
     site = two_streams.sites[0]
     streams = [site.streams[0].model_copy(update={"proportion": 0.25})]
     streams += [site.streams[1].model_copy(update={"proportion": 0.75})]
     mixed = two_streams.model_copy(update={"sites": [site.model_copy(update={"streams": streams})]})
-    dataset = train_dataset(mixed, "s", seed=3)
+    dataset = train_dataset(view_of(mixed, "s"), seed=3)
     counts = [stream.choose for stream in dataset.streams]
     release(dataset)
     assert sum(counts) == dataset.size
@@ -100,25 +100,25 @@ def test_streams_are_mixed_by_their_proportions(two_streams: Federation) -> None
 
 
 def test_an_epoch_passes_over_a_stream_as_often_as_its_repeat_says(two_streams: Federation) -> None:
-    prepare_site(two_streams, "s")
+    prepare_site(view_of(two_streams, "s"))
     site = two_streams.sites[0]
     once, thrice = (
         s.model_dump() | {"proportion": 1, "repeat": n} for s, n in zip(site.streams, (1, 3), strict=True)
     )
     repeated = two_streams.model_dump() | {"sites": [site.model_dump() | {"streams": [once, thrice]}]}
     mixed = Federation.model_validate(repeated)
-    dataset = train_dataset(mixed, "s", seed=3)
+    dataset = train_dataset(view_of(mixed, "s"), seed=3)
     size = int(dataset.samples_per_stream[0])
     numbers = [sample["id"] for sample in dataset]
     counts = [int(count) for count in dataset.samples_per_stream]
     release(dataset)
     assert sorted(numbers) == sorted([*range(size), *(3 * list(range(size, sum(counts))))])
-    assert stream_hash(mixed, "s") != stream_hash(two_streams, "s")
+    assert stream_hash(view_of(mixed, "s")) != stream_hash(view_of(two_streams, "s"))
 
 
 def test_released_dataset_leaves_no_shared_memory(one_stream: Federation) -> None:
     before = shared_names()
-    dataset = train_dataset(one_stream, "s", seed=3)
+    dataset = train_dataset(view_of(one_stream, "s"), seed=3)
     next(iter(dataset))
     assert {name for name in shared_names() - before if name.startswith(shm_prefix(dataset))}
     release(dataset)
@@ -128,7 +128,7 @@ def test_released_dataset_leaves_no_shared_memory(one_stream: Federation) -> Non
 def test_what_strangers_left_in_part_is_passed_over(one_stream: Federation) -> None:
     left = strangers(one_stream)
     try:
-        dataset = train_dataset(one_stream, "s", seed=3)
+        dataset = train_dataset(view_of(one_stream, "s"), seed=3)
         assert shm_prefix(dataset) not in {file.name[:7] for file in left}
         release(dataset)
         assert all(file.exists() for file in left)
@@ -140,7 +140,7 @@ def test_what_strangers_left_in_part_is_passed_over(one_stream: Federation) -> N
 def strangers(federation: Federation) -> list[Path]:
     """What two killed processes have left, under the next two free numbers."""
     for _ in range(20):
-        first = train_dataset(federation, "s", seed=3)
+        first = train_dataset(view_of(federation, "s"), seed=3)
         number = int(shm_prefix(first)[:6])
         release(first)
         left: list[Path] = []
@@ -161,7 +161,7 @@ def _construct(federation: Federation, start: Any, results: Any) -> None:
     start.wait()
     try:
         for _ in range(5):
-            dataset = train_dataset(federation, "s", seed=3)
+            dataset = train_dataset(view_of(federation, "s"), seed=3)
             assert len(list(dataset)) == dataset.size
             release(dataset)
         results.put("done")
@@ -180,7 +180,7 @@ def test_datasets_constructed_at_the_same_moment_do_not_collide(one_stream: Fede
     for child in children:
         child.join()
     # other programs' datasets may be there: ours name the folder that they read
-    ours = str(split_dir(one_stream, "s", "a", "train")).encode()
+    ours = str(view_of(one_stream, "s").split_dir("a", "train")).encode()
     for name in shared_names():
         with suppress(FileNotFoundError):
             assert not name.endswith("_locals") or ours not in (SHARED_MEMORY / name).read_bytes()
@@ -188,7 +188,7 @@ def test_datasets_constructed_at_the_same_moment_do_not_collide(one_stream: Fede
 
 
 def test_stream_hash_names_the_mix(two_streams: Federation) -> None:
-    prepare_site(two_streams, "s")
+    prepare_site(view_of(two_streams, "s"))
     site = two_streams.sites[0]
 
     def with_streams(streams: list[Any]) -> Federation:
@@ -196,36 +196,36 @@ def test_stream_hash_names_the_mix(two_streams: Federation) -> None:
 
     one, two = site.streams
     hashes = {
-        stream_hash(two_streams, "s"),
-        stream_hash(with_streams([two, one]), "s"),
-        stream_hash(with_streams([one]), "s"),
-        stream_hash(with_streams([one.model_copy(update={"proportion": 0.1}), two]), "s"),
+        stream_hash(view_of(two_streams, "s")),
+        stream_hash(view_of(with_streams([two, one]), "s")),
+        stream_hash(view_of(with_streams([one]), "s")),
+        stream_hash(view_of(with_streams([one.model_copy(update={"proportion": 0.1}), two]), "s")),
     }
     assert len(hashes) == 4
-    assert stream_hash(with_streams([one, two]), "s") in hashes
+    assert stream_hash(view_of(with_streams([one, two]), "s")) in hashes
     with pytest.raises(DataError, match="stream 'new' of site 's' is not prepared; run photon prepare --site s"):
-        stream_hash(with_streams([one.model_copy(update={"name": "new"})]), "s")
+        stream_hash(view_of(with_streams([one.model_copy(update={"name": "new"})]), "s"))
 
 
 def test_valid_sequences_come_from_all_streams(two_streams: Federation) -> None:
-    manifest = prepare_site(two_streams, "s")
+    manifest = prepare_site(view_of(two_streams, "s"))
     held_out = {
         name: {
             row.tobytes()
-            for s in read_index(split_dir(two_streams, "s", name, "valid"))
+            for s in read_index(view_of(two_streams, "s").split_dir(name, "valid"))
             for row in read_shard(s)[1]
         }
         for name in ("one", "two")
     }
-    few = valid_sequences(two_streams, "s", 10)
+    few = valid_sequences(view_of(two_streams, "s"), 10)
     assert few.shape == (10, 64)
     assert few.dtype == np.int64
     for name in held_out:
         assert sum(row.astype(np.uint16).tobytes() in held_out[name] for row in few) == 5
-    everything = valid_sequences(two_streams, "s", 10**6)
+    everything = valid_sequences(view_of(two_streams, "s"), 10**6)
     assert len(everything) == manifest.valid_sequences
     assert {row.astype(np.uint16).tobytes() for row in everything} == held_out["one"] | held_out["two"]
-    assert np.array_equal(few, valid_sequences(two_streams, "s", 10))
+    assert np.array_equal(few, valid_sequences(view_of(two_streams, "s"), 10))
 
 
 @pytest.mark.parametrize(
@@ -238,6 +238,9 @@ def test_even_shares(counts: list[int], limit: int, shares: list[int]) -> None:
 
 def test_unprepared_site_says_what_to_run(make_federation: Callable[..., Federation]) -> None:
     federation = make_federation({"a": "x.txt"})
-    for function in (lambda: train_dataset(federation, "s", 1), lambda: valid_sequences(federation, "s", 1)):
+    for function in (
+        lambda: train_dataset(view_of(federation, "s"), 1),
+        lambda: valid_sequences(view_of(federation, "s"), 1),
+    ):
         with pytest.raises(DataError, match=r"data\.json: not there.*run photon prepare --site s"):
             function()

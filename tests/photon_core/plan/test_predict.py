@@ -17,6 +17,7 @@ from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.sections.aggregation import Aggregation
 from schemas.sections.model import Model
+from schemas.view import view_of
 from tests.federations import sample, site
 
 RECORDED = Path(__file__).with_name("demo_rounds.json")
@@ -95,11 +96,11 @@ def test_sites_own_budgets_codec_and_pauses_count() -> None:
     averaged = federation(local=local, update={"moments_dtype": "bfloat16"})
     assert (update_bytes(averaged), predict(averaged).download_bytes) == ((4 + 2 * 2) * count, (4 + 2 * 2) * count)
     whole = predict(fed).sites[1].train or 0
-    slow = fed.site("slow")
+    slow = view_of(fed, "slow").section
 
     def trained(**keys: Any) -> Any:
         changed = slow.model_copy(update=keys)
-        return predict(fed.model_copy(update={"sites": [fed.site("fast"), changed]}))
+        return predict(fed.model_copy(update={"sites": [view_of(fed, "fast").section, changed]}))
 
     assert trained(steps=50).sites[1].train == pytest.approx(whole / 2)
     assert trained(time_limit=7.0).sites[1].train == 7

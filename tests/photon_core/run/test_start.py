@@ -18,6 +18,7 @@ from photon_core.run.start import check_start, make_initial, site_start, upload_
 from photon_core.tensors.reader import TensorReader
 from schemas.federation import Federation
 from schemas.manifests import RemovalManifest, RoundManifest
+from schemas.view import view_of
 from tests.photon_core.export.conftest import make_rounds as make_rounds  # the fixture
 
 Rounds = Callable[..., tuple[Federation, Run]]
@@ -115,15 +116,15 @@ def test_from_a_site(make_rounds: Rounds, tmp_path: Path) -> None:
         started(federation, tmp_path, **start)
 
     (tmp_path / "site").mkdir()
-    first = upload_start(new, "north", tmp_path / "site")
-    assert upload_start(new, "north", tmp_path / "site") == first
+    first = upload_start(view_of(new, "north"), tmp_path / "site")
+    assert upload_start(view_of(new, "north"), tmp_path / "site") == first
 
     export_round(federation, 0, tmp_path / "other")  # the file is edited before round 0: the site is asked again
     edited = new.model_dump() | {"start": {"site": "north", "checkpoint": str(tmp_path / "other")}}
     (tmp_path / "again").mkdir()
-    second = upload_start(Federation.model_validate(edited), "north", tmp_path / "again")
+    second = upload_start(view_of(Federation.model_validate(edited), "north"), tmp_path / "again")
     assert (first.attempt, second.attempt) == (1, 2) and first.sha256 != second.sha256
-    assert upload_start(new, "north", tmp_path / "site") == first
+    assert upload_start(view_of(new, "north"), tmp_path / "site") == first
     _, run, manifest = started(federation, tmp_path, **start)
     assert manifest.start is not None
     assert (manifest.start.kind, manifest.start.source) == ("site", "north")
@@ -138,7 +139,7 @@ def test_a_sites_files_are_checked_against_their_manifest(make_rounds: Rounds, t
     start = {"site": "north", "checkpoint": str(tmp_path / "private")}
     new = Federation.model_validate({**federation.model_dump(), "run": "next", "start": start})
     (tmp_path / "site").mkdir()
-    manifest = upload_start(new, "north", tmp_path / "site")
+    manifest = upload_start(view_of(new, "north"), tmp_path / "site")
     run = run_of(new)
     path = Path(run.store.url) / run.site_dir(0, "north", 1) / manifest.files[0].path
     data = bytearray(path.read_bytes())

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.data.paths import data_dir
 from schemas.federation import Federation
 from schemas.manifests import DataManifest, FileEntry, StreamData
+from schemas.view import view_of
 
 LENGTH = 16
 VOCABULARY = 257
@@ -63,10 +63,10 @@ def write_site(federation: Federation, site: str, sequences: int, seed: int = 5)
 
     length = federation.model.max_seq_len
     random = np.random.default_rng(seed)
-    root = data_dir(federation, site)
+    root = view_of(federation, site).data_dir
     shutil.rmtree(root, ignore_errors=True)
     streams = {}
-    for stream in federation.site(site).streams:
+    for stream in view_of(federation, site).streams:
         for split, count in (("train", sequences), ("valid", 12)):
             columns = {"tokens": f"ndarray:uint16:{length}", "id": "uint32"}
             folder = root / stream.name / split

@@ -16,6 +16,7 @@ from photon_core.training.train import train
 from photon_core.update.codecs.registry import get_codec
 from photon_core.update.trained import Trained
 from schemas.federation import Federation
+from schemas.view import view_of
 
 Make = Callable[..., Federation]
 Tensors = dict[str, torch.Tensor]
@@ -30,7 +31,7 @@ def at_site(federation: Federation, **keys: Any) -> Federation:
 
 def run(federation: Federation, folder: Path, attempt: int = 1) -> Trained:
     files = [str(path) for path in initial_model(federation, folder)]
-    return train(LocalJob(federation, "alpha", 1, attempt, files, "0", 0), lambda _: None)
+    return train(LocalJob(view_of(federation, "alpha"), 1, attempt, files, "0", 0), lambda _: None)
 
 
 def end(federation: Federation, trained: Trained) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def test_a_time_limit_ends_training_after_the_step_under_way(make_site: Make, tm
     site = make_site(schedule={"total_steps": 15}, checkpoint_steps=1)
     reports: list[dict[str, Any]] = []
     files = [str(path) for path in initial_model(site, tmp_path)]
-    job = LocalJob(at_site(site, time_limit=1e-6), "alpha", 1, 1, files, "0", 0)
+    job = LocalJob(view_of(at_site(site, time_limit=1e-6), "alpha"), 1, 1, files, "0", 0)
     trained = train(job, reports.append)
     assert (trained.steps, trained.tokens, len(reports)) == (1, 4 * 16, 1), "at least one step"
     assert trained.files == run(at_site(site, steps=1), tmp_path, attempt=2).files
@@ -144,9 +145,8 @@ def test_norms_and_utilisation(make_site: Make, tmp_path: Path) -> None:
 def sequences(federation: Federation, trained: Trained) -> torch.Tensor:
     """What was trained on, by the audit trail."""
     from photon_core.data.mds import read_index, read_shard
-    from photon_core.data.paths import split_dir
 
-    shards = read_index(split_dir(federation, "alpha", "text", "train"))
+    shards = read_index(view_of(federation, "alpha").split_dir("text", "train"))
     tokens = np.concatenate([read_shard(shard)[1] for shard in shards])
     numbers = np.fromfile(Path(trained.folder, "samples.u32"), "<u4")
     return torch.from_numpy(tokens[numbers].astype(np.int64))

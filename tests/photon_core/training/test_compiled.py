@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from photon_core.data.paths import cache_dir
 from photon_core.model.decoder import score
 from photon_core.training import compiled as compiled_module
 from photon_core.training.compiled import FOLDER, Compiled, choose_score
 from photon_core.training.parallel.ranks import Ranks
 from photon_core.training.train import train
 from schemas.federation import Federation
+from schemas.view import view_of
 from tests.photon_core.training.test_train import apply, make_job, silent, theta_zero
 
 Make = Callable[..., Federation]
@@ -52,14 +52,14 @@ def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_compiles(make_site: Make) -> None:
     def compiles(device: str, ranks: Ranks, **local: Any) -> bool:
-        return choose_score(make_site(**local), "alpha", device, ranks, []) is not score
+        return choose_score(view_of(make_site(**local), "alpha"), device, ranks, []) is not score
 
     one, sharded = Ranks(), Ranks(sharded=True)
     assert [compiles(device, one) for device in ("cpu", "cuda")] == [False, True]
     assert [compiles(device, one, compile=False) for device in ("cpu", "cuda")] == [False, False]
     assert [compiles(device, one, compile=True) for device in ("cpu", "cuda")] == [True, True]
     assert not compiles("cuda", sharded) and not compiles("cuda", sharded, compile=True)
-    folder = cache_dir(make_site(), "alpha").absolute() / FOLDER
+    folder = view_of(make_site(), "alpha").cache_dir.absolute() / FOLDER
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder), "for the next round"
 
 
@@ -96,5 +96,5 @@ def test_a_gpu_compiles_by_itself(make_site: Make, tmp_path: Path) -> None:
         trained = train(make_job(federation, theta_zero(federation), tmp_path, attempt=attempt), silent)
         assert trained.notes == []
         losses.append(trained.metrics["train_loss"])
-    assert any((cache_dir(federation, "alpha") / FOLDER).rglob("*"))
+    assert any((view_of(federation, "alpha").cache_dir / FOLDER).rglob("*"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -16,6 +16,7 @@ from photon_core.training.train import train
 from photon_core.update.upload import upload_update
 from schemas.federation import Federation
 from schemas.sections.update import Update
+from schemas.view import view_of
 
 
 @pytest.fixture
@@ -49,12 +50,12 @@ def test_everything_private_is_on_the_disk_before_the_update_is_committed(
     base = run.round(0)
     assert base is not None
     files = [str(Path(federation.store, "tiny/rounds/000000", entry.path)) for entry in base.model]
-    job = LocalJob(federation, "alpha", 1, 1, files, base.model_sha256, 0)
+    job = LocalJob(view_of(federation, "alpha"), 1, 1, files, base.model_sha256, 0)
     trained = train(job, lambda _: None)
     if cut_off:
         synced.clear()
         trained = train(job, pytest.fail)
-    upload_update(run, federation, "alpha", 1, trained)
+    upload_update(run, view_of(federation, "alpha"), 1, trained)
     names = [name for _, _, name in synced]
     before = {inode for what, inode, _ in synced[: names.index("update.json")] if what == "fsync"}
     folder = Path(trained.folder)

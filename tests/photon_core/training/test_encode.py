@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from photon_core.data.paths import state_dir
 from photon_core.training.exchange import Theta
 from photon_core.training.finish import encode
 from photon_core.training.state.resume import Past
 from photon_core.update.codecs.registry import get_codec
 from schemas.federation import Federation
 from schemas.sections.update import Update
+from schemas.view import view_of
 from tests.photon_core.training.test_train import Arrays, make_job, silent, theta_zero
 
 
@@ -26,7 +26,7 @@ def test_other_work_of_the_same_job_meets_other_noise(
     federation = make_site().model_copy(update={"update": update})
     theta = theta_zero(federation)
     job = make_job(federation, theta, tmp_path)
-    folder = state_dir(federation, "alpha")
+    folder = view_of(federation, "alpha").state_dir
     (folder / "state").mkdir(parents=True)
 
     def noise(change: float, place: str) -> Arrays:

@@ -21,30 +21,31 @@ from photon_core.training.job import LocalJob
 from photon_core.training.train import train
 from schemas.federation import Federation
 from schemas.sections.server import Guard
+from schemas.view import view_of
 from tests.photon_core.training.test_train import apply, make_job, silent, theta_zero
 
 
 def test_loss_is_the_mean_over_all_predicted_tokens(make_site: Callable[..., Federation], tmp_path: Path) -> None:
     federation = make_site(batch_size=3)  # does not divide the 8 sequences
     files = [str(path) for path in initial_model(federation, tmp_path)]
-    scores = evaluate(federation, "alpha", files, 1)
-    sequences = torch.from_numpy(valid_sequences(federation, "alpha", 8))
+    scores = evaluate(view_of(federation, "alpha"), files, 1)
+    sequences = torch.from_numpy(valid_sequences(view_of(federation, "alpha"), 8))
     with torch.no_grad():
         chances = initial_decoder(federation.model, federation.seed)(sequences)[:, :-1].log_softmax(-1)
     expected = -chances.gather(-1, sequences[:, 1:, None]).mean().item()
     assert scores["loss"] == pytest.approx(expected, rel=1e-5)
     assert scores["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
     assert scores["tokens"] == 8 * 15
-    assert evaluate(federation, "alpha", files, 1) == scores
+    assert evaluate(view_of(federation, "alpha"), files, 1) == scores
 
 
 def test_every_streams_own_loss(make_site: Callable[..., Federation], tmp_path: Path) -> None:
     federation = make_site(streams=("news", "code"), batch_size=3)
     files = [str(path) for path in initial_model(federation, tmp_path)]
-    scores = evaluate(federation, "alpha", files, 1)
+    scores = evaluate(view_of(federation, "alpha"), files, 1)
     assert scores["tokens/news"] == scores["tokens/code"] == 4 * 15
     assert (scores["loss/news"] + scores["loss/code"]) / 2 == pytest.approx(scores["loss"], rel=1e-6)
-    sequences = torch.from_numpy(valid_sequences(federation, "alpha", 8))[4:]
+    sequences = torch.from_numpy(valid_sequences(view_of(federation, "alpha"), 8))[4:]
     decoder = initial_decoder(federation.model, federation.seed)
     with torch.no_grad():
         assert scores["loss/code"] == pytest.approx(
@@ -69,10 +70,10 @@ def test_no_more_goes_through_the_model_at_once_than_in_training(
             files = [str(path) for path in initial_model(federation, tmp_path)]
             for attempt, expected in enumerate((first, then)):  # auto is found in training
                 evaluated.clear()
-                scores = evaluate(federation, "alpha", files, 1)
+                scores = evaluate(view_of(federation, "alpha"), files, 1)
                 assert max(evaluated) == expected, micro_batch
                 evaluated.clear()
-                train(LocalJob(federation, "alpha", t, attempt, files, "0", 0), lambda _: None)
+                train(LocalJob(view_of(federation, "alpha"), t, attempt, files, "0", 0), lambda _: None)
                 assert max(evaluated) == then, micro_batch
             assert scores["tokens"] == 8 * 15
     finally:
@@ -86,7 +87,7 @@ def test_the_sites_own_model_is_evaluated_before_it_is_averaged(
     theta = theta_zero(federation)
     trained = train(make_job(federation, theta, tmp_path), silent)
     save_file(apply(theta, trained), tmp_path / "end.safetensors")
-    scores = evaluate(federation, "alpha", [str(tmp_path / "end.safetensors")], 1)
+    scores = evaluate(view_of(federation, "alpha"), [str(tmp_path / "end.safetensors")], 1)
     assert all(find(name, "evaluation") for name in scores)
     told = {name[6:]: value for name, value in trained.metrics.items() if name.startswith("valid_")}
     assert told == {name: value for name, value in scores.items() if name != "perplexity"} and "loss/code" in told
@@ -104,7 +105,7 @@ def test_a_model_that_has_blown_up_scores_the_largest_loss(
     theta["norm_f.weight"] = theta["norm_f.weight"] * np.float32(value)
     theta["wte.weight"] = theta["wte.weight"] * np.float32(1e10)
     save_file(theta, tmp_path / "theta.safetensors")
-    scores = evaluate(federation, "alpha", [str(tmp_path / "theta.safetensors")], 1)
+    scores = evaluate(view_of(federation, "alpha"), [str(tmp_path / "theta.safetensors")], 1)
     assert scores["loss"] == scores["loss/news"] == scores["loss/code"] == LARGEST_LOSS
     assert scores["perplexity"] == math.exp(LARGEST_LOSS)
     canonical_json(scores)

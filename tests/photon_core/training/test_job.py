@@ -10,6 +10,7 @@ import pytest
 from photon_core.training.job import LocalJob
 from schemas.federation import Federation
 from schemas.sections.base import Section
+from schemas.view import view_of
 from tests.photon_core.training.conftest import make_federation
 
 WITHOUT_EFFECT = {
@@ -47,7 +48,7 @@ def other_than(value: Any) -> Any:
 
 
 def job(federation: Federation) -> LocalJob:
-    return LocalJob(federation, "alpha", 1, 1, [], "0", 0)
+    return LocalJob(view_of(federation, "alpha"), 1, 1, [], "0", 0)
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")

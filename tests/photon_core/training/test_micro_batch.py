@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from photon_core.data.paths import state_dir
 from photon_core.errors import FederationError
 from photon_core.model.cost import training_memory
 from photon_core.model.init import initial_model, initial_tensor
@@ -27,6 +26,7 @@ from photon_core.training.train import train
 from photon_core.update.codecs.registry import get_codec
 from schemas.federation import Federation
 from schemas.sections.hardware import Hardware
+from schemas.view import view_of
 
 Make = Callable[..., Federation]
 LONG = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": 257, "max_seq_len": 512}
@@ -57,7 +57,7 @@ def test_the_largest_that_stays_within_the_limit(make_site: Make, tmp_path: Path
     model = federation.model.model_copy(update=LONG)
     room = 120e6 + 1.4 * training_memory(model, 12).total  # the libraries' own, and a CPU allocator's waste
     limit = (resident + room) / micro_batch.MARGIN / GIGABYTE
-    found = find_micro_batch(with_memory(federation, limit, **LONG), "alpha", tmp_path)
+    found = find_micro_batch(view_of(with_memory(federation, limit, **LONG), "alpha"), tmp_path)
     kept = json.loads((tmp_path / FILE).read_bytes())
     assert found is not None and kept["trials"][str(found)] and not kept["trials"][str(found + 1)]
     assert 6 <= found <= 24, "the estimate, which is no measurement, says 12"
@@ -70,7 +70,7 @@ def test_found_once_and_again_when_anything_changes(
     real = micro_batch.fits
     monkeypatch.setattr(micro_batch, "fits", lambda question, size: asked.append(size) or real(question, size))
     federation = make_site()
-    find = lambda **options: find_micro_batch(with_memory(federation, **options), "alpha", tmp_path)  # noqa: E731
+    find = lambda **options: find_micro_batch(view_of(with_memory(federation, **options), "alpha"), tmp_path)  # noqa: E731
     assert find(gigabytes=None) == 32 and asked == [32], "everything fits: one trial"
     assert find(gigabytes=None) == 32 and len(asked) == 1
     assert find(gigabytes=100) == 32 and len(asked) == 2, "another limit"
@@ -88,10 +88,10 @@ def test_the_smaller_of_two_limits_counts(make_site: Make) -> None:
     for gigabytes, limit in ((80, 40), (30, 30), (None, 40)):
         hardware = Hardware(tflops=1, memory_gb=gigabytes)
         sites = [federation.sites[0].model_copy(update={"hardware": hardware})]
-        found = micro_batch._question(federation.model_copy(update={"sites": sites}), "alpha", 1)
+        found = micro_batch._question(view_of(federation.model_copy(update={"sites": sites}), "alpha"), 1)
         assert found.limit == limit * GIGABYTE
     fixed = federation.model_copy(update={"local": federation.local.model_copy(update={"micro_batch": 4})})
-    assert fixed.site_memory_gb("alpha") is None
+    assert view_of(fixed, "alpha").memory_gb is None
 
 
 @pytest.mark.parametrize("starved", [True, False])
@@ -100,7 +100,7 @@ def test_found_anew_after_a_training_that_ran_out_of_memory(
 ) -> None:
     """Whoever shares the device may take more of it than on the day of the search."""
     federation = make_site(micro_batch="auto")
-    kept = state_dir(federation, "alpha") / FILE
+    kept = view_of(federation, "alpha").state_dir / FILE
     real = local.work
 
     def work(*args: Any) -> Any:
@@ -109,7 +109,7 @@ def test_found_anew_after_a_training_that_ran_out_of_memory(
 
     save_file({name: initial_tensor(name, federation.model, 1) for name in parameter_shapes(federation.model)},
               tmp_path / "theta.safetensors")  # fmt: skip
-    job = LocalJob(federation, "alpha", 1, 1, [str(tmp_path / "theta.safetensors")], "0", 0)
+    job = LocalJob(view_of(federation, "alpha"), 1, 1, [str(tmp_path / "theta.safetensors")], "0", 0)
     monkeypatch.setattr(local, "work", work)
     with pytest.raises(RuntimeError, match="not enough memory|can't allocate" if starved else "negative"):
         train(job, lambda _: None)
@@ -125,9 +125,9 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
 ) -> None:
     """The process is really killed; the kernel's count is a file of ours, or no other program would be safe."""
     federation = make_site(micro_batch="auto")
-    kept, count = state_dir(federation, "alpha") / FILE, tmp_path / "vmstat"
+    kept, count = view_of(federation, "alpha").state_dir / FILE, tmp_path / "vmstat"
     files = [str(path) for path in initial_model(federation, tmp_path)]
-    job = LocalJob(federation, "alpha", 1, 1, files, "0", 0)
+    job = LocalJob(view_of(federation, "alpha"), 1, 1, files, "0", 0)
     monkeypatch.setattr(out_of_memory, "VMSTAT", count)
     monkeypatch.setattr(round_callback, "REPORT_SECONDS", 0.0)
 
@@ -143,7 +143,9 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
     count.write_text("nr_free_pages 9\noom_kill 2\n")
     killed_in_its_first_step(kills=2)
     notes: list[str] = []
-    assert find_micro_batch(federation, "alpha", kept.parent, 1, notes) == 4 and not notes, "a person's kill -9"
+    assert find_micro_batch(view_of(federation, "alpha"), kept.parent, 1, notes) == 4 and not notes, (
+        "a person's kill -9"
+    )
     killed_in_its_first_step(kills=3)
     tried = []
     trained = train(job, lambda _: tried.append("trying" in json.loads(kept.read_bytes())))
@@ -153,7 +155,9 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
         "once (micro_batch: auto); it is 2 from now on"
     ]
     count.write_text("oom_kill 9\n")
-    assert find_micro_batch(federation, "alpha", kept.parent, 1, notes) == 2 and not notes, "it got through"
+    assert find_micro_batch(view_of(federation, "alpha"), kept.parent, 1, notes) == 2 and not notes, (
+        "it got through"
+    )
 
 
 def test_the_kernel_tells_how_often_it_has_killed() -> None:
@@ -175,17 +179,17 @@ def test_a_limit_is_the_whole_process_on_a_processor_and_the_gpus_memory_on_a_gp
 
 
 def test_a_number_is_taken_as_it_is(make_site: Make, tmp_path: Path) -> None:
-    assert find_micro_batch(make_site(), "alpha", tmp_path) is None
+    assert find_micro_batch(view_of(make_site(), "alpha"), tmp_path) is None
     federation = make_site(micro_batch=3)
-    assert find_micro_batch(federation, "alpha", tmp_path) == 3
+    assert find_micro_batch(view_of(federation, "alpha"), tmp_path) == 3
     site = federation.sites[0].model_copy(update={"micro_batch": 2})
-    assert find_micro_batch(federation.model_copy(update={"sites": [site]}), "alpha", tmp_path) == 2
+    assert find_micro_batch(view_of(federation.model_copy(update={"sites": [site]}), "alpha"), tmp_path) == 2
     assert not (tmp_path / FILE).exists()
 
 
 def test_too_little_for_one_sequence(make_site: Make, tmp_path: Path) -> None:
     with pytest.raises(FederationError, match=r"site 'alpha': not one sequence of 16 tokens trains in 0\.01 GB"):
-        find_micro_batch(with_memory(make_site(), 0.01), "alpha", tmp_path)
+        find_micro_batch(view_of(with_memory(make_site(), 0.01), "alpha"), tmp_path)
 
 
 def _die() -> None:
@@ -214,14 +218,14 @@ def test_micro_batches_leave_the_result_as_it_is(make_site: Make, tmp_path: Path
     ends = []
     for attempt, size in enumerate((None, 3, 8, "auto"), 1):
         federation = make_site(batch_size=8, micro_batch=size)
-        trained = train(LocalJob(federation, "alpha", 1, attempt, [str(file)], "0", 0), lambda _: None)
+        trained = train(LocalJob(view_of(federation, "alpha"), 1, attempt, [str(file)], "0", 0), lambda _: None)
         ends.append(_end(theta, trained))
         assert trained.metrics.get("micro_batch") == {"auto": 8.0, None: None}.get(size, size)
         assert trained.tokens == 5 * 8 * 16
     for end in ends[1:]:
         assert all(np.abs(end[name] - ends[0][name]).max() < 1e-5 for name in theta)
     assert all(np.array_equal(ends[0][name], ends[2][name]) for name in theta), "one micro-batch is the batch"
-    assert (state_dir(federation, "alpha") / FILE).exists()
+    assert (view_of(federation, "alpha").state_dir / FILE).exists()
 
 
 def _end(theta: dict[str, Any], trained: Any) -> dict[str, Any]:

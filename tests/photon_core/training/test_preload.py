@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.data.paths import state_dir
 from photon_core.errors import ChildFailed
 from photon_core.jobs.launcher import Launcher
 from photon_core.model.init import initial_model
@@ -20,6 +19,7 @@ from photon_core.training import entry
 from photon_core.training.job import LocalJob
 from photon_core.update.trained import Trained
 from schemas.federation import Federation
+from schemas.view import view_of
 from tests.shared_memory import left_behind
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_a_kill_in_the_second_round_repeats_and_skips_nothing(
     files = [str(path) for path in initial_model(federation, tmp_path)]
 
     def job(t: int) -> LocalJob:
-        return LocalJob(federation, "alpha", t, 1, files, "0", (t - 1) * 5, (t - 1, 1) if t > 1 else None)
+        return LocalJob(view_of(federation, "alpha"), t, 1, files, "0", (t - 1) * 5, (t - 1, 1) if t > 1 else None)
 
     def train(t: int) -> Trained:
         return launcher.run(partial(entry.train, job(t)), label="alpha / train")
@@ -83,7 +83,7 @@ def test_a_kill_in_the_second_round_repeats_and_skips_nothing(
     results += [train(2), train(3)]
     seen = [number for result in results for number in samples(result)]
     assert sorted(seen) == list(range(60))
-    assert not list((state_dir(federation, "alpha") / "state").glob(".*"))
+    assert not list((view_of(federation, "alpha").state_dir / "state").glob(".*"))
     assert train(2) == results[1]
 
 
@@ -123,7 +123,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bits(
     files = [str(path) for path in initial_model(federation, tmp_path)]
 
     def job(site: str, t: int) -> LocalJob:
-        return LocalJob(federation, site, t, 1, files, "0", (t - 1) * 10, (t - 1, 1) if t > 1 else None)
+        return LocalJob(view_of(federation, site), t, 1, files, "0", (t - 1) * 10, (t - 1, 1) if t > 1 else None)
 
     def train(site: str, t: int) -> Trained:
         return launcher.run(partial(entry.train, job(site, t)), label=f"{site} / train")
@@ -148,7 +148,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bits(
     ]
     assert alpha.metrics.get("resumed_at_step") == (steps[-1] if steps else None)
     assert not beta.notes
-    state = state_dir(federation, "alpha") / "state"
+    state = view_of(federation, "alpha").state_dir / "state"
     assert sorted(path.name for path in state.iterdir()) == ["000001-0001", "000002-0001", "lock"]
 
 

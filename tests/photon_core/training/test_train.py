@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from photon_core.data.paths import state_dir
 from photon_core.data.shared_memory import release
 from photon_core.data.stream import train_dataset
 from photon_core.errors import CorruptFile, FederationError, PhotonError, UpdateRejected
@@ -28,6 +27,7 @@ from photon_core.update.codecs.registry import get_codec
 from photon_core.update.trained import Trained
 from schemas.federation import Federation
 from schemas.sections.update import Update
+from schemas.view import view_of
 from tests.photon_core.training.trail import locate
 from tests.shared_memory import left_behind
 
@@ -49,7 +49,8 @@ def make_job(federation: Federation, theta: Arrays, folder: Path, round: int = 1
     save_file(theta, file)
     options.setdefault("global_step", (round - 1) * federation.local.steps)
     options.setdefault("resume", (round - 1, 1) if round > 1 else None)
-    return LocalJob(federation, "alpha", round, options.pop("attempt", 1), [str(file)], f"hash-{round}", **options)
+    view, attempt = view_of(federation, federation.sites[0].name), options.pop("attempt", 1)
+    return LocalJob(view, round, attempt, [str(file)], f"hash-{round}", **options)
 
 
 def apply(theta: Arrays, trained: Trained) -> Arrays:
@@ -105,7 +106,7 @@ def uninterrupted(federation: Federation, steps: int) -> Arrays:
     if section.name == "muon":  # test_muon.py holds it against its definition
         optimizer = make_optimizer(model.decoder, section)
         peaks = [section.matrix_lr, section.lr]
-    dataset = train_dataset(federation, "alpha", federation.seed)
+    dataset = train_dataset(view_of(federation, "alpha"), federation.seed)
     trainer = Trainer(
         model=model,
         train_dataloader=DataLoader(dataset, batch_size=local.batch_size),
@@ -200,14 +201,15 @@ def test_samples_of_two_streams_are_told_apart(make_site: Make, tmp_path: Path) 
     _, results = rounds(federation, tmp_path, 1)
     trained = samples(results[0])
     assert sorted(trained) == list(range(20))
-    places = locate(federation, "alpha", trained)
+    places = locate(view_of(federation, "alpha"), trained)
     assert sorted(places) == [(name, number) for name in ("code", "news") for number in range(10)]
 
 
 def test_sites_with_the_same_data_send_the_same_update(make_site: Make, tmp_path: Path) -> None:
     federation = make_site(sites=("alpha", "beta"))
     job = make_job(federation, theta_zero(federation), tmp_path)
-    alpha, beta = train(job, silent), train(dataclasses.replace(job, site="beta"), silent)
+    other = dataclasses.replace(job, view=view_of(federation, "beta"))
+    alpha, beta = train(job, silent), train(other, silent)
     assert alpha.files == beta.files and alpha.folder != beta.folder
 
 
@@ -258,7 +260,7 @@ def test_result_and_reports(make_site: Make, tmp_path: Path) -> None:
     end = apply(theta, trained)
     norm = math.sqrt(sum(float(((end[name] - theta[name]).astype(np.float64) ** 2).sum()) for name in theta))
     assert trained.metrics["delta_norm"] == pytest.approx(norm, rel=1e-5)
-    assert not list((state_dir(federation, "alpha") / "state").glob(".*"))
+    assert not list((view_of(federation, "alpha").state_dir / "state").glob(".*"))
 
 
 def test_finished_training_is_not_repeated_unless_something_differs(make_site: Make, tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def test_finished_training_is_not_repeated_unless_something_differs(make_site: M
 def test_large_files_of_rounds_long_past_are_dropped(make_site: Make, tmp_path: Path) -> None:
     federation = make_site(steps=1, schedule={})
     rounds(federation, tmp_path, 5)
-    folder = state_dir(federation, "alpha") / "state"
+    folder = view_of(federation, "alpha").state_dir / "state"
     assert sorted(path.name for path in folder.iterdir()) == [*(f"00000{t}-0001" for t in range(1, 6)), "lock"]
     for name in ("training.pt", "update"):
         assert sorted(path.parent.name[5] for path in folder.glob(f"*/{name}")) == ["3", "4", "5"]
@@ -287,7 +289,7 @@ def test_a_lost_or_damaged_state_is_said(make_site: Make, tmp_path: Path) -> Non
     federation = make_site()
     theta = theta_zero(federation)
     train(make_job(federation, theta, tmp_path), silent)
-    (state_folder(state_dir(federation, "alpha"), 1, 1) / "training.pt").write_bytes(b"damaged")
+    (state_folder(view_of(federation, "alpha").state_dir, 1, 1) / "training.pt").write_bytes(b"damaged")
     second = train(make_job(federation, theta, tmp_path, 2), silent)
     assert second.metrics["state_lost"] == 1.0
     assert "round 1, attempt 1 is missing or damaged" in second.notes[0]
@@ -313,7 +315,7 @@ def test_divergence_rejects_the_update_by_name(make_site: Make, tmp_path: Path) 
         UpdateRejected, match="'alpha' rejected: training diverged: the loss of local step 1 is nan"
     ):
         train(make_job(federation, theta, tmp_path), silent)
-    assert [path.name for path in (state_dir(federation, "alpha") / "state").iterdir()] == ["lock"]
+    assert [path.name for path in (view_of(federation, "alpha").state_dir / "state").iterdir()] == ["lock"]
 
 
 @pytest.mark.parametrize(
@@ -356,7 +358,7 @@ def test_what_the_machine_cannot_do_is_refused(make_site: Make, tmp_path: Path) 
 def test_composers_loggers_go_on_where_the_last_round_stopped(make_site: Make, tmp_path: Path) -> None:
     federation = make_site(loggers=[{"name": "file", "options": {"flush_interval": 1}}])
     train(make_job(federation, theta_zero(federation), tmp_path, 3, resume=None), silent)
-    text = (state_dir(federation, "alpha") / "log" / "composer-tiny-alpha.log").read_text()
+    text = (view_of(federation, "alpha").state_dir / "log" / "composer-tiny-alpha.log").read_text()
     assert "learning_rate" in text and "loss/train/total" in text
     assert "time/batch: 14" in text or '"time/batch": 14' in text
 

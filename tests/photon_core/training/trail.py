@@ -7,29 +7,27 @@ import bisect
 from itertools import accumulate
 
 from photon_core.data.mds import read_index
-from photon_core.data.paths import find_site, split_dir
 from photon_core.errors import DataError
-from schemas.federation import Federation
+from schemas.view import SiteView
 
 
-def locate(federation: Federation, site: str, numbers: list[int]) -> list[tuple[str, int]]:
+def locate(view: SiteView, numbers: list[int]) -> list[tuple[str, int]]:
     """The stream of each sample, and its id there, as the column `id` of the stream's shards has it.
 
     Args:
-        federation: the federation file that the samples were trained with.
-        site: name of the site.
+        view: the site that trained.
         numbers: of samples, as samples.u32 holds them.
 
     Raises:
         DataError: the site is not prepared, or it has no sample of such a number.
     """
-    names = [stream.name for stream in find_site(federation, site).streams]
-    splits = [read_index(split_dir(federation, site, name, "train")) for name in names]
+    names = [stream.name for stream in view.streams]
+    splits = [read_index(view.split_dir(name, "train")) for name in names]
     starts = list(accumulate((sum(shard.samples for shard in shards) for shards in splits), initial=0))
     places = []
     for number in numbers:
         if not 0 <= number < starts[-1]:
-            raise DataError(f"site '{site}' has {starts[-1]} training samples, and none is number {number}")
+            raise DataError(f"site '{view.name}' has {starts[-1]} training samples, and none is number {number}")
         stream = bisect.bisect_right(starts, number) - 1
         places.append((names[stream], number - starts[stream]))
     return places

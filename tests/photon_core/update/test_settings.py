@@ -9,6 +9,7 @@ from photon_core.update.settings import check_settings, other_settings, work_sha
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
 from schemas.protocol import PROTOCOL
+from schemas.view import view_of
 from tests.conftest import merge
 from tests.federations import sample, sections, site
 
@@ -81,4 +82,4 @@ def test_an_early_update_is_compared_by_what_it_names() -> None:
 )
 def test_who_is_left_out_is_told_why(changes: dict[str, Any], file: Federation, reason: str) -> None:
     with pytest.raises(UpdateRejected, match=reason):
-        check_settings(file, "a", update(FILE, **changes), "at the deadline")
+        check_settings(view_of(file, "a"), update(FILE, **changes), "at the deadline")

@@ -26,13 +26,13 @@ def job(make_site: Callable[..., Federation], s3_proxy: FaultProxy, s3_bucket: s
 
 
 def upload(job: LocalJob, files: list[Path]) -> Any:
-    run = run_of(job.federation)
-    return put_files(run, run.site_dir(job.round, job.site, job.attempt), files)
+    run = run_of(job.view.federation)
+    return put_files(run, run.site_dir(job.round, job.view.name, job.attempt), files)
 
 
 def test_the_upload_finds_what_training_has_announced(job: LocalJob, s3_proxy: FaultProxy) -> None:
     announced: list[str] = []
-    with EarlyUpload(job.federation, job.site, job.round, job.attempt) as early:
+    with EarlyUpload(job.view, job.round, job.attempt) as early:
 
         def report(values: dict[str, Any]) -> None:
             if "file" in values:
@@ -48,22 +48,22 @@ def test_the_upload_finds_what_training_has_announced(job: LocalJob, s3_proxy: F
     assert {request.method for request in s3_proxy.requests} == {"HEAD"}
     assert [file.sha256 for file in files] == [file.sha256 for file in trained.files]
     for file in files:
-        run_of(job.federation).store.check(file, "tiny/rounds/000001/sites/alpha/0001")
+        run_of(job.view.federation).store.check(file, "tiny/rounds/000001/sites/alpha/0001")
 
 
 def test_what_could_not_go_early_goes_later(job: LocalJob, s3_proxy: FaultProxy, tmp_path: Path) -> None:
     trained = train(job, lambda values: None)
     paths = [Path(trained.folder) / entry.path for entry in trained.files]
-    with EarlyUpload(job.federation, job.site, job.round, job.attempt) as early:
+    with EarlyUpload(job.view, job.round, job.attempt) as early:
         early.put(tmp_path / "renamed-meanwhile.safetensors")
         early.wait()
         early.put(paths[0])
         early.wait()
         assert not any(request.method == "PUT" for request in s3_proxy.requests)
-    with EarlyUpload(job.federation, job.site, job.round, job.attempt) as early:
+    with EarlyUpload(job.view, job.round, job.attempt) as early:
         s3_proxy.away_for(0.5)
         early.put(paths[0])
         early.wait()
     assert s3_proxy.broken
     files = upload(job, paths)
-    run_of(job.federation).store.check(files[0], "tiny/rounds/000001/sites/alpha/0001")
+    run_of(job.view.federation).store.check(files[0], "tiny/rounds/000001/sites/alpha/0001")

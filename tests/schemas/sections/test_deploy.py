@@ -10,6 +10,7 @@ from schemas.errors import FederationError
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
 from schemas.sections.cron import cron_problem
+from schemas.view import view_of
 
 FILE: dict[str, Any] = {
     "run": "r",
@@ -30,8 +31,8 @@ def load(tmp_path: Path, **sections: Any) -> Federation:
 
 def test_defaults(tmp_path: Path) -> None:
     federation = load(tmp_path)
-    assert (federation.coordinator_pool, federation.site_pool("a")) == ("photon-r", "photon-a")
-    assert federation.site_pool_type("a") == "process"
+    assert (federation.coordinator_pool, view_of(federation, "a").section.work_pool) == ("photon-r", "photon-a")
+    assert view_of(federation, "a").pool_type == "process"
     assert (federation.deploy.heartbeat, federation.deploy.zombie_after) == (60, 300)
     assert federation.storage.store_options() == {}
 
@@ -50,8 +51,8 @@ def test_options_for_the_store(tmp_path: Path) -> None:
 def test_a_site_chooses_its_own_pool(tmp_path: Path) -> None:
     site = {**FILE["sites"][0], "pool": "gpu", "pool_type": "kubernetes", "job_variables": {"image": "photon:1"}}
     federation = load(tmp_path, sites=[site], deploy={"pool": "head"})
-    assert (federation.coordinator_pool, federation.site_pool("a")) == ("head", "gpu")
-    assert (federation.deploy.pool_type, federation.site_pool_type("a")) == ("process", "kubernetes")
+    assert (federation.coordinator_pool, view_of(federation, "a").section.work_pool) == ("head", "gpu")
+    assert (federation.deploy.pool_type, view_of(federation, "a").pool_type) == ("process", "kubernetes")
 
 
 def test_a_dump_means_the_same(tmp_path: Path) -> None:

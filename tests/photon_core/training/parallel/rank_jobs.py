@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from photon_core.data.paths import state_dir
 from photon_core.training.loop import work
 from photon_core.training.parallel.ranks import join_ranks
 from photon_core.training.state.checkpoint import Checkpoints
@@ -21,7 +20,7 @@ def main(folder: Path) -> None:
     all_ranks, results = join_ranks("cpu"), []
     for job, micro_batch, sharded in pickle.loads((folder / "jobs.pickle").read_bytes()):
         ranks = replace(all_ranks, sharded=sharded)
-        state = state_dir(job.federation, job.site).absolute()
+        state = job.view.state_dir.absolute()
         if ranks.first:
             (state / "state").mkdir(parents=True, exist_ok=True)
             with writing(state) as written:

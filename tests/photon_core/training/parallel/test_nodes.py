@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from photon_core.aggregation.means import token_weights, weighted_mean
-from photon_core.data.partition import node_dir
-from photon_core.data.paths import data_dir
 from photon_core.errors import ChildFailed, FederationError, UpdateRejected
 from photon_core.hardware.parallelism import choose_infra
 from photon_core.training.job import LocalJob
@@ -23,6 +21,7 @@ from photon_core.training.train import train
 from photon_core.update.trained import Trained
 from schemas.federation import Federation
 from schemas.sections.hardware import Hardware
+from schemas.view import view_of
 from tests.photon_core.training.conftest import make_federation, write_site
 from tests.photon_core.training.test_train import apply, make_job, samples, silent, theta_zero
 from tests.photon_core.training.trail import locate
@@ -55,7 +54,7 @@ def rounds(federation: Federation, folder: Path, count: int = 2) -> tuple[list[A
 def test_it_equals_two_sites_of_the_same_parts(tmp_path: Path) -> None:
     before = set(Path("/dev/shm").iterdir())
     federation = make_site(tmp_path, optimizer_state="keep", clip_norm=0.5)
-    assert choose_infra(federation, "alpha").kind == "federation"
+    assert choose_infra(view_of(federation, "alpha")).kind == "federation"
     reports: list[dict[str, Any]] = []
     first = train(make_job(federation, theta_zero(federation), tmp_path), reports.append)
     assert reports and {"step", "steps", "loss", "tokens"} <= reports[-1].keys()
@@ -64,16 +63,16 @@ def test_it_equals_two_sites_of_the_same_parts(tmp_path: Path) -> None:
 
     sites = make_federation(tmp_path / "server", ("one", "two"), STREAMS, clip_norm=0.5)
     for node, name in ((1, "one"), (2, "two")):  # the two sites have the nodes' parts as their data
-        shutil.copytree(node_dir(federation, "alpha", node) / "data", data_dir(sites, name))
-        manifest = data_dir(sites, name) / "data.json"
+        shutil.copytree(view_of(federation, "alpha").node(node).state_dir / "data", view_of(sites, name).data_dir)
+        manifest = view_of(sites, name).data_dir / "data.json"
         manifest.write_text(manifest.read_text().replace('"site": "alpha"', f'"site": "{name}"'))
         for stream in STREAMS:
-            valid = data_dir(federation, "alpha") / stream / "valid"
-            shutil.copytree(valid, data_dir(sites, name) / stream / "valid")
+            valid = view_of(federation, "alpha").data_dir / stream / "valid"
+            shutil.copytree(valid, view_of(sites, name).data_dir / stream / "valid")
     theta = theta_zero(sites)
     for t in (1, 2):
         job = make_job(sites, theta, tmp_path / "server", t)
-        both = {name: train(replace(job, site=name), silent) for name in ("one", "two")}
+        both = {name: train(replace(job, view=view_of(sites, name)), silent) for name in ("one", "two")}
         weights = list(token_weights({name: trained.tokens for name, trained in both.items()}).values())
         ends = [apply(theta, trained) for trained in both.values()]
         mean = {}
@@ -104,9 +103,10 @@ def test_one_update_leaves_and_each_node_keeps_a_state(tmp_path: Path) -> None:
     seen = [number for trained in results for number in samples(trained)]
     first = samples(results[0])
     assert len(first) == len(set(first)), "within an epoch no sample is trained twice, on whichever node"
-    assert len(locate(federation, "alpha", first)) == len(first)
+    view = view_of(federation, "alpha")
+    assert len(locate(view, first)) == len(first)
     for node in (1, 2):
-        folder = node_dir(federation, "alpha", node) / "state" / "000002-0001"
+        folder = view.node(node).state_dir / "state" / "000002-0001"
         state = torch.load(folder / "training.pt", weights_only=True)
         assert state["optimizer"] and state["stream"]["epoch"] >= 1
     whole = torch.load(Path(results[1].folder, "training.pt"), weights_only=True)
@@ -132,7 +132,7 @@ def test_a_nodes_failure_has_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
     job = make_job(federation, theta, tmp_path)
 
     def kill(job: LocalJob, gpus: list[int], report: Any, train: Any) -> Trained:
-        if "nodes/2" in str(job.federation.sites[0].state_dir):
+        if "nodes/2" in str(job.view.state_dir):
             os.kill(os.getpid(), signal.SIGKILL)
         return train_node(job, gpus, report, train)
 
@@ -152,6 +152,6 @@ def test_more_gpus_than_the_machine_has_are_refused(tmp_path: Path, monkeypatch:
 
     federation = with_hardware(make_federation(tmp_path), APART.model_copy(update={"devices": 4}))
     monkeypatch.setattr(device, "choose_device", lambda local: "cuda")
-    job = LocalJob(federation, "alpha", 1, 1, [], "0", 0)
+    job = LocalJob(view_of(federation, "alpha"), 1, 1, [], "0", 0)
     with pytest.raises(FederationError, match=r"takes 8 GPUs of one machine.* shows 0.*sites of their own"):
-        device.check_devices(job.federation, job.site, 8)
+        device.check_devices(job.view, 8)

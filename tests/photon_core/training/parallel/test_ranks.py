@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from photon_core.data.paths import state_dir
 from photon_core.errors import ChildFailed, FederationError
 from photon_core.jobs.launcher import Launcher
 from photon_core.model.decoder import initial_decoder
@@ -27,6 +26,7 @@ from photon_core.training.trainer import collate_share, count_samples, split_sha
 from photon_core.update.trained import Trained
 from schemas.federation import Federation
 from schemas.sections.hardware import Hardware
+from schemas.view import view_of
 from tests.photon_core.training.conftest import make_federation, write_site
 from tests.photon_core.training.test_train import apply, make_job, samples, silent, theta_zero
 from tests.shared_memory import left_behind
@@ -206,7 +206,7 @@ def test_a_cancelled_job_leaves_nothing_and_goes_on_from_its_checkpoint(
     write_site(federation, "alpha", 100)
     federation = with_hardware(federation, TWO)
     job = make_job(federation, theta_zero(federation), tmp_path)
-    folder = state_dir(federation, "alpha")
+    folder = view_of(federation, "alpha").state_dir
     checkpoint = folder / "state" / "checkpoint" / "000001-0001.pt"
     reports: list[dict[str, Any]] = []
 

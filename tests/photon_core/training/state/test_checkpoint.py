@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from photon_core.data.paths import state_dir
 from photon_core.errors import UpdateRejected
 from photon_core.model.init import initial_model
 from photon_core.training import callback as round_callback
@@ -20,6 +19,7 @@ from photon_core.training.state.checkpoint import Checkpoints
 from photon_core.training.train import train
 from photon_core.update.trained import Trained
 from schemas.federation import Federation
+from schemas.view import view_of
 
 Make = Callable[..., Federation]
 
@@ -30,7 +30,7 @@ class Interrupted(Exception):
 
 def make_job(federation: Federation, folder: Path, **options: Any) -> LocalJob:
     files = [str(path) for path in initial_model(federation, folder)]
-    return dataclasses.replace(LocalJob(federation, "alpha", 1, 1, files, "0", 0), **options)
+    return dataclasses.replace(LocalJob(view_of(federation, "alpha"), 1, 1, files, "0", 0), **options)
 
 
 def silent(_: dict[str, Any]) -> None:
@@ -54,7 +54,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalJob, int], None
 
 
 def left(federation: Federation) -> list[str]:
-    return sorted(path.name for path in (state_dir(federation, "alpha") / "state" / "checkpoint").glob("*"))
+    return sorted(
+        path.name for path in (view_of(federation, "alpha").state_dir / "state" / "checkpoint").glob("*")
+    )
 
 
 def result(trained: Trained) -> tuple[list[str], bytes]:
@@ -71,7 +73,7 @@ def test_only_the_newest_is_kept_and_none_once_published(
     job = make_job(federation, tmp_path)
     interrupt(job, 4)
     assert left(federation) == ["000001-0001.pt"]
-    saved = Checkpoints(state_dir(federation, "alpha"), job).read([])
+    saved = Checkpoints(view_of(federation, "alpha").state_dir, job).read([])
     assert saved is not None and saved["progress"]["steps"] == 4 and len(saved["trail"]) == 4 * 4 * 4
     other = dataclasses.replace(job, round=2)
     interrupt(other, 1)
@@ -109,7 +111,7 @@ def test_one_that_outlived_its_rounds_publication_is_removed(make_site: Make, tm
     federation = make_site()
     job = make_job(federation, tmp_path)
     first = train(job, silent)
-    Checkpoints(state_dir(federation, "alpha"), job).write({})
+    Checkpoints(view_of(federation, "alpha").state_dir, job).write({})
     assert left(federation) == ["000001-0001.pt"]
     assert train(job, pytest.fail) == first
     assert left(federation) == []
@@ -145,12 +147,12 @@ def test_an_edited_file_costs_no_step_that_it_does_not_change(
     values["rounds"] |= {"deadline": 60, "report_every": 2}
     values["local"] |= {"checkpoint_steps": 2, "micro_batch": 2}
     values["server"] |= {"lr": 0.5}
-    edited = dataclasses.replace(job, federation=Federation.model_validate(values))
+    edited = dataclasses.replace(job, view=view_of(Federation.model_validate(values), "alpha"))
     trained = train(edited, silent)
     assert trained.metrics["resumed_at_step"] == 3.0
     assert train(job, pytest.fail) == trained, "finished, and the file is the old one again"
     slower = make_site(checkpoint_steps=1, optimizer={"lr": 1e-3})
-    anew = train(dataclasses.replace(job, federation=slower), silent)
+    anew = train(dataclasses.replace(job, view=view_of(slower, "alpha")), silent)
     assert anew.files != trained.files
     assert anew.notes == [
         "site 'alpha': round 1 was trained, but not uploaded, before the federation file was edited: it is "
@@ -158,7 +160,7 @@ def test_an_edited_file_costs_no_step_that_it_does_not_change(
     ]
     for run in ("tiny", "another"):  # of which the one from another model, or of another run, is no loss
         other = federation.model_copy(update={"run": run})
-        assert not train(dataclasses.replace(job, federation=other, base_sha256="1"), silent).notes
+        assert not train(dataclasses.replace(job, view=view_of(other, "alpha"), base_sha256="1"), silent).notes
 
 
 @pytest.mark.parametrize("damage", [b"", b"damaged", None])
@@ -168,7 +170,7 @@ def test_a_damaged_one_is_ignored(
     federation = make_site(checkpoint_steps=2)
     job = make_job(federation, tmp_path)
     interrupt(job, 3)
-    path = state_dir(federation, "alpha") / "state" / "checkpoint" / "000001-0001.pt"
+    path = view_of(federation, "alpha").state_dir / "state" / "checkpoint" / "000001-0001.pt"
     path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
     trained = train(job, silent)
     assert trained.steps == 5 and "resumed_at_step" not in trained.metrics
@@ -239,8 +241,8 @@ def test_a_disk_that_takes_no_checkpoint_costs_no_round(make_site: Make, tmp_pat
 
 def test_a_failed_write_leaves_the_last_one(make_site: Make, tmp_path: Path) -> None:
     federation = make_site()
-    state_dir(federation, "alpha").joinpath("state").mkdir()
-    checkpoints = Checkpoints(state_dir(federation, "alpha"), make_job(federation, tmp_path))
+    view_of(federation, "alpha").state_dir.joinpath("state").mkdir()
+    checkpoints = Checkpoints(view_of(federation, "alpha").state_dir, make_job(federation, tmp_path))
     checkpoints.write({"step": 1})
     with largest_file(1 << 16), pytest.raises((OSError, RuntimeError)):
         checkpoints.write({"step": 2, "tensor": torch.zeros(1 << 16)})
