@@ -29,10 +29,10 @@ from photon_core.aggregation.tree import regions
 from photon_core.evidence.events import Kind
 from photon_core.run.birth import as_born
 from photon_core.run.history import remarks
+from photon_core.run.members import active, member, site_of
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from schemas.view import view_of
 from tasks import coordinator
 from tasks import site as steps
 from tasks.remote import dispatch
@@ -149,9 +149,9 @@ def _ask(t: int, sampled: list[str], present: Present, opened: float, waiting: W
     federation, futures = present.federation, SiteFutures()
     deadline = opened + federation.rounds.deadline
     for site in sampled:
-        view = view_of(federation, site)
+        one = member(federation, site)
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
-            asked = dispatch.dispatch_round.submit(view, t, deadline, present=present, waiting=waiting)
+            asked = dispatch.dispatch_round.submit(one, t, deadline, present=present, waiting=waiting)
             futures[site] = {"round": asked}
     return futures
 
@@ -160,9 +160,9 @@ def _submit(runtime: Runtime, federation: Federation, t: int, sampled: list[str]
     """Do each site's part here."""
     futures = SiteFutures()
     for site in sampled:
-        view = view_of(federation, site)
+        one = member(federation, site)
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
-            futures[site] = site_steps(runtime, view, t)
+            futures[site] = site_steps(runtime, site_of(one), t)
     return futures
 
 
@@ -179,7 +179,7 @@ def _wait(
     late, waited = wait_for(last, waiting, limits, tell_state)
     reasons = dict.fromkeys(late, f"not done at the deadline of {federation.rounds.deadline:g} s")
     for site, reason in reasons.items():
-        steps.cancel(runtime, view_of(federation, site), t)
+        steps.cancel(runtime, site_of(member(federation, site)), t)
         waiting.end(site, reason)
     wait([last[site] for site in late], timeout=STOP_SECONDS)
     for site, site_futures in futures.items():
@@ -209,19 +209,18 @@ def _regions(runtime: Runtime, federation: Federation, t: int, sampled: list[str
 def _evaluate(
     runtime: Runtime, federation: Federation, candidate: Candidate, deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Evaluate the candidate on every active site's held-out text; one that cannot is named with its reason."""
+    """Evaluate the candidate on every active member's held-out text; one that cannot is named with its reason."""
     t, model = candidate.t, candidate.sent
     rounds = federation.rounds
     deadline = time.time() + rounds.evaluation_deadline
     futures: dict[str, PrefectFuture] = {}
     with watching(runtime.log) as waiting:
-        for site in federation.active:
-            view = view_of(federation, site)
-            with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
+        for one in active(federation):
+            with tags(f"run:{federation.run}", f"round:{t}", f"site:{one.name}"):
                 if deployed:
-                    futures[site] = dispatch.dispatch_evaluation.submit(view, t, model, deadline, waiting)
+                    futures[one.name] = dispatch.dispatch_evaluation.submit(one, t, model, deadline, waiting)
                 else:
-                    futures[site] = steps.evaluate.submit(runtime, view, t, model)
+                    futures[one.name] = steps.evaluate.submit(runtime, site_of(one), t, model)
         limits = Limits(min(federation.quorum, len(futures)), deadline, rounds.grace)
         wait_for(futures, waiting, lambda: limits, tell_state)
         failures = {site: reason for site, future in futures.items() if (reason := failure({"evaluate": future}))}

@@ -5,6 +5,7 @@ from pathlib import Path
 from photon_core.aggregation.attempts import is_done, superseded
 from photon_core.errors import PhotonError
 from photon_core.run.birth import as_born
+from photon_core.run.members import member
 from photon_core.run.run import run_of
 from photon_core.run.updates import check_asked, check_in_time, next_attempt
 from schemas.federation import Federation
@@ -22,7 +23,7 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
     import os
 
     run = run_of(federation)
-    check_asked(view_of(federation, site), t)
+    check_asked(member(federation, site), t)
     view = view_of(as_born(run, federation), site)
     attempt = next_attempt(run, t, site) if force else 1
     if (done := is_done(run, view, t, attempt)) is not None:

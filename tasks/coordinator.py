@@ -20,19 +20,18 @@ from photon_core.errors import PhotonError
 from photon_core.evidence.events import Kind, Log
 from photon_core.evidence.trackers import check_trackers
 from photon_core.formatting import unmarked
-from photon_core.hardware.parallelism import check_infra
 from photon_core.run import opening
 from photon_core.run.history import summary
 from photon_core.run.line import rounds_left
+from photon_core.run.members import active
 from photon_core.run.opening import check_frozen
 from photon_core.run.run import run_of
-from photon_core.run.sampling import sampled_sites
+from photon_core.run.sampling import sampled_members
 from photon_core.run.start import Initial
 from photon_core.run.updates import check_open
 from photon_core.training import entry
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from schemas.view import view_of
 from tasks.events import emit
 from tasks.runtime import Runtime, log_round
 from tasks.site import restarted
@@ -50,8 +49,8 @@ def open_run(runtime: Runtime, federation: Federation) -> int:
         The latest committed round.
     """
     check_trackers(federation)
-    for site in federation.active:
-        check_infra(view_of(federation, site))
+    for one in active(federation):
+        one.check()
     with runtime.log.step("open"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
         run = run_of(federation)
 
@@ -116,10 +115,10 @@ def _remember(t: int) -> None:
 
 @task(task_run_name="sample sites", tags=[f"{STEP}sample sites"], cache_policy=NO_CACHE)
 def sample(federation: Federation, t: int) -> list[str]:
-    """The K of P sites that take part in round t; paused ones are passed over by name."""
+    """The K of P members that take part in round t; paused ones are passed over by name."""
     if federation.paused:
         get_run_logger().warning("round %d passes over the paused sites: %s", t, ", ".join(federation.paused))
-    return sampled_sites(run_of(federation), federation, t)
+    return sampled_members(run_of(federation), federation, t)
 
 
 @task(task_run_name="{step_name} region {region}", tags=[f"{STEP}aggregate"], cache_policy=NO_CACHE)

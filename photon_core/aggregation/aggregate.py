@@ -9,7 +9,7 @@ from photon_core.aggregation.engine.streaming import run_pass
 from photon_core.aggregation.rules import Rules, model_rule
 from photon_core.aggregation.weights import Shares
 from photon_core.errors import PhotonError
-from photon_core.run.claims import ANY_WORK, Work
+from photon_core.run.members import ANY_WORK, Work
 from photon_core.run.run import Run
 from schemas.manifests import FileEntry, RoundManifest, UpdateManifest
 from schemas.sections.server import Server

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from photon_core.aggregation.blame import blame
 from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.evidence.metrics import reported
-from photon_core.run.claims import ANY_WORK, Work
+from photon_core.run.members import ANY_WORK, Work
 from photon_core.run.run import Run
 from photon_core.tensors.container import tensor_bytes
 from photon_core.tensors.shards import all_tensors, check_files

@@ -1,4 +1,4 @@
-"""The updates that a round aggregates: what its sites have committed, each checked alone."""
+"""The updates that a round aggregates: what its members have committed, each checked alone."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,12 +7,11 @@ from photon_core.aggregation.attempts import newest_update
 from photon_core.aggregation.blame import Suspects
 from photon_core.aggregation.checks import check_counts
 from photon_core.errors import UpdateRejected
-from photon_core.run.claims import Work, least_steps, token_limit
+from photon_core.run.members import Member, member
 from photon_core.run.run import Run
 from photon_core.update.settings import check_settings
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
-from schemas.view import SiteView, view_of
 
 
 def gather(
@@ -23,44 +22,44 @@ def gather(
     left_out: Mapping[str, str],
     rejected: Mapping[str, str] | None,
 ) -> tuple[dict[str, UpdateManifest], dict[str, str]]:
-    """The committed updates, and every sampled site that has none to aggregate, with the reason."""
+    """The committed updates, and every sampled member that has none to aggregate, with the reason."""
     reasons, updates, suspects = {**left_out, **(rejected or {})}, {}, Suspects(run, t)
     for site in sampled:
         if site in (rejected or {}):
             continue
         try:
-            view = view_of(federation, site)
-            update = suspects.read(site, partial(newest_update, run, view, t))
+            one = member(federation, site)
+            update = suspects.read(site, partial(newest_update, run, one, t))
             if update is None:
                 reasons.setdefault(site, "no update was committed")
                 continue
-            check_settings(view, update, left_out.get(site, ""))
-            _check_work(view, update)
+            check_settings(one, update, left_out.get(site, ""))
+            _check_work(one, update)
         except UpdateRejected as error:
             reasons[site] = error.reason
         else:
-            updates[site] = update if federation.server.weights != "fednova" else _counted(federation, update)
+            updates[site] = update if federation.server.weights != "fednova" else _counted(one, update)
             reasons.pop(site, None)  # whatever its task said, the store has its work
     return updates, reasons
 
 
-def _check_work(view: SiteView, update: UpdateManifest) -> None:
-    """Refuse more work than is the site's own; the check of a manifest knows the largest site's limits alone.
+def _check_work(one: Member, update: UpdateManifest) -> None:
+    """Refuse more work than the member's own; the check of a manifest knows the largest member's limits alone.
 
     Raises:
         UpdateRejected: it claims too many tokens or local steps, or more tokens than its steps can have had; or it
             brings moments that nobody asked for.
     """
-    if update.moments and view.local.optimizer_state != "average":
-        raise UpdateRejected(view.name, "it brings the optimizer's moments, though none are averaged")
-    own = Work(token_limit(view), view.steps)
-    check_counts(view.name, update, own)
+    if update.moments and one.federation.local.optimizer_state != "average":
+        raise UpdateRejected(one.name, "it brings the optimizer's moments, though none are averaged")
+    own = one.most()
+    check_counts(one.name, update, own)
     most = update.steps * (own.tokens // own.steps)
     if update.tokens > most:
         claim = f"it claims {update.tokens} tokens in {update.steps} local steps"
-        raise UpdateRejected(view.name, f"{claim}; at most {most} are possible")
+        raise UpdateRejected(one.name, f"{claim}; at most {most} are possible")
 
 
-def _counted(federation: Federation, update: UpdateManifest) -> UpdateManifest:
+def _counted(one: Member, update: UpdateManifest) -> UpdateManifest:
     """The update with as many local steps as FedNova divides its change by."""
-    return update.model_copy(update={"steps": max(update.steps, least_steps(federation, update))})
+    return update.model_copy(update={"steps": max(update.steps, one.least_steps())})

@@ -16,8 +16,8 @@ from photon_core.aggregation.rules import moments_rule
 from photon_core.aggregation.server_optimizer import server_at
 from photon_core.aggregation.tree import Tree, regions
 from photon_core.errors import QuorumMissed, StepOverflow, UpdateRejected
-from photon_core.run.claims import most_work
 from photon_core.run.line import place_of
+from photon_core.run.members import members, most_work
 from photon_core.run.run import Run
 from schemas.federation import Federation
 
@@ -65,7 +65,7 @@ def aggregate_region(
     """
     updates, _ = gather(run, federation, t, sampled, {}, rejected)
     groups, found = regions(federation.aggregation, sampled), dict[str, str]()
-    most, limits = most_work(federation), Limits.of(federation.aggregation)
+    most, limits = most_work(members(federation)), Limits.of(federation.aggregation)
     suspects = Suspects(run, t)
     while True:
         try:
@@ -149,7 +149,8 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
         QuorumMissed: there are too few of them.
     """
     t, updates, left_out = candidate.t, dict(candidate.updates), dict(candidate.left_out)
-    most, limits, suspects = most_work(federation), Limits.of(federation.aggregation), Suspects(run, t)
+    most, suspects = most_work(members(federation)), Suspects(run, t)
+    limits = Limits.of(federation.aggregation)
     lr_scale = candidate.server.guard.lr_factor**candidate.lowered
     while len(updates) >= federation.quorum:
         try:

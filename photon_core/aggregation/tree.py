@@ -24,7 +24,7 @@ from photon_core.aggregation.rules import Rules, WeightedMean
 from photon_core.aggregation.weights import Shares
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict, UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
-from photon_core.run.claims import ANY_WORK, Work
+from photon_core.run.members import ANY_WORK, Work
 from photon_core.run.run import ATTEMPTS_LIMIT, PARTIAL, Run, versions
 from schemas.manifests import PartialManifest, UpdateManifest, UpdateRef
 from schemas.sections.aggregation import Aggregation

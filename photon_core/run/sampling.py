@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import log
+from statistics import median
 
 from photon_core.hashing import sha256_bytes
-from photon_core.run.claims import data_tokens
 from photon_core.run.line import TOKENS, last_updates, place_of
+from photon_core.run.members import active
 from photon_core.run.run import Run
 from schemas.federation import Federation
 
-__all__ = ["TOKENS", "sample_sites", "sampled_sites", "site_tokens"]
+__all__ = ["TOKENS", "member_tokens", "sample_members", "sampled_members"]
 
 
-def sample_sites(
+def sample_members(
     sites: Iterable[str], k: int, seed: int, t: int, weights: Mapping[str, float] | None = None
 ) -> list[str]:
     """The K sites of round t, in the order of their names.
@@ -37,28 +38,48 @@ def sample_sites(
     return sorted(ranked[:k])
 
 
-def sampled_sites(run: Run, federation: Federation, t: int) -> list[str]:
-    """The sites of round t, as the file says; paused ones are never among them.
+def sampled_members(run: Run, federation: Federation, t: int) -> list[str]:
+    """The members of round t, as the file says; paused ones are never among them.
 
     They are drawn for the round's place among the trained rounds that its model comes from: after a rollback from
-    round 4 to 2, round 6 asks the sites that round 3 has asked.
+    round 4 to 2, round 6 asks the members that round 3 has asked.
     """
-    names, weights = federation.active, None
+    names, weights = [one.name for one in active(federation)], None
     if federation.rounds.sampling == "tokens":
-        weights = site_tokens(run, names, t, {site.name: site.data_tokens for site in federation.sites})
-    return sample_sites(names, federation.sites_per_round, federation.seed, place_of(run, t), weights)
+        weights = member_tokens(run, names, t, {one.name: one.data_tokens for one in active(federation)})
+    return sample_members(names, federation.sites_per_round, federation.seed, place_of(run, t), weights)
 
 
-def site_tokens(
-    run: Run, sites: Sequence[str], t: int, registered: Mapping[str, int | None] | None = None
+def member_tokens(
+    run: Run, names: Sequence[str], t: int, registered: Mapping[str, int | None] | None = None
 ) -> dict[str, float]:
-    """Tokens that each site has prepared: as the federation file has registered them; of a site without, as its
-    newest aggregated update before round t says, up to the median of the others (see `claims.data_tokens`)."""
+    """Tokens that each member has prepared: as the federation file has registered them; of one without, as its
+    newest aggregated update before round t says, up to the median of the others (see `data_tokens`)."""
     registered = registered or {}
     said = last_updates(run, t - 1) if t > 0 and run.round(t - 1) else {}
     claimed = {
-        site: said[site].data_tokens
-        for site in sites
-        if site in said and said[site].data_tokens > 0 and not registered.get(site)
+        name: said[name].data_tokens
+        for name in names
+        if name in said and said[name].data_tokens > 0 and not registered.get(name)
     }
-    return data_tokens(list(sites), registered, claimed)
+    return data_tokens(names, registered, claimed)
+
+
+def data_tokens(
+    names: Sequence[str], registered: Mapping[str, int | None], claimed: Mapping[str, float]
+) -> dict[str, float]:
+    """Tokens that each member counts as where members are sampled by them; all alike while nobody's are known.
+
+    Args:
+        names: of the members.
+        registered: tokens in the federation file, which count.
+        claimed: tokens that the members claim; no more of it counts than the median of the others' numbers.
+    """
+    known = {name: float(registered.get(name) or claimed.get(name, 0.0)) for name in names}
+    known = {name: tokens for name, tokens in known.items() if tokens > 0}
+    found = {}
+    for name, tokens in known.items():
+        others = [known[other] for other in known if other != name]
+        found[name] = tokens if registered.get(name) or not others else min(tokens, median(others))
+    usual = median(found.values()) if found else 1.0
+    return {name: found.get(name, usual) for name in names}

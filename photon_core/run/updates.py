@@ -7,11 +7,11 @@ from photon_core.errors import (
 )
 from photon_core.run.birth import check_recipe
 from photon_core.run.line import last_updates, place_of, sentence
+from photon_core.run.members import Member
 from photon_core.run.run import Run, run_of
-from photon_core.run.sampling import sampled_sites
+from photon_core.run.sampling import sampled_members
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
-from schemas.view import SiteView
 
 
 def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:
@@ -50,19 +50,19 @@ def check_open(federation: Federation, t: int) -> None:
         raise PhotonError(f"round {t} of run '{run.run}' cannot start: round {t - 1} is not committed; {remedy}")
 
 
-def check_asked(view: SiteView, t: int) -> None:
-    """Refuse one site's work for a round that would not use it; beyond that as `check_open`.
+def check_asked(member: Member, t: int) -> None:
+    """Refuse one member's work for a round that would not use it; beyond that as `check_open`.
 
     Raises:
-        FederationError: the site is paused, or not sampled in round t.
+        FederationError: the member is paused, or not sampled in round t.
     """
-    site, federation = view.name, view.federation
-    if view.section.paused:
+    site, federation = member.name, member.federation
+    if member.paused:
         raise FederationError(
             f"site '{site}' is paused, and no round asks for it: take its 'paused' out of the file"
         )
     check_open(federation, t)
-    if site not in (sampled := sampled_sites(run_of(federation), federation, t)):
+    if site not in (sampled := sampled_members(run_of(federation), federation, t)):
         raise FederationError(
             f"round {t} samples {len(sampled)} of {len(federation.active)} sites, and '{site}' is not among them: "
             f"it would not use the update. It asks {', '.join(sampled)}"

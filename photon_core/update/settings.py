@@ -4,10 +4,10 @@ from typing import Any
 
 from photon_core.errors import UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
+from photon_core.run.members import Party
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
 from schemas.protocol import PROTOCOL
-from schemas.view import SiteView
 
 # What a site's training does not read, or for its speed, its place or its log alone, or for the rounding that
 # `micro_batch: auto` may change in the middle of it anyway. All else counts, new keys, too.
@@ -42,18 +42,18 @@ def other_settings(federation: Federation, update: UpdateManifest) -> str:
     return ""
 
 
-def check_settings(view: SiteView, update: UpdateManifest, ended: str) -> None:
+def check_settings(party: Party, update: UpdateManifest, ended: str) -> None:
     """Refuse an update that was made with other settings than the file's.
 
     Raises:
         UpdateRejected: it was; the reason also says how the site's steps `ended`, if without a new attempt.
     """
     if update.protocol not in (0, PROTOCOL):  # 0: an early one, of an open round of an older store
-        who = f"site '{view.name}'" if update.protocol < PROTOCOL else "the coordinator"
+        who = f"site '{party.name}'" if update.protocol < PROTOCOL else "the coordinator"
         numbers = f"its update has protocol {update.protocol}, the coordinator's Photon {PROTOCOL}"
-        raise UpdateRejected(view.name, f"{numbers}: upgrade Photon at {who}")
-    if different := other_settings(view.federation, update):
-        raise UpdateRejected(view.name, f"{different}{f'; no new attempt came: {ended}' if ended else ''}")
+        raise UpdateRejected(party.name, f"{numbers}: upgrade Photon at {who}")
+    if different := other_settings(party.federation, update):
+        raise UpdateRejected(party.name, f"{different}{f'; no new attempt came: {ended}' if ended else ''}")
 
 
 def _number(value: float | None) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from photon_core.data.manifest import data_sha256
 from photon_core.errors import PhotonError, StoreConflict
@@ -14,14 +14,12 @@ from photon_core.run.run import Run, run_of, versions
 from photon_core.store.retry import outage_note, outages
 from photon_core.store.store import Store
 from photon_core.tensors.shards import put_file
+from photon_core.update.contribution import Contribution
 from photon_core.update.settings import work_sha256
 from schemas.bounds import LIST_LIMIT
 from schemas.manifests import Span, UpdateManifest
 from schemas.protocol import PROTOCOL
 from schemas.view import SiteView
-
-if TYPE_CHECKING:
-    from photon_core.update.trained import Trained
 
 THREADS = 2
 
@@ -30,15 +28,15 @@ def upload_update(
     run: Run,
     view: SiteView,
     t: int,
-    trained: "Trained",
+    contribution: Contribution,
     spans: Sequence[Span] = (),
     checks: Sequence[dict[str, Any]] = (),
 ) -> UpdateManifest:
-    """Commit what a site trained for round t.
+    """Commit a site's contribution to round t.
 
     Args:
         run, view, t: whose work.
-        trained: the work.
+        contribution: the work.
         spans: what the site did before this upload, and when, for the round's timeline.
         checks: what its data met before training.
 
@@ -49,35 +47,35 @@ def upload_update(
         PhotonError: the round's base model is gone, or not the one that was trained from.
     """
     base = run.round(t - 1)
-    if base is None or base.model_sha256 != trained.base_sha256:
+    if base is None or base.model_sha256 != contribution.base_sha256:
         raise PhotonError(
             f"round {t}, site '{view.name}': trained from a model that is not the committed one of round {t - 1}"
         )
-    folder = run.site_dir(t, view.name, trained.attempt)
+    folder = run.site_dir(t, view.name, contribution.attempt)
     begin = Begin()
     with outages() as found:
-        place = Path(trained.folder)
+        place = Path(contribution.folder)
         files, moments = (
             [put_file(run.store, place / entry.path, folder, entry=entry) for entry in entries]
-            for entries in (trained.files, trained.moments)
+            for entries in (contribution.files, contribution.moments)
         )
     manifest = UpdateManifest(
         run=view.federation.run,
         round=t,
         site=view.name,
-        attempt=trained.attempt,
-        base_sha256=trained.base_sha256,
+        attempt=contribution.attempt,
+        base_sha256=contribution.base_sha256,
         base_dtype="BF16" if base.download else "F32",
-        codec=trained.codec,
+        codec=contribution.codec,
         clip_norm=view.update.clip_norm,
         noise_multiplier=view.update.noise_multiplier,
         files=files,
         moments=moments,
-        tokens=trained.tokens,
-        steps=trained.steps,
-        metrics=trained.metrics,
+        tokens=contribution.tokens,
+        steps=contribution.steps,
+        metrics=contribution.metrics,
         data_sha256=data_sha256(view),
-        notes=[printable(note) for note in (*trained.notes, *outage_note(found))][:LIST_LIMIT],
+        notes=[printable(note) for note in (*contribution.notes, *outage_note(found))][:LIST_LIMIT],
         spans=[*spans, Span(phase="upload", start=begin.unix, seconds=begin.elapsed())],
         checks=list(checks),
         versions=versions(),
@@ -85,11 +83,16 @@ def upload_update(
         work=work_sha256(view.federation),
         protocol=PROTOCOL,
     )
+    return _committed(run, manifest)
+
+
+def _committed(run: Run, manifest: UpdateManifest) -> UpdateManifest:
+    """The update of this attempt: this one, or what another process has committed."""
     try:
         run.commit_update(manifest)
     except StoreConflict:
-        committed = next((u for u in run.updates(t, view.name) if u.attempt == trained.attempt), None)
-        if committed is None:
+        others = (u for u in run.updates(manifest.round, manifest.site) if u.attempt == manifest.attempt)
+        if (committed := next(others, None)) is None:
             raise
         return committed
     return manifest

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -15,6 +14,7 @@ from photon_core.errors import DeadlinePassed, PhotonError, StoreUnavailable
 from photon_core.evidence.evaluations import evaluation
 from photon_core.evidence.events import Fact
 from photon_core.evidence.timeline import WHOLE, phase
+from photon_core.run.members import Member, Named
 from photon_core.run.run import run_of
 from photon_core.run.start import site_start
 from schemas.manifests import FileEntry
@@ -29,19 +29,19 @@ POLL_SECONDS = 2.0
 AWAY_SECONDS = 60.0  # beyond the deadline that a server or store which is away is waited for
 
 
-@task(task_run_name="{view.name} / round", tags=[f"{STEP}round"], cache_policy=NO_CACHE)
+@task(task_run_name="{member.name} / round", tags=[f"{STEP}round"], cache_policy=NO_CACHE)
 def dispatch_round(
-    view: SiteView,
+    member: Member,
     t: int,
     deadline: float,
     attempt: int = 1,
     present: Present | None = None,
     waiting: Waiting | None = None,
 ) -> None:
-    """Return when the site's update for round t is in the store; what went wrong on the way is in the log.
+    """Return when the member's update for round t is in the store; what went wrong on the way is in the log.
 
     Args:
-        view: the site, of the file as the round was given it.
+        member: who is asked, of the file as the round was given it.
         deadline: Unix time in seconds.
         attempt: an earlier attempt's update does not count.
         present: the file as it is now, whose settings the update is to be of.
@@ -50,24 +50,24 @@ def dispatch_round(
     Raises:
         DeadlinePassed: it is not; the message ends with the state of the site's flow run.
     """
-    run, file, waiting = run_of(view.federation), present or Present(view.federation), waiting or Waiting()
+    run, file, waiting = run_of(member.federation), present or Present(member.federation), waiting or Waiting()
     first = attempt
 
     def over() -> bool:
-        return time.time() > deadline or bool(waiting.pause(view.name, 0.0))
+        return time.time() > deadline or bool(waiting.pause(member.name, 0.0))
 
     with suppress(StoreUnavailable):  # which is waited for below
-        first = wanted_attempt(run, view, t, attempt, over)
-    log = waiting.log.at(t, view.name)
+        first = wanted_attempt(run, member, t, attempt, over)
+    log = waiting.log.at(t, member.name)
 
     def parameters() -> dict[str, Any]:
-        return {"t": t, "attempt": wanted_attempt(run, replace(view, federation=file.federation), t, first, over)}
+        return {"t": t, "attempt": wanted_attempt(run, Named(member.name, file.federation), t, first, over)}
 
     def committed() -> bool:  # by the settings of a file that may not have the site any more
-        return is_committed(run, replace(view, federation=file.look()), t, first)
+        return is_committed(run, Named(member.name, file.look()), t, first)
 
     with log.step("site round"), phase(log, WHOLE):
-        asking = Asking("site-round", file, view.name, parameters, f"{t}/{view.name}", [f"round:{t}"])
+        asking = Asking(member.round_flow, file, member.name, parameters, f"{t}/{member.name}", [f"round:{t}"])
         for fact in _on_site(asking, committed, deadline, waiting):
             log.add(fact, step="site round")
 
@@ -82,26 +82,28 @@ def dispatch_start(view: SiteView, deadline: float, present: Present, waiting: A
         waiting.done()
 
 
-@task(task_run_name="{view.name} / evaluate", tags=[f"{STEP}evaluate"], cache_policy=NO_CACHE)
+@task(task_run_name="{member.name} / evaluate", tags=[f"{STEP}evaluate"], cache_policy=NO_CACHE)
 def dispatch_evaluation(
-    view: SiteView,
+    member: Member,
     t: int,
     model: list[FileEntry],
     deadline: float,
     waiting: Waiting | None = None,
 ) -> dict[str, float]:
-    """The site's scores of a candidate for round t. Raises DeadlinePassed as `dispatch_round` does."""
-    run, waiting, of = run_of(view.federation), waiting or Waiting(), model[0].sha256
-    log = waiting.log.at(t, view.name)
+    """The member's scores of a candidate for round t. Raises DeadlinePassed as `dispatch_round` does."""
+    run, waiting, of = run_of(member.federation), waiting or Waiting(), model[0].sha256
+    log = waiting.log.at(t, member.name)
     files = {"t": t, "model": [entry.model_dump(mode="json") for entry in model]}
     with log.step("evaluate", model=of) as out, phase(log, "evaluate"):
         asking = Asking(
-            *("site-evaluate", Present(view.federation), view.name, lambda: files),
-            *(f"{t}/{view.name}/evaluate/{of}", [f"round:{t}", f"model:{of[:16]}"]),
+            *(member.evaluation_flow, Present(member.federation), member.name, lambda: files),
+            *(f"{t}/{member.name}/evaluate/{of}", [f"round:{t}", f"model:{of[:16]}"]),
         )
-        for fact in _on_site(asking, lambda: evaluation(run, t, view.name, model) is not None, deadline, waiting):
+        for fact in _on_site(
+            asking, lambda: evaluation(run, t, member.name, model) is not None, deadline, waiting
+        ):
             log.add(fact, step="evaluate", model=of)
-        scores = evaluation(run, t, view.name, model)
+        scores = evaluation(run, t, member.name, model)
         assert scores is not None
         out.update(scores)
         return scores

@@ -7,9 +7,9 @@ import pytest
 
 from photon_core.aggregation.round import aggregate_round
 from photon_core.errors import QuorumMissed
+from photon_core.run.members import member
 from photon_core.store.store import Store
 from schemas.federation import Federation
-from schemas.view import view_of
 from tests.photon_core.hostile_cases import CASES, ON_DISK
 from tests.photon_core.hostile_updates import MODES, attack, make_run, settings
 
@@ -37,7 +37,7 @@ def test_what_is_no_update_holds_a_round_until_its_deadline_only(prefect_server:
     @flow
     def waiting() -> list[str]:
         deadline = time.time() + 4
-        asked = [dispatch_round.submit(view_of(federation, site), 1, deadline) for site in CAUSES]
+        asked = [dispatch_round.submit(member(federation, site), 1, deadline) for site in CAUSES]
         return [str(future.state.message) for future in asked if future.wait() is None]
 
     assert all("was not done at the deadline" in message for message in waiting())

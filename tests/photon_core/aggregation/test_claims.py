@@ -16,7 +16,7 @@ from photon_core.errors import ModelDiverged
 from photon_core.evidence.evaluations import commit_evaluation, evaluation
 from photon_core.evidence.metrics import LARGEST_LOSS
 from photon_core.run.run import Run, model_sha256
-from photon_core.run.sampling import TOKENS, sampled_sites
+from photon_core.run.sampling import TOKENS, sampled_members
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from tests.photon_core.aggregation.test_guard import GOAL, SITES, federation, memory, model, start, train
@@ -196,7 +196,7 @@ def test_sampling_by_tokens_takes_the_registered_ones_not_the_claimed() -> None:
     def drawn(tokens: int | None) -> int:
         sites = [{**s.model_dump(exclude_none=True), "data_tokens": tokens} for s in setting.sites]
         asked = changed(setting, sites=sites)
-        return sum(sampled_sites(run, asked, t) == [EVIL] for t in range(2, 99))
+        return sum(sampled_members(run, asked, t) == [EVIL] for t in range(2, 99))
 
     assert 15 < drawn(1000) < 55
     assert 15 < drawn(None) < 55, "nor without"

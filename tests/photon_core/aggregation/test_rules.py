@@ -14,7 +14,7 @@ from photon_core.aggregation.engine.streaming import run_pass
 from photon_core.aggregation.rules import Median, Rule, Rules, TrimmedMean, WeightedMean, model_rule
 from photon_core.aggregation.weights import Shares
 from photon_core.errors import NotFinite
-from photon_core.run.claims import ANY_WORK
+from photon_core.run.members import ANY_WORK
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
 from schemas.manifests import UpdateManifest

@@ -15,8 +15,8 @@ from photon_core.aggregation.rules import Rules, model_rule
 from photon_core.aggregation.tree import Tree, regions
 from photon_core.aggregation.weights import Shares
 from photon_core.errors import PhotonError, UpdateRejected
-from photon_core.run.claims import ANY_WORK
 from photon_core.run.garbage import Rule, look
+from photon_core.run.members import ANY_WORK
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
 from photon_core.tensors.reader import TensorReader

@@ -12,7 +12,7 @@ from photon_core.hardware.parallelism import (
     job_infra,
     waiting_share,
 )
-from photon_core.run.claims import token_limit
+from photon_core.run.members import member
 from schemas.federation import Federation
 from schemas.view import view_of
 from tests.federations import sample, site
@@ -154,7 +154,7 @@ def test_fsdp_is_refused_where_no_gpu_can_be_used_and_ddp_is_not() -> None:
 
 def test_a_site_may_claim_the_tokens_of_its_own_nodes() -> None:
     fed = federation("125M", {**H100, "nodes": 3, "parallel": "federation"})
-    assert token_limit(view_of(fed, "a")) == 3 * 100 * 256 * 2048
+    assert member(fed, "a").most().tokens == 3 * 100 * 256 * 2048
     assert (
-        token_limit(view_of(federation("125M", {**H100, "nodes": 3, "parallel": "ddp"}), "a")) == 100 * 256 * 2048
+        member(federation("125M", {**H100, "nodes": 3, "parallel": "ddp"}), "a").most().tokens == 100 * 256 * 2048
     )

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from photon_core.errors import FederationError, PhotonError, StoreConflict
+from photon_core.run.members import member
 from photon_core.run.run import MANIFEST_LIMIT, Run
 from photon_core.run.updates import check_asked, check_in_time
 from photon_core.store.store import Store
 from schemas.federation import Federation
 from schemas.manifests import RemovalManifest, UpdateManifest
-from schemas.view import view_of
 from tests.federations import site
 from tests.photon_core.export.conftest import make_rounds as make_rounds  # the fixture
 
@@ -26,9 +26,9 @@ def test_a_manifest_that_nobody_would_read_is_not_committed(tmp_path: Path) -> N
 
 def test_no_round_asks_for_a_paused_site(make_rounds: Callable[..., tuple[Federation, Run]]) -> None:
     federation, _ = make_rounds(sites=[site("north"), site("south", paused=True)])
-    check_asked(view_of(federation, "north"), 2)
+    check_asked(member(federation, "north"), 2)
     with pytest.raises(FederationError, match=r"site 'south' is paused.* take its 'paused' out of the file"):
-        check_asked(view_of(federation, "south"), 2)
+        check_asked(member(federation, "south"), 2)
 
 
 @pytest.mark.parametrize("name, t, attempt, used", [

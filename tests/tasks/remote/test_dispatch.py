@@ -11,11 +11,11 @@ import pytest
 from photon_core.errors import PhotonError
 from photon_core.evidence.evaluations import commit_evaluation
 from photon_core.evidence.events import Log, incidents
+from photon_core.run.members import member
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import FileEntry
 from schemas.reading.load import load_federation
-from schemas.view import view_of
 from tests.conftest import merge
 from tests.flows.deployment import Deployed, SessionServer, eventually
 
@@ -102,7 +102,7 @@ def test_a_flow_run_that_no_worker_has_taken_is_replaced_after_an_edit(
     @flow
     def asking() -> None:
         present = Present(federation, follow=True)
-        dispatch_round(view_of(federation, "a"), 1, time.time() + 200, present=present, waiting=waiting)
+        dispatch_round(member(federation, "a"), 1, time.time() + 200, present=present, waiting=waiting)
 
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(asking)
@@ -138,7 +138,7 @@ def test_an_evaluation_that_crashes_three_times_goes_on_by_itself_and_says_so(
 
     @flow
     def evaluating() -> dict[str, float]:
-        return dispatch_evaluation(view_of(federation, "a"), 1, model, time.time() + 200, Waiting(log))
+        return dispatch_evaluation(member(federation, "a"), 1, model, time.time() + 200, Waiting(log))
 
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(evaluating)
