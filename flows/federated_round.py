@@ -27,6 +27,7 @@ from flows.start import start_at_site
 from photon_core.aggregation.candidate import Candidate, Course
 from photon_core.aggregation.tree import regions
 from photon_core.evidence.events import Kind
+from photon_core.evidence.metrics import show
 from photon_core.run.birth import as_born
 from photon_core.run.history import remarks
 from photon_core.run.members import active, member, site_of
@@ -233,5 +234,5 @@ def _message(manifest: RoundManifest, more: list[str]) -> str:
         return ". ".join(remarks(manifest))
     text = f"round {manifest.round}: {len(manifest.updates)} of {len(manifest.sampled)} sites"
     if "perplexity" in manifest.metrics:
-        text += f", perplexity {manifest.metrics['perplexity']:.2f}"
+        text += f", perplexity {show('perplexity', manifest.metrics['perplexity'])}"
     return ". ".join([text, *remarks(manifest), *filter(None, more)])

@@ -7,7 +7,7 @@ from photon_cli.pages import check_beside, check_page, write_page
 from photon_cli.progress import display
 from photon_cli.reach import reachable
 from photon_core.errors import FederationError
-from photon_core.evidence.record import Record, read_record
+from photon_core.evidence.record import Record, read_record, series
 from photon_core.report.compare import differences, names, render, results
 from photon_core.run.run import Run
 from photon_core.store.store import Store
@@ -86,8 +86,8 @@ def _spark(record: Record, records: Sequence[Record]) -> str:
     """A run's perplexity as small bars, on one scale for all runs."""
     from math import log
 
-    every = [m.metrics["perplexity"] for one in records for m in one.line if "perplexity" in m.metrics]
-    mine = [m.metrics["perplexity"] for m in record.line if "perplexity" in m.metrics]
+    every = [value for one in records for _, value in series(one.line, "perplexity")]
+    mine = [value for _, value in series(record.line, "perplexity")]
     if not mine:
         return ""
     low, high = log(min(every)), log(max(every))

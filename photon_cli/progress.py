@@ -19,6 +19,7 @@ from rich.progress import (
 
 from photon_cli.tables import plain_console
 from photon_core.evidence.events import Event, Kind, Listener
+from photon_core.evidence.metrics import show
 from photon_core.formatting import amount, duration, printable
 from photon_core.run.history import remarks
 from photon_core.run.run import Run
@@ -165,7 +166,7 @@ def round_line(manifest: RoundManifest, rounds: int) -> str:
     sent = sum(update.bytes for update in manifest.updates.values())
     text = f"round {manifest.round}/{rounds}: {len(manifest.updates)}/{len(manifest.sampled)} sites"
     if "perplexity" in manifest.metrics:
-        text += f", perplexity {manifest.metrics['perplexity']:.2f}"
-    text += f", train loss {manifest.metrics['train_loss']:.3f}, {amount(sent)} sent"
+        text += f", perplexity {show('perplexity', manifest.metrics['perplexity'])}"
+    text += f", train loss {show('train_loss', manifest.metrics['train_loss'])}, {amount(sent)} sent"
     text += f", {sum(manifest.seconds.values()):.1f} s"
     return "\n  ".join([text, *remarks(manifest)])

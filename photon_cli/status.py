@@ -16,8 +16,9 @@ from photon_cli.prefect.embedded import prefect_home
 from photon_cli.prefect.live import Doing, Live, age, ask, server_url
 from photon_cli.tables import plain_console, rounds_table, wide_console
 from photon_core.errors import CorruptFile
+from photon_core.evidence.summary import summary
 from photon_core.formatting import duration
-from photon_core.run.history import history, summary
+from photon_core.run.history import history
 from photon_core.run.run import Run, run_of
 from photon_core.run.updates import next_attempt
 from schemas.federation import Federation

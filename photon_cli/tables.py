@@ -8,14 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from photon_core.evidence.metrics import show
+from photon_core.evidence.summary import columns, summary, whole
 from photon_core.formatting import amount
-from photon_core.run.history import summary
 from photon_core.run.line import sentence
 from schemas.manifests import RoundManifest
 
-COLUMNS = ("round", "site", "tokens", "train loss", "validation perplexity", "bytes sent", "seconds")
-
-
+WIDEST = 12  # characters of a column's head on one line
 WIDE = 200  # columns where there is no terminal: what scripts read is not wrapped
 
 
@@ -32,7 +31,8 @@ def plain_console(**options: Any) -> Console:
 
 def rounds_table(rounds: list[RoundManifest]) -> Table:
     """A row for each site and round, and one for the whole of each round."""
-    table = Table(*(_heading(name) for name in COLUMNS), header_style="bold", box=None, pad_edge=False)
+    names = _columns()
+    table = Table(*(_heading(name) for name in names), header_style="bold", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
     for manifest in rounds:
@@ -42,33 +42,31 @@ def rounds_table(rounds: list[RoundManifest]) -> Table:
         behind = rounds[-1].left_behind(manifest.round)
         for row in summary(manifest):
             style = "red" if row["left out"] not in ("", "not sampled") else None
-            table.add_row(*(_cell(name, row[name]) for name in COLUMNS), style=style)
+            table.add_row(*(_cell(name, row[name]) for name in names), style=style)
             if row["left out"]:
                 table.add_row("", f"  {row['left out']}", style="dim")
-        whole = {
-            "round": manifest.round,
-            "site": "all, rolled back" if behind else "all",
-            "tokens": sum(update.tokens for update in manifest.updates.values()),
-            "train loss": manifest.metrics.get("train_loss"),
-            "validation perplexity": manifest.metrics.get("perplexity"),
-            "bytes sent": sum(update.bytes for update in manifest.updates.values()),
-            "seconds": sum(manifest.seconds.values()),
-        }
+        together = {**whole(manifest), "site": "all, rolled back" if behind else "all"}
         table.add_row(
-            *(_cell(name, whole[name]) for name in COLUMNS), style="dim" if behind else "bold", end_section=True
+            *(_cell(name, together[name]) for name in names), style="dim" if behind else "bold", end_section=True
         )
     return table
 
 
+def _columns() -> list[str]:
+    return ["round", "site", "tokens", *(metric.column for _, metric in columns()), "bytes sent", "seconds"]
+
+
 def _heading(name: str) -> str:
-    return "validation\nperplexity" if name == "validation perplexity" else name
+    """On two lines if it is wide."""
+    return name if len(name) <= WIDEST else name.replace(" ", "\n")
 
 
 def _cell(name: str, value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.3f}" if name == "train loss" else f"{value:.1f}" if name == "seconds" else f"{value:.2f}"
+        metrics = {metric.column: metric.head for _, metric in columns()}
+        return show(metrics.get(name, name), value)
     if name == "bytes sent":
         return amount(int(str(value)))
     return f"{value:,}" if isinstance(value, int) and name != "round" else str(value)

@@ -18,10 +18,10 @@ from photon_core.aggregation.commit import commit
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
 from photon_core.evidence.events import Kind, Log
+from photon_core.evidence.summary import summary
 from photon_core.evidence.trackers import check_trackers
 from photon_core.formatting import unmarked
 from photon_core.run import opening
-from photon_core.run.history import summary
 from photon_core.run.line import rounds_left
 from photon_core.run.members import active
 from photon_core.run.opening import check_frozen

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from photon_core.evidence.metrics import show
 from photon_core.formatting import printable
 from photon_core.run.line import sentence
 from schemas.federation import Federation
@@ -115,7 +116,8 @@ def _markdown(manifest: RoundManifest, made: dict[str, Any]) -> str:
         else f"{len(manifest.updates)} of {len(manifest.sampled)} sites"
     )
     if "perplexity" in manifest.metrics:
-        summary = f"Perplexity **{manifest.metrics['perplexity']:.2f}** on held-out text, {summary}"
+        reached = show("perplexity", manifest.metrics["perplexity"])
+        summary = f"Perplexity **{reached}** on held-out text, {summary}"
     lines = [f"# {manifest.run}, round {manifest.round}", "", f"{summary}."]
     if made["picture"]:
         data = base64.b64encode(made["picture"].encode()).decode()

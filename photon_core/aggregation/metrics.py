@@ -41,9 +41,9 @@ def aggregate_metrics(
         for site, update in updates.items()
     }
     for metric in reported("training"):
-        told = {site: values[metric.name] for site, values in said.items() if metric.name in values}
+        told = {site: values[metric.head] for site, values in said.items() if metric.head in values}
         if (value := _over_sites(metric.sites, told, weights)) is not None:
-            metrics[metric.name] = value
+            metrics[metric.head] = value
     own = {site: _own(values) for site, values in said.items()}
     scored = [site for site, values in own.items() if "loss" in values and "tokens" in values]
     both = [site for site in scored if site in evaluations]

@@ -145,6 +145,11 @@ def busy(manifest: RoundManifest, site: str) -> float | None:
     return update.metrics.get("seconds") if update else None
 
 
+def series(rounds: Sequence[RoundManifest], name: str) -> list[tuple[int, float]]:
+    """(round, value) of a metric, of the rounds that have it."""
+    return [(m.round, m.metrics[name]) for m in rounds if name in m.metrics]
+
+
 def thin(items: Sequence[Item], limit: int) -> list[Item]:
     """At most `limit` items, evenly spread, with the first and the last."""
     if len(items) <= limit:

@@ -1,5 +1,6 @@
 """The model card of an export: what the model was trained on and how well it does, from the manifests alone."""
 
+from photon_core.evidence.metrics import show
 from photon_core.model.shapes import parameter_count
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest, StartRef
@@ -120,12 +121,12 @@ def _data(federation: Federation, rounds: list[RoundManifest]) -> str:
 
 def _results(last: RoundManifest) -> str:
     rows = [
-        f"| {site} | {scores['perplexity']:.2f} | {scores['tokens']:,.0f} |"
+        f"| {site} | {show('perplexity', scores['perplexity'])} | {scores['tokens']:,.0f} |"
         for site, scores in sorted(last.evaluations.items())
     ]
     if "perplexity" in last.metrics:
         tokens = sum(scores["tokens"] for scores in last.evaluations.values())
-        rows.append(f"| all | {last.metrics['perplexity']:.2f} | {tokens:,.0f} |")
+        rows.append(f"| all | {show('perplexity', last.metrics['perplexity'])} | {tokens:,.0f} |")
     return "\n".join(rows) or "| not evaluated | | |"
 
 
@@ -137,6 +138,7 @@ def _curve(rounds: list[RoundManifest]) -> str:
     step = max(1, len(scored) // 10)
     shown = [*scored[:-1:step], scored[-1]]
     rows = [
-        f"| {m.round} | {m.total_tokens:,} | {len(m.updates)} | {m.metrics['perplexity']:.2f} |" for m in shown
+        f"| {m.round} | {m.total_tokens:,} | {len(m.updates)} | {show('perplexity', m.metrics['perplexity'])} |"
+        for m in shown
     ]
     return "\n".join(["| round | tokens | sites | perplexity |", "|--:|--:|--:|--:|", *rows])

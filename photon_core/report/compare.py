@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from photon_core.evidence.record import Record, traffic
+from photon_core.evidence.metrics import show
+from photon_core.evidence.record import Record, series, traffic
 from photon_core.formatting import amount, count, duration
 from photon_core.report import curves, tables
 from photon_core.report.page import Fact, Section, render_page
@@ -60,10 +61,10 @@ def results(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
     for record in records:
         done = record.trained
-        scores = [m.metrics["perplexity"] for m in record.line if "perplexity" in m.metrics]
+        scores = [value for _, value in series(record.line, "perplexity")]
         put("rounds", str(len(done)))
-        put("perplexity, last", f"{scores[-1]:.2f}" if scores else NOTHING)
-        put("perplexity, best", f"{min(scores):.2f}" if scores else NOTHING)
+        put("perplexity, last", show("perplexity", scores[-1]) if scores else NOTHING)
+        put("perplexity, best", show("perplexity", min(scores)) if scores else NOTHING)
         put("tokens trained", count(done[-1].total_tokens) if done else NOTHING)
         put("parameters", count(record.parameters) if record.rounds else NOTHING)
         put("sites", str(len(record.sites)))

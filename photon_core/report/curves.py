@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from photon_core.evidence.record import Record, thin, traffic
+from photon_core.evidence.record import Record, series, thin, traffic
 from photon_core.formatting import amount
 from photon_core.report.style import COLOURS, FAINT, INK, SOFT, Picture, draw, label_ends, rounds_axis, short
-from schemas.manifests import RoundManifest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,12 +30,12 @@ def domains(record: Record) -> Picture | None:
     there = {name for names in streams for name in names}
     if len(there) == len(streams) and all(len(names) == 1 for names in streams):
         return None
-    lines = {name: line for name in sorted(there) if (line := _metric(record.line, f"perplexity/{name}"))}
+    lines = {name: line for name in sorted(there) if (line := series(record.line, f"perplexity/{name}"))}
     return _perplexity(record, "domains", "Perplexity by domain", "domain", lines) if lines else None
 
 
 def _perplexity(record: Record, name: str, title: str, kind: str, lines: Mapping[str, Line]) -> Picture | None:
-    whole = _metric(record.line, "perplexity")
+    whole = series(record.line, "perplexity")
     if not whole:
         return None
     best = min(whole, key=lambda point: point[1])
@@ -98,7 +97,7 @@ def before_and_after(record: Record) -> Picture | None:
 def norms(record: Record) -> Picture | None:
     """How far each site has gone from the global model, and how far their mean has."""
     sites = _by_site(record, "delta_norm/")
-    mean = _metric(record.trained, "pseudo_gradient_norm")
+    mean = series(record.trained, "pseudo_gradient_norm")
     if not sites or not mean:
         return None
     alt = (
@@ -283,12 +282,8 @@ def _local(record: Record, site: str) -> Line:
 
 
 def _by_site(record: Record, prefix: str) -> dict[str, Line]:
-    lines = {site: _metric(record.trained, prefix + site) for site in record.sites}
+    lines = {site: series(record.trained, prefix + site) for site in record.sites}
     return {site: line for site, line in lines.items() if line}
-
-
-def _metric(rounds: Sequence[RoundManifest], name: str) -> Line:
-    return [(m.round, m.metrics[name]) for m in rounds if name in m.metrics]
 
 
 def _last_values(what: str, lines: Mapping[str, Line]) -> str:

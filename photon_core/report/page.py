@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from photon_core.evidence.record import Record, thin, traffic
+from photon_core.evidence.metrics import show
+from photon_core.evidence.record import Record, series, thin, traffic
 from photon_core.formatting import amount, count, duration
 from photon_core.report import curves, similarity, tables, times
 from photon_core.report.style import Picture
@@ -134,17 +135,12 @@ def glance(record: Record) -> list[Fact]:
     """The federation at a glance."""
     done = record.trained
     facts = [Fact("rounds", f"{len(done)}" + (f" of {record.count}" if record.count else ""), _when(record))]
-    scored = [m for m in record.line if "perplexity" in m.metrics]
-    if scored:
-        first, best = scored[0], min(scored, key=lambda m: m.metrics["perplexity"])
-        facts.append(
-            Fact(
-                "perplexity",
-                f"{scored[-1].metrics['perplexity']:.2f}",
-                f"{first.metrics['perplexity']:.2f} after round {first.round}"
-                + (f", best {best.metrics['perplexity']:.2f} in {best.round}" if best is not scored[-1] else ""),
-            )
-        )
+    if values := series(record.line, "perplexity"):
+        best = min(values, key=lambda point: point[1])
+        shown = {t: show("perplexity", value) for t, value in values}
+        note = f"{shown[values[0][0]]} after round {values[0][0]}"
+        better = f", best {shown[best[0]]} in {best[0]}" if best is not values[-1] else ""
+        facts.append(Fact("perplexity", shown[values[-1][0]], note + better))
     if not done:
         return facts
     last = done[-1]

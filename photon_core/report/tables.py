@@ -1,9 +1,10 @@
 """The tables of a report: the sites, what went wrong, the data checks, how to make it again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from photon_core.evidence.metrics import show
 from photon_core.evidence.record import Record, busy, thin
 from photon_core.formatting import amount, duration
 from photon_core.report.times import straggler
@@ -48,19 +49,19 @@ def site_table(record: Record) -> Table:
     )
     for site in record.sites:
         updates = [m.updates[site] for m in record.trained if site in m.updates]
-        scores = [m.evaluations[site]["perplexity"] for m in record.line if site in m.evaluations]
+        scores = [m.evaluations[site] for m in record.line if site in m.evaluations]
         left_out = sum(site in m.left_out for m in record.trained)
-        speed = updates[-1].metrics.get("tokens_per_second") if updates else None
+        metrics = updates[-1].metrics if updates else {}
         last = next((m for m in reversed(record.trained) if site in m.updates), None)
         cells = (
             site,
             str(len(updates)),
             f"{sum(update.tokens for update in updates):,}",
-            f"{speed:,.0f}" if speed is not None else NOTHING,
+            _value(metrics, "tokens_per_second"),
             amount(sum(update.bytes for update in updates)),
             seconds(busy(last, site)) if last else NOTHING,
-            f"{updates[-1].metrics['train_loss']:.3f}" if updates else NOTHING,
-            f"{scores[-1]:.2f}" if scores else NOTHING,
+            _value(metrics, "train_loss"),
+            _value(scores[-1] if scores else {}, "perplexity"),
             str(left_out),
         )
         table.rows.append(Row(cells, "bad" if left_out and not updates else ""))
@@ -82,8 +83,8 @@ def round_table(record: Record) -> Table:
         )
         cells = (
             f"{manifest.round}{mark}",
-            f"{manifest.metrics['perplexity']:.2f}" if "perplexity" in manifest.metrics else NOTHING,
-            f"{manifest.metrics['train_loss']:.3f}" if "train_loss" in manifest.metrics else NOTHING,
+            _value(manifest.metrics, "perplexity"),
+            _value(manifest.metrics, "train_loss"),
             f"{len(manifest.updates)} of {len(manifest.sampled)}",
             f"{sum(update.tokens for update in manifest.updates.values()):,}",
             amount(sum(update.bytes for update in manifest.updates.values())),
@@ -155,6 +156,10 @@ def short_value(value: Any) -> str:
         return f"{value:,}" if abs(value) < 10**18 else "?"
     text = str(value)
     return text if len(text) <= 24 else f"{text[:12]}…"
+
+
+def _value(metrics: Mapping[str, float], name: str) -> str:
+    return show(name, metrics[name]) if name in metrics else NOTHING
 
 
 def seconds(value: float | None) -> str:

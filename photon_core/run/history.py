@@ -1,9 +1,8 @@
-"""The committed rounds of a run, read in parallel, and what they say in rows and sentences."""
+"""The committed rounds of a run, read in parallel, and what they say in sentences."""
 
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from photon_core.errors import (
     PhotonError,
@@ -36,28 +35,6 @@ def history(run: Run, last: int | None = None) -> list[RoundManifest]:
     return rounds
 
 
-def summary(manifest: RoundManifest) -> list[dict[str, Any]]:
-    """One row a sampled or evaluated site, for tables: what it did in this round."""
-    rows = []
-    for site in sorted({*manifest.sampled, *manifest.evaluations, *manifest.not_evaluated, *manifest.paused}):
-        update, scores = manifest.updates.get(site), manifest.evaluations.get(site, {})
-        rows.append(
-            {
-                "round": manifest.round,
-                "site": site,
-                "tokens": update.tokens if update else 0,
-                "train loss": update.metrics["train_loss"] if update else None,
-                "validation perplexity": scores.get("perplexity"),
-                "bytes sent": update.bytes if update else 0,
-                "seconds": update.metrics.get("seconds") if update else None,
-                "left out": _why_left_out(manifest, site),
-                "not evaluated": manifest.not_evaluated.get(site, ""),
-                "incidents": "; ".join(manifest.incidents.get(site, [])),
-            }
-        )
-    return rows
-
-
 def remarks(manifest: RoundManifest) -> list[str]:
     """What was out of the ordinary in a round, a line each: the guard, who is missing and why, what went on."""
     return [
@@ -68,12 +45,6 @@ def remarks(manifest: RoundManifest) -> list[str]:
         *(f"{site}: {'; '.join(notes)}" for site, notes in sorted(manifest.incidents.items())),
         *(f"Not evaluated: {site} ({reason})" for site, reason in sorted(manifest.not_evaluated.items())),
     ]
-
-
-def _why_left_out(manifest: RoundManifest, site: str) -> str:
-    if site in manifest.paused:
-        return "paused"
-    return manifest.left_out.get(site, "" if site in manifest.sampled else "not sampled")
 
 
 def check_kept(run: Run, t: int) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from photon_core.errors import QuorumMissed, StoreConflict
 from photon_core.evidence.events import Kind
+from photon_core.evidence.summary import summary
 from photon_core.hashing import sha256_file
-from photon_core.run.history import history, summary
+from photon_core.run.history import history
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest

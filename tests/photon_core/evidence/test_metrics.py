@@ -13,6 +13,7 @@ from photon_core.aggregation.engine.norms import Norms, Pairs
 from photon_core.aggregation.metrics import aggregate_metrics
 from photon_core.evidence.metrics import METRICS, REGISTER, By, How, Metric, find, perplexity, reported, show
 from photon_core.evidence.metrics_table import PATH, TABLE, page, table
+from photon_core.evidence.summary import columns, summary, whole
 from photon_core.evidence.trackers import tracked
 from schemas.manifests import RoundManifest, UpdateManifest, UpdateRef
 from tests.federations import sample, site
@@ -39,6 +40,8 @@ def test_every_name_is_found_and_has_one_meaning() -> None:
             assert find("/".join([whole, *("a.b-C" for _ in parts)]), by) is metric
             assert find("/".join([whole, *("" for _ in parts)]), by) is None
             assert find("/".join([whole, "..", *parts]), by) is None
+        if metric.sites or metric.column or metric.watched or metric.fact or metric.required:
+            assert find(head, by) is metric, "these are of the whole, not of its streams or sites"
         same = [other for (_, name), other in REGISTER.items() if name == head]
         assert {(one.unit, one.bound, one.form) for one in same} == {(metric.unit, metric.bound, metric.form)}
     assert find("nothing") is None and find("loss", "training") is None and find("loss/a", "training")
@@ -101,6 +104,8 @@ def test_a_metric_more_is_one_entry(how: How, expected: float | None, monkeypatc
     found = aggregate_metrics(federation, {"a": 0.5, "b": 0.5}, updates, {})
     assert found.get("noise") == expected
     manifest = round_of(found, **{name: one.metrics for name, one in updates.items()})
+    assert [row["noise scale"] for row in summary(manifest)] == [1.0, 4.0]
+    assert whole(manifest)["noise scale"] == expected and new in [metric for _, metric in columns()]
     assert tracked(manifest)["sites/b/noise"] == 4.0 and tracked(manifest).get("global/noise") == expected
     assert show("noise", 2.55) == "2.5" and "| `noise` | training | nats |" in table()
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 from photon_cli.progress import round_line
-from photon_core.run.history import remarks, summary
+from photon_core.evidence.summary import summary
+from photon_core.run.history import remarks
 from schemas.manifests import RoundManifest
 
 
