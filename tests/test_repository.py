@@ -224,3 +224,12 @@ def test_prefects_server_starts_from_the_lock(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["FastAPI"]
+
+
+def test_what_contributing_names_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    found = re.findall(rf"`((?:{'|'.join([*PACKAGES, *NOT_INSTALLED])})/[\w/]+\.\w+)(?:::(\w+))?`", text)
+    assert len(found) > 30
+    for path, test in found:
+        assert (ROOT / path).exists(), path
+        assert not test or f"def {test}(" in (ROOT / path).read_text("utf-8"), f"{path}::{test}"

@@ -257,9 +257,7 @@ class _Server:
             self.leave(client)
         for pid in list(self.children):
             self.bury(pid)
-        stop = getattr(resource_tracker._resource_tracker, "_stop", None)
-        if stop is not None:
-            stop()
+        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 def _kill_group(pid: int, number: int) -> None:

@@ -116,13 +116,15 @@ def test_an_epoch_passes_over_a_stream_as_often_as_its_repeat_says(two_streams: 
     assert stream_hash(view_of(mixed, "s")) != stream_hash(view_of(two_streams, "s"))
 
 
-def test_released_dataset_leaves_no_shared_memory(one_stream: Federation) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_released_dataset_leaves_no_shared_memory(one_stream: Federation, whole: bool) -> None:
     before = shared_names()
     dataset = train_dataset(view_of(one_stream, "s"), seed=3)
     next(iter(dataset))
     assert {name for name in shared_names() - before if name.startswith(shm_prefix(dataset))}
-    release(dataset)
+    release(dataset, whole)  # this process has made all of its names
     assert not {name for name in shared_names() - before if name.startswith(shm_prefix(dataset))}
+    release(dataset)
 
 
 def test_what_strangers_left_in_part_is_passed_over(one_stream: Federation) -> None:

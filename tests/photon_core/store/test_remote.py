@@ -101,6 +101,14 @@ def test_an_endless_outage_is_named_and_bounded(hasty: Store, s3_proxy: FaultPro
     assert hasty.ls("run") == []
 
 
+def test_each_retry_is_one_request(hasty: Store, s3_proxy: FaultProxy) -> None:
+    """s3fs and botocore do not retry, too: their retries have no time limit."""
+    s3_proxy.away_for(60, "503")
+    with pytest.raises(StoreUnavailable) as refused:
+        hasty.ls("run")
+    assert f" {len(s3_proxy.broken)} tries" in str(refused.value)
+
+
 def test_large_files_travel_in_parts_and_ranges(
     store: Store, s3_proxy: FaultProxy, tmp_path: Path, small_parts: None
 ) -> None:
