@@ -92,7 +92,7 @@ def train(job: Any) -> Any:
 
     import torch
 
-    from photon_core.training.exchange import Theta, write_update
+    from photon_core.training.exchange import Theta, post_process, write_update
     from photon_core.update.trained import Trained
 
     torch.set_num_threads(1)
@@ -100,9 +100,9 @@ def train(job: Any) -> Any:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     theta = Theta(job.base_files, job.view.federation.model)
-    written = write_update(
-        theta, {name: value + 1e-3 for name, value in theta.tensors().items()}, folder, job.view.update
-    )
+    trained = {name: value + 1e-3 for name, value in theta.tensors().items()}
+    shapes = {name: tuple(value.shape) for name, value in trained.items()}
+    written = write_update(post_process(theta, trained, job.view.update), shapes, folder)
     return Trained(
         **{"round": job.round, "attempt": job.attempt, "base_sha256": job.base_sha256, "codec": written.codec},
         **{"tokens": 1, "steps": 1, "metrics": {"train_loss": 0.0, **written.metrics}, "files": written.files},

@@ -49,6 +49,22 @@ class Progress:
     streams: dict[str, list[float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Meters:
+    """What measures the steps.
+
+    Args:
+        model: what is trained; it keeps each sample's loss for `losses`.
+        gradients, activations: their norms.
+        losses: each stream's, at a site with several; else None.
+    """
+
+    model: PhotonModel
+    gradients: Gradients
+    activations: ActivationNorm
+    losses: StreamLosses | None
+
+
 class RoundCallback(Callback):
     """Sets the learning rate of every step, notes the samples, measures, reports, and asks for checkpoints.
 
@@ -59,8 +75,7 @@ class RoundCallback(Callback):
         report: called with step, steps, loss, tokens, tokens_per_second; at most once a second, and at the end.
         checkpoint: called between two steps, every `local.checkpoint_steps` steps.
         progress: what has been trained already, by the process that this one goes on for.
-        model: what is trained.
-        gradients, activations, losses: what measures; `losses` for a site with several streams only.
+        meters: what measures each step.
         ranks: the processes that share the work; what each measures of its share is added up, so that all know the
             same progress and stop at the same step. None for this process alone.
     """
@@ -72,10 +87,7 @@ class RoundCallback(Callback):
         report: Callable[[dict[str, Any]], None],
         checkpoint: Callable[[], None],
         progress: Progress,
-        model: PhotonModel,
-        gradients: Gradients,
-        activations: ActivationNorm,
-        losses: StreamLosses | None,
+        meters: Meters,
         ranks: Ranks | None = None,
     ) -> None:
         self.job = job
@@ -86,10 +98,7 @@ class RoundCallback(Callback):
         self.report = report
         self.checkpoint = checkpoint
         self.progress = progress
-        self.model = model
-        self.gradients = gradients
-        self.activations = activations
-        self.losses = losses
+        self.meters = meters
         self.ranks = ranks or Ranks()
         self.tokens_before = progress.tokens
         self.seconds_before = progress.seconds
@@ -107,9 +116,9 @@ class RoundCallback(Callback):
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
         """Composer's own search for a micro-batch begins a batch anew when an attempt runs out of memory."""
-        if self.losses is not None:
-            self.model.take_losses()
-        self.activations.take()
+        if self.meters.losses is not None:
+            self.meters.model.take_losses()
+        self.meters.activations.take()
 
     def batch_end(self, state: State, logger: Logger) -> None:
         loss, now = state.total_loss_dict["loss/train/total"], time.monotonic()
@@ -139,7 +148,7 @@ class RoundCallback(Callback):
         Raises:
             UpdateRejected: its loss (Composer's mean over all ranks), or its gradients' norm, is not finite.
         """
-        batch, progress, norm = state.batch, self.progress, float(self.gradients.norm)
+        batch, progress, norm = state.batch, self.progress, float(self.meters.gradients.norm)
         for what, value in (("loss", loss), ("gradients' norm", norm)):
             if not math.isfinite(value):
                 reason = f"training diverged: the {what} of local step {progress.steps + 1} is {value}"
@@ -158,17 +167,17 @@ class RoundCallback(Callback):
         progress.seconds = self.seconds_before + seconds
         progress.gradient_norms += norm
         progress.activation_norms += norms / norm_tokens
-        if self.losses is not None:
-            self.losses.add(numbers.tolist(), losses)
+        if self.meters.losses is not None:
+            self.meters.losses.add(numbers.tolist(), losses)
 
     def _measured(self, count: int) -> tuple[float, tuple[float, float], list[float]]:
         """Of all ranks: seconds since the start (by the first one's clock), the activation norms' sum and number,
         and, of a site with several streams, the losses of the `count` samples of the whole batch."""
-        seconds, norms = time.monotonic() - self.started, self.activations.take()
-        losses = [] if self.losses is None else self.model.take_losses()
+        seconds, norms = time.monotonic() - self.started, self.meters.activations.take()
+        losses = [] if self.meters.losses is None else self.meters.model.take_losses()
         if self.ranks.size == 1:
             return seconds, norms, losses
-        values = np.zeros(3 + (count if self.losses is not None else 0))
+        values = np.zeros(3 + (count if self.meters.losses is not None else 0))
         if self.ranks.first:
             values[0] = seconds
         values[1:3] = norms

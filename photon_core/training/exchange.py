@@ -1,6 +1,6 @@
 """Parameters between safetensors files and torch: theta in, the encoded update out. Child processes only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,39 +111,49 @@ def _describe(found: tuple[str, tuple[int, ...]] | None) -> str:
     return "absent" if found is None else f"{found[0]} {list(found[1])}"
 
 
-def write_update(
+def post_process(
     theta: Theta,
-    parameters: dict[str, torch.Tensor],
-    folder: Path,
+    parameters: Mapping[str, Tensor],
     settings: Update,
-    feedback: dict[str, torch.Tensor] | None = None,
+    feedback: dict[str, Tensor] | None = None,
     noise: np.random.Generator | None = None,
-    shard_bytes: int = SHARD_BYTES,
-    ready: Callable[[FileEntry], None] | None = None,
-) -> Written:
-    """Clip, noise and encode the change of every parameter (PostProcess) into safetensors shards under
-    folder/update.
+) -> PostProcess:
+    """The change of every parameter on its way out: clipped, noised and encoded (PostProcess).
 
     Args:
         theta: what training started from.
         parameters: what it ended with, on any device.
-        folder: holds the new folder `update`; the entries' paths are relative to it.
         settings: the federation file's `update`.
         feedback: what the codec lost of the site's last update.
         noise: generator, where the settings ask for noise.
+    """
+    lost = {name: value.numpy() for name, value in (feedback or {}).items()}
+
+    def trained(name: str) -> NDArray[np.float32]:
+        return parameters[name].detach().cpu().numpy()
+
+    return PostProcess(settings, theta.array, trained, parameters, lost, noise)
+
+
+def write_update(
+    process: PostProcess,
+    shapes: Mapping[str, tuple[int, ...]],
+    folder: Path,
+    shard_bytes: int = SHARD_BYTES,
+    ready: Callable[[FileEntry], None] | None = None,
+) -> Written:
+    """Write an update as safetensors shards under folder/update.
+
+    Args:
+        process: encodes each tensor.
+        shapes: of the parameters.
+        folder: holds the new folder `update`; the entries' paths are relative to it.
         shard_bytes: largest file; a larger tensor is split by rows.
         ready: told of every file as it is finished.
     """
-    lost = {name: value.numpy() for name, value in (feedback or {}).items()}
-    process = PostProcess(
-        settings, theta.array, lambda name: parameters[name].detach().cpu().numpy(), parameters, lost, noise
-    )
     codec = process.codec
     (folder / UPDATE).mkdir()
-    layout = {
-        name: TensorEntry(dtype=codec.dtype, shape=codec.shape(tuple(value.shape)))
-        for name, value in parameters.items()
-    }
+    layout = {name: TensorEntry(dtype=codec.dtype, shape=codec.shape(shape)) for name, shape in shapes.items()}
     shards = shard_plan(layout, shard_bytes)
     encoded: dict[str, np.ndarray[Any, Any]] = {}  # the last one: a tensor that files share is encoded once
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from blake3 import blake3
 from photon_core.errors import UpdateRejected
 from photon_core.evidence.metrics import find
 from photon_core.run.sampling import TOKENS
-from photon_core.training.exchange import Theta, Written, write_update
+from photon_core.training.exchange import Theta, Written, post_process, write_update
 from photon_core.training.job import LocalJob
 from photon_core.training.parallel.sharding import State
 from photon_core.training.state.checkpoint import get_random_state
@@ -40,31 +41,50 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
 
-def as_trained(
-    job: LocalJob,
-    tokens: int,
-    steps: int,
-    metrics: Mapping[str, float],
-    scores: Mapping[str, float],
-    data_tokens: int,
-    past: Past,
-    update: Written,
-    moments: list[FileEntry],
-    clock: Clock,
-    notes: list[str],
-) -> Trained:
+@dataclass(frozen=True)
+class Outcome:
+    """What a training of a round has come to.
+
+    Args:
+        tokens, steps: trained.
+        metrics: of the training.
+        scores: of the trained model on the site's held-out text; empty where it was not evaluated.
+        data_tokens: that the site has prepared for training.
+        update: as it was written.
+        moments: files of the optimizer's averaged moments, if they travel.
+        notes: for the operator.
+    """
+
+    tokens: int
+    steps: int
+    metrics: Mapping[str, float]
+    scores: Mapping[str, float]
+    data_tokens: int
+    update: Written
+    moments: list[FileEntry]
+    notes: list[str]
+
+
+def as_trained(job: LocalJob, past: Past, outcome: Outcome, seconds: dict[str, float]) -> Trained:
     """What has been trained and written, as the launcher hears of it; the notes go to the site's log, too.
+
+    Args:
+        job: what was to be trained.
+        past: what it went on with.
+        outcome: what came of it.
+        seconds: spent, by phase.
 
     Raises:
         UpdateRejected: one of its numbers is not finite, or larger than a manifest holds.
     """
-    for note in notes:
+    for note in outcome.notes:
         print(note)
+    sampled_by_tokens = job.view.federation.rounds.sampling == "tokens"
     metrics = {
-        **metrics,
-        **update.metrics,
-        **{f"valid_{name}": value for name, value in scores.items() if name != "perplexity"},
-        **({TOKENS: float(data_tokens)} if job.view.federation.rounds.sampling == "tokens" else {}),
+        **outcome.metrics,
+        **outcome.update.metrics,
+        **{f"valid_{name}": value for name, value in outcome.scores.items() if name != "perplexity"},
+        **({TOKENS: float(outcome.data_tokens)} if sampled_by_tokens else {}),
         **past.metrics,
     }
     for name, value in metrics.items():
@@ -75,15 +95,15 @@ def as_trained(
         round=job.round,
         attempt=job.attempt,
         base_sha256=job.base_sha256,
-        codec=update.codec,
-        tokens=tokens,
-        steps=steps,
+        codec=outcome.update.codec,
+        tokens=outcome.tokens,
+        steps=outcome.steps,
         metrics=metrics,
-        files=update.files,
+        files=outcome.update.files,
         folder="",
-        seconds=clock.seconds,
-        notes=notes,
-        moments=moments,
+        seconds=seconds,
+        notes=outcome.notes,
+        moments=outcome.moments,
     )
 
 
@@ -106,7 +126,9 @@ def encode(
         noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt} {digest.hexdigest()}")
     feedback, shard_bytes = (past.state or {}).get("feedback"), job.view.federation.aggregation.shard_bytes
     ready = (lambda entry: report({"file": str(written / entry.path)})) if job.announce else None
-    return write_update(theta, dict(parameters), written, settings, feedback, noise, shard_bytes, ready)
+    process = post_process(theta, parameters, settings, feedback, noise)
+    shapes = {name: tuple(value.shape) for name, value in parameters.items()}
+    return write_update(process, shapes, written, shard_bytes, ready)
 
 
 def kept_state(

@@ -25,11 +25,11 @@ from photon_core.evidence.loggers import make_loggers
 from photon_core.hardware.device import choose_device
 from photon_core.model.decoder import PhotonModel, load_decoder
 from photon_core.model.meters import ActivationNorm, StreamLosses
-from photon_core.training.callback import RoundCallback
+from photon_core.training.callback import Meters, RoundCallback
 from photon_core.training.compiled import choose_score
 from photon_core.training.evaluate import held_out_scores
 from photon_core.training.exchange import Theta, read_moments, write_moments
-from photon_core.training.finish import Clock, as_trained, encode, kept_state
+from photon_core.training.finish import Clock, Outcome, as_trained, encode, kept_state
 from photon_core.training.job import LocalJob
 from photon_core.training.metrics import round_metrics
 from photon_core.training.micro_batch import at_once
@@ -42,11 +42,14 @@ from photon_core.training.state.folder import SAMPLES, TRAINING
 from photon_core.training.state.resume import Past, load_past
 from photon_core.training.trainer import make_loader, make_trainer
 from photon_core.update.trained import Trained
+from schemas.manifests import FileEntry
+
+Report = Callable[[dict[str, Any]], None]
 
 
-def work(
+def run_local_steps(
     job: LocalJob,
-    report: Callable[[dict[str, Any]], None],
+    report: Report,
     folder: Path,
     written: Path,
     checkpoints: Checkpoints,
@@ -57,7 +60,7 @@ def work(
 
     Args:
         job: what to train.
-        report: as for `local.train`; called on the first rank alone.
+        report: as for `train.train`; called on the first rank alone.
         folder: the site's private one.
         written: where the update and the state go.
         checkpoints: the job's.
@@ -73,99 +76,144 @@ def work(
         DataError: the site is not prepared.
     """
     torch.set_num_threads(job.threads)
-    view, clock, ranks = job.view, Clock(), ranks or Ranks()
     started = time.monotonic()
-    scores: dict[str, float] = {}
-    streams, data = view.streams, require_manifest(view)
-    with clock.phase("load"):
-        device = choose_device(view.local)
-        theta = Theta(job.base_files, view.federation.model)
-        mix = stream_hash(view)
-        past = load_past(job, folder, mix, checkpoints)
-        # with FSDP it comes onto the device block by block, when the Trainer has it
-        place = "cpu" if ranks.sharded else device
-        decoder = load_decoder(view.federation.model, past.parameters or theta.tensors(), place)
-        activations = ActivationNorm()
-        score = choose_score(view, device, ranks, past.notes)
-        model = PhotonModel(decoder, len(streams) > 1, activations, score)
-        optimizer = make_optimizer(decoder, view.local.optimizer)
-        names = parameter_names(decoder, view.local.optimizer)
-        trainee = Trainee(model, optimizer, names, ranks)
-        progress, tokens_before = past.progress, past.progress.tokens
-    with clock.phase("dataset"):
-        dataset = train_dataset(view, view.federation.seed, ranks.size, ranks.wait)
+    ranks = ranks or Ranks(device=choose_device(job.view.local))
+    run = _LocalSteps(job, report, written, micro_batch)
+    run.load(folder, checkpoints, ranks)
     try:
-        loader = make_loader(dataset, view.local.batch_size, device, ranks)
+        run.fit(folder / "log", checkpoints)
+        if not _take_leave(run.dataset, ranks):
+            return None
+        run.finish(folder)
+    finally:
+        if ranks.first:
+            with run.clock.phase("dataset"):
+                _close(run.dataset)
+    return as_trained(job, run.past, run.outcome(started), run.clock.seconds)
+
+
+class _LocalSteps:
+    """A job's local steps in this process: `load`, then `fit`, then, on the first rank, `finish`.
+
+    Args:
+        job, report, written, micro_batch: as for `run_local_steps`.
+    """
+
+    def __init__(self, job: LocalJob, report: Report, written: Path, micro_batch: int | str | None) -> None:
+        self.job, self.report, self.written, self.micro_batch = job, report, written, micro_batch
+        self.clock = Clock()
+        self.scores: dict[str, float] = {}
+        self.moments: list[FileEntry] = []
+
+    def load(self, folder: Path, checkpoints: Checkpoints, ranks: Ranks) -> None:
+        """The model and its optimizer, what they go on with, and the stream."""
+        job, view = self.job, self.job.view
+        self.data_tokens = require_manifest(view).train_tokens
+        with self.clock.phase("load"):
+            self.theta = Theta(job.base_files, view.federation.model)
+            self.mix = stream_hash(view)
+            self.past = load_past(job, folder, self.mix, checkpoints)
+            # with FSDP it comes onto the device block by block, when the Trainer has it
+            place = "cpu" if ranks.sharded else ranks.device
+            self.decoder = load_decoder(view.federation.model, self.past.parameters or self.theta.tensors(), place)
+            self.activations = ActivationNorm()
+            score = choose_score(view, ranks.device, ranks, self.past.notes)
+            model = PhotonModel(self.decoder, len(view.streams) > 1, self.activations, score)
+            optimizer = make_optimizer(self.decoder, view.local.optimizer)
+            names = parameter_names(self.decoder, view.local.optimizer)
+            self.trainee = Trainee(model, optimizer, names, ranks)
+            self.progress, self.tokens_before = self.past.progress, self.past.progress.tokens
+        with self.clock.phase("dataset"):
+            self.dataset = train_dataset(view, view.federation.seed, ranks.size, ranks.wait)
+
+    def fit(self, log: Path, checkpoints: Checkpoints) -> None:
+        """Make the steps; on every rank."""
+        job, view, trainee, past = self.job, self.job.view, self.trainee, self.past
+        ranks = trainee.ranks
+        loader = make_loader(self.dataset, view.local.batch_size, ranks.device, ranks)
         if past.state and past.state["stream"]:
             loader.load_state_dict(past.state["stream"])
-        with (written / SAMPLES if ranks.first else Path(os.devnull)).open("wb") as samples:
+        with (self.written / SAMPLES if ranks.first else Path(os.devnull)).open("wb") as samples:
             samples.write(past.trail)
 
             def checkpoint() -> None:
-                with clock.phase("checkpoint"):
+                with self.clock.phase("checkpoint"):
                     parameters, moments = trainee.parameters(), trainee.state()
                     if ranks.first:
                         samples.flush()
-                        state = kept_state(job, moments, loader.state_dict(), mix, past.samples)
-                        _checkpoint(checkpoints, past, state, parameters, written / SAMPLES)
+                        state = kept_state(job, moments, loader.state_dict(), self.mix, past.samples)
+                        _checkpoint(checkpoints, past, state, parameters, self.written / SAMPLES)
 
-            gradients = _gradients(job, theta, model, device)
-            meter = None
-            if len(streams) > 1:
-                counts = [int(count) for count in dataset.samples_per_stream]
-                meter = StreamLosses([stream.name for stream in streams], counts, progress.streams)
-            callback = RoundCallback(
-                job, samples, report, checkpoint, progress, model, gradients, activations, meter, ranks
-            )
-            with clock.phase("trainer"):
+            meters = self._meters()
+            callback = RoundCallback(job, samples, self.report, checkpoint, self.progress, meters, ranks)
+            with self.clock.phase("trainer"):
                 trainer = make_trainer(
                     view,
-                    model,
+                    trainee,
                     loader,
-                    optimizer,
-                    [gradients, callback],
-                    device=device,
-                    global_step=job.global_step + progress.steps,
-                    micro_batch=micro_batch,
-                    loggers=make_loggers(view.local.loggers, folder / "log", first=ranks.first),
-                    ranks=ranks,
+                    [meters.gradients, callback],
+                    global_step=job.global_step + self.progress.steps,
+                    micro_batch=self.micro_batch,
+                    loggers=make_loggers(view.local.loggers, log, first=ranks.first),
                 )
                 _load_optimizer(job, trainee, past)
                 if past.state:
                     set_random_state(past.state["random"])
-            _fit(trainer, job.view.steps - progress.steps, clock)
-        parameters, kept, stream = trainee.parameters(), trainee.state(), loader.state_dict()
-        if not _take_leave(dataset, ranks):
-            return None
+            _fit(trainer, view.steps - self.progress.steps, self.clock)
+        self.parameters, self.kept, self.stream = trainee.parameters(), trainee.state(), loader.state_dict()
+
+    def _meters(self) -> Meters:
+        job, model, streams = self.job, self.trainee.model, self.job.view.streams
+        losses = None
+        if len(streams) > 1:
+            counts = [int(count) for count in self.dataset.samples_per_stream]
+            losses = StreamLosses([stream.name for stream in streams], counts, self.progress.streams)
+        gradients = _gradients(job, self.theta, model, self.trainee.ranks.device)
+        return Meters(model, gradients, self.activations, losses)
+
+    def finish(self, folder: Path) -> None:
+        """Evaluate what was trained, and write the update and the private state; on the first rank."""
+        job, view, ranks = self.job, self.job.view, self.trainee.ranks
         if view.local.evaluate and not ranks.sharded:  # the first rank alone may not hold the model
-            with clock.phase("evaluate"), suppress(DataError):  # nothing is held out: the round's says it
-                size = at_once(view.local, micro_batch, ranks.size)  # the optimizer is still on the device
-                scores = held_out_scores(decoder, view, device, size)
-        with clock.phase("encode"):
-            update = encode(job, report, theta, parameters, past, folder, written)
-        with clock.phase("save"):
-            state = kept_state(job, kept, stream, mix, past.samples + progress.count)
-            moments = []
+            with self.clock.phase("evaluate"), suppress(DataError):  # nothing is held out: the round's says it
+                size = at_once(view.local, self.micro_batch, ranks.size)  # the optimizer is still on the device
+                self.scores = held_out_scores(self.decoder, view, ranks.device, size)
+        with self.clock.phase("encode"):
+            self.update = encode(job, self.report, self.theta, self.parameters, self.past, folder, self.written)
+        with self.clock.phase("save"):
+            state = kept_state(job, self.kept, self.stream, self.mix, self.past.samples + self.progress.count)
             if view.local.optimizer_state == "average":
                 size, dtype = view.federation.aggregation.shard_bytes, view.update.moments_dtype
-                moments = write_moments(state["optimizer"], names, written, size, dtype)
+                self.moments = write_moments(state["optimizer"], self.trainee.names, self.written, size, dtype)
             if view.local.optimizer_state == "reset":
                 state["optimizer"] = None
-            with (written / TRAINING).open("wb") as file:  # given a name, torch hides why a write has failed
-                torch.save({**state, "feedback": update.feedback}, file)
-    finally:
-        if ranks.first:
-            with clock.phase("dataset"):
-                _close(dataset)
-    metrics = {
-        **round_metrics(job, progress),
-        "tokens_per_second": (progress.tokens - tokens_before) / clock.seconds["fit"],
-        "seconds": time.monotonic() - started,
-        **({"micro_batch": float(micro_batch)} if isinstance(micro_batch, int) else {}),
-        **({"devices": float(ranks.size)} if ranks.size > 1 else {}),
-    }
-    done = progress.tokens, progress.steps
-    return as_trained(job, *done, metrics, scores, data.train_tokens, past, update, moments, clock, past.notes)
+            with (self.written / TRAINING).open("wb") as file:  # given a name, torch hides why a write has failed
+                torch.save({**state, "feedback": self.update.feedback}, file)
+
+    def outcome(self, started: float) -> Outcome:
+        """What came of it.
+
+        Args:
+            started: when the training did, by the monotonic clock.
+        """
+        progress, ranks = self.progress, self.trainee.ranks
+        metrics = {
+            **round_metrics(self.job, progress),
+            "tokens_per_second": (progress.tokens - self.tokens_before) / self.clock.seconds["fit"],
+            "seconds": time.monotonic() - started,
+            **({"micro_batch": float(self.micro_batch)} if isinstance(self.micro_batch, int) else {}),
+            **({"devices": float(ranks.size)} if ranks.size > 1 else {}),
+        }
+        return Outcome(
+            tokens=progress.tokens,
+            steps=progress.steps,
+            metrics=metrics,
+            scores=self.scores,
+            data_tokens=self.data_tokens,
+            update=self.update,
+            moments=self.moments,
+            notes=self.past.notes,
+        )
 
 
 def _load_optimizer(job: LocalJob, trainee: Trainee, past: Past) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from photon_core.errors import UpdateRejected
 from photon_core.hardware.parallelism import Infra, check_infra
 from photon_core.training.job import LocalJob
-from photon_core.training.loop import work
+from photon_core.training.loop import run_local_steps
 from photon_core.training.micro_batch import find_micro_batch, found_anew
 from photon_core.training.parallel.launch import train_ranks
 from photon_core.training.parallel.nodes import train_apart
@@ -90,7 +90,7 @@ def _train(
         micro_batch = find_micro_batch(job.view, folder, infra.ranks, notes)
     if infra.ranks > 1:
         return train_ranks(job, infra, report, folder, written, micro_batch)
-    trained = work(job, report, folder, written, checkpoints, micro_batch)
+    trained = run_local_steps(job, report, folder, written, checkpoints, micro_batch)
     assert trained is not None
     return trained
 

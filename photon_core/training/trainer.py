@@ -13,9 +13,8 @@ import torch
 from composer import Callback, DataSpec, Timestamp, Trainer
 from streaming import StreamingDataLoader, StreamingDataset
 
-from photon_core.model.decoder import PhotonModel
 from photon_core.training.parallel.ranks import TIMEOUT, Ranks
-from photon_core.training.parallel.sharding import parallelism
+from photon_core.training.parallel.sharding import Trainee, parallelism
 from schemas.view import SiteView
 
 
@@ -78,19 +77,27 @@ def make_loader(
 
 def make_trainer(
     view: SiteView,
-    model: PhotonModel,
+    trainee: Trainee,
     loader: StreamingDataLoader,
-    optimizer: torch.optim.Optimizer,
     callbacks: Sequence[Callback],
     *,
-    device: str,
     global_step: int,
     micro_batch: int | str | None,
     loggers: list[Any],
-    ranks: Ranks | None = None,
 ) -> Trainer:
-    """A Trainer whose clock stands at the global step, to be run by fit(duration="<steps>ba")."""
-    local, shared = view.local, ranks is not None and ranks.size > 1
+    """A Trainer whose clock stands at the global step, to be run by fit(duration="<steps>ba").
+
+    Args:
+        view: the site, for its settings.
+        trainee: the model and its optimizer.
+        loader: of the batches.
+        callbacks: in the order in which they are called.
+        global_step: local steps before this training.
+        micro_batch: sequences that go through the model at once on one device; None for all.
+        loggers: Composer's own.
+    """
+    ranks = trainee.ranks
+    shared = ranks.size > 1
     data = DataSpec(
         loader,
         split_batch=split_share if shared else None,
@@ -98,21 +105,21 @@ def make_trainer(
         get_num_tokens_in_batch=lambda batch: batch["tokens"].numel(),
     )
     trainer = Trainer(
-        model=model,
+        model=trainee.model,
         train_dataloader=data,
-        optimizers=optimizer,
+        optimizers=trainee.optimizer,
         callbacks=list(callbacks),
         device_train_microbatch_size=micro_batch,
         loggers=loggers,
         run_name=f"{view.federation.run}-{view.name}",
         seed=view.federation.seed,
-        device="gpu" if device == "cuda" else "cpu",
-        precision=local.precision,
+        device="gpu" if ranks.device == "cuda" else "cpu",
+        precision=view.local.precision,
         progress_bar=False,
         spin_dataloaders=False,
         save_folder=None,
         save_latest_filename=None,
-        parallelism_config=parallelism(ranks) if ranks else None,
+        parallelism_config=parallelism(ranks),
         dist_timeout=TIMEOUT,
     )
     trainer.state.timestamp = Timestamp(batch=global_step)

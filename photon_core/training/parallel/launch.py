@@ -36,12 +36,12 @@ def train_ranks(
     written: Path,
     micro_batch: int | str | None,
 ) -> Trained:
-    """Train a job as `working.work` does, over several devices of this machine.
+    """Train a job as `run_local_steps` does, over several devices of this machine.
 
     Several machines are not supported: nodes with fast links must all be devices of the one that trains.
 
     Args:
-        job, report, folder, written, micro_batch: as for `work`.
+        job, report, folder, written, micro_batch: as for `run_local_steps`.
         infra: how; its ranks are started here.
 
     Raises:

@@ -44,7 +44,7 @@ from photon_core.model.decoder import load_decoder
 from photon_core.model.shapes import moment_shapes
 from photon_core.training.evaluate import held_out_scores
 from photon_core.training.exchange import Theta, write_tensors
-from photon_core.training.finish import Clock, as_trained, encode, kept_state
+from photon_core.training.finish import Clock, Outcome, as_trained, encode, kept_state
 from photon_core.training.job import LocalJob
 from photon_core.training.micro_batch import evaluation_batch
 from photon_core.training.state.checkpoint import Checkpoints
@@ -270,7 +270,7 @@ def train_apart(
     checkpoints: Checkpoints,
     train: Train,
 ) -> Trained:
-    """As `working.work`, of a site that is a federation of its nodes.
+    """As `run_local_steps`, of a site that is a federation of its nodes.
 
     Args:
         job, report, folder, written, checkpoints: as there.
@@ -309,5 +309,14 @@ def train_apart(
             torch.save(state, file)
     metrics = {**average.metrics(), "seconds": time.monotonic() - started}
     data_tokens = require_manifest(view).train_tokens
-    done, notes = (average.tokens, average.steps), [*past.notes, *average.notes()]
-    return as_trained(job, *done, metrics, scores, data_tokens, past, update, moments, clock, notes)
+    outcome = Outcome(
+        tokens=average.tokens,
+        steps=average.steps,
+        metrics=metrics,
+        scores=scores,
+        data_tokens=data_tokens,
+        update=update,
+        moments=moments,
+        notes=[*past.notes, *average.notes()],
+    )
+    return as_trained(job, past, outcome, clock.seconds)

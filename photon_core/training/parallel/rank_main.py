@@ -39,7 +39,7 @@ def main(folder: Path) -> int:
 def _train(folder: Path) -> Any:
     import photon_core.training.preload  # noqa: F401  (Trainers ask the same questions here)
     from photon_core.hardware.device import choose_device
-    from photon_core.training.loop import work
+    from photon_core.training.loop import run_local_steps
     from photon_core.training.parallel.ranks import join_ranks
     from photon_core.training.state.checkpoint import Checkpoints
 
@@ -54,7 +54,7 @@ def _train(folder: Path) -> Any:
             pipe.write(json.dumps(values).encode() + b"\n")
 
         checkpoints = Checkpoints(state, job)
-        return work(job, report, state, request["written"], checkpoints, request["micro_batch"], ranks)
+        return run_local_steps(job, report, state, request["written"], checkpoints, request["micro_batch"], ranks)
 
 
 if __name__ == "__main__":

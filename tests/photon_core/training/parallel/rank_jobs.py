@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from photon_core.training.loop import work
+from photon_core.training.loop import run_local_steps
 from photon_core.training.parallel.ranks import join_ranks
 from photon_core.training.state.checkpoint import Checkpoints
 from photon_core.training.state.folder import publish, writing
@@ -24,11 +24,14 @@ def main(folder: Path) -> None:
         if ranks.first:
             (state / "state").mkdir(parents=True, exist_ok=True)
             with writing(state) as written:
-                trained = work(job, silent, state, written, Checkpoints(state, job), micro_batch, ranks)
+                trained = run_local_steps(job, silent, state, written, Checkpoints(state, job), micro_batch, ranks)
                 assert trained is not None
                 results.append(publish(state, written, trained, job.key))
         else:
-            assert work(job, silent, state, Path("/nowhere"), Checkpoints(state, job), micro_batch, ranks) is None
+            assert (
+                run_local_steps(job, silent, state, Path("/nowhere"), Checkpoints(state, job), micro_batch, ranks)
+                is None
+            )
         ranks.wait()
     if all_ranks.first:
         (folder / "results.pickle").write_bytes(pickle.dumps(results))
