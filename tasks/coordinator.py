@@ -15,9 +15,10 @@ from prefect.runtime import flow_run
 from photon_core.aggregation import round as rounds
 from photon_core.aggregation.candidate import Candidate, Course
 from photon_core.aggregation.commit import commit
+from photon_core.aggregation.guard import sentences
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
-from photon_core.evidence.events import Kind, Log
+from photon_core.evidence.events import Fact, Kind, Log
 from photon_core.evidence.summary import summary
 from photon_core.evidence.trackers import check_trackers
 from photon_core.formatting import unmarked
@@ -150,8 +151,7 @@ def aggregate(
     with runtime.log.at(t).step("aggregate"):
         candidate = rounds.aggregate_round(run_of(federation), federation, t, sampled, left_out, rejected)
         announce(runtime.log, t, candidate.left_out)
-        for note in candidate.guard:
-            get_run_logger().warning("round %d: %s", t, note)
+        _warn(runtime.log.at(t), candidate.guard)
         return candidate
 
 
@@ -170,9 +170,16 @@ def apply_again(
         assert again is not None
         bad = {site: why for site, why in again.left_out.items() if site not in candidate.left_out}
         announce(runtime.log, candidate.t, bad)
-        for note in again.guard[len(candidate.guard) :]:
-            get_run_logger().warning("round %d: %s", candidate.t, note)
+        _warn(runtime.log.at(candidate.t), again.guard[len(candidate.guard) :])
         return again
+
+
+def _warn(log: Log, guard: list[Fact]) -> None:
+    """Say what the guard has found and done."""
+    for fact in guard:
+        log.add(fact)
+    for text in sentences(guard):
+        get_run_logger().warning("round %d: %s", log.round, text)
 
 
 def announce(log: Log, t: int, left_out: dict[str, str]) -> None:
@@ -199,7 +206,7 @@ def publish(runtime: Runtime, federation: Federation, candidate: Candidate, cour
     with log.step("publish"):
         course = replace(course, events=log.events())
         manifest = commit(run_of(federation), federation, candidate, course)
-        for note in manifest.guard[len(candidate.guard) :]:
+        for note in manifest.guard[len(sentences(candidate.guard)) :]:
             get_run_logger().warning("round %d: %s", candidate.t, note)
         show(runtime, federation, manifest)
     log.append(Kind.ROUND_PUBLISHED)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from photon_core.aggregation.aggregate import Aggregate
 from photon_core.aggregation.moments import Moments
-from photon_core.evidence.events import Event
+from photon_core.evidence.events import Event, Fact
 from schemas.manifests import FileEntry, UpdateManifest
 from schemas.sections.server import Server
 
@@ -22,7 +22,7 @@ class Candidate:
         left_out: site -> why its update is not among them.
         groups: the regions that are averaged first; none where one server reads all.
         lowered: times that the guard has lowered server.lr.
-        guard: what the guard has found and done, a sentence each.
+        guard: what the guard has found and done.
         download: the model rounded to bfloat16, if that is what the sites fetch.
     """
 
@@ -33,7 +33,7 @@ class Candidate:
     left_out: dict[str, str] = field(default_factory=dict)
     moments: Moments = field(default_factory=Moments)
     lowered: int = 0
-    guard: list[str] = field(default_factory=list)
+    guard: list[Fact] = field(default_factory=list)
     groups: dict[int, list[str]] = field(default_factory=dict)
     download: list[FileEntry] = field(default_factory=list)
 

@@ -7,6 +7,7 @@ diverged, which the guard still sees.
 from collections.abc import Mapping
 from math import log
 
+from photon_core.evidence.events import Fact, Kind
 from photon_core.evidence.metrics import Metric, find, perplexity, reported
 from schemas.federation import Federation
 
@@ -35,7 +36,7 @@ def excessive(federation: Federation, evaluations: Scores) -> dict[str, list[str
     """site -> a sentence, where it claims to have evaluated more tokens than it can have."""
     most = most_evaluated(federation)
     return {
-        site: [f"it claims {scores['tokens']:.15g} evaluated tokens; at most {most} are possible, and count"]
+        site: [str(Fact(Kind.CLAIM_BOUNDED, {"tokens": scores["tokens"], "most": most}))]
         for site, scores in evaluations.items()
         if scores["tokens"] > most
     }

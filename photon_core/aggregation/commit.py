@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 
 from photon_core.aggregation.candidate import Candidate, Course
 from photon_core.aggregation.claims import believed, excessive
-from photon_core.aggregation.guarded import last_notes
+from photon_core.aggregation.guard import sentences
+from photon_core.aggregation.guarded import last_facts
 from photon_core.aggregation.metrics import aggregate_metrics
 from photon_core.aggregation.tree import reference
 from photon_core.evidence.events import incidents
@@ -52,7 +53,7 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
         incidents=_incidents(updates, incidents(course.events), excessive(federation, course.evaluations)),
         server=candidate.server.model_dump(mode="json"),
         lowered=candidate.lowered,
-        guard=[*candidate.guard, *last_notes(run, federation, candidate, course.evaluations)],
+        guard=sentences([*candidate.guard, *last_facts(run, federation, candidate, course.evaluations)]),
         global_step=before.global_step + max(update.steps for update in updates.values()),
         total_tokens=before.total_tokens + tokens,
         behind=before.behind,

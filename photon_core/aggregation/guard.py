@@ -11,12 +11,14 @@ from statistics import median
 
 from photon_core.aggregation.metrics import Scores
 from photon_core.errors import ModelDiverged
+from photon_core.evidence.events import Fact, Kind
 from photon_core.evidence.metrics import LARGEST_LOSS, reported
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
 from schemas.sections.server import Guard
 
 RUNNING_ROUNDS = 5  # whose median is the running value
+FOLLOWS = {Kind.LR_LOWERED, Kind.UPDATES_DROPPED, Kind.TRIES_ENDED}
 SITES = 3  # at least, for a median that one of them does not move
 
 
@@ -26,7 +28,7 @@ def running(past: Sequence[Mapping[str, float]], name: str) -> float | None:
     return median(values) if values else None
 
 
-def norm_trouble(norms: Mapping[str, float], past: Sequence[Mapping[str, float]], guard: Guard) -> str:
+def norm_trouble(norms: Mapping[str, float], past: Sequence[Mapping[str, float]], guard: Guard) -> Fact | None:
     """What is wrong with a new model's norms, or nothing.
 
     Args:
@@ -37,8 +39,9 @@ def norm_trouble(norms: Mapping[str, float], past: Sequence[Mapping[str, float]]
     for metric in reported("coordinator"):
         usual = running(past, metric.name) if metric.watched else None
         if guard.norm_factor and usual and (norm := norms[metric.name]) > guard.norm_factor * usual:
-            return f"{metric.watched} is {norm:.4g}, {norm / usual:.3g} times its running value {usual:.4g}"
-    return ""
+            facts = {"metric": metric.name, "norm": norm, "times": norm / usual, "usual": usual}
+            return Fact(Kind.NORM_HIGH, facts)
+    return None
 
 
 def first_losses(updates: Mapping[str, UpdateManifest]) -> Scores:
@@ -69,28 +72,36 @@ def jumps(evaluations: Scores, past: Sequence[Scores], bound: float) -> dict[str
     return found if len(found) >= min(SITES, len(evaluations)) else {}
 
 
-def loss_trouble(found: Mapping[str, float], guard: Guard) -> str:
+def loss_trouble(found: Mapping[str, float], guard: Guard) -> Fact | None:
     """What is wrong with a new model's validation loss by the median of the sites' jumps, or nothing."""
     if guard.loss_jump is None or not found or (jump := median(found.values())) <= guard.loss_jump:
-        return ""
-    return (
-        f"the validation loss is {jump:.4g} above its running value by the median of {len(found)} sites, "
-        f"over {guard.loss_jump:g}"
-    )
+        return None
+    return Fact(Kind.LOSS_HIGH, {"jump": jump, "sites": len(found), "limit": guard.loss_jump})
 
 
-def dissent(evaluations: Scores, found: Mapping[str, float], guard: Guard, bound: float) -> str:
+def dissent(evaluations: Scores, found: Mapping[str, float], guard: Guard, bound: float) -> list[Fact]:
     """The sites whose validation loss says otherwise than most sites' does, or nothing; of two, nobody knows."""
     if guard.loss_jump is None or len(evaluations) < SITES:
-        return ""
+        return []
     beyond = {site for site, scores in evaluations.items() if scores["loss"] >= bound}
     high = beyond | {site for site, jump in found.items() if jump > guard.loss_jump}
     if 2 * len(high) > len(evaluations):
         low = sorted(evaluations.keys() - high)
-        return f"the validation loss is out of line at most sites, but not at {', '.join(low)}" if low else ""
-    if not high:
-        return ""
-    return f"the validation loss is out of line at {', '.join(sorted(high))}, but not at most sites"
+        return [Fact(Kind.FEW_SITES_LOW, {"sites": low})] if low else []
+    return [Fact(Kind.FEW_SITES_HIGH, {"sites": sorted(high)})] if high else []
+
+
+def sentences(facts: Sequence[Fact]) -> list[str]:
+    """What the guard has found and done, for people: what was wrong, who says otherwise, and what followed."""
+    said: list[str] = []
+    wrong = ""
+    for fact in facts:
+        if fact.kind in FOLLOWS:
+            said.append(f"{wrong}: {fact}")
+            wrong = ""
+        else:
+            wrong = f"{wrong} ({fact})" if wrong else str(fact)
+    return [*said, wrong] if wrong else said
 
 
 def blown_up(evaluations: Scores, federation: Federation) -> list[str]:

@@ -1,6 +1,6 @@
 """What the guard finds wrong with a candidate for a round, and what is applied next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -19,6 +19,7 @@ from photon_core.aggregation.guard import (
 )
 from photon_core.aggregation.metrics import Scores
 from photon_core.aggregation.moments import Moments
+from photon_core.evidence.events import Fact, Kind
 from photon_core.run.line import line
 from photon_core.run.run import Run
 from schemas.federation import Federation
@@ -30,18 +31,17 @@ def past_rounds(run: Run, t: int) -> list[RoundManifest]:
     return list(islice(line(run, t - 1), RUNNING_ROUNDS))[::-1] if t else []
 
 
-def wrong_losses(run: Run, federation: Federation, candidate: Candidate, evaluations: Scores) -> str:
+def wrong_losses(run: Run, federation: Federation, candidate: Candidate, evaluations: Scores) -> list[Fact]:
     """What is wrong with a candidate's validation losses, and who says otherwise; or nothing."""
     guard = candidate.server.guard
     found = _jumps(federation, candidate, past_rounds(run, candidate.t), evaluations)
     trouble = loss_trouble(found, guard)
     if sites := blown_up(evaluations, federation):
-        trouble = f"the validation loss is not finite at {', '.join(sites)}"
-    others = dissent(evaluations, found, guard, largest_loss(federation)) if trouble else ""
-    return f"{trouble} ({others})" if others else trouble
+        trouble = Fact(Kind.LOSS_INFINITE, {"sites": sites})
+    return [trouble, *dissent(evaluations, found, guard, largest_loss(federation))] if trouble else []
 
 
-def last_notes(run: Run, federation: Federation, candidate: Candidate, evaluations: Scores) -> list[str]:
+def last_facts(run: Run, federation: Federation, candidate: Candidate, evaluations: Scores) -> list[Fact]:
     """What is still out of line with a candidate that is to be committed: no tries are left, or few sites say so.
 
     Raises:
@@ -57,9 +57,8 @@ def last_notes(run: Run, federation: Federation, candidate: Candidate, evaluatio
         norm_trouble(candidate.result.norms, [manifest.metrics for manifest in past], guard),
         loss_trouble(found, guard),
     ]
-    others = dissent(evaluations, found, guard, largest_loss(federation))
-    notes = [f"{trouble}: no tries are left, and it stands" for trouble in troubles if trouble]
-    return [*notes, others] if others else notes
+    facts = [fact for trouble in troubles if trouble for fact in (trouble, Fact(Kind.TRIES_ENDED))]
+    return [*facts, *dissent(evaluations, found, guard, largest_loss(federation))]
 
 
 def _jumps(
@@ -72,22 +71,22 @@ def _jumps(
     return jumps(evaluations, scores, largest_loss(federation))
 
 
-def lowered(candidate: Candidate, trouble: str) -> Candidate:
+def lowered(candidate: Candidate, trouble: Sequence[Fact]) -> Candidate:
     """The candidate to apply again, with a lower learning rate."""
     server = candidate.server
     lr = server.lr * server.guard.lr_factor
-    note = f"{trouble}: server.lr lowered from {server.lr:g} to {lr:g}, and the round applied again"
+    fact = Fact(Kind.LR_LOWERED, {"before": server.lr, "after": lr})
     return replace(
         candidate,
         result=Aggregate([], [], {}),
         download=[],
         server=server.model_copy(update={"lr": lr}),
         lowered=candidate.lowered + 1,
-        guard=[*candidate.guard, note],
+        guard=[*candidate.guard, *trouble, fact],
     )
 
 
-def without(candidate: Candidate, bad: Mapping[str, str], trouble: str) -> Candidate:
+def without(candidate: Candidate, bad: Mapping[str, str], trouble: Sequence[Fact]) -> Candidate:
     """The candidate to apply again, without these sites, each with its reason."""
     return replace(
         candidate,
@@ -96,5 +95,5 @@ def without(candidate: Candidate, bad: Mapping[str, str], trouble: str) -> Candi
         updates={site: update for site, update in candidate.updates.items() if site not in bad},
         moments=Moments(),
         left_out={**candidate.left_out, **bad},
-        guard=[*candidate.guard, f"{trouble}: the round applied again without {', '.join(sorted(bad))}"],
+        guard=[*candidate.guard, *trouble, Fact(Kind.UPDATES_DROPPED, {"sites": sorted(bad)})],
     )

@@ -16,6 +16,7 @@ from photon_core.aggregation.rules import moments_rule
 from photon_core.aggregation.server_optimizer import server_at
 from photon_core.aggregation.tree import Tree, regions
 from photon_core.errors import QuorumMissed, StepOverflow, UpdateRejected
+from photon_core.evidence.events import Fact, Kind
 from photon_core.run.line import place_of
 from photon_core.run.members import members, most_work
 from photon_core.run.run import Run
@@ -96,10 +97,10 @@ def apply_again(
 
 def mendable(
     run: Run, federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
-) -> str:
+) -> list[Fact]:
     """What its validation loss has against the candidate; empty if nothing, or if no tries are left."""
     if candidate.lowered >= candidate.server.guard.tries:
-        return ""
+        return []
     return wrong_losses(run, federation, candidate, evaluations)
 
 
@@ -111,17 +112,17 @@ def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidat
         last = candidate.lowered >= guard.tries
         try:
             candidate = _applied(run, federation, candidate)
-            trouble = "" if last else norm_trouble(candidate.result.norms, past, guard)
+            trouble = None if last else norm_trouble(candidate.result.norms, past, guard)
         except StepOverflow as error:
             if last:
                 raise
-            trouble = str(error)
+            trouble = Fact(Kind.STEP_OVERFLOWED, {"error": str(error)})
         if not trouble:
             return _with_download(run, federation, candidate)
-        candidate = _mended(run, federation, candidate, trouble)  # the files stay as litter, for `photon gc`
+        candidate = _mended(run, federation, candidate, [trouble])  # the files stay as litter, for `photon gc`
 
 
-def _mended(run: Run, federation: Federation, candidate: Candidate, trouble: str) -> Candidate:
+def _mended(run: Run, federation: Federation, candidate: Candidate, trouble: list[Fact]) -> Candidate:
     """The candidate to apply again: without the sites whose changes are out of line with the others', where they
     and the quorum let that be; else with a lower learning rate."""
     norms = candidate.result.norms

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from photon_core.evidence.metrics import find
 from schemas.server_errors import told
 
 COORDINATOR = "coordinator"
 STEPS = {  # how a step is called in a sentence
     "validate": "validation", "train": "local training", "upload": "the upload", "evaluate": "evaluation",
 }  # fmt: skip
+
+STATE_OF = "site '{member}': the private state of round {last_round}, attempt {last_attempt}"
 
 
 class Kind(Enum):
@@ -39,7 +42,51 @@ class Kind(Enum):
     UPDATE_COMMITTED = "update.committed", "bytes", ""
     UPDATE_SUPERSEDED = "update.superseded", "why", "{why}: it was trained again"
     UPDATE_LATE = "update.late", "why", "{why}; its update was committed all the same"
+    # local training, as a child process and the next one that goes on from it say it
     TRAINING_NOTED = "training.noted", "text", "{text}"
+    TRAINING_REPEATED = (
+        "training.repeated", "",
+        "site '{member}': round {round} was trained, but not uploaded, before the federation file was edited: "
+        "it is trained anew",
+    )  # fmt: skip
+    CHECKPOINT_RESUMED = (
+        "checkpoint.resumed", "at steps",
+        "site '{member}': the local checkpoint at step {at} of {steps} was gone on from after an interruption",
+    )  # fmt: skip
+    CHECKPOINT_FOREIGN = (
+        "checkpoint.foreign", "at",
+        "site '{member}': the local checkpoint at step {at} is of another federation file, base model or run: "
+        "the round's training starts afresh",
+    )  # fmt: skip
+    CHECKPOINT_OF_OTHER_STREAMS = (
+        "checkpoint.of_other_streams", "at steps",
+        "site '{member}': the local checkpoint at step {at} of {steps} belongs to another mix of streams: "
+        "the round's training starts afresh",
+    )  # fmt: skip
+    CHECKPOINT_FAILED = "checkpoint.failed", "error", "a local checkpoint could not be written: {error}"
+    STATE_LOST = (
+        "state.lost", "last_round last_attempt",
+        "{state_of} is missing or damaged: optimizer state and data stream start afresh",
+    )  # fmt: skip
+    STATE_OF_OTHER_NODES = (
+        "state.of_other_nodes", "last_round last_attempt before now",
+        "{state_of} belongs to another number of nodes that train apart ({before}, now {now}): optimizer state "
+        "and data stream start afresh",
+    )  # fmt: skip
+    STATE_OF_OTHER_STREAMS = (
+        "state.of_other_streams", "last_round last_attempt",
+        "{state_of} belongs to another mix of streams: the data stream begins a new epoch",
+    )  # fmt: skip
+    STATE_OF_OTHER_OPTIMIZER = (
+        "state.of_other_optimizer", "last_round last_attempt before now",
+        "{state_of} belongs to the optimizer {before}: the state of {now} starts afresh",
+    )  # fmt: skip
+    MICRO_BATCH_LOWERED = (
+        "micro_batch.lowered", "failed found",
+        "site '{member}': the kernel killed the last training for memory, which put {failed} sequences through "
+        "the model at once (micro_batch: auto); it is {found} from now on",
+    )  # fmt: skip
+    COMPILE_FAILED = "compile.failed", "error", "torch.compile failed, training went on without: {error}"
     # a site's flow run, as the coordinator sees it, or itself
     FLOW_RUN_ENDED = "flow_run.ended", "state message", "{where}its flow run was {state}{message}"
     FLOW_RUN_RESTARTED = "flow_run.restarted", "", "{where}it was started again"
@@ -50,6 +97,37 @@ class Kind(Enum):
     FLOW_RUN_RETRIED = "flow_run.retried", "why", "its flow run was started again: {why}"
     SERVER_SILENT = "server.silent", "seconds", "{where}the Prefect server did not answer for {seconds:.0f} s"
     SERVER_AWAY = "server.away", "error", "{where}the Prefect server or the store does not answer ({error})"
+    STORE_AWAY = (
+        "store.away", "seconds tries causes",
+        "the store was away for {seconds:.0f} s of the upload: {tries} tries failed ({causes})",
+    )  # fmt: skip
+    CLAIM_BOUNDED = (
+        "claim.bounded", "tokens most",
+        "it claims {tokens:.15g} evaluated tokens; at most {most} are possible, and count",
+    )  # fmt: skip
+    # what the guard finds wrong with a candidate for a round, who says otherwise, and what it does
+    NORM_HIGH = (
+        "guard.norm", "metric norm times usual",
+        "{watched} is {norm:.4g}, {times:.3g} times its running value {usual:.4g}",
+    )  # fmt: skip
+    LOSS_HIGH = (
+        "guard.loss", "jump sites limit",
+        "the validation loss is {jump:.4g} above its running value by the median of {sites} sites, over {limit:g}",
+    )  # fmt: skip
+    LOSS_INFINITE = "guard.no_loss", "sites", "the validation loss is not finite at {sites}"
+    STEP_OVERFLOWED = "guard.overflow", "error", "{error}"
+    FEW_SITES_LOW = (
+        "guard.low", "sites", "the validation loss is out of line at most sites, but not at {sites}",
+    )  # fmt: skip
+    FEW_SITES_HIGH = (
+        "guard.high", "sites", "the validation loss is out of line at {sites}, but not at most sites",
+    )  # fmt: skip
+    LR_LOWERED = (
+        "guard.lr_lowered", "before after",
+        "server.lr lowered from {before:g} to {after:g}, and the round applied again",
+    )  # fmt: skip
+    UPDATES_DROPPED = "guard.dropped", "sites", "the round applied again without {sites}"
+    TRIES_ENDED = "guard.ended", "", "no tries are left, and it stands"
     # the round
     SITE_EXCLUDED = "site.excluded", "reason", "site '{member}' is left out of round {round}: {reason}"
     ROUND_PUBLISHED = "round.published", "", ""
@@ -59,7 +137,7 @@ class Kind(Enum):
 
 
 # what a manifest says of a site whose part came to its end all the same
-INCIDENTS = {kind for kind in Kind if kind.sentence} - {Kind.SITE_EXCLUDED}
+INCIDENTS = {kind for kind in Kind if kind.sentence and kind.label.partition(".")[0] not in ("guard", "site")}
 UNKEPT = {Kind.STEP_PROGRESS}  # one a second and site: listeners hear of them, the log does not keep them
 PLACE = frozenset({"step", "model"})
 
@@ -123,8 +201,10 @@ def _sentence(kind: Kind, data: Mapping[str, Any]) -> str:
     step = str(data.get("step", ""))
     words = {
         "name": STEPS.get(step, step),
+        "state_of": STATE_OF.format_map(data) if "last_round" in data else "",
         "where": "evaluation: " if step == "evaluate" else "",
-        **data,
+        "watched": metric.watched if (metric := find(str(data.get("metric", "")))) else "",
+        **{key: ", ".join(value) if isinstance(value, list) else value for key, value in data.items()},
         "message": f" ({data['message']})" if data.get("message") else "",
     }
     return kind.sentence.format_map(words)
@@ -196,6 +276,11 @@ class Log:
             self.append(Kind.STEP_FAILED, step=step, **model, error=f"{type(error).__name__}: {told(error)}")
             raise
         self.append(Kind.STEP_FINISHED, step=step, **model, figures=figures)
+
+
+def incidents_of(log: Log) -> list[str]:
+    """What went wrong on the way, a sentence each, of a log of one process's work alone."""
+    return [str(event) for event in log.events() if event.kind in INCIDENTS]
 
 
 def incidents(events: Iterable[Event]) -> dict[str, list[str]]:

@@ -93,15 +93,6 @@ def outages() -> Iterator[list[Outage]]:
         _outages.reset(token)
 
 
-def outage_note(found: list[Outage]) -> list[str]:
-    """One sentence about them for an operator, or none."""
-    if not found:
-        return []
-    causes = ", ".join(sorted({outage.cause for outage in found}))
-    tries, seconds = sum(outage.tries for outage in found), sum(outage.seconds for outage in found)
-    return [f"the store was away for {seconds:.0f} s of the upload: {tries} tries failed ({causes})"]
-
-
 def passing(error: BaseException) -> bool:
     """Whether an error may be gone at the next try."""
     if (status := http_status(error)) is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from photon_core.evidence.events import Kind, Log
 from photon_core.model.decoder import score
 from photon_core.training.parallel.ranks import Ranks
 from schemas.view import SiteView
@@ -17,21 +18,21 @@ from schemas.view import SiteView
 FOLDER = "compiled"
 
 
-def choose_score(view: SiteView, device: str, ranks: Ranks, notes: list[str]) -> Callable[..., Any]:
+def choose_score(view: SiteView, device: str, ranks: Ranks, log: Log) -> Callable[..., Any]:
     """`score`, compiled if `local.compile` says so; FSDP gathers its blocks in Python, and stays as it is.
 
     Args:
         view: who trains.
         device: cpu or cuda.
         ranks: the processes that share the work.
-        notes: of the training; they tell of a failure, if the file leaves it open whether to compile.
+        log: of the training; it has a failure, if the file leaves it open whether to compile.
     """
     wanted = view.local.compile
     if ranks.sharded or not (device == "cuda" if wanted is None else wanted):
         return score
     folder = view.cache_dir.absolute() / FOLDER
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))  # TMPDIR is gone after the round
-    return Compiled(score, None if wanted else notes)
+    return Compiled(score, None if wanted else log)
 
 
 class Compiled:
@@ -39,12 +40,12 @@ class Compiled:
 
     Args:
         function: what to compile.
-        notes: where to tell of a failure, after which the function is called as it is; None to raise it.
+        log: gets a failure, after which the function is called as it is; None to raise it.
         options: of torch.compile.
     """
 
-    def __init__(self, function: Callable[..., Any], notes: list[str] | None, **options: Any) -> None:
-        self._plain, self._notes = function, notes
+    def __init__(self, function: Callable[..., Any], log: Log | None, **options: Any) -> None:
+        self._plain, self._log = function, log
         self._call: Callable[..., Any] = torch.compile(function, dynamic=False, **options)
 
     def __call__(self, *args: Any) -> Any:
@@ -55,9 +56,9 @@ class Compiled:
         try:
             return self._call(*args)
         except torch._dynamo.exc.TorchDynamoException as error:
-            if self._notes is None:
+            if self._log is None:
                 raise
             said = " ".join(str(error).split("\n\n")[0].split())[:300]  # what follows tells where to look
-            self._notes.append(f"torch.compile failed, training went on without: {type(error).__name__}: {said}")
+            self._log.append(Kind.COMPILE_FAILED, error=f"{type(error).__name__}: {said}")
             self._call = self._plain
             return self._call(*args)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from photon_core.evidence.events import Log
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.update.settings import UNCOUNTED, UNCOUNTED_OF_SITE, horizon
 from schemas.view import SiteView
@@ -39,6 +40,11 @@ class LocalJob:
     moment_files: list[str] = field(default_factory=list)
     announce: bool = False
     behind: Sequence[tuple[int, int]] = ()
+
+    def log(self) -> Log:
+        """A new log of what a process does for this work."""
+        site = self.view.name
+        return Log(self.view.federation.run, f"site:{site}").at(self.round, site, self.attempt)
 
     @property
     def key(self) -> str:

@@ -21,6 +21,7 @@ from photon_core.data.manifest import require_manifest
 from photon_core.data.shared_memory import release
 from photon_core.data.stream import stream_hash, train_dataset
 from photon_core.errors import DataError
+from photon_core.evidence.events import Fact, Kind, incidents_of
 from photon_core.evidence.loggers import make_loggers
 from photon_core.hardware.device import choose_device
 from photon_core.model.decoder import PhotonModel, load_decoder
@@ -117,7 +118,7 @@ class _LocalSteps:
             place = "cpu" if ranks.sharded else ranks.device
             self.decoder = load_decoder(view.federation.model, self.past.parameters or self.theta.tensors(), place)
             self.activations = ActivationNorm()
-            score = choose_score(view, ranks.device, ranks, self.past.notes)
+            score = choose_score(view, ranks.device, ranks, self.past.log)
             model = PhotonModel(self.decoder, len(view.streams) > 1, self.activations, score)
             optimizer = make_optimizer(self.decoder, view.local.optimizer)
             names = parameter_names(self.decoder, view.local.optimizer)
@@ -212,7 +213,7 @@ class _LocalSteps:
             data_tokens=self.data_tokens,
             update=self.update,
             moments=self.moments,
-            notes=self.past.notes,
+            notes=incidents_of(self.past.log),
         )
 
 
@@ -256,15 +257,15 @@ def _checkpoint(
         "parameters": parameters,
         "progress": asdict(past.progress),
         "trail": torch.from_numpy(np.fromfile(trail, np.uint8)),
-        "notes": past.notes,
+        "notes": incidents_of(past.log),
         "metrics": past.metrics,
     }
     try:
         checkpoints.write(saved)
     except (OSError, RuntimeError) as error:
-        note = f"a local checkpoint could not be written: {error}"
-        if note not in past.notes:
-            past.notes.append(note)
+        fact = Fact(Kind.CHECKPOINT_FAILED, {"error": str(error)})
+        if str(fact) not in incidents_of(past.log):
+            past.log.add(fact)
 
 
 def _take_leave(dataset: StreamingDataset, ranks: Ranks) -> bool:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from photon_core.errors import ChildFailed, FederationError, PhotonError
+from photon_core.evidence.events import Kind, Log
 from photon_core.files import write_whole
 from photon_core.hardware.device import choose_device
 from photon_core.hardware.parallelism import choose_infra, job_infra
@@ -81,14 +82,14 @@ class Question:
         return sha256_bytes(canonical_json([self.model.model_dump(mode="json"), work, hardware]))
 
 
-def find_micro_batch(view: SiteView, folder: Path, ranks: int = 1, notes: list[str] | None = None) -> int | None:
+def find_micro_batch(view: SiteView, folder: Path, ranks: int = 1, log: Log | None = None) -> int | None:
     """Sequences that go through the model at once on a device of this site; None for the device's whole batch.
 
     Args:
         view: the site; its micro-batch may be a number, auto, or nothing.
         folder: the site's private folder, where the number that was found is kept.
         ranks: devices that share the batch.
-        notes: told if the kernel has killed the last training that took the number.
+        log: gets it if the kernel has killed the last training that took the number.
 
     Raises:
         FederationError: not one sequence fits.
@@ -111,11 +112,8 @@ def find_micro_batch(view: SiteView, folder: Path, ranks: int = 1, notes: list[s
             f"site '{view.name}': not one sequence of {question.model.max_seq_len} tokens trains in {room}; raise "
             "the site's hardware.memory_gb or local.memory_gb, or take a smaller model"
         )
-    if killed and notes is not None:
-        notes.append(
-            f"site '{view.name}': the kernel killed the last training for memory, which put {failed} sequences "
-            f"through the model at once (micro_batch: auto); it is {found} from now on"
-        )
+    if killed and log is not None:
+        log.append(Kind.MICRO_BATCH_LOWERED, failed=failed, found=found)
     _write(folder / FILE, {"key": question.key, "micro_batch": found, "trials": trials})
     _try_out(folder, question)
     return found

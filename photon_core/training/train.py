@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from photon_core.errors import UpdateRejected
+from photon_core.evidence.events import Kind, Log, incidents_of
 from photon_core.hardware.parallelism import Infra, check_infra
 from photon_core.training.job import LocalJob
 from photon_core.training.loop import run_local_steps
@@ -44,22 +45,20 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
     """
     infra = check_infra(job.view)
     folder = job.view.state_dir.absolute()
-    checkpoints, notes = Checkpoints(folder, job), list[str]()
+    checkpoints, log = Checkpoints(folder, job), job.log()
     with exclusive(folder):
         trained = find_result(folder, job.round, job.attempt, job.key)
         if trained is None:
             if is_outdated(folder, job):
-                notes.append(
-                    f"site '{job.view.name}': round {job.round} was trained, but not uploaded, before the "
-                    "federation file was edited: it is trained anew"
-                )
+                log.append(Kind.TRAINING_REPEATED)
             with _temporary_folder(), writing(folder) as written:
                 try:
                     with found_anew(folder, report) as told:
-                        trained = _train(job, infra, told, folder, written, checkpoints, notes)
+                        trained = _train(job, infra, told, folder, written, checkpoints, log)
                 except UpdateRejected:
                     checkpoints.drop()  # going on would only diverge again
                     raise
+                notes = incidents_of(log)
                 for note in notes:
                     print(note)
                 trained = replace(trained, notes=[*notes, *trained.notes])
@@ -78,7 +77,7 @@ def _train(
     folder: Path,
     written: Path,
     checkpoints: Checkpoints,
-    notes: list[str],
+    log: Log,
 ) -> Trained:
     """HasInfra: one process, one job over the site's devices, or each of its nodes apart."""
     if infra.kind == "federation":
@@ -87,7 +86,7 @@ def _train(
     micro_batch: int | str | None = "auto"  # Composer's own search, in training
     wanted = job.view.micro_batch
     if infra.kind != "fsdp" or wanted != "auto":
-        micro_batch = find_micro_batch(job.view, folder, infra.ranks, notes)
+        micro_batch = find_micro_batch(job.view, folder, infra.ranks, log)
     if infra.ranks > 1:
         return train_ranks(job, infra, report, folder, written, micro_batch)
     trained = run_local_steps(job, report, folder, written, checkpoints, micro_batch)

@@ -8,10 +8,11 @@ from typing import Any, Self
 
 from photon_core.data.manifest import data_sha256
 from photon_core.errors import PhotonError, StoreConflict
+from photon_core.evidence.events import Fact, Kind
 from photon_core.evidence.timeline import Begin
 from photon_core.formatting import printable
 from photon_core.run.run import Run, run_of, versions
-from photon_core.store.retry import outage_note, outages
+from photon_core.store.retry import Outage, outages
 from photon_core.store.store import Store
 from photon_core.tensors.shards import put_file
 from photon_core.update.contribution import Contribution
@@ -75,7 +76,7 @@ def upload_update(
         steps=contribution.steps,
         metrics=contribution.metrics,
         data_sha256=data_sha256(view),
-        notes=[printable(note) for note in (*contribution.notes, *outage_note(found))][:LIST_LIMIT],
+        notes=[printable(note) for note in (*contribution.notes, *_outages(found))][:LIST_LIMIT],
         spans=[*spans, Span(phase="upload", start=begin.unix, seconds=begin.elapsed())],
         checks=list(checks),
         versions=versions(),
@@ -96,6 +97,15 @@ def _committed(run: Run, manifest: UpdateManifest) -> UpdateManifest:
             raise
         return committed
     return manifest
+
+
+def _outages(found: list[Outage]) -> list[str]:
+    """One sentence about them, or none."""
+    if not found:
+        return []
+    causes = sorted({outage.cause for outage in found})
+    tries, seconds = sum(outage.tries for outage in found), sum(outage.seconds for outage in found)
+    return [str(Fact(Kind.STORE_AWAY, {"seconds": seconds, "tries": tries, "causes": causes}))]
 
 
 class EarlyUpload:

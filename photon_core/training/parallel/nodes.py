@@ -36,6 +36,7 @@ from photon_core.data.manifest import require_manifest
 from photon_core.data.partition import partition, site_numbers
 from photon_core.data.stream import stream_hash
 from photon_core.errors import ChildFailed, CorruptFile, DataError, FederationError, Killed, UpdateRejected
+from photon_core.evidence.events import incidents_of
 from photon_core.evidence.metrics import PLAIN, find
 from photon_core.hardware.device import check_devices, choose_device
 from photon_core.hardware.parallelism import Infra
@@ -317,6 +318,6 @@ def train_apart(
         data_tokens=data_tokens,
         update=update,
         moments=moments,
-        notes=[*past.notes, *average.notes()],
+        notes=[*incidents_of(past.log), *average.notes()],
     )
     return as_trained(job, past, outcome, clock.seconds)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from photon_core.evidence.events import Kind, Log
 from photon_core.files import TEMPORARY, clear, whole_file
 from photon_core.training.job import LocalJob
 
@@ -34,13 +35,13 @@ class Checkpoints:
     def __init__(self, state_dir: Path, job: LocalJob) -> None:
         self.folder = state_dir / "state" / FOLDER
         self.path = self.folder / f"{job.round:06d}-{job.attempt:04d}.pt"
-        self.site, self.key = job.view.name, job.key
+        self.key = job.key
 
-    def read(self, notes: list[str]) -> dict[str, Any] | None:
+    def read(self, log: Log) -> dict[str, Any] | None:
         """What `write` was last given, on the CPU; None if there is none of this job, or it is damaged.
 
         Args:
-            notes: told of one of the same site, round and attempt that is another job's: its steps are lost.
+            log: gets one of the same site, round and attempt that is another job's: its steps are lost.
         """
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -51,10 +52,7 @@ class Checkpoints:
         values: dict[str, Any] = saved["values"]
         if saved["key"] == self.key:
             return values
-        notes.append(
-            f"site '{self.site}': the local checkpoint at step {values['progress']['steps']} is of another "
-            "federation file, base model or run: the round's training starts afresh"
-        )
+        log.append(Kind.CHECKPOINT_FOREIGN, at=values["progress"]["steps"])
         return None
 
     def write(self, values: dict[str, Any]) -> None:

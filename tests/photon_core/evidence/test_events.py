@@ -15,7 +15,7 @@ def test_every_kind_is_defined_once_and_its_sentence_needs_no_more_than_its_fiel
     assert len(set(labels)) == len(labels) == len(Kind.__members__)
     for kind in Kind:
         named = {name for _, name, _, _ in Formatter().parse(kind.sentence) if name}
-        assert named <= kind.fields | {"name", "where", "member", "round"}, kind
+        assert named <= kind.fields | {"name", "where", "state_of", "watched", "member", "round"}, kind
 
 
 def test_a_fact_has_the_fields_of_its_kind() -> None:

@@ -1,6 +1,6 @@
 """What had to be tried again is told, to whoever asks."""
 
-from photon_core.store.retry import outage_note, outages, patiently
+from photon_core.store.retry import outages, patiently
 
 
 def fail_twice() -> list[str]:
@@ -22,5 +22,3 @@ def test_outages_are_told_and_only_within_the_block() -> None:
         patiently(lambda: None, "putting another")
     fail_twice()
     assert [(outage.tries, outage.cause) for outage in found] == [(2, "ConnectionResetError")]
-    assert outage_note(found)[0].endswith("of the upload: 2 tries failed (ConnectionResetError)")
-    assert outage_note([]) == []

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from photon_core.evidence.events import Log, incidents_of
 from photon_core.model.decoder import score
 from photon_core.training import compiled as compiled_module
 from photon_core.training.compiled import FOLDER, Compiled, choose_score
@@ -31,11 +32,11 @@ def double(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_where_the_file_leaves_it_open_a_failure_is_a_note() -> None:
-    notes: list[str] = []
-    compiled = Compiled(double, notes, backend=broken)
+    log = Log("run")
+    compiled = Compiled(double, log, backend=broken)
     for _ in range(2):
         assert compiled(torch.ones(3)).tolist() == [2, 2, 2]
-    (note,) = notes
+    (note,) = incidents_of(log)
     assert "torch.compile failed, training went on without" in note and "no compiler here" in note
 
 
@@ -52,7 +53,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_compiles(make_site: Make) -> None:
     def compiles(device: str, ranks: Ranks, **local: Any) -> bool:
-        return choose_score(view_of(make_site(**local), "alpha"), device, ranks, []) is not score
+        return choose_score(view_of(make_site(**local), "alpha"), device, ranks, Log("run")) is not score
 
     one, sharded = Ranks(), Ranks(sharded=True)
     assert [compiles(device, one) for device in ("cpu", "cuda")] == [False, True]

@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import save_file
 
 from photon_core.errors import FederationError
+from photon_core.evidence.events import Log
 from photon_core.model.cost import training_memory
 from photon_core.model.init import initial_model, initial_tensor
 from photon_core.model.shapes import parameter_shapes
@@ -142,8 +143,8 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
 
     count.write_text("nr_free_pages 9\noom_kill 2\n")
     killed_in_its_first_step(kills=2)
-    notes: list[str] = []
-    assert find_micro_batch(view_of(federation, "alpha"), kept.parent, 1, notes) == 4 and not notes, (
+    log = Log("run")
+    assert find_micro_batch(view_of(federation, "alpha"), kept.parent, 1, log) == 4 and not log.events(), (
         "a person's kill -9"
     )
     killed_in_its_first_step(kills=3)
@@ -155,7 +156,7 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
         "once (micro_batch: auto); it is 2 from now on"
     ]
     count.write_text("oom_kill 9\n")
-    assert find_micro_batch(view_of(federation, "alpha"), kept.parent, 1, notes) == 2 and not notes, (
+    assert find_micro_batch(view_of(federation, "alpha"), kept.parent, 1, log) == 2 and not log.events(), (
         "it got through"
     )
 

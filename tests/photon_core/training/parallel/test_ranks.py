@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from photon_core.errors import ChildFailed, FederationError
+from photon_core.evidence.events import Log
 from photon_core.jobs.launcher import Launcher
 from photon_core.model.decoder import initial_decoder
 from photon_core.training import entry
@@ -238,7 +239,7 @@ def test_a_cancelled_job_leaves_nothing_and_goes_on_from_its_checkpoint(
         line for line in processes() if str(folder) in line or "photon_core.training.parallel.rank_main" in line
     ]
     assert left_behind(before) == set()
-    saved = Checkpoints(folder.absolute(), job).read([])
+    saved = Checkpoints(folder.absolute(), job).read(Log("run"))
     assert saved is not None and saved["progress"]["steps"] in (10, 20)
 
     trained = call(reports.append)

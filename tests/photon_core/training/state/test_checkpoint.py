@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from photon_core.errors import UpdateRejected
+from photon_core.evidence.events import Log
 from photon_core.model.init import initial_model
 from photon_core.training import callback as round_callback
 from photon_core.training.job import LocalJob
@@ -73,7 +74,7 @@ def test_only_the_newest_is_kept_and_none_once_published(
     job = make_job(federation, tmp_path)
     interrupt(job, 4)
     assert left(federation) == ["000001-0001.pt"]
-    saved = Checkpoints(view_of(federation, "alpha").state_dir, job).read([])
+    saved = Checkpoints(view_of(federation, "alpha").state_dir, job).read(Log("run"))
     assert saved is not None and saved["progress"]["steps"] == 4 and len(saved["trail"]) == 4 * 4 * 4
     other = dataclasses.replace(job, round=2)
     interrupt(other, 1)
@@ -246,5 +247,5 @@ def test_a_failed_write_leaves_the_last_one(make_site: Make, tmp_path: Path) -> 
     checkpoints.write({"step": 1})
     with largest_file(1 << 16), pytest.raises((OSError, RuntimeError)):
         checkpoints.write({"step": 2, "tensor": torch.zeros(1 << 16)})
-    assert checkpoints.read([]) == {"step": 1}
+    assert checkpoints.read(Log("run")) == {"step": 1}
     assert left(federation) == ["000001-0001.pt"]
