@@ -50,7 +50,7 @@ def test_its_status_and_report(federation: Federation, file: Path, capsys: pytes
     page = file.parent / "report.html"
     report(federation, page, quiet=True)
     text = page.read_text("utf-8")
-    assert "missing or damaged" in text and "server.lr lowered from 1 to 0.5" in text
+    assert "missing or damaged" in text and "shard.00000.mds.zstd: missing" in text
 
 
 def test_its_next_round_has_the_same_form(federation: Federation) -> None:
