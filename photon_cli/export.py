@@ -33,6 +33,7 @@ def generate(
     seed: int,
 ) -> None:
     """Print the prompt and what the model makes of it, as it comes. `tokens`: None for what fits, at most 100."""
+    from photon_core.export.generate import Decoding
     from photon_core.export.generate import generate as continue_text
 
     if tokens is None:
@@ -48,5 +49,5 @@ def generate(
     with ExitStack() as loading:
         show = loading.enter_context(display(quiet=not sys.stdout.isatty()))  # scripts get the text alone
         show.activity("generate", "loading the model")
-        continue_text(federation, t, prompt, tokens, temperature, top_k, seed, say)
+        continue_text(federation, t, prompt, Decoding(tokens, temperature, top_k, seed), say)
         say("\n")

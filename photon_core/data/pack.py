@@ -12,6 +12,7 @@ from photon_core.data.features import DocumentFeatures, text_bytes, text_hash
 from photon_core.data.sources import SourceFile
 from photon_core.data.tokenizer import Tokenizer
 from photon_core.errors import DataError
+from schemas.federation import Federation
 
 BATCH_DOCUMENTS = 256
 BATCH_BYTES = 4 << 20
@@ -86,9 +87,8 @@ def pack_stream(
     text_key: str,
     tokenizer: Tokenizer,
     folder: Path,
-    sequence_length: int,
     features: DocumentFeatures,
-    validation_share: float,
+    federation: Federation,
     progress: Callable[[int], None],
 ) -> dict[str, Split]:
     """Write the train and valid splits of a stream below `folder`, which does not exist yet.
@@ -101,9 +101,8 @@ def pack_stream(
         text_key: key or column of the text.
         tokenizer: of the federation.
         folder: where.
-        sequence_length: tokens a sequence, T.
         features: of the same documents, from the first pass.
-        validation_share: share of documents held out.
+        federation: the file, for the tokens a sequence and the share of documents held out.
         progress: called with the number of documents done.
 
     Returns:
@@ -112,9 +111,10 @@ def pack_stream(
     Raises:
         DataError: a file is unreadable, or fewer than two distinct texts are there.
     """
-    bound = split_bound(features.distinct(), validation_share, files[0].name)
+    bound = split_bound(features.distinct(), federation.data.validation_share, files[0].name)
     dtype = "uint16" if tokenizer.size <= 1 << 16 else "uint32"
-    splits = {name: Split(folder / name, sequence_length, dtype, tokenizer.eot) for name in ("train", "valid")}
+    length = federation.model.max_seq_len
+    splits = {name: Split(folder / name, length, dtype, tokenizer.eot) for name in ("train", "valid")}
     done = 0
     for texts in _batches(files, text_key):
         ids = tokenizer.encode_batch([data.decode() for data in texts])

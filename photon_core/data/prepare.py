@@ -162,9 +162,8 @@ def _make(view: SiteView, stream: Stream, tokenizer: Tokenizer, settings: str, p
         stream.text_key,
         tokenizer,
         folder,
-        view.federation.model.max_seq_len,
         features,
-        view.federation.data.validation_share,
+        view.federation,
         lambda done: progress(f"{stream.name}: tokenising", done, features.documents),
     )
     _refuse_empty(view.name, stream, splits)

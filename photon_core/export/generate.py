@@ -1,6 +1,7 @@
 """Text from a round's model. Imports torch and transformers, and nothing of Composer's."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from photon_core.errors import FederationError
@@ -13,23 +14,30 @@ from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
 
-def generate(
-    federation: Federation,
-    t: int | None,
-    prompt: str,
-    tokens: int,
-    temperature: float,
-    top_k: int,
-    seed: int,
-    say: Callable[[str], None],
-) -> str:
-    """Continue a prompt with the model of round t (the last one if None), up to end-of-text.
+@dataclass(frozen=True)
+class Decoding:
+    """How text is drawn from a model.
 
     Args:
         tokens: most tokens to add.
         temperature: the logits are divided by it; 0 takes the likeliest token each time.
         top_k: only the k likeliest tokens are drawn from; 0 for all.
         seed: of the drawing: equal arguments give equal text on one machine.
+    """
+
+    tokens: int
+    temperature: float
+    top_k: int
+    seed: int
+
+
+def generate(
+    federation: Federation, t: int | None, prompt: str, decoding: Decoding, say: Callable[[str], None]
+) -> str:
+    """Continue a prompt with the model of round t (the last one if None), up to end-of-text.
+
+    Args:
+        decoding: how.
         say: called with pieces of the text as they come, prompt excluded.
 
     Returns:
@@ -39,7 +47,7 @@ def generate(
         FederationError: an argument is out of range.
         PhotonError: the round is not committed.
     """
-    room = federation.model.max_seq_len
+    room, tokens, temperature = federation.model.max_seq_len, decoding.tokens, decoding.temperature
     if tokens >= room:
         raise FederationError(f"--tokens {tokens}: the model has {room} positions; write at most {room - 1}")
     run, manifest, tokenizer = open_committed(federation, t)
@@ -47,8 +55,13 @@ def generate(
 
     ids = [int(i) for i in tokenizer.encode_batch([prompt])[0]][-(room - tokens) :] or [tokenizer.eot]
     model = _load(run, manifest, federation, tokenizer.eot)
-    torch.manual_seed(seed)
-    drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": 1.0}
+    torch.manual_seed(decoding.seed)
+    drawing: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": temperature,
+        "top_k": decoding.top_k,
+        "top_p": 1.0,
+    }
     spoken = _Spoken(lambda added: tokenizer.decode(i for i in added if i != tokenizer.eot), say)
     given = torch.tensor([ids], device=model.device)
     with torch.inference_mode():

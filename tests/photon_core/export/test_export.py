@@ -157,7 +157,7 @@ def test_every_parameter_has_one_place() -> None:
 def test_generate_follows_the_model(make_rounds: Rounds) -> None:
     import torch
 
-    from photon_core.export.generate import generate
+    from photon_core.export.generate import Decoding, generate
     from photon_core.model.decoder import load_decoder
     from photon_core.training.exchange import Theta
 
@@ -173,11 +173,11 @@ def test_generate_follows_the_model(make_rounds: Rounds) -> None:
         ids.append(int(logits.argmax()))
     expected = bytes(i for i in ids[7:] if i < 256).decode(errors="replace")
     pieces: list[str] = []
-    text = generate(federation, 0, "Once é", 9, 0.0, 0, 1, pieces.append)
+    text = generate(federation, 0, "Once é", Decoding(9, 0.0, 0, 1), pieces.append)
     assert text == "".join(pieces) == expected
 
-    drawn = [generate(federation, 0, "Once", 12, 1.0, 20, seed, pieces.append) for seed in (1, 1, 2)]
+    drawn = [generate(federation, 0, "Once", Decoding(12, 1.0, 20, seed), pieces.append) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(FederationError, match="--tokens 20: the model has 20 positions; write at most 19"):
-        generate(federation, 0, "Once", 20, 1.0, 20, 1, pieces.append)
-    assert generate(federation, 1, "", 3, 0.0, 0, 1, pieces.append) is not None
+        generate(federation, 0, "Once", Decoding(20, 1.0, 20, 1), pieces.append)
+    assert generate(federation, 1, "", Decoding(3, 0.0, 0, 1), pieces.append) is not None
