@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from photon_cli.prefect.remote import NotReady, require_server
 from photon_core.errors import DataError, PhotonError
 from photon_core.hardware.parallelism import check_gpus, check_infra, check_processors
 from photon_core.jobs.sharing import serve_beside
+from photon_core.store.interface import probe_name
 from photon_core.training.entry import PRELOAD
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL_TAG, other_protocol
@@ -159,8 +159,8 @@ def _store(served: _Served) -> str:
     from photon_cli.reach import reachable
 
     run = reachable(served.federation)
-    folder = run.round_dir(0) + (f"/sites/{served.site}" if served.site else "")
-    probe = f"{folder}/.probe-{uuid.uuid4().hex}"
+    folder = run.site_folder(0, served.site) if served.site else run.round_dir(0)
+    probe = f"{folder}/{probe_name()}"
     try:
         run.store.create(probe, b"")
         latest = run.latest()

@@ -34,7 +34,7 @@ def measure(view: SiteView, quiet: bool) -> None:
         require_gpu(view.local)
     run = reachable(view.federation)
     _say(f"measuring the link to {run.store.url}: up to 10 s each way", quiet)
-    folder = f"{run.round_dir(0)}/sites/{view.name}"
+    folder = run.site_folder(0, view.name)
     up, down = in_child(measure_link, STORE_SECONDS, run.store, folder)
     print(declaration(view, devices, up, down))
 

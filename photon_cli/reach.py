@@ -1,7 +1,8 @@
 """A store that is elsewhere is asked once before any work: nobody waits two minutes for a wrong address."""
 
 from photon_core.errors import StoreUnavailable
-from photon_core.run.run import Run
+from photon_core.run.paths import Kind, Place
+from photon_core.run.run import Run, run_of
 from photon_core.store.store import Store
 from schemas.federation import Federation
 
@@ -16,11 +17,11 @@ def reachable(federation: Federation) -> Run:
         StoreRefused: it does not let us in.
         FederationError: its URL is of no kind that there is.
     """
-    options = federation.storage.store_options()
-    run = Run(Store(federation.store, **options), federation.run)
+    run = run_of(federation)
     if not run.store.is_local:
         try:
-            Store(federation.store, **options, patience=SECONDS).exists(f"{federation.run}/run.json")
+            store = Store(federation.store, **federation.storage.store_options(), patience=SECONDS)
+            store.exists(Place(Kind.RUN_JSON, run.run).path)
         except StoreUnavailable as error:
             raise StoreUnavailable(
                 f"{error}; if it was never there, correct store and storage.endpoint_url"

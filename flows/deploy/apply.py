@@ -268,7 +268,7 @@ def _request(wanted: Deployment) -> dict[str, Any]:
     from prefect.flows import load_flow_from_entrypoint
     from prefect.utilities.callables import parameter_schema
 
-    from photon_core.run.run import versions
+    from photon_core.run.provenance import versions
 
     flow = load_flow_from_entrypoint(wanted.entrypoint, use_placeholder_flow=False)
     assert flow.name == wanted.flow, f"{wanted.entrypoint} is named {flow.name}"

@@ -13,7 +13,7 @@ import yaml
 
 from flows.deploy.catalogue import COLLISION_STRATEGY, Deployment, Plan
 from photon_core.errors import FederationError
-from photon_core.run.run import versions
+from photon_core.run.provenance import versions
 
 WIDTH = 115
 TEMPLATE = re.compile(r"\{\{\s*[\w.\-\[\]$]+\s*\}\}")  # what Prefect fills in, here and at the worker

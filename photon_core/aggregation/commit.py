@@ -13,7 +13,8 @@ from photon_core.evidence.events import incidents
 from photon_core.evidence.timeline import spans_of, timeline
 from photon_core.formatting import printable
 from photon_core.run.line import earlier
-from photon_core.run.run import Run, federation_sha256, model_sha256, utc_now, versions
+from photon_core.run.provenance import federation_sha256, utc_now, versions
+from photon_core.run.run import Run, model_sha256
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest, UpdateManifest
 

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
+from dataclasses import replace
 
 from photon_core.aggregation.aggregate import Aggregate, base_of, sources_of
 from photon_core.aggregation.checks import check_manifest
@@ -25,7 +26,9 @@ from photon_core.aggregation.weights import Shares
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict, UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.run.members import ANY_WORK, Work
-from photon_core.run.run import ATTEMPTS_LIMIT, PARTIAL, Run, versions
+from photon_core.run.paths import Kind, Place
+from photon_core.run.provenance import versions
+from photon_core.run.run import ATTEMPTS_LIMIT, Run
 from schemas.manifests import PartialManifest, UpdateManifest, UpdateRef
 from schemas.sections.aggregation import Aggregation
 from schemas.sections.server import ALIKE, Server
@@ -85,10 +88,10 @@ class Tree:
         self.most, self.limits = most, limits
         for site in self._sites():  # the shares come from what the manifests say, before any region is read
             check_manifest(run, base, t, site, updates[site], most)
-        self._known: dict[int, tuple[str, PartialManifest]] = {}
+        self._known: dict[int, tuple[Place, PartialManifest]] = {}
 
-    def partial(self, region: int, again: bool = False) -> tuple[str, PartialManifest]:
-        """The region's mean: its folder and manifest, committed before or now.
+    def partial(self, region: int, again: bool = False) -> tuple[Place, PartialManifest]:
+        """The region's mean: its place and manifest, committed before or now.
 
         Args:
             region: its number.
@@ -104,13 +107,13 @@ class Tree:
     def compare(self, region: int) -> dict[str, float]:
         """cosine/<site> of the region's sites with the global mean, committed before or now: the second look."""
         partials = {n: self.partial(n) for n in self.groups}
-        folder, mine = partials[region]
+        place, mine = partials[region]
         key = sha256_bytes(
             canonical_json(sorted(self.run.partial_sha256(where) for where, _ in partials.values()))
         )
-        path = f"{folder}/cosines-{key[:16]}.json"
+        place = replace(place, kind=Kind.COSINES, content=key[:16])
         names = {f"cosine/{site}" for site in mine.parts}
-        if (there := self._cosines(path, names)) is not None:
+        if (there := self._cosines(place, names)) is not None:
             return there
         means = {partial.site: partial for _, partial in partials.values()}
         sites = {site: self.updates[site] for site in mine.parts}
@@ -118,14 +121,14 @@ class Tree:
         result = self._pass({**means, **sites}, shares, None)
         found = {name: result.norms[name] for name in sorted(names)}
         with suppress(StoreConflict):  # the same numbers from the same bytes, or what is no cosine
-            self.run.store.create(path, canonical_json(found) + b"\n")
+            self.run.commit(place, canonical_json(found) + b"\n")
         return found
 
-    def _cosines(self, path: str, names: Set[str]) -> dict[str, float] | None:
+    def _cosines(self, place: Place, names: Set[str]) -> dict[str, float] | None:
         """The committed cosines; None if there are none, or something else is there."""
         try:
-            found = json.loads(self.run.store.read(path, COSINES_LIMIT))
-        except (FileNotFoundError, CorruptFile, ValueError, RecursionError):
+            found = json.loads(self.run.read(place, COSINES_LIMIT) or b"null")
+        except (CorruptFile, ValueError, RecursionError):
             return None
         good = isinstance(found, dict) and found.keys() == names
         if not good or not all(isinstance(value, float) and abs(value) <= MOST_COSINE for value in found.values()):
@@ -164,37 +167,39 @@ class Tree:
         for found in (*(partial.norms for _, partial in partials.values()), *cosines):
             norms |= found
         weights = self._shares().weights
-        hashes = {f"{folder}/partial.json": self.run.partial_sha256(folder) for folder, _ in partials.values()}
+        places = [replace(place, kind=Kind.PARTIAL) for place, _ in partials.values()]
+        hashes = {place.path: self.run.partial_sha256(place) for place in places}
         return Aggregate(result.model, result.optimizer, weights, norms, hashes)
 
-    def _find_or_make(self, region: int, again: bool) -> tuple[str, PartialManifest]:
+    def _find_or_make(self, region: int, again: bool) -> tuple[Place, PartialManifest]:
         updates = {site: self.updates[site] for site in self.groups[region]}
         shares = self._region_shares(region)
         place = self._place(region, updates, shares)
         for attempt in range(1, ATTEMPTS_LIMIT + 1):
-            folder = f"{place}/{attempt:04d}"
-            if not self.run.store.exists(f"{folder}/{PARTIAL}"):
+            mean = replace(place, kind=Kind.MEAN, attempt=attempt)
+            folder = mean.path
+            if not self.run.exists(replace(mean, kind=Kind.PARTIAL)):
                 result = self._pass(updates, shares, folder)
                 self._shares().verify(result.norms)
                 try:
-                    self.run.commit_partial(folder, self._manifest(region, attempt, updates, shares, result))
+                    self.run.commit_partial(mean, self._manifest(region, attempt, updates, shares, result))
                 except StoreConflict:  # another server of the region: the same sites, the same mean
                     for entry in result.model:
                         self.run.store.discard(f"{folder}/{entry.path}")
                 again = False
-            found = self._committed(folder, region, attempt, updates, shares)
-            if found is not None and (not again or self._whole(folder, found)):
-                return folder, found
+            found = self._committed(mean, region, attempt, updates, shares)
+            if found is not None and (not again or self._whole(mean, found)):
+                return mean, found
         raise CorruptFile(
-            f"{self.run.store.locate(place)} holds {ATTEMPTS_LIMIT} means, none of them of its sites"
+            f"{self.run.store.locate(place.path)} holds {ATTEMPTS_LIMIT} means, none of them of its sites"
         )
 
     def _committed(
-        self, folder: str, region: int, attempt: int, updates: Updates, shares: Mapping[str, float]
+        self, mean: Place, region: int, attempt: int, updates: Updates, shares: Mapping[str, float]
     ) -> PartialManifest | None:
-        """What is committed in a folder, if it is the mean of exactly these updates in these shares."""
+        """What is committed in a place, if it is the mean of exactly these updates in these shares."""
         try:
-            if (found := self.run.partial(folder)) is not None:
+            if (found := self.run.partial(mean)) is not None:
                 most = self._most(len(updates))
                 check_manifest(self.run, self.base, self.t, found.site, found, most)
         except (CorruptFile, UpdateRejected):  # no manifest of a mean: another is made beside it
@@ -213,7 +218,7 @@ class Tree:
     def _sites(self) -> list[str]:
         return [site for sites in self.groups.values() for site in sites]
 
-    def _root_shares(self, partials: Mapping[int, tuple[str, PartialManifest]]) -> dict[str, float]:
+    def _root_shares(self, partials: Mapping[int, tuple[Place, PartialManifest]]) -> dict[str, float]:
         """Of the regions' means: the sums of their sites' shares."""
         whole = self._shares().shares
         return {partial.site: math.fsum(whole[site] for site in partial.parts) for _, partial in partials.values()}
@@ -227,11 +232,11 @@ class Tree:
         total = math.fsum(whole[site] for site in sites)
         return {site: whole[site] / total for site in sites}
 
-    def _place(self, region: int, updates: Updates, shares: Mapping[str, float]) -> str:
-        """A folder of exactly these updates to this model, in these shares."""
+    def _place(self, region: int, updates: Updates, shares: Mapping[str, float]) -> Place:
+        """The place of exactly these updates to this model, in these shares."""
         hashes = {s: self.run.update_sha256(self.t, s, update.attempt) for s, update in updates.items()}
         inputs = sha256_bytes(canonical_json([self.base.model_sha256, hashes, shares]))
-        return f"{self.run.round_dir(self.t)}/regions/{region:04d}/{inputs[:16]}"
+        return Place(Kind.REGION, self.run.run, self.t, region=region, inputs=inputs[:16])
 
     def _pass(
         self,
@@ -242,7 +247,7 @@ class Tree:
         lr_scale: float = 1.0,
     ) -> Result:
         """One pass over sites' updates, regions' means, or both, each with its share."""
-        means = {partial.site: folder for folder, partial in self._known.values() if partial.site in updates}
+        means = {partial.site: place.path for place, partial in self._known.values() if partial.site in updates}
         parts = [len(update.parts) for update in updates.values() if isinstance(update, PartialManifest)]
         sources = sources_of(self.run, self.base, self.t, updates, self._most(max(parts, default=1)), means)
         rules = Rules(WeightedMean.given(shares))
@@ -273,10 +278,10 @@ class Tree:
             norms={name: value for name, value in result.norms.items() if name.startswith("delta_norm/")},
         )
 
-    def _whole(self, folder: str, partial: PartialManifest) -> bool:
+    def _whole(self, mean: Place, partial: PartialManifest) -> bool:
         try:
             for entry in partial.files:
-                self.run.store.check(entry, folder)
+                self.run.store.check(entry, mean.path)
         except CorruptFile:
             return False
         return True

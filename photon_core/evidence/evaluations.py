@@ -9,6 +9,7 @@ from photon_core.errors import (
 )
 from photon_core.evidence.metrics import find, reported
 from photon_core.hashing import canonical_json
+from photon_core.run.paths import Kind, Place
 from photon_core.run.run import Run, model_sha256
 from schemas.manifests import FileEntry
 
@@ -19,7 +20,7 @@ SCORE_LIMIT = 1e15  # of a metric with a bound; beyond it a mean over the sites 
 def commit_evaluation(run: Run, t: int, site: str, model: list[FileEntry], scores: dict[str, float]) -> None:
     """Put a site's scores of a candidate for round t at the site's place in the store."""
     try:
-        run.store.create(_evaluation_json(run, t, site, model), canonical_json(scores) + b"\n")
+        run.commit(_place(run, t, site, model), canonical_json(scores) + b"\n")
     except StoreConflict:
         pass  # evaluated before: the model and the held-out text are the same
 
@@ -30,10 +31,9 @@ def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str,
     Raises:
         CorruptFile: one is missing, not registered, not finite, negative or too large.
     """
-    path = _evaluation_json(run, t, site, model)
-    try:
-        data = run.store.read(path, EVALUATION_LIMIT)
-    except FileNotFoundError:
+    place = _place(run, t, site, model)
+    data = run.read(place, EVALUATION_LIMIT)
+    if data is None:
         return None
     try:
         scores = {name: float(value) for name, value in json.loads(data).items()}
@@ -41,7 +41,7 @@ def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str,
         scores = {}
     required = sorted(metric.head for metric in reported("evaluation") if metric.required)
     if not scores.keys() >= set(required) or not all(_possible(name, value) for name, value in scores.items()):
-        raise CorruptFile(f"{run.store.locate(path)} does not hold the numbers {', '.join(required)}")
+        raise CorruptFile(f"{run.store.locate(place.path)} does not hold the numbers {', '.join(required)}")
     return scores
 
 
@@ -50,5 +50,5 @@ def _possible(name: str, value: float) -> bool:
     return metric is not None and isfinite(value) and value >= 0 and (not metric.bound or value <= SCORE_LIMIT)
 
 
-def _evaluation_json(run: Run, t: int, site: str, model: list[FileEntry]) -> str:
-    return f"{run.round_dir(t)}/sites/{site}/evaluation-{model_sha256(model)[:16]}.json"
+def _place(run: Run, t: int, site: str, model: list[FileEntry]) -> Place:
+    return Place(Kind.EVALUATION, run.run, t, site, content=model_sha256(model)[:16])

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from photon_core.errors import ChildFailed, CorruptFile, StoreRefused, StoreUnavailable
 from photon_core.formatting import amount
 from photon_core.jobs.child import portable
+from photon_core.store.interface import probe_name
 from photon_core.store.store import Store
 from schemas.sections.local import Local
 from schemas.server_errors import told
@@ -202,7 +202,7 @@ def _write(store: Store, folder: str, paths: list[str]) -> tuple[str, Transfer]:
     block, size, found = os.urandom(FIRST), FIRST, None
     with _at_most(LINK_SECONDS):
         while found is None or (found[1].seconds < ENOUGH_SECONDS and found[1].size < MOST):
-            paths.append(f"{folder}/.probe-{uuid.uuid4().hex}")
+            paths.append(f"{folder}/{probe_name()}")
             started = time.perf_counter()
             with store.open_write(paths[-1]) as file:
                 for _ in range(size // FIRST):

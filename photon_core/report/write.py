@@ -16,10 +16,10 @@ from typing import Any
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.record import read_record
 from photon_core.report.page import picture, render_sections, sections_of
+from photon_core.run.paths import Kind, Place
 from photon_core.run.run import Run
 from photon_core.store.store import Store
 
-NAME = "report.html"
 TIMELINES = 3  # of a page that is written after every round
 PR_SET_PDEATHSIG = 1
 
@@ -37,13 +37,13 @@ def write_report(store: Store, run: str, t: int, count: int | None, cache: Path 
     """
     where = Run(store, run, cache)
     record = read_record(where, count, t)
-    path, sections = f"{where.round_dir(t)}/{NAME}", sections_of(record, TIMELINES)
+    place, sections = Place(Kind.REPORT, run, t), sections_of(record, TIMELINES)
     try:
-        store.create(path, render_sections(record, sections).encode())
+        where.commit(place, render_sections(record, sections).encode())
         new = True
     except StoreConflict:
         new = False  # another coordinator has told the same
-    return {"location": store.locate(path), "new": new, "picture": picture(sections)}
+    return {"location": store.locate(place.path), "new": new, "picture": picture(sections)}
 
 
 def main() -> None:

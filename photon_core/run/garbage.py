@@ -6,29 +6,21 @@ from a look at a store stays right while a run goes on: later commits only add r
 is always kept whole. Only a rollback may name an old round's files again: it is looked for before they go.
 """
 
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable, Unreadable
-from photon_core.run.history import PLACE, rounds_with
-from photon_core.run.run import REMOVED, Run, files_of, utc_now
+from photon_core.run.history import removed_rounds
+from photon_core.run.paths import SHARDS, Kind, Place, place_at
+from photon_core.run.provenance import utc_now
+from photon_core.run.run import Run, files_of
 from photon_core.run.start import site_starts
-from photon_core.store.interface import Found
-from photon_core.store.store import check_path
+from photon_core.store.interface import TEMPORARY, Found
 from schemas.manifests import FileEntry, RemovalManifest
 
-TEMPORARY = re.compile(r"\.(probe-[0-9a-f]{32}|[0-9a-f]{32}\.tmp)")
-UPDATE = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4,})/update\.json")
-START = re.compile(r"sites/(?P<site>[^/]+)/(?P<attempt>\d{4,})/start\.json")
-REGION = re.compile(r"(?P<folder>regions/\d{4,}/[0-9a-f]{16}/\d{4,})/partial\.json")
 DATA = ".safetensors"
-UNNAMED = re.compile(  # what uploads and aggregations write before a manifest names it; other files are not ours
-    r"(sites/[^/]+/\d{4,}|(regions/\d{4,}/[0-9a-f]{16}/\d{4,}/)?(model|optimizer|moments|download))"
-    r"/([a-z_]+-)?\d{5,}-of-\d{5,}(-[0-9a-f]{8,16})?\.safetensors"
-)
 DAY = 86_400.0
 THREADS = 8  # removals at a time
 
@@ -96,26 +88,26 @@ def plan(
     """
     if rule.last < 1 or (rule.every is not None and rule.every < 1):
         raise PhotonError("photon gc keeps at least the latest round: --keep-last and --keep-every are 1 or more")
-    latest, gone = committed[-1], rounds_with(REMOVED, found)
+    latest, gone = committed[-1], removed_rounds(found)
     kept = {t for t in committed if rule.keeps(t, latest)}
     back = {holder for t, holder in (holders or {}).items() if holder != t and t in kept}  # rolled back to
     result = Plan(latest, [t for t in committed if t in kept | back and t not in gone])
     for file in found:
-        place = PLACE.fullmatch(file.path)
-        if place is None or int(place["t"]) > latest:
+        place = place_at(file.path)
+        if place is None or place.t > latest:
             continue
         if file.path in named and file.path.endswith(DATA):
             covering = named[file.path]
             if covering not in back and (covering in gone or covering not in kept):
-                result.rounds.setdefault(int(place["t"]), []).append(file)
-        elif _is_litter(place["rest"]) and file.path not in named and now - file.modified >= rule.litter_seconds:
+                result.rounds.setdefault(place.t, []).append(file)
+        elif _is_litter(place) and file.path not in named and now - file.modified >= rule.litter_seconds:
             result.litter.append(file)
     return result
 
 
-def _is_litter(path: str) -> bool:
+def _is_litter(place: Place) -> bool:
     """Whether a file of a round has a name that only our own code gives to what no manifest names yet."""
-    return bool(UNNAMED.fullmatch(path) or TEMPORARY.fullmatch(path.rpartition("/")[2]))
+    return place.kind in SHARDS or bool(TEMPORARY.fullmatch(place.path.rpartition("/")[2]))
 
 
 def look(run: Run, rule: Rule, now: float | None = None) -> Plan:
@@ -127,7 +119,7 @@ def look(run: Run, rule: Rule, now: float | None = None) -> Plan:
     latest = run.latest()
     if latest is None:
         raise PhotonError(f"run '{run.run}' has no rounds in {run.store.url} yet: there is nothing to collect")
-    found, committed = [file for file in run.store.walk(run.run) if _is_ours(file.path)], range(latest + 1)
+    found, committed = run.files(), range(latest + 1)
     holders = {t: run.holder(t) for t in committed if rule.keeps(t, latest)}
     named = _named(run, found, latest)
     return plan(found, named, committed, rule, time.time() if now is None else now, holders)
@@ -162,7 +154,7 @@ def _named_since(run: Run, latest: int) -> set[int]:
 
 def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
     """Path -> the latest round whose manifests cover it. Rounds without data, or uncommitted, are passed over."""
-    with_data = {int(p["t"]) for f in found if f.path.endswith(DATA) and (p := PLACE.fullmatch(f.path))}
+    with_data = {place.t for f in found if f.path.endswith(DATA) and (place := place_at(f.path))}
     named: dict[str, int] = {}
 
     def cover(t: int, paths: Iterable[str]) -> None:
@@ -170,11 +162,11 @@ def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
             named[path] = max(t, named.get(path, 0))
 
     for file in found:
-        place = PLACE.fullmatch(file.path)
-        if place is None or (t := int(place["t"])) not in with_data or t > latest:
+        place = place_at(file.path)
+        if place is None or (t := place.t) not in with_data or t > latest:
             continue
         try:
-            for of, folder, entries in _covered(run, t, place["rest"]):
+            for of, folder, entries in _covered(run, place):
                 cover(of, (f"{folder}/{entry.path}" for entry in entries))
         except StoreUnavailable:
             raise
@@ -182,30 +174,20 @@ def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
             beside = file.path.rpartition("/")[0]
             cover(t, (other.path for other in found if other.path.startswith(f"{beside}/")))
         except PhotonError:  # no manifest: what lies beside it is litter
-            if place["rest"] == "round.json":
+            if place.kind is Kind.ROUND_JSON:
                 raise
     return named
 
 
-def _covered(run: Run, t: int, rest: str) -> Iterator[tuple[int, str, list[FileEntry]]]:
-    """Of the manifest at this place of round t, if it is one: the round, the folder, the files that it covers."""
-    if rest == "round.json" and (manifest := run.round(t)):
+def _covered(run: Run, place: Place) -> Iterator[tuple[int, str, list[FileEntry]]]:
+    """Of the manifest at this place, if it is one: the round, the folder, the files that it covers."""
+    t, site = place.t, place.site
+    if place.kind is Kind.ROUND_JSON and (manifest := run.round(t)):
         yield run.holder(t), run.files_dir(t), files_of(manifest)
-    elif at := REGION.fullmatch(rest):
-        folder = f"{run.round_dir(t)}/{at['folder']}"
-        if partial := run.partial(folder):
-            yield t, folder, partial.files
-    elif at := START.fullmatch(rest):
-        for start in site_starts(run, at["site"]):
-            yield 0, run.site_dir(0, at["site"], start.attempt), start.files
-    elif (at := UPDATE.fullmatch(rest)) and (update := run.update(t, at["site"], int(at["attempt"]))):
-        yield t, run.site_dir(t, at["site"], update.attempt), [*update.files, *update.moments]
-
-
-def _is_ours(path: str) -> bool:
-    """Whether Photon can have written a file of this name; no other is touched, nor shown."""
-    try:
-        check_path(path)
-    except PhotonError:
-        return False
-    return True
+    elif place.kind is Kind.PARTIAL and (partial := run.partial(place)):
+        yield t, replace(place, kind=Kind.MEAN).path, partial.files
+    elif place.kind is Kind.START:
+        for start in site_starts(run, site):
+            yield 0, run.site_dir(0, site, start.attempt), start.files
+    elif place.kind is Kind.UPDATE and (update := run.update(t, site, place.attempt)):
+        yield t, run.site_dir(t, site, update.attempt), [*update.files, *update.moments]

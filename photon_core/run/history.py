@@ -1,6 +1,5 @@
 """The committed rounds of a run, read in parallel, and what they say in sentences."""
 
-import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,13 +7,12 @@ from photon_core.errors import (
     PhotonError,
 )
 from photon_core.run.line import sentence
-from photon_core.run.run import REMOVED, Run
+from photon_core.run.paths import Kind, place_at
+from photon_core.run.run import Run
 from photon_core.store.interface import Found
 from schemas.manifests import (
     RoundManifest,
 )
-
-PLACE = re.compile(r"[^/]+/rounds/(?P<t>\d{6,})/(?P<rest>.+)")
 
 READERS = 16  # manifests read at the same time: a store far away answers each in some 50 ms
 
@@ -56,7 +54,7 @@ def check_kept(run: Run, t: int) -> None:
     note = run.removed(run.holder(t))
     if note is None:
         return
-    gone = rounds_with(REMOVED, run.store.walk(run.run))
+    gone = removed_rounds(run.files())
     kept = [manifest.round for manifest in history(run) if run.holder(manifest.round) not in gone]
     raise PhotonError(
         f"round {t}'s model was removed by photon gc ({note.created}); kept rounds are {ranges(kept)}"
@@ -74,7 +72,7 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(" to ".join(map(str, (r[0], r[-1]))) if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
 
 
-def rounds_with(name: str, found: Iterable[Found]) -> set[int]:
-    """Rounds whose folder holds a file of this name."""
-    places = (PLACE.fullmatch(file.path) for file in found)
-    return {int(place["t"]) for place in places if place and place["rest"] == name}
+def removed_rounds(found: Iterable[Found]) -> set[int]:
+    """Rounds whose tensors `photon gc` has taken, by the files of a run."""
+    places = (place_at(file.path) for file in found)
+    return {place.t for place in places if place and place.kind is Kind.REMOVED}

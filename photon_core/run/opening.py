@@ -12,7 +12,9 @@ from photon_core.errors import (
     StoreConflict,
 )
 from photon_core.run.birth import check_recipe
-from photon_core.run.run import Run, federation_sha256, model_sha256, utc_now, versions
+from photon_core.run.paths import Kind, Place
+from photon_core.run.provenance import federation_sha256, utc_now, versions
+from photon_core.run.run import Run, model_sha256
 from photon_core.run.start import Initial, check_start
 from photon_core.tensors.container import header_length
 from photon_core.tensors.numerics import dots
@@ -84,7 +86,8 @@ def open_run(
     check_recipe(birth, federation)
     if run.round(0) is None:
         initial = initial_model()
-        files = put_files(run, f"{run.round_dir(0)}/model", initial.files, prefix="model/")
+        folder = Place(Kind.ROUND_PART, run.run, 0, part="model").path
+        files = put_files(run, folder, initial.files, prefix="model/")
         manifest = RoundManifest(
             run=federation.run,
             round=0,

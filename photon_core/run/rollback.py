@@ -11,7 +11,8 @@ from photon_core.errors import CorruptFile, FederationError, StoreConflict
 from photon_core.formatting import printable
 from photon_core.run.history import check_kept
 from photon_core.run.line import newest
-from photon_core.run.run import Run, federation_sha256, files_of, precise_now, versions
+from photon_core.run.provenance import federation_sha256, precise_now, versions
+from photon_core.run.run import Run, files_of
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.secrets import has_secret

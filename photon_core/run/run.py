@@ -1,11 +1,4 @@
-"""A run's paths in the store, and the manifests that stand there.
-
-    <store>/<run>/run.json
-    <store>/<run>/rounds/000007/{model,optimizer,moments,download}/*.safetensors, round.json (written last)
-    <store>/<run>/rounds/000007/finished/ (which of these an aggregation that was cut off had made)
-    <store>/<run>/rounds/000007/sites/<site>/0001/*.safetensors, update.json (written last)
-    <store>/<run>/rounds/000007/regions/0001/<inputs>/0001/model/*.safetensors, partial.json (written last)
-    <store>/<run>/rounds/000007/removed.json (photon gc has taken the tensors away)
+"""A run in the store: its manifests by name, the chain of its rounds, and which updates a site has committed.
 
 A round without updates has no files of its own: its round.json names those of another round, in that one's folder.
 
@@ -14,83 +7,64 @@ rounds/<t>/sites; rounds/<t>/model is the result.
 """
 
 import itertools
-import platform
-import re
-import uuid
+import json
+import os
+import threading
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
-from typing import TypeVar
-
-from pydantic import ValidationError
+from dataclasses import replace
 
 from photon_core.errors import (
     CorruptFile,
     PhotonError,
 )
-from photon_core.hashing import canonical_json, sha256_bytes
-from photon_core.store.store import Store, check_path
+from photon_core.hashing import sha256_bytes
+from photon_core.run.objects import MANIFEST_LIMIT, Objects
+from photon_core.run.paths import Kind, Place
+from photon_core.store.store import Store
 from schemas.federation import Federation
 from schemas.manifests import (
     FileEntry,
-    Manifest,
     PartialManifest,
     RemovalManifest,
     RoundManifest,
     RunManifest,
+    StartManifest,
     UpdateManifest,
 )
-from schemas.sections.values import NAME
 
-ATTEMPT = re.compile(r"[0-9]{4}")
 ATTEMPTS_LIMIT = 9999  # of a site in a round
-MANIFEST_LIMIT = 64 << 20  # bytes; a 7B model's manifest is a few hundred kB
+START_LIMIT = 16 << 20  # bytes
 UPDATE_LIMIT = 1 << 20  # bytes of an update's manifest beyond four times those of the round that it follows
-REMOVED = "removed.json"
-PARTIAL = "partial.json"
-PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "prefect", "numpy")
-
-AnyManifest = TypeVar("AnyManifest", RunManifest, RoundManifest, UpdateManifest, PartialManifest, RemovalManifest)
+RUNS_LIMIT = 16  # runs that a process keeps
 
 
-class Run:
-    """One run in a store.
-
-    Args:
-        store: where it lives.
-        run: its name, the first folder of its paths.
-        cache: a folder on this machine that keeps what is read of manifests, for later processes.
-    """
-
-    def __init__(self, store: Store, run: str, cache: Path | None = None) -> None:
-        self.store = store
-        self.run = _name("run", run)
-        self._known: dict[str, bytes] = {}  # manifests never change once there
-        self._cache = cache
+class Run(Objects):
+    """One run in a store; arguments as for `Objects`."""
 
     def round_dir(self, t: int) -> str:
-        if t < 0:
-            raise PhotonError(f"there is no round {t}: rounds count from 0")
-        return f"{self.run}/rounds/{t:06d}"
+        return Place(Kind.ROUND, self.run, t).path
+
+    def site_folder(self, t: int, site: str) -> str:
+        return Place(Kind.SITE, self.run, t, site).path
 
     def site_dir(self, t: int, site: str, attempt: int) -> str:
-        return f"{self._site(t, site)}/{attempt:04d}"
+        return Place(Kind.ATTEMPT, self.run, t, site, attempt).path
 
     def birth(self) -> RunManifest | None:
         """run.json, or None before the run is born."""
-        return self._load(RunManifest, f"{self.run}/run.json")
+        return self.load(RunManifest, Place(Kind.RUN_JSON, self.run))
 
     def create_birth(self, manifest: RunManifest) -> None:
         """Commit run.json. Raises StoreConflict when the run is born already."""
         self._same("run", manifest.run, self.run)
-        self._commit(f"{self.run}/run.json", manifest)
+        self.commit_manifest(Place(Kind.RUN_JSON, self.run), manifest)
 
     def round(self, t: int) -> RoundManifest | None:
         """Round t's manifest, or None while it is not committed."""
-        manifest = self._load(RoundManifest, self._round_json(t))
+        place = self._round_json(t)
+        manifest = self.load(RoundManifest, place)
         if manifest and (manifest.run, manifest.round) != (self.run, t):
-            raise CorruptFile(f"{self._round_json(t)} speaks of run '{manifest.run}', round {manifest.round}")
+            raise CorruptFile(f"{place.path} speaks of run '{manifest.run}', round {manifest.round}")
         return manifest
 
     def files_dir(self, t: int) -> str:
@@ -111,7 +85,7 @@ class Run:
         Raises:
             PhotonError: round t is not committed.
         """
-        data = self._bytes(self._round_json(t))
+        data = self.read(self._round_json(t))
         if data is None:
             raise PhotonError(f"round {t} of run '{self.run}' is not committed in {self.store.url}")
         return sha256_bytes(data)
@@ -141,12 +115,12 @@ class Run:
         self._same("model_sha256", manifest.model_sha256, model_sha256(manifest.model))
         self._check_link(manifest)
         self._check_to(manifest)
-        self._commit(self._round_json(manifest.round), manifest)
+        self.commit_manifest(self._round_json(manifest.round), manifest)
 
     def commit_update(self, manifest: UpdateManifest) -> None:
         """Commit update.json. Raises StoreConflict when this attempt is committed already."""
         self._same("run", manifest.run, self.run)
-        self._commit(self._update_json(manifest.round, manifest.site, manifest.attempt), manifest)
+        self.commit_manifest(self._update_json(manifest.round, manifest.site, manifest.attempt), manifest)
 
     def update(self, t: int, site: str, attempt: int) -> UpdateManifest | None:
         """One attempt's update manifest, or None while it is not committed.
@@ -154,14 +128,16 @@ class Run:
         Raises:
             CorruptFile: it is not a manifest, or speaks of another update than its place says.
         """
-        path = self._update_json(t, site, attempt)
+        place = self._update_json(t, site, attempt)
         # a stranger wrote it: it names the same tensors as the round, so it cannot be much longer
-        limit = UPDATE_LIMIT + 4 * len(self._bytes(self._round_json(t - 1)) or b"") if t else UPDATE_LIMIT
-        manifest = self._load(UpdateManifest, path, min(limit, MANIFEST_LIMIT))
+        limit = UPDATE_LIMIT + 4 * len(self.read(self._round_json(t - 1)) or b"") if t else UPDATE_LIMIT
+        manifest = self.load(UpdateManifest, place, min(limit, MANIFEST_LIMIT))
         if manifest:
             found = (manifest.run, manifest.round, manifest.site, manifest.attempt)
             if found != (self.run, t, site, attempt):
-                raise CorruptFile(f"{path} speaks of run, round, site, attempt {found!r}: not those of its place")
+                raise CorruptFile(
+                    f"{place.path} speaks of run, round, site, attempt {found!r}: not those of its place"
+                )
         return manifest
 
     def updates(self, t: int, site: str) -> list[UpdateManifest]:
@@ -171,39 +147,53 @@ class Run:
 
     def update_sha256(self, t: int, site: str, attempt: int) -> str:
         """Hash of update.json's bytes. Raises PhotonError when it is not committed."""
-        data = self._bytes(self._update_json(t, site, attempt))
+        data = self.read(self._update_json(t, site, attempt))
         if data is None:
             raise PhotonError(f"attempt {attempt} of site '{site}' for round {t} is not committed")
         return sha256_bytes(data)
 
-    def partial(self, folder: str) -> PartialManifest | None:
-        """The partial aggregate of a folder (aggregation/tree.py), or None while it is not committed."""
-        return self._load(PartialManifest, f"{folder}/{PARTIAL}")
+    def start(self, site: str, attempt: int) -> StartManifest | None:
+        """A model that a site holds and the run may start from, or None while it is not committed.
 
-    def partial_sha256(self, folder: str) -> str:
+        Raises:
+            CorruptFile: it is not a manifest, or speaks of another place than its own.
+        """
+        place = self._start_json(site, attempt)
+        manifest = self.load(StartManifest, place, START_LIMIT)
+        if manifest and (manifest.run, manifest.site, manifest.attempt) != (self.run, site, attempt):
+            where = self.store.locate(place.path)
+            raise CorruptFile(f"{where} speaks of another run, site or attempt than its place says")
+        return manifest
+
+    def commit_start(self, manifest: StartManifest) -> None:
+        """Commit start.json. Raises StoreConflict when this attempt is committed already."""
+        self._same("run", manifest.run, self.run)
+        self.commit_manifest(self._start_json(manifest.site, manifest.attempt), manifest)
+
+    def partial(self, mean: Place) -> PartialManifest | None:
+        """The partial aggregate of a place (aggregation/tree.py), or None while it is not committed."""
+        return self.load(PartialManifest, replace(mean, kind=Kind.PARTIAL))
+
+    def partial_sha256(self, mean: Place) -> str:
         """Hash of partial.json's bytes. Raises PhotonError when it is not committed."""
-        data = self._bytes(f"{folder}/{PARTIAL}")
+        data = self.read(replace(mean, kind=Kind.PARTIAL))
         if data is None:
-            raise PhotonError(f"there is no partial aggregate in {self.store.locate(folder)}")
+            raise PhotonError(f"there is no partial aggregate in {self.store.locate(mean.path)}")
         return sha256_bytes(data)
 
-    def commit_partial(self, folder: str, manifest: PartialManifest) -> None:
+    def commit_partial(self, mean: Place, manifest: PartialManifest) -> None:
         """Commit partial.json. Raises StoreConflict when it is there."""
         self._same("run", manifest.run, self.run)
-        self._commit(f"{folder}/{PARTIAL}", manifest)
+        self.commit_manifest(replace(mean, kind=Kind.PARTIAL), manifest)
 
     def removed(self, t: int) -> RemovalManifest | None:
         """The note that `photon gc` took round t's tensors away; None while they are there."""
-        return self._load(RemovalManifest, f"{self.round_dir(t)}/{REMOVED}")
+        return self.load(RemovalManifest, Place(Kind.REMOVED, self.run, t))
 
     def record_removal(self, manifest: RemovalManifest) -> None:
         """Write that note, before anything is removed. Raises StoreConflict when it is there."""
         self._same("run", manifest.run, self.run)
-        self._commit(f"{self.round_dir(manifest.round)}/{REMOVED}", manifest)
-
-    def next_attempt(self, t: int, site: str) -> int:
-        """The first attempt number that nobody has used, committed or not."""
-        return max(self._attempts(t, site), default=0) + 1
+        self.commit_manifest(Place(Kind.REMOVED, self.run, manifest.round), manifest)
 
     def committed_attempt(self, t: int, site: str) -> int:
         """The last of the site's committed attempts, which follow each other from 1 on; 0 if there are none.
@@ -213,70 +203,31 @@ class Run:
         """
 
         def committed(attempt: int) -> bool:
-            return self.store.exists(self._update_json(t, site, attempt))
+            return self.exists(self._update_json(t, site, attempt))
 
         last = last_true(committed, 1, ATTEMPTS_LIMIT) if committed(1) else 0
         if last == ATTEMPTS_LIMIT:
-            raise CorruptFile(f"{self.store.locate(self._site(t, site))} holds {last} attempts or more")
+            where = self.store.locate(self.site_folder(t, site))
+            raise CorruptFile(f"{where} holds {last} attempts or more")
         return last
 
     def _folders(self) -> int:
         """How many rounds have a folder, from 0 on without a gap: no round is committed beyond them."""
-        there = set(self.store.ls(f"{self.run}/rounds"))
-        return next(t for t in itertools.count() if f"{t:06d}" not in there)
-
-    def _site(self, t: int, site: str) -> str:
-        return f"{self.round_dir(t)}/sites/{_name('site', site)}"
+        there = {place.t for place in self.children(Place(Kind.ROUNDS, self.run), Kind.ROUND)}
+        return next(t for t in itertools.count() if t not in there)
 
     def _attempts(self, t: int, site: str) -> list[int]:
-        names = self.store.ls(self._site(t, site))
-        return sorted(int(name) for name in names if ATTEMPT.fullmatch(name) and int(name) <= ATTEMPTS_LIMIT)
+        places = self.children(Place(Kind.SITE, self.run, t, site), Kind.ATTEMPT)
+        return sorted(place.attempt for place in places if place.attempt <= ATTEMPTS_LIMIT)
 
-    def _round_json(self, t: int) -> str:
-        return f"{self.round_dir(t)}/round.json"
+    def _round_json(self, t: int) -> Place:
+        return Place(Kind.ROUND_JSON, self.run, t)
 
-    def _update_json(self, t: int, site: str, attempt: int) -> str:
-        return f"{self.site_dir(t, site, attempt)}/update.json"
+    def _update_json(self, t: int, site: str, attempt: int) -> Place:
+        return Place(Kind.UPDATE, self.run, t, site, attempt)
 
-    def _bytes(self, path: str, limit: int = MANIFEST_LIMIT) -> bytes | None:
-        if path not in self._known:
-            try:
-                self._known[path] = self._read(path, limit)
-            except FileNotFoundError:
-                return None
-        return self._known[path]
-
-    def _read(self, path: str, limit: int) -> bytes:
-        if self._cache is None:
-            return self.store.read(path, limit)
-        kept = self._cache / sha256_bytes(f"{self.store.url}/{path}".encode())
-        try:
-            return kept.read_bytes()
-        except FileNotFoundError:
-            data = self.store.read(path, limit)
-        self._cache.mkdir(parents=True, exist_ok=True)  # whoever cleans temporary folders may have been here
-        part = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}")
-        part.write_bytes(data)
-        part.replace(kept)
-        return data
-
-    def _load(self, kind: type[AnyManifest], path: str, limit: int = MANIFEST_LIMIT) -> AnyManifest | None:
-        data = self._bytes(path, limit)
-        if data is None:
-            return None
-        try:
-            return kind.model_validate_json(data)
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])[:200] or "the whole"
-            raise CorruptFile(f"{self.store.locate(path)} is not a manifest: {where}: {first['msg']}") from None
-
-    def _commit(self, path: str, manifest: Manifest) -> None:
-        data = manifest_bytes(manifest)
-        if len(data) > MANIFEST_LIMIT:  # nobody would read it, and nothing is ever overwritten
-            where = self.store.locate(path)
-            raise PhotonError(f"{where} would hold {len(data)} bytes; at most {MANIFEST_LIMIT} are read")
-        self.store.create(path, data)
+    def _start_json(self, site: str, attempt: int) -> Place:
+        return Place(Kind.START, self.run, 0, site, attempt)
 
     def _check_link(self, manifest: RoundManifest) -> None:
         previous = self.round_sha256(manifest.round - 1) if manifest.round else ""
@@ -321,11 +272,6 @@ def files_of(manifest: RoundManifest) -> list[FileEntry]:
     return [*manifest.model, *manifest.download, *manifest.optimizer, *manifest.moments]
 
 
-def manifest_bytes(manifest: Manifest) -> bytes:
-    """A manifest as it is written: canonical JSON and a newline."""
-    return canonical_json(manifest.model_dump(mode="json")) + b"\n"
-
-
 def model_sha256(files: Sequence[FileEntry]) -> str:
     """Hash of a model: sha256 over its files' hashes, in order, each as 64 hexadecimal digits and a newline.
 
@@ -334,39 +280,30 @@ def model_sha256(files: Sequence[FileEntry]) -> str:
     return sha256_bytes("".join(f"{file.sha256}\n" for file in files).encode())
 
 
-def versions() -> dict[str, str]:
-    """Versions of what shapes the result, read from the installed packages without importing them."""
-    found = {"photon": _version("photon-prefect"), "python": platform.python_version()}
-    return found | {package: _version(package) for package in PACKAGES}
+def run_of(federation: Federation, store: str | None = None, run: str | None = None) -> Run:
+    """The federation's run in its store: in one process the same one, which knows what it has read.
+
+    Args:
+        federation: its storage options are taken.
+        store, run: another store or run than the federation's own.
+    """
+    options = federation.storage.store_options()
+    found = Run(Store(store or federation.store, **options), run or federation.run)
+    key = (found.store.url, json.dumps(options, sort_keys=True, default=repr), found.run)
+    with _lock:
+        found = _runs[key] = _runs.pop(key, found)
+        while len(_runs) > RUNS_LIMIT:
+            del _runs[next(iter(_runs))]
+    return found
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
+def forget_runs() -> None:
+    """Drop what this process knows of runs: of stores that were emptied under it, or after a fork."""
+    global _lock
+    _lock = threading.Lock()
+    _runs.clear()
 
 
-def _name(kind: str, name: str) -> str:
-    check_path(name)
-    if not NAME.fullmatch(name):
-        raise PhotonError(f"{name!r} cannot name a {kind}: use letters, digits, '.', '_' and '-'")
-    return name
-
-
-def run_of(federation: Federation) -> Run:
-    """The federation's run in its store."""
-    return Run(Store(federation.store, **federation.storage.store_options()), federation.run)
-
-
-def federation_sha256(federation: Federation) -> str:
-    return sha256_bytes(canonical_json(federation.model_dump(mode="json")))
-
-
-def utc_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def precise_now() -> str:
-    """The same to the microsecond: no two commits have it in common."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+_runs: dict[tuple[str, str, str], Run] = {}
+_lock = threading.Lock()
+os.register_at_fork(after_in_child=forget_runs)  # a lock of the parent's threads may be held for ever

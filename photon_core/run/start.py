@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict
+from photon_core.errors import FederationError, PhotonError, StoreConflict
 from photon_core.formatting import printable
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.model.foreign import Checkpoint
 from photon_core.model.init import initial_model
 from photon_core.model.shapes import parameter_shapes
-from photon_core.run.run import Run
+from photon_core.run.history import check_kept
+from photon_core.run.run import Run, run_of
 from photon_core.store.store import Store
 from photon_core.tensors.reader import TensorReader
 from photon_core.tensors.shards import all_tensors, check_files, put_file
@@ -22,7 +23,6 @@ from schemas.sections.model import Model
 from schemas.sections.start import Start
 from schemas.view import SiteView
 
-MANIFEST_LIMIT = 16 << 20  # bytes
 CHUNK = 4 << 20  # elements
 ATTEMPTS = 100  # most of a site's at the run's start
 
@@ -90,7 +90,7 @@ def upload_start(view: SiteView, folder: Path) -> StartManifest:
     Raises:
         FederationError: the checkpoint is not of the file's model.
     """
-    run = _run(view.federation)
+    run = run_of(view.federation)
     committed = site_start(run, view.name, view.federation.start)
     if committed is not None:
         return committed
@@ -112,7 +112,7 @@ def upload_start(view: SiteView, folder: Path) -> StartManifest:
         asked=_asked(view.federation.start),
     )
     try:
-        run.store.create(f"{place}/start.json", canonical_json(manifest.model_dump(mode="json")) + b"\n")
+        run.commit_start(manifest)
     except StoreConflict:
         pass
     committed = site_start(run, view.name, view.federation.start)
@@ -138,7 +138,7 @@ def site_starts(run: Run, site: str) -> list[StartManifest]:
         CorruptFile: one of them is not a manifest.
     """
     found: list[StartManifest] = []
-    while len(found) < ATTEMPTS and (manifest := _start(run, site, len(found) + 1)):
+    while len(found) < ATTEMPTS and (manifest := run.start(site, len(found) + 1)):
         found.append(manifest)
     return found
 
@@ -147,28 +147,9 @@ def _asked(start: Start) -> str:
     return sha256_bytes(canonical_json(start.model_dump(mode="json")))
 
 
-def _start(run: Run, site: str, attempt: int) -> StartManifest | None:
-    path = f"{run.site_dir(0, site, attempt)}/start.json"
-    try:
-        data = run.store.read(path, MANIFEST_LIMIT)
-    except FileNotFoundError:
-        return None
-    try:
-        manifest = StartManifest.model_validate_json(data)
-    except ValueError:
-        raise CorruptFile(f"{run.store.locate(path)} is not a manifest") from None
-    if (manifest.run, manifest.site, manifest.attempt) != (run.run, site, attempt):
-        raise CorruptFile(f"{run.store.locate(path)} speaks of another run, site or attempt than its place says")
-    return manifest
-
-
-def _run(federation: Federation) -> Run:
-    return Run(Store(federation.store, **federation.storage.store_options()), federation.run)
-
-
 def _from_site(federation: Federation, folder: Path) -> Initial:
     """A site's model crosses a trust boundary: names, shapes, types and numbers are checked."""
-    run, site = _run(federation), federation.start.site
+    run, site = run_of(federation), federation.start.site
     assert site is not None
     manifest = site_start(run, site, federation.start)
     if manifest is None:
@@ -199,11 +180,10 @@ def _from_run(federation: Federation, folder: Path) -> Initial:
 def _other_round(federation: Federation) -> tuple[Run, RoundManifest]:
     """The round that the file starts from, of the same model and tokenizer."""
     from photon_core.data.tokenizer import load_tokenizer
-    from photon_core.run.history import check_kept
 
     start = federation.start
     assert start.run is not None
-    other = Run(Store(start.store or federation.store, **federation.storage.store_options()), start.run)
+    other = run_of(federation, start.store, start.run)
     birth, latest = other.birth(), other.latest()
     if birth is None or latest is None:
         raise FederationError(

@@ -1,12 +1,22 @@
 """What a backend of a store offers: files written whole, files read in ranges, lists with sizes and ages."""
 
 import os
+import re
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
+
+HIDDEN = "."  # temporary files and probes start with it; listings leave them out
+TEMPORARY = re.compile(r"\.(probe-[0-9a-f]{32}|[0-9a-f]{32}\.tmp)")
+
+
+def probe_name() -> str:
+    """A fresh name for a file that tries a store out and goes at once; should it stay, `photon gc` takes it."""
+    return f"{HIDDEN}probe-{uuid.uuid4().hex}"
 
 
 class Writer(ABC):

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,7 +17,7 @@ from threading import Lock
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
 from photon_core.errors import FederationError, PhotonError, StoreConflict
-from photon_core.store.interface import Found, Writer, walk_remote
+from photon_core.store.interface import HIDDEN, Found, Writer, probe_name, walk_remote
 from photon_core.store.objects import ObjectRanges, ObjectReader, ObjectWriter
 from photon_core.store.retry import PATIENCE, patiently
 from photon_core.store.s3 import S3Client
@@ -26,7 +25,6 @@ from schemas.server_errors import error_code
 
 T = TypeVar("T")
 
-HIDDEN = "."
 S3 = {"s3", "s3a"}
 CONDITIONAL = S3 | {"gs", "gcs"}  # protocols whose pipe_file(mode="create") asks the server
 MEMORY_LOCK = Lock()
@@ -294,7 +292,7 @@ class RemoteFiles:
                 "s3:// or gs://, or pass single_writer=True when nothing else ever writes to this run"
             )
         # beside what is about to be committed: a site may write nowhere else
-        probe = f"{path.rpartition('/')[0]}/{HIDDEN}probe-{uuid.uuid4().hex}"
+        probe = f"{path.rpartition('/')[0]}/{probe_name()}"
         self._create_if_absent(probe, b"first")
         second = self._create_if_absent(probe, b"second")
         with suppress(OSError, PhotonError):  # a site may write but not delete

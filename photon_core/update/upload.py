@@ -11,7 +11,8 @@ from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.events import Fact, Kind
 from photon_core.evidence.timeline import Begin
 from photon_core.formatting import printable
-from photon_core.run.run import Run, run_of, versions
+from photon_core.run.provenance import versions
+from photon_core.run.run import Run, run_of
 from photon_core.store.retry import Outage, outages
 from photon_core.store.store import Store
 from photon_core.tensors.shards import put_file
@@ -121,7 +122,7 @@ class EarlyUpload:
     def __init__(self, view: SiteView, t: int, attempt: int) -> None:
         run = run_of(view.federation)
         self._store = Store(run.store.url, **view.federation.storage.store_options(), patience=0.0)
-        self._folder = Run(self._store, run.run).site_dir(t, view.name, attempt)
+        self._folder = run.site_dir(t, view.name, attempt)
         self._pool = ThreadPoolExecutor(THREADS, "early-upload")
         self._under_way: list[Future[None]] = []
         self._failed = False

@@ -7,7 +7,8 @@ from tests.docs import commands
 
 
 def test_the_pages_commands_run(write_federation: Callable[..., Path]):
-    from photon_core.run.run import federation_sha256, run_of
+    from photon_core.run.provenance import federation_sha256
+    from photon_core.run.run import run_of
     from schemas.manifests import RunManifest
     from schemas.reading.load import load_federation
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from photon_core.data.tokenizer import load_tokenizer
-from photon_core.run.run import federation_sha256, model_sha256, run_of
+from photon_core.run.provenance import federation_sha256
+from photon_core.run.run import model_sha256, run_of
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, TensorEntry, UpdateRef
 from schemas.reading.load import load_federation

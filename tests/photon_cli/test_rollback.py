@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from photon_core.run.run import run_of, utc_now
+from photon_core.run.provenance import utc_now
+from photon_core.run.run import run_of
 from schemas.manifests import RemovalManifest
 from schemas.reading.load import load_federation
 from tests.photon_cli.test_mistakes import assert_refused, photon

@@ -26,7 +26,8 @@ from photon_core.aggregation.round import aggregate_round
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.evidence.trackers import tracked
 from photon_core.model.shapes import moment_shapes
-from photon_core.run.run import Run, federation_sha256, model_sha256
+from photon_core.run.provenance import federation_sha256
+from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
 from photon_core.tensors.writer import ShardWriter
 from schemas.federation import Federation

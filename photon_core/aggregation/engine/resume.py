@@ -8,12 +8,11 @@ every file that they were made from has proved to be whole. It is taken when its
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import ValidationError
-
 from photon_core.aggregation.engine.inputs import Pass
 from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable
 from photon_core.hashing import canonical_json, sha256_bytes
-from photon_core.run.run import MANIFEST_LIMIT, manifest_bytes
+from photon_core.run.objects import manifest_bytes
+from photon_core.run.paths import Kind, Place
 from photon_core.tensors.shards import check_files
 from schemas.manifests import FileEntry, ShardRecord, TensorEntry
 
@@ -54,8 +53,8 @@ class ShardRecords:
             count: of its sums.
         """
         try:
-            record = ShardRecord.model_validate_json(self._run.store.read(self._path(number), MANIFEST_LIMIT))
-            if (record.inputs, record.number, len(record.sums)) != (self.inputs, number, count):
+            record = self._run.load(ShardRecord, self._place(number))
+            if record is None or (record.inputs, record.number, len(record.sums)) != (self.inputs, number, count):
                 return None
             if [entry.tensors for entry in record.files] != [dict(part) for part in parts]:
                 return None
@@ -64,7 +63,7 @@ class ShardRecords:
                 self._run.store.check(entry, self._folder)
         except (StoreUnavailable, StoreRefused):
             raise
-        except (FileNotFoundError, ValidationError, PhotonError):  # whoever wrote it, it is no record of this pass
+        except (FileNotFoundError, PhotonError):  # whoever wrote it, it is no record of this pass
             return None
         return record
 
@@ -72,9 +71,9 @@ class ShardRecords:
         """Write a record; one that is there already, of another coordinator, stands."""
         record = ShardRecord(inputs=self.inputs, number=number, files=list(files), sums=list(sums))
         try:
-            self._run.store.create(self._path(number), manifest_bytes(record))
+            self._run.commit_manifest(self._place(number), record)
         except StoreConflict:
             pass
 
-    def _path(self, number: int) -> str:
-        return f"{self._run.round_dir(self._t)}/finished/{self.inputs[:32]}/{number + 1:05d}.json"
+    def _place(self, number: int) -> Place:
+        return Place(Kind.FINISHED, self._run.run, self._t, work=self.inputs[:32], number=number + 1)

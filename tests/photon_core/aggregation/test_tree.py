@@ -1,6 +1,7 @@
 """Regions first, then the whole: the flat result to float32 rounding, and every step found done after a kill."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from photon_core.aggregation.rules import Rules, model_rule
 from photon_core.aggregation.tree import Tree, regions
 from photon_core.aggregation.weights import Shares
 from photon_core.errors import PhotonError, UpdateRejected
+from photon_core.hashing import sha256_bytes
 from photon_core.run.garbage import Rule, look
 from photon_core.run.members import ANY_WORK
 from photon_core.run.run import Run, model_sha256
@@ -75,9 +77,7 @@ def test_the_flat_result_and_its_norms(
     result = Tree(run, 1, GROUPS, updates, server).aggregate()
     check_equal(run, result, aggregate(run, 1, updates, server))
     assert len(result.optimizer) == (server.optimizer == "nesterov")
-    assert list(result.partials.values()) == [
-        run.partial_sha256(path.removesuffix("/partial.json")) for path in result.partials
-    ]
+    assert list(result.partials.values()) == [sha256_bytes(run.store.read(path)) for path in result.partials]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_a_region_s_mean_is_an_update_of_its_sites(
     tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any
 ) -> None:
     run, updates = make_run(Store(str(tmp_path)), theta, sites)
-    folder, partial = Tree(run, 1, GROUPS, updates, Server()).partial(2)
-    assert folder.startswith("run/rounds/000001/regions/0002/")
+    place, partial = Tree(run, 1, GROUPS, updates, Server()).partial(2)
+    assert place.path.startswith("run/rounds/000001/regions/0002/")
     base = run.round(0)
     assert base and partial.base_sha256 == base.model_sha256 and partial.previous_sha256 == run.round_sha256(0)
     assert (partial.tokens, partial.steps, partial.metrics) == (900, 1, {"train_loss": 1.0})
@@ -129,7 +129,7 @@ def test_a_federation_of_federations(tmp_path: Path, make_run: MakeRun, theta: A
     """A mean of means is an update like any other, as deep as one likes."""
     run, updates = make_run(Store(str(tmp_path)), theta, sites)
     tree = Tree(run, 1, GROUPS, updates, Server())
-    found = {partial.site: (folder, partial) for folder, partial in map(tree.partial, GROUPS)}
+    found = {partial.site: (place.path, partial) for place, partial in map(tree.partial, GROUPS)}
     lower = {name: found[name] for name in ("+0001", "+0002")}
     base, updates_of = base_of(run, 1), {name: partial for name, (_, partial) in lower.items()}
     folders = {name: folder for name, (folder, _) in lower.items()}
@@ -171,11 +171,12 @@ def test_a_partial_that_was_cut_off_is_litter(
     tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any
 ) -> None:
     run, updates = make_run(Store(str(tmp_path)), theta, sites)
-    folder, _ = Tree(run, 1, GROUPS, updates, Server()).partial(1)
+    place, _ = Tree(run, 1, GROUPS, updates, Server()).partial(1)
+    folder = place.path
     (tmp_path / folder / "partial.json").unlink()
     fresh = Run(run.store, "run")
     found, partial = Tree(fresh, 1, GROUPS, updates, Server()).partial(1)
-    assert found == folder and fresh.store.exists(f"{found}/{partial.files[0].path}")
+    assert found == place and fresh.store.exists(f"{folder}/{partial.files[0].path}")
     assert len(list((tmp_path / folder / "model").iterdir())) == 2
 
 
@@ -232,8 +233,8 @@ def test_a_region_whose_second_look_meets_a_damaged_mean_says_so(
     federation = sample(run="run", sites=named, aggregation={"tree_above": 1, "fan_out": 4})
     sampled = list(updates)
     assert aggregate_region(run, federation, 1, sampled, 1) == {}
-    folder, partial = Tree(run, 1, regions(federation.aggregation, sampled), updates, Server()).partial(1)
-    path = tmp_path / folder / partial.files[0].path
+    place, partial = Tree(run, 1, regions(federation.aggregation, sampled), updates, Server()).partial(1)
+    path = tmp_path / place.path / partial.files[0].path
     path.write_bytes(path.read_bytes()[:-8] + bytes(8))
     with pytest.raises(UpdateRejected, match=r"'\+0001' rejected: .* does not have the blake3"):
         aggregate_region(run, federation, 1, sampled, 2, second_look=True)
@@ -252,12 +253,12 @@ def test_a_region_without_updates_is_passed_over(
 
 def test_a_damaged_mean_is_made_anew(tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any) -> None:
     run, updates = make_run(Store(str(tmp_path)), theta, sites)
-    folder, partial = Tree(run, 1, GROUPS, updates, Server()).partial(2)
-    path = tmp_path / folder / partial.files[0].path
+    place, partial = Tree(run, 1, GROUPS, updates, Server()).partial(2)
+    path = tmp_path / place.path / partial.files[0].path
     path.write_bytes(path.read_bytes()[:-8] + bytes(8))
     tree = Tree(run, 1, GROUPS, updates, Server())
     check_equal(run, tree.aggregate(), aggregate(run, 1, updates, Server()))
-    assert tree.partial(2)[0] == folder.removesuffix("0001") + "0002"
+    assert tree.partial(2)[0] == replace(place, attempt=2)
     check_equal(run, Tree(run, 1, GROUPS, updates, Server()).aggregate(), aggregate(run, 1, updates, Server()))
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from photon_core.errors import FederationError, PhotonError, StoreConflict
 from photon_core.run.members import member
-from photon_core.run.run import MANIFEST_LIMIT, Run
+from photon_core.run.objects import MANIFEST_LIMIT
+from photon_core.run.run import Run
 from photon_core.run.updates import check_asked, check_in_time
 from photon_core.store.store import Store
 from schemas.federation import Federation

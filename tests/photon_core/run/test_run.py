@@ -7,7 +7,9 @@ import pytest
 
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict
 from photon_core.hashing import sha256_bytes
-from photon_core.run.run import Run, manifest_bytes, model_sha256, versions
+from photon_core.run.objects import manifest_bytes
+from photon_core.run.provenance import versions
+from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, TensorEntry, UpdateManifest
 
@@ -79,17 +81,17 @@ def test_litter_is_no_round(store: Store) -> None:
     store.create("run/rounds/notes/round.json", b"{}")
     assert run.latest() == 1
     assert run.updates(2, "a") == []
-    assert run.next_attempt(2, "a") == 2
+    assert run.committed_attempt(2, "a") == 0
 
 
 def test_attempts(store: Store) -> None:
     run = Run(store, "run")
-    assert run.next_attempt(1, "a") == 1
+    assert run.committed_attempt(1, "a") == 0
     for attempt in (2, 1, 11):
         run.commit_update(update_manifest(1, "a", attempt))
     run.commit_update(update_manifest(1, "b", 1))
     assert [u.attempt for u in run.updates(1, "a")] == [1, 2, 11]
-    assert run.next_attempt(1, "a") == 12
+    assert run.committed_attempt(1, "a") == 2, "3 is missing: nobody looks further"
     with pytest.raises(StoreConflict):
         run.commit_update(update_manifest(1, "a", 2, tokens=5))
     path = "run/rounds/000001/sites/a/0002/update.json"

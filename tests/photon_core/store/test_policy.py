@@ -65,7 +65,7 @@ def enforce(endpoint: str, after: str) -> None:
 def test_a_site_does_its_work_and_nothing_else(keys: dict[str, dict[str, str]], s3_endpoint: str) -> None:
     store = Store(f"s3://{BUCKET}/{PREFIX}", endpoint_url=s3_endpoint, **keys["photon-berlin"])
     run = Run(store, RUN)
-    assert run.round(2) is None and run.next_attempt(2, "berlin") == 1
+    assert run.round(2) is None and run.committed_attempt(2, "berlin") == 0
     mine = f"{RUN}/rounds/000002/sites/berlin/0001"
     with store.open_write(f"{mine}/model.safetensors") as file:
         file.write(b"tensors")
@@ -104,7 +104,7 @@ def test_a_403_for_a_missing_object_means_missing_where_the_list_can_tell(
     s3_proxy.fault = fault
     if listed:
         run = Run(store, RUN)
-        assert run.birth() is None and run.round(3) is None and run.next_attempt(3, "berlin") == 1
+        assert run.birth() is None and run.round(3) is None and run.committed_attempt(3, "berlin") == 0
         assert not store.exists(f"{RUN}/held/the")
         with pytest.raises(FileNotFoundError):
             store.read(f"{RUN}/held/the")
