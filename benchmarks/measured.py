@@ -62,7 +62,7 @@ def main(task: dict[str, Any]) -> dict[str, float]:
         run = Run(Store(task["url"], **task.get("options", {})), RUN)
     folder = f"{run.round_dir(1)}/sites"
     sites = [f"site-{n:03d}" for n in range(task["sites"])]
-    updates = {site: run.updates(1, site)[0] for site in sites}
+    updates = {site: update for site in sites if (update := run.update(1, site, 1))}
     total = sum(entry.bytes for update in updates.values() for entry in update.files)
     with Peak() as peak:
         start, worked = time.perf_counter(), time.process_time()

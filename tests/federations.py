@@ -1,8 +1,10 @@
-"""Sample federation files in memory, for tests that neither prepare text nor train."""
+"""Sample federation files in memory, for tests that neither prepare text nor train; what is in a run's store."""
 
 from typing import Any
 
+from photon_core.run.run import Run
 from schemas.federation import Federation
+from schemas.manifests import UpdateManifest
 
 
 def site(name: str, *streams: str, **more: Any) -> dict[str, Any]:
@@ -29,3 +31,14 @@ def sections(**more: Any) -> dict[str, Any]:
 def sample(**more: Any) -> Federation:
     """The same, checked."""
     return Federation.model_validate(sections(**more))
+
+
+def attempts_of(run: Run, t: int, site: str) -> list[UpdateManifest]:
+    """A site's committed updates for round t, by attempt."""
+    attempts = range(1, run.committed_attempt(t, site) + 1)
+    return [update for attempt in attempts if (update := run.update(t, site, attempt))]
+
+
+def updates_of(run: Run, t: int, *sites: str) -> dict[str, UpdateManifest]:
+    """Each site's first update for round t."""
+    return {site: attempts_of(run, t, site)[0] for site in sites}

@@ -1,6 +1,7 @@
 """The house: which room may import which, what lies loose, and how long and wide a function may be."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,22 @@ LONG = {  # functions over LINES, with their lines: may only shrink
 }
 WIDE = {  # functions over PARAMETERS, with their number: may only shrink
     "photon_core/tensors/writer.py:ShardWriter.__init__": 8,
+}
+
+# What only photon_core/run/paths.py may write: a folder or an object of a run.
+RUN_PATH = re.compile(
+    r"(^|/)(rounds|sites|regions|finished|members)/|/(rounds|sites|regions|finished|members)\b"
+    r"|(^|/)(run|round|update|start|partial|removed)\.json|(?<!-)report\.html|evaluation-|cosines-"
+)
+NO_PATHS = {  # strings that only look like one: may only shrink
+    "photon_core/evidence/trackers.py": 4,  # names of metrics
+    "photon_core/run/start.py": 1,  # a key of a manifest
+    "schemas/manifests.py": 1,  # a description
+}
+BY_STORE = {  # calls of a store's create and read that pass objects.py by: may only shrink
+    "photon_cli/join.py": 1,  # a probe
+    "photon_core/model/foreign.py": 1,  # a checkpoint's own files
+    "photon_core/run/objects.py": 3,  # where all objects are created and read
 }
 
 
@@ -199,6 +216,27 @@ def test_a_round_speaks_of_members_and_not_of_sites_with_streams() -> None:
         nodes = ast.walk(ast.parse(path.read_text("utf-8")))
         used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
         assert used.isdisjoint({"sites", "streams", "section"}), path
+
+
+def test_paths_of_a_run_are_built_in_one_file() -> None:
+    found: dict[str, int] = defaultdict(int)
+    for path in files(*PACKAGES):
+        tree = ast.parse(path.read_text("utf-8"))
+        docs = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docs:
+                found[path.relative_to(ROOT).as_posix()] += bool(RUN_PATH.search(node.value))
+    del found["photon_core/run/paths.py"]
+    assert {name: count for name, count in found.items() if count} == NO_PATHS
+
+
+def test_objects_of_a_run_are_created_and_read_in_one_file() -> None:
+    found: dict[str, int] = defaultdict(int)
+    for path in files("photon_core", "tasks", "flows", "photon_cli"):
+        if not path.is_relative_to(ROOT / "photon_core/store"):
+            calls = re.findall(r"store\.(?:create|read)\(", path.read_text("utf-8"))
+            found[path.relative_to(ROOT).as_posix()] += len(calls)
+    assert {name: count for name, count in found.items() if count} == BY_STORE
 
 
 @pytest.mark.parametrize("word", ["past", "apart", "working", "put", "dots", "patience", "composing", "numbers"])

@@ -46,7 +46,10 @@ def initial_tensor(name: str, model: Model, seed: int) -> NDArray[np.float32]:
 
 def initial_model(federation: Federation, folder: Path) -> list[Path]:
     """Write theta^0 as safetensors shards into `folder`; at most one shard is in memory at a time."""
-    from photon_core.tensors.shards import save_shard, shard_plan
+    from safetensors.numpy import save_file
+
+    from photon_core.tensors.container import make_metadata
+    from photon_core.tensors.shards import shard_plan
 
     model = federation.model
     layout = {name: TensorEntry(dtype="F32", shape=shape) for name, shape in parameter_shapes(model).items()}
@@ -54,6 +57,11 @@ def initial_model(federation: Federation, folder: Path) -> list[Path]:
     paths = []
     for number, shard in enumerate(shards, 1):
         path = folder / f"{number:05d}-of-{len(shards):05d}.safetensors"
-        save_shard(path, shard, lambda name: initial_tensor(name, model, federation.seed))
+        tensors = {}
+        for name, part in shard.items():
+            tensor = initial_tensor(name, model, federation.seed)
+            tensors[name] = tensor if part.rows is None else tensor[slice(*part.rows)]
+        metadata = make_metadata(shard)
+        save_file(tensors, path, metadata if "rows" in metadata else None)
         paths.append(path)
     return paths

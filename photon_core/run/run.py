@@ -140,11 +140,6 @@ class Run(Objects):
                 )
         return manifest
 
-    def updates(self, t: int, site: str) -> list[UpdateManifest]:
-        """A site's committed updates for round t, by attempt. Raises CorruptFile as `update` does."""
-        found = (self.update(t, site, attempt) for attempt in self._attempts(t, site))
-        return [manifest for manifest in found if manifest]
-
     def update_sha256(self, t: int, site: str, attempt: int) -> str:
         """Hash of update.json's bytes. Raises PhotonError when it is not committed."""
         data = self.read(self._update_json(t, site, attempt))
@@ -215,10 +210,6 @@ class Run(Objects):
         """How many rounds have a folder, from 0 on without a gap: no round is committed beyond them."""
         there = {place.t for place in self.children(Place(Kind.ROUNDS, self.run), Kind.ROUND)}
         return next(t for t in itertools.count() if t not in there)
-
-    def _attempts(self, t: int, site: str) -> list[int]:
-        places = self.children(Place(Kind.SITE, self.run, t, site), Kind.ATTEMPT)
-        return sorted(place.attempt for place in places if place.attempt <= ATTEMPTS_LIMIT)
 
     def _round_json(self, t: int) -> Place:
         return Place(Kind.ROUND_JSON, self.run, t)

@@ -17,7 +17,6 @@ from photon_core.tensors.container import (
     header_length,
     header_limit,
     make_header,
-    make_metadata,
     parse_header,
     tensor_bytes,
 )
@@ -56,24 +55,6 @@ def put_file(store: Store, path: Path, folder: str, prefix: str = "", entry: Fil
     if size != entry.bytes:
         raise CorruptFile(f"{store.locate(place)} holds {size} bytes where {entry.bytes} belong; remove it")
     return entry.model_copy(update={"path": prefix + name})
-
-
-def save_shard(path: Path, shard: Mapping[str, TensorEntry], tensor: Callable[[str], NDArray[Any]]) -> None:
-    """Write a file of a plan with the library that defines the format.
-
-    Args:
-        path: of the new file.
-        shard: what it holds.
-        tensor: gives a whole tensor; asked for one at a time.
-    """
-    from safetensors.numpy import save_file
-
-    held = {
-        name: tensor(name) if part.rows is None else tensor(name)[slice(*part.rows)]
-        for name, part in shard.items()
-    }
-    metadata = make_metadata(shard)
-    save_file(held, path, metadata if "rows" in metadata else None)
 
 
 def write_shard(

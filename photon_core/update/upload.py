@@ -93,8 +93,8 @@ def _committed(run: Run, manifest: UpdateManifest) -> UpdateManifest:
     try:
         run.commit_update(manifest)
     except StoreConflict:
-        others = (u for u in run.updates(manifest.round, manifest.site) if u.attempt == manifest.attempt)
-        if (committed := next(others, None)) is None:
+        committed = run.update(manifest.round, manifest.site, manifest.attempt)
+        if committed is None:
             raise
         return committed
     return manifest

@@ -23,6 +23,7 @@ from schemas.view import view_of
 from tests.conftest import TINY, merge, topics
 from tests.database import give_database
 from tests.docs import commands
+from tests.federations import attempts_of
 from tests.flows.deployment import eventually
 from tests.s3_server import SECRETS, FaultProxy
 
@@ -258,7 +259,7 @@ def test_a_site_is_rerun_before_the_round(notes: Notes, first: Any) -> None:
     assert "attempt 2 for round 2 is committed" in notes.run(f"{rerun} --force")
     notes.start_round()
     second = notes.committed(2)
-    attempts = {site: [update.attempt for update in run.updates(2, site)] for site in SITES}
+    attempts = {site: [update.attempt for update in attempts_of(run, 2, site)] for site in SITES}
     assert attempts == {"berlin": [1], "lyon": [1, 2], "porto": [1], "turin": [1]}
     assert run.update_sha256(2, "lyon", 1) == before and second.updates["lyon"].attempt == 2
     late = commands.run(rerun, notes.folder, notes.environment)

@@ -85,7 +85,7 @@ def break_everything(federation: Deployed, workers: Workers, disk: str) -> BadRo
         filler.unlink()
         federation.retry(federation.site_run("full", 1))
 
-    eventually(lambda: federation.run.updates(1, "corrupt"), "corrupt commits")
+    eventually(lambda: federation.run.update(1, "corrupt", 1), "corrupt commits")
     Damage(next(committed(federation, "corrupt").parent.glob("*.safetensors")))
     state = federation.ended(round_run)
     assert state.is_completed(), state

@@ -18,6 +18,7 @@ from photon_core.update.settings import work_sha256
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL
 from tests.conftest import merge
+from tests.federations import attempts_of, updates_of
 from tests.flows.deployment import Deployed, SessionServer, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -177,7 +178,7 @@ def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed:
     assert set(manifest.updates) == {"a", "b"} and not manifest.left_out
     assert manifest.federation_sha256 == federation_sha256(mended.federation)
     for site, run in (("a", diverged), ("b", unprepared)):
-        update = mended.run.updates(1, site)[0]
+        update = updates_of(mended.run, 1, site)[site]
         assert update.work == work_sha256(mended.federation) and update.protocol == PROTOCOL
         assert any("the file that was deployed since" in note for note in manifest.incidents[site])
         with mended.server.client() as client:
@@ -208,7 +209,7 @@ def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retrie
     assert done.is_completed() and "it works with the file that was deployed since" in done.message
     manifest = noisy.rounds()[1]
     assert {site: ref.attempt for site, ref in manifest.updates.items()} == {"a": 2, "b": 1}
-    assert [update.noise_multiplier for update in noisy.run.updates(1, "a")] == [0.0, 0.01]
+    assert [update.noise_multiplier for update in attempts_of(noisy.run, 1, "a")] == [0.0, 0.01]
     assert any("was made with update.noise_multiplier 0, and the" in note for note in manifest.incidents["a"])
     assert noisy.run.update_sha256(1, "a", 1) == plain
 
@@ -256,7 +257,7 @@ def test_a_forced_rerun_is_a_new_attempt_beside_the_old(deployed: Deploy):
     site_round(two.federation, "a", 2)
     first = run.update_sha256(2, "a", 1)
     rerun_site(two.federation, "a", 2, force=True)
-    assert [update.attempt for update in run.updates(2, "a")] == [1, 2]
+    assert [update.attempt for update in attempts_of(run, 2, "a")] == [1, 2]
     assert run.update_sha256(2, "a", 1) == first
     federated_run(two.federation, 1, deployed=True)
     assert two.rounds()[2].updates["a"].attempt == 2

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.docs import commands
+from tests.federations import attempts_of
 from tests.flows.deployment import Deployed, Workers, eventually, recovered, shared_memory_of
 from tests.flows.planted import HOSTILE, deploy_with_secrets, found_in, kept
 from tests.processes import alive
@@ -74,7 +75,7 @@ def kill_before_aggregation(two: Deployed, flow_run: Any) -> None:
     clock = kill(two.process_of(flow_run))
     crashed_for_good(two, flow_run, 1)
     for site in "ab":
-        eventually(lambda site=site: two.run.updates(1, site), f"{site} commits though nobody waits for it")
+        eventually(lambda site=site: two.run.update(1, site, 1), f"{site} commits though nobody waits for it")
     two.retry(flow_run)
     pid = two.process_of(flow_run)
     recovered("the round's process killed before aggregation, retried", clock)
@@ -205,7 +206,7 @@ def update_of(two: Deployed, site: str) -> Any:
     """The site's committed updates, and when its training was finished."""
     state = two.folder(site) / "state"
     finished = [path.stat().st_mtime_ns for path in state.glob("*/trained.json")]
-    return two.run.updates(1, site), two.run.update_sha256(1, site, 1), finished
+    return attempts_of(two.run, 1, site), two.run.update_sha256(1, site, 1), finished
 
 
 def test_no_secret_comes_into_store_server_logs_or_report(

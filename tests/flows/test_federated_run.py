@@ -21,6 +21,7 @@ from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.view import view_of
 from tests.conftest import merge
+from tests.federations import attempts_of, updates_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
@@ -99,8 +100,8 @@ def test_an_update_of_other_settings_does_not_count_after_an_edit_of_the_file(pr
     other = changed(federation, server=merge(federation.server.model_dump(), {"lr": 0.5}), data=federation.data)
     assert run(other)[1].updates["a"].attempt == 1
     store = run_of(federation)
-    assert [update.attempt for update in store.updates(1, "a")] == [1, 2]
-    assert store.updates(1, "a")[0].work != store.updates(1, "a")[1].work
+    first, second = attempts_of(store, 1, "a")
+    assert (first.attempt, second.attempt) == (1, 2) and first.work != second.work
 
 
 def test_raising_the_count_bends_no_schedule_that_has_begun(prepared: Callable[..., Federation]):
@@ -138,7 +139,7 @@ def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation
     assert {f"{verb} region {n}" for verb in ("average", "compare") for n in (1, 2)} <= set(steps)
     assert [path.split("/")[4] for path in manifest.partials] == ["0001", "0002"]
     store = run_of(federation)
-    flat = aggregate(store, 1, {site: store.updates(1, site)[0] for site in "abc"}, federation.server)
+    flat = aggregate(store, 1, updates_of(store, 1, *"abc"), federation.server)
     assert flat.weights == {site: ref.weight for site, ref in manifest.updates.items()}
     norms = {name: value for name, value in flat.norms.items() if not name.startswith("cosine_pair/")}
     assert {name: manifest.metrics[name] for name in norms} == pytest.approx(norms, rel=1e-4, abs=1e-6)

@@ -9,6 +9,7 @@ import pytest
 from photon_core.run.history import history
 from photon_core.run.run import run_of
 from schemas.federation import Federation
+from tests.federations import updates_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
@@ -43,7 +44,7 @@ def test_a_round_leaves_a_page_in_the_store_and_a_picture_in_the_ui(prepared: Ca
             "validate", "download", "train", "encode", "upload", "evaluate",
         ]  # fmt: skip
         assert all(span.start >= 0 for span in spans[site])
-    assert all(check["success"] for check in run.updates(1, "a")[0].checks)
+    assert all(check["success"] for check in updates_of(run, 1, "a")["a"].checks)
 
 
 def test_a_report_that_fails_costs_nothing(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from photon_cli.main import app
+from photon_core.run.run import forget_runs
 
 SECRETS = ("hunter2", "hooks.example.org", "sig-of-a-source", "key-of-a-tracker")
 
@@ -21,6 +22,7 @@ def test_reports_leave_out_what_an_old_run_json_holds(committed: Callable[..., P
     federation["trackers"] = [{"name": "mlflow", "folder": "/t", "options": options}]
     federation["sites"][0]["streams"][0]["source"] = "https://c.example.org/f.txt?sv=1&sig=sig-of-a-source"
     birth.write_text(json.dumps(data))
+    forget_runs()
     page, other = file.parent / "page.html", file.parent / "compared.html"
     shown = ""
     for command in (

@@ -93,7 +93,8 @@ def kills(folder: str) -> None:
             run = Run(Store(folder), "run")
             base = run.round(0)
             assert base is not None
-            update = run.updates(1, "site")[0]
+            update = run.update(1, "site", 1)
+            assert update is not None
             die_at(call)
             try:
                 server = Server(optimizer="nesterov", momentum=0.9)

@@ -11,6 +11,7 @@ from photon_core.store.store import Store
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs import lossless
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
+from tests.federations import updates_of
 from tests.s3_server import serve
 
 
@@ -88,6 +89,6 @@ def make_run() -> Callable[..., tuple[Run, dict[str, UpdateManifest]]]:
                 **common,
             )
             run.commit_update(update)
-        return run, {site: run.updates(1, site)[0] for site in sites}
+        return run, updates_of(run, 1, *sites)
 
     return make

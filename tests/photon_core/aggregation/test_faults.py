@@ -20,6 +20,7 @@ from photon_core.store import local
 from photon_core.store.store import Store
 from schemas.manifests import RoundManifest
 from schemas.sections.server import Server
+from tests.federations import updates_of
 
 SERVER = Server(optimizer="nesterov", momentum=0.9, lr=0.7)
 SHARD = 170  # bytes: the model and its momentum are two files each
@@ -137,7 +138,7 @@ def one_round(url: str, threads: int) -> RoundManifest:
     """Round 1, as a coordinator that knows nothing but the store makes it."""
     run = Run(store_at(url), "run")
     if (done := run.round(1)) is None:
-        updates = {site: run.updates(1, site)[0] for site in ("a", "b")}
+        updates = updates_of(run, 1, "a", "b")
         result = aggregate(run, 1, updates, SERVER, limits=Limits(shard_bytes=SHARD, piece=9, threads=threads))
         done = RoundManifest(
             **{"run": "run", "round": 1, "model": result.model, "optimizer": result.optimizer},

@@ -29,7 +29,7 @@ def peak():
     return int(line.split()[1]) >> 10
 
 run, start = Run(Store(sys.argv[1]), "run"), peak()
-updates = {site: run.updates(1, site)[0] for site in run.store.ls("run/rounds/000001/sites")}
+updates = {site: run.update(1, site, 1) for site in run.store.ls("run/rounds/000001/sites")}
 limits = Limits(memory_bytes=64 << 20, shard_bytes=4 << 20)
 result = aggregate(run, 1, updates, Server(optimizer="nesterov", momentum=0.9), limits=limits)
 size = sum(entry.bytes for update in updates.values() for entry in update.files)

@@ -22,6 +22,7 @@ from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs import lossless
 from schemas.manifests import RoundManifest, StartManifest, TensorEntry, UpdateManifest
 from schemas.sections.server import Server
+from tests.federations import updates_of
 
 MakeRun = Callable[..., tuple[Run, dict[str, UpdateManifest]]]
 SERVER = Server(optimizer="nesterov", lr=0.7, momentum=0.9)
@@ -106,7 +107,7 @@ def test_old_rounds_go_and_the_run_goes_on(old_run: Run) -> None:
     ):
         check_kept(run, 2)
     check_kept(run, 3)
-    result = aggregate(run, 6, {"a": run.updates(6, "a")[0]}, SERVER)  # nothing that the next round needs is gone
+    result = aggregate(run, 6, updates_of(run, 6, "a"), SERVER)  # nothing that the next round needs is gone
     assert result.optimizer
     assert look(run, Rule(last=2, every=3), LATER).files == []
     assert set(look(run, Rule(last=1), LATER).rounds) == {0, 3, 4}

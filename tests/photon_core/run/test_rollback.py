@@ -21,7 +21,7 @@ from photon_core.run.garbage import Rule, look, remove
 from photon_core.run.history import check_kept, history
 from photon_core.run.line import line
 from photon_core.run.rollback import roll_back, without_updates
-from photon_core.run.run import Run, files_of, run_of
+from photon_core.run.run import Run, files_of, forget_runs, run_of
 from photon_core.run.sampling import TOKENS, member_tokens, sampled_members
 from photon_core.run.updates import last_contribution
 from photon_core.store.store import Store
@@ -253,13 +253,19 @@ def test_200_rounds_are_read_with_as_many_requests_each_as_20(tmp_path: Path) ->
     assert sum(counts[100:]) == sum(counts[:100]) + sum(counts[-1] - few for few in counts[:10])
 
 
+def _alone(setting: Federation) -> Run:
+    """The run as a process finds it that has read nothing yet."""
+    forget_runs()
+    return run_of(setting)
+
+
 def _whole_round(setting: Federation, t: int, cache: Path) -> None:
-    sampled_members(run_of(setting), setting, t)
+    sampled_members(_alone(setting), setting, t)
     for site in (*SITES, "never"):
-        assert last_contribution(run_of(setting), site, t) == (None if t == 1 or site == "never" else (t - 1, 1))
-    member_tokens(run_of(setting), [*SITES, "never"], t)
-    make_round(run_of(setting), setting, t, **{TOKENS: 100.0})
-    record = read_record(Run(run_of(setting).store, setting.run, cache), 400, t)
+        assert last_contribution(_alone(setting), site, t) == (None if t == 1 or site == "never" else (t - 1, 1))
+    member_tokens(_alone(setting), [*SITES, "never"], t)
+    make_round(_alone(setting), setting, t, **{TOKENS: 100.0})
+    record = read_record(Run(_alone(setting).store, setting.run, cache), 400, t)
     assert len(record.trained) == t
 
 

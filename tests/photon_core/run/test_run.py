@@ -1,5 +1,8 @@
 """A run's paths and manifests: golden bytes, the chain, attempts, and what litter must not change."""
 
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +10,14 @@ import pytest
 
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict
 from photon_core.hashing import sha256_bytes
+from photon_core.run import objects
 from photon_core.run.objects import manifest_bytes
 from photon_core.run.provenance import versions
-from photon_core.run.run import Run, model_sha256
+from photon_core.run.run import RUNS_LIMIT, Run, model_sha256, run_of
 from photon_core.store.store import Store
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, TensorEntry, UpdateManifest
+from schemas.sections.deploy import Storage
+from tests.federations import sample
 
 SHARD = FileEntry(
     path="model/00001-of-00001-0a1b2c3d.safetensors",
@@ -80,7 +86,6 @@ def test_litter_is_no_round(store: Store) -> None:
     store.create("run/rounds/000009/model/00001.safetensors", b"half a model")
     store.create("run/rounds/notes/round.json", b"{}")
     assert run.latest() == 1
-    assert run.updates(2, "a") == []
     assert run.committed_attempt(2, "a") == 0
 
 
@@ -90,7 +95,6 @@ def test_attempts(store: Store) -> None:
     for attempt in (2, 1, 11):
         run.commit_update(update_manifest(1, "a", attempt))
     run.commit_update(update_manifest(1, "b", 1))
-    assert [u.attempt for u in run.updates(1, "a")] == [1, 2, 11]
     assert run.committed_attempt(1, "a") == 2, "3 is missing: nobody looks further"
     with pytest.raises(StoreConflict):
         run.commit_update(update_manifest(1, "a", 2, tokens=5))
@@ -172,10 +176,58 @@ def test_a_huge_manifest_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a sparse file of a terabyte
     with pytest.raises(CorruptFile, match="1099511627776 bytes"):
-        Run(Store(str(tmp_path)), "run").updates(1, "a")
+        Run(Store(str(tmp_path)), "run").update(1, "a", 1)
 
 
 def test_versions_name_what_shapes_the_result() -> None:
     found = versions()
     assert {"photon", "python", "torch", "mosaicml", "mosaicml-streaming", "prefect", "numpy"} == set(found)
     assert all(found.values())
+
+
+def test_one_run_a_store_and_run_in_a_process(tmp_path: Path) -> None:
+    here = sample(store=str(tmp_path), run="x")
+    run = run_of(here)
+    assert run_of(here) is run is run_of(sample(store=f"{tmp_path}/", run="x"))
+    assert run_of(here.model_copy(update={"run": "b"})) is not run
+    assert run_of(here.model_copy(update={"store": str(tmp_path / "b")})) is not run
+    assert run_of(here.model_copy(update={"storage": Storage(single_writer=True)})) is not run
+    copy = pickle.loads(pickle.dumps(run))
+    assert (copy.store.url, copy.run) == (run.store.url, run.run)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: run_of(here), range(64))) == {run}
+    for number in range(RUNS_LIMIT):
+        run_of(here.model_copy(update={"run": f"r{number}"}))
+    assert run_of(here) is not run, "a process keeps the runs that it used last"
+
+
+def test_a_forked_child_has_runs_of_its_own(tmp_path: Path) -> None:
+    here = sample(store=str(tmp_path))
+    run = run_of(here)
+    child = os.fork()
+    if not child:
+        os._exit(run_of(here) is run)
+    assert os.waitpid(child, 0)[1] == 0 and run_of(here) is run
+
+
+class Counted(Store):
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self.reads = 0
+
+    def read(self, path: str, limit: int | None = None) -> bytes:
+        self.reads += 1
+        return super().read(path, limit)
+
+
+def test_what_a_run_has_read_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to a bound of its own, and what was used last is kept."""
+    store = Counted(str(tmp_path))
+    run = Run(store, "run")
+    assert run.round(0) is None
+    commit_rounds(run, 3)
+    size, store.reads = len(store.read("run/rounds/000001/round.json")), 0
+    monkeypatch.setattr(objects, "KNOWN_LIMIT", 2 * size)
+    run = Run(store, "run")
+    for t, reads in ((0, 1), (1, 2), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4)):
+        assert run.round(t) and store.reads == reads
