@@ -1,7 +1,7 @@
 """A store that is elsewhere is asked once before any work: nobody waits two minutes for a wrong address."""
 
 from photon_core.errors import StoreUnavailable
-from photon_core.run.paths import Kind, Place
+from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.run import Run, run_of
 from photon_core.store.store import Store
 from schemas.federation import Federation
@@ -21,7 +21,7 @@ def reachable(federation: Federation) -> Run:
     if not run.store.is_local:
         try:
             store = Store(federation.store, **federation.storage.store_options(), patience=SECONDS)
-            store.exists(Place(Kind.RUN_JSON, run.run).path)
+            store.exists(Place(PlaceKind.RUN_JSON, run.run).path)
         except StoreUnavailable as error:
             raise StoreUnavailable(
                 f"{error}; if it was never there, correct store and storage.endpoint_url"

@@ -26,7 +26,7 @@ from photon_core.aggregation.weights import Shares
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict, UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.run.members import ANY_WORK, Work
-from photon_core.run.paths import Kind, Place
+from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.provenance import versions
 from photon_core.run.run import ATTEMPTS_LIMIT, Run
 from schemas.manifests import PartialManifest, UpdateManifest, UpdateRef
@@ -111,7 +111,7 @@ class Tree:
         key = sha256_bytes(
             canonical_json(sorted(self.run.partial_sha256(where) for where, _ in partials.values()))
         )
-        place = replace(place, kind=Kind.COSINES, content=key[:16])
+        place = replace(place, kind=PlaceKind.COSINES, content=key[:16])
         names = {f"cosine/{site}" for site in mine.parts}
         if (there := self._cosines(place, names)) is not None:
             return there
@@ -167,7 +167,7 @@ class Tree:
         for found in (*(partial.norms for _, partial in partials.values()), *cosines):
             norms |= found
         weights = self._shares().weights
-        places = [replace(place, kind=Kind.PARTIAL) for place, _ in partials.values()]
+        places = [replace(place, kind=PlaceKind.PARTIAL) for place, _ in partials.values()]
         hashes = {place.path: self.run.partial_sha256(place) for place in places}
         return Aggregate(result.model, result.optimizer, weights, norms, hashes)
 
@@ -176,9 +176,9 @@ class Tree:
         shares = self._region_shares(region)
         place = self._place(region, updates, shares)
         for attempt in range(1, ATTEMPTS_LIMIT + 1):
-            mean = replace(place, kind=Kind.MEAN, attempt=attempt)
+            mean = replace(place, kind=PlaceKind.MEAN, attempt=attempt)
             folder = mean.path
-            if not self.run.exists(replace(mean, kind=Kind.PARTIAL)):
+            if not self.run.exists(replace(mean, kind=PlaceKind.PARTIAL)):
                 result = self._pass(updates, shares, folder)
                 self._shares().verify(result.norms)
                 try:
@@ -236,7 +236,7 @@ class Tree:
         """The place of exactly these updates to this model, in these shares."""
         hashes = {s: self.run.update_sha256(self.t, s, update.attempt) for s, update in updates.items()}
         inputs = sha256_bytes(canonical_json([self.base.model_sha256, hashes, shares]))
-        return Place(Kind.REGION, self.run.run, self.t, region=region, inputs=inputs[:16])
+        return Place(PlaceKind.REGION, self.run.run, self.t, region=region, inputs=inputs[:16])
 
     def _pass(
         self,

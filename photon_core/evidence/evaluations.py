@@ -9,7 +9,7 @@ from photon_core.errors import (
 )
 from photon_core.evidence.metrics import find, reported
 from photon_core.hashing import canonical_json
-from photon_core.run.paths import Kind, Place
+from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.run import Run, model_sha256
 from schemas.manifests import FileEntry
 
@@ -51,4 +51,4 @@ def _possible(name: str, value: float) -> bool:
 
 
 def _place(run: Run, t: int, site: str, model: list[FileEntry]) -> Place:
-    return Place(Kind.EVALUATION, run.run, t, site, content=model_sha256(model)[:16])
+    return Place(PlaceKind.EVALUATION, run.run, t, site, content=model_sha256(model)[:16])

@@ -16,7 +16,7 @@ from typing import Any
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.record import read_record
 from photon_core.report.page import picture, render_sections, sections_of
-from photon_core.run.paths import Kind, Place
+from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.run import Run
 from photon_core.store.store import Store
 
@@ -37,7 +37,7 @@ def write_report(store: Store, run: str, t: int, count: int | None, cache: Path 
     """
     where = Run(store, run, cache)
     record = read_record(where, count, t)
-    place, sections = Place(Kind.REPORT, run, t), sections_of(record, TIMELINES)
+    place, sections = Place(PlaceKind.REPORT, run, t), sections_of(record, TIMELINES)
     try:
         where.commit(place, render_sections(record, sections).encode())
         new = True

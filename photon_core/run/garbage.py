@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable, Unreadable
 from photon_core.run.history import removed_rounds
-from photon_core.run.paths import SHARDS, Kind, Place, place_at
+from photon_core.run.paths import SHARDS, Place, PlaceKind, place_at
 from photon_core.run.provenance import utc_now
 from photon_core.run.run import Run, files_of
 from photon_core.run.start import site_starts
@@ -174,7 +174,7 @@ def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
             beside = file.path.rpartition("/")[0]
             cover(t, (other.path for other in found if other.path.startswith(f"{beside}/")))
         except PhotonError:  # no manifest: what lies beside it is litter
-            if place.kind is Kind.ROUND_JSON:
+            if place.kind is PlaceKind.ROUND_JSON:
                 raise
     return named
 
@@ -182,12 +182,12 @@ def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
 def _covered(run: Run, place: Place) -> Iterator[tuple[int, str, list[FileEntry]]]:
     """Of the manifest at this place, if it is one: the round, the folder, the files that it covers."""
     t, site = place.t, place.site
-    if place.kind is Kind.ROUND_JSON and (manifest := run.round(t)):
+    if place.kind is PlaceKind.ROUND_JSON and (manifest := run.round(t)):
         yield run.holder(t), run.files_dir(t), files_of(manifest)
-    elif place.kind is Kind.PARTIAL and (partial := run.partial(place)):
-        yield t, replace(place, kind=Kind.MEAN).path, partial.files
-    elif place.kind is Kind.START:
+    elif place.kind is PlaceKind.PARTIAL and (partial := run.partial(place)):
+        yield t, replace(place, kind=PlaceKind.MEAN).path, partial.files
+    elif place.kind is PlaceKind.START:
         for start in site_starts(run, site):
             yield 0, run.site_dir(0, site, start.attempt), start.files
-    elif place.kind is Kind.UPDATE and (update := run.update(t, site, place.attempt)):
+    elif place.kind is PlaceKind.UPDATE and (update := run.update(t, site, place.attempt)):
         yield t, run.site_dir(t, site, update.attempt), [*update.files, *update.moments]

@@ -7,7 +7,7 @@ from photon_core.errors import (
     PhotonError,
 )
 from photon_core.run.line import sentence
-from photon_core.run.paths import Kind, place_at
+from photon_core.run.paths import PlaceKind, place_at
 from photon_core.run.run import Run
 from photon_core.store.interface import Found
 from schemas.manifests import (
@@ -75,4 +75,4 @@ def ranges(numbers: Sequence[int]) -> str:
 def removed_rounds(found: Iterable[Found]) -> set[int]:
     """Rounds whose tensors `photon gc` has taken, by the files of a run."""
     places = (place_at(file.path) for file in found)
-    return {place.t for place in places if place and place.kind is Kind.REMOVED}
+    return {place.t for place in places if place and place.kind is PlaceKind.REMOVED}

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from photon_core.errors import CorruptFile, PhotonError
 from photon_core.hashing import canonical_json, sha256_bytes
-from photon_core.run.paths import Kind, Place, place_at
+from photon_core.run.paths import Place, PlaceKind, place_at
 from photon_core.store.interface import Found
 from photon_core.store.store import Store, check_path
 from schemas.manifests import Manifest
@@ -35,7 +35,7 @@ class Objects:
 
     def __init__(self, store: Store, run: str, cache: Path | None = None) -> None:
         self.store = store
-        self.run = Place(Kind.RUN, run).path
+        self.run = Place(PlaceKind.RUN, run).path
         self._known: dict[str, bytes] = {}  # objects never change once they exist
         self._known_bytes, self._lock = 0, threading.Lock()
         self._cache = cache
@@ -103,7 +103,7 @@ class Objects:
             raise PhotonError(f"{where} would hold {len(data)} bytes; at most {MANIFEST_LIMIT} are read")
         self.commit(place, data)
 
-    def children(self, folder: Place, kind: Kind) -> list[Place]:
+    def children(self, folder: Place, kind: PlaceKind) -> list[Place]:
         """Places of one kind in a folder."""
         places = (place_at(f"{folder.path}/{name}") for name in self.store.ls(folder.path))
         return [place for place in places if place is not None and place.kind is kind]

@@ -12,7 +12,7 @@ from photon_core.errors import (
     StoreConflict,
 )
 from photon_core.run.birth import check_recipe
-from photon_core.run.paths import Kind, Place
+from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.provenance import federation_sha256, utc_now, versions
 from photon_core.run.run import Run, model_sha256
 from photon_core.run.start import Initial, check_start
@@ -86,7 +86,7 @@ def open_run(
     check_recipe(birth, federation)
     if run.round(0) is None:
         initial = initial_model()
-        folder = Place(Kind.ROUND_PART, run.run, 0, part="model").path
+        folder = Place(PlaceKind.ROUND_PART, run.run, 0, part="model").path
         files = put_files(run, folder, initial.files, prefix="model/")
         manifest = RoundManifest(
             run=federation.run,

@@ -19,7 +19,7 @@ _REGION = _ROUND + "/regions/{region}/{inputs}"
 _MEAN = _REGION + "/{attempt}"
 
 
-class Kind(Enum):
+class PlaceKind(Enum):
     """The kinds of places, each with its path. Where a path could be of two kinds, the first one holds."""
 
     RUN = "{run}"
@@ -46,7 +46,7 @@ class Kind(Enum):
     OTHER = _ROUND + "/{rest}"  # whatever else lies in a round's folder
 
 
-SHARDS = {Kind.ROUND_SHARD, Kind.UPDATE_SHARD, Kind.MEAN_SHARD}
+SHARDS = {PlaceKind.ROUND_SHARD, PlaceKind.UPDATE_SHARD, PlaceKind.MEAN_SHARD}
 WIDTHS = {"t": 6, "attempt": 4, "region": 4, "number": 5}  # least digits of numbers
 PARTS = {
     "run": rf"{NAME.pattern}(?:/members/{NAME.pattern})*",
@@ -80,7 +80,7 @@ class Place:
         rest: path below the round's folder.
     """
 
-    kind: Kind
+    kind: PlaceKind
     run: str
     t: int = 0
     site: str = ""
@@ -125,9 +125,9 @@ def place_at(path: str) -> Place | None:
 
 
 _PARTS = {name: re.compile(pattern) for name, pattern in PARTS.items()}
-_NAMES = {kind: re.findall(r"{(\w+)}", kind.value) for kind in Kind}
+_NAMES = {kind: re.findall(r"{(\w+)}", kind.value) for kind in PlaceKind}
 _PATTERNS = {
     kind: re.compile(re.sub(r"{(\w+)}", lambda m: f"(?P<{m[1]}>{PARTS[m[1]]})", kind.value.replace(".", r"\.")))
-    for kind in Kind
+    for kind in PlaceKind
 }
 assert set(PARTS) == {field.name for field in fields(Place)} - {"kind"}

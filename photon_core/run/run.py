@@ -19,7 +19,7 @@ from photon_core.errors import (
 )
 from photon_core.hashing import sha256_bytes
 from photon_core.run.objects import MANIFEST_LIMIT, Objects
-from photon_core.run.paths import Kind, Place
+from photon_core.run.paths import Place, PlaceKind
 from photon_core.store.store import Store
 from schemas.federation import Federation
 from schemas.manifests import (
@@ -42,22 +42,22 @@ class Run(Objects):
     """One run in a store; arguments as for `Objects`."""
 
     def round_dir(self, t: int) -> str:
-        return Place(Kind.ROUND, self.run, t).path
+        return Place(PlaceKind.ROUND, self.run, t).path
 
     def site_folder(self, t: int, site: str) -> str:
-        return Place(Kind.SITE, self.run, t, site).path
+        return Place(PlaceKind.SITE, self.run, t, site).path
 
     def site_dir(self, t: int, site: str, attempt: int) -> str:
-        return Place(Kind.ATTEMPT, self.run, t, site, attempt).path
+        return Place(PlaceKind.ATTEMPT, self.run, t, site, attempt).path
 
     def birth(self) -> RunManifest | None:
         """run.json, or None before the run is born."""
-        return self.load(RunManifest, Place(Kind.RUN_JSON, self.run))
+        return self.load(RunManifest, Place(PlaceKind.RUN_JSON, self.run))
 
     def create_birth(self, manifest: RunManifest) -> None:
         """Commit run.json. Raises StoreConflict when the run is born already."""
         self._same("run", manifest.run, self.run)
-        self.commit_manifest(Place(Kind.RUN_JSON, self.run), manifest)
+        self.commit_manifest(Place(PlaceKind.RUN_JSON, self.run), manifest)
 
     def round(self, t: int) -> RoundManifest | None:
         """Round t's manifest, or None while it is not committed."""
@@ -167,11 +167,11 @@ class Run(Objects):
 
     def partial(self, mean: Place) -> PartialManifest | None:
         """The partial aggregate of a place (aggregation/tree.py), or None while it is not committed."""
-        return self.load(PartialManifest, replace(mean, kind=Kind.PARTIAL))
+        return self.load(PartialManifest, replace(mean, kind=PlaceKind.PARTIAL))
 
     def partial_sha256(self, mean: Place) -> str:
         """Hash of partial.json's bytes. Raises PhotonError when it is not committed."""
-        data = self.read(replace(mean, kind=Kind.PARTIAL))
+        data = self.read(replace(mean, kind=PlaceKind.PARTIAL))
         if data is None:
             raise PhotonError(f"there is no partial aggregate in {self.store.locate(mean.path)}")
         return sha256_bytes(data)
@@ -179,16 +179,16 @@ class Run(Objects):
     def commit_partial(self, mean: Place, manifest: PartialManifest) -> None:
         """Commit partial.json. Raises StoreConflict when it is there."""
         self._same("run", manifest.run, self.run)
-        self.commit_manifest(replace(mean, kind=Kind.PARTIAL), manifest)
+        self.commit_manifest(replace(mean, kind=PlaceKind.PARTIAL), manifest)
 
     def removed(self, t: int) -> RemovalManifest | None:
         """The note that `photon gc` took round t's tensors away; None while they are there."""
-        return self.load(RemovalManifest, Place(Kind.REMOVED, self.run, t))
+        return self.load(RemovalManifest, Place(PlaceKind.REMOVED, self.run, t))
 
     def record_removal(self, manifest: RemovalManifest) -> None:
         """Write that note, before anything is removed. Raises StoreConflict when it is there."""
         self._same("run", manifest.run, self.run)
-        self.commit_manifest(Place(Kind.REMOVED, self.run, manifest.round), manifest)
+        self.commit_manifest(Place(PlaceKind.REMOVED, self.run, manifest.round), manifest)
 
     def committed_attempt(self, t: int, site: str) -> int:
         """The last of the site's committed attempts, which follow each other from 1 on; 0 if there are none.
@@ -208,17 +208,17 @@ class Run(Objects):
 
     def _folders(self) -> int:
         """How many rounds have a folder, from 0 on without a gap: no round is committed beyond them."""
-        there = {place.t for place in self.children(Place(Kind.ROUNDS, self.run), Kind.ROUND)}
+        there = {place.t for place in self.children(Place(PlaceKind.ROUNDS, self.run), PlaceKind.ROUND)}
         return next(t for t in itertools.count() if t not in there)
 
     def _round_json(self, t: int) -> Place:
-        return Place(Kind.ROUND_JSON, self.run, t)
+        return Place(PlaceKind.ROUND_JSON, self.run, t)
 
     def _update_json(self, t: int, site: str, attempt: int) -> Place:
-        return Place(Kind.UPDATE, self.run, t, site, attempt)
+        return Place(PlaceKind.UPDATE, self.run, t, site, attempt)
 
     def _start_json(self, site: str, attempt: int) -> Place:
-        return Place(Kind.START, self.run, 0, site, attempt)
+        return Place(PlaceKind.START, self.run, 0, site, attempt)
 
     def _check_link(self, manifest: RoundManifest) -> None:
         previous = self.round_sha256(manifest.round - 1) if manifest.round else ""

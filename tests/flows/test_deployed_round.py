@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from photon_core.run.history import history
-from photon_core.run.paths import Kind, Place
+from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.provenance import federation_sha256
 from photon_core.run.run import run_of
 from photon_core.update.settings import work_sha256
@@ -279,5 +279,5 @@ def test_a_site_uploads_the_model_that_the_run_starts_from(deployed: Callable[..
 
 def trainings(two: Deployed, site: str) -> int:
     """How many updates the site has made for round 1, committed or not."""
-    attempts = two.run.children(Place(Kind.SITE, two.run.run, 1, site), Kind.ATTEMPT)
+    attempts = two.run.children(Place(PlaceKind.SITE, two.run.run, 1, site), PlaceKind.ATTEMPT)
     return max((place.attempt for place in attempts), default=0)

@@ -12,7 +12,7 @@ from photon_core.aggregation.engine.inputs import Pass
 from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.run.objects import manifest_bytes
-from photon_core.run.paths import Kind, Place
+from photon_core.run.paths import Place, PlaceKind
 from photon_core.tensors.shards import check_files
 from schemas.manifests import FileEntry, ShardRecord, TensorEntry
 
@@ -76,4 +76,4 @@ class ShardRecords:
             pass
 
     def _place(self, number: int) -> Place:
-        return Place(Kind.FINISHED, self._run.run, self._t, work=self.inputs[:32], number=number + 1)
+        return Place(PlaceKind.FINISHED, self._run.run, self._t, work=self.inputs[:32], number=number + 1)

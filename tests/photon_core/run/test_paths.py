@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from photon_core.errors import PhotonError
-from photon_core.run.paths import PARTS, Kind, Place, place_at
+from photon_core.run.paths import PARTS, Place, PlaceKind, place_at
 
 LETTERS = string.ascii_letters + string.digits
 NAMES = st.builds(str.__add__, st.sampled_from(LETTERS), st.text(LETTERS + "._-", max_size=8)) | st.sampled_from(
@@ -40,7 +40,7 @@ assert set(VALUES) == set(PARTS)
 
 @st.composite
 def places(draw: st.DrawFn) -> Place:
-    kind = draw(st.sampled_from(Kind))
+    kind = draw(st.sampled_from(PlaceKind))
     names = [name for name in PARTS if f"{{{name}}}" in kind.value]
     return Place(kind, **{name: draw(VALUES[name]) for name in names})
 
@@ -48,7 +48,7 @@ def places(draw: st.DrawFn) -> Place:
 @given(places())
 def test_a_place_is_read_back_from_its_path(place: Place) -> None:
     found = place_at(place.path)
-    assert found == place or (place.kind is Kind.OTHER and found is not None and found.path == place.path)
+    assert found == place or (place.kind is PlaceKind.OTHER and found is not None and found.path == place.path)
 
 
 WORDS = st.sampled_from(
@@ -64,35 +64,38 @@ def test_a_path_is_written_again_as_it_was_read(path: str) -> None:
     assert place is None or place.path == path
 
 
-AT = Place(Kind.MEAN, "wiki.2", 7, "site-a", 12, 3, "0123456789abcdef")
+AT = Place(PlaceKind.MEAN, "wiki.2", 7, "site-a", 12, 3, "0123456789abcdef")
 
 
 @pytest.mark.parametrize(
     ("place", "path"),
     [
-        (Place(Kind.RUN_JSON, "wiki.2"), "wiki.2/run.json"),
-        (Place(Kind.ROUND_JSON, "wiki.2", 7), "wiki.2/rounds/000007/round.json"),
-        (Place(Kind.ROUND_JSON, "wiki.2", 1_234_567), "wiki.2/rounds/1234567/round.json"),
-        (Place(Kind.REMOVED, "wiki.2", 7), "wiki.2/rounds/000007/removed.json"),
-        (Place(Kind.REPORT, "wiki.2", 7), "wiki.2/rounds/000007/report.html"),
-        (Place(Kind.ROUND_PART, "wiki.2", 0, part="model"), "wiki.2/rounds/000000/model"),
+        (Place(PlaceKind.RUN_JSON, "wiki.2"), "wiki.2/run.json"),
+        (Place(PlaceKind.ROUND_JSON, "wiki.2", 7), "wiki.2/rounds/000007/round.json"),
+        (Place(PlaceKind.ROUND_JSON, "wiki.2", 1_234_567), "wiki.2/rounds/1234567/round.json"),
+        (Place(PlaceKind.REMOVED, "wiki.2", 7), "wiki.2/rounds/000007/removed.json"),
+        (Place(PlaceKind.REPORT, "wiki.2", 7), "wiki.2/rounds/000007/report.html"),
+        (Place(PlaceKind.ROUND_PART, "wiki.2", 0, part="model"), "wiki.2/rounds/000000/model"),
         (
-            Place(Kind.FINISHED, "wiki.2", 7, work="0123456789abcdef" * 2, number=1),
+            Place(PlaceKind.FINISHED, "wiki.2", 7, work="0123456789abcdef" * 2, number=1),
             "wiki.2/rounds/000007/finished/0123456789abcdef0123456789abcdef/00001.json",
         ),
-        (replace(AT, kind=Kind.SITE), "wiki.2/rounds/000007/sites/site-a"),
+        (replace(AT, kind=PlaceKind.SITE), "wiki.2/rounds/000007/sites/site-a"),
         (
-            replace(AT, kind=Kind.EVALUATION, content="fedcba9876543210"),
+            replace(AT, kind=PlaceKind.EVALUATION, content="fedcba9876543210"),
             "wiki.2/rounds/000007/sites/site-a/evaluation-fedcba9876543210.json",
         ),
-        (replace(AT, kind=Kind.ATTEMPT), "wiki.2/rounds/000007/sites/site-a/0012"),
-        (replace(AT, kind=Kind.UPDATE), "wiki.2/rounds/000007/sites/site-a/0012/update.json"),
-        (replace(AT, kind=Kind.START, t=0), "wiki.2/rounds/000000/sites/site-a/0012/start.json"),
-        (replace(AT, kind=Kind.REGION), "wiki.2/rounds/000007/regions/0003/0123456789abcdef"),
+        (replace(AT, kind=PlaceKind.ATTEMPT), "wiki.2/rounds/000007/sites/site-a/0012"),
+        (replace(AT, kind=PlaceKind.UPDATE), "wiki.2/rounds/000007/sites/site-a/0012/update.json"),
+        (replace(AT, kind=PlaceKind.START, t=0), "wiki.2/rounds/000000/sites/site-a/0012/start.json"),
+        (replace(AT, kind=PlaceKind.REGION), "wiki.2/rounds/000007/regions/0003/0123456789abcdef"),
         (AT, "wiki.2/rounds/000007/regions/0003/0123456789abcdef/0012"),
-        (replace(AT, kind=Kind.PARTIAL), "wiki.2/rounds/000007/regions/0003/0123456789abcdef/0012/partial.json"),
         (
-            replace(AT, kind=Kind.COSINES, content="fedcba9876543210"),
+            replace(AT, kind=PlaceKind.PARTIAL),
+            "wiki.2/rounds/000007/regions/0003/0123456789abcdef/0012/partial.json",
+        ),
+        (
+            replace(AT, kind=PlaceKind.COSINES, content="fedcba9876543210"),
             "wiki.2/rounds/000007/regions/0003/0123456789abcdef/0012/cosines-fedcba9876543210.json",
         ),
     ],
@@ -102,7 +105,7 @@ def test_paths_of_stores_that_exist(place: Place, path: str) -> None:
 
 
 def test_a_nested_run_has_a_place() -> None:
-    place = Place(Kind.UPDATE, "world/members/europe", 3, "berlin", 1)
+    place = Place(PlaceKind.UPDATE, "world/members/europe", 3, "berlin", 1)
     assert place.path == "world/members/europe/rounds/000003/sites/berlin/0001/update.json"
     assert place_at(place.path) == place
 
@@ -119,4 +122,4 @@ def test_a_nested_run_has_a_place() -> None:
 )
 def test_what_cannot_be_part_of_a_path(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(PhotonError, match=message):
-        _ = replace(Place(Kind.UPDATE, "r", 1, "s", 1), **fields).path
+        _ = replace(Place(PlaceKind.UPDATE, "r", 1, "s", 1), **fields).path
