@@ -267,12 +267,14 @@ def test_a_site_uploads_the_model_that_the_run_starts_from(deployed: Callable[..
     from flows.start import start_at_site
     from photon_core.model.init import initial_model
     from photon_core.run.start import site_start
+    from tasks.runtime import runtime_of
 
     (tmp_path / "held").mkdir()
     start = {"site": "b", "checkpoint": str(tmp_path / "held")}
     two = deployed(run="held", start=start)
     initial_model(two.federation, tmp_path / "held")
-    start_at_site(two.federation, deployed=True)
+    with runtime_of(two.federation) as runtime:
+        start_at_site(runtime, two.federation, deployed=True)
     uploaded = site_start(two.run, "b")
     assert uploaded is not None and uploaded.site == "b"
 
