@@ -191,9 +191,11 @@ def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retrie
     """Noise is turned on between two tries: the site that committed without it is asked again, not left out."""
     from flows.site import site_round
     from tasks.coordinator import open_run
+    from tasks.runtime import runtime_of
 
     two = deployed(run="noised", deploy={"pool": ROUNDS})
-    open_run(two.federation)
+    with runtime_of(two.federation) as runtime:
+        open_run(runtime, two.federation)
     site_round(two.federation, "a", 1)
     plain = two.run.update_sha256(1, "a", 1)
     started = edited(two, rounds={"deadline": 1}).start_round()

@@ -139,7 +139,7 @@ def server_of(command: int) -> int:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == command and "prefect_server" in (entry / "cmdline").read_text():
+            if parent == command and "photon_cli.prefect.server" in (entry / "cmdline").read_text():
                 return int(entry.name)
         except OSError:
             continue
