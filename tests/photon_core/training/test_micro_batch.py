@@ -102,7 +102,7 @@ def test_found_anew_after_a_training_that_ran_out_of_memory(
     """Whoever shares the device may take more of it than on the day of the search."""
     federation = make_site(micro_batch="auto")
     kept = view_of(federation, "alpha").state_dir / FILE
-    real = local.work
+    real = local.run_local_steps
 
     def work(*args: Any) -> Any:
         assert kept.exists()
@@ -111,12 +111,12 @@ def test_found_anew_after_a_training_that_ran_out_of_memory(
     save_file({name: initial_tensor(name, federation.model, 1) for name in parameter_shapes(federation.model)},
               tmp_path / "theta.safetensors")  # fmt: skip
     job = LocalJob(view_of(federation, "alpha"), 1, 1, [str(tmp_path / "theta.safetensors")], "0", 0)
-    monkeypatch.setattr(local, "work", work)
+    monkeypatch.setattr(local, "run_local_steps", work)
     with pytest.raises(RuntimeError, match="not enough memory|can't allocate" if starved else "negative"):
         train(job, lambda _: None)
     left = json.loads(kept.read_bytes())
     assert ("micro_batch" in left) != starved and "trying" not in left
-    monkeypatch.setattr(local, "work", real)
+    monkeypatch.setattr(local, "run_local_steps", real)
     # a trial said that 4 fits and training did not: the same number would not fit the next time either
     assert train(job, lambda _: None).metrics["micro_batch"] == (2 if starved else 4)
 
@@ -134,7 +134,7 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
 
     def killed_in_its_first_step(kills: int) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(local, "work", lambda *_: _die())
+            patch.setattr(local, "run_local_steps", lambda *_: _die())
             child = multiprocessing.get_context("fork").Process(target=train, args=(job, print))
             child.start()
             child.join()
