@@ -19,7 +19,7 @@ from photon_core.run.line import on_line
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
-from schemas.view import view_of
+from schemas.view import views
 
 SITE_BYTES = 1_200_000  # of text a site, at most: more does not teach a small model more in two minutes
 PIECE_BYTES = 2_000  # a document is at least this long, where the file is
@@ -70,8 +70,8 @@ def run_demo(folder: Path, rounds: int, quiet: bool) -> None:
         show.say(f"Four sites train one model without sharing a line of text. Everything is in {folder}/")
         write_demo(folder, rounds)
         federation = load_federation(file)
-        for site in federation.sites:
-            prepare_with(show, view_of(federation, site.name))
+        for view in views(federation):
+            prepare_with(show, view)
     run_embedded(federation, file, None, quiet)
     unigram = _unigram_perplexity(federation)
     reached = on_line(history(run_of(federation)))[-1].metrics["perplexity"]
@@ -143,6 +143,6 @@ def _documents(texts: Iterator[str]) -> Iterator[str]:
 
 def _unigram_perplexity(federation: Federation) -> float:
     """Of all sites' held-out text, each by its own unigram model."""
-    data = [manifest for site in federation.sites if (manifest := load_manifest(view_of(federation, site.name)))]
+    data = [manifest for view in views(federation) if (manifest := load_manifest(view))]
     tokens = sum(manifest.valid_tokens for manifest in data)
     return exp(sum(log(manifest.unigram_perplexity) * manifest.valid_tokens for manifest in data) / tokens)

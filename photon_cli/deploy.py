@@ -2,9 +2,8 @@
 
 from flows.deploy.catalogue import plan
 from photon_cli.prefect.remote import asking, require_server
-from photon_core.hardware.parallelism import check_infra
+from photon_core.run.members import check_members
 from schemas.federation import Federation
-from schemas.view import view_of
 
 
 def deploy(federation: Federation, dry_run: bool, prune: bool, quiet: bool) -> None:
@@ -15,7 +14,7 @@ def deploy(federation: Federation, dry_run: bool, prune: bool, quiet: bool) -> N
         FederationError: a site could not train as the file says, a name is taken by something else, or a block is
             missing.
     """
-    _check(federation)
+    check_members(federation)
     url = require_server()
     from flows.deploy.apply import apply
 
@@ -37,13 +36,8 @@ def print_prefect_yaml(federation: Federation) -> None:
     """
     from flows.deploy.prefect_yaml import prefect_yaml
 
-    _check(federation)
+    check_members(federation)
     print(prefect_yaml(plan(federation)), end="")
-
-
-def _check(federation: Federation) -> None:
-    for site in federation.active:
-        check_infra(view_of(federation, site))
 
 
 def _names(federation: Federation) -> str:

@@ -17,18 +17,17 @@ from photon_cli.tables import plain_console, wide_console
 from photon_core.errors import CorruptFile, FederationError, PhotonError
 from photon_core.formatting import amount, duration
 from photon_core.hardware.exchange import TOPOLOGIES
-from photon_core.hardware.parallelism import check_infra
 from photon_core.plan.measured import Measured, measure
 from photon_core.plan.picture import draw
 from photon_core.plan.predict import Prediction, SitePlan, compared, predict
 from photon_core.plan.sweep import best, sweep
 from photon_core.run.birth import check_recipe
 from photon_core.run.history import history
+from photon_core.run.members import check_members
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.presets import why
 from schemas.reading.yaml_lines import read_yaml
-from schemas.view import view_of
 
 BAR = 30  # characters
 ENDINGS = (".svg", ".html")
@@ -53,8 +52,7 @@ def show_plan(federation: Federation, file: Path, as_json: bool, to: Path | None
         raise FederationError(f"--to {to}: write a file that ends in .svg or .html")
     if to is not None:
         check_page(to, [federation])
-    for site in federation.active:
-        check_infra(view_of(federation, site))
+    check_members(federation)
     because = why(read_yaml(file.expanduser().read_text("utf-8-sig"), str(file))[0])
     rounds = _committed(federation)
     measured = measure(federation, rounds)

@@ -18,10 +18,10 @@ from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import DataError
 from photon_core.evidence.events import Listener
 from photon_core.evidence.trackers import check_trackers
-from photon_core.hardware.parallelism import check_infra
 from photon_core.run.birth import check_recipe
 from photon_core.run.history import history
 from photon_core.run.line import last_number, newest, rounds_left
+from photon_core.run.members import check_members
 from photon_core.run.opening import check_frozen
 from photon_core.run.run import run_of
 from photon_core.run.start import check_start
@@ -58,8 +58,7 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
                 "the learning rate stays where its schedule has ended, unless local.schedule.total_steps says more"
             )
         return
-    for site in federation.active:
-        check_infra(view_of(federation, site))
+    check_members(federation)
     check_trackers(federation)
     check_prepared(federation, file)
     if birth is None:

@@ -111,14 +111,19 @@ class SiteView:
         )
 
 
+def views(federation: Federation) -> list[SiteView]:
+    """The views of all sites, the paused ones too, in the file's order."""
+    return [SiteView(federation, section, federation.local, federation.update) for section in federation.sites]
+
+
 def view_of(federation: Federation, site: str) -> SiteView:
     """The view of the site of that name.
 
     Raises:
         FederationError: there is no such site; the text names those that there are.
     """
-    for section in federation.sites:
-        if section.name == site:
-            return SiteView(federation, section, federation.local, federation.update)
+    for view in views(federation):
+        if view.name == site:
+            return view
     names = ", ".join(section.name for section in federation.sites)
     raise FederationError(f"sites: no site is named '{site}'; write one of: {names}")

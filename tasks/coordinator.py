@@ -24,7 +24,7 @@ from photon_core.evidence.trackers import check_trackers
 from photon_core.formatting import unmarked
 from photon_core.run import opening
 from photon_core.run.line import rounds_left
-from photon_core.run.members import active
+from photon_core.run.members import check_members
 from photon_core.run.opening import check_frozen
 from photon_core.run.run import run_of
 from photon_core.run.sampling import sampled_members
@@ -50,8 +50,7 @@ def open_run(runtime: Runtime, federation: Federation) -> int:
         The latest committed round.
     """
     check_trackers(federation)
-    for one in active(federation):
-        one.check()
+    check_members(federation)
     with runtime.log.step("open"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
         run = run_of(federation)
 

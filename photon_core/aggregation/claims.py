@@ -28,8 +28,13 @@ def most_evaluated(federation: Federation) -> int:
 
 def believed(federation: Federation, evaluations: Scores) -> dict[str, dict[str, float]]:
     """Sites' scores of a model, each within its bound; of streams only those that the file gives the site."""
-    streams = {site.name: [stream.name for stream in site.streams] for site in federation.sites}
+    streams = stream_names(federation)
     return {site: _scores(federation, streams.get(site, []), scores) for site, scores in evaluations.items()}
+
+
+def stream_names(federation: Federation) -> dict[str, list[str]]:
+    """Site -> its streams' names."""
+    return {site.name: [stream.name for stream in site.streams] for site in federation.sites}
 
 
 def excessive(federation: Federation, evaluations: Scores) -> dict[str, list[str]]:

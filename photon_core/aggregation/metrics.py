@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from photon_core.aggregation.claims import bounded
+from photon_core.aggregation.claims import bounded, stream_names
 from photon_core.evidence.metrics import PLAIN, How, find, perplexity, reported
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
@@ -48,7 +48,7 @@ def aggregate_metrics(
     scored = [site for site, values in own.items() if "loss" in values and "tokens" in values]
     both = [site for site in scored if site in evaluations]
     before, after = ({site: scores[site] for site in both} for scores in (own, evaluations))
-    streams = {site.name: [stream.name for stream in site.streams] for site in federation.sites}
+    streams = stream_names(federation)
     domains = {name for names in streams.values() for name in names}
     for when, scores in ("_before", before), ("_after", after), ("", evaluations):
         _add_loss(metrics, f"loss{when}", f"perplexity{when}", scores, "loss", "tokens")

@@ -159,7 +159,7 @@ class Fact:
 
     def __str__(self) -> str:
         """The sentence, for people; a kind without one reads as its name."""
-        return _sentence(self.kind, self.data) if self.kind.sentence else self.kind.label
+        return _sentence(self.kind, self.data)
 
 
 @dataclass(frozen=True)
@@ -192,12 +192,12 @@ class Event:
 
     def __str__(self) -> str:
         """The sentence, for people; a kind without one reads as its name."""
-        if not self.kind.sentence:
-            return self.kind.label
         return _sentence(self.kind, {**self.data, "member": self.member, "round": self.round})
 
 
 def _sentence(kind: Kind, data: Mapping[str, Any]) -> str:
+    if not kind.sentence:
+        return kind.label
     step = str(data.get("step", ""))
     words = {
         "name": STEPS.get(step, step),

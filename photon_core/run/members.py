@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from photon_core.hardware.parallelism import check_infra, choose_infra
 from schemas.federation import Federation
-from schemas.view import SiteView, view_of
+from schemas.view import SiteView, view_of, views
 
 FEDNOVA_FACTOR = 4.0  # of its steps in the file that a site with a time limit may say it has not made
 
@@ -140,12 +140,18 @@ def site_of(one: Member) -> SiteView:
 
 def members(federation: Federation) -> list[Member]:
     """All members, the paused ones too, in the file's order."""
-    return [member(federation, section.name) for section in federation.sites]
+    return [SiteMember(view) for view in views(federation)]
 
 
 def active(federation: Federation) -> list[Member]:
     """The members that take part."""
     return [one for one in members(federation) if not one.paused]
+
+
+def check_members(federation: Federation) -> None:
+    """Raises FederationError if one that takes part could not do its part as the file has it."""
+    for one in active(federation):
+        one.check()
 
 
 def most_work(members: Iterable[Member]) -> Work:

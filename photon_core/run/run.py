@@ -13,10 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from photon_core.errors import (
-    CorruptFile,
-    PhotonError,
-)
+from photon_core.errors import CorruptFile, PhotonError
 from photon_core.hashing import sha256_bytes
 from photon_core.run.objects import MANIFEST_LIMIT, Objects
 from photon_core.run.paths import Place, PlaceKind

@@ -95,10 +95,9 @@ def dispatch_evaluation(
     log = waiting.log.at(t, member.name)
     files = {"t": t, "model": [entry.model_dump(mode="json") for entry in model]}
     with log.step("evaluate", model=of) as out, phase(log, "evaluate"):
-        asking = Asking(
-            *(member.evaluation_flow, Present(member.federation), member.name, lambda: files),
-            *(f"{t}/{member.name}/evaluate/{of}", [f"round:{t}", f"model:{of[:16]}"]),
-        )
+        present, key = Present(member.federation), f"{t}/{member.name}/evaluate/{of}"
+        tags = [f"round:{t}", f"model:{of[:16]}"]
+        asking = Asking(member.evaluation_flow, present, member.name, lambda: files, key, tags)
         for fact in _on_site(
             asking, lambda: evaluation(run, t, member.name, model) is not None, deadline, waiting
         ):

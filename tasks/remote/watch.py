@@ -88,7 +88,7 @@ class Watch:
         state = self.run.state
         assert state is not None
         self.text = text(state)
-        self._catch_up(client, self.run)
+        self._catch_up(client, self.run, state)
         barren = self.completed and state.is_completed()
         self.completed = state.is_completed()
         if (barren or (waits(self.run) and not self.others)) and self.asks.is_stale(self.run):
@@ -104,13 +104,12 @@ class Watch:
             client.set_flow_run_state(self.run.id, Cancelled(message="no process came of it"), force=True)
             self._follow(Fact(Kind.FLOW_RUN_LOST, {"state": state.name, "seconds": PENDING * self.silence}))
 
-    def _catch_up(self, client: SyncPrefectClient, run: FlowRun) -> None:
+    def _catch_up(self, client: SyncPrefectClient, run: FlowRun, state: State) -> None:
         """Note the failures of a flow run that a person retried before this process saw them."""
         known, self.starts[run.id] = self.starts.get(run.id, 1), run.run_count
         if run.run_count > known:
-            now = None if run.state is None else ended(run.state)
             for fact in past(client, [run]):
-                if fact not in (AGAIN, now, *self.notes):
+                if fact not in (AGAIN, ended(state), *self.notes):
                     self._note(fact)
                     self._note(AGAIN)
 
