@@ -18,6 +18,7 @@ from schemas.sections.start import Start
 from schemas.sections.trackers import Tracker
 from schemas.sections.update import Update
 from schemas.sections.values import Fraction, Name, Place, Seconds, Text, is_s3, unique, wrong
+from schemas.sections.worldlm import WorldLM
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
 ROBUST_UPDATES = 3  # of two, none is in the middle
@@ -98,6 +99,9 @@ class Federation(Section):
         default_factory=list,
         description="experiment trackers that get every round's metrics",
         examples=["[{name: tensorboard}]"],
+    )
+    worldlm: WorldLM | None = Field(
+        default=None, description="key layers, which each node of a tree of federations keeps; null: none"
     )
     sites: list[Site] = Field(min_length=1, examples=["- {name: site-a, streams: [...]}"])
 

@@ -116,6 +116,39 @@ class Span(Manifest):
     seconds: Number
 
 
+class Attention(Manifest):
+    """How one key layer of a node became a mean over a pool (photon_core/aggregation/attention.py)."""
+
+    rows: list[Text] = Field(
+        max_length=LIST_LIMIT, description="own, then parent, members by name, or residuals by origin"
+    )
+    scores: list[Number] = Field(max_length=LIST_LIMIT)
+    weights: list[Number] = Field(max_length=LIST_LIMIT, description="float32, of the rows; they sum to 1")
+    tau: Number
+
+
+class ParentRef(Manifest):
+    """The round of a parent federation that a child's round belongs to."""
+
+    store: str = Field(description="URL of the parent's store")
+    run: Name
+    round: Count = Field(description="of the parent: the one that the child contributes to")
+    sha256: Name = Field(description="hash of the round.json before it, whose model was entered with")
+    member: Name = Field(description="the child's name in the parent's file")
+    attempt: Count = 1
+
+
+class Residual(Manifest):
+    """A key layer of one member on its way to another (photon_core/aggregation/residuals.py)."""
+
+    layer: Text
+    origin: list[Name] = Field(max_length=LIST_LIMIT, description="names from the root's member to the origin")
+    born: Count = Field(description="round, of the origin's own federation, in which it was picked")
+    hops: Count = Field(default=0, description="links that it has crossed")
+    folder: Text = Field(description="folder of the files in the store of the round that names it")
+    files: list[FileEntry]
+
+
 class UpdateManifest(Manifest):
     """rounds/<t>/sites/<site>/<attempt>/update.json: a site's committed work for one round."""
 
@@ -135,6 +168,16 @@ class UpdateManifest(Manifest):
     files: list[FileEntry]
     moments: list[FileEntry] = Field(
         default_factory=list, description="the inner optimizer's moments, where they are averaged"
+    )
+    key_layers: list[FileEntry] = Field(
+        default_factory=list, description="the node's key layers, whole, where the federation has any"
+    )
+    entry_sha256: Name = Field(
+        default="", description="hash of the model that training started from, where its key layers are the node's"
+    )
+    entry: dict[Text, Attention] = Field(default_factory=dict, description="key layer -> how it was entered with")
+    residuals: list[Residual] = Field(
+        default_factory=list, max_length=LIST_LIMIT, description="handed up by a member that is a federation"
     )
     tokens: Count = Field(description="tokens really trained: the update's weight")
     steps: Count
@@ -158,7 +201,10 @@ class UpdateManifest(Manifest):
 
     @model_serializer(mode="wrap")
     def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(write(self), work="", protocol=0)
+        return _without_defaults(
+            write(self),
+            **{"work": "", "protocol": 0, "key_layers": [], "entry_sha256": "", "entry": {}, "residuals": []},
+        )
 
 
 class UpdateRef(Manifest):
@@ -242,12 +288,23 @@ class RoundManifest(Manifest):
 
     run: str
     round: Count
-    kind: Literal["train", "rollback"] = "train"
+    kind: Literal["train", "rollback", "entry"] = "train"
     to: Count | None = Field(
         default=None, description="of a round without updates: the round whose files, in its folder, it names"
     )
     reason: str = Field(default="", description="of a round without updates, by whoever asked for it")
     who: str = Field(default="", description="who asked for a round without updates: a user, or a flow run")
+    parent: ParentRef | None = Field(default=None, description="of an entry: the parent's round")
+    entries: Count = Field(default=0, description="entries so far, this one included")
+    horizon: Count = Field(default=0, description="of an entry: T of the learning-rate schedule, in steps")
+    key_layers: dict[str, list[str]] = Field(
+        default_factory=dict, description="key layer -> its parameters, which have files of their own"
+    )
+    attention: dict[str, Attention] = Field(
+        default_factory=dict, description="key layer -> how it became the mean of this round's pool"
+    )
+    up: list[Residual] = Field(default_factory=list, description="residuals for the parent")
+    down: list[Residual] = Field(default_factory=list, description="residuals for the members of the next round")
     model_sha256: str = Field(description="sha256 over the model files' hashes, in order")
     model: list[FileEntry]
     download: list[FileEntry] = Field(
@@ -312,7 +369,7 @@ class RoundManifest(Manifest):
     @property
     def place(self) -> int:
         """Trained rounds that the model comes from, this one included: what rounds.count counts."""
-        return self.round - sum(last - first + 1 for first, last in self.behind)
+        return self.round - self.entries - sum(last - first + 1 for first, last in self.behind)
 
     def left_behind(self, t: int) -> bool:
         """Whether the model comes from round t no more: it was rolled back, or is a rollback itself."""
@@ -320,7 +377,9 @@ class RoundManifest(Manifest):
 
     @model_validator(mode="after")
     def _files_of_another(self) -> "RoundManifest":
-        if (self.kind == "train") != (self.to is None) or (self.to is not None and not 0 <= self.to < self.round):
+        if (self.kind == "rollback") == (self.to is None) or (
+            self.to is not None and not 0 <= self.to < self.round
+        ):
             raise ValueError(
                 f"a round {self.round} of kind '{self.kind}' cannot name the files of round {self.to}"
             )
@@ -332,6 +391,8 @@ class RoundManifest(Manifest):
             write(self),
             **{"lowered": 0, "moment_sizes": {}, "moment_ratio": 0.0},
             **{"kind": "train", "to": None, "reason": "", "who": "", "earlier": None, "behind": []},
+            **{"parent": None, "entries": 0, "horizon": 0},
+            **{"key_layers": {}, "attention": {}, "up": [], "down": []},
         )
 
 

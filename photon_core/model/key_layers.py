@@ -1,0 +1,67 @@
+"""Key layers: parameters that each node of a tree keeps as its own and learns by attention. The rest is backbone.
+
+Source: Iacob et al. 2024, arXiv 2405.14446. That they are the last blocks, whole, and that token embedding (the
+tied head), positions and final norm belong to the backbone, are choices of this project.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from photon_core.errors import FederationError
+from photon_core.model.shapes import parameter_shapes
+from schemas.federation import Federation
+from schemas.sections.model import Model
+from schemas.sections.worldlm import WorldLM
+
+BLOCK = "blocks."
+
+
+def key_layers(federation: Federation) -> dict[str, list[str]]:
+    """Name of each key layer -> its parameters, both sorted; empty for a federation without key layers.
+
+    Raises:
+        FederationError: worldlm.key_layers names more blocks than the model has, or a parameter that it has not.
+    """
+    worldlm = federation.worldlm
+    return {} if worldlm is None else grouped(key_parameters(federation.model, worldlm))
+
+
+def key_parameters(model: Model, worldlm: WorldLM) -> list[str]:
+    """Names of all parameters of the key layers."""
+    names, asked = list(parameter_shapes(model)), worldlm.key_layers
+    if isinstance(asked, list):
+        chosen = [name for name in names if any(_is_below(name, one) for one in asked)]
+        if wrong := [one for one in asked if not any(_is_below(name, one) for name in names)]:
+            raise FederationError(
+                f"worldlm.key_layers: the model has no parameter '{wrong[0]}'; write names such as "
+                f"'{BLOCK}{model.n_layers - 1}' or '{names[0]}', or a number of blocks"
+            )
+        return chosen
+    count = asked if isinstance(asked, int) else max(1, int(asked * model.n_layers + 0.5))
+    if count > model.n_layers:
+        raise FederationError(
+            f"worldlm.key_layers: {count} blocks, but the model has {model.n_layers}; write at most that"
+        )
+    last = {f"{BLOCK}{layer}" for layer in range(model.n_layers - count, model.n_layers)}
+    return [name for name in names if layer_of(name) in last]
+
+
+def grouped(names: Iterable[str]) -> dict[str, list[str]]:
+    """Key layer -> its parameters, both sorted: a block's together, any other parameter as a layer of its own."""
+    layers: dict[str, list[str]] = {}
+    for name in sorted(names):
+        layers.setdefault(layer_of(name), []).append(name)
+    return dict(sorted(layers.items()))
+
+
+def layer_of(name: str) -> str:
+    """The block of a parameter; the parameter itself where it is in none."""
+    return ".".join(name.split(".")[:2]) if name.startswith(BLOCK) else name
+
+
+def without(shapes: Mapping[str, object], layers: Mapping[str, list[str]]) -> set[str]:
+    """Names of the backbone's parameters."""
+    return set(shapes) - {name for names in layers.values() for name in names}
+
+
+def _is_below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
