@@ -5,10 +5,12 @@ tied head), positions and final norm belong to the backbone, are choices of this
 """
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-from photon_core.errors import FederationError
+from photon_core.errors import CorruptFile, FederationError
 from photon_core.model.shapes import parameter_shapes
 from schemas.federation import Federation
+from schemas.manifests import FileEntry
 from schemas.sections.model import Model
 from schemas.sections.worldlm import WorldLM
 
@@ -61,6 +63,38 @@ def layer_of(name: str) -> str:
 def without(shapes: Mapping[str, object], layers: Mapping[str, list[str]]) -> set[str]:
     """Names of the backbone's parameters."""
     return set(shapes) - {name for names in layers.values() for name in names}
+
+
+def files_of_groups(layers: Mapping[str, list[str]], names: Iterable[str]) -> dict[str, list[str]]:
+    """Start of the files' names -> the parameters that they hold: the backbone's, if there are any, then each key
+    layer's."""
+    backbone = sorted(without(dict.fromkeys(names), layers))
+    return ({"": backbone} if backbone else {}) | {f"{layer}-": own for layer, own in layers.items()}
+
+
+class Parted(NamedTuple):
+    """A model's files: the backbone's, and those of each key layer, both in the model's order."""
+
+    backbone: list[FileEntry]
+    layers: dict[str, list[FileEntry]]
+
+
+def parted(files: Iterable[FileEntry], layers: Mapping[str, list[str]]) -> Parted:
+    """Which of a model's files hold the backbone, and which a key layer.
+
+    Raises:
+        CorruptFile: a file holds parts of two of them, or a key layer has none.
+    """
+    owner = {name: layer for layer, names in layers.items() for name in names}
+    found: dict[str, list[FileEntry]] = {"": [], **{layer: [] for layer in layers}}
+    for file in files:
+        owners = {owner.get(name, "") for name in file.tensors}
+        if len(owners) > 1:
+            raise CorruptFile(f"file '{file.path[:200]}' holds parts of a key layer and of something else")
+        found[owners.pop() if owners else ""].append(file)
+    if empty := [layer for layer in layers if not found[layer]]:
+        raise CorruptFile(f"no file holds key layer '{empty[0]}'")
+    return Parted(found.pop(""), found)
 
 
 def _is_below(name: str, prefix: str) -> bool:

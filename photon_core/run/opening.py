@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from math import sqrt
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ from photon_core.errors import (
     FederationError,
     StoreConflict,
 )
+from photon_core.model.key_layers import files_of_groups, key_layers
+from photon_core.model.shapes import parameter_shapes
 from photon_core.run.birth import check_recipe
 from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.provenance import federation_sha256, utc_now, versions
 from photon_core.run.run import Run, model_sha256
 from photon_core.run.start import Initial, check_start
 from photon_core.tensors.container import header_length
+from photon_core.tensors.local import regroup
 from photon_core.tensors.numerics import dots
 from photon_core.tensors.shards import put_file
 from schemas.federation import Federation
@@ -85,25 +89,52 @@ def open_run(
     check_frozen(birth, federation, tokenizer_sha256)
     check_recipe(birth, federation)
     if run.round(0) is None:
-        initial = initial_model()
-        folder = Place(PlaceKind.ROUND_PART, run.run, 0, part="model").path
-        files = put_files(run, folder, initial.files, prefix="model/")
-        manifest = RoundManifest(
-            run=federation.run,
-            round=0,
-            model_sha256=model_sha256(files),
-            model=files,
-            metrics={"model_norm": _norm(initial.files)},
-            start=initial.start,
-            federation_sha256=federation_sha256(federation),
-            created=utc_now(),
-            versions=versions(),
-        )
         try:
-            run.commit_round(manifest)
+            run.commit_round(_first_round(run, federation, initial_model()))
         except StoreConflict:
             pass  # the other's theta^0 has the same origin, and stands
+    _check_key_layers(run, federation)
     return birth
+
+
+def _first_round(run: Run, federation: Federation, initial: Initial) -> RoundManifest:
+    """Round 0, its files uploaded."""
+    layers = key_layers(federation)
+    folder = Place(PlaceKind.ROUND_PART, run.run, 0, part="model").path
+    paths = _grouped(federation, layers, initial.files) if layers else initial.files
+    files = put_files(run, folder, paths, prefix="model/")
+    return RoundManifest(
+        run=federation.run,
+        round=0,
+        model_sha256=model_sha256(files),
+        model=files,
+        key_layers=layers,
+        metrics={"model_norm": _norm(initial.files)},
+        start=initial.start,
+        federation_sha256=federation_sha256(federation),
+        created=utc_now(),
+        versions=versions(),
+    )
+
+
+def _grouped(federation: Federation, layers: dict[str, list[str]], files: list[Path]) -> list[Path]:
+    """The same model in files that hold the backbone or one key layer, in a new folder beside the old ones."""
+    folder = Path(mkdtemp(prefix="grouped-", dir=files[0].parent))
+    groups = files_of_groups(layers, parameter_shapes(federation.model))
+    entries = regroup(files, groups, folder, federation.aggregation.shard_bytes)
+    return [folder / entry.path for entry in entries]
+
+
+def _check_key_layers(run: Run, federation: Federation) -> None:
+    """Refuse a file with other key layers than the run was begun with: from round 0 on each has its own files."""
+    base = run.round(0)
+    assert base is not None
+    now, then = (", ".join(layers) or "none" for layers in (key_layers(federation), base.key_layers))
+    if now != then:
+        raise FederationError(
+            f"worldlm.key_layers gives the key layers {now}, but the run was started with {then}: restore it, or "
+            f"give the changed federation a new name under run: (this run is '{run.run}')"
+        )
 
 
 def _norm(paths: Iterable[Path]) -> float:

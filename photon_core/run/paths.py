@@ -46,6 +46,7 @@ class PlaceKind(Enum):
     OTHER = _ROUND + "/{rest}"  # whatever else lies in a round's folder
 
 
+STEM = r"[a-z_]+(?:\.[0-9]+|\.weight|\.bias)?"  # of a shard's name: a kind of moments, or a key layer
 SHARDS = {PlaceKind.ROUND_SHARD, PlaceKind.UPDATE_SHARD, PlaceKind.MEAN_SHARD}
 WIDTHS = {"t": 6, "attempt": 4, "region": 4, "number": 5}  # least digits of numbers
 PARTS = {
@@ -55,7 +56,7 @@ PARTS = {
     "inputs": "[0-9a-f]{16}",
     "content": "[0-9a-f]{16}",
     "work": "[0-9a-f]{32}",
-    "shard": r"(?:[a-z_]+-)?[0-9]{5,}-of-[0-9]{5,}(?:-[0-9a-f]{8,16})?\.safetensors",
+    "shard": rf"(?:{STEM}-)?[0-9]{{5,}}-of-[0-9]{{5,}}(?:-[0-9a-f]{{8,16}})?\.safetensors",
     "rest": ".+",
 } | {name: f"[0-9]{{{width}}}|[1-9][0-9]{{{width},}}" for name, width in WIDTHS.items()}
 

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from photon_core.errors import CorruptFile
@@ -56,6 +57,39 @@ def read_header(
     except FileNotFoundError:
         raise CorruptFile(f"{store.locate(path)} is missing, though a manifest covers it") from None
     return head + body, parse_header(body, 8 + length, file_bytes, store.locate(path))
+
+
+def read_local_header(path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
+    """The header of a file on this machine: its JSON, and the tensors in the order of the data.
+
+    Raises:
+        CorruptFile: it is missing, or not a safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = header_length(file.read(8), size, str(path))
+            body = file.read(length)
+    except FileNotFoundError:
+        raise CorruptFile(f"{path} is missing") from None
+    return body, parse_header(body, 8 + length, size, str(path))
+
+
+def tensors_of(path: Path) -> dict[str, TensorEntry]:
+    """What a manifest says of the tensors of a local file of our own making, in the order of the data.
+
+    Raises:
+        CorruptFile: it is missing, or not a safetensors file.
+    """
+    body, infos = read_local_header(path)
+    rows = json.loads(json.loads(body).get("__metadata__", {}).get("rows", "{}"))
+    tensors = {}
+    for name, info in infos.items():
+        tensors[name] = TensorEntry(dtype=info.dtype, shape=info.shape)
+        if name in rows:
+            start, end, count = rows[name]
+            tensors[name] = TensorEntry(dtype=info.dtype, shape=(count, *info.shape[1:]), rows=(start, end))
+    return tensors
 
 
 def header_limit(names: Iterable[str]) -> int:

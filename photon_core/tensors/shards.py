@@ -1,8 +1,7 @@
 """Shards, the safetensors files that hold a model between them: which tensors share one, writing, uploading."""
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,7 @@ from numpy.typing import NDArray
 from photon_core.errors import CorruptFile, PhotonError, StoreConflict
 from photon_core.hashing import Hashes, file_hashes
 from photon_core.store.store import SHA256, Store, check_path
-from photon_core.tensors.container import (
-    header_length,
-    header_limit,
-    make_header,
-    parse_header,
-    tensor_bytes,
-)
+from photon_core.tensors.container import header_limit, make_header, tensor_bytes, tensors_of
 from schemas.manifests import FileEntry, TensorEntry
 
 LEAST_SHARD = 1 << 20  # bytes; aggregation.shard_mib is 1 or more
@@ -83,6 +76,36 @@ def write_shard(
     return FileEntry(path=name, sha256=sha256, blake3=blake3, bytes=size, tensors=dict(shard))
 
 
+def write_shards(
+    folder: Path,
+    stem: str,
+    tensors: Mapping[str, TensorEntry],
+    max_bytes: int,
+    tensor: Callable[[str], NDArray[Any]],
+) -> Iterator[FileEntry]:
+    """Write tensors as files <stem>00001-of-00003.safetensors and so on; each is told of as it is finished.
+
+    Args:
+        folder: where the files go; the entries' paths are relative to it.
+        stem: start of the files' paths; a folder in it exists.
+        tensors: what is written.
+        max_bytes: largest file; a larger tensor is split by rows.
+        tensor: gives a whole tensor, in the bits of its dtype; asked once for each, in sorted order.
+    """
+    last: dict[str, NDArray[Any]] = {}  # one that files share is asked for once
+
+    def whole(name: str) -> NDArray[Any]:
+        if name not in last:
+            last.clear()
+            last[name] = tensor(name)
+        return last[name]
+
+    plan = shard_plan(tensors, max_bytes)
+    for number, shard in enumerate(plan, 1):
+        path = f"{stem}{number:05d}-of-{len(plan):05d}.safetensors"
+        yield write_shard(folder / path, path, shard, whole)
+
+
 def shard_plan(
     tensors: Mapping[str, TensorEntry], max_bytes: int = SHARD_BYTES, align: int = 1
 ) -> list[dict[str, TensorEntry]]:
@@ -132,19 +155,9 @@ def file_entry(path: Path, name: str) -> FileEntry:
     Raises:
         CorruptFile: it is not a safetensors file.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = header_length(file.read(8), size, str(path))
-        header = file.read(length)
-    tensors = {}
-    rows = json.loads(json.loads(header).get("__metadata__", {}).get("rows", "{}"))
-    for info in parse_header(header, 8 + length, size, str(path)).values():
-        tensors[info.name] = TensorEntry(dtype=info.dtype, shape=info.shape)
-        if info.name in rows:
-            start, end, count = rows[info.name]
-            tensors[info.name] = TensorEntry(dtype=info.dtype, shape=(count, *info.shape[1:]), rows=(start, end))
+    tensors = tensors_of(path)
     sha256, blake3 = file_hashes(path)
-    return FileEntry(path=name, sha256=sha256, blake3=blake3, bytes=size, tensors=tensors)
+    return FileEntry(path=name, sha256=sha256, blake3=blake3, bytes=path.stat().st_size, tensors=tensors)
 
 
 def all_tensors(entries: Sequence[FileEntry]) -> dict[str, TensorEntry]:
@@ -153,21 +166,24 @@ def all_tensors(entries: Sequence[FileEntry]) -> dict[str, TensorEntry]:
     Raises:
         CorruptFile: two files hold the same, or the files' parts of a tensor, in their order, are not all of it.
     """
+    return whole_tensors((entry.path, entry.tensors) for entry in entries)
+
+
+def whole_tensors(files: Iterable[tuple[str, Mapping[str, TensorEntry]]]) -> dict[str, TensorEntry]:
+    """The same of files by name, each with what it holds."""
     found: dict[str, TensorEntry] = {}
     reached: dict[str, int] = {}  # rows of the split tensors so far
-    for entry in entries:
-        for name, tensor in entry.tensors.items():
+    for path, tensors in files:
+        for name, tensor in tensors.items():
             if name in found and (tensor.rows is None or name not in reached):
-                raise CorruptFile(f"tensor '{name[:200]}' is in two files, one of them '{entry.path[:200]}'")
+                raise CorruptFile(f"tensor '{name[:200]}' is in two files, one of them '{path[:200]}'")
             if tensor.rows is None:
                 found[name] = tensor
                 continue
             whole = TensorEntry(dtype=tensor.dtype, shape=tensor.shape)
             start, end = tensor.rows
             if found.setdefault(name, whole) != whole or reached.get(name, 0) != start or end <= start:
-                raise CorruptFile(
-                    f"the rows of tensor '{name[:200]}' in '{entry.path[:200]}' are not the next ones"
-                )
+                raise CorruptFile(f"the rows of tensor '{name[:200]}' in '{path[:200]}' are not the next ones")
             reached[name] = end
     for name, end in reached.items():
         if found[name].shape[:1] != (end,):

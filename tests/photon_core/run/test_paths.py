@@ -19,7 +19,7 @@ NUMBERS = st.integers(0, 10**9)
 DIGITS = "0123456789abcdef"
 SHARDS = st.builds(
     lambda stem, n, of, end: f"{stem}{n:05d}-of-{of:05d}{end}.safetensors",
-    st.sampled_from(["", "moments-", "exp_avg-"]),
+    st.sampled_from(["", "moments-", "exp_avg-", "blocks.3-", "blocks.31-", "norm_f.weight-", "wpe.weight-"]),
     st.integers(0, 10**6),
     st.integers(0, 10**6),
     st.sampled_from(["", "-0a1b2c3d", "-0a1b2c3d4e5f6071"]),
@@ -102,6 +102,15 @@ AT = Place(PlaceKind.MEAN, "wiki.2", 7, "site-a", 12, 3, "0123456789abcdef")
 )
 def test_paths_of_stores_that_exist(place: Place, path: str) -> None:
     assert place.path == path
+
+
+def test_a_key_layers_files_have_its_name() -> None:
+    shard = Place(PlaceKind.UPDATE_SHARD, "r", 1, "s", 1, shard="blocks.3-00001-of-00002-0a1b2c3d.safetensors")
+    assert shard.path == "r/rounds/000001/sites/s/0001/blocks.3-00001-of-00002-0a1b2c3d.safetensors"
+    part = Place(PlaceKind.ROUND_SHARD, "r", 1, part="model", shard="norm_f.bias-00001-of-00001.safetensors")
+    assert place_at(part.path) == part
+    other = place_at("r/rounds/000001/model/my.model-00001-of-00001.safetensors")
+    assert other is not None and other.kind is PlaceKind.OTHER, "a name that none of ours has"
 
 
 def test_a_nested_run_has_a_place() -> None:
