@@ -1,0 +1,135 @@
+"""A node enters a round: each of its key layers becomes a mean over a pool (WorldLM, Algorithm 1, lines 3-6).
+
+Row 0 of the pool is the node's own layer, row 1 its parent's; residuals follow. The mean is attention's
+(aggregation/attention.py), with all shares 1. Files of this machine become files of this machine: two passes over
+them, block by block, NumPy alone. The bits depend on the rows and the settings alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from photon_core.aggregation.attention import BLOCK, Sums, TensorSums, scores, tau_of, total, weights
+from photon_core.aggregation.means import weighted_mean
+from photon_core.errors import CorruptFile
+from photon_core.tensors.local import LocalTensors
+from photon_core.tensors.shards import SHARD_BYTES, write_shards
+from schemas.manifests import Attention, FileEntry
+from schemas.sections.worldlm import WorldLM
+
+Float32 = NDArray[np.float32]
+OWN, PARENT = "own", "parent"
+PIECE = 8 * BLOCK  # elements of a row that are in memory together
+
+
+class Row(NamedTuple):
+    """One row of a pool: its name, and the files that hold it, perhaps among others."""
+
+    name: str
+    tensors: LocalTensors
+
+
+@dataclass(frozen=True)
+class Entered:
+    """The key layers that a node enters with.
+
+    Args:
+        folder: where the files are.
+        files: of all key layers, layer by layer; paths relative to the folder.
+        attention: key layer -> how it was made.
+    """
+
+    folder: Path
+    files: list[FileEntry] = field(default_factory=list)
+    attention: dict[str, Attention] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.folder / entry.path for entry in self.files]
+
+
+def enter_layers(
+    pools: Mapping[str, Sequence[Row]],
+    layers: Mapping[str, Sequence[str]],
+    worldlm: WorldLM,
+    folder: Path,
+    max_bytes: int = SHARD_BYTES,
+) -> Entered:
+    """Write the key layers that a node enters with: each the mean of its pool.
+
+    Args:
+        pools: key layer -> its rows, the node's own first.
+        layers: key layer -> its parameters.
+        worldlm: the node's settings.
+        folder: where the files go, <layer>-00001-of-00001.safetensors and so on.
+        max_bytes: largest file; a larger tensor is split by rows.
+
+    Raises:
+        CorruptFile: a row's files are not of the same tensors as the others', or hold NaN or infinity.
+    """
+    found = Entered(folder)
+    for layer, rows in pools.items():
+        names = sorted(layers[layer])
+        _check(layer, names, rows)
+        attention = _attention(layer, names, rows, worldlm)
+        tensors = {name: rows[0].tensors.tensors[name] for name in names}
+
+        def mean(name: str, rows: Sequence[Row] = rows, attention: Attention = attention) -> Float32:
+            return _mean(name, rows, attention.weights)
+
+        found.files.extend(write_shards(folder, f"{layer}-", tensors, max_bytes, mean))
+        found.attention[layer] = attention
+    return found
+
+
+def _check(layer: str, names: Sequence[str], rows: Sequence[Row]) -> None:
+    first = rows[0].tensors.tensors
+    for row in rows:
+        for name in names:
+            if name not in first or row.tensors.tensors.get(name) != first[name]:
+                raise CorruptFile(f"key layer '{layer}': tensor '{name}' of row '{row.name}' is not the model's")
+
+
+def _attention(layer: str, names: Sequence[str], rows: Sequence[Row], worldlm: WorldLM) -> Attention:
+    sums = total(_sums(name, rows) for name in names)
+    for row, square in zip(rows, sums.squares, strict=True):
+        if not np.isfinite(square):
+            raise CorruptFile(f"key layer '{layer}' of row '{row.name}' holds NaN or infinity")
+    elements = sum(prod(rows[0].tensors.tensors[name].shape) for name in names)
+    found = scores(sums, elements, worldlm)
+    tau = tau_of(found, worldlm)
+    given = weights(found, tau, own_row=worldlm.own_row)
+    return Attention(rows=[row.name for row in rows], scores=found.tolist(), weights=given.tolist(), tau=tau)
+
+
+def _sums(name: str, rows: Sequence[Row]) -> Sums:
+    sums = TensorSums(len(rows))
+    for _, _, piece in _pieces(name, rows):
+        sums.add(piece)
+    return sums.result()
+
+
+def _mean(name: str, rows: Sequence[Row], weights: Sequence[float]) -> Float32:
+    """A whole tensor: sum_j a_j x_j, element by element, the rows in their order."""
+    out = np.empty(rows[0].tensors.tensors[name].shape, np.float32)
+    flat = out.reshape(-1)
+    for start, end, piece in _pieces(name, rows):
+        weighted_mean(piece, weights, flat[start:end], np.empty_like(piece))
+    return out
+
+
+def _pieces(name: str, rows: Sequence[Row]) -> Iterator[tuple[int, int, Float32]]:
+    """A tensor's elements from start to end, of all rows side by side; each array is valid until the next."""
+    size = prod(rows[0].tensors.tensors[name].shape)
+    buffer = np.empty((len(rows), min(size, PIECE)), np.float32)
+    for start, end in pairwise([*range(0, size, PIECE), size]):
+        piece = buffer[:, : end - start]
+        for row, out in zip(rows, piece, strict=True):
+            row.tensors.read(name, start, out)
+        yield start, end, piece
