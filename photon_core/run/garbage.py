@@ -4,15 +4,18 @@ Manifests (JSON) always stay, so that the chain of rounds, `photon status` and r
 committed are never touched: updates wait there to be aggregated, and uploads may be going on. What is decided
 from a look at a store stays right while a run goes on: later commits only add rounds, and the latest round seen
 is always kept whole. Only a rollback may name an old round's files again: it is looked for before they go.
+
+The key layers of each member's newest aggregated update stay however old they are: the member goes on from them.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable, Unreadable
 from photon_core.run.history import removed_rounds
+from photon_core.run.line import last_updates
 from photon_core.run.paths import SHARDS, Place, PlaceKind, place_at
 from photon_core.run.provenance import utc_now
 from photon_core.run.run import Run, files_of
@@ -75,6 +78,7 @@ def plan(
     rule: Rule,
     now: float,
     holders: Mapping[int, int] | None = None,
+    held: Collection[str] = (),
 ) -> Plan:
     """What may go. Looks at nothing but its arguments.
 
@@ -85,6 +89,7 @@ def plan(
         rule: what is kept.
         now: seconds since the epoch.
         holders: round -> the one in whose folder its files are, of rounds that the rule keeps; itself if left out.
+        held: paths of files that stay, of whatever round.
     """
     if rule.last < 1 or (rule.every is not None and rule.every < 1):
         raise PhotonError("photon gc keeps at least the latest round: --keep-last and --keep-every are 1 or more")
@@ -94,7 +99,7 @@ def plan(
     result = Plan(latest, [t for t in committed if t in kept | back and t not in gone])
     for file in found:
         place = place_at(file.path)
-        if place is None or place.t > latest:
+        if place is None or place.t > latest or file.path in held:
             continue
         if file.path in named and file.path.endswith(DATA):
             covering = named[file.path]
@@ -121,15 +126,16 @@ def look(run: Run, rule: Rule, now: float | None = None) -> Plan:
         raise PhotonError(f"run '{run.run}' has no rounds in {run.store.url} yet: there is nothing to collect")
     found, committed = run.files(), range(latest + 1)
     holders = {t: run.holder(t) for t in committed if rule.keeps(t, latest)}
-    named = _named(run, found, latest)
-    return plan(found, named, committed, rule, time.time() if now is None else now, holders)
+    named, held = _named(run, found, latest), _held(run, found, holders)
+    return plan(found, named, committed, rule, time.time() if now is None else now, holders, held)
 
 
 def remove(run: Run, plan: Plan) -> None:
     """Take away what the plan says. Stopped anywhere, it may be done again.
 
     A note of each round comes first, so that what is missing is never taken for damage. A round that a rollback
-    has gone back to since the look stays, whether that was before the note or after it.
+    has gone back to since the look stays, whether that was before the note or after it; so do the key layers that
+    its members then go on from.
     """
     stay = _named_since(run, plan.latest)
     rounds = {t: files for t, files in plan.rounds.items() if t not in stay}
@@ -141,7 +147,8 @@ def remove(run: Run, plan: Plan) -> None:
         except StoreConflict:
             pass  # another collection, or an earlier one that was stopped
     stay |= _named_since(run, plan.latest)
-    files = [file for t, found in rounds.items() if t not in stay for file in found]
+    held = _held(run, plan.files, range(plan.latest + 1, (run.latest() or 0) + 1))
+    files = [file for t, found in rounds.items() if t not in stay for file in found if file.path not in held]
     with ThreadPoolExecutor(THREADS, "gc") as pool:
         for _ in pool.map(lambda file: run.store.discard(file.path), [*files, *plan.litter]):
             pass
@@ -150,6 +157,32 @@ def remove(run: Run, plan: Plan) -> None:
 def _named_since(run: Run, latest: int) -> set[int]:
     """Rounds whose files a round committed after `latest` names."""
     return {run.holder(t) for t in range(latest + 1, (run.latest() or 0) + 1)}
+
+
+def _held(run: Run, found: Sequence[Found], rounds: Iterable[int]) -> set[str]:
+    """Paths of the key layers that the members go on from after any of these rounds: of each one's newest update.
+
+    Args:
+        found: files; all of an update's that cannot be read are held.
+    """
+    first = run.round(0)
+    if first is None or not first.key_layers:
+        return set()
+    held: set[str] = set()
+    newest = {(u.round, site, u.attempt) for t in rounds for site, u in last_updates(run, t).items()}
+    for t, site, attempt in newest:
+        folder = run.site_dir(t, site, attempt)
+        try:
+            update = run.update(t, site, attempt)
+        except StoreUnavailable:
+            raise
+        except (PhotonError, OSError):
+            update = None
+        if update is None:
+            held.update(file.path for file in found if file.path.startswith(f"{folder}/"))
+        else:
+            held.update(f"{folder}/{entry.path}" for entry in update.key_layers)
+    return held
 
 
 def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
@@ -184,10 +217,15 @@ def _covered(run: Run, place: Place) -> Iterator[tuple[int, str, list[FileEntry]
     t, site = place.t, place.site
     if place.kind is PlaceKind.ROUND_JSON and (manifest := run.round(t)):
         yield run.holder(t), run.files_dir(t), files_of(manifest)
+        for residual in (*manifest.up, *manifest.down):
+            yield t, residual.folder, residual.files
     elif place.kind is PlaceKind.PARTIAL and (partial := run.partial(place)):
         yield t, replace(place, kind=PlaceKind.MEAN).path, partial.files
     elif place.kind is PlaceKind.START:
         for start in site_starts(run, site):
             yield 0, run.site_dir(0, site, start.attempt), start.files
     elif place.kind is PlaceKind.UPDATE and (update := run.update(t, site, place.attempt)):
-        yield t, run.site_dir(t, site, update.attempt), [*update.files, *update.moments]
+        files = [*update.files, *update.key_layers, *update.moments]
+        yield t, run.site_dir(t, site, update.attempt), files
+        for residual in update.residuals:
+            yield t, residual.folder, residual.files

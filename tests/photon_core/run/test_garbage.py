@@ -18,9 +18,18 @@ from photon_core.run.history import check_kept, history, ranges
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.interface import Found
 from photon_core.store.store import Store
+from photon_core.tensors.container import NUMPY_DTYPES
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs import lossless
-from schemas.manifests import RoundManifest, StartManifest, TensorEntry, UpdateManifest
+from schemas.manifests import (
+    FileEntry,
+    LastUpdate,
+    RoundManifest,
+    StartManifest,
+    TensorEntry,
+    UpdateManifest,
+    UpdateRef,
+)
 from schemas.sections.server import Server
 from tests.federations import updates_of
 
@@ -295,3 +304,105 @@ def test_the_ten_thousandth_attempt_of_a_kept_round_is_no_litter(tmp_path: Path,
     update = last / "update.json"
     update.write_text(update.read_text().replace('"attempt":1,', '"attempt":10000,'))
     assert look(Run(run.store, "run"), Rule(), LATER).litter == []
+
+
+def with_layers(run: Run, t: int, site: str) -> UpdateManifest:
+    """An update for round t of a model of the tensors w and k, k being a key layer."""
+    base, place = run.round(t - 1), run.site_dir(t, site, 1)
+    assert base
+    files = write(run, place, "", "w", "I32")
+    update = UpdateManifest(
+        **{"run": run.run, "round": t, "site": site, "attempt": 1, "codec": "float32", "files": files},
+        **{"tokens": 1, "steps": 1, "metrics": {"train_loss": 1.0}, "data_sha256": "", "versions": {}},
+        base_sha256=base.model_sha256,
+        key_layers=write(run, place, "k-", "k", "F32"),
+        previous_sha256=run.round_sha256(t - 1),
+    )
+    run.commit_update(update)
+    return update
+
+
+def write(run: Run, folder: str, stem: str, name: str, dtype: str) -> list[FileEntry]:
+    with ShardWriter(run.store, folder, stem, {name: TensorEntry(dtype=dtype, shape=(4,))}) as writer:
+        writer.write(name, np.zeros(4, NUMPY_DTYPES[dtype]))
+        return writer.close()
+
+
+def commit_layers(run: Run, t: int, sites: str = "", earlier: dict[str, int] | None = None, **more: Any) -> None:
+    """Round t with the updates of these sites; site -> its newest round before."""
+    model = (
+        [] if more else [entry for name in "wk" for entry in write(run, run.round_dir(t), "model/", name, "F32")]
+    )
+    updates = {site: with_layers(run, t, site) for site in sites}
+    refs = {
+        site: UpdateRef(attempt=1, sha256="", tokens=1, weight=1.0, bytes=1, steps=1, metrics={"train_loss": 1.0})
+        for site in updates
+    }
+    run.commit_round(
+        RoundManifest(
+            **{"run": run.run, "round": t, "federation_sha256": "", "created": "", "versions": {}},
+            **{"model": model, "model_sha256": model_sha256(model), "key_layers": {"k": ["k"]}, **more},
+            updates=refs,
+            earlier={site: LastUpdate(round=at, attempt=1) for site, at in (earlier or {}).items()},
+            previous_sha256=run.round_sha256(t - 1) if t else "",
+        )
+    )
+
+
+def left(run: Run, t: int) -> set[str]:
+    """Sites whose key layers, and no other files, are left of round t."""
+    paths = [f.path.removeprefix(f"{run.round_dir(t)}/") for f in run.store.walk(run.round_dir(t))]
+    data = [path for path in paths if path.endswith(".safetensors")]
+    assert all(path.startswith("sites/") and "/k-" in path for path in data), data
+    return {path.split("/")[1] for path in data}
+
+
+@pytest.fixture
+def layered(store: Store) -> Run:
+    """Site a is in every round, b in rounds 1 and 4, c in round 2 alone; round 0 has no updates."""
+    run = Run(store, "run")
+    commit_layers(run, 0)
+    commit_layers(run, 1, "ab")
+    commit_layers(run, 2, "ac", {"b": 1})
+    commit_layers(run, 3, "a", {"b": 1, "c": 2})
+    commit_layers(run, 4, "ab", {"c": 2})
+    commit_layers(run, 5, "a", {"b": 4, "c": 2})
+    return run
+
+
+def test_key_layers_of_a_members_newest_update_stay_however_old_they_are(layered: Run) -> None:
+    remove(layered, look(layered, Rule(last=1), LATER))
+    assert [left(layered, t) for t in range(5)] == [set(), set(), {"c"}, set(), {"b"}]
+    assert look(Run(layered.store, "run"), Rule(last=1), LATER).files == []
+    update = Run(layered.store, "run").update(2, "c", 1)
+    assert update is not None
+    layered.store.check(update.key_layers[0], layered.site_dir(2, "c", 1))
+    commit_layers(layered, 6, "bc", {"a": 5})
+    remove(layered, look(layered, Rule(last=1), LATER))
+    assert [left(layered, t) for t in range(6)] == [set()] * 5 + [{"a"}], "a newer update takes its place"
+
+
+def test_so_do_those_that_a_round_which_is_kept_goes_on_from(layered: Run) -> None:
+    """A rollback to it may follow: b would go on from round 1."""
+    remove(layered, look(layered, Rule(last=1, every=3), LATER))
+    assert [left(layered, t) for t in (1, 2, 4)] == [{"b"}, {"c"}, {"b"}]
+
+
+def test_a_rollback_since_the_look_keeps_the_key_layers_that_it_goes_on_from(layered: Run) -> None:
+    found = look(layered, Rule(last=1), LATER)
+    third = layered.round(3)
+    assert third is not None and f"{layered.site_dir(1, 'b', 1)}/" in str(found.rounds[1])
+    carried = {name: getattr(third, name) for name in ("model", "model_sha256")}
+    commit_layers(layered, 6, "", {"a": 3, "b": 1, "c": 2}, kind="rollback", to=3, **carried)
+    remove(layered, found)
+    assert left(layered, 1) == {"b"} and left(layered, 2) == {"c"}
+    assert layered.removed(1) is not None and layered.removed(3) is None
+
+
+def test_all_of_an_update_that_cannot_be_read_stays(layered: Run) -> None:
+    place = f"{layered.site_dir(2, 'c', 1)}/update.json"
+    layered.store.discard(place)
+    layered.store.create(place, b"{")
+    run = Run(layered.store, "run")
+    remove(run, look(run, Rule(last=1), LATER))
+    assert sum(f.path.endswith(".safetensors") for f in run.store.walk(run.site_dir(2, "c", 1))) == 2
