@@ -28,9 +28,7 @@ Float64 = NDArray[np.float64]
 LEAST_SPREAD = 1e-6  # of cosines, so that equal rows have a temperature
 
 
-def attend(
-    rows: Sequence[str], sums: Sums, worldlm: WorldLM, shares: Sequence[float] | None = None
-) -> Attention:
+def attend(rows: Sequence[str], sums: Sums, worldlm: WorldLM, shares: Sequence[float] | None = None) -> Attention:
     """The weights of a pool, with all that they come from.
 
     Args:

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from photon_core.aggregation.attention import BLOCK, Sums, TensorSums, scores, tau_of, total, weights
+from photon_core.aggregation.attention import attend
 from photon_core.aggregation.means import weighted_mean
+from photon_core.aggregation.sums import BLOCK, Sums, TensorSums, block_sums
 from photon_core.errors import CorruptFile
 from photon_core.tensors.local import LocalTensors
 from photon_core.tensors.shards import SHARD_BYTES, write_shards
@@ -24,6 +25,7 @@ from schemas.manifests import Attention, FileEntry
 from schemas.sections.worldlm import WorldLM
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 OWN, PARENT = "own", "parent"
 PIECE = 8 * BLOCK  # elements of a row that are in memory together
 
@@ -97,21 +99,18 @@ def _check(layer: str, names: Sequence[str], rows: Sequence[Row]) -> None:
 
 
 def _attention(layer: str, names: Sequence[str], rows: Sequence[Row], worldlm: WorldLM) -> Attention:
-    sums = total(_sums(name, rows) for name in names)
+    elements = sum(prod(rows[0].tensors.tensors[name].shape) for name in names)
+    sums = Sums.of((_sums(name, rows) for name in names), elements)
     for row, square in zip(rows, sums.squares, strict=True):
         if not np.isfinite(square):
             raise CorruptFile(f"key layer '{layer}' of row '{row.name}' holds NaN or infinity")
-    elements = sum(prod(rows[0].tensors.tensors[name].shape) for name in names)
-    found = scores(sums, elements, worldlm)
-    tau = tau_of(found, worldlm)
-    given = weights(found, tau, own_row=worldlm.own_row)
-    return Attention(rows=[row.name for row in rows], scores=found.tolist(), weights=given.tolist(), tau=tau)
+    return attend([row.name for row in rows], sums, worldlm)
 
 
-def _sums(name: str, rows: Sequence[Row]) -> Sums:
-    sums = TensorSums(len(rows))
+def _sums(name: str, rows: Sequence[Row]) -> Float64:
+    sums = TensorSums()
     for _, _, piece in _pieces(name, rows):
-        sums.add(piece)
+        sums.add(block_sums(list(piece)))
     return sums.result()
 
 

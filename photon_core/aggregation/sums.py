@@ -4,7 +4,7 @@ The product of two float32 is exact in float64. Products are added by halving in
 tensor, tensors in the order of their names in a layer: element-wise additions in a fixed order, no BLAS.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +30,12 @@ class Sums(NamedTuple):
     elements: int
 
     @classmethod
-    def of(cls, total: Float64, elements: int) -> "Sums":
-        """Of what `block_sums` gives, added up."""
+    def of(cls, tensors: Iterable[Float64], elements: int) -> "Sums":
+        """Of a layer's tensors, each as `TensorSums.result` gives it, in the order of their names."""
+        first, *others = tensors
+        total = first.copy()
+        for values in others:
+            total += values
         return cls(total[:-1], total[-1], elements)
 
     def cosines(self) -> Float64:
@@ -43,7 +47,7 @@ class Sums(NamedTuple):
 
 
 def block_sums(rows: Sequence[Float32], queries: int = 1) -> Float64:
-    """Of each block of a piece.
+    """Of each block of a piece. A row with NaN or Inf has a square that is not finite; no other row has.
 
     Args:
         rows: the same elements of every row; they begin at a multiple of BLOCK of their tensor, and end at one or
@@ -68,12 +72,13 @@ def block_sums(rows: Sequence[Float32], queries: int = 1) -> Float64:
 def _halved(a: Float32, b: Float32, work: Float64) -> Float64:
     """Sums of the products of each block: its second half is added to its first until one element is left."""
     blocks, flat = work[: -(-a.size // BLOCK)], work.reshape(-1)
-    np.multiply(a, b, out=flat[: a.size], dtype=np.float64)
     flat[a.size : blocks.size] = 0
     length = BLOCK
-    while length > 1:
-        length //= 2
-        np.add(blocks[:, :length], blocks[:, length : 2 * length], out=blocks[:, :length])
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.multiply(a, b, out=flat[: a.size], dtype=np.float64)
+        while length > 1:
+            length //= 2
+            np.add(blocks[:, :length], blocks[:, length : 2 * length], out=blocks[:, :length])
     return blocks[:, 0]
 
 

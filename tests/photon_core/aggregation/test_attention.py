@@ -30,7 +30,7 @@ cosines = st.lists(st.floats(-1, 1), min_size=1, max_size=7).map(lambda others: 
 def sums(rows: Rows) -> Sums:
     tensor = TensorSums()
     tensor.add(block_sums(list(rows)))
-    return Sums.of(tensor.result(), rows.shape[1])
+    return Sums.of([tensor.result()], rows.shape[1])
 
 
 def mean(rows: Rows, shares: list[float]) -> Rows:

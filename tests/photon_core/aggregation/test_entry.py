@@ -96,7 +96,7 @@ def test_the_bits_are_those_of_the_definition(tmp_path: Path) -> None:
 def test_pieces_and_files_of_any_size_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = [arrays(seed) for seed in (1, 2)]
     whole = enter(tmp_path / "out", [row(tmp_path / "a", f"r{k}", one) for k, one in enumerate(values)])
-    monkeypatch.setattr("photon_core.aggregation.attention.BLOCK", 64)  # 600 elements: 10 blocks
+    monkeypatch.setattr("photon_core.aggregation.sums.BLOCK", 64)  # 600 elements: 10 blocks
     few = enter(tmp_path / "few", [row(tmp_path / "b", f"r{k}", one) for k, one in enumerate(values)])
     monkeypatch.setattr(entry, "PIECE", 64)
     cut = [row(tmp_path / "c", f"r{k}", one, 300 + 100 * k) for k, one in enumerate(values)]

@@ -23,7 +23,7 @@ def summed(rows: Rows, queries: int = 1, cuts: Sequence[int] = ()) -> Sums:
     tensor, size = TensorSums(), rows[0].size
     for start, end in zip([0, *cuts], [*cuts, size], strict=True):
         tensor.add(block_sums([row[start:end] for row in rows], queries))
-    return Sums.of(tensor.result(), size)
+    return Sums.of([tensor.result()], size)
 
 
 @pytest.mark.parametrize("size", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, (TOGETHER + 2) * BLOCK + 77])
@@ -66,3 +66,18 @@ def test_the_largest_and_the_smallest_numbers() -> None:
     found = summed([large, small])
     assert np.isfinite(found.squares).all() and (found.squares > 0).all()
     assert found.cosines()[0].tolist() == [pytest.approx(1), pytest.approx(1)]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_seen_in_its_own_square(bad: float) -> None:
+    rows = draw(3, BLOCK + 3)
+    rows[0][1], rows[2][BLOCK] = 0, bad
+    assert np.isfinite(summed(rows).squares).tolist() == [True, True, False]
+
+
+def test_a_layers_tensors_are_added_in_their_order() -> None:
+    parts = [summed(draw(2, size, seed=size)) for size in (5, 3 * BLOCK, BLOCK - 1)]
+    found = Sums.of([np.concatenate([one.products, one.squares[None]]) for one in parts], 9)
+    for name in ("products", "squares"):
+        one, two, three = (getattr(part, name) for part in parts)
+        assert getattr(found, name).tobytes() == (one + two + three).tobytes()
