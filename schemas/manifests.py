@@ -142,7 +142,10 @@ class Residual(Manifest):
     """A key layer of one member on its way to another (photon_core/aggregation/residuals.py)."""
 
     layer: Text
-    origin: list[Name] = Field(max_length=LIST_LIMIT, description="names from the root's member to the origin")
+    origin: list[Name] = Field(
+        max_length=LIST_LIMIT,
+        description="names down to the origin, from a member of the federation that holds it or sent it down",
+    )
     born: Count = Field(description="round, of the origin's own federation, in which it was picked")
     hops: Count = Field(default=0, description="links that it has crossed")
     folder: Text = Field(description="folder of the files in the store of the round that names it")

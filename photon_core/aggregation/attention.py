@@ -51,8 +51,13 @@ def scores(sums: Sums, worldlm: WorldLM) -> Float64:
 
 
 def tau_of(scores: Float64, worldlm: WorldLM) -> float:
-    """The formula's temperature: with cosine the file's in units of 1 minus the other rows' mean cosine."""
-    if worldlm.attention != "cosine" or len(scores) < 2:
+    """The formula's temperature: with cosine the file's in units of 1 minus the other rows' mean cosine.
+
+    With mean it is 1, whatever the file says: all scores are equal.
+    """
+    if worldlm.attention == "mean":
+        return 1.0
+    if worldlm.attention == "dot" or len(scores) < 2:
         return worldlm.temperature
     mean = math.fsum(scores[1:]) / (len(scores) - 1)
     return worldlm.temperature * max(1.0 - mean, LEAST_SPREAD)

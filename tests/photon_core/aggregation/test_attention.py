@@ -169,6 +169,12 @@ def test_the_files_temperature_of_other_rows_by_their_mean() -> None:
     assert tau_of(np.array([1.0, 0.5]), WorldLM(attention="dot", temperature=3)) == 3
 
 
+@pytest.mark.parametrize("temperature", [0, 0.1, 1e9])
+def test_the_plain_mean_has_no_temperature(temperature: float) -> None:
+    record = attend(["own", "a", "b"], sums(THREE), WorldLM(attention="mean", temperature=temperature))
+    assert (record.weights, record.tau) == (pytest.approx([1 / 3] * 3), 1)
+
+
 def test_what_is_recorded() -> None:
     found = attend(["own", "a", "b"], sums(THREE), WorldLM(temperature=0.5), [2, 1, 1])
     assert found.rows == ["own", "a", "b"] and found.scores == [1, 0, -1]
