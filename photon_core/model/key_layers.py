@@ -60,9 +60,14 @@ def layer_of(name: str) -> str:
     return ".".join(name.split(".")[:2]) if name.startswith(BLOCK) else name
 
 
+def names_in(layers: Mapping[str, list[str]]) -> set[str]:
+    """Names of the key layers' parameters."""
+    return {name for names in layers.values() for name in names}
+
+
 def without(shapes: Mapping[str, object], layers: Mapping[str, list[str]]) -> set[str]:
     """Names of the backbone's parameters."""
-    return set(shapes) - {name for names in layers.values() for name in names}
+    return set(shapes) - names_in(layers)
 
 
 def files_of_groups(layers: Mapping[str, list[str]], names: Iterable[str]) -> dict[str, list[str]]:

@@ -1,5 +1,7 @@
 """The model's parameters by name and shape, without torch: what the start, the plan and the checks share."""
 
+from collections.abc import Collection
+
 from schemas.sections.model import Model
 
 
@@ -50,14 +52,20 @@ def is_hidden_matrix(name: str) -> bool:
     return name.startswith("blocks.") and name.endswith(("Wqkv.weight", "_proj.weight"))
 
 
-def moment_shapes(model: Model, optimizer: str) -> dict[str, tuple[int, ...]]:
+def moment_shapes(model: Model, optimizer: str, apart: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what the inner optimizer keeps between two steps, its step count aside.
 
     <moment>.<parameter>, the moments being exp_avg and exp_avg_sq under adamw; momentum of the hidden matrices
     under muon, which leaves the others to adamw.
+
+    Args:
+        model, optimizer: of the federation file.
+        apart: parameters that are left out.
     """
     shapes = {}
     for name, shape in parameter_shapes(model).items():
+        if name in apart:
+            continue
         muon = optimizer == "muon" and is_hidden_matrix(name)
         for moment in ("momentum",) if muon else ("exp_avg", "exp_avg_sq"):
             shapes[f"{moment}.{name}"] = shape

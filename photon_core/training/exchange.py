@@ -1,6 +1,6 @@
 """Parameters between safetensors files and torch: theta in, the encoded update out. Child processes only."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from photon_core.errors import CorruptFile
+from photon_core.model.key_layers import without
 from photon_core.model.shapes import moment_shapes, parameter_shapes
 from photon_core.tensors.container import SENT_AS
-from photon_core.tensors.shards import SHARD_BYTES, shard_plan, write_shard
+from photon_core.tensors.shards import SHARD_BYTES, write_shards
 from photon_core.training.state.folder import UPDATE
 from photon_core.update.post_process import PostProcess
 from schemas.manifests import FileEntry, TensorEntry
@@ -23,6 +24,8 @@ from schemas.sections.model import Model
 from schemas.sections.update import Update
 
 State = dict[int, dict[str, Tensor]]
+Shapes = Mapping[str, tuple[int, ...]]
+Layers = Mapping[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,14 @@ class Written:
 
     Args:
         files: its shards, paths relative to the folder that `write_update` was given.
-        codec: how they are encoded.
-        metrics: delta_norm and, with clipping but no noise, unclipped_norm.
+        key_layers: those of the key layers, which are not encoded.
+        codec: how `files` are encoded.
+        metrics: norms of the change.
         feedback: what the codec has lost, for the site's next update.
     """
 
     files: list[FileEntry]
+    key_layers: list[FileEntry]
     codec: str
     metrics: dict[str, float]
     feedback: dict[str, torch.Tensor]
@@ -59,7 +64,7 @@ class Theta:
         self,
         files: list[str],
         model: Model,
-        shapes: dict[str, tuple[int, ...]] | None = None,
+        shapes: Shapes | None = None,
         dtype: str = "F32",
     ) -> None:
         self._places: dict[str, list[str]] = {}  # of a tensor that files share, in the order of its rows
@@ -78,7 +83,9 @@ class Theta:
                 raise CorruptFile(f"{file}: not a readable safetensors file: {error}") from error
         rounded = {kind for kind, _ in found.values()} == {"BF16"}  # as update.model_dtype has it sent
         self._dtype = "BF16" if rounded else dtype
-        expected = {name: (self._dtype, shape) for name, shape in (shapes or parameter_shapes(model)).items()}
+        if shapes is None:
+            shapes = parameter_shapes(model)
+        expected = {name: (self._dtype, shape) for name, shape in shapes.items()}
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
                 raise CorruptFile(
@@ -137,10 +144,11 @@ def post_process(
 
 def write_update(
     process: PostProcess,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Shapes,
     folder: Path,
     shard_bytes: int = SHARD_BYTES,
     ready: Callable[[FileEntry], None] | None = None,
+    layers: Layers | None = None,
 ) -> Written:
     """Write an update as safetensors shards under folder/update.
 
@@ -150,28 +158,27 @@ def write_update(
         folder: holds the new folder `update`; the entries' paths are relative to it.
         shard_bytes: largest file; a larger tensor is split by rows.
         ready: told of every file as it is finished.
+        layers: key layer -> its parameters, which are written whole.
     """
-    codec = process.codec
     (folder / UPDATE).mkdir()
-    layout = {name: TensorEntry(dtype=codec.dtype, shape=codec.shape(shape)) for name, shape in shapes.items()}
-    shards = shard_plan(layout, shard_bytes)
-    encoded: dict[str, np.ndarray[Any, Any]] = {}  # the last one: a tensor that files share is encoded once
 
-    def encode(name: str) -> np.ndarray[Any, Any]:
-        nonlocal encoded
-        if name not in encoded:
-            encoded = {}
-            encoded = {name: process.encode(name)}
-        return encoded[name]
+    def write(stem: str, layout: dict[str, TensorEntry], tensor: Callable[[str], NDArray[Any]]) -> list[FileEntry]:
+        entries = []
+        for entry in write_shards(folder, f"{UPDATE}/{stem}", layout, shard_bytes, tensor):
+            entries.append(entry)
+            if ready:
+                ready(entry)
+        return entries
 
-    entries = []
-    for number, shard in enumerate(shards, 1):
-        path = f"{UPDATE}/{number:05d}-of-{len(shards):05d}.safetensors"
-        entries.append(write_shard(folder / path, path, shard, encode))
-        if ready:
-            ready(entries[-1])
+    layers, codec = layers or {}, process.codec
+    backbone = without(shapes, layers)
+    layout = {name: TensorEntry(dtype=codec.dtype, shape=codec.shape(shapes[name])) for name in backbone}
+    files, key_layers = write("", layout, process.encode), list[FileEntry]()
+    for layer, names in layers.items():
+        layout = {name: TensorEntry(dtype="F32", shape=shapes[name]) for name in names}
+        key_layers += write(f"{layer}-", layout, process.whole)
     kept = {name: torch.from_numpy(value) for name, value in process.kept.items()}
-    return Written(entries, codec.name, process.metrics(), kept)
+    return Written(files, key_layers, codec.name, process.metrics(), kept)
 
 
 def write_moments(
@@ -202,7 +209,7 @@ def write_tensors(
     own, so that whoever averages them reads a parameter's moments side by side, and every file once."""
     rounded = dtype == "bfloat16"
     layout = {name: TensorEntry(dtype=SENT_AS[dtype], shape=tuple(value.shape)) for name, value in tensors.items()}
-    entries = []
+    entries: list[FileEntry] = []
 
     def bits(name: str) -> NDArray[Any]:
         # torch's own rounding: what is not finite stays so, and is refused by name
@@ -210,14 +217,13 @@ def write_tensors(
 
     for kind in sorted({name.partition(".")[0] for name in layout}):
         own = {name: tensor for name, tensor in layout.items() if name.partition(".")[0] == kind}
-        shards = shard_plan(own, shard_bytes)
-        for number, shard in enumerate(shards, 1):
-            path = f"{UPDATE}/{kind}-{number:05d}-of-{len(shards):05d}.safetensors"
-            entries.append(write_shard(folder / path, path, shard, bits))
+        entries += write_shards(folder, f"{UPDATE}/{kind}-", own, shard_bytes, bits)
     return entries
 
 
-def read_moments(files: list[str], names: list[str], model: Model, optimizer: Optimizer, step: int) -> State:
+def read_moments(
+    files: list[str], names: list[str], model: Model, optimizer: Optimizer, step: int, apart: Collection[str] = ()
+) -> State:
     """The optimizer state that holds these moments, on the CPU.
 
     Args:
@@ -225,16 +231,28 @@ def read_moments(files: list[str], names: list[str], model: Model, optimizer: Op
         names: the parameters, by number.
         model, optimizer: of the federation file.
         step: updates that the moments have seen.
+        apart: parameters whose moments are not among them.
 
     Raises:
         CorruptFile: the files cannot be read, or hold other tensors.
     """
-    shapes = moment_shapes(model, optimizer.name)
+    shapes = moment_shapes(model, optimizer.name, apart)
     found = Theta(files, model, shapes)
+    return _state(names, shapes, lambda name: torch.from_numpy(found.array(name)), step)
+
+
+def no_moments(names: list[str], model: Model, optimizer: Optimizer) -> State:
+    """The optimizer state before the first step, in the same form."""
+    shapes = moment_shapes(model, optimizer.name)
+    return _state(names, shapes, lambda name: torch.zeros(shapes[name]), 0)
+
+
+def _state(names: list[str], shapes: Shapes, moment: Callable[[str], Tensor], step: int) -> State:
     state: State = {}
     for number, name in enumerate(names):
         kinds = [kind for kind in ("exp_avg", "exp_avg_sq", "momentum") if f"{kind}.{name}" in shapes]
-        state[number] = {kind: torch.from_numpy(found.array(f"{kind}.{name}")) for kind in kinds}
+        if kinds:
+            state[number] = {kind: moment(f"{kind}.{name}") for kind in kinds}
         if "exp_avg" in kinds:
             state[number]["step"] = torch.tensor(float(step))
     return state

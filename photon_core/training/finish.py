@@ -104,6 +104,9 @@ def as_trained(job: LocalJob, past: Past, outcome: Outcome, seconds: dict[str, f
         seconds=seconds,
         notes=outcome.notes,
         moments=outcome.moments,
+        key_layers=outcome.update.key_layers,
+        entry_sha256=job.entry_sha256,
+        entry=job.entry,
     )
 
 
@@ -128,7 +131,7 @@ def encode(
     ready = (lambda entry: report({"file": str(written / entry.path)})) if job.announce else None
     process = post_process(theta, parameters, settings, feedback, noise)
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
-    return write_update(process, shapes, written, shard_bytes, ready)
+    return write_update(process, shapes, written, shard_bytes, ready, job.key_layers)
 
 
 def kept_state(

@@ -1,11 +1,13 @@
 """What a site's training is asked for and what it gives back. Light: the process that launches imports it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from photon_core.evidence.events import Log
 from photon_core.hashing import canonical_json, sha256_bytes
+from photon_core.model.key_layers import key_layers
 from photon_core.update.settings import UNCOUNTED, UNCOUNTED_OF_SITE, horizon
+from schemas.manifests import Attention
 from schemas.view import SiteView
 
 
@@ -17,8 +19,8 @@ class LocalJob:
         view: the site, or one of its nodes.
         round: number of the round, from 1.
         attempt: number of the attempt, from 1; names the folder of the private state.
-        base_files: local paths of theta's safetensors files, verified.
-        base_sha256: theta's model hash.
+        base_files: local paths of theta's safetensors files, verified; its key layers are the site's own.
+        base_sha256: hash of the committed model.
         global_step: local steps before this round, for the learning rate.
         resume: (round, attempt) of the site's last aggregated update, whose private state goes on; None at
             the site's first round.
@@ -27,6 +29,8 @@ class LocalJob:
             there are none.
         behind: (first, last) of rounds that a rollback has left behind: their private states are kept as they are.
         announce: report the path of every shard of the update as soon as it is finished, under `file`.
+        entry_sha256: theta's model hash, where there are key layers.
+        entry: key layer -> how it became the one in `base_files`, where it is not the committed model's.
     """
 
     view: SiteView
@@ -40,6 +44,8 @@ class LocalJob:
     moment_files: list[str] = field(default_factory=list)
     announce: bool = False
     behind: Sequence[tuple[int, int]] = ()
+    entry_sha256: str = ""
+    entry: Mapping[str, Attention] = field(default_factory=dict)
 
     def log(self) -> Log:
         """A new log of what a process does for this work."""
@@ -47,11 +53,18 @@ class LocalJob:
         return Log(self.view.federation.run, f"site:{site}").at(self.round, site, self.attempt)
 
     @property
+    def key_layers(self) -> dict[str, list[str]]:
+        """Key layer -> its parameters."""
+        return key_layers(self.view.federation)
+
+    @property
     def key(self) -> str:
         """Hash of all that the result depends on: equal keys, equal training, but for a micro-batch's rounding."""
         view = self.view
         whole = view.federation.model_copy(update={"local": view.local, "update": view.update})
         federation = whole.model_dump(mode="json", exclude=UNCOUNTED)
+        if whole.worldlm is None:  # a new key: the jobs of a file without it stay what they are
+            federation.pop("worldlm", None)
         site = view.section.model_dump(mode="json", exclude=UNCOUNTED_OF_SITE)
         parts = [federation, site, horizon(whole), self.round, self.base_sha256, self.global_step, self.resume]
-        return sha256_bytes(canonical_json(parts))
+        return sha256_bytes(canonical_json([*parts, self.entry_sha256] if self.entry_sha256 else parts))

@@ -25,11 +25,12 @@ from photon_core.evidence.events import Fact, Kind, incidents_of
 from photon_core.evidence.loggers import make_loggers
 from photon_core.hardware.device import choose_device
 from photon_core.model.decoder import PhotonModel, load_decoder
+from photon_core.model.key_layers import names_in
 from photon_core.model.meters import ActivationNorm, StreamLosses
 from photon_core.training.callback import Meters, RoundCallback
 from photon_core.training.compiled import choose_score
 from photon_core.training.evaluate import held_out_scores
-from photon_core.training.exchange import Theta, read_moments, write_moments
+from photon_core.training.exchange import Theta, no_moments, read_moments, write_moments
 from photon_core.training.finish import Clock, Outcome, as_trained, encode, kept_state
 from photon_core.training.job import LocalJob
 from photon_core.training.metrics import round_metrics
@@ -37,7 +38,7 @@ from photon_core.training.micro_batch import at_once
 from photon_core.training.optimizer.build import make_optimizer, parameter_names
 from photon_core.training.optimizer.gradients import Gradients
 from photon_core.training.parallel.ranks import Ranks
-from photon_core.training.parallel.sharding import Trainee
+from photon_core.training.parallel.sharding import State, Trainee
 from photon_core.training.state.checkpoint import Checkpoints, set_random_state
 from photon_core.training.state.folder import SAMPLES, TRAINING
 from photon_core.training.state.resume import Past, load_past
@@ -185,7 +186,9 @@ class _LocalSteps:
             state = kept_state(job, self.kept, self.stream, self.mix, self.past.samples + self.progress.count)
             if view.local.optimizer_state == "average":
                 size, dtype = view.federation.aggregation.shard_bytes, view.update.moments_dtype
-                self.moments = write_moments(state["optimizer"], self.trainee.names, self.written, size, dtype)
+                names, stay = self.trainee.names, names_in(job.key_layers)
+                sent = {number: own for number, own in state["optimizer"].items() if names[number] not in stay}
+                self.moments = write_moments(sent, names, self.written, size, dtype)
             if view.local.optimizer_state == "reset":
                 state["optimizer"] = None
             with (self.written / TRAINING).open("wb") as file:  # given a name, torch hides why a write has failed
@@ -218,16 +221,29 @@ class _LocalSteps:
 
 
 def _load_optimizer(job: LocalJob, trainee: Trainee, past: Past) -> None:
-    """The moments of this round's checkpoint, else those averaged over the sites, else the site's own, if kept."""
-    model, local, state = job.view.federation.model, job.view.local, None
-    if past.parameters is not None:
-        state = past.state and past.state["optimizer"]
+    """The moments of this round's checkpoint, else those averaged over the sites, else the site's own, if kept.
+
+    Of key layers always the site's own, zeros at first: nobody else has trained these.
+    """
+    local, own = job.view.local, past.state and past.state["optimizer"]
+    if past.parameters is not None or (not job.moment_files and local.optimizer_state != "reset"):
+        state = own
     elif job.moment_files:
-        state = read_moments(job.moment_files, trainee.names, model, local.optimizer, job.global_step)
-    elif local.optimizer_state != "reset":
-        state = past.state and past.state["optimizer"]
+        state = _averaged(job, trainee.names, own)
+    else:
+        state = None
     if state:
         trainee.load(state)
+
+
+def _averaged(job: LocalJob, names: list[str], own: State | None) -> State:
+    """The averaged moments, and the site's own of key layers."""
+    model, optimizer, stay = job.view.federation.model, job.view.local.optimizer, names_in(job.key_layers)
+    state = read_moments(job.moment_files, names, model, optimizer, job.global_step, stay)
+    if stay:
+        kept = no_moments(names, model, optimizer) | (own or {})
+        state |= {number: kept[number] for number, name in enumerate(names) if name in stay}
+    return state
 
 
 def _gradients(job: LocalJob, theta: Theta, model: PhotonModel, device: str) -> Gradients:

@@ -1,7 +1,7 @@
 """PostProcess of Algorithm 1: what a site does to its change before it leaves: clip, add noise, compress.
 
 The change is theta_k - theta, theta being what local training started from (the rounded model where
-update.model_dtype is bfloat16). In this order, each optional:
+update.model_dtype is bfloat16; the node's own key layers where it has any). In this order, each optional:
 
 1. Clip: the whole change is multiplied by min(1, clip_norm / its norm).
 2. Noise: every element gets a Gaussian number of standard deviation noise_multiplier x clip_norm, so that a site's
@@ -10,6 +10,8 @@ update.model_dtype is bfloat16). In this order, each optional:
 3. Compress. What a lossy codec loses stays at the site and is added to its next change before that is compressed
    (error feedback; Karimireddy et al. 2019, arXiv 1901.09847). It holds only what clipping and noise have passed.
    A round in which nothing is lost, because the file says float32, leaves it as it is.
+
+Key layers are clipped and noised with the rest, but not compressed: they are sent whole, as theta plus the change.
 
 The noise comes from a generator seeded with a key that the site drew from the operating system's entropy and keeps
 in its private state, with the job's hash and attempt, and with the hash of theta_k: nobody outside can foresee it,
@@ -45,7 +47,8 @@ class PostProcess:
         theta, theta_k: give a tensor by name: what training started from, and what it ended with.
         names: of the tensors.
         feedback: what the codec lost of the site's last update, by name; empty at first.
-        noise: generator; needed where the settings ask for noise. Its numbers go to the tensors in sorted order.
+        noise: generator; needed where the settings ask for noise. Its numbers go to the tensors as they are asked
+            for.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class PostProcess:
         self.kept: dict[str, Float32] = {}
         self._settings, self._theta, self._theta_k, self._noise = settings, theta, theta_k, noise
         self._names, self._feedback = sorted(names), feedback
-        self._squares = 0.0
+        self._squares, self._key_squares = 0.0, 0.0
         self._factor = 1.0
         self._metrics: dict[str, float] = {}
         if settings.clip_norm is not None:
@@ -71,20 +74,17 @@ class PostProcess:
                 self._metrics["unclipped_norm"] = norm
 
     def encode(self, name: str) -> NDArray[np.generic]:
-        """The tensor as it is sent; call it once for each, in sorted order.
+        """A tensor of the backbone as it is sent; call it once for each, in sorted order.
 
         Raises:
             PhotonError: the change is not finite, and the codec cannot say so.
         """
-        plain = self._factor == 1.0 and not self._settings.noise_multiplier
         codec = self.codec
         lost = self._feedback.get(name) if self._settings.error_feedback else None
         if isinstance(codec, Lossless):
             if lost is not None:  # of an earlier round's codec: it waits for the next lossy one
                 self.kept[name] = lost
-            start, end = self._theta(name), self._theta_k(name)
-            if not plain:
-                end = np.add(start, self._processed(name))
+            start, end = self._ends(name)
             self._squares += _square(end - start)
             return codec.encode(start, end)
         assert isinstance(codec, Lossy)
@@ -98,9 +98,24 @@ class PostProcess:
             self.kept[name] = np.subtract(change, sent, out=change)
         return encoded
 
+    def whole(self, name: str) -> Float32:
+        """A tensor of a key layer as it is sent: what training ended with, to the bit, but for clipping and noise.
+        Call it once for each, after the backbone, in sorted order."""
+        start, end = self._ends(name)
+        self._key_squares += _square(end - start)
+        self._metrics["key_delta_norm"] = math.sqrt(self._key_squares)
+        return end
+
     def metrics(self) -> dict[str, float]:
-        """delta_norm: of the change as sent. With clipping and no noise, unclipped_norm: before it."""
+        """delta_norm, and key_delta_norm where there are key layers: of the change as sent. With clipping and no
+        noise, unclipped_norm: of both together, before it."""
         return {"delta_norm": math.sqrt(self._squares), **self._metrics}
+
+    def _ends(self, name: str) -> tuple[Float32, Float32]:
+        """What training started from, and what clipping and noise make of what it ended with."""
+        start = self._theta(name)
+        plain = self._factor == 1.0 and not self._settings.noise_multiplier
+        return start, self._theta_k(name) if plain else np.add(start, self._processed(name))
 
     def _change(self, name: str) -> Float32:
         return np.asarray(np.subtract(self._theta_k(name), self._theta(name)), np.float32)

@@ -21,6 +21,7 @@ UNCOUNTED: dict[str, Any] = {
     },
     "aggregation": {"tree_above", "fan_out", "memory_mib", "connections"},
     "data": {"min_train_tokens", "max_eot_share"},  # limits, checked before
+    "worldlm": {"residuals", "rounds", "weights"},  # what the site's federation does, not the site
 }
 UNCOUNTED_OF_SITE = {
     *("paused", "pool", "pool_type", "job_variables", "state_dir", "data_tokens", "micro_batch", "link")

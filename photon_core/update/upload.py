@@ -57,9 +57,9 @@ def upload_update(
     begin = Begin()
     with outages() as found:
         place = Path(contribution.folder)
-        files, moments = (
+        files, moments, key_layers = (
             [put_file(run.store, place / entry.path, folder, entry=entry) for entry in entries]
-            for entries in (contribution.files, contribution.moments)
+            for entries in (contribution.files, contribution.moments, contribution.key_layers)
         )
     manifest = UpdateManifest(
         run=view.federation.run,
@@ -73,6 +73,9 @@ def upload_update(
         noise_multiplier=view.update.noise_multiplier,
         files=files,
         moments=moments,
+        key_layers=key_layers,
+        entry_sha256=contribution.entry_sha256,
+        entry=dict(contribution.entry),
         tokens=contribution.tokens,
         steps=contribution.steps,
         metrics=contribution.metrics,

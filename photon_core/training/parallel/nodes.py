@@ -42,7 +42,8 @@ from photon_core.hardware.device import check_devices, choose_device
 from photon_core.hardware.parallelism import Infra
 from photon_core.jobs.child import PR_SET_PDEATHSIG, portable
 from photon_core.model.decoder import load_decoder
-from photon_core.model.shapes import moment_shapes
+from photon_core.model.key_layers import names_in
+from photon_core.model.shapes import moment_shapes, parameter_shapes
 from photon_core.training.evaluate import held_out_scores
 from photon_core.training.exchange import Theta, write_tensors
 from photon_core.training.finish import Clock, Outcome, as_trained, encode, kept_state
@@ -208,18 +209,24 @@ class Average:
     def parameters(self) -> dict[str, torch.Tensor]:
         """The weighted mean of the nodes' parameters, on the CPU."""
         decode, model = get_codec("float32").decode, self.job.view.federation.model
-        updates = [Theta(_paths(node, node.files), model, dtype="I32") for node in self.trained]
+        shapes, key = parameter_shapes(model), names_in(self.job.key_layers)
+        coded, whole = ({n: s for n, s in shapes.items() if (n in key) is of_key} for of_key in (False, True))
+        updates = [Theta(_paths(node, node.files), model, coded, dtype="I32") for node in self.trained]
+        layers = [Theta(_paths(node, node.key_layers), model, whole) for node in self.trained]
         mean = {}
         for name in self.theta.names:
-            start = self.theta.array(name)
-            found = [np.asarray(decode(start, update.array(name)), np.float32) for update in updates]
+            if name in key:
+                found = [one.array(name) for one in layers]
+            else:
+                start = self.theta.array(name)
+                found = [np.asarray(decode(start, update.array(name)), np.float32) for update in updates]
             mean[name] = self._mean(found)
         return mean
 
     def moments(self) -> dict[str, torch.Tensor]:
-        """The weighted mean of the optimizer's moments, where they are averaged."""
-        local = self.job.view.local
-        shapes = moment_shapes(self.job.view.federation.model, local.optimizer.name)
+        """The weighted mean of the optimizer's moments, where they are averaged; those of key layers are not."""
+        local, stay = self.job.view.local, names_in(self.job.key_layers)
+        shapes = moment_shapes(self.job.view.federation.model, local.optimizer.name, stay)
         found = [
             Theta(_paths(node, node.moments), self.job.view.federation.model, shapes) for node in self.trained
         ]

@@ -23,13 +23,15 @@ from photon_core.files import clear, make_folder, sync_folder, sync_tree
 from photon_core.hashing import canonical_json, sha256_file
 from photon_core.training.job import LocalJob
 from photon_core.update.trained import Trained
-from schemas.manifests import FileEntry
+from schemas.manifests import Attention, FileEntry
 
 KEPT_ROUNDS = 3
 RESULT = "trained.json"
 TRAINING = "training.pt"
 SAMPLES = "samples.u32"
 UPDATE = "update"
+FILES = ("files", "moments", "key_layers")  # fields of what was trained
+OF_KEY_LAYERS = ("key_layers", "entry_sha256", "entry")
 WRITING = ".writing-"  # how the names of folders begin that are being written, or replaced
 SHARDS = re.compile(r"[^/]+\.safetensors")
 FOLDER = re.compile(r"(\d{6,})-\d{4,}")
@@ -61,14 +63,29 @@ def find_result(state_dir: Path, round: int, attempt: int, key: str) -> Trained 
     saved = json.loads((folder / RESULT).read_bytes())
     if saved["key"] != key:
         return None
-    values: dict[str, Any] = saved["trained"]
-    files = [FileEntry.model_validate(entry) for entry in values.pop("files")]
-    moments = [FileEntry.model_validate(entry) for entry in values.pop("moments", [])]
-    for entry in (*files, *moments):
+    trained = _read(saved["trained"], folder)
+    for entry in (*trained.files, *trained.moments, *trained.key_layers):
         path = folder / entry.path
         if not path.is_file() or sha256_file(path) != entry.sha256:
             return None
-    return Trained(**values, files=files, moments=moments, folder=str(folder))
+    return trained
+
+
+def _written(trained: Trained) -> dict[str, Any]:
+    """As trained.json has it: without its folder, and without key layers where there are none."""
+    values = {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained)}
+    values.pop("folder")
+    for name in FILES:
+        values[name] = [entry.model_dump(mode="json") for entry in values[name]]
+    values["entry"] = {layer: one.model_dump(mode="json") for layer, one in trained.entry.items()}
+    return values if trained.key_layers else {name: values[name] for name in values if name not in OF_KEY_LAYERS}
+
+
+def _read(values: dict[str, Any], folder: Path) -> Trained:
+    """The inverse of `_written`; early ones have no moments."""
+    found = {name: [FileEntry.model_validate(entry) for entry in values.get(name, [])] for name in FILES}
+    entry = {layer: Attention.model_validate(one) for layer, one in values.get("entry", {}).items()}
+    return Trained(**{**values, **found, "entry": entry}, folder=str(folder))
 
 
 def is_outdated(state_dir: Path, job: LocalJob) -> bool:
@@ -141,15 +158,8 @@ def publish(
         behind: (first, last) of rounds that a rollback has left behind: what they have left stays.
     """
     target = state_folder(state_dir, trained.round, trained.attempt)
-    values = {
-        field.name: getattr(trained, field.name)
-        for field in dataclasses.fields(trained)
-        if field.name not in ("files", "moments", "folder")
-    }
-    values["files"] = [entry.model_dump(mode="json") for entry in trained.files]
-    values["moments"] = [entry.model_dump(mode="json") for entry in trained.moments]
     training_sha256 = sha256_file(written / TRAINING)
-    saved = {"key": key, "run": run, "training_sha256": training_sha256, "trained": values}
+    saved = {"key": key, "run": run, "training_sha256": training_sha256, "trained": _written(trained)}
     (written / RESULT).write_bytes(canonical_json(saved))
     sync_tree(written)
     if target.exists():  # of another job, or damaged: `find_result` has refused it

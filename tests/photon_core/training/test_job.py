@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.training.job import LocalJob
+from photon_core.update.settings import UNCOUNTED, UNCOUNTED_OF_SITE, work_sha256
 from schemas.federation import Federation
 from schemas.sections.base import Section
+from schemas.sections.worldlm import WorldLM
 from schemas.view import view_of
 from tests.photon_core.training.conftest import make_federation
 
@@ -83,11 +86,35 @@ def test_the_end_of_the_schedule_counts_where_there_is_one(tmp_path: Path) -> No
     assert job(by_count.model_copy(update={"local": plain})).key == job(by_steps).key
 
 
+@pytest.mark.parametrize(("key", "value", "counts"), [
+    ("key_layers", 1, True), ("attention", "dot", True), ("temperature", 2.0, True), ("own_row", False, True),
+    ("rounds", 2, False), ("weights", "tokens", False), ("residuals", "off", False),
+])  # fmt: skip
+def test_of_key_layers_all_counts_that_the_site_does(tmp_path: Path, key: str, value: Any, counts: bool) -> None:
+    federation = make_federation(tmp_path)
+    before, after = (
+        federation.model_copy(update={"worldlm": WorldLM.model_validate(values)}) for values in ({}, {key: value})
+    )
+    assert (job(before).key != job(after).key) == counts
+    assert (work_sha256(before) != work_sha256(after)) == counts
+    assert len({job(federation).key, job(before).key}) == 2
+
+
+def test_the_job_of_a_file_without_key_layers_is_what_it_was(tmp_path: Path) -> None:
+    """Computed from the file's keys as they were before there were key layers."""
+    federation = make_federation(tmp_path)
+    values = federation.model_dump(mode="json", exclude=UNCOUNTED)
+    values.pop("worldlm")
+    site = federation.sites[0].model_dump(mode="json", exclude=UNCOUNTED_OF_SITE)
+    assert job(federation).key == sha256_bytes(canonical_json([values, site, 15, 1, "0", 0, None]))
+
+
 def test_the_round_and_where_it_starts_count(tmp_path: Path) -> None:
     first = job(make_federation(tmp_path))
     others: list[dict[str, Any]] = [{"round": 2}, {"base_sha256": "1"}, {"global_step": 5}, {"resume": (1, 1)}]
+    others.append({"entry_sha256": "2"})
     keys = {first.key, *(dataclasses.replace(first, **other).key for other in others)}
-    assert len(keys) == 5
+    assert len(keys) == 6
     assert (
         dataclasses.replace(first, threads=2, base_files=["elsewhere"], announce=True, attempt=2).key == first.key
     )

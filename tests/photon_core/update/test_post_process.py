@@ -146,3 +146,41 @@ def test_the_same_work_gives_the_same_bytes(tmp_path: Path) -> None:
         assert isinstance(process.codec, Lossy)
         both.append([process.encode(n).tobytes() for n in sorted(SHAPES)])
     assert both[0] == both[1]
+
+
+def parts(theta: Arrays, theta_k: Arrays, noise: Any = None, **settings: Any) -> tuple[Arrays, PostProcess]:
+    """What the coordinator has where "a" is a key layer's: the other tensors decoded, that one as it is sent."""
+    process = PostProcess(Update(**settings), theta.__getitem__, theta_k.__getitem__, SHAPES, {}, noise)
+    found = {n: process.codec.decode(theta[n], process.encode(n)) for n in ("b", "c")}
+    return found | {"a": process.whole("a")}, process
+
+
+@pytest.mark.parametrize("codec", ["float32", "int4", "topk"])
+def test_a_key_layer_is_sent_whole_whatever_the_codec(codec: Any) -> None:
+    theta, theta_k = arrays(0, 1), arrays(1, 1)
+    found, process = parts(theta, theta_k, codec=codec)
+    assert found["a"].tobytes() == theta_k["a"].tobytes()
+    assert process.kept.keys() == ({"b", "c"} if codec != "float32" else set()), "nothing of it is lost"
+    change = difference(found, theta)
+    norms = {
+        name: norm({n: change[n] for n in of}) for name, of in {"delta_norm": "bc", "key_delta_norm": "a"}.items()
+    }
+    assert process.metrics() == pytest.approx(norms, rel=1e-6)
+
+
+def test_a_key_layer_is_clipped_and_noised_with_the_rest() -> None:
+    theta = arrays(0, 1)
+    theta_k = added(theta, arrays(1, 0.1))
+    length = norm(difference(theta_k, theta))
+    found, process = parts(theta, theta_k, clip_norm=length / 4)
+    assert norm(difference(found, theta)) == pytest.approx(length / 4, rel=1e-5)
+    assert np.allclose(found["a"] - theta["a"], (theta_k["a"] - theta["a"]) / 4, rtol=1e-5, atol=1e-7)
+    metrics = process.metrics()
+    assert metrics["unclipped_norm"] == pytest.approx(length, rel=1e-6)
+    assert np.hypot(metrics["delta_norm"], metrics["key_delta_norm"]) == pytest.approx(length / 4, rel=1e-5)
+
+    noised, _ = parts(theta, theta_k, np.random.default_rng(3), clip_norm=length / 4, noise_multiplier=2.0)
+    noise = np.concatenate([(noised[n] - found[n]).reshape(-1) for n in SHAPES])
+    assert noise.std() == pytest.approx(length / 2, rel=0.05)
+    assert np.abs(np.corrcoef(noise[:70], noise[70:140])[0, 1]) < 0.5
+    assert (noised["a"] - found["a"]).std() == pytest.approx(length / 2, rel=0.3)

@@ -5,7 +5,7 @@ from pathlib import Path
 from photon_core.hashing import sha256_file
 from photon_core.training.state.folder import find, find_result, publish, writing
 from photon_core.update.trained import Trained
-from schemas.manifests import FileEntry
+from schemas.manifests import Attention, FileEntry
 
 
 def leave(
@@ -68,6 +68,28 @@ def test_a_second_run_in_the_same_folder_keeps_what_it_has_just_trained(tmp_path
         found = find_result(tmp_path, t, 1, f"two {t}")
         assert found is not None and (Path(found.folder) / "update/1.safetensors").read_text() == f"two {t}"
     assert find_result(tmp_path, 5, 1, "one 5") is not None, "the first run's last round is still there"
+
+
+def test_key_layers_and_how_they_were_entered_with_are_kept(tmp_path: Path):
+    (tmp_path / "state").mkdir()
+    leave(tmp_path, "one", 1)
+    assert "key_layers" not in (tmp_path / "state/000001-0001/trained.json").read_text(), "as it always was"
+    entry = {"blocks.1": Attention(rows=["own", "parent"], scores=[1.0, 0.25], weights=[0.75, 0.25], tau=0.5)}
+    with writing(tmp_path) as written:
+        (written / "update").mkdir()
+        for name in ("training.pt", "update/blocks.1-00001-of-00001.safetensors"):
+            (written / name).write_text(name)
+        layer = FileEntry(path=name, sha256=sha256_file(written / name), bytes=len(name))
+        trained = Trained(
+            **{"round": 2, "attempt": 1, "base_sha256": "b", "codec": "float32", "tokens": 1, "steps": 1},
+            **{"metrics": {}, "files": [], "folder": "", "seconds": {}, "key_layers": [layer]},
+            **{"entry_sha256": "e", "entry": entry},
+        )
+        published = publish(tmp_path, written, trained, "key")
+    assert find_result(tmp_path, 2, 1, "key") == published
+    assert published.entry == entry and published.key_layers == [layer]
+    (Path(published.folder) / layer.path).write_text("damaged")
+    assert find_result(tmp_path, 2, 1, "key") is None
 
 
 def test_what_is_not_ours_in_the_private_folder_stays(tmp_path: Path):
