@@ -168,7 +168,7 @@ def upload(
         trained = replace(trained, notes=incidents(events).get(view.name, []))
         spans = spans_of(events).get(view.name, [])
         manifest = upload_update(run_of(view.federation), view, t, trained, spans, checks)
-        out.update(bytes=sum(entry.bytes for entry in manifest.files))
+        out.update(bytes=sum(entry.bytes for entry in (*manifest.files, *manifest.key_layers)))
         log.append(Kind.UPDATE_COMMITTED, bytes=out["bytes"])
 
 
@@ -177,7 +177,7 @@ def evaluate(runtime: Runtime, view: SiteView, t: int, model: list[FileEntry]) -
     """Loss and perplexity of a global model on the site's held-out text."""
     log, of = _log(runtime, t, view.name), model[0].sha256
     with log.step("evaluate", model=of) as out, phase(log, "evaluate") as begin:
-        files = _model_files(view, t, model)
+        files = [str(path) for path in _model_files(view, t, model)]
         scores = runtime.launcher.run(
             partial(entry.evaluate, view, files, runtime.launcher.threads),
             label=_label(view, t),
@@ -227,14 +227,14 @@ def _birth(federation: Federation) -> RunManifest:
     return birth
 
 
-def _model_files(view: SiteView, t: int, model: list[FileEntry]) -> list[str]:
+def _model_files(view: SiteView, t: int, model: list[FileEntry]) -> list[Path]:
     """Local paths of a model of round t, downloaded and verified where they are not at hand."""
     cache = view.cache_dir / "model" / view.federation.run
-    found = fetch_model(run_of(view.federation), t, model, cache, view.federation.aggregation.connections)
-    return [str(path) for path in found]
+    return fetch_model(run_of(view.federation), t, model, cache, view.federation.aggregation.connections)
 
 
 def _job(runtime: Runtime, view: SiteView, t: int) -> "LocalJob":
+    from photon_core.training.entering import enter
     from photon_core.training.job import LocalJob
 
     run = run_of(view.federation)
@@ -243,19 +243,24 @@ def _job(runtime: Runtime, view: SiteView, t: int) -> "LocalJob":
         raise PhotonError(f"round {t} cannot start: round {t - 1} of run '{view.federation.run}' is not committed")
     moments: list[FileEntry] = []
     if view.local.optimizer_state == "average":
-        moments = moments_for(base.moments, view.federation.model, view.local.optimizer.name)
+        model, optimizer = view.federation.model, view.local.optimizer.name
+        moments = moments_for(base.moments, model, optimizer, base.key_layers)
+    attempt = next_attempt(run, t, view.name)
+    theta = enter(run, view, t, attempt, _model_files(view, t - 1, base.download or base.model))
     return LocalJob(
         view=view,
         round=t,
-        attempt=next_attempt(run, t, view.name),
-        base_files=_model_files(view, t - 1, base.download or base.model),
+        attempt=attempt,
+        base_files=[str(path) for path in theta.files],
         base_sha256=base.model_sha256,
-        moment_files=_model_files(view, t - 1, moments),
+        moment_files=[str(path) for path in _model_files(view, t - 1, moments)],
         announce=not run.store.is_local,  # there an upload is a link
         global_step=base.global_step,
         resume=last_contribution(run, view.name, t),
         threads=runtime.launcher.threads,
         behind=base.behind,
+        entry_sha256=theta.sha256,
+        entry=theta.attention,
     )
 
 

@@ -32,6 +32,7 @@ from photon_core.aggregation.moment_bounds import (
 )
 from photon_core.aggregation.rules import Rule
 from photon_core.errors import UpdateRejected
+from photon_core.model.key_layers import names_in
 from photon_core.model.shapes import moment_shapes
 from photon_core.run.run import Run
 from photon_core.store.open_ranges import OpenRanges
@@ -54,11 +55,14 @@ FOLDER = "moments/"
 ONES = np.ones(MOST_PIECE, np.float32)
 
 
-def moments_for(files: Sequence[FileEntry], model: Model, optimizer: str) -> list[FileEntry]:
+def moments_for(
+    files: Sequence[FileEntry], model: Model, optimizer: str, key_layers: Mapping[str, list[str]] | None = None
+) -> list[FileEntry]:
     """A round's averaged moments, for sites to go on from; none where they are another optimizer's, because the
-    federation file has changed since: then each site starts afresh, and says so."""
+    federation file has changed since: then each site starts afresh, and says so. Those of key layers are no part
+    of them."""
     found = {name: tensor.shape for name, tensor in all_tensors(files).items()}
-    return list(files) if found == moment_shapes(model, optimizer) else []
+    return list(files) if found == moment_shapes(model, optimizer, names_in(key_layers or {})) else []
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,23 @@ def _read(values: dict[str, Any], folder: Path) -> Trained:
     return Trained(**{**values, **found, "entry": entry}, folder=str(folder))
 
 
+def find_key_layers(state_dir: Path, round: int, attempt: int, entries: Sequence[FileEntry]) -> list[Path] | None:
+    """Where the files of that round's and attempt's key layers lie here; None if one is missing or damaged.
+
+    Args:
+        entries: the files, as the update that was committed names them.
+    """
+    folder = state_folder(state_dir, round, attempt)
+    try:
+        trained = _read(json.loads((folder / RESULT).read_bytes())["trained"], folder)
+        places = {entry.sha256: folder / entry.path for entry in trained.key_layers}
+        found = [places[entry.sha256] for entry in entries]
+        undamaged = all(sha256_file(path) == entry.sha256 for path, entry in zip(found, entries, strict=True))
+        return found if undamaged else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def is_outdated(state_dir: Path, job: LocalJob) -> bool:
     """Whether a finished training of this run from the same model lies there, undone by an edit of the file."""
     try:

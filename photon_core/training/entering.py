@@ -1,0 +1,125 @@
+"""What a site trains from where the federation has key layers: the committed backbone, and key layers of its own.
+
+Its own of its newest aggregated update become a mean over themselves and the committed ones, its parent's
+(aggregation/entry.py). A site that has none yet takes the committed ones as they are.
+
+    <state_dir>/cache/entry/<run>/000007-0001/blocks.3-00001-of-00001.safetensors   what round 7 starts from
+                                              own/<sha256>   its own before, where they had to be fetched
+
+What lies there can be made again. Folders of rounds long past are removed.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers
+from photon_core.errors import PhotonError
+from photon_core.files import TEMPORARY, clear
+from photon_core.model.key_layers import parted
+from photon_core.run.paths import STEM
+from photon_core.run.run import Run, model_sha256
+from photon_core.run.updates import last_contribution
+from photon_core.tensors.local import LocalTensors
+from photon_core.training.state.folder import FOLDER, find_key_layers
+from schemas.manifests import Attention, FileEntry, RoundManifest
+from schemas.view import SiteView
+
+WRITING = ".writing-"
+SHARD = rf"{STEM}-\d{{5,}}-of-\d{{5,}}\.safetensors"
+OURS = re.compile(rf"(?:{re.escape(WRITING)}[^/]+/)?{SHARD}|own/(?:[0-9a-f]{{64}}|{TEMPORARY.pattern})")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a site trains from.
+
+    Args:
+        files: local paths of its safetensors files.
+        sha256: hash of the model, where it has key layers.
+        attention: key layer -> how it was made, where it is not the committed one.
+    """
+
+    files: list[Path]
+    sha256: str = ""
+    attention: Mapping[str, Attention] = field(default_factory=dict)
+
+
+def enter(run: Run, view: SiteView, t: int, attempt: int, committed: Sequence[Path]) -> Entry:
+    """Make what a site trains from in round t. The same bits whenever it is done.
+
+    Args:
+        run, view, t, attempt: whose work.
+        committed: local paths of the files of round t - 1's model, in its order, verified.
+
+    Raises:
+        CorruptFile: the site's own key layers are lost, or damaged, or not the model's.
+    """
+    base = run.round(t - 1)
+    if base is None or not base.key_layers:
+        return Entry(list(committed))
+    places = {entry.path: path for entry, path in zip(base.model, committed, strict=True)}
+    folder = view.cache_dir / "entry" / run.run / f"{t:06d}-{attempt:04d}"
+    _drop_old(folder.parent, t)
+    own = _own(run, view, t, folder)
+    found = Entered(folder) if own is None else _attended(view, base, own, places, folder)
+    return _entry(base, places, found)
+
+
+def _own(run: Run, view: SiteView, t: int, folder: Path) -> LocalTensors | None:
+    """The key layers of the site's newest aggregated update: from its private state, else from the store."""
+    last = last_contribution(run, view.name, t)
+    if last is None:
+        return None
+    update = run.update(last[0], view.name, last[1])
+    if update is None:
+        raise PhotonError(
+            f"{run.store.locate(run.site_dir(last[0], view.name, last[1]))} has no update.json, though round "
+            f"{last[0]} has aggregated it: site '{view.name}' cannot go on from its key layers"
+        )
+    paths = find_key_layers(view.state_dir, *last, update.key_layers)
+    if paths is None:
+        place, connections = run.site_dir(last[0], view.name, last[1]), view.federation.aggregation.connections
+        paths = run.store.fetch_all(update.key_layers, place, folder / "own", connections)
+    return LocalTensors([(path, entry.tensors) for path, entry in zip(paths, update.key_layers, strict=True)])
+
+
+def _attended(
+    view: SiteView, base: RoundManifest, own: LocalTensors, places: Mapping[str, Path], folder: Path
+) -> Entered:
+    """The site's key layers, each a mean over its own and the committed one."""
+    worldlm = view.federation.worldlm
+    assert worldlm is not None
+    files = [entry for entries in parted(base.model, base.key_layers).layers.values() for entry in entries]
+    parent = LocalTensors([(places[entry.path], entry.tensors) for entry in files])
+    pools = {layer: [Row(OWN, own), Row(PARENT, parent)] for layer in base.key_layers}
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=WRITING, dir=folder) as scratch:
+        size = view.federation.aggregation.shard_bytes
+        made = enter_layers(pools, base.key_layers, worldlm, Path(scratch), size)
+        for entry in made.files:
+            (made.folder / entry.path).replace(folder / entry.path)
+    return Entered(folder, made.files, made.attention)
+
+
+def _entry(base: RoundManifest, places: Mapping[str, Path], found: Entered) -> Entry:
+    """The backbone's files, then each key layer's: those that were made, else the committed ones."""
+    backbone, layers = parted(base.model, base.key_layers)
+    made = parted(found.files, {layer: base.key_layers[layer] for layer in found.attention}).layers
+    files: list[tuple[Path, FileEntry]] = [(places[entry.path], entry) for entry in backbone]
+    for layer, committed in layers.items():
+        files += [(found.folder / entry.path, entry) for entry in made.get(layer, [])] or [
+            (places[entry.path], entry) for entry in committed
+        ]
+    paths, entries = [path for path, _ in files], [entry for _, entry in files]
+    return Entry(paths, model_sha256(entries), found.attention)
+
+
+def _drop_old(parent: Path, t: int) -> None:
+    """Remove what rounds before t - 1 started from; a late site may still train from that of the one before."""
+    for folder in parent.iterdir() if parent.is_dir() else ():
+        name = FOLDER.fullmatch(folder.name)
+        if name and int(name[1]) < t - 1:
+            clear(folder, OURS)
