@@ -19,7 +19,7 @@ from photon_core.tensors.shards import put_file
 from photon_core.update.contribution import Contribution
 from photon_core.update.settings import work_sha256
 from schemas.bounds import LIST_LIMIT
-from schemas.manifests import Span, UpdateManifest
+from schemas.manifests import FileEntry, Span, UpdateManifest
 from schemas.protocol import PROTOCOL
 from schemas.view import SiteView
 
@@ -53,14 +53,9 @@ def upload_update(
         raise PhotonError(
             f"round {t}, site '{view.name}': trained from a model that is not the committed one of round {t - 1}"
         )
-    folder = run.site_dir(t, view.name, contribution.attempt)
     begin = Begin()
     with outages() as found:
-        place = Path(contribution.folder)
-        files, moments, key_layers = (
-            [put_file(run.store, place / entry.path, folder, entry=entry) for entry in entries]
-            for entries in (contribution.files, contribution.moments, contribution.key_layers)
-        )
+        files, moments, key_layers = _put_files(run, view, t, contribution)
     manifest = UpdateManifest(
         run=view.federation.run,
         round=t,
@@ -89,6 +84,15 @@ def upload_update(
         protocol=PROTOCOL,
     )
     return _committed(run, manifest)
+
+
+def _put_files(run: Run, view: SiteView, t: int, contribution: Contribution) -> list[list[FileEntry]]:
+    """Shards of the change, of the moments and of the key layers, as they lie in the store."""
+    place, folder = Path(contribution.folder), run.site_dir(t, view.name, contribution.attempt)
+    return [
+        [put_file(run.store, place / entry.path, folder, entry=entry) for entry in entries]
+        for entries in (contribution.files, contribution.moments, contribution.key_layers)
+    ]
 
 
 def _committed(run: Run, manifest: UpdateManifest) -> UpdateManifest:
