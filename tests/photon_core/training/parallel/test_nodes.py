@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from photon_core.aggregation.means import token_weights, weighted_mean
 from photon_core.errors import ChildFailed, FederationError, UpdateRejected
 from photon_core.hardware.parallelism import choose_infra
+from photon_core.model.key_layers import key_layers
+from photon_core.tensors.shards import all_tensors
 from photon_core.training.job import LocalJob
 from photon_core.training.parallel import nodes as nodes_module
 from photon_core.training.parallel.nodes import train_node
@@ -21,6 +24,7 @@ from photon_core.training.train import train
 from photon_core.update.trained import Trained
 from schemas.federation import Federation
 from schemas.sections.hardware import Hardware
+from schemas.sections.worldlm import WorldLM
 from schemas.view import view_of
 from tests.photon_core.training.conftest import make_federation, write_site
 from tests.photon_core.training.test_train import apply, make_job, samples, silent, theta_zero
@@ -112,6 +116,30 @@ def test_one_update_leaves_and_each_node_keeps_a_state(tmp_path: Path) -> None:
     whole = torch.load(Path(results[1].folder, "training.pt"), weights_only=True)
     assert whole["nodes"] == 2 and whole["samples"] == len(seen) and whole["optimizer"] is None
     assert results[1].moments and results[1].files
+
+
+def test_key_layers_are_the_nodes_mean_and_their_moments_stay_at_the_nodes(tmp_path: Path) -> None:
+    plain = make_site(tmp_path / "plain", steps=2, optimizer_state="average")
+    whole = train(make_job(plain, theta_zero(plain), tmp_path / "plain"), silent)
+    federation = make_site(tmp_path / "key", steps=2, optimizer_state="average")
+    federation = federation.model_copy(update={"worldlm": WorldLM(key_layers=1)})
+    theta, key = theta_zero(federation), set(key_layers(federation)["blocks.1"])
+    trained = train(make_job(federation, theta, tmp_path / "key"), silent)
+    expected = apply(theta, whole)
+    layers = {n: v for e in trained.key_layers for n, v in load_file(Path(trained.folder, e.path)).items()}
+    backbone = apply({name: value for name, value in theta.items() if name not in key}, trained)
+    assert layers.keys() == key and backbone.keys() == theta.keys() - key
+    for name, value in {**layers, **backbone}.items():
+        assert np.array_equal(value, expected[name]), name
+    moments = all_tensors(trained.moments)
+    assert moments and not {name.partition(".")[2] for name in moments} & key
+    files = [str(Path(trained.folder, entry.path)) for entry in trained.moments]
+    second = train(make_job(federation, theta, tmp_path / "key", 2, moment_files=files), silent)
+    for node in (1, 2):
+        folder = view_of(federation, "alpha").node(node).state_dir / "state" / "000002-0001"
+        state = torch.load(folder / "training.pt", weights_only=True)["optimizer"]
+        assert {int(own["step"]) for own in state.values()} == {4}
+    assert second.notes == []
 
 
 def test_another_number_of_nodes_starts_afresh_and_says_so(tmp_path: Path) -> None:
