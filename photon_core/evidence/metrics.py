@@ -94,7 +94,7 @@ METRICS: Mapping[By, Sequence[Metric]] = {
         Metric("seconds", "s", "duration of the whole training with start, evaluation and encoding", form=".1f"),
         Metric("mfu", "fraction", "share of the declared `hardware.tflops`, at 6 N + 12 L d T operations per "
                "token", nodes="tokens", sites="weights"),
-        Metric("delta_norm", "", "norm of the site's change as sent, key layers left out"),
+        Metric("delta_norm", "", "norm of the site's change as sent, without key layers"),
         Metric("key_delta_norm", "", "norm of the change of the site's key layers as sent"),
         Metric("unclipped_norm", "", "norm of the site's change before `update.clip_norm`"),
         Metric("micro_batch", "sequences", "sequences that go through the model at once, if not the whole batch",
