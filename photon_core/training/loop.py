@@ -225,12 +225,10 @@ def _load_optimizer(job: LocalJob, trainee: Trainee, past: Past) -> None:
 
     Of key layers always the site's own, zeros at first: nobody else has trained these.
     """
-    local, own = job.view.local, past.state and past.state["optimizer"]
-    if past.parameters is not None or (not job.moment_files and local.optimizer_state != "reset"):
-        state = own
-    elif job.moment_files:
-        state = _averaged(job, trainee.names, own)
-    else:
+    state: State | None = past.state["optimizer"] if past.state else None
+    if past.parameters is None and job.moment_files:
+        state = _averaged(job, trainee.names, state)
+    elif past.parameters is None and job.view.local.optimizer_state == "reset":
         state = None
     if state:
         trainee.load(state)

@@ -197,7 +197,7 @@ def test_moments_of_key_layers_stay_at_the_site(
 
 def test_moments_of_key_layers_are_zeros_where_the_site_has_none(make_site: Make, tmp_path: Path) -> None:
     """One that joins late takes the others' moments of the backbone, and begins those of its key layers."""
-    federation = with_key_layers(make_site(optimizer_state="average", steps=1))
+    federation = with_key_layers(make_site(optimizer_state="average", steps=1, schedule={}))
     theta = theta_zero(federation)
     first = train(job_from(federation, theta, tmp_path), silent)
     moments = [str(Path(first.folder, entry.path)) for entry in first.moments]
@@ -221,7 +221,7 @@ def test_every_parameter_may_be_of_a_key_layer(ends: Ends, tmp_path: Path) -> No
 
 def test_from_the_store_to_the_store(make_site: Make, tmp_path: Path) -> None:
     """Enter, train, upload: the update names its backbone, its key layers and its entry; its files are whole."""
-    federation = with_key_layers(make_site(steps=1))
+    federation = with_key_layers(make_site(steps=1, schedule={}))
     run, view = run_of(federation), view_of(federation, "alpha")
     open_run(run, federation, "0" * 64, lambda: Initial(initial_model(federation, tmp_path)))
     base = run.round(0)
