@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 BLOCK = 1 << 12  # elements whose products are halved together, counted from a tensor's start; a power of two
-TOGETHER = 8  # blocks that are worked on side by side, in a core's cache
+TOGETHER = 16  # blocks that are worked on side by side, in a core's cache
 
 
 class Sums(NamedTuple):

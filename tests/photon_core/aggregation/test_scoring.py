@@ -161,9 +161,9 @@ def test_a_missing_file_is_the_members_fault(tmp_path: Path, pool: list[Row]) ->
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_memory_is_what_the_limit_says(disk: Store, threads: int) -> None:
-    """24 rows of 4 MiB within 4 MiB, and what is worked on."""
-    size, limits = 1 << 20, Limits(memory_bytes=4 << 20, threads=threads)
-    row = put(disk, "row", {"w": np.ones(size, np.float32)}, max_bytes=1 << 20)
+    """24 rows of 1 MiB within 4 MiB, and what is worked on."""
+    size, limits = 1 << 18, Limits(memory_bytes=4 << 20, threads=threads)
+    row = put(disk, "row", {"w": np.ones(size, np.float32)}, max_bytes=1 << 18)
     layer_sums({"w": (size,)}, [row] * 2, limits=limits)  # what it imports stays
     tracemalloc.start()
     try:
