@@ -269,6 +269,18 @@ class PartialManifest(UpdateManifest):
     norms: dict[str, Finite] = Field(description="delta_norm/<site>, |theta - theta_k|")
 
 
+class AttentionManifest(Manifest):
+    """rounds/<t>/attention-<inputs>.json: the weights of a round's key layers, before they are used.
+
+    Not a commit: it lets every aggregation of the same updates, on whatever machine, use the same weights.
+    """
+
+    run: str
+    round: Count
+    inputs: str = Field(description="hash of all that the weights depend on")
+    layers: dict[Text, Attention] = Field(description="key layer -> its weights")
+
+
 class ShardRecord(Manifest):
     """rounds/<t>/finished/<inputs>/<number>.json: what a pass over a round's updates has finished so far.
 

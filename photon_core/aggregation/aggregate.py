@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from photon_core.aggregation.checks import check_manifest
 from photon_core.aggregation.engine.inputs import DEFAULT_LIMITS, Limits, Pass, Source
 from photon_core.aggregation.engine.streaming import run_pass
+from photon_core.aggregation.parts import backbone
 from photon_core.aggregation.rules import Rules, model_rule
 from photon_core.aggregation.weights import Shares
 from photon_core.errors import PhotonError
 from photon_core.run.members import ANY_WORK, Work
 from photon_core.run.run import Run
-from schemas.manifests import FileEntry, RoundManifest, UpdateManifest
+from photon_core.update.codecs.lossless import against
+from photon_core.update.codecs.registry import Codec, get_codec
+from schemas.manifests import FileEntry, PartialManifest, RoundManifest, UpdateManifest
 from schemas.sections.server import Server
 
 
@@ -47,6 +50,8 @@ def aggregate(
 ) -> Aggregate:
     """theta' = ServerOpt(theta, mean of theta_k): writes round t's model and optimizer shards.
 
+    Of a model with key layers, the backbone's; aggregation/key_layers.py writes the others.
+
     The caller commits round.json; until then the files are orphans.
 
     Args:
@@ -68,7 +73,8 @@ def aggregate(
     sources = sources_of(run, base, t, updates, most)
     shares = Shares(server, {site: source.update for site, source in sources.items()})
     rules = Rules(model_rule(server, shares))
-    result = run_pass(Pass(run, t, base, sources, rules, server, run.round_dir(t), lr_scale), limits)
+    one = Pass(run, t, backbone(base), sources, rules, server, run.round_dir(t), lr_scale)
+    result = run_pass(one, limits)
     shares.verify(result.norms)
     return Aggregate(result.model, result.optimizer, shares.weights, result.norms)
 
@@ -105,4 +111,8 @@ def sources_of(
         check_manifest(run, base, t, name, updates[name], most)
     at = folders or {}
     places = {name: at.get(name) or run.site_dir(t, name, updates[name].attempt) for name in names}
-    return {name: Source(updates[name], places[name]) for name in names}
+    return {name: Source(updates[name], places[name], _codec(updates[name])) for name in names}
+
+
+def _codec(update: UpdateManifest) -> Codec:
+    return against(get_codec(update.codec, ours=isinstance(update, PartialManifest)), update.base_dtype)

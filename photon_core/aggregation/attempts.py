@@ -71,7 +71,7 @@ def is_done(
         check_manifest(run, base, t, party.name, update)  # first: the model's size bounds that of every file
         check_moments(party.name, base, update)
         folder = run.site_dir(t, party.name, update.attempt)
-        files = [*update.files, *update.moments]
+        files = [*update.files, *update.key_layers, *update.moments]
         if any(run.store.size(f"{folder}/{entry.path}") != entry.bytes for entry in files):
             return None
         for entry in files:

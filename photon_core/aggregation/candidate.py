@@ -1,8 +1,10 @@
 """A round's next global model before it is committed, and how the round went."""
 
+import math
 from dataclasses import dataclass, field
 
 from photon_core.aggregation.aggregate import Aggregate
+from photon_core.aggregation.key_layers import KeyLayers
 from photon_core.aggregation.moments import Moments
 from photon_core.evidence.events import Event, Fact
 from schemas.manifests import FileEntry, UpdateManifest
@@ -18,6 +20,7 @@ class Candidate:
         result: the model, and the norms of the step to it.
         updates: what was aggregated.
         server: settings as used, with the learning rate of this step.
+        key_layers: those of the model, which the result does not hold; none without worldlm.
         moments: the mean of the sites' inner optimizer moments, where they are averaged.
         left_out: site -> why its update is not among them.
         groups: the regions that are averaged first; none where one server reads all.
@@ -31,6 +34,7 @@ class Candidate:
     updates: dict[str, UpdateManifest]
     server: Server
     left_out: dict[str, str] = field(default_factory=dict)
+    key_layers: KeyLayers = field(default_factory=KeyLayers)
     moments: Moments = field(default_factory=Moments)
     lowered: int = 0
     guard: list[Fact] = field(default_factory=list)
@@ -38,9 +42,22 @@ class Candidate:
     download: list[FileEntry] = field(default_factory=list)
 
     @property
+    def model(self) -> list[FileEntry]:
+        """The model's files."""
+        return [*self.result.model, *self.key_layers.files]
+
+    @property
     def sent(self) -> list[FileEntry]:
         """The model's files that the sites fetch."""
-        return self.download or self.result.model
+        return self.download or self.model
+
+    @property
+    def norms(self) -> dict[str, float]:
+        """The result's norms; the model's is of its key layers, too."""
+        norms = dict(self.result.norms)
+        if self.key_layers.files and "model_norm" in norms:
+            norms["model_norm"] = math.hypot(norms["model_norm"], math.sqrt(self.key_layers.squares))
+        return norms
 
 
 @dataclass(frozen=True)

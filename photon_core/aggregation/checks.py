@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 from photon_core.aggregation.blame import blame
+from photon_core.aggregation.parts import backbone, check_key_layers
 from photon_core.errors import PhotonError, UpdateRejected
 from photon_core.evidence.metrics import reported
 from photon_core.run.members import ANY_WORK, Work
@@ -53,12 +54,14 @@ def check_manifest(
         raise UpdateRejected(site, f"it follows another manifest of round {t - 1} than the committed one")
     check_counts(site, update, most)
     _check_metrics(site, update.metrics)
-    expected = all_tensors(base.model)
+    check_key_layers(site, base, update)
+    part = backbone(base).model
+    expected = all_tensors(part)
     with blame(site):
         codec = get_codec(update.codec, ours=isinstance(update, PartialManifest))
         found = all_tensors(update.files)
         _check_tensors(site, expected, found, codec)
-        check_files(update.files, len(expected) + 2 * len(base.model))
+        check_files(update.files, len(expected) + 2 * len(part))
 
 
 def check_moments(site: str, base: RoundManifest, update: UpdateManifest) -> None:

@@ -38,8 +38,11 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
     manifest = RoundManifest(
         run=federation.run,
         round=candidate.t,
-        model_sha256=model_sha256(candidate.result.model),
-        model=candidate.result.model,
+        entries=before.entries,
+        key_layers=before.key_layers,
+        attention=candidate.key_layers.attention,
+        model_sha256=model_sha256(candidate.model),
+        model=candidate.model,
         download=candidate.download,
         optimizer=candidate.result.optimizer,
         moments=candidate.moments.files,
@@ -58,8 +61,7 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
         global_step=before.global_step + max(update.steps for update in updates.values()),
         total_tokens=before.total_tokens + tokens,
         behind=before.behind,
-        metrics=candidate.result.norms
-        | aggregate_metrics(federation, candidate.result.weights, updates, evaluations),
+        metrics=candidate.norms | aggregate_metrics(federation, candidate.result.weights, updates, evaluations),
         evaluations=evaluations,
         not_evaluated=course.not_evaluated,
         federation_sha256=federation_sha256(federation),

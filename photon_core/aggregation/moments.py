@@ -32,7 +32,7 @@ from photon_core.aggregation.moment_bounds import (
 )
 from photon_core.aggregation.rules import Rule
 from photon_core.errors import UpdateRejected
-from photon_core.model.key_layers import names_in
+from photon_core.model.key_layers import key_layers, names_in
 from photon_core.model.shapes import moment_shapes
 from photon_core.run.run import Run
 from photon_core.store.open_ranges import OpenRanges
@@ -41,6 +41,7 @@ from photon_core.tensors.numerics import dots, from_bfloat16, to_bfloat16
 from photon_core.tensors.reader import Load, Piece, TensorReader, cut
 from photon_core.tensors.shards import all_tensors, check_files
 from photon_core.tensors.writer import ShardWriter
+from schemas.federation import Federation
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
 from schemas.sections.local import Optimizer
 from schemas.sections.model import Model
@@ -87,15 +88,22 @@ class MomentSpec:
     Args:
         model, optimizer: sections of the federation file; they say which moments exist, and what they keep.
         dtype: float32 or bfloat16, which the mean is written in; a site's may be in either.
+        key_layers: layer -> parameters, whose moments stay at their node.
     """
 
     model: Model
     optimizer: Optimizer
     dtype: str = "float32"
+    key_layers: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, federation: Federation) -> "MomentSpec":
+        update, local = federation.update, federation.local
+        return cls(federation.model, local.optimizer, update.moments_dtype, key_layers(federation))
 
     @property
     def shapes(self) -> Shapes:
-        return moment_shapes(self.model, self.optimizer.name)
+        return moment_shapes(self.model, self.optimizer.name, names_in(self.key_layers))
 
 
 def average_moments(
@@ -123,7 +131,8 @@ def average_moments(
     for site in sorted(updates):
         _check(site, updates[site], shapes)
     base = run.round(t - 1)
-    last = base if base and moments_for(base.moments, spec.model, optimizer.name) else None
+    known = base and moments_for(base.moments, spec.model, optimizer.name, spec.key_layers)
+    last = base if known else None
     allowed = allowed_ratio(optimizer, t, last)
     with ExitStack() as stack:
         team = Threads.start(stack, run.store.is_local, limits)

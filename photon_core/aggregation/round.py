@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from photon_core.aggregation.aggregate import Aggregate, aggregate
+from photon_core.aggregation.aggregate import Aggregate, aggregate, base_of
 from photon_core.aggregation.blame import Doubt, Suspects
 from photon_core.aggregation.candidate import Candidate
 from photon_core.aggregation.download import write_rounded
@@ -11,6 +11,7 @@ from photon_core.aggregation.engine.inputs import Limits
 from photon_core.aggregation.gather import gather
 from photon_core.aggregation.guard import norm_trouble, outsized
 from photon_core.aggregation.guarded import lowered, past_rounds, without, wrong_losses
+from photon_core.aggregation.key_layers import KeyLayers, attend
 from photon_core.aggregation.moments import Moments, MomentSpec, average_moments
 from photon_core.aggregation.rules import moments_rule
 from photon_core.aggregation.server_optimizer import server_at
@@ -160,12 +161,17 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
                 result = tree.aggregate(lr_scale)
             else:
                 result = aggregate(run, t, updates, candidate.server, most=most, limits=limits, lr_scale=lr_scale)
-            moments = candidate.moments if updates.keys() == candidate.updates.keys() else Moments()
+            same = updates.keys() == candidate.updates.keys()
+            key_layers = candidate.key_layers if same else KeyLayers()
+            if federation.worldlm and not key_layers.files:
+                key_layers = attend(run, base_of(run, t), updates, federation.worldlm, limits)
+            moments = candidate.moments if same else Moments()
             if federation.local.optimizer_state == "average" and not moments.files:
-                spec = MomentSpec(federation.model, federation.local.optimizer, federation.update.moments_dtype)
+                spec = MomentSpec.of(federation)
                 rule = moments_rule(candidate.server, result.weights)
                 moments = average_moments(run, t, updates, rule, spec, limits)
-            return replace(candidate, result=result, moments=moments, updates=updates, left_out=left_out)
+            candidate = replace(candidate, result=result, key_layers=key_layers, moments=moments)
+            return replace(candidate, updates=updates, left_out=left_out)
         except (UpdateRejected, Doubt) as met:
             if rejected := suspects.judge(met, updates):
                 del updates[rejected.site]

@@ -299,7 +299,7 @@ def reference(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
         sha256=run.update_sha256(update.round, update.site, update.attempt),
         tokens=update.tokens,
         weight=weight,
-        bytes=sum(entry.bytes for entry in (*update.files, *update.moments)),
+        bytes=sum(entry.bytes for entry in (*update.files, *update.key_layers, *update.moments)),
         steps=update.steps,
         metrics=update.metrics,
     )

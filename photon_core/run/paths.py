@@ -32,6 +32,7 @@ class PlaceKind(Enum):
     REMOVED = _ROUND + "/removed.json"  # photon gc has taken the tensors away
     REPORT = _ROUND + "/report.html"
     FINISHED = _ROUND + "/finished/{work}/{number}.json"  # a shard that an interrupted aggregation has made
+    ATTENTION = _ROUND + "/attention-{work}.json"  # weights of the key layers of some updates
     SITE = _SITE
     EVALUATION = _SITE + "/evaluation-{content}.json"
     ATTEMPT = _ATTEMPT
@@ -74,7 +75,7 @@ class Place:
         region: number of the region, from 1.
         inputs: 16 digits of the hash of what a region's mean is made from.
         content: 16 digits of the hash of the model that was evaluated, or of the means that were compared.
-        work: 32 digits of the hash of what an aggregation is made from.
+        work: 32 digits of the hash of what an aggregation, or its attention, is made from.
         number: number of the shard, from 1.
         part: one of the folders of shards.
         shard: name of a tensor file.

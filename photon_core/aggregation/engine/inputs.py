@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from photon_core.aggregation.rules import Rules
 from photon_core.run.run import Run
+from photon_core.update.codecs.registry import Codec
 from schemas.manifests import FileEntry, RoundManifest, UpdateManifest
 from schemas.sections.aggregation import Aggregation
 from schemas.sections.server import Server
@@ -14,10 +15,11 @@ DEFAULTS = Aggregation()
 
 
 class Source(NamedTuple):
-    """One member's contribution: an update whose manifest is checked, and the folder of its files."""
+    """One member's contribution: an update whose manifest is checked, the folder of its files, and their codec."""
 
     update: UpdateManifest
     folder: str
+    codec: Codec
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Pass:
         server: the server optimizer and its numbers.
         folder: of the result; None for the norms alone.
         lr_scale: factor that the guard has multiplied server.lr by already; it lowers the state, too.
+        stem: start of the names of the model's files.
         look: flag: look at single members, for their norms and cosines, and to name one with NaN. Without, only
             the whole is known; so it may be where no member's own change may be seen.
     """
@@ -44,6 +47,7 @@ class Pass:
     server: Server
     folder: str | None
     lr_scale: float = 1.0
+    stem: str = ""
     look: bool = True
 
 

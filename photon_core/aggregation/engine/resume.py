@@ -35,7 +35,7 @@ class ShardRecords:
             "run": one.run.run,
             "folder": one.folder,
             "base": sha256_bytes(manifest_bytes(one.base)),
-            "updates": {name: sha256_bytes(manifest_bytes(update)) for name, (update, _) in one.sources.items()},
+            "updates": {name: sha256_bytes(manifest_bytes(source.update)) for name, source in one.sources.items()},
             "server": one.server.model_dump(mode="json"),
             "rules": one.rules.record(),
             "lr_scale": one.lr_scale,

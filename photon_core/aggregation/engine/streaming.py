@@ -24,9 +24,8 @@ from photon_core.store.open_ranges import OpenRanges
 from photon_core.tensors.reader import Array, Load, Piece, Spans, TensorReader, cut, span
 from photon_core.tensors.shards import all_tensors, shard_plan
 from photon_core.tensors.writer import ShardWriter
-from photon_core.update.codecs.lossless import against
-from photon_core.update.codecs.registry import Codec, get_codec
-from schemas.manifests import FileEntry, PartialManifest, ShardRecord, TensorEntry
+from photon_core.update.codecs.registry import Codec
+from schemas.manifests import FileEntry, ShardRecord, TensorEntry
 
 Float32 = NDArray[np.float32]
 LEAST_PIECE, MOST_PIECE = 1 << 15, 1 << 18  # elements of a site
@@ -67,10 +66,7 @@ class _Work:
         self.tensors = all_tensors(one.base.model)
         if wrong := [name for name, tensor in self.tensors.items() if tensor.dtype != "F32"]:
             raise PhotonError(f"round {before}'s tensor '{wrong[0]}' is not float32, as a global model must be")
-        self.codecs = {
-            name: against(get_codec(update.codec, ours=isinstance(update, PartialManifest)), update.base_dtype)
-            for name, (update, _) in one.sources.items()
-        }
+        self.codecs = {name: source.codec for name, source in one.sources.items()}
         self.align = max(codec.block for codec in self.codecs.values())  # so that every codec can be cut
         self.arithmetic = Arithmetic(one, self.codecs)
         state = self.arithmetic.optimizer.state
@@ -80,9 +76,9 @@ class _Work:
         self.base = self._reader(files, one.base.model)
         self.state = self._reader(files, one.base.optimizer if state else [])
         self.sites: dict[str, TensorReader] = {}
-        for name, (update, folder) in one.sources.items():
+        for name, source in one.sources.items():
             with blame(name):
-                self.sites[name] = self._reader(folder, update.files)
+                self.sites[name] = self._reader(source.folder, source.update.files)
         self.looked = list(self.sites) if one.look else []
         self.together = 0  # bytes of an update's small pieces that are read in one request
         self.records = None
@@ -227,7 +223,7 @@ class _Work:
         writer = ShardWriter(
             self.one.run.store,
             self.one.folder,
-            f"optimizer/{prefix[:-1]}-" if prefix else "model/",
+            f"optimizer/{prefix[:-1]}-" if prefix else f"model/{self.one.stem}",
             self._like(prefix),
             self.limits.shard_bytes,
             self.team.writers,

@@ -1,0 +1,134 @@
+"""The key layers of a round: each one's mean by attention over own and members' (WorldLM, lines 16 and 17).
+
+Two streaming passes a layer: the scores, then the weighted mean. The weights are committed between them, so that a
+restart, on whatever machine, makes the same bits.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from photon_core.aggregation.attention import scores, tau_of, weights
+from photon_core.aggregation.engine.inputs import Limits, Pass, Source
+from photon_core.aggregation.engine.streaming import run_pass
+from photon_core.aggregation.parts import key_layer, of_layer
+from photon_core.aggregation.rules import Rules, WeightedMean
+from photon_core.aggregation.scoring import Row, pool_sums
+from photon_core.errors import StoreConflict
+from photon_core.hashing import canonical_json, sha256_bytes
+from photon_core.run.paths import Place, PlaceKind
+from photon_core.run.run import Run
+from photon_core.tensors.shards import all_tensors
+from photon_core.update.codecs.lossless import Plain
+from schemas.manifests import Attention, AttentionManifest, FileEntry, RoundManifest, UpdateManifest
+from schemas.sections.server import Server
+from schemas.sections.worldlm import WorldLM
+
+OWN = "own"
+MEAN = Server()  # plain averaging: key layers take no step of the server's optimizer
+
+
+@dataclass(frozen=True)
+class KeyLayers:
+    """A round's key layers: written, not committed.
+
+    Args:
+        files: of the layers, in the order of their names.
+        attention: layer -> how it became.
+        squares: sum of the squares of all their elements, for the model's norm.
+    """
+
+    files: list[FileEntry] = field(default_factory=list)
+    attention: dict[str, Attention] = field(default_factory=dict)
+    squares: float = 0.0
+
+
+def attend(
+    run: Run,
+    base: RoundManifest,
+    updates: Mapping[str, UpdateManifest],
+    worldlm: WorldLM,
+    limits: Limits,
+) -> KeyLayers:
+    """Write the key layers of the round after `base`.
+
+    Args:
+        run, base: manifest of round t-1, whose key layers the members were sent.
+        updates: of the members, checked.
+        worldlm: the federation's settings.
+        limits: of a pass.
+
+    Raises:
+        UpdateRejected: one member's key layers are damaged or not finite; drop it and call again.
+        CorruptFile: the base's are.
+    """
+    attention = _committed(run, base, updates, worldlm, limits)
+    files, squares = list[FileEntry](), 0.0
+    for layer, found in attention.items():
+        first, *others = found.weights
+        rules = Rules(WeightedMean(tuple(others), first))
+        before = key_layer(base, layer)
+        t = base.round + 1
+        sources = _sources(run, base, layer, updates)
+        one = Pass(run, t, before, sources, rules, MEAN, run.round_dir(t), look=False, stem=f"{layer}-")
+        result = run_pass(one, limits)
+        files += result.model
+        squares += result.norms["model_norm"] ** 2
+    return KeyLayers(files, attention, squares)
+
+
+def _sources(
+    run: Run, base: RoundManifest, layer: str, updates: Mapping[str, UpdateManifest]
+) -> dict[str, Source]:
+    names = base.key_layers[layer]
+    return {
+        name: Source(of_layer(update, names), run.site_dir(update.round, name, update.attempt), Plain())
+        for name, update in sorted(updates.items())
+    }
+
+
+def _committed(
+    run: Run, base: RoundManifest, updates: Mapping[str, UpdateManifest], worldlm: WorldLM, limits: Limits
+) -> dict[str, Attention]:
+    """The weights of this pool: as they are committed, else computed and committed. The first writer's count."""
+    hashes = {name: run.update_sha256(update.round, name, update.attempt) for name, update in updates.items()}
+    asked = worldlm.model_dump(mode="json", include={"attention", "temperature", "own_row", "weights"})
+    inputs = sha256_bytes(canonical_json([base.model_sha256, hashes, asked]))
+    place = Place(PlaceKind.ATTENTION, run.run, base.round + 1, work=inputs[:32])
+    if (known := run.load(AttentionManifest, place)) is None:
+        layers = {layer: _attention(run, base, layer, updates, worldlm, limits) for layer in base.key_layers}
+        mine = AttentionManifest(run=run.run, round=base.round + 1, inputs=inputs, layers=layers)
+        try:
+            run.commit_manifest(place, mine)
+        except StoreConflict:
+            pass
+        known = run.load(AttentionManifest, place)
+        assert known is not None
+    return known.layers
+
+
+def _attention(
+    run: Run,
+    base: RoundManifest,
+    layer: str,
+    updates: Mapping[str, UpdateManifest],
+    worldlm: WorldLM,
+    limits: Limits,
+) -> Attention:
+    own = key_layer(base, layer)
+    rows = [Row(None, run.files_dir(base.round), own.model)]
+    sources = _sources(run, base, layer, updates)
+    rows += [Row(name, source.folder, source.update.files) for name, source in sources.items()]
+    sums = pool_sums(run.store, base.key_layers[layer], rows, limits)
+    found = scores(sums, _elements(own.model), worldlm)
+    tau = tau_of(found, worldlm)
+    tokens = [updates[name].tokens for name in sources]
+    shares = [sum(tokens) / len(tokens), *tokens] if worldlm.weights == "tokens" else None
+    given = weights(found, tau, shares, worldlm.own_row)
+    return Attention(
+        rows=[OWN, *sources], scores=found.tolist(), weights=[float(weight) for weight in given], tau=tau
+    )
+
+
+def _elements(files: Sequence[FileEntry]) -> int:
+    return sum(prod(tensor.shape) for tensor in all_tensors(files).values())
