@@ -1,9 +1,11 @@
 """Shards, the safetensors files that hold a model between them: which tensors share one, writing, uploading."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,13 @@ from schemas.manifests import FileEntry, TensorEntry
 LEAST_SHARD = 1 << 20  # bytes; aggregation.shard_mib is 1 or more
 
 SHARD_BYTES = 256 << 20
+SUFFIX = re.compile(r"-[0-9a-f]{8,16}$")  # of a file's name: what makes it its writer's alone
 WRITE = 1 << 18  # bytes that are written and then hashed while a core's cache still has them
 
 
-def put_file(store: Store, path: Path, folder: str, prefix: str = "", entry: FileEntry | None = None) -> FileEntry:
+def put_file(
+    store: Store, path: Path, folder: str, prefix: str = "", entry: FileEntry | None = None, stem: str = ""
+) -> FileEntry:
     """Upload a file, unless the store has it: no two writers ever share a name, and the same bytes go up once.
 
     Args:
@@ -30,12 +35,13 @@ def put_file(store: Store, path: Path, folder: str, prefix: str = "", entry: Fil
         prefix: of its path in the manifest, which stands above `folder`.
         entry: what was found of it when it was written; looked at anew if left out. Should the file have changed
             since, whoever reads it from the store is told.
+        stem: start of its name in the store; the file's own by default.
 
     Raises:
         CorruptFile: the store has a file of that name and another size.
     """
     entry = entry or file_entry(path, "")
-    name = f"{path.stem}-{entry.sha256[:16]}.safetensors"
+    name = f"{stem or path.stem}-{entry.sha256[:16]}.safetensors"
     place = f"{folder}/{name}"
     try:
         size = store.size(place)
@@ -48,6 +54,29 @@ def put_file(store: Store, path: Path, folder: str, prefix: str = "", entry: Fil
     if size != entry.bytes:
         raise CorruptFile(f"{store.locate(place)} holds {size} bytes where {entry.bytes} belong; remove it")
     return entry.model_copy(update={"path": prefix + name})
+
+
+def copy_files(
+    source: Store, folder: str, entries: Sequence[FileEntry], target: Store, to: str, prefix: str = ""
+) -> list[FileEntry]:
+    """Copies of a manifest's files in another folder, or another store, one by one; verified on the way.
+
+    Args:
+        source, folder: where they are, and their manifest's folder there.
+        entries: the files.
+        target, to: where they go.
+        prefix: as for `put_file`.
+
+    Raises:
+        CorruptFile: a file is not the one that its entry says.
+    """
+    copies = []
+    for entry in entries:
+        stem = SUFFIX.sub("", PurePosixPath(entry.path).stem)
+        with TemporaryDirectory(prefix="photon-copy-") as scratch:
+            path = source.fetch(entry, folder, Path(scratch))
+            copies.append(put_file(target, path, to, prefix, entry, stem))
+    return copies
 
 
 def write_shard(

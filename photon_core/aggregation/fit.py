@@ -1,0 +1,244 @@
+"""Fit(q) of WorldLM's Algorithm 1, but for the rounds in it: a federation enters with its parent's model, and hands
+its own change up.
+
+    Entry (lines 3-6):  B <- B_p;  K <- Attn(K, [K, K_p, residuals]); a committed round of the federation's own chain
+    Return:             its backbone's change, its key layers, its residuals, its members' tokens in sum
+
+The parent's round t reads what is committed to it; the federation's own store, rounds and file stay its own.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from photon_core.aggregation.entry import enter_layers
+from photon_core.aggregation.parts import backbone, holding
+from photon_core.errors import PhotonError, StoreConflict
+from photon_core.evidence.metrics import reported
+from photon_core.run.line import line
+from photon_core.run.provenance import federation_sha256, utc_now, versions
+from photon_core.run.run import Run, model_sha256
+from photon_core.tensors.numerics import dots
+from photon_core.tensors.reader import TensorReader
+from photon_core.tensors.shards import all_tensors, copy_files, put_file
+from photon_core.tensors.writer import ShardWriter
+from photon_core.update.codecs.lossless import Lossless, encode
+from photon_core.update.settings import work_sha256
+from schemas.federation import Federation
+from schemas.manifests import FileEntry, ParentRef, Residual, RoundManifest, TensorEntry, UpdateManifest
+from schemas.protocol import PROTOCOL
+
+CHUNK = 1 << 20  # elements
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parent's round as one of its members that is a federation sees it.
+
+    Args:
+        parent: run of the parent.
+        federation: file of the parent.
+        ref: names the round, the member and the attempt.
+        residuals: key layers that the parent routes to the member.
+        horizon: T of the learning-rate schedule, in steps.
+    """
+
+    parent: Run
+    federation: Federation
+    ref: ParentRef
+    residuals: Sequence[Residual]
+    horizon: int
+
+    @property
+    def base(self) -> RoundManifest:
+        """The parent's round before, whose model is entered with."""
+        base = self.parent.round(self.ref.round - 1)
+        if base is None:
+            raise PhotonError(f"round {self.ref.round - 1} of run '{self.parent.run}' is not committed")
+        return base
+
+    @property
+    def folder(self) -> str:
+        """Of the files of `base`, in the parent's store."""
+        return self.parent.files_dir(self.ref.round - 1)
+
+
+def entered(run: Run, ref: ParentRef) -> RoundManifest | None:
+    """The newest entry of the run, if it is of this call."""
+    found = newest_entry(run)
+    return found if found is not None and found.parent == ref else None
+
+
+def newest_entry(run: Run) -> RoundManifest | None:
+    """The last committed entry, or None."""
+    t = run.latest()
+    while t is not None and t > 0:
+        manifest = run.round(t)
+        if manifest is None or not manifest.entries:
+            return None
+        if manifest.kind == "entry":
+            return manifest
+        t -= 1
+    return None
+
+
+def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundManifest:
+    """Commit the federation's entry for this call; once: the committed one is returned.
+
+    Args:
+        run, federation: the member's own.
+        call: what it is called with.
+        folder: scratch space on this machine.
+
+    Raises:
+        StoreConflict: another process committed a round meanwhile.
+        CorruptFile: a file is not what its manifest says.
+    """
+    if (known := entered(run, call.ref)) is not None:
+        return known
+    latest = run.latest()
+    own = run.round(latest) if latest is not None else None
+    if own is None:
+        raise PhotonError(f"run '{run.run}' is not open yet: its first entry opens it")
+    t, base = own.round + 1, call.base
+    to = f"{run.round_dir(t)}/model"
+    files = copy_files(call.parent.store, call.folder, backbone(base).model, run.store, to, "model/")
+    pool = _pool(run, own, call, folder)
+    found = enter_layers(pool, base.key_layers, federation.worldlm, folder)
+    files += [put_file(run.store, path, to, "model/") for path in found.files]
+    moments = copy_files(
+        call.parent.store, call.folder, base.moments, run.store, f"{run.round_dir(t)}/moments", "moments/"
+    )
+    manifest = RoundManifest(
+        run=run.run,
+        round=t,
+        kind="entry",
+        parent=call.ref,
+        entries=own.entries + 1,
+        horizon=call.horizon,
+        key_layers=base.key_layers,
+        attention=found.attention,
+        model_sha256=model_sha256(files),
+        model=files,
+        moments=moments,
+        moment_sizes=base.moment_sizes,
+        moment_ratio=base.moment_ratio,
+        global_step=base.global_step,
+        total_tokens=own.total_tokens,
+        behind=own.behind,
+        federation_sha256=federation_sha256(federation),
+        previous_sha256=run.round_sha256(own.round),
+        created=utc_now(),
+        versions=versions(),
+    )
+    try:
+        run.commit_round(manifest)
+    except StoreConflict:
+        if (known := entered(run, call.ref)) is None:
+            raise
+        return known
+    return manifest
+
+
+def rounds_of_call(run: Run, entry: RoundManifest) -> list[RoundManifest]:
+    """The rounds that the federation has trained since it entered, the newest first."""
+    latest = run.latest()
+    assert latest is not None
+    found = []
+    for manifest in line(run, latest):
+        if manifest.round <= entry.round:
+            break
+        found.append(manifest)
+    return found
+
+
+def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifest) -> UpdateManifest:
+    """Commit the federation's contribution to its parent's round; once: the committed one is returned.
+
+    Args:
+        run, federation: the member's own.
+        call: what it was called with.
+        entry: the call's entry in the member's chain.
+
+    Raises:
+        PhotonError: no round was trained since the entry.
+        CorruptFile: a file is not what its manifest says.
+    """
+    ref, parent = call.ref, call.parent
+    if (known := parent.update(ref.round, ref.member, ref.attempt)) is not None:
+        return known
+    trained = rounds_of_call(run, entry)
+    if not trained:
+        raise PhotonError(
+            f"run '{run.run}' has trained no round since it entered round {ref.round} of '{ref.run}'"
+        )
+    last, folder = trained[0], parent.site_dir(ref.round, ref.member, ref.attempt)
+    files, norm = _write_change(run, entry, last, parent, folder, federation.aggregation.shard_bytes)
+    layers = holding(last.model, [name for names in last.key_layers.values() for name in names])
+    noisy = federation.update.noise_multiplier > 0
+    moments = [] if noisy else last.moments
+    manifest = UpdateManifest(
+        run=parent.run,
+        round=ref.round,
+        site=ref.member,
+        attempt=ref.attempt,
+        base_sha256=call.base.model_sha256,
+        codec=Lossless.name,
+        files=files,
+        key_layers=copy_files(run.store, run.files_dir(last.round), layers, parent.store, folder),
+        moments=copy_files(run.store, run.files_dir(last.round), moments, parent.store, folder),
+        entry_sha256=entry.model_sha256,
+        entry=entry.attention,
+        tokens=last.total_tokens - entry.total_tokens,
+        steps=last.global_step - entry.global_step,
+        metrics={**_metrics(trained), "delta_norm": norm},
+        data_sha256="",
+        versions=versions(),
+        previous_sha256=parent.round_sha256(ref.round - 1),
+        work=work_sha256(call.federation),
+        protocol=PROTOCOL,
+    )
+    try:
+        parent.commit_update(manifest)
+    except StoreConflict:
+        known = parent.update(ref.round, ref.member, ref.attempt)
+        assert known is not None
+        return known
+    return manifest
+
+
+def _write_change(
+    run: Run, entry: RoundManifest, last: RoundManifest, parent: Run, folder: str, shard_bytes: int
+) -> tuple[list[FileEntry], float]:
+    """The backbone's change since the entry, as codec float32 has it, in the parent's store; and its norm."""
+    before, after = backbone(entry).model, backbone(last).model
+    tensors = {
+        name: TensorEntry(dtype=Lossless.dtype, shape=tensor.shape) for name, tensor in all_tensors(before).items()
+    }
+    squares = 0.0
+    with (
+        TensorReader(run.store, run.files_dir(entry.round), before) as old,
+        TensorReader(run.store, run.files_dir(last.round), after) as new,
+        ShardWriter(parent.store, folder, "", tensors, shard_bytes) as writer,
+    ):
+        for name in writer.order:
+            for theta, theta_k in zip(old.chunks(name, CHUNK), new.chunks(name, CHUNK), strict=True):
+                change = np.subtract(theta_k, theta)[None]
+                squares += float(dots(change, change)[0])
+                writer.write(name, encode(theta, theta_k))
+        old.verify()
+        new.verify()
+        return writer.close(), math.sqrt(squares)
+
+
+def _metrics(trained: Sequence[RoundManifest]) -> dict[str, float]:
+    """Metrics of the call's rounds as one training's: means over the rounds."""
+    found: dict[str, float] = {}
+    for metric in reported("training"):
+        values = [manifest.metrics[metric.head] for manifest in trained if metric.head in manifest.metrics]
+        if metric.sites and values:
+            found[metric.head] = sum(values) / len(values)
+    return found
