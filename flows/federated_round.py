@@ -7,6 +7,12 @@
     evaluate theta' on every site's held-out text; if it has blown up, ServerOpt again with a lower learning rate
     commit theta'
 
+A member may be a federation. It does its part by rounds of its own (WorldLM, Algorithm 1), which is `fit` below:
+
+    B, K    <- enter with the parent's backbone B; attend over own, parent's and routed key layers K
+    for the rounds of a call:  B, K <- a round, as above, of its own members
+    return the change of B, and K
+
 Embedded, the sites' steps are tasks of this flow run. Deployed, each site's steps are a flow run on the site's
 own work pool, and this one shows a task for it. Either way the outcome is read from the store.
 """
@@ -14,7 +20,8 @@ own work pool, and this one shows a task for it. Either way the outcome is read 
 import time
 from collections.abc import Callable, Mapping
 
-from prefect import flow, tags
+from prefect import flow, tags, task
+from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
@@ -24,22 +31,25 @@ from flows.cancellation import cancel_sites
 from flows.leases import outlive_leases
 from flows.site import failure, site_steps
 from flows.start import start_at_site
-from photon_core.aggregation.candidate import Candidate, Course
+from photon_core.aggregation.candidate import Course
+from photon_core.aggregation.fit import call_of, rounds_to_make
 from photon_core.aggregation.tree import regions
 from photon_core.evidence.events import Kind
 from photon_core.evidence.metrics import show
-from photon_core.run.birth import as_born
+from photon_core.run.birth import as_born, as_entered
 from photon_core.run.history import remarks
-from photon_core.run.members import active, member, site_of
+from photon_core.run.members import SiteMember, active, child_of, member
 from photon_core.run.run import run_of
 from schemas.federation import Federation
-from schemas.manifests import RoundManifest
+from schemas.manifests import FileEntry, RoundManifest
 from tasks import coordinator
+from tasks import federation as below
 from tasks import site as steps
 from tasks.remote import dispatch
 from tasks.remote.present import COORDINATOR, Present, own_file
 from tasks.remote.waiting import Limits, Waiting, tell_state, wait_for, watching
 from tasks.runtime import Runtime, runtime_of
+from tasks.tags import STEP
 
 STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was told to
 
@@ -105,10 +115,10 @@ def _round(runtime: Runtime, federation: Federation, t: int, deployed: bool) -> 
     seconds["aggregate"] = time.monotonic() - clock
 
     clock = time.monotonic()
-    evaluations, not_evaluated = _evaluate(runtime, federation, candidate, deployed)
+    evaluations, not_evaluated = _evaluate(runtime, federation, t, candidate.sent, deployed)
     while coordinator.is_mendable(federation, candidate, evaluations):
         candidate = coordinator.apply_again(runtime, federation, candidate, evaluations)
-        evaluations, not_evaluated = _evaluate(runtime, federation, candidate, deployed)
+        evaluations, not_evaluated = _evaluate(runtime, federation, t, candidate.sent, deployed)
     seconds["evaluate"] = time.monotonic() - clock
 
     for site in left_out.keys() & candidate.updates.keys():
@@ -158,12 +168,15 @@ def _ask(t: int, sampled: list[str], present: Present, opened: float, waiting: W
 
 
 def _submit(runtime: Runtime, federation: Federation, t: int, sampled: list[str]) -> SiteFutures:
-    """Do each site's part here."""
+    """Do each member's part here."""
     futures = SiteFutures()
-    for site in sampled:
-        one = member(federation, site)
-        with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
-            futures[site] = site_steps(runtime, site_of(one), t)
+    for name in sampled:
+        one = member(federation, name)
+        with tags(f"run:{federation.run}", f"round:{t}", f"site:{name}"):
+            if isinstance(one, SiteMember):
+                futures[name] = site_steps(runtime, one.view, t)
+            else:
+                futures[name] = {"fit": fit_here.submit(federation, name, t)}
     return futures
 
 
@@ -180,7 +193,7 @@ def _wait(
     late, waited = wait_for(last, waiting, limits, tell_state)
     reasons = dict.fromkeys(late, f"not done at the deadline of {federation.rounds.deadline:g} s")
     for site, reason in reasons.items():
-        steps.cancel(runtime, site_of(member(federation, site)), t)
+        runtime.launcher.cancel_below(member(federation, site).label(t))
         waiting.end(site, reason)
     wait([last[site] for site in late], timeout=STOP_SECONDS)
     for site, site_futures in futures.items():
@@ -208,10 +221,9 @@ def _regions(runtime: Runtime, federation: Federation, t: int, sampled: list[str
 
 
 def _evaluate(
-    runtime: Runtime, federation: Federation, candidate: Candidate, deployed: bool
+    runtime: Runtime, federation: Federation, t: int, model: list[FileEntry], deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Evaluate the candidate on every active member's held-out text; one that cannot is named with its reason."""
-    t, model = candidate.t, candidate.sent
+    """Evaluate a model of round t on every active member's held-out text; one that cannot is named with its reason."""
     rounds = federation.rounds
     deadline = time.time() + rounds.evaluation_deadline
     futures: dict[str, PrefectFuture] = {}
@@ -220,12 +232,64 @@ def _evaluate(
             with tags(f"run:{federation.run}", f"round:{t}", f"site:{one.name}"):
                 if deployed:
                     futures[one.name] = dispatch.dispatch_evaluation.submit(one, t, model, deadline, waiting)
+                elif isinstance(one, SiteMember):
+                    futures[one.name] = steps.evaluate.submit(runtime, one.view, t, model)
                 else:
-                    futures[one.name] = steps.evaluate.submit(runtime, site_of(one), t, model)
+                    futures[one.name] = evaluate_here.submit(federation, one.name, t, model)
         limits = Limits(min(federation.quorum, len(futures)), deadline, rounds.grace)
         wait_for(futures, waiting, lambda: limits, tell_state)
         failures = {site: reason for site, future in futures.items() if (reason := failure({"evaluate": future}))}
     return {site: future.result() for site, future in futures.items() if site not in failures}, failures
+
+
+@flow(name="fit", flow_run_name="{member} round {t}", on_cancellation=[cancel_sites])
+def fit(federation: Federation, member: str, t: int, attempt: int = 1, deployed: bool = False) -> State:
+    """A member that is a federation does its part of its parent's round t: Fit(q) of WorldLM's Algorithm 1.
+
+    Args:
+        federation: the parent's file.
+        member: the federation's name in it.
+        t: number of the parent's round, from 1.
+        attempt: enter and train again unless a contribution of this attempt is committed.
+        deployed: have each site's own worker do its part.
+    """
+    child = child_of(federation, member)
+    call = call_of(federation, member, t, attempt)
+    with tags(f"run:{child.run}"), runtime_of(child) as runtime:
+        entry = below.enter(runtime, child, call)
+        child = as_entered(child, entry)
+        for n in rounds_to_make(run_of(child), child, entry):
+            federated_round(child, n, deployed)
+        below.contribute(runtime, child, call, entry)
+    return Completed(message=f"{member}: the contribution to round {t} of {federation.run} is committed")
+
+
+@flow(name="fit-evaluate", flow_run_name="{member} evaluates round {t}")
+def fit_evaluate(
+    federation: Federation, member: str, t: int, model: list[FileEntry], deployed: bool = False
+) -> dict[str, float]:
+    """A member that is a federation has its own members evaluate a model of its parent's round t.
+
+    Raises:
+        PhotonError: none of them could.
+    """
+    child = child_of(federation, member)
+    with tags(f"run:{child.run}"), runtime_of(child) as runtime:
+        n, files = below.receive(child, federation, t, model)
+        scores, failures = _evaluate(runtime, child, n, files, deployed)
+        return below.report_scores(federation, member, t, model, scores, failures)
+
+
+@task(task_run_name="{member} / fit", tags=[f"{STEP}fit"], cache_policy=NO_CACHE)
+def fit_here(federation: Federation, member: str, t: int) -> None:
+    """`fit` in this process."""
+    fit(federation, member, t)
+
+
+@task(task_run_name="{member} / evaluate", tags=[f"{STEP}evaluate"], cache_policy=NO_CACHE)
+def evaluate_here(federation: Federation, member: str, t: int, model: list[FileEntry]) -> dict[str, float]:
+    """`fit_evaluate` in this process."""
+    return fit_evaluate(federation, member, t, model)
 
 
 def _message(manifest: RoundManifest, more: list[str]) -> str:

@@ -1,14 +1,13 @@
-"""Fit(q) of WorldLM's Algorithm 1, but for the rounds in it: a federation enters with its parent's model, and hands
-its own change up.
+"""Fit(q) of WorldLM's Algorithm 1, but for the rounds in it: how a federation enters and what it hands up.
 
-    Entry (lines 3-6):  B <- B_p;  K <- Attn(K, [K, K_p, residuals]); a committed round of the federation's own chain
-    Return:             its backbone's change, its key layers, its residuals, its members' tokens in sum
+    enter (lines 3-6):  B <- B_p;  K <- Attn(K, [K, K_p, residuals]); a committed round of its own chain
+    contribute:         its backbone's change, its key layers, its residuals, its members' tokens in sum
 
 The parent's round t reads what is committed to it; the federation's own store, rounds and file stay its own.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.metrics import reported
 from photon_core.run.line import line
 from photon_core.run.provenance import federation_sha256, utc_now, versions
-from photon_core.run.run import Run, model_sha256
+from photon_core.run.run import Run, model_sha256, run_of
+from photon_core.run.start import Initial
 from photon_core.tensors.numerics import dots
 from photon_core.tensors.reader import TensorReader
 from photon_core.tensors.shards import all_tensors, copy_files, put_file
@@ -28,7 +28,7 @@ from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs.lossless import Lossless, encode
 from photon_core.update.settings import work_sha256
 from schemas.federation import Federation
-from schemas.manifests import FileEntry, ParentRef, Residual, RoundManifest, TensorEntry, UpdateManifest
+from schemas.manifests import FileEntry, ParentRef, Residual, RoundManifest, StartRef, TensorEntry, UpdateManifest
 from schemas.protocol import PROTOCOL
 
 CHUNK = 1 << 20  # elements
@@ -64,6 +64,35 @@ class Call:
     def folder(self) -> str:
         """Of the files of `base`, in the parent's store."""
         return self.parent.files_dir(self.ref.round - 1)
+
+
+def call_of(federation: Federation, member: str, t: int, attempt: int = 1) -> Call:
+    """The call of a member for round t of the federation that it is a member of.
+
+    Raises:
+        PhotonError: round t - 1 is not committed.
+    """
+    parent = run_of(federation)
+    ref = ParentRef(
+        store=parent.store.url,
+        run=parent.run,
+        round=t,
+        sha256=parent.round_sha256(t - 1),
+        member=member,
+        attempt=attempt,
+    )
+    above = newest_entry(parent)
+    horizon = above.horizon if above is not None else federation.schedule_steps
+    return Call(parent, federation, ref, [], horizon)
+
+
+def initial_of(call: Call, folder: Path) -> Initial:
+    """Round 0 of a member's run: the parent's model of the first call."""
+    base = call.base
+    files = call.parent.store.fetch_all(base.model, call.folder, folder, call.federation.aggregation.connections)
+    source = f"{call.parent.store.url}/{call.parent.run} round {base.round}"
+    hashes = {"round.json": call.ref.sha256, "model": base.model_sha256}
+    return Initial(list(files), StartRef(kind="run", source=source, sha256=hashes))
 
 
 def entered(run: Run, ref: ParentRef) -> RoundManifest | None:
@@ -153,6 +182,15 @@ def rounds_of_call(run: Run, entry: RoundManifest) -> list[RoundManifest]:
             break
         found.append(manifest)
     return found
+
+
+def rounds_to_make(run: Run, federation: Federation, entry: RoundManifest) -> Iterator[int]:
+    """Numbers of the rounds that are left of the call; each is committed when the next is asked for."""
+    count = federation.worldlm.rounds if federation.worldlm else 1
+    while len(rounds_of_call(run, entry)) < count:
+        latest = run.latest()
+        assert latest is not None
+        yield latest + 1
 
 
 def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifest) -> UpdateManifest:

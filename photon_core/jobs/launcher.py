@@ -362,6 +362,13 @@ class Launcher:
             self._cancel(jobs)
         return len(jobs)
 
+    def cancel_below(self, prefix: str) -> int:
+        """The same for every job whose name begins so."""
+        with self._changed:
+            jobs = [job for job in self._jobs.values() if job.label.startswith(prefix)]
+            self._cancel(jobs)
+        return len(jobs)
+
     def _cancel(self, jobs: list[_Job]) -> None:
         for job in jobs:
             job.cancelled = True

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from photon_core.errors import FederationError
 from photon_core.run.run import Run
 from schemas.federation import Federation
-from schemas.manifests import RunManifest
+from schemas.manifests import RoundManifest, RunManifest
 from schemas.presets import apply_preset
 
 # What a recipe brings. The schedule's warm-up and end are not among it: they follow from the run's length.
@@ -64,6 +64,13 @@ def as_born(run: Run, federation: Federation) -> Federation:
     if server.name != "constant" and server.total_rounds is None and rounds not in (None, federation.rounds.count):
         ends["server"] = {"total_rounds": rounds}
     return _with_ends(federation, ends) if ends else federation
+
+
+def as_entered(federation: Federation, entry: RoundManifest) -> Federation:
+    """The file of a federation that trains for its parent: its learning-rate schedule ends where the root's does."""
+    if not entry.horizon or federation.local.schedule.name == "constant":
+        return federation
+    return _with_ends(federation, {"local": {"total_steps": entry.horizon}})
 
 
 def _recipes_end(federation: Federation) -> int | None:
