@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from photon_core.aggregation.entry import enter_layers
-from photon_core.aggregation.parts import backbone, holding
+from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers
+from photon_core.aggregation.parts import backbone, key_files
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.metrics import reported
 from photon_core.run.line import line
 from photon_core.run.provenance import federation_sha256, utc_now, versions
 from photon_core.run.run import Run, model_sha256, run_of
 from photon_core.run.start import Initial
+from photon_core.tensors.local import LocalTensors
 from photon_core.tensors.numerics import dots
 from photon_core.tensors.reader import TensorReader
 from photon_core.tensors.shards import all_tensors, copy_files, put_file
@@ -135,9 +136,13 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
     t, base = own.round + 1, call.base
     to = f"{run.round_dir(t)}/model"
     files = copy_files(call.parent.store, call.folder, backbone(base).model, run.store, to, "model/")
-    pool = _pool(run, own, call, folder)
-    found = enter_layers(pool, base.key_layers, federation.worldlm, folder)
-    files += [put_file(run.store, path, to, "model/") for path in found.files]
+    found = Entered(folder)
+    if federation.worldlm is not None and base.key_layers:
+        connections = federation.aggregation.connections
+        rows = _rows(run, own, call, folder, connections)
+        pools = dict.fromkeys(base.key_layers, rows)
+        found = enter_layers(pools, base.key_layers, federation.worldlm, folder)
+    files += [put_file(run.store, path, to, "model/") for path in found.paths]
     moments = copy_files(
         call.parent.store, call.folder, base.moments, run.store, f"{run.round_dir(t)}/moments", "moments/"
     )
@@ -170,6 +175,18 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
             raise
         return known
     return manifest
+
+
+def _rows(run: Run, own: RoundManifest, call: Call, folder: Path, connections: int) -> list[Row]:
+    """The pool of every key layer: the federation's own, the parent's."""
+    places = (OWN, run, own), (PARENT, call.parent, call.base)
+    rows = []
+    for name, of, manifest in places:
+        entries = key_files(manifest)
+        paths = of.store.fetch_all(entries, of.files_dir(manifest.round), folder / name, connections)
+        held = [(path, entry.tensors) for path, entry in zip(paths, entries, strict=True)]
+        rows.append(Row(name, LocalTensors(held)))
+    return rows
 
 
 def rounds_of_call(run: Run, entry: RoundManifest) -> list[RoundManifest]:
@@ -215,7 +232,7 @@ def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifes
         )
     last, folder = trained[0], parent.site_dir(ref.round, ref.member, ref.attempt)
     files, norm = _write_change(run, entry, last, parent, folder, federation.aggregation.shard_bytes)
-    layers = holding(last.model, [name for names in last.key_layers.values() for name in names])
+    layers = key_files(last)
     noisy = federation.update.noise_multiplier > 0
     moments = [] if noisy else last.moments
     manifest = UpdateManifest(

@@ -4,16 +4,15 @@ Two streaming passes a layer: the scores, then the weighted mean. The weights ar
 restart, on whatever machine, makes the same bits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 
-from photon_core.aggregation.attention import scores, tau_of, weights
+from photon_core.aggregation.attention import attend, token_shares
 from photon_core.aggregation.engine.inputs import Limits, Pass, Source
 from photon_core.aggregation.engine.streaming import run_pass
 from photon_core.aggregation.parts import key_layer, of_layer
 from photon_core.aggregation.rules import Rules, WeightedMean
-from photon_core.aggregation.scoring import Row, pool_sums
+from photon_core.aggregation.scoring import Row, layer_sums
 from photon_core.errors import StoreConflict
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.run.paths import Place, PlaceKind
@@ -43,7 +42,7 @@ class KeyLayers:
     squares: float = 0.0
 
 
-def attend(
+def attend_members(
     run: Run,
     base: RoundManifest,
     updates: Mapping[str, UpdateManifest],
@@ -80,9 +79,8 @@ def attend(
 def _sources(
     run: Run, base: RoundManifest, layer: str, updates: Mapping[str, UpdateManifest]
 ) -> dict[str, Source]:
-    names = base.key_layers[layer]
     return {
-        name: Source(of_layer(update, names), run.site_dir(update.round, name, update.attempt), Plain())
+        name: Source(of_layer(update, base, layer), run.site_dir(update.round, name, update.attempt), Plain())
         for name, update in sorted(updates.items())
     }
 
@@ -115,20 +113,9 @@ def _attention(
     worldlm: WorldLM,
     limits: Limits,
 ) -> Attention:
-    own = key_layer(base, layer)
-    rows = [Row(None, run.files_dir(base.round), own.model)]
-    sources = _sources(run, base, layer, updates)
-    rows += [Row(name, source.folder, source.update.files) for name, source in sources.items()]
-    sums = pool_sums(run.store, base.key_layers[layer], rows, limits)
-    found = scores(sums, _elements(own.model), worldlm)
-    tau = tau_of(found, worldlm)
-    tokens = [updates[name].tokens for name in sources]
-    shares = [sum(tokens) / len(tokens), *tokens] if worldlm.weights == "tokens" else None
-    given = weights(found, tau, shares, worldlm.own_row)
-    return Attention(
-        rows=[OWN, *sources], scores=found.tolist(), weights=[float(weight) for weight in given], tau=tau
-    )
-
-
-def _elements(files: Sequence[FileEntry]) -> int:
-    return sum(prod(tensor.shape) for tensor in all_tensors(files).values())
+    own, sources = key_layer(base, layer).model, _sources(run, base, layer, updates)
+    rows = [Row(run.store, run.files_dir(base.round), own)]
+    rows += [Row(run.store, source.folder, source.update.files, name) for name, source in sources.items()]
+    shapes = {name: tensor.shape for name, tensor in all_tensors(own).items()}
+    shares = token_shares([updates[name].tokens for name in sources]) if worldlm.weights == "tokens" else None
+    return attend([OWN, *sources], layer_sums(shapes, rows, limits=limits), worldlm, shares)

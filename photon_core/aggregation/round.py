@@ -11,7 +11,7 @@ from photon_core.aggregation.engine.inputs import Limits
 from photon_core.aggregation.gather import gather
 from photon_core.aggregation.guard import norm_trouble, outsized
 from photon_core.aggregation.guarded import lowered, past_rounds, without, wrong_losses
-from photon_core.aggregation.key_layers import KeyLayers, attend
+from photon_core.aggregation.key_layers import KeyLayers, attend_members
 from photon_core.aggregation.moments import Moments, MomentSpec, average_moments
 from photon_core.aggregation.rules import moments_rule
 from photon_core.aggregation.server_optimizer import server_at
@@ -164,7 +164,7 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
             same = updates.keys() == candidate.updates.keys()
             key_layers = candidate.key_layers if same else KeyLayers()
             if federation.worldlm and not key_layers.files:
-                key_layers = attend(run, base_of(run, t), updates, federation.worldlm, limits)
+                key_layers = attend_members(run, base_of(run, t), updates, federation.worldlm, limits)
             moments = candidate.moments if same else Moments()
             if federation.local.optimizer_state == "average" and not moments.files:
                 spec = MomentSpec.of(federation)
