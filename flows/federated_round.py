@@ -223,7 +223,7 @@ def _regions(runtime: Runtime, federation: Federation, t: int, sampled: list[str
 def _evaluate(
     runtime: Runtime, federation: Federation, t: int, model: list[FileEntry], deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Evaluate a model of round t on every active member's held-out text; one that cannot is named with its reason."""
+    """Evaluate a model of round t on all active members' held-out text; one that cannot is named with its reason."""
     rounds = federation.rounds
     deadline = time.time() + rounds.evaluation_deadline
     futures: dict[str, PrefectFuture] = {}

@@ -1,4 +1,4 @@
-"""The steps of a federation that is a member of another (WorldLM, Fit): enter, contribute, and be asked for scores."""
+"""The steps of a federation that is a member of another (WorldLM, Fit): enter, contribute, give scores."""
 
 import tempfile
 from collections.abc import Mapping

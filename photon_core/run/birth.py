@@ -67,7 +67,7 @@ def as_born(run: Run, federation: Federation) -> Federation:
 
 
 def as_entered(federation: Federation, entry: RoundManifest) -> Federation:
-    """The file of a federation that trains for its parent: its learning-rate schedule ends where the root's does."""
+    """The file of a federation that trains for its parent: its learning-rate schedule ends with the root's."""
     if not entry.horizon or federation.local.schedule.name == "constant":
         return federation
     return _with_ends(federation, {"local": {"total_steps": entry.horizon}})
