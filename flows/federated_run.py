@@ -6,7 +6,7 @@ from prefect.states import Completed, State
 from flows.cancellation import cancel_sites
 from flows.federated_round import federated_round
 from flows.start import start_at_site
-from photon_core.run.line import rounds_left
+from photon_core.run.line import progress, rounds_left
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from tasks import coordinator
@@ -34,6 +34,6 @@ def federated_run(federation: Federation, rounds: int | None = None, deployed: b
             with tags(f"round:{t}"):
                 federated_round(present.look(fresh=True), t, deployed)
         runtime.reports.finish()
-        done = federation.rounds.count - rounds_left(federation, run.round(run.latest() or 0))
-    message = f"{federation.run}: {done} of {federation.rounds.count} rounds are committed"
+        done = federation.total_rounds - rounds_left(federation, run.round(run.latest() or 0))
+    message = f"{federation.run}: {progress(federation, done)} are committed"
     return Completed(message=f"{message} ({edited})" if edited else message)

@@ -41,5 +41,5 @@ def print_prefect_yaml(federation: Federation) -> None:
 
 
 def _names(federation: Federation) -> str:
-    names = [site.name for site in federation.sites]
+    names = [one.name for one in federation.members]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

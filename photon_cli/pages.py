@@ -6,7 +6,7 @@ from pathlib import Path
 from photon_core.errors import FederationError
 from photon_core.files import make_folder, write_whole
 from schemas.federation import Federation
-from schemas.reading.paths import local_path
+from schemas.reading.places import local_path
 from schemas.sections.overlap import check_target
 
 HEAD = 4096  # bytes of a page, in which one of these stands

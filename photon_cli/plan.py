@@ -95,7 +95,8 @@ def _print(
     source = f"calibrated on {now.calibrated} rounds" if now.calibrated else "from what the sites declare"
     head = (
         f": {now.parameters:,} parameters, {now.sampled} of {len(now.sites)} "
-        f"sites a round, {now.steps} local steps, {federation.rounds.count} rounds"
+        f"sites a round, {now.steps} local steps"
+        + (f", {federation.rounds.count} rounds" if federation.rounds.count else "")
         + (f", aggregated by {now.regions} regions" if now.regions else "")
         + f"; {source}\n{_how(federation)}\n"
     )

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from photon_core.errors import PhotonError
-from photon_core.run.line import rounds_left, sentence
+from photon_core.run.line import progress, rounds_left, sentence
 from photon_core.run.rollback import roll_back, user
 from photon_core.run.run import run_of
 from schemas.federation import Federation
@@ -23,7 +23,11 @@ def rollback(federation: Federation, file: Path, to: int, reason: str) -> None:
     print(sentence(manifest))
     if federation.trackers:
         _track(federation, manifest)
-    print(f"{rounds_left(federation, manifest)} of {federation.rounds.count} rounds are left: photon run {file}")
+    left = rounds_left(federation, manifest)
+    if federation.parent is None:
+        print(f"{progress(federation, left)} are left: photon run {file}")
+    else:
+        print(f"the next round of run '{federation.parent.run}' goes on from there")
 
 
 def _track(federation: Federation, manifest: RoundManifest) -> None:

@@ -28,7 +28,7 @@ from photon_core.run.start import check_start
 from schemas.federation import Federation
 from schemas.reading.load import check_paths
 from schemas.sections.overlap import check_overlap
-from schemas.view import view_of
+from schemas.view import active_views
 
 if TYPE_CHECKING:
     from tasks.runtime import Runtime
@@ -70,7 +70,7 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
 
 def check_prepared(federation: Federation, file: Path) -> None:
     """Refuse to start before the shards of every site that takes part are there."""
-    missing = [site for site in federation.active if available(view_of(federation, site)) is None]
+    missing = [view.name for view in active_views(federation) if available(view) is None]
     if missing:
         raise DataError(f"not prepared yet: {', '.join(missing)}. Write: photon prepare {file}")
 

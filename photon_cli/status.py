@@ -19,6 +19,7 @@ from photon_core.errors import CorruptFile
 from photon_core.evidence.summary import summary
 from photon_core.formatting import duration
 from photon_core.run.history import history
+from photon_core.run.line import progress
 from photon_core.run.run import Run, run_of
 from photon_core.run.updates import next_attempt
 from schemas.federation import Federation
@@ -45,7 +46,7 @@ class Status:
         self.rounds = history(self.run)
         self.done = self.rounds[-1].round if self.rounds else 0
         self.place = self.rounds[-1].place if self.rounds else 0
-        self.finished = bool(self.rounds) and self.place >= federation.rounds.count
+        self.finished = bool(self.rounds) and self.place >= federation.total_rounds
         url = None if self.finished else server_url(home)
         self.live = ask(url, federation.run, self.done + 1) if url else None
         self.sites = (
@@ -92,8 +93,7 @@ class Status:
             head = f"run {self.federation.run}: nothing in {self.run.store.url} yet. "
             head += "Next: photon prepare, photon run"
         else:
-            head = f"run {self.federation.run}: {self.place} of {self.federation.rounds.count} rounds in "
-            head += self.run.store.url
+            head = f"run {self.federation.run}: {progress(self.federation, self.place)} in {self.run.store.url}"
             if self.place != self.done:
                 head += f", the latest is number {self.done}"
         if self.left is not None and not self.finished:
@@ -166,7 +166,7 @@ def _watch_lines(federation: Federation, run: Run, home: Path) -> None:
     while True:
         status = Status(federation, run, home)
         now = [
-            f"{status.place} of {federation.rounds.count} rounds",
+            progress(federation, status.place),
             *(f"{d.site}: {words(d)}" for d in status.sites),
         ]
         for line in now:
@@ -197,13 +197,13 @@ def words(doing: Doing) -> str:
 
 
 def _sites(federation: Federation, run: Run, t: int, live: Live | None, born: bool) -> list[Doing]:
-    """Every site's doing: the server's word, else what the store shows of round t."""
+    """Every member's doing: the server's word, else what the store shows of round t."""
     found = []
-    for site in federation.sites:
-        if live and site.name in live.sites:
-            found.append(live.sites[site.name])
+    for one in federation.members:
+        if live and one.name in live.sites:
+            found.append(live.sites[one.name])
         else:
-            found.append(_in_store(run, t, site.name) if born else Doing(site.name, "", "nothing yet"))
+            found.append(_in_store(run, t, one.name) if born else Doing(one.name, "", "nothing yet"))
     return found
 
 
@@ -216,11 +216,11 @@ def _in_store(run: Run, t: int, site: str) -> Doing:
     return Doing(site, "", "no update yet")
 
 
-def seconds_left(rounds: Sequence[RoundManifest], count: int, live: Live | None) -> float | None:
-    """Rounds that are left, at the pace of the last ones; None before there is a pace."""
+def seconds_left(rounds: Sequence[RoundManifest], count: int | None, live: Live | None) -> float | None:
+    """Rounds that are left, at the pace of the last ones; None before there is a pace, and without a count."""
     trained = [manifest for manifest in rounds[1:] if manifest.kind == "train"]
     recent = sorted(sum(manifest.seconds.values()) for manifest in trained[-RECENT:])
-    if not recent:
+    if not recent or count is None:
         return None
     pace = recent[len(recent) // 2]
     left = (count - rounds[-1].place) * pace

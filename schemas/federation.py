@@ -1,8 +1,16 @@
 """The federation file: everything about a federation, in one YAML, checked by one model."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from schemas.presets import FEDERATED_PRESETS, MODEL_PRESETS, NAMED, OURS, apply_preset, needs_recipe
 from schemas.secrets import find_secrets
@@ -11,21 +19,24 @@ from schemas.sections.base import Section
 from schemas.sections.deploy import Deploy, Storage
 from schemas.sections.local import Local
 from schemas.sections.model import Model
-from schemas.sections.overlap import refuse_as_written
+from schemas.sections.overlap import overlap, refuse_as_written, run_folder
 from schemas.sections.server import ALIKE, Server
 from schemas.sections.sites import Site
 from schemas.sections.start import Start
 from schemas.sections.trackers import Tracker
+from schemas.sections.tree import Child, Parent, layers, refuse_below_parent
 from schemas.sections.update import Update
 from schemas.sections.values import Fraction, Name, Place, Seconds, Text, is_s3, unique, wrong
-from schemas.sections.worldlm import WorldLM
+from schemas.sections.worldlm import WorldLM, refuse_beside
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
 ROBUST_UPDATES = 3  # of two, none is in the middle
+ENDLESS = 10**9  # rounds, more than anybody trains
+TREE: dict[str, Any] = {"worldlm": None, "federations": [], "parent": None}  # what a file without a tree has
 
 
 class Rounds(Section):
-    count: int = Field(ge=1, description="rounds in all", examples=[10])
+    count: int | None = Field(ge=1, description="rounds in all", examples=[10])
     sites_per_round: int | None = Field(default=None, ge=1, description="K of Algorithm 1; default: all sites")
     sampling: Literal["uniform", "tokens"] = Field(
         default="uniform",
@@ -101,9 +112,20 @@ class Federation(Section):
         examples=["[{name: tensorboard}]"],
     )
     worldlm: WorldLM | None = Field(
-        default=None, description="key layers, which each node of a tree of federations keeps; null: none"
+        default=None,
+        description="key layers, which each node of a tree of federations keeps; default: none; in a tree, an "
+        "empty section",
     )
-    sites: list[Site] = Field(min_length=1, examples=["- {name: site-a, streams: [...]}"])
+    sites: list[Site] = Field(
+        description="members with data of their own; may be left out beside federations",
+        examples=["- {name: site-a, streams: [...]}"],
+    )
+    federations: list[Child] = Field(
+        default_factory=list,
+        description="members that are federations themselves",
+        examples=["- {name: europe, federation: europe.yaml}"],
+    )
+    parent: Parent | None = Field(default=None, description="the federation that this one is a member of")
 
     @model_validator(mode="before")
     @classmethod
@@ -118,13 +140,20 @@ class Federation(Section):
                 f"measured at such a size; write recipe: with one of {NAMED}, or null and your own settings",
                 *("model", "preset"),
             )
-        return apply_preset(data)
+        return apply_preset(data, layers(data))
 
     @field_validator("sites")
     @classmethod
     def _sites(cls, sites: list[Site]) -> list[Site]:
         unique("site", [s.name for s in sites])
         return sites
+
+    @field_validator("federations")
+    @classmethod
+    def _federations(cls, federations: list[Child], info: ValidationInfo) -> list[Child]:
+        sites: list[Site] = info.data.get("sites", [])
+        unique("member", [child.name for child in federations], [site.name for site in sites])
+        return federations
 
     @field_validator("preset", mode="before")
     @classmethod
@@ -144,19 +173,52 @@ class Federation(Section):
         return tokenizer
 
     @model_validator(mode="after")
+    def _in_tree(self) -> "Federation":
+        if not self.members:
+            raise wrong("has 0 entries; write - {name: site-a, streams: [...]}", "sites")
+        if self.parent is not None:
+            refuse_below_parent(self.rounds.count, self.server, self.start)
+            self._refuse_itself(self.parent)
+        elif self.rounds.count is None:
+            raise wrong("is empty; write a value such as 10", "rounds", "count")
+        elif self.worldlm is not None and self.worldlm.rounds > 1:
+            raise wrong("is for a federation with parent, and this one has none; drop it", "worldlm", "rounds")
+        if self.worldlm is None:
+            if self.parent is not None or self.federations:
+                raise wrong("is null in a part of a tree; write worldlm: {key_layers: 0} for none", "worldlm")
+            return self
+        blocks, asked = self.model.n_layers, self.worldlm.key_layers
+        if isinstance(asked, int) and asked > blocks:
+            raise wrong(f"{asked} blocks, but the model has {blocks}; write at most that", "worldlm", "key_layers")
+        refuse_beside(self.worldlm, self.server, self.update, self.aggregation)
+        return self
+
+    def _refuse_itself(self, parent: Parent) -> None:
+        other = run_folder(("parent", "run"), "parent", parent)
+        if how := overlap(other, run_folder(("run",), "run", self)):
+            raise wrong(
+                f"the parent's folder '{other.value}' {how} this run's own; write the parent's store and run, or "
+                "give this run another name",
+                *("parent", "run"),
+            )
+
+    @model_validator(mode="after")
     def _counts(self) -> "Federation":
         sampled, active = self.sites_per_round, len(self.active)
+        kind = "members" if self.federations else "sites"
         if not active:
-            raise wrong("all sites are paused; take 'paused' from one at least", "sites")
+            raise wrong(
+                f"all {kind} are paused; take 'paused' from one at least", "sites" if self.sites else "federations"
+            )
         if sampled > active:
             paused = f" that are not paused ({', '.join(self.paused)} are)" if self.paused else ""
             raise wrong(
-                f"{sampled} sites a round, but there are {active}{paused}; write at most {active}",
+                f"{sampled} {kind} a round, but there are {active}{paused}; write at most {active}",
                 *("rounds", "sites_per_round"),
             )
         if (self.rounds.quorum or sampled) > sampled:
             raise wrong(
-                f"{self.rounds.quorum} updates, but a round samples {sampled} sites; write at most {sampled}",
+                f"{self.rounds.quorum} updates, but a round samples {sampled} {kind}; write at most {sampled}",
                 *("rounds", "quorum"),
             )
         schedule = self.local.schedule
@@ -179,7 +241,8 @@ class Federation(Section):
     def _start(self) -> "Federation":
         start, names = self.start, [site.name for site in self.sites]
         if start.site is not None and start.site not in names:
-            raise wrong(f"there is no site '{start.site}'; write one of {', '.join(names)}", "start", "site")
+            remedy = f"write one of {', '.join(names)}" if names else "drop it"
+            raise wrong(f"there is no site '{start.site}'; {remedy}", "start", "site")
         if start.run == self.run and start.store in (None, self.store):
             raise wrong("is this run itself; write another run's name, or drop it", "start", "run")
         return self
@@ -236,7 +299,7 @@ class Federation(Section):
     @model_validator(mode="after")
     def _server_schedule(self) -> "Federation":
         schedule = self.server.schedule
-        end = schedule.total_rounds or self.rounds.count
+        end = schedule.total_rounds or self.total_rounds
         if schedule.name != "constant" and schedule.warmup_rounds and schedule.warmup_rounds >= end:
             raise wrong(
                 f"{schedule.warmup_rounds} rounds of warm-up, but the schedule ends at {end} (total_rounds, or "
@@ -277,21 +340,26 @@ class Federation(Section):
     def _pools(self) -> "Federation":
         """A work pool has one type, whoever shares it."""
         types = {self.coordinator_pool: self.deploy.pool_type}
-        for i, site in enumerate(self.sites):
-            pool, kind = site.work_pool, site.pool_type or self.deploy.pool_type
-            if pool == self.coordinator_pool and site.pool is None and self.deploy.pool is None:
+        for what, at, one in self.placed():
+            pool, kind = one.work_pool, one.pool_type or self.deploy.pool_type
+            if pool == self.coordinator_pool and one.pool is None and self.deploy.pool is None:
                 raise wrong(
-                    f"the site is named like the run, and would share the coordinator's work pool '{pool}': each "
-                    "would get the other's work; write pool: with a name of its own here, or deploy.pool",
-                    *("sites", i, "name"),
+                    f"the {what} is named like the run, and would share the coordinator's work pool '{pool}': "
+                    "each would get the other's work; write pool: with a name of its own here, or deploy.pool",
+                    *(*at, "name"),
                 )
             if types.setdefault(pool, kind) != kind:
                 raise wrong(
                     f"the work pool '{pool}' would be of type {kind} here and {types[pool]} elsewhere; "
-                    "give the site a pool of its own (pool), or the same pool_type",
-                    *("sites", i, "pool_type" if site.pool_type else "pool" if site.pool else "name"),
+                    f"give the {what} a pool of its own (pool), or the same pool_type",
+                    *(*at, "pool_type" if one.pool_type else "pool" if one.pool else "name"),
                 )
         return self
+
+    def placed(self) -> Iterator[tuple[str, tuple[str, int], Site | Child]]:
+        """What each member is called in messages, where it stands, and its section."""
+        yield from (("site", ("sites", i), one) for i, one in enumerate(self.sites))
+        yield from (("federation", ("federations", i), one) for i, one in enumerate(self.federations))
 
     @model_validator(mode="after")
     def _storage(self) -> "Federation":
@@ -299,6 +367,12 @@ class Federation(Section):
             if not is_s3(self.store):
                 raise wrong(f"is for s3:// stores, but store is '{self.store}'; drop it", "storage", name)
         return self
+
+    @model_serializer(mode="wrap")
+    def _flat(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the keys of trees where they say nothing: hashes of files that have none hold this."""
+        data: dict[str, Any] = write(self)
+        return {key: value for key, value in data.items() if key not in TREE or value != TREE[key]}
 
     @property
     def _of_recipe(self) -> str:
@@ -314,7 +388,7 @@ class Federation(Section):
     def named_pools(self) -> set[str]:
         """The work pools that all of their users in this file name: other runs' files may name them, too."""
         said = [(self.coordinator_pool, self.deploy.pool)]
-        said += [(site.work_pool, site.pool) for site in self.sites]
+        said += [(one.work_pool, one.pool) for one in self.members]
         return {pool for pool, _ in said} - {pool for pool, name in said if name is None}
 
     @property
@@ -322,20 +396,35 @@ class Federation(Section):
         return self.rounds.sites_per_round or len(self.active)
 
     @property
+    def members(self) -> list[Site | Child]:
+        """The sections of all members: sites, then federations."""
+        return [*self.sites, *self.federations]
+
+    @property
     def active(self) -> list[str]:
-        """Names of the sites that take part."""
-        return [site.name for site in self.sites if not site.paused]
+        """Names of the members that take part."""
+        return [one.name for one in self.members if not one.paused]
 
     @property
     def paused(self) -> list[str]:
         """Names of the others."""
-        return [site.name for site in self.sites if site.paused]
+        return [one.name for one in self.members if one.paused]
 
     @property
     def quorum(self) -> int:
         return self.rounds.quorum or self.sites_per_round
 
     @property
+    def key_layers(self) -> int | float | list[str]:
+        """What the file asks for as key layers; 0 for none."""
+        return self.worldlm.key_layers if self.worldlm else 0
+
+    @property
+    def total_rounds(self) -> int:
+        """Rounds in all; below a parent, where no end is known, more than anybody trains."""
+        return self.rounds.count or ENDLESS
+
+    @property
     def schedule_steps(self) -> int:
-        """T of the learning-rate schedule, in steps."""
-        return self.local.schedule.total_steps or self.rounds.count * self.local.steps
+        """T of the learning-rate schedule, in steps. Below a parent, T comes with each entry."""
+        return self.local.schedule.total_steps or self.total_rounds * self.local.steps

@@ -9,7 +9,7 @@ and at the server. A recipe's values go over the preset's, the file's own over b
 depends on `recipe`, `preset` and `model.preset` alone (`default_recipe`): no other key adds one or takes one away.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -149,10 +149,14 @@ RECIPES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 NAMES = (("local", "optimizer", "name"), ("server", "optimizer"))
 
 
-def apply_preset(data: dict[str, Any]) -> dict[str, Any]:
+def apply_preset(data: dict[str, Any], between: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """Federation data with its preset's and its recipe's values under the user's own; mappings are merged.
 
     Numbers belong to their optimizer, at the sites as at the server: whoever names another takes none of them.
+
+    Args:
+        data: as it is written.
+        between: values over the preset's and the recipe's, under the user's own.
     """
     name = data.get("preset")
     if "recipe" not in data and name is None:
@@ -162,12 +166,12 @@ def apply_preset(data: dict[str, Any]) -> dict[str, Any]:
     recipe = data.get("recipe")
     size = FEDERATED_PRESETS.get(name, {}) if isinstance(name, str) else {}
     if not isinstance(recipe, str) or recipe not in RECIPES:
-        return _merged([size, data])
+        return _merged([size, *between, data])
     how = RECIPES[recipe](size)
     if recipe == "photon" and size:
         whole = _merged([size, how, data])
         _stretch(size, how, *(_at(whole, ("local", key)) for key in ("batch_size", "steps")))
-    return _merged([size, how, data])
+    return _merged([size, how, *between, data])
 
 
 def default_recipe(shape: Any) -> str | None:

@@ -116,6 +116,11 @@ def views(federation: Federation) -> list[SiteView]:
     return [SiteView(federation, section, federation.local, federation.update) for section in federation.sites]
 
 
+def active_views(federation: Federation) -> list[SiteView]:
+    """The views of the sites that take part."""
+    return [view for view in views(federation) if not view.section.paused]
+
+
 def view_of(federation: Federation, site: str) -> SiteView:
     """The view of the site of that name.
 
@@ -126,4 +131,7 @@ def view_of(federation: Federation, site: str) -> SiteView:
         if view.name == site:
             return view
     names = ", ".join(section.name for section in federation.sites)
-    raise FederationError(f"sites: no site is named '{site}'; write one of: {names}")
+    inner = any(child.name == site for child in federation.federations)
+    problem = f"'{site}' is a federation, not a site" if inner else f"no site is named '{site}'"
+    remedy = f"write one of: {names}" if names else "there are none in this file: name one in the file of a member"
+    raise FederationError(f"sites: {problem}; {remedy}")

@@ -41,7 +41,7 @@ class Reports:
         A round whose turn has not come when the next is committed gets none: the next one's shows it, too.
         """
         every = federation.rounds.report_every
-        if every is None or (manifest.round % every and manifest.place < federation.rounds.count):
+        if every is None or (manifest.round % every and manifest.place < federation.total_rounds):
             return
         context = contextvars.copy_context()  # the artifact belongs to the round's flow run
         with self._changed:

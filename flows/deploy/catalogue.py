@@ -153,12 +153,12 @@ def plan(federation: Federation) -> Plan:
 
 
 def _pools(federation: Federation) -> tuple[Pool, ...]:
-    """The coordinator's and every site's pool, each once."""
+    """The coordinator's and every member's pool, each once."""
     marker, named = f"{MARKER}{federation.run}", federation.named_pools
     pools = {federation.coordinator_pool: (federation.deploy.pool_type, [COORDINATOR])}
-    for site in federation.sites:
-        kind = view_of(federation, site.name).pool_type
-        pools.setdefault(site.work_pool, (kind, []))[1].append(f"site {site.name}")
+    for what, _, one in federation.placed():
+        kind = one.pool_type or federation.deploy.pool_type
+        pools.setdefault(one.work_pool, (kind, []))[1].append(f"{what} {one.name}")
     return tuple(
         Pool(
             name,
@@ -321,7 +321,7 @@ def _notifications(federation: Federation) -> tuple[Automation, ...]:
         return ()
     reactive = {"type": "event", "posture": "Reactive", "threshold": 1, "within": 0.0}
     rounds = {"prefect.resource.role": "flow", "prefect.resource.name": "federated-round"}
-    sites = [f"photon.site.{federation.run}.{site.name}" for site in federation.sites]
+    sites = [f"photon.site.{federation.run}.{one.name}" for one in federation.members]
     return (
         Automation(
             name=f"photon/{federation.run}/round failed",

@@ -45,7 +45,7 @@ def aggregate_round(
         QuorumMissed: fewer sites than the quorum have a usable update; every reason is in the message.
     """
     updates, reasons = gather(run, federation, t, sampled, left_out, rejected)
-    server = server_at(place_of(run, t), federation.server, federation.rounds.count)
+    server = server_at(place_of(run, t), federation.server, federation.total_rounds)
     groups = regions(federation.aggregation, sampled)
     start = Candidate(t, Aggregate([], [], {}), updates, server, reasons, groups=groups)
     return _guarded(run, federation, start)

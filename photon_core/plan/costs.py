@@ -8,6 +8,7 @@ from photon_core.tensors.container import DTYPE_BYTES, SENT_AS
 from photon_core.update.codecs.registry import get_codec
 from schemas.federation import Federation
 from schemas.sections.sites import Site
+from schemas.sections.tree import Child
 
 GIGABIT = 1e9 / 8  # bytes
 
@@ -33,20 +34,20 @@ def _moment_bytes(federation: Federation) -> int:
     return element * sum(map(prod, moment_shapes(federation.model, federation.local.optimizer.name).values()))
 
 
-def link_seconds(federation: Federation, section: Site | None, upload: float) -> float:
+def link_seconds(federation: Federation, section: Site | Child | None, upload: float) -> float:
     """Seconds of a site's link in a round: what it fetches, and its update; 0 where no link is declared."""
     down, up = transfer_seconds(federation, section, upload)
     return (down or 0.0) + (up or 0.0)
 
 
 def transfer_seconds(
-    federation: Federation, section: Site | None, upload: float
+    federation: Federation, section: Site | Child | None, upload: float
 ) -> tuple[float | None, float | None]:
     """Seconds to download the model and to upload `upload` bytes; None for a link that is not declared.
 
     Args:
         federation: the file.
-        section: the site's; None of a site that the file does not name any more.
+        section: the member's; None of one that the file does not name any more.
         upload: bytes.
     """
     if section is None or section.link is None:
@@ -56,14 +57,14 @@ def transfer_seconds(
 
 
 def slowest_link(federation: Federation) -> float | None:
-    """Bytes a second of the slowest declared link, in its slower direction; None if any site declares none."""
+    """Bytes a second of the slowest declared link, in its slower direction; None if a member declares none."""
     rates = []
-    for site in federation.sites:
-        if site.paused:
+    for one in federation.members:
+        if one.paused:
             continue
-        if site.link is None:
+        if one.link is None:
             return None
-        rates.append(min(site.link.up, site.link.down or site.link.up) * GIGABIT)
+        rates.append(min(one.link.up, one.link.down or one.link.up) * GIGABIT)
     return min(rates)
 
 

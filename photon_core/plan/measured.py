@@ -44,7 +44,7 @@ def measure(federation: Federation, manifests: Sequence[RoundManifest]) -> Measu
     rounds = [m for m in manifests if m.updates and "sites" in m.seconds and _timed(m)][-WINDOW:]
     if not rounds:
         return None
-    sections = {section.name: section for section in federation.sites}
+    sections = {section.name: section for section in federation.members}
     speed: dict[str, list[float]] = {}
     overhead: dict[str, list[float]] = {}
     concurrency, aggregate = [], []

@@ -26,7 +26,7 @@ from photon_core.plan.costs import (
 from photon_core.plan.measured import Measured, measure
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
-from schemas.view import SiteView, view_of
+from schemas.view import SiteView, active_views
 
 START_SECONDS = 2.0  # a child process with its data and its Trainer, until rounds say how long
 AGGREGATION_RATE = 0.5e9  # bytes that aggregation reads in a second, until rounds say how many
@@ -152,7 +152,7 @@ def predict(federation: Federation, measured: Measured | None = None, steps: int
     local = federation.local
     steps_a_round = local.steps if steps is None else steps
     upload = update_bytes(federation)
-    sites = [_site(view_of(federation, name), measured, steps_a_round, upload) for name in federation.active]
+    sites = [_site(view, measured, steps_a_round, upload) for view in active_views(federation)]
     sampled = federation.sites_per_round
     regions = region_count(federation, sampled)
     read = bytes_read(sampled, upload, 4.0 * parameter_count(federation.model), regions)
@@ -160,7 +160,7 @@ def predict(federation: Federation, measured: Measured | None = None, steps: int
         sites=sites,
         sampled=sampled,
         steps=steps_a_round,
-        rounds=federation.rounds.count * local.steps / steps_a_round,
+        rounds=federation.total_rounds * local.steps / steps_a_round,
         parameters=parameter_count(federation.model),
         download_bytes=model_bytes(federation),
         upload_bytes=upload,

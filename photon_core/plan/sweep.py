@@ -10,7 +10,7 @@ SMALL = 0.05  # share of the time that what is not training may take
 
 def sweep(federation: Federation, measured: Measured | None = None) -> list[Prediction]:
     """Predictions for 1 to 8192 local steps, the file's own among them."""
-    total = federation.rounds.count * federation.local.steps
+    total = federation.total_rounds * federation.local.steps
     tried = sorted({steps for steps in TRIED if steps <= total} | {federation.local.steps})
     return [predict(federation, measured, steps) for steps in tried]
 

@@ -60,7 +60,12 @@ def on_line(rounds: Sequence[RoundManifest]) -> list[RoundManifest]:
 
 def rounds_left(federation: Federation, latest: RoundManifest | None) -> int:
     """Rounds that are still to be trained. A rollback gives those that it has left behind back to rounds.count."""
-    return max(0, federation.rounds.count - (latest.place if latest else 0))
+    return max(0, federation.total_rounds - (latest.place if latest else 0))
+
+
+def progress(federation: Federation, done: int) -> str:
+    """`3 of 10 rounds`; below a parent, which asks for them, `3 rounds`."""
+    return f"{done} rounds" if federation.rounds.count is None else f"{done} of {federation.rounds.count} rounds"
 
 
 def last_number(federation: Federation, latest: RoundManifest | None) -> int:

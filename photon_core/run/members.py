@@ -1,19 +1,25 @@
 """Members: who takes part in a federation's rounds, as sampling, dispatch, gathering and limits see them.
 
-Sites, which train on text of their own, are the one kind today. A federation that is a member of another plugs in
-here: as a second class beside `SiteMember`, which `member` makes from a section that names a federation instead of
-streams. Its flows run its own rounds on its own pool. Its limit is the sum of its members' over those rounds.
+A site trains on text of its own. A federation that is a member runs rounds of its own, over its own members, in
+each round of its parent; its limit is the sum of its members' over those rounds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
+from photon_core.errors import FederationError
 from photon_core.hardware.parallelism import check_infra, choose_infra
 from schemas.federation import Federation
-from schemas.view import SiteView, view_of, views
+from schemas.reading.paths import file_options
+from schemas.reading.places import local_path
+from schemas.reading.related import check_fit
+from schemas.reading.world import World, load_world
+from schemas.sections.tree import Child
+from schemas.view import SiteView, active_views, view_of, views
 
+T = TypeVar("T")
 FEDNOVA_FACTOR = 4.0  # of its steps in the file that a site with a time limit may say it has not made
 
 
@@ -120,6 +126,95 @@ class SiteMember:
 
 
 @dataclass(frozen=True)
+class FederationMember:
+    """A federation as a member of another.
+
+    Args:
+        federation: the one that it is a member of.
+        section: what that one's file says of it.
+    """
+
+    federation: Federation
+    section: Child
+    round_flow = "fit"
+    evaluation_flow = "fit-evaluate"
+
+    @property
+    def name(self) -> str:
+        return self.section.name
+
+    @property
+    def paused(self) -> bool:
+        return self.section.paused
+
+    @property
+    def data_tokens(self) -> int | None:
+        return self.section.data_tokens
+
+    def world(self) -> World | None:
+        """It and all below it, of which this file is the parent; None where its file is not at hand.
+
+        Raises:
+            FederationError: its file or one below it is wrong, or is another federation's.
+        """
+        place = self.section.federation
+        if place is None or ((path := local_path(place)) is not None and not path.expanduser().is_file()):
+            return None
+        world = load_world(place, options=file_options(self.federation, place))
+        check_fit(self.federation, self.name, place, world.federation)
+        return world
+
+    def check(self) -> None:
+        """Every site below it whose file is at hand; the others' federations check themselves when they enter."""
+        world = self.world()
+        for _, node in world.nodes() if world else ():
+            for view in active_views(node.federation):
+                try:
+                    check_infra(view)
+                except FederationError as error:
+                    raise FederationError(f"{node.file}: {error}") from None
+
+    def most(self) -> Work:
+        """All that its files admit; ANY_WORK where one cannot be read here."""
+        world = self._readable()
+        return ANY_WORK if world is None else _most_of(world)
+
+    def least_steps(self) -> int:
+        world = self._readable()
+        return 1 if world is None else _least_of(world)
+
+    def _readable(self) -> World | None:
+        try:
+            return self.world()
+        except FederationError:  # says nothing of the limit; `check` says what is wrong
+            return None
+
+
+def _most_of(world: World) -> Work:
+    """Most work of one call by the parent: in each of its rounds that of the largest members that it samples."""
+    each = _each(world, SiteMember.most, _most_of, ANY_WORK)
+    largest = sorted((work.tokens for work in each), reverse=True)[: world.federation.sites_per_round]
+    tokens, steps = world.rounds * sum(largest), world.rounds * max(work.steps for work in each)
+    return Work(min(tokens, ANY_WORK.tokens), min(steps, ANY_WORK.steps))
+
+
+def _least_of(world: World) -> int:
+    """Least local steps of one call."""
+    return world.rounds * min(_each(world, SiteMember.least_steps, _least_of, 1))
+
+
+def _each(
+    world: World, of_site: Callable[[SiteMember], T], of_world: Callable[[World], T], of_unknown: T
+) -> list[T]:
+    """What each active member of a node has; of_unknown of one whose file is not at hand."""
+    inner = [child.name for child in world.federation.federations if not child.paused]
+    return [
+        *(of_site(SiteMember(view)) for view in active_views(world.federation)),
+        *(of_world(world.children[name]) if name in world.children else of_unknown for name in inner),
+    ]
+
+
+@dataclass(frozen=True)
 class Named:
     """A member by its name alone, of a file that may not have it any more."""
 
@@ -129,6 +224,9 @@ class Named:
 
 def member(federation: Federation, name: str) -> Member:
     """The member of that name. Raises FederationError if there is none."""
+    for section in federation.federations:
+        if section.name == name:
+            return FederationMember(federation, section)
     return SiteMember(view_of(federation, name))
 
 
@@ -139,8 +237,9 @@ def site_of(one: Member) -> SiteView:
 
 
 def members(federation: Federation) -> list[Member]:
-    """All members, the paused ones too, in the file's order."""
-    return [SiteMember(view) for view in views(federation)]
+    """All members, the paused ones too, in the file's order: sites, then federations."""
+    inner = [FederationMember(federation, section) for section in federation.federations]
+    return [*map(SiteMember, views(federation)), *inner]
 
 
 def active(federation: Federation) -> list[Member]:

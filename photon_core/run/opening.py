@@ -27,7 +27,7 @@ from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest
 from schemas.sections.start import Start
 
-FROZEN = ("model", "tokenizer", "seed", "start")  # what makes two rounds parts of one run
+FROZEN = ("model", "tokenizer", "seed", "start", "key_layers")  # what makes two rounds parts of one run
 
 
 def check_frozen(birth: RunManifest, federation: Federation, tokenizer_sha256: str) -> None:
@@ -39,14 +39,22 @@ def check_frozen(birth: RunManifest, federation: Federation, tokenizer_sha256: s
     now = federation.model_dump(mode="json")
     remedy = f"restore it, or give the changed federation a new name under run: (this run is '{birth.run}')"
     for key in FROZEN:
-        then = birth.federation.get(key, Start().model_dump(mode="json"))  # older runs have no start
-        if key != "tokenizer" and now[key] != then:
-            where, mine, started = _first_difference(key, now[key], then)
+        mine, then = _said(now, key), _said(birth.federation, key)
+        if key != "tokenizer" and mine != then:
+            name = "worldlm.key_layers" if key == "key_layers" else key
+            where, mine, started = _first_difference(name, mine, then)
             raise FederationError(f"{where} is {mine}, but the run was started with {started}: {remedy}")
     if birth.tokenizer_sha256 != tokenizer_sha256:
         raise FederationError(
             f"tokenizer '{federation.tokenizer}' is not the one that the run was started with: {remedy}"
         )
+
+
+def _said(file: dict[str, Any], key: str) -> Any:
+    """What a file says of a frozen key. Older runs have no start, and files of no tree no key layers."""
+    if key == "key_layers":
+        return (file.get("worldlm") or {"key_layers": 0})["key_layers"]
+    return file.get(key, Start().model_dump(mode="json"))
 
 
 def _first_difference(key: str, mine: Any, theirs: Any) -> tuple[str, Any, Any]:

@@ -39,7 +39,7 @@ def check_open(federation: Federation, t: int) -> None:
     run = run_of(federation)
     if run.round(t) is not None:
         raise StoreConflict(f"round {t} of run '{run.run}' is committed; what it aggregated stands")
-    if (place := place_of(run, t)) > federation.rounds.count:
+    if (place := place_of(run, t)) > federation.total_rounds:
         back = f", and round {t} would be number {place} after a rollback" if place != t else ""
         raise FederationError(
             f"round {t}: the file has {federation.rounds.count} rounds{back}; raise rounds.count"

@@ -13,13 +13,14 @@ from schemas.protocol import PROTOCOL
 # `micro_batch: auto` may change in the middle of it anyway. All else counts, new keys, too.
 UNCOUNTED: dict[str, Any] = {
     **dict.fromkeys(("preset", "recipe"), True),  # what they stand for is in the sections
-    **dict.fromkeys(("store", "storage", "server", "deploy", "trackers", "sites"), True),
+    **dict.fromkeys(("store", "storage", "server", "deploy", "trackers", "sites", "federations", "parent"), True),
     "rounds": {"count", "sites_per_round", "quorum", "deadline", "grace", "evaluation_deadline", "report_every"},
     "local": {
         **dict.fromkeys(("micro_batch", "memory_gb", "checkpoint_steps", "loggers"), True),
         "schedule": {"total_steps"},
     },
     "aggregation": {"tree_above", "fan_out", "memory_mib", "connections"},
+    "worldlm": {"residuals", "rounds", "weights"},  # of the coordinator
     "data": {"min_train_tokens", "max_eot_share"},  # limits, checked before
     "worldlm": {"residuals", "rounds", "weights"},  # what the site's federation does, not the site
 }

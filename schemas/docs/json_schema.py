@@ -24,25 +24,30 @@ def federation_schema() -> dict[str, Any]:
     schema = Federation.model_json_schema()
     brought = next(iter(FEDERATED_PRESETS.values()))
     shape = list(next(iter(MODEL_PRESETS.values())))
-    _allow(schema, _required(Federation), brought)
+    _allow(schema, _required(Federation), [*brought, "sites"])
     _allow(schema["$defs"]["Model"], _required(Model), shape)
     _allow(schema["$defs"]["Rounds"], _required(Rounds), brought["rounds"])
     _allow(schema["$defs"]["Local"], _required(Local), {**brought["local"], "steps": None})
     without_preset: dict[str, Any] = {
-        "required": [name for name in _required(Federation) if name in brought],
+        "required": [name for name in _required(Federation) if name in brought and name != "rounds"],
         "properties": {
             "model": {"anyOf": [{"required": ["preset"]}, {"required": _required(Model)}]},
-            "rounds": {"required": _required(Rounds)},
             "local": {"required": [name for name in _required(Local) if name != "steps"]},
         },
     }
+    sized: dict[str, Any] = {"anyOf": [_named("preset"), _named("recipe"), _silent(_SIZED)]}
+    child: dict[str, Any] = {"required": ["parent"], "properties": {"parent": {"type": "object"}}}
+    count: dict[str, Any] = {"required": ["rounds"], "properties": {"rounds": {"required": _required(Rounds)}}}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Photon federation",
         "description": "Everything about a federation. Checked by schemas/federation.py; generated from it.",
         **{key: value for key, value in schema.items() if key not in ("title", "description")},
         "allOf": [
-            {"if": {"anyOf": [_named("preset"), _named("recipe"), _silent(_SIZED)]}, "else": without_preset},
+            {"if": sized, "else": without_preset},
+            {"if": {"anyOf": [child, sized]}, "else": count},
+            {"if": child, "then": _count("null"), "else": _count("integer")},
+            {"anyOf": [_some("sites"), _some("federations")]},
             {
                 "if": {"anyOf": [_named("recipe"), _silent({"not": _shape(list(MODEL_PRESETS))})]},
                 "else": {"required": ["local"], "properties": {"local": {"required": ["steps"]}}},
@@ -58,6 +63,15 @@ def text() -> str:
 
 def _named(key: str) -> dict[str, Any]:
     return {"required": [key], "properties": {key: {"type": "string"}}}
+
+
+def _count(kind: str) -> dict[str, Any]:
+    """A file whose rounds.count, if it is there, has this type."""
+    return {"properties": {"rounds": {"properties": {"count": {"type": kind}}}}}
+
+
+def _some(key: str) -> dict[str, Any]:
+    return {"required": [key], "properties": {key: {"minItems": 1}}}
 
 
 def _silent(model: dict[str, Any]) -> dict[str, Any]:

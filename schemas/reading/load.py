@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from schemas.errors import FederationError
 from schemas.federation import Federation
-from schemas.reading.paths import check_paths, check_store, resolve
+from schemas.reading.paths import check_paths, check_store, resolve, resolve_remote
+from schemas.reading.places import local_path, read_text
 from schemas.reading.problems import describe, locate
 from schemas.reading.yaml_lines import Key, read_yaml
 from schemas.secrets import find_secrets
@@ -17,22 +17,27 @@ from schemas.secrets import find_secrets
 __all__ = ["FederationError", "check_paths", "check_store", "load_federation"]
 
 
-def load_federation(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Federation:
+def load_federation(
+    path: str | os.PathLike[str],
+    overrides: Mapping[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+) -> Federation:
     """Read and check a federation file.
 
     Local places in it (store, tokenizer, sources, state_dir) come back absolute: '~' is expanded and relative
     ones are taken from the file's folder. A site without state_dir gets <folder>/photon-sites/<run>/<site>.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or its URL.
         overrides: values that go over the file's, nested as in the file or under dotted keys
             ({"rounds.count": 3} or {"rounds": {"count": 3}}).
+        options: keyword arguments for fsspec, for a URL.
 
     Raises:
         FederationError: one line for each problem: file, line, key, value, remedy.
     """
     file = str(path)
-    data, lines = read_yaml(_read(Path(path)), file)
+    data, lines = read_yaml(read_text(path, options), file)
     if data is None:
         raise FederationError(
             f"{file}: the file is empty; write at least run, store, tokenizer, model, rounds, local and sites"
@@ -45,25 +50,12 @@ def load_federation(path: str | os.PathLike[str], overrides: Mapping[str, Any] |
     if secrets := list(find_secrets(data)):  # alone, and first: no other message may repeat their values
         texts = [locate(s.place, s.message, data, file, lines, frozenset(overridden)) for s in secrets]
         raise FederationError("\n".join(texts))
-    folder = Path(path).expanduser().absolute().parent
+    here = local_path(file)
+    data_here = resolve_remote(data, file) if here is None else resolve(data, here.expanduser().absolute().parent)
     try:
-        return Federation.model_validate(resolve(data, folder))
+        return Federation.model_validate(data_here)
     except ValidationError as error:
         raise FederationError("\n".join(describe(error, data, file, lines, frozenset(overridden)))) from None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.expanduser().read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise FederationError(f"{path}: there is no such file; check the path") from None
-    except IsADirectoryError:
-        raise FederationError(f"{path}: is a folder; name the federation file in it") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise FederationError(f"{path}:{line}: is not UTF-8 text; save the file as UTF-8") from None
-    except OSError as error:
-        raise FederationError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _override(

@@ -3,34 +3,22 @@
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import FederationError
 from schemas.federation import Federation
+from schemas.reading.places import is_url, local_path, protocol_problem, read_text
 from schemas.reading.problems import locate
 from schemas.reading.yaml_lines import Key, read_yaml
 from schemas.sections.overlap import linked, local_matches
-from schemas.sections.values import BROKEN_URL
+from schemas.sections.values import BROKEN_URL, is_s3
 from schemas.server_errors import told
 from schemas.view import view_of
 
 SOURCE_FILE = re.compile(r"\.((jsonl|txt)(\.gz|\.zst)?|parquet)$", re.IGNORECASE)
 ENDINGS = ".jsonl, .txt (also .gz, .zst) or .parquet"
-
-
-def is_url(place: str) -> bool:
-    """Whether a place goes through fsspec as it stands (s3://..., memory://...)."""
-    return "://" in place or "::" in place
-
-
-def local_path(place: str) -> Path | None:
-    """The place on this machine's disks; None for a remote one."""
-    for scheme in ("file://", "local://"):
-        if place.startswith(scheme):
-            return Path(place.removeprefix(scheme))
-    return None if is_url(place) else Path(place)
 
 
 def is_tokenizer_file(spec: str) -> bool:
@@ -71,7 +59,39 @@ def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         data["start"] = {k: absolute(v) if k in ("checkpoint", "store") else v for k, v in start.items()}
     if isinstance(data.get("sites"), list):
         data["sites"] = [_resolve_site(s, data.get("run"), folder, absolute) for s in data["sites"]]
+    _resolve_tree(data, absolute)
     return data
+
+
+def resolve_remote(data: dict[str, Any], url: str) -> dict[str, Any]:
+    """A copy of the mapping of a file at a URL: files of its members that are named relative to it get URLs.
+
+    All other local places stay as they are: they are of whoever has the file on a disk.
+    """
+
+    def beside(value: Any) -> Any:
+        if not isinstance(value, str) or is_url(value) or value.startswith(("/", "~")):
+            return value
+        scheme, _, path = url.rpartition("://")
+        return f"{scheme}://{os.path.normpath(f'{path}/../{value}')}"
+
+    data = dict(data)
+    _resolve_key(data, "federations", "federation", beside)
+    return data
+
+
+def _resolve_tree(data: dict[str, Any], absolute: Callable[[Any], Any]) -> None:
+    _resolve_key(data, "federations", "federation", absolute)
+    if isinstance(data.get("parent"), dict) and "store" in data["parent"]:
+        data["parent"] = {**data["parent"], "store": absolute(data["parent"]["store"])}
+
+
+def _resolve_key(data: dict[str, Any], section: str, key: str, place: Callable[[Any], Any]) -> None:
+    """The key's values in a list of sections, resolved; what has another shape stays for validation to name."""
+    if isinstance(data.get(section), list):
+        data[section] = [
+            {**one, key: place(one[key])} if isinstance(one, dict) and key in one else one for one in data[section]
+        ]
 
 
 def _resolve_site(site: Any, run: Any, folder: Path, absolute: Any) -> Any:
@@ -99,7 +119,8 @@ def check_paths(
 
     Args:
         federation: as load_federation returned it.
-        sites: names of the sites whose sources must be readable from here; all if None, none if empty.
+        sites: names of the sites whose sources must be readable from here; all if None, none if empty. Named
+            sites have no need of the files of members that are federations.
         file: the federation file, so that messages carry its lines.
 
     Raises:
@@ -120,6 +141,8 @@ def check_paths(
             _add(problems, ("sites", i, "shards"), _store_problem(site.shards))
         if site.state_dir is not None:
             _add(problems, ("sites", i, "state_dir"), _folder_problem(Path(site.state_dir)))
+    for i, child in enumerate([] if wanted else federation.federations):
+        _add(problems, ("federations", i, "federation"), file_problem(federation, child.federation))
     if problem := linked(federation, wanted):
         message, key = problem
         problems.append((key, message))
@@ -132,8 +155,26 @@ def check_store(federation: Federation, file: str | os.PathLike[str]) -> None:
     Raises:
         FederationError: it is not; with file, line, key, value and remedy.
     """
-    problem = None if local_path(federation.store) else _protocol_problem(federation.store)
+    problem = None if local_path(federation.store) else protocol_problem(federation.store)
     _refuse([(("store",), problem)] if problem else [], federation, file)
+
+
+def file_problem(federation: Federation, place: str | None) -> str | None:
+    """What is wrong with the place of a member's federation file; None if it can be read, or is not named."""
+    if place is None:
+        return None
+    path, remedy = local_path(place), "or drop it: then the member's file stays with the member"
+    if path is None:
+        problem = _remote_problem(place, file_options(federation, place))
+        return f"{problem}, {remedy}" if problem else None
+    if path.is_dir():
+        return f"'{place}' is a folder; name the federation file in it, {remedy}"
+    return None if path.is_file() else f"'{place}' does not exist; write the path or URL of its file, {remedy}"
+
+
+def file_options(federation: Federation, place: str) -> dict[str, Any]:
+    """Keyword arguments for fsspec to read a member's federation file."""
+    return federation.storage.options() if is_s3(place) else {}
 
 
 def _refuse(problems: list[tuple[Key, str]], federation: Federation, file: str | os.PathLike[str] | None) -> None:
@@ -144,7 +185,7 @@ def _refuse(problems: list[tuple[Key, str]], federation: Federation, file: str |
     shown_file = "federation"
     if file is not None:
         shown_file = str(file)
-        data, lines = read_yaml(Path(file).read_text("utf-8-sig"), shown_file)
+        data, lines = read_yaml(read_text(file), shown_file)
     texts = [locate(place, message, data, shown_file, lines) for place, message in problems]
     if file is None:
         texts = [text.replace("federation:1: ", "", 1) for text in texts]
@@ -158,7 +199,7 @@ def _add(problems: list[tuple[Key, str]], place: Key, message: str | None) -> No
 
 def _store_problem(store: str) -> str | None:
     path = local_path(store)
-    return _protocol_problem(store) if path is None else _folder_problem(path)
+    return protocol_problem(store) if path is None else _folder_problem(path)
 
 
 def _folder_problem(path: Path) -> str | None:
@@ -204,21 +245,10 @@ def _source_problem(source: str, options: dict[str, Any]) -> str | None:
     return None if files else f"no file matches '{source}'; correct the pattern, or put the files there"
 
 
-def _protocol_problem(url: str) -> str | None:
-    """Whether fsspec knows the URL's protocol and its package is installed; nothing is contacted."""
-    import fsspec
-
-    try:
-        fsspec.get_filesystem_class(re.split(r"://|::", url)[0])
-    except (ValueError, ImportError) as error:
-        return f"'{url}' cannot be opened ({error}); write a path, or a URL such as s3://bucket/folder"
-    return None
-
-
 def _remote_problem(url: str, options: dict[str, Any] | None = None) -> str | None:
     import fsspec
 
-    problem = _protocol_problem(url)
+    problem = protocol_problem(url)
     if problem:
         return problem
     try:

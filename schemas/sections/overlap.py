@@ -26,6 +26,17 @@ WRITTEN_BELOW = ("data", "state", "cache", "nodes", "log")  # of a state_dir; ea
 REMEDY = "Photon writes and removes files there: write places of which none lies in another"
 
 
+class HasRun(Protocol):
+    """Where a run is: a federation file, or what it says of its parent."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def store(self) -> str: ...
+    @property
+    def storage(self) -> Storage: ...
+
+
 class HasPlaces(Protocol):
     """What this reads of a federation file, which imports this module."""
 
@@ -76,6 +87,11 @@ def places(federation: HasPlaces) -> Iterator[Place]:
             shards = _place(("sites", i, "shards"), f"sites[{site.name}].shards", site.shards, endpoint)
             yield replace(shards, site=i)
     yield from _sources(federation)
+
+
+def run_folder(key: Key, name: str, one: HasRun) -> Place:
+    """The folder of a run in its store; `key` and `name` say where a file names it."""
+    return _place(key, name, f"{one.store.rstrip('/')}/{one.run}", one.storage.endpoint_url)
 
 
 def _sources(federation: HasPlaces) -> Iterator[Place]:

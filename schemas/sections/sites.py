@@ -1,4 +1,4 @@
-"""The federation file's `sites`: who takes part, with which data, on which work pool."""
+"""The federation file's `sites`: who takes part with data of its own, and on which work pool."""
 
 from typing import Any
 
@@ -30,11 +30,21 @@ class Stream(Section):
     )
 
 
-class Site(Section):
+class Member(Section):
+    """What a file says of whoever takes part: of a site, and of a federation."""
+
     name: Name
-    paused: bool = Field(default=False, description="the site takes part in no round while this is true")
-    pool: Name | None = Field(default=None, description="Prefect work pool; default: photon-<site>")
+    paused: bool = Field(default=False, description="it takes part in no round while this is true")
+    pool: Name | None = Field(default=None, description="Prefect work pool; default: photon-<name>")
     pool_type: PoolType | None = Field(default=None, description="type of the pool; default: deploy.pool_type")
+
+    @property
+    def work_pool(self) -> str:
+        """The name of its Prefect work pool."""
+        return self.pool or f"photon-{self.name}"
+
+
+class Site(Member):
     job_variables: Options = Field(
         default_factory=dict,
         description="job variables of the pool: env, image, resources; any key of the pool's template",
@@ -76,11 +86,6 @@ class Site(Section):
     storage: ObjectServer | None = Field(
         default=None, description="server of the site's s3:// places (source, shards); default: the store's server"
     )
-
-    @property
-    def work_pool(self) -> str:
-        """The name of its Prefect work pool."""
-        return self.pool or f"photon-{self.name}"
 
     @property
     def on_s3(self) -> bool:

@@ -129,11 +129,17 @@ MicroBatch = Annotated[
 ]
 
 
-def unique(kind: str, names: list[str]) -> None:
-    """Refuse names that are there twice, or differ only in case (they are folders on disks that fold it)."""
-    seen: dict[str, str] = {}
+def unique(kind: str, names: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Refuse names that are there twice, or differ only in case (they are folders on disks that fold it).
+
+    Args:
+        kind: what they name, for the message.
+        names: of a list's entries, in order.
+        others: names that are taken already.
+    """
+    seen = {name.lower(): name for name in others}
     for index, name in enumerate(names):
         other = seen.setdefault(name.lower(), name)
-        if name in names[:index] or other != name:
+        if name in (*others, *names[:index]) or other != name:
             what = "is there twice" if other == name else f"differs from '{other}' only in case"
             raise wrong(f"the {kind} '{name}' {what}; give every {kind} a name of its own", index, "name")

@@ -4,22 +4,50 @@ WorldLM: Iacob et al., "Worldwide Federated Training of Language Models" (arXiv 
 of the blocks are key layers, the backbone's mean is unweighted. All other defaults are choices of this project.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from schemas.sections.aggregation import Aggregation
 from schemas.sections.base import Section
-from schemas.sections.values import Text, wrong
+from schemas.sections.server import Server
+from schemas.sections.update import Update
+from schemas.sections.values import wrong
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
-Names = Annotated[list[Text], Field(min_length=1)]
+WITHOUT = "worldlm.key_layers: 0"
+
+
+def _key_layers(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    share = isinstance(value, float) and 0 < value < 1
+    names = isinstance(value, list) and value and all(isinstance(one, str) and one.strip() for one in value)
+    if not (number or share or names):
+        raise ValueError(
+            "is neither a share, a number nor a list of names; write a share of the blocks between 0 and 1 such "
+            "as 0.3, a number of blocks such as 4, or names of parameters such as [blocks.11]"
+        )
+    return value
+
+
+KeyLayers = Annotated[
+    int | float | list[str],
+    BeforeValidator(_key_layers),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+                {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": r"\S"}},
+            ]
+        }
+    ),
+]
 
 
 class WorldLM(Section):
     """Key layers are averaged by attention over own, parent's and members' ones; the backbone by a plain mean."""
 
-    key_layers: Count | Share | Names = Field(
+    key_layers: KeyLayers = Field(
         default=0.3,
         description="last blocks of the model that are key layers: their share, rounded to the nearest number and "
         "at least one, as published; or their number, 0 for none; or names of parameters",
@@ -59,3 +87,35 @@ class WorldLM(Section):
         if self.temperature == 0 and not self.own_row:
             raise wrong("0 keeps the own row, which own_row: false leaves out; drop one of them", "temperature")
         return self
+
+
+def refuse_beside(worldlm: WorldLM, server: Server, update: Update, aggregation: Aggregation) -> None:
+    """Refuse what other sections say of a mean that `worldlm` determines.
+
+    Raises:
+        PydanticCustomError: at the key.
+    """
+    if server.weights != worldlm.weights:
+        raise wrong(
+            f"{server.weights}, but worldlm.weights ({worldlm.weights}) holds for both means; drop it, and write "
+            "the weights there",
+            *("server", "weights"),
+        )
+    if worldlm.key_layers == 0:
+        return
+    if server.mean != "mean":
+        raise wrong(
+            f"{server.mean} is for whole models, and key layers are averaged by attention; write mean, or "
+            f"{WITHOUT}",
+            *("server", "mean"),
+        )
+    if update.model_dtype != "float32":
+        raise wrong(
+            f"{update.model_dtype} would round the key layers that each node keeps; write float32, or {WITHOUT}",
+            *("update", "model_dtype"),
+        )
+    if aggregation.tree_above is not None:
+        raise wrong(
+            f"attention needs every member's key layers, not means of regions; drop it, or write {WITHOUT}",
+            *("aggregation", "tree_above"),
+        )

@@ -13,7 +13,6 @@ from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.update.settings import work_sha256
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL_TAG, other_protocol
-from schemas.view import view_of
 from tasks.remote.present import Present
 from tasks.remote.watch import cancel, is_under_way
 from tasks.tags import tagged
@@ -131,7 +130,8 @@ def _effect(parameters: dict[str, Any]) -> str:
     others = {name: value for name, value in parameters.items() if name not in ("federation", "model")}
     try:
         file = Federation.model_validate(parameters["federation"])
-        site = view_of(file, str(parameters["site"])).section.model_dump(mode="json")
+        sections = {one.name: one for one in file.members}
+        site = sections[str(parameters["site"])].model_dump(mode="json")
     except (ValueError, KeyError):
         return sha256_bytes(canonical_json(parameters))
     reach = [file.store, file.storage.model_dump(mode="json")]

@@ -54,6 +54,10 @@ sites:
       - name: papers
         source: papers.txt
 """
+WORLD = GOOD.replace("sites:\n", "federations:\n  - name: europe\n    federation: europe.yaml\nsites:\n")
+PARENT = "parent:\n  store: world\n  run: world\n  member: europe\n"
+CHILD = GOOD.replace("  count: 10\n", "").replace("server:\n  optimizer: nesterov\n  momentum: 0.9\n", PARENT)
+BASES = {"good": GOOD, "world": WORLD, "child": CHILD}
 
 
 @pytest.fixture
@@ -69,7 +73,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_file_that_the_cases_start_from_is_good(folder: Path) -> None:
+@pytest.mark.parametrize("base", BASES)
+def test_the_file_that_the_cases_start_from_is_good(base: str, folder: Path) -> None:
+    (folder / "federation.yaml").write_text(BASES[base], "utf-8")
+    (folder / "europe.yaml").write_text(CHILD, "utf-8")
     check_paths(load_federation(folder / "federation.yaml"))
 
 
@@ -80,8 +87,9 @@ def test_a_folder_is_a_source_too(folder: Path) -> None:
 
 @pytest.mark.parametrize("row", TABLE, ids=[row["case"] for row in TABLE])
 def test_message(row: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert row["instead of"] in GOOD
-    (tmp_path / "federation.yaml").write_text(GOOD.replace(row["instead of"], row["write"], 1), "utf-8")
+    base = BASES[row.get("in", "good")]
+    assert row["instead of"] in base
+    (tmp_path / "federation.yaml").write_text(base.replace(row["instead of"], row["write"], 1), "utf-8")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FederationError) as caught:
         load_federation("federation.yaml")
@@ -93,7 +101,7 @@ def test_message(row: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
 def test_there_are_enough_cases_and_no_two_alike() -> None:
     assert len(TABLE) >= 40
     assert len({row["case"] for row in TABLE}) == len(TABLE)
-    assert len({(row["instead of"], row["write"]) for row in TABLE}) == len(TABLE)
+    assert len({(row.get("in"), row["instead of"], row["write"]) for row in TABLE}) == len(TABLE)
 
 
 def test_every_problem_is_named_at_once_in_the_order_of_the_file(folder: Path) -> None:

@@ -1,19 +1,23 @@
-"""Which work a round asks for, and which it has used."""
+"""Which work a round asks for, and which it has used; which key layers a run keeps."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from photon_core.errors import FederationError, PhotonError, StoreConflict
+from photon_core.run.line import progress
 from photon_core.run.members import member
 from photon_core.run.objects import MANIFEST_LIMIT
+from photon_core.run.opening import check_frozen
+from photon_core.run.provenance import federation_sha256
 from photon_core.run.run import Run
 from photon_core.run.updates import check_asked, check_in_time
 from photon_core.store.store import Store
 from schemas.federation import Federation
-from schemas.manifests import RemovalManifest, UpdateManifest
-from tests.federations import site
+from schemas.manifests import RemovalManifest, RunManifest, UpdateManifest
+from tests.federations import sample, site
 from tests.photon_core.export.conftest import make_rounds as make_rounds  # the fixture
 
 
@@ -52,3 +56,40 @@ def test_an_update_that_its_round_did_not_use(
         StoreConflict, match=f"attempt {attempt} of site '{name}' .* was committed {used} meanwhile"
     ):
         check_in_time(run, update)
+
+
+def born(federation: Federation) -> RunManifest:
+    return RunManifest(
+        run="r", created="", federation=federation.model_dump(mode="json"), tokenizer_sha256="t", versions={},
+        federation_sha256=federation_sha256(federation),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        (None, {}, "is 0.3, but the run was started with 0:"),
+        ({"key_layers": 1}, None, "is 0, but the run was started with 1:"),
+        ({"key_layers": ["blocks.0"]}, {"key_layers": 1}, r"is 1, but the run was started with \['blocks.0'\]:"),
+    ],
+)
+def test_a_run_keeps_its_key_layers(then: Any, now: Any, said: str) -> None:
+    with pytest.raises(FederationError, match=rf"worldlm\.key_layers {said} restore it, or give the changed"):
+        check_frozen(born(sample(worldlm=then)), sample(worldlm=now), "t")
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        (None, {"key_layers": 0}),
+        ({}, {"attention": "mean", "temperature": 2, "residuals": "off", "weights": "tokens"}),
+    ],
+)
+def test_all_else_of_worldlm_may_change(then: Any, now: Any) -> None:
+    check_frozen(born(sample(worldlm=then)), sample(worldlm=now), "t")
+
+
+def test_below_a_parent_rounds_are_counted_without_an_end() -> None:
+    child = sample(rounds={}, parent={"store": "/world", "run": "world", "member": "europe"})
+    assert (progress(sample(), 3), progress(child, 3)) == ("3 of 5 rounds", "3 rounds")
+    check_frozen(born(child), sample(rounds={}, parent={"store": "/w", "run": "w", "member": "e"}), "t")

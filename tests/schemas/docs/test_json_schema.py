@@ -20,6 +20,7 @@ FULL: dict[str, Any] = {
     "local": {"steps": 10, "batch_size": 2, "optimizer": {"betas": [0.9, 0.95]}},
     "sites": [{"name": "a", "streams": [{"name": "s", "source": "s.txt"}]}],
 }
+PARENT = {"store": "/world", "run": "world", "member": "europe"}
 PRESET: dict[str, Any] = {**FULL, "preset": "75M", "local": {"steps": 10}, "rounds": {}, "model": {}}
 
 
@@ -56,6 +57,12 @@ GOOD = [
     change(change(change(FULL, "model", {"preset": "1.3B"}), "rounds"), "local", {"steps": 4}),
     change(FULL, "rounds.deadline", 90),
     change(FULL, "sites.0.pool", "west"),
+    {**FULL, "federations": [{"name": "europe", "federation": "europe.yaml"}], "worldlm": {"key_layers": 1}},
+    change({**FULL, "federations": [{"name": "europe"}]}, "sites"),
+    change({**FULL, "parent": PARENT}, "rounds"),
+    change({**FULL, "parent": PARENT}, "rounds.count"),
+    change({**PRESET, "parent": PARENT}, "rounds"),
+    {**FULL, "worldlm": {"key_layers": ["blocks.0"], "residuals": "off"}},
 ]
 BAD = [
     change(FULL, "model"),
@@ -82,6 +89,13 @@ BAD = [
     change(FULL, "preset", "2B"),
     change(PRESET, "local"),
     change(PRESET, "local.steps"),
+    change({**FULL, "federations": []}, "sites"),
+    {**FULL, "federations": [{"federation": "europe.yaml"}]},
+    {**FULL, "parent": PARENT},
+    change({**FULL, "parent": PARENT}, "parent.member"),
+    {**FULL, "rounds": {"count": None}},
+    {**FULL, "worldlm": {"key_layers": 1.5}},
+    {**FULL, "worldlm": {"key_layers": []}},
 ]
 
 

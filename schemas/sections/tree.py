@@ -1,0 +1,108 @@
+"""The federation file's `federations` and `parent`: its place in a tree of federations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from schemas.sections.base import Section
+from schemas.sections.deploy import Storage
+from schemas.sections.hardware import Link
+from schemas.sections.server import ADAPTIVE, WITH_MOMENTUM, Server
+from schemas.sections.sites import Member
+from schemas.sections.start import Start
+from schemas.sections.values import Name, Place, is_s3, wrong
+from schemas.sections.worldlm import WorldLM
+
+PLAIN = {"server": {"optimizer": "fedavg", "lr": 1.0}}
+ENDLESS = {"rounds": {"count": None}}
+
+
+class Child(Member):
+    """A federation that is a member of this one: it has a file, a store, a run and a coordinator of its own."""
+
+    federation: Place | None = Field(
+        default=None,
+        description="path or URL of its federation file; default: the file stays with it, and is not read here",
+        examples=["europe.yaml"],
+    )
+    data_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="prepared training tokens of all its sites, used by rounds.sampling: tokens. Default: its "
+        "claim, up to the median of the others",
+    )
+    link: Link | None = Field(default=None, description="its link to the store, for photon plan")
+
+
+class Parent(Section):
+    """The federation that this one is a member of: its rounds ask for this one's, without rounds.count."""
+
+    store: Place = Field(
+        description="fsspec URL or path of the parent's rounds", examples=["s3://bucket/photon-world"]
+    )
+    storage: Storage = Storage()
+    run: Name = Field(description="name of the parent's run", examples=["world"])
+    member: Name = Field(description="this federation's name in the parent's file", examples=["europe"])
+
+    @model_validator(mode="after")
+    def _storage(self) -> "Parent":
+        for name in self.storage.for_s3:
+            if not is_s3(self.store):
+                raise wrong(f"is for s3:// stores, but store is '{self.store}'; drop it", "storage", name)
+        return self
+
+
+def layers(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a file's place in a tree brings: values over its preset's and recipe's, under its own.
+
+    A federation with a parent trains as long as the parent asks, and averages plainly. In a tree there are key
+    layers unless the file says otherwise. With them the backbone's weights are the key layers'.
+
+    Args:
+        data: the file's mapping, as written.
+    """
+    child, inner = data.get("parent") is not None, bool(data.get("federations"))
+    worldlm = data.get("worldlm", {} if child or inner else None)
+    found: list[dict[str, Any]] = [PLAIN, ENDLESS] if child else []
+    if inner:
+        found.append({"sites": []})
+    if isinstance(worldlm, Mapping):
+        found.append({"worldlm": {}})
+        weights = worldlm.get("weights", WorldLM().weights)
+        if weights in ("uniform", "tokens"):
+            found.append({"server": {"weights": weights}})
+    return found
+
+
+def refuse_below_parent(count: int | None, server: Server, start: Start) -> None:
+    """Refuse what a federation with a parent does not decide.
+
+    Args:
+        count: its rounds.count.
+        server, start: its sections.
+
+    Raises:
+        PydanticCustomError: at the key.
+    """
+    if count is not None:
+        raise wrong(
+            f"{count} rounds, but a federation with parent trains worldlm.rounds in each round of its parent; "
+            "drop it",
+            *("rounds", "count"),
+        )
+    if server.optimizer in (*WITH_MOMENTUM, *ADAPTIVE):
+        raise wrong(
+            f"{server.optimizer} keeps moments of a backbone that each round of the parent replaces; with parent "
+            "write fedavg, or drop it",
+            *("server", "optimizer"),
+        )
+    if server.schedule.name != "constant" and server.schedule.total_rounds is None:
+        raise wrong(
+            f"{server.schedule.name} ends with rounds.count, which a federation with parent has not; write "
+            "total_rounds, or constant",
+            *("server", "schedule", "name"),
+        )
+    if not start.from_seed:
+        key = "run" if start.run is not None else "checkpoint"
+        raise wrong("is given, but a federation with parent starts from its parent's model; drop it", "start", key)
