@@ -38,7 +38,7 @@ from photon_core.evidence.events import Kind
 from photon_core.evidence.metrics import show
 from photon_core.run.birth import as_born, as_entered
 from photon_core.run.history import remarks
-from photon_core.run.members import SiteMember, active, child_of, member
+from photon_core.run.members import Member, SiteMember, active, member, world_of
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest
@@ -193,13 +193,22 @@ def _wait(
     late, waited = wait_for(last, waiting, limits, tell_state)
     reasons = dict.fromkeys(late, f"not done at the deadline of {federation.rounds.deadline:g} s")
     for site, reason in reasons.items():
-        runtime.launcher.cancel_below(member(federation, site).label(t))
+        _cancel(runtime, member(federation, site), t)
         waiting.end(site, reason)
     wait([last[site] for site in late], timeout=STOP_SECONDS)
     for site, site_futures in futures.items():
         if site not in reasons and (reason := failure(site_futures)):
             reasons[site] = reason
     return reasons, waited
+
+
+def _cancel(runtime: Runtime, one: Member, t: int) -> None:
+    """End the child processes of a member's part of round t in this process."""
+    if isinstance(one, SiteMember):
+        steps.cancel(runtime, one.view, t)
+        return
+    for _, node in world_of(one.federation, one.name).nodes():
+        runtime.launcher.cancel_below(f"{node.federation.run}/")
 
 
 def _regions(runtime: Runtime, federation: Federation, t: int, sampled: list[str]) -> dict[str, str]:
@@ -223,7 +232,7 @@ def _regions(runtime: Runtime, federation: Federation, t: int, sampled: list[str
 def _evaluate(
     runtime: Runtime, federation: Federation, t: int, model: list[FileEntry], deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Evaluate a model of round t on all active members' held-out text; one that cannot is named with its reason."""
+    """Evaluate a model of round t on all active members' held-out text. Returns scores, and why there are none."""
     rounds = federation.rounds
     deadline = time.time() + rounds.evaluation_deadline
     futures: dict[str, PrefectFuture] = {}
@@ -253,7 +262,7 @@ def fit(federation: Federation, member: str, t: int, attempt: int = 1, deployed:
         attempt: enter and train again unless a contribution of this attempt is committed.
         deployed: have each site's own worker do its part.
     """
-    child = child_of(federation, member)
+    child = world_of(federation, member).federation
     call = call_of(federation, member, t, attempt)
     with tags(f"run:{child.run}"), runtime_of(child) as runtime:
         entry = below.enter(runtime, child, call)
@@ -273,7 +282,7 @@ def fit_evaluate(
     Raises:
         PhotonError: none of them could.
     """
-    child = child_of(federation, member)
+    child = world_of(federation, member).federation
     with tags(f"run:{child.run}"), runtime_of(child) as runtime:
         n, files = below.receive(child, federation, t, model)
         scores, failures = _evaluate(runtime, child, n, files, deployed)

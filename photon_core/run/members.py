@@ -230,6 +230,22 @@ def member(federation: Federation, name: str) -> Member:
     return SiteMember(view_of(federation, name))
 
 
+def world_of(federation: Federation, name: str) -> World:
+    """A member that is a federation, with all below it.
+
+    Raises:
+        FederationError: its file is not here, or is wrong.
+    """
+    one = member(federation, name)
+    world = one.world() if isinstance(one, FederationMember) else None
+    if world is None:
+        raise FederationError(
+            f"federations: the file of '{name}' is not on this machine; write its path under federation:, or run "
+            "this where its coordinator runs"
+        )
+    return world
+
+
 def site_of(one: Member) -> SiteView:
     """The view of a member that is a site, whose steps this process can run."""
     assert isinstance(one, SiteMember)

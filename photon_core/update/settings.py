@@ -20,7 +20,6 @@ UNCOUNTED: dict[str, Any] = {
         "schedule": {"total_steps"},
     },
     "aggregation": {"tree_above", "fan_out", "memory_mib", "connections"},
-    "worldlm": {"residuals", "rounds", "weights"},  # of the coordinator
     "data": {"min_train_tokens", "max_eot_share"},  # limits, checked before
     "worldlm": {"residuals", "rounds", "weights"},  # what the site's federation does, not the site
 }

@@ -5,12 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from photon_core.data.prepare import prepare_site
 from photon_core.model.key_layers import key_layers, names_in
 from photon_core.run.history import history
 from photon_core.run.run import Run, run_of
 from photon_core.tensors.reader import TensorReader
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest
+from schemas.sections.sites import Site
+from schemas.view import view_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 MODEL = {"n_layers": 2, "d_model": 32, "n_heads": 2, "vocab_size": 257, "max_seq_len": 64}
@@ -41,6 +44,17 @@ def own(federation: Federation, t: int, site: str) -> dict[str, np.ndarray]:
     return tensors(run, run.site_dir(t, site, 1), update.key_layers)
 
 
+def alone_with(federation: Federation, site: Site) -> Federation:
+    """A flat federation of one of its sites, prepared in a folder of its own."""
+    name = f"{federation.store}-alone-{site.name}"
+    data = federation.model_dump(mode="json") | {"store": name, "sites": []}
+    del data["worldlm"], data["server"]["weights"]
+    data["sites"] = [site.model_dump(mode="json") | {"state_dir": f"{name}-state"}]
+    alone = Federation.model_validate(data)
+    prepare_site(view_of(alone, site.name))
+    return alone
+
+
 def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
@@ -64,10 +78,10 @@ def test_without_key_layers_it_is_flat_federated_learning(made: Callable[..., Fe
 def test_every_tensor_key_and_no_temperature_is_local_training(made: Callable[..., Federation]):
     local = made("local", worldlm={"key_layers": EVERY, "temperature": 0, "residuals": "off"})
     run(local)
-    for site in "abc":
-        alone = made(f"alone-{site}", sites=(site,))
+    for site in local.sites:
+        alone = alone_with(local, site)
         run(alone)
-        assert equal(own(local, 2, site), model(alone, 2)), site
+        assert equal(own(local, 2, site.name), model(alone, 2)), site.name
 
 
 def test_no_temperature_keeps_key_layers_at_home_as_fedper_does(made: Callable[..., Federation]):
@@ -102,7 +116,6 @@ def test_a_large_temperature_is_the_mean(made: Callable[..., Federation]):
 
 def test_the_order_of_members_changes_no_bit(made: Callable[..., Federation]):
     first = made("first", worldlm={})
-    again = Federation.model_validate(
-        first.model_dump(mode="json") | {"store": first.store + "-again", "sites": [s.model_dump(mode="json") for s in first.sites[::-1]]}
-    )
+    data = first.model_dump(mode="json")
+    again = Federation.model_validate(data | {"store": first.store + "-again", "sites": data["sites"][::-1]})
     assert [m.model_sha256 for m in run(first)] == [m.model_sha256 for m in run(again)]
