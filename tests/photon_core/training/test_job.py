@@ -104,7 +104,7 @@ def test_the_job_of_a_file_without_key_layers_is_what_it_was(tmp_path: Path) -> 
     """Computed from the file's keys as they were before there were key layers."""
     federation = make_federation(tmp_path)
     values = federation.model_dump(mode="json", exclude=UNCOUNTED)
-    values.pop("worldlm")
+    values.pop("worldlm", None)
     site = federation.sites[0].model_dump(mode="json", exclude=UNCOUNTED_OF_SITE)
     assert job(federation).key == sha256_bytes(canonical_json([values, site, 15, 1, "0", 0, None]))
 
