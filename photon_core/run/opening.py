@@ -101,7 +101,6 @@ def open_run(
             run.commit_round(_first_round(run, federation, initial_model()))
         except StoreConflict:
             pass  # the other's theta^0 has the same origin, and stands
-    _check_key_layers(run, federation)
     return birth
 
 
@@ -131,18 +130,6 @@ def _grouped(federation: Federation, layers: dict[str, list[str]], files: list[P
     groups = files_of_groups(layers, parameter_shapes(federation.model))
     entries = regroup(files, groups, folder, federation.aggregation.shard_bytes)
     return [folder / entry.path for entry in entries]
-
-
-def _check_key_layers(run: Run, federation: Federation) -> None:
-    """Refuse a file with other key layers than the run was begun with: from round 0 on each has its own files."""
-    base = run.round(0)
-    assert base is not None
-    now, then = (", ".join(layers) or "none" for layers in (key_layers(federation), base.key_layers))
-    if now != then:
-        raise FederationError(
-            f"worldlm.key_layers gives the key layers {now}, but the run was started with {then}: restore it, or "
-            f"give the changed federation a new name under run: (this run is '{run.run}')"
-        )
 
 
 def _norm(paths: Iterable[Path]) -> float:

@@ -63,8 +63,6 @@ class LocalJob:
         view = self.view
         whole = view.federation.model_copy(update={"local": view.local, "update": view.update})
         federation = whole.model_dump(mode="json", exclude=UNCOUNTED)
-        if whole.worldlm is None:  # a new key: the jobs of a file without it stay what they are
-            federation.pop("worldlm", None)
         site = view.section.model_dump(mode="json", exclude=UNCOUNTED_OF_SITE)
         parts = [federation, site, horizon(whole), self.round, self.base_sha256, self.global_step, self.resume]
         return sha256_bytes(canonical_json([*parts, self.entry_sha256] if self.entry_sha256 else parts))

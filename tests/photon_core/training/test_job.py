@@ -17,7 +17,7 @@ from schemas.view import view_of
 from tests.photon_core.training.conftest import make_federation
 
 WITHOUT_EFFECT = {
-    *("preset", "recipe", "store", "trackers"),
+    *("preset", "recipe", "store", "trackers", "federations", "parent"),
     *("storage.", "server.", "deploy.", "sites.beta."),
     *("rounds.sites_per_round", "rounds.quorum", "rounds.deadline", "rounds.grace", "rounds.evaluation_deadline"),
     *("rounds.report_every", "local.micro_batch", "local.memory_gb", "local.checkpoint_steps", "local.loggers"),
