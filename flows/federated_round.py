@@ -33,6 +33,7 @@ from flows.site import failure, site_steps
 from flows.start import start_at_site
 from photon_core.aggregation.candidate import Course
 from photon_core.aggregation.fit import call_of, rounds_to_make
+from photon_core.aggregation.routing import has_residuals
 from photon_core.aggregation.tree import regions
 from photon_core.evidence.events import Kind
 from photon_core.evidence.metrics import show
@@ -145,6 +146,8 @@ def _train(
     while True:
         federation = present.look(fresh=True)
         sampled = coordinator.sample(federation, t)
+        if has_residuals(federation, t):
+            coordinator.send_residuals(runtime, federation, t, sampled)
         with watching(runtime.log) as waiting:
             if deployed:
                 futures = _ask(t, sampled, present, opened, waiting)

@@ -281,6 +281,15 @@ class AttentionManifest(Manifest):
     layers: dict[Text, Attention] = Field(description="key layer -> its weights")
 
 
+class DownManifest(Manifest):
+    """rounds/<t>/sites/<member>/down.json: the residuals that a member enters the round with, if there are any."""
+
+    run: str
+    round: Count
+    member: str
+    residuals: list[Residual] = Field(max_length=LIST_LIMIT)
+
+
 class ShardRecord(Manifest):
     """rounds/<t>/finished/<inputs>/<number>.json: what a pass over a round's updates has finished so far.
 
@@ -320,6 +329,8 @@ class RoundManifest(Manifest):
     )
     up: list[Residual] = Field(default_factory=list, description="residuals for the parent")
     down: list[Residual] = Field(default_factory=list, description="residuals for the members of the next round")
+    received: list[Residual] = Field(default_factory=list, description="of an entry: residuals of the parent")
+    dropped: dict[str, Count] = Field(default_factory=dict, description="why a residual ended here -> how many")
     model_sha256: str = Field(description="sha256 over the model files' hashes, in order")
     model: list[FileEntry]
     download: list[FileEntry] = Field(
@@ -407,7 +418,7 @@ class RoundManifest(Manifest):
             **{"lowered": 0, "moment_sizes": {}, "moment_ratio": 0.0},
             **{"kind": "train", "to": None, "reason": "", "who": "", "earlier": None, "behind": []},
             **{"parent": None, "entries": 0, "horizon": 0},
-            **{"key_layers": {}, "attention": {}, "up": [], "down": []},
+            **{"key_layers": {}, "attention": {}, "up": [], "down": [], "received": [], "dropped": {}},
         )
 
 

@@ -15,7 +15,9 @@ from prefect.runtime import flow_run
 from photon_core.aggregation import round as rounds
 from photon_core.aggregation.candidate import Candidate, Course
 from photon_core.aggregation.commit import commit
+from photon_core.aggregation.engine.inputs import Limits
 from photon_core.aggregation.guard import sentences
+from photon_core.aggregation.routing import send_down
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
 from photon_core.evidence.events import Fact, Kind, Log
@@ -119,6 +121,13 @@ def sample(federation: Federation, t: int) -> list[str]:
     if federation.paused:
         get_run_logger().warning("round %d passes over the paused sites: %s", t, ", ".join(federation.paused))
     return sampled_members(run_of(federation), federation, t)
+
+
+@task(task_run_name="route residuals", tags=[f"{STEP}route residuals"], cache_policy=NO_CACHE)
+def send_residuals(runtime: Runtime, federation: Federation, t: int, sampled: list[str]) -> None:
+    """Give each member the key layers that fit it best of those that others handed up (WorldLM, line 8)."""
+    with runtime.log.at(t).step("route residuals"):
+        send_down(run_of(federation), federation, t, sampled, Limits.of(federation.aggregation))
 
 
 @task(task_run_name="{step_name} region {region}", tags=[f"{STEP}aggregate"], cache_policy=NO_CACHE)

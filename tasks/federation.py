@@ -15,6 +15,7 @@ from photon_core.evidence.evaluations import commit_evaluation
 from photon_core.evidence.events import Kind
 from photon_core.evidence.metrics import perplexity
 from photon_core.run.opening import open_run
+from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.run import run_of
 from photon_core.tensors.shards import copy_files
 from schemas.federation import Federation
@@ -75,4 +76,5 @@ def receive(child: Federation, parent: Federation, t: int, model: list[FileEntry
     """
     above, run = run_of(parent), run_of(child)
     n = (run.latest() or 0) + 1
-    return n, copy_files(above.store, above.round_dir(t), model, run.store, f"{run.round_dir(n)}/model", "model/")
+    to = Place(PlaceKind.ROUND_PART, run.run, n, part="model").path
+    return n, copy_files(above.store, above.round_dir(t), model, run.store, to, "model/")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from photon_core.aggregation.aggregate import Aggregate
 from photon_core.aggregation.key_layers import KeyLayers
 from photon_core.aggregation.moments import Moments
+from photon_core.aggregation.residuals import NOTHING, Partition
 from photon_core.evidence.events import Event, Fact
 from schemas.manifests import FileEntry, UpdateManifest
 from schemas.sections.server import Server
@@ -21,6 +22,7 @@ class Candidate:
         updates: what was aggregated.
         server: settings as used, with the learning rate of this step.
         key_layers: those of the model, which the result does not hold; none without worldlm.
+        residuals: what of the members' key layers goes up and down.
         moments: the mean of the sites' inner optimizer moments, where they are averaged.
         left_out: site -> why its update is not among them.
         groups: the regions that are averaged first; none where one server reads all.
@@ -35,6 +37,7 @@ class Candidate:
     server: Server
     left_out: dict[str, str] = field(default_factory=dict)
     key_layers: KeyLayers = field(default_factory=KeyLayers)
+    residuals: Partition = NOTHING
     moments: Moments = field(default_factory=Moments)
     lowered: int = 0
     guard: list[Fact] = field(default_factory=list)

@@ -8,6 +8,7 @@ from photon_core.aggregation.claims import believed, excessive
 from photon_core.aggregation.guard import sentences
 from photon_core.aggregation.guarded import last_facts
 from photon_core.aggregation.metrics import aggregate_metrics
+from photon_core.aggregation.routing import counted
 from photon_core.aggregation.tree import reference
 from photon_core.evidence.events import incidents
 from photon_core.evidence.timeline import spans_of, timeline
@@ -41,6 +42,9 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
         entries=before.entries,
         key_layers=before.key_layers,
         attention=candidate.key_layers.attention,
+        up=candidate.residuals.up,
+        down=candidate.residuals.down,
+        dropped=counted(candidate.residuals.dropped),
         model_sha256=model_sha256(candidate.model),
         model=candidate.model,
         download=candidate.download,

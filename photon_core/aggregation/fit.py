@@ -15,9 +15,12 @@ import numpy as np
 
 from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers
 from photon_core.aggregation.parts import backbone, key_files
+from photon_core.aggregation.residuals import in_order, row_name
+from photon_core.aggregation.routing import hand_up, receive
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.metrics import reported
 from photon_core.run.line import line
+from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.provenance import federation_sha256, utc_now, versions
 from photon_core.run.run import Run, model_sha256, run_of
 from photon_core.run.start import Initial
@@ -84,7 +87,7 @@ def call_of(federation: Federation, member: str, t: int, attempt: int = 1) -> Ca
     )
     above = newest_entry(parent)
     horizon = above.horizon if above is not None else federation.schedule_steps
-    return Call(parent, federation, ref, [], horizon)
+    return Call(parent, federation, ref, parent.residuals(t, member), horizon)
 
 
 def initial_of(call: Call, folder: Path) -> Initial:
@@ -134,17 +137,17 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
     if own is None:
         raise PhotonError(f"run '{run.run}' is not open yet: its first entry opens it")
     t, base = own.round + 1, call.base
-    to = f"{run.round_dir(t)}/model"
+    to = Place(PlaceKind.ROUND_PART, run.run, t, part="model").path
     files = copy_files(call.parent.store, call.folder, backbone(base).model, run.store, to, "model/")
     found = Entered(folder)
     if federation.worldlm is not None and base.key_layers:
         connections = federation.aggregation.connections
-        rows = _rows(run, own, call, folder, connections)
-        pools = dict.fromkeys(base.key_layers, rows)
+        pools = _pools(run, own, call, folder, connections)
         found = enter_layers(pools, base.key_layers, federation.worldlm, folder)
     files += [put_file(run.store, path, to, "model/") for path in found.paths]
     moments = copy_files(
-        call.parent.store, call.folder, base.moments, run.store, f"{run.round_dir(t)}/moments", "moments/"
+        *(call.parent.store, call.folder, base.moments, run.store),
+        *(Place(PlaceKind.ROUND_PART, run.run, t, part="moments").path, "moments/"),
     )
     manifest = RoundManifest(
         run=run.run,
@@ -155,6 +158,8 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
         horizon=call.horizon,
         key_layers=base.key_layers,
         attention=found.attention,
+        down=own.down,
+        received=receive(call.parent, run, t, call.residuals),
         model_sha256=model_sha256(files),
         model=files,
         moments=moments,
@@ -177,16 +182,19 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
     return manifest
 
 
-def _rows(run: Run, own: RoundManifest, call: Call, folder: Path, connections: int) -> list[Row]:
-    """The pool of every key layer: the federation's own, the parent's."""
-    places = (OWN, run, own), (PARENT, call.parent, call.base)
-    rows = []
-    for name, of, manifest in places:
-        entries = key_files(manifest)
-        paths = of.store.fetch_all(entries, of.files_dir(manifest.round), folder / name, connections)
-        held = [(path, entry.tensors) for path, entry in zip(paths, entries, strict=True)]
-        rows.append(Row(name, LocalTensors(held)))
-    return rows
+def _pools(run: Run, own: RoundManifest, call: Call, folder: Path, connections: int) -> dict[str, list[Row]]:
+    """The pool of each key layer: the federation's own, the parent's, then residuals in their order."""
+
+    def row(name: str, of: Run, place: str, entries: Sequence[FileEntry]) -> Row:
+        paths = of.store.fetch_all(entries, place, folder / "fetched", connections)
+        return Row(name, LocalTensors([(path, e.tensors) for path, e in zip(paths, entries, strict=True)]))
+
+    mine = row(OWN, run, run.files_dir(own.round), key_files(own))
+    theirs = row(PARENT, call.parent, call.folder, key_files(call.base))
+    pools = {layer: [mine, theirs] for layer in call.base.key_layers}
+    for residual in in_order(call.residuals):
+        pools[residual.layer].append(row(row_name(residual), call.parent, residual.folder, residual.files))
+    return pools
 
 
 def rounds_of_call(run: Run, entry: RoundManifest) -> list[RoundManifest]:
@@ -247,6 +255,7 @@ def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifes
         moments=copy_files(run.store, run.files_dir(last.round), moments, parent.store, folder),
         entry_sha256=entry.model_sha256,
         entry=entry.attention,
+        residuals=hand_up(run, last.up, parent, folder),
         tokens=last.total_tokens - entry.total_tokens,
         steps=last.global_step - entry.global_step,
         metrics={**_metrics(trained), "delta_norm": norm},

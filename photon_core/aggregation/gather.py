@@ -7,7 +7,7 @@ from photon_core.aggregation.attempts import newest_update
 from photon_core.aggregation.blame import Suspects
 from photon_core.aggregation.checks import check_counts
 from photon_core.errors import UpdateRejected
-from photon_core.run.members import Member, member
+from photon_core.run.members import FederationMember, Member, member
 from photon_core.run.run import Run
 from photon_core.update.settings import check_settings
 from schemas.federation import Federation
@@ -52,6 +52,8 @@ def _check_work(one: Member, update: UpdateManifest) -> None:
     """
     if update.moments and one.federation.local.optimizer_state != "average":
         raise UpdateRejected(one.name, "it brings the optimizer's moments, though none are averaged")
+    if update.residuals and not isinstance(one, FederationMember):
+        raise UpdateRejected(one.name, "it hands up residuals, though it is no federation")
     own = one.most()
     check_counts(one.name, update, own)
     most = update.steps * (own.tokens // own.steps)

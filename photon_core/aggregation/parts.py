@@ -1,11 +1,13 @@
 """Parts of a model with key layers: its backbone and each of its layers. A pass reads and writes one of them."""
 
+from collections.abc import Mapping
+
 from photon_core.aggregation.blame import blame
 from photon_core.errors import UpdateRejected
 from photon_core.model.key_layers import parted
 from photon_core.tensors.shards import all_tensors, check_files
 from photon_core.update.codecs.lossless import Plain
-from schemas.manifests import FileEntry, RoundManifest, UpdateManifest
+from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
 
 
 def backbone(manifest: RoundManifest) -> RoundManifest:
@@ -54,3 +56,18 @@ def check_key_layers(site: str, base: RoundManifest, update: UpdateManifest) -> 
         parted(update.key_layers, base.key_layers)
         if update.key_layers:
             check_files(update.key_layers, 2 * len(expected))
+        _check_residuals(site, base, update, model)
+
+
+def _check_residuals(
+    site: str, base: RoundManifest, update: UpdateManifest, model: Mapping[str, TensorEntry]
+) -> None:
+    """Refuse residuals that are no key layers of the model, or several of one."""
+    layers = [residual.layer for residual in update.residuals]
+    if len(set(layers)) < len(layers):
+        raise UpdateRejected(site, "it hands up several residuals of one key layer")
+    for residual in update.residuals:
+        expected = {name: model[name] for name in base.key_layers.get(residual.layer, [])}
+        if not expected or not residual.origin or all_tensors(residual.files) != expected:
+            raise UpdateRejected(site, f"residual '{residual.layer[:200]}' is not one of the model's key layers")
+        check_files(residual.files, 2 * len(expected))

@@ -75,6 +75,9 @@ class Partition(NamedTuple):
     dropped: list[Dropped]
 
 
+NOTHING = Partition([], [], [])
+
+
 class Routing(NamedTuple):
     """What is sent to the members.
 
@@ -96,6 +99,11 @@ def picked(layer: str, member: str, born: int, folder: str, files: Sequence[File
 def handed_up(residual: Residual, member: str) -> Residual:
     """A residual that a member hands up, as the node above it names it."""
     return residual.model_copy(update={"origin": [member, *residual.origin], "hops": residual.hops + 1})
+
+
+def row_name(residual: Residual) -> str:
+    """What a residual is called among the rows of a pool."""
+    return f"{'/'.join(residual.origin)}@{residual.born}"
 
 
 def in_order(residuals: Iterable[Residual]) -> list[Residual]:

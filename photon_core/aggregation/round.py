@@ -13,6 +13,8 @@ from photon_core.aggregation.guard import norm_trouble, outsized
 from photon_core.aggregation.guarded import lowered, past_rounds, without, wrong_losses
 from photon_core.aggregation.key_layers import KeyLayers, attend_members
 from photon_core.aggregation.moments import Moments, MomentSpec, average_moments
+from photon_core.aggregation.residuals import NOTHING, Partition
+from photon_core.aggregation.routing import divide
 from photon_core.aggregation.rules import moments_rule
 from photon_core.aggregation.server_optimizer import server_at
 from photon_core.aggregation.tree import Tree, regions
@@ -22,6 +24,7 @@ from photon_core.run.line import place_of
 from photon_core.run.members import members, most_work
 from photon_core.run.run import Run
 from schemas.federation import Federation
+from schemas.manifests import UpdateManifest
 
 
 def aggregate_round(
@@ -161,17 +164,14 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
                 result = tree.aggregate(lr_scale)
             else:
                 result = aggregate(run, t, updates, candidate.server, most=most, limits=limits, lr_scale=lr_scale)
-            same = updates.keys() == candidate.updates.keys()
-            key_layers = candidate.key_layers if same else KeyLayers()
-            if federation.worldlm and not key_layers.files:
-                key_layers = attend_members(run, base_of(run, t), updates, federation.worldlm, limits)
-            moments = candidate.moments if same else Moments()
+            key_layers, residuals = _key_layers(run, federation, candidate, updates, limits)
+            moments = candidate.moments if updates.keys() == candidate.updates.keys() else Moments()
             if federation.local.optimizer_state == "average" and not moments.files:
                 spec = MomentSpec.of(federation)
                 rule = moments_rule(candidate.server, result.weights)
                 moments = average_moments(run, t, updates, rule, spec, limits)
-            candidate = replace(candidate, result=result, key_layers=key_layers, moments=moments)
-            return replace(candidate, updates=updates, left_out=left_out)
+            candidate = replace(candidate, result=result, key_layers=key_layers, residuals=residuals)
+            return replace(candidate, moments=moments, updates=updates, left_out=left_out)
         except (UpdateRejected, Doubt) as met:
             if rejected := suspects.judge(met, updates):
                 del updates[rejected.site]
@@ -181,3 +181,16 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
         f"round {t}: {len(updates)} of {len(updates) + len(left_out)} sampled sites have a usable update, "
         f"the quorum is {federation.quorum}. Left out: {reasons}"
     )
+
+
+def _key_layers(
+    run: Run, federation: Federation, candidate: Candidate, updates: Mapping[str, UpdateManifest], limits: Limits
+) -> tuple[KeyLayers, Partition]:
+    """The round's key layers and what becomes of residuals; as the candidate has them, if of the same updates."""
+    if federation.worldlm is None:
+        return KeyLayers(), NOTHING
+    if candidate.key_layers.files and updates.keys() == candidate.updates.keys():
+        return candidate.key_layers, candidate.residuals
+    base = base_of(run, candidate.t)
+    layers = attend_members(run, base, updates, federation.worldlm, limits)
+    return layers, divide(run, base, updates, layers, federation, limits)

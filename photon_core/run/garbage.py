@@ -217,8 +217,10 @@ def _covered(run: Run, place: Place) -> Iterator[tuple[int, str, list[FileEntry]
     t, site = place.t, place.site
     if place.kind is PlaceKind.ROUND_JSON and (manifest := run.round(t)):
         yield run.holder(t), run.files_dir(t), files_of(manifest)
-        for residual in (*manifest.up, *manifest.down):
+        for residual in (*manifest.up, *manifest.down, *manifest.received):
             yield t, residual.folder, residual.files
+    elif place.kind is PlaceKind.DOWN and (down := run.residuals(t, site)):
+        yield from ((t, residual.folder, residual.files) for residual in down)
     elif place.kind is PlaceKind.PARTIAL and (partial := run.partial(place)):
         yield t, replace(place, kind=PlaceKind.MEAN).path, partial.files
     elif place.kind is PlaceKind.START:

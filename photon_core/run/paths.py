@@ -35,6 +35,9 @@ class PlaceKind(Enum):
     ATTENTION = _ROUND + "/attention-{work}.json"  # weights of the key layers of some updates
     SITE = _SITE
     EVALUATION = _SITE + "/evaluation-{content}.json"
+    DOWN = _SITE + "/down.json"  # residuals for the member
+    DOWN_FOLDER = _SITE + "/down"
+    DOWN_SHARD = _SITE + "/down/{shard}"
     ATTEMPT = _ATTEMPT
     UPDATE = _ATTEMPT + "/update.json"  # the update is committed
     START = _ATTEMPT + "/start.json"  # round 0: the site's checkpoint is committed
@@ -48,12 +51,12 @@ class PlaceKind(Enum):
 
 
 STEM = r"[a-z_]+(?:\.[0-9]+|\.weight|\.bias)?"  # of a shard's name: a kind of moments, or a key layer
-SHARDS = {PlaceKind.ROUND_SHARD, PlaceKind.UPDATE_SHARD, PlaceKind.MEAN_SHARD}
+SHARDS = {PlaceKind.ROUND_SHARD, PlaceKind.UPDATE_SHARD, PlaceKind.MEAN_SHARD, PlaceKind.DOWN_SHARD}
 WIDTHS = {"t": 6, "attempt": 4, "region": 4, "number": 5}  # least digits of numbers
 PARTS = {
     "run": rf"{NAME.pattern}(?:/members/{NAME.pattern})*",
     "site": NAME.pattern,
-    "part": "model|optimizer|moments|download",
+    "part": "model|optimizer|moments|download|residuals",
     "inputs": "[0-9a-f]{16}",
     "content": "[0-9a-f]{16}",
     "work": "[0-9a-f]{32}",

@@ -20,9 +20,11 @@ from photon_core.run.paths import Place, PlaceKind
 from photon_core.store.store import Store
 from schemas.federation import Federation
 from schemas.manifests import (
+    DownManifest,
     FileEntry,
     PartialManifest,
     RemovalManifest,
+    Residual,
     RoundManifest,
     RunManifest,
     StartManifest,
@@ -161,6 +163,23 @@ class Run(Objects):
         """Commit start.json. Raises StoreConflict when this attempt is committed already."""
         self._same("run", manifest.run, self.run)
         self.commit_manifest(self._start_json(manifest.site, manifest.attempt), manifest)
+
+    def residuals(self, t: int, member: str) -> list[Residual]:
+        """The residuals that a member enters round t with; none while they are not committed.
+
+        Raises:
+            CorruptFile: what lies there is no manifest, or speaks of another place.
+        """
+        place = Place(PlaceKind.DOWN, self.run, t, member)
+        manifest = self.load(DownManifest, place, START_LIMIT)
+        if manifest and (manifest.run, manifest.round, manifest.member) != (self.run, t, member):
+            raise CorruptFile(f"{self.store.locate(place.path)} speaks of another run, round or member")
+        return manifest.residuals if manifest else []
+
+    def commit_residuals(self, manifest: DownManifest) -> None:
+        """Commit down.json. Raises StoreConflict when it exists."""
+        self._same("run", manifest.run, self.run)
+        self.commit_manifest(Place(PlaceKind.DOWN, self.run, manifest.round, manifest.member), manifest)
 
     def partial(self, mean: Place) -> PartialManifest | None:
         """The partial aggregate of a place (aggregation/tree.py), or None while it is not committed."""

@@ -1,7 +1,7 @@
 """What a site trains from where the federation has key layers: the committed backbone, and key layers of its own.
 
-Its own of its newest aggregated update become a mean over themselves and the committed ones, its parent's
-(aggregation/entry.py). A site that has none yet takes the committed ones as they are.
+Its own of its newest aggregated update become a mean over themselves, the committed ones, its parent's, and what
+the parent routes to it (aggregation/entry.py). A site that has none yet begins with the committed ones.
 
     <state_dir>/cache/entry/<run>/000007-0001/blocks.3-00001-of-00001.safetensors   what round 7 starts from
                                               own/<sha256>   its own before, where they had to be fetched
@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers
+from photon_core.aggregation.residuals import in_order, row_name
 from photon_core.errors import PhotonError
 from photon_core.files import TEMPORARY, clear
 from photon_core.model.key_layers import parted
@@ -24,7 +25,7 @@ from photon_core.run.run import Run, model_sha256
 from photon_core.run.updates import last_contribution
 from photon_core.tensors.local import LocalTensors
 from photon_core.training.state.folder import FOLDER, find_key_layers
-from schemas.manifests import Attention, FileEntry, RoundManifest
+from schemas.manifests import Attention, FileEntry, Residual, RoundManifest
 from schemas.view import SiteView
 
 WRITING = ".writing-"
@@ -63,9 +64,16 @@ def enter(run: Run, view: SiteView, t: int, attempt: int, committed: Sequence[Pa
     places = {entry.path: path for entry, path in zip(base.model, committed, strict=True)}
     folder = view.cache_dir / "entry" / run.run / f"{t:06d}-{attempt:04d}"
     _drop_old(folder.parent, t)
+    residuals = in_order(run.residuals(t, view.name))
     own = _own(run, view, t, folder)
-    found = Entered(folder) if own is None else _attended(view, base, own, places, folder)
-    return _entry(base, places, found)
+    if own is None and not residuals:
+        return _entry(base, places, Entered(folder))
+    files = [entry for entries in parted(base.model, base.key_layers).layers.values() for entry in entries]
+    parent = LocalTensors([(places[entry.path], entry.tensors) for entry in files])
+    pools = {layer: [Row(OWN, own or parent), Row(PARENT, parent)] for layer in base.key_layers}
+    for residual in residuals:
+        pools[residual.layer].append(_row(run, view, residual, folder))
+    return _entry(base, places, _attended(view, base, pools, folder))
 
 
 def _own(run: Run, view: SiteView, t: int, folder: Path) -> LocalTensors | None:
@@ -86,15 +94,18 @@ def _own(run: Run, view: SiteView, t: int, folder: Path) -> LocalTensors | None:
     return LocalTensors([(path, entry.tensors) for path, entry in zip(paths, update.key_layers, strict=True)])
 
 
-def _attended(
-    view: SiteView, base: RoundManifest, own: LocalTensors, places: Mapping[str, Path], folder: Path
-) -> Entered:
-    """The site's key layers, each a mean over its own and the committed one."""
+def _row(run: Run, view: SiteView, residual: Residual, folder: Path) -> Row:
+    """A residual that the federation has routed to the site."""
+    connections = view.federation.aggregation.connections
+    paths = run.store.fetch_all(residual.files, residual.folder, folder / "own", connections)
+    held = [(path, entry.tensors) for path, entry in zip(paths, residual.files, strict=True)]
+    return Row(row_name(residual), LocalTensors(held))
+
+
+def _attended(view: SiteView, base: RoundManifest, pools: Mapping[str, Sequence[Row]], folder: Path) -> Entered:
+    """The site's key layers, each the mean of its pool."""
     worldlm = view.federation.worldlm
     assert worldlm is not None
-    files = [entry for entries in parted(base.model, base.key_layers).layers.values() for entry in entries]
-    parent = LocalTensors([(places[entry.path], entry.tensors) for entry in files])
-    pools = {layer: [Row(OWN, own), Row(PARENT, parent)] for layer in base.key_layers}
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=WRITING, dir=folder) as scratch:
         size = view.federation.aggregation.shard_bytes

@@ -1,4 +1,4 @@
-"""A tree of federations through whole rounds: entries, contributions, limits, and the same bits after any order."""
+"""A tree of federations through whole rounds: entries, contributions, limits, the same bits after any order."""
 
 from pathlib import Path
 
@@ -44,3 +44,24 @@ def test_a_tree_trains_and_its_history_says_what_each_round_belongs_to(tmp_path:
     assert [m.global_step for m in rounds] == [0, 6, 12]
     tokens = {name: update.tokens for name, update in rounds[1].updates.items()}
     assert tokens == {"north": 2 * 2 * 3 * 4 * 64, "south": 2 * 2 * 3 * 4 * 64}
+
+
+def test_residuals_go_up_and_come_down_to_one_member_each(tmp_path: Path):
+    world = prepare_world(write_world(tmp_path / "w", root={"rounds": {"count": 3}}))
+    rounds = run(world)
+    for child in world.children.values():
+        trained = [m for m in rounds_of(child.federation) if m.kind == "train"][1:]
+        assert all(len(m.up) == 1 and m.up[0].layer == "blocks.1" for m in trained)
+    assert all(len(m.down) in (1, 2) and not m.up for m in rounds[1:])
+    root = run_of(world.federation)
+    for t in (2, 3):
+        sent = {name: root.residuals(t, name) for name in world.children}
+        assert sum(map(len, sent.values())) == len(rounds[t - 1].down)
+        for name, residuals in sent.items():
+            assert all(residual.origin[0] != name for residual in residuals), "never home"
+            entry = [m for m in rounds_of(world.children[name].federation) if m.kind == "entry"][t - 1]
+            assert [r.origin for r in entry.received] == [r.origin for r in residuals]
+            if residuals:
+                assert entry.attention["blocks.1"].rows[2:] == [
+                    f"{'/'.join(residuals[0].origin)}@{residuals[0].born}"
+                ]

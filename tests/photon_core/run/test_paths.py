@@ -28,7 +28,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("t", "attempt", "region", "number"), NUMBERS),
     "run": NAMES | st.lists(NAMES, min_size=2, max_size=4).map("/members/".join),
     "site": NAMES,
-    "part": st.sampled_from(["model", "optimizer", "moments", "download"]),
+    "part": st.sampled_from(["model", "optimizer", "moments", "download", "residuals"]),
     "inputs": st.text(DIGITS, min_size=16, max_size=16),
     "content": st.text(DIGITS, min_size=16, max_size=16),
     "work": st.text(DIGITS, min_size=32, max_size=32),

@@ -1,0 +1,212 @@
+"""Residuals in a round: who gets which before the members train, and what is picked and passed on after.
+
+Algorithm 1 of WorldLM, lines 8 (RouteResiduals) and 18 (PartitionResiduals), over the files of a store;
+aggregation/residuals.py decides.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from photon_core.aggregation.engine.inputs import Limits
+from photon_core.aggregation.key_layers import KeyLayers
+from photon_core.aggregation.parts import key_layer
+from photon_core.aggregation.residuals import (
+    NOTHING,
+    Dropped,
+    Offer,
+    Partition,
+    handed_up,
+    partition,
+    picked,
+    route,
+)
+from photon_core.aggregation.scoring import Row, layer_sums
+from photon_core.errors import StoreConflict, UpdateRejected
+from photon_core.model.key_layers import parted
+from photon_core.run.line import last_updates
+from photon_core.run.paths import Place, PlaceKind
+from photon_core.run.run import Run, run_of
+from photon_core.tensors.shards import all_tensors, copy_files
+from schemas.federation import Federation
+from schemas.manifests import DownManifest, Residual, RoundManifest, UpdateManifest
+
+
+def has_residuals(federation: Federation, t: int) -> bool:
+    """Whether round t has residuals to send."""
+    if federation.worldlm is None or federation.worldlm.residuals == "off":
+        return False
+    base = run_of(federation).round(t - 1)
+    return base is not None and bool(base.down or base.received)
+
+
+def send_down(run: Run, federation: Federation, t: int, sampled: Sequence[str], limits: Limits) -> None:
+    """Commit down.json of each member that gets a residual in round t; once for each: what is committed remains.
+
+    Args:
+        run, federation, t: the round.
+        sampled: names of its members.
+        limits: of a pass.
+
+    Raises:
+        CorruptFile: the round's own key layers are damaged.
+    """
+    base = run.round(t - 1)
+    assert base is not None and federation.worldlm is not None
+    offers = [
+        *_offers(run, base, base.down, False, limits),
+        *_offers(run, base, base.received, True, limits),
+    ]
+    for member, residuals in route(offers, sampled, federation.worldlm.residuals).members.items():
+        folder = Place(PlaceKind.DOWN_FOLDER, run.run, t, member).path
+        copies = [_copied(run, residual, run, folder) for residual in residuals]
+        try:
+            run.commit_residuals(DownManifest(run=run.run, round=t, member=member, residuals=copies))
+        except StoreConflict:
+            pass
+
+
+def receive(above: Run, run: Run, t: int, residuals: Iterable[Residual]) -> list[Residual]:
+    """Copies of the residuals that a parent sends, in the folder of the entry that names them."""
+    folder = Place(PlaceKind.ROUND_PART, run.run, t, part="residuals").path
+    return [_copied(above, residual, run, folder) for residual in residuals]
+
+
+def hand_up(run: Run, residuals: Iterable[Residual], parent: Run, folder: str) -> list[Residual]:
+    """Copies of what goes up, in the folder of the contribution."""
+    return [_copied(run, residual, parent, folder) for residual in residuals]
+
+
+def divide(
+    run: Run,
+    base: RoundManifest,
+    updates: Mapping[str, UpdateManifest],
+    new: KeyLayers,
+    federation: Federation,
+    limits: Limits,
+) -> Partition:
+    """What of the members' key layers goes up and down after their mean.
+
+    Args:
+        run, base: manifest of round t-1.
+        updates: of the members, aggregated.
+        new: key layers of round t.
+        federation: its `worldlm` has the policy.
+        limits: of a pass.
+    """
+    worldlm, is_root = federation.worldlm, federation.parent is None
+    handed = [
+        handed_up(residual.model_copy(update={"folder": _folder(run, update)}), name)
+        for name, update in sorted(updates.items())
+        for residual in update.residuals
+    ]
+    if worldlm is None or not base.key_layers:
+        return NOTHING
+    if worldlm.residuals == "off" or (is_root and worldlm.residuals == "tree" and not handed):
+        return partition([], [Offer(residual, {}) for residual in handed], worldlm.residuals, is_root)
+    rows, passed = list[Offer](), list[Offer]()
+    for layer in base.key_layers:
+        pool = _Pool(run, base, layer, updates, new, limits)
+        rows += pool.picks(worldlm.residuals == "region")
+        passed += pool.handed([residual for residual in handed if residual.layer == layer])
+    return partition(rows, passed, worldlm.residuals, is_root)
+
+
+def counted(dropped: Iterable[Dropped]) -> dict[str, int]:
+    """Why residuals ended here -> how many."""
+    return dict(sorted(Counter(one.why for one in dropped).items()))
+
+
+class _Pool:
+    """One key layer after the round: its new mean, and the members' rows."""
+
+    def __init__(
+        self,
+        run: Run,
+        base: RoundManifest,
+        layer: str,
+        updates: Mapping[str, UpdateManifest],
+        new: KeyLayers,
+        limits: Limits,
+    ) -> None:
+        self._run, self._base, self._layer, self._limits = run, base, layer, limits
+        self._names = sorted(updates)
+        self._updates = updates
+        self._shapes = {name: tensor.shape for name, tensor in all_tensors(key_layer(base, layer).model).items()}
+        mean = parted(new.files, base.key_layers).layers[layer]
+        self._mean = Row(run.store, run.round_dir(base.round + 1), mean)
+        self._rows = [self._row(name) for name in self._names]
+
+    def picks(self, with_members: bool) -> list[Offer]:
+        """The members' own rows as residuals.
+
+        Args:
+            with_members: flag: the least represented one is also compared with the other members.
+        """
+        sums = layer_sums(self._shapes, [self._mean, *self._rows], limits=self._limits)
+        means = dict(zip(self._names, sums.cosines()[0, 1:].tolist(), strict=True))
+        offers = []
+        least = min(self._names, key=lambda name: (means[name], name))
+        for name, row in zip(self._names, self._rows, strict=True):
+            residual = picked(self._layer, name, self._base.round + 1, row.folder, row.files)
+            others = self._cosines(row) if with_members and name == least else {}
+            offers.append(Offer(residual, others, means[name]))
+        return offers
+
+    def handed(self, residuals: Sequence[Residual]) -> list[Offer]:
+        """What members have handed up, compared with all of them and with the mean."""
+        offers = []
+        for residual in residuals:
+            row = Row(self._run.store, residual.folder, residual.files, residual.origin[0])
+            sums = layer_sums(self._shapes, [row, self._mean, *self._rows], limits=self._limits)
+            mean, *members = sums.cosines()[0, 1:].tolist()
+            offers.append(Offer(residual, dict(zip(self._names, members, strict=True)), mean))
+        return offers
+
+    def _cosines(self, row: Row) -> dict[str, float]:
+        others = [(name, other) for name, other in zip(self._names, self._rows, strict=True) if other is not row]
+        sums = layer_sums(self._shapes, [row, *(other for _, other in others)], limits=self._limits)
+        return dict(zip((name for name, _ in others), sums.cosines()[0, 1:].tolist(), strict=True))
+
+    def _row(self, name: str) -> Row:
+        update = self._updates[name]
+        files = parted(update.key_layers, self._base.key_layers).layers[self._layer]
+        return Row(self._run.store, _folder(self._run, update), files, name)
+
+
+def _folder(run: Run, update: UpdateManifest) -> str:
+    return run.site_dir(update.round, update.site, update.attempt)
+
+
+def _offers(
+    run: Run, base: RoundManifest, residuals: Sequence[Residual], from_above: bool, limits: Limits
+) -> list[Offer]:
+    """Residuals compared with every member's newest key layer."""
+    offers = []
+    for residual in residuals:
+        own = key_layer(base, residual.layer).model
+        shapes = {name: tensor.shape for name, tensor in all_tensors(own).items()}
+        row = Row(run.store, residual.folder, residual.files)
+        members = {}
+        for name, other in _newest(run, base, residual.layer).items():
+            try:
+                members[name] = float(layer_sums(shapes, [row, other], limits=limits).cosines()[0, 1])
+            except UpdateRejected:
+                continue  # what it has left is damaged: nothing fits it
+        offers.append(Offer(residual, members, from_above=from_above))
+    return offers
+
+
+def _newest(run: Run, base: RoundManifest, layer: str) -> dict[str, Row]:
+    """Each member's newest key layer, of those that have returned one."""
+    rows = {}
+    for name, last in sorted(last_updates(run, base.round).items()):
+        update = run.update(last.round, name, last.attempt)
+        if update is not None and update.key_layers:
+            files = parted(update.key_layers, base.key_layers).layers[layer]
+            rows[name] = Row(run.store, _folder(run, update), files, name)
+    return rows
+
+
+def _copied(source: Run, residual: Residual, target: Run, folder: str) -> Residual:
+    files = copy_files(source.store, residual.folder, residual.files, target.store, folder)
+    return residual.model_copy(update={"folder": folder, "files": files})
