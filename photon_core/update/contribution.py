@@ -7,22 +7,22 @@ from schemas.manifests import FileEntry
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """The change of a model and the facts of it. A site's comes from its training (`Trained`).
+    """A change of the model, and the facts about it. A site's comes from its training (`Trained`).
 
-    A federation that is a member of another brings one, too: its own mean change, its members' tokens in sum, the
-    steps of its rounds. Nothing here is a training's alone.
+    A federation that is a member of another one contributes, too: its mean change, the sum of its members' tokens
+    and the steps of its rounds. No field here is specific to training.
 
     Args:
-        round, attempt: the round, and the number of this try at it.
-        base_sha256: hash of the model that the change starts from: the committed one of the round before.
+        round, attempt: numbers of the round and of the attempt.
+        base_sha256: hash of the model that the change starts from: the committed model of the previous round.
         codec: codec of `files`.
-        tokens: tokens really trained, the weight of the update.
+        tokens: tokens that were trained; the weight of the update.
         steps: local steps made.
-        metrics: numbers by name, of the register (evidence/metrics.py).
-        files: shards of the encoded change, paths relative to `folder`.
+        metrics: values by name; the register is evidence/metrics.py.
+        files: shards of the encoded change; paths are relative to `folder`.
         folder: private folder of the files.
         notes: sentences for the operator.
-        moments: shards of the inner optimizer's moments, where they are averaged, in `folder` too.
+        moments: shards of the inner optimizer's moments in `folder`; empty unless moments are averaged.
     """
 
     round: int
