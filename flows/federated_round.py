@@ -24,7 +24,7 @@ from flows.cancellation import cancel_sites
 from flows.leases import outlive_leases
 from flows.site import failure, site_steps
 from flows.start import start_at_site
-from photon_core.aggregation.candidate import Candidate, Course
+from photon_core.aggregation.candidate import Candidate, RoundLog
 from photon_core.aggregation.tree import regions
 from photon_core.evidence.events import Kind
 from photon_core.evidence.metrics import show
@@ -106,15 +106,15 @@ def _round(runtime: Runtime, federation: Federation, t: int, deployed: bool) -> 
 
     clock = time.monotonic()
     evaluations, not_evaluated = _evaluate(runtime, federation, candidate, deployed)
-    while coordinator.is_mendable(federation, candidate, evaluations):
+    while coordinator.needs_retry(federation, candidate, evaluations):
         candidate = coordinator.apply_again(runtime, federation, candidate, evaluations)
         evaluations, not_evaluated = _evaluate(runtime, federation, candidate, deployed)
     seconds["evaluate"] = time.monotonic() - clock
 
     for site in left_out.keys() & candidate.updates.keys():
         runtime.log.at(t, site).append(Kind.UPDATE_LATE, why=left_out[site])
-    course = Course(sampled, evaluations, not_evaluated, seconds, opened)
-    return coordinator.publish(runtime, federation, candidate, course), waited
+    round_log = RoundLog(sampled, evaluations, not_evaluated, seconds, opened)
+    return coordinator.publish(runtime, federation, candidate, round_log), waited
 
 
 def _train(
