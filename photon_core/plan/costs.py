@@ -80,10 +80,11 @@ def bytes_read(sites: int, update: float, model: float, regions: int) -> float:
         K U                         in one pass over K updates of U bytes
         2 K U + R R M + R M         by R regions, whose means have M bytes (float32)
 
-    With regions (photon_core/aggregation/tree.py), every update is read for its region's mean. It is read a second
-    time for its cosine, together with the means of all R regions, in each of the R regions. Then the root reads the
-    R means. All of it runs where the round runs. So regions bound the memory, the number of open files and the cost
-    of a repetition, but not the time: with U = M they read 2 + R (R + 1) / K times the bytes of one pass.
+    With regions (photon_core/aggregation/tree.py), every update is read for its region's mean. It is read a
+    second time for its cosine, together with the means of all R regions, in each of the R regions. Then the root
+    reads the R means. All of it runs where the round runs. So regions bound the memory, the number of open files
+    and the cost of a repetition, but not the time: with U = M they read 2 + R (R + 1) / K times the bytes of one
+    pass.
 
     Args:
         sites: number K of aggregated updates.

@@ -52,7 +52,7 @@ def held_out_scores(decoder: Decoder, view: SiteView, device: str, size: int) ->
     sequences = valid_sequences(view, limit)
     if not len(sequences):
         raise DataError(
-            f"site '{view.name}' holds out no sequences; raise data.validation_share, then run: "
+            f"site '{view.name}' holds out no sequences; raise data.validation_share, then run "
             f"photon prepare --site {view.name}"
         )
     training, total, losses = decoder.training, 0.0, []
