@@ -36,7 +36,7 @@ def federate(
     after: Callable[[Run, RoundManifest], None] = lambda run, manifest: None,
 ) -> Run:
     """All rounds, every site in each; `after` is called with each that is committed, in turn."""
-    from photon_core.aggregation.candidate import Course
+    from photon_core.aggregation.candidate import RoundLog
     from photon_core.aggregation.commit import commit
     from photon_core.aggregation.round import aggregate_round
     from photon_core.data.tokenizer import load_tokenizer
@@ -54,7 +54,7 @@ def federate(
         with ThreadPoolExecutor(len(names)) as pool:
             list(pool.map(lambda site, t=t: train_site(federation, run, launcher, site, t), names))
         candidate = aggregate_round(run, federation, t, names, {})
-        after(run, commit(run, federation, candidate, Course(names)))
+        after(run, commit(run, federation, candidate, RoundLog(names)))
     return run
 
 

@@ -124,7 +124,7 @@ def rounds_of(file: Path) -> dict[str, float]:
         from prefect.task_runners import ThreadPoolTaskRunner
 
         from benchmarks.trivial_round import train  # by the name that a child finds it by, which is not __main__
-        from photon_core.aggregation.candidate import Course
+        from photon_core.aggregation.candidate import RoundLog
         from tasks import coordinator, site
 
         runtime = process.of(federation.run)
@@ -146,7 +146,7 @@ def rounds_of(file: Path) -> dict[str, float]:
             for future in uploaded:
                 future.result()
             candidate = coordinator.aggregate(runtime, federation, t, sampled, {}, {})
-            coordinator.publish(runtime, federation, candidate, Course(sampled))
+            coordinator.publish(runtime, federation, candidate, RoundLog(sampled))
 
         for _ in range(federation.rounds.count):
             trivial_round()

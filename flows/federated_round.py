@@ -31,7 +31,7 @@ from flows.cancellation import cancel_sites
 from flows.leases import outlive_leases
 from flows.site import failure, site_steps
 from flows.start import start_at_site
-from photon_core.aggregation.candidate import Course
+from photon_core.aggregation.candidate import RoundLog
 from photon_core.aggregation.fit import call_of, rounds_to_make
 from photon_core.aggregation.routing import has_residuals
 from photon_core.aggregation.tree import regions
@@ -117,15 +117,15 @@ def _round(runtime: Runtime, federation: Federation, t: int, deployed: bool) -> 
 
     clock = time.monotonic()
     evaluations, not_evaluated = _evaluate(runtime, federation, t, candidate.sent, deployed)
-    while coordinator.is_mendable(federation, candidate, evaluations):
+    while coordinator.needs_retry(federation, candidate, evaluations):
         candidate = coordinator.apply_again(runtime, federation, candidate, evaluations)
         evaluations, not_evaluated = _evaluate(runtime, federation, t, candidate.sent, deployed)
     seconds["evaluate"] = time.monotonic() - clock
 
     for site in left_out.keys() & candidate.updates.keys():
         runtime.log.at(t, site).append(Kind.UPDATE_LATE, why=left_out[site])
-    course = Course(sampled, evaluations, not_evaluated, seconds, opened)
-    return coordinator.publish(runtime, federation, candidate, course), waited
+    round_log = RoundLog(sampled, evaluations, not_evaluated, seconds, opened)
+    return coordinator.publish(runtime, federation, candidate, round_log), waited
 
 
 def _train(

@@ -7,6 +7,7 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, State
 
+from flows.server_away import crashes_without_server, raise_if_server_away
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.events import Kind
 from photon_core.formatting import printable
@@ -31,6 +32,7 @@ def site_steps(runtime: Runtime, view: SiteView, t: int, attempt: int = 1) -> di
 
 
 @flow(name="site-round", flow_run_name="{site} round {t}")
+@crashes_without_server
 def site_round(federation: Federation, site: str, t: int, attempt: int = 1) -> State:
     """The same steps as a flow run of its own, on the site's work pool.
 
@@ -75,6 +77,7 @@ def _over(view: SiteView, t: int) -> str:
 
 
 @flow(name="site-evaluate", flow_run_name="{site} evaluates round {t}")
+@crashes_without_server
 def site_evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> None:
     """Scores go to the site's place in the store.
 
@@ -90,6 +93,7 @@ def site_evaluate(federation: Federation, site: str, t: int, model: list[FileEnt
 
 
 @flow(name="site-start", flow_run_name="{site} start")
+@crashes_without_server
 def site_start(federation: Federation, site: str) -> None:
     """The model goes to the site's place in the store; the coordinator makes it round 0.
 
@@ -120,5 +124,6 @@ def failure(futures: Mapping[str, PrefectFuture]) -> str:
     for name, future in futures.items():
         future.wait()
         if not future.state.is_completed():
+            raise_if_server_away(future)
             return printable(f"{name}: {' '.join(str(future.state.message).split())}")
     return ""

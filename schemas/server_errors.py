@@ -37,7 +37,7 @@ def foreign(error: BaseException) -> bool:
     return any(
         not isinstance(layer, PhotonError)
         and (type(layer).__module__.split(".")[0] in CLIENTS or isinstance(getattr(layer, "response", None), dict))
-        for layer in _chain(error)
+        for layer in chain(error)
     )
 
 
@@ -75,7 +75,7 @@ def _response(error: BaseException) -> dict[str, Any]:
 
 def _status(error: BaseException) -> int | None:
     """Status of another server's answer, as its clients keep it."""
-    for layer in _chain(error):
+    for layer in chain(error):
         for holder in (layer, getattr(layer, "response", None)):
             for name in ("status_code", "status", "code"):
                 if isinstance(found := getattr(holder, name, None), int) and 100 <= found < 600:
@@ -83,7 +83,7 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """The error and what it was raised from, or while."""
     seen: set[int] = set()
     layer: BaseException | None = error

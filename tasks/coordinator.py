@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from photon_core.aggregation import round as rounds
-from photon_core.aggregation.candidate import Candidate, Course
+from photon_core.aggregation.candidate import Candidate, RoundLog
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.engine.inputs import Limits
 from photon_core.aggregation.guard import sentences
@@ -163,16 +163,16 @@ def aggregate(
         return candidate
 
 
-def is_mendable(federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]) -> bool:
+def needs_retry(federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]) -> bool:
     """Whether the guard finds the candidate's validation loss too high, and the round can be applied again."""
-    return bool(rounds.mendable(run_of(federation), federation, candidate, evaluations))
+    return bool(rounds.retry_reasons(run_of(federation), federation, candidate, evaluations))
 
 
 @task(task_run_name="apply again", tags=[f"{STEP}apply again"], cache_policy=NO_CACHE)
 def apply_again(
     runtime: Runtime, federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
 ) -> Candidate:
-    """The round with a lower server learning rate, of a candidate that is mendable."""
+    """The round with a lower server learning rate, of a candidate that needs a retry."""
     with runtime.log.at(candidate.t).step("apply again"):
         again = rounds.apply_again(run_of(federation), federation, candidate, evaluations)
         assert again is not None
@@ -208,12 +208,12 @@ def track(runtime: Runtime, federation: Federation, manifest: RoundManifest) -> 
 
 
 @task(task_run_name="publish", tags=[f"{STEP}publish"], cache_policy=NO_CACHE)
-def publish(runtime: Runtime, federation: Federation, candidate: Candidate, course: Course) -> RoundManifest:
+def publish(runtime: Runtime, federation: Federation, candidate: Candidate, round_log: RoundLog) -> RoundManifest:
     """Commit the round and show it as a table artifact."""
     log = runtime.log.at(candidate.t)
     with log.step("publish"):
-        course = replace(course, events=log.events())
-        manifest = commit(run_of(federation), federation, candidate, course)
+        round_log = replace(round_log, events=log.events())
+        manifest = commit(run_of(federation), federation, candidate, round_log)
         for note in manifest.guard[len(sentences(candidate.guard)) :]:
             get_run_logger().warning("round %d: %s", candidate.t, note)
         show(runtime, federation, manifest)

@@ -17,7 +17,7 @@ from photon_core.aggregation.moments import moments_for
 from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed, PhotonError, StoreUnavailable
 from photon_core.evidence.evaluations import commit_evaluation
 from photon_core.evidence.events import Kind, Log, incidents
-from photon_core.evidence.timeline import Begin, append_spans, phase, spans_of
+from photon_core.evidence.timeline import Stopwatch, append_spans, phase, spans_of
 from photon_core.run.model_cache import fetch_model
 from photon_core.run.run import run_of
 from photon_core.run.updates import last_contribution, next_attempt
@@ -86,13 +86,13 @@ def validate(runtime: Runtime, view: SiteView, t: int) -> list[dict[str, Any]]:
         DataError: a shard is missing or corrupt, or an expectation failed (named, with the observed value).
     """
     log = _log(runtime, t, view.name)
-    with log.step("validate"), phase(log, "validate") as begin:
+    with log.step("validate"), phase(log, "validate") as stopwatch:
         result = runtime.launcher.run(
             partial(entry.check_shards, view, _birth(view.federation).tokenizer_sha256),
             label=_label(view, t),
             timeout=VALIDATION_TIMEOUT,
             log_path=_log_path(view),
-            on_start=begin,
+            on_start=stopwatch.restart,
         )
         _note_restart(log, "validate")
         return [asdict(check) for check in result.checks]
@@ -117,7 +117,7 @@ def train(runtime: Runtime, view: SiteView, t: int, attempt: int = 1) -> "Traine
             log.append(Kind.UPDATE_SUPERSEDED, step="train", why=why)
         with phase(log, "download"):
             job = _job(runtime, view, t)
-        begin, encoding = Begin(), 0.0
+        stopwatch, encoding = Stopwatch(), 0.0
         with EarlyUpload(view, t, job.attempt) as early:
             try:
                 trained = runtime.launcher.run(
@@ -126,11 +126,11 @@ def train(runtime: Runtime, view: SiteView, t: int, attempt: int = 1) -> "Traine
                     timeout=view.federation.rounds.deadline,
                     on_report=_Progress(log, job.view.steps, early),
                     log_path=_log_path(view),
-                    on_start=begin,
+                    on_start=stopwatch.restart,
                 )
                 encoding = trained.seconds.get("encode", 0.0)
             finally:
-                append_spans(log, *begin.split("train", "encode", encoding))
+                append_spans(log, *stopwatch.split("train", "encode", encoding))
             if job.announce:
                 with phase(log, "upload"):
                     early.wait()
@@ -176,14 +176,14 @@ def upload(
 def evaluate(runtime: Runtime, view: SiteView, t: int, model: list[FileEntry]) -> dict[str, float]:
     """Loss and perplexity of a global model on the site's held-out text."""
     log, of = _log(runtime, t, view.name), model[0].sha256
-    with log.step("evaluate", model=of) as out, phase(log, "evaluate") as begin:
+    with log.step("evaluate", model=of) as out, phase(log, "evaluate") as stopwatch:
         files = [str(path) for path in _model_files(view, t, model)]
         scores = runtime.launcher.run(
             partial(entry.evaluate, view, files, runtime.launcher.threads),
             label=_label(view, t),
             timeout=view.federation.rounds.evaluation_deadline,
             log_path=_log_path(view),
-            on_start=begin,
+            on_start=stopwatch.restart,
         )
         commit_evaluation(run_of(view.federation), t, view.name, model, scores)
         _note_restart(log, "evaluate", model=of)

@@ -1,4 +1,4 @@
-"""One server's aggregation of a round: every update's manifest checked, the sites' shares, one pass."""
+"""One server's aggregation of a round: a check of every manifest, the sites' shares, one pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ class Aggregate:
     """A round's result: written, not committed.
 
     Args:
-        model, optimizer: the files, as round.json will name them.
-        weights: of the sites' objectives, which sum to 1 (aggregation/weights.py).
-        norms: pseudo_gradient_norm, model_norm, step_norm (of the new model - theta), and for every site
-            delta_norm/<site> (of theta - theta_k) and cosine/<site> (of that with the mean pseudo-gradient; 0
-            where one of them is 0); of at most 16 sites, cosine_pair/<site>/<site>.
-        partials: partial.json -> its hash, of the regions' means that were combined (aggregation/tree.py).
+        model, optimizer: entries of the files, for round.json.
+        weights: weights of the sites' objectives, which sum to 1 (aggregation/weights.py).
+        norms: norms and cosines by metric name: pseudo_gradient_norm, model_norm, step_norm (of the new model -
+            theta); for every site delta_norm/<site> (of theta - theta_k) and cosine/<site> (of that with the mean
+            pseudo-gradient; 0 where one of them is 0); for at most 16 sites cosine_pair/<site>/<site>.
+        partials: hashes of the regions' means that were combined, by path of partial.json (aggregation/tree.py).
     """
 
     model: list[FileEntry]
@@ -48,23 +48,23 @@ def aggregate(
     limits: Limits = DEFAULT_LIMITS,
     lr_scale: float = 1.0,
 ) -> Aggregate:
-    """theta' = ServerOpt(theta, mean of theta_k): writes round t's model and optimizer shards.
+    """theta' = ServerOpt(theta, mean of theta_k): write round t's model and optimizer shards.
 
     Of a model with key layers, the backbone's; aggregation/key_layers.py writes the others.
 
-    The caller commits round.json; until then the files are orphans.
+    The files are orphans until the caller commits round.json.
 
     Args:
-        run, t: the round; the sites started from round t-1's model.
-        updates: each site's committed update.
-        server: the server optimizer and its numbers.
-        most: work that a site can have done in a round.
-        limits: what the pass may use.
-        lr_scale: factor that the guard has multiplied server.lr by already.
+        run, t: run and round; the sites started from round t-1's model.
+        updates: committed update of each site.
+        server: server optimizer and its settings.
+        most: maximum work of a site in a round.
+        limits: resources of the pass.
+        lr_scale: learning-rate factor that the guard has applied to server.lr already.
 
     Raises:
         UpdateRejected: one site's update is bad; drop that site and call again.
-        Doubt: it cannot be read, which may be the machine's fault or the store's.
+        Doubt: one site's update cannot be read; the site, the machine or the store may be at fault.
         CorruptFile: the old model or the optimizer's state is damaged.
     """
     base = base_of(run, t)
@@ -95,16 +95,16 @@ def sources_of(
     most: Work,
     folders: Mapping[str, str] | None = None,
 ) -> dict[str, Source]:
-    """What a pass reads, in the order of names.
+    """The sources of a pass, in the order of names.
 
     Args:
-        run, base, t: the round, and the manifest of the one before.
-        updates: by name.
-        most: work that one of them can stand for.
-        folders: folders of the updates that are not at their site's place.
+        run, base, t: run, manifest of the previous round, and round.
+        updates: updates by name.
+        most: maximum work behind one update.
+        folders: folders of the updates that are not in their site's folder.
 
     Raises:
-        UpdateRejected: one's manifest is bad.
+        UpdateRejected: the manifest of an update is bad.
     """
     names = sorted(updates)
     for name in names:

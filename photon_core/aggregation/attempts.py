@@ -1,4 +1,4 @@
-"""Which of a site's committed attempts counts as its update for a round."""
+"""The choice among a site's committed attempts: the one that counts as its update for a round."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,14 @@ from photon_core.run.updates import next_attempt
 from photon_core.update.settings import other_settings
 from schemas.manifests import UpdateManifest
 
-LOOK_BACK = 8  # attempts, from the newest, among which one of the file's settings is looked for
+LOOK_BACK = 8  # newest attempts that are searched for one with the file's settings
 
 
 def committed_update(run: Run, party: Party, t: int) -> UpdateManifest | None:
-    """The site's newest update for round t, of the file's settings, from the committed model of round t-1.
+    """The site's newest update for round t with the file's settings, from the committed model of round t-1.
 
     Raises:
-        CorruptFile: its newest manifest is not one, or not of its place.
+        CorruptFile: the newest manifest is invalid, or belongs to another place.
     """
     base = run.round(t - 1)
     update = newest_update(run, party, t)
@@ -27,8 +27,14 @@ def committed_update(run: Run, party: Party, t: int) -> UpdateManifest | None:
 
 
 def newest_update(run: Run, party: Party, t: int) -> UpdateManifest | None:
-    """The site's newest committed update for round t, whatever it starts from: of those made with the file's
-    settings if there is one, for a flow run that nobody waits for may commit later. Raises CorruptFile."""
+    """The site's newest committed update for round t, whichever model it starts from.
+
+    Updates with the file's settings come first: a flow run that nobody waits for may commit a newer one with
+    others.
+
+    Raises:
+        CorruptFile: the newest manifest is invalid, or belongs to another place.
+    """
     newest = next_attempt(run, t, party.name) - 1
     if not newest:
         return None
@@ -44,7 +50,7 @@ def newest_update(run: Run, party: Party, t: int) -> UpdateManifest | None:
 
 
 def superseded(run: Run, party: Party, t: int) -> str:
-    """Why the site's committed update for round t does not count, if that is for its settings; else empty."""
+    """Why the settings of the site's committed update for round t rule it out; empty if they do not."""
     try:
         update = newest_update(run, party, t)
     except CorruptFile:
@@ -59,16 +65,18 @@ def is_done(
     attempt: int = 1,
     beat: Callable[[], None] = lambda: None,
 ) -> UpdateManifest | None:
-    """The site's update for round t, of the file's settings and of this attempt or a later one, if it is whole.
+    """The site's update for round t with the file's settings, of this attempt or a later one, if it is complete.
 
     Args:
-        beat: called with every block that is read; what it raises ends the reading.
+        run, party, t: run, member and round.
+        attempt: least number of the attempt.
+        beat: callback for every block that is read; its exceptions end the reading.
     """
     try:
         base, update = run.round(t - 1), committed_update(run, party, t)
         if base is None or update is None or update.attempt < attempt:
             return None
-        check_manifest(run, base, t, party.name, update)  # first: the model's size bounds that of every file
+        check_manifest(run, base, t, party.name, update)  # first: the model's size bounds the size of every file
         check_moments(party.name, base, update)
         folder = run.site_dir(t, party.name, update.attempt)
         files = [*update.files, *update.key_layers, *update.moments]
@@ -84,21 +92,25 @@ def is_done(
 
 
 class _Over(Exception):
-    """There is no time left to read more."""
+    """No time is left to read more."""
 
 
-def wanted_attempt(
+def required_attempt(
     run: Run,
     party: Party,
     t: int,
     attempt: int = 1,
     over: Callable[[], bool] = lambda: False,
 ) -> int:
-    """The attempt from which on the site's update for round t counts: a committed one that is damaged, or was made
-    with other settings than the file's, does not.
+    """The least attempt that counts as the site's update for round t.
+
+    A committed attempt does not count if it is damaged, or was made with other settings than the file's.
 
     Args:
-        over: whether there is no time left to read its files: then it counts, and aggregation says what it is.
+        run, party, t: run, member and round.
+        attempt: least number of the attempt.
+        over: function that returns True when no time is left to read the files. The update then counts, and
+            aggregation judges it.
     """
 
     def beat() -> None:
@@ -113,7 +125,7 @@ def wanted_attempt(
 
 
 def is_committed(run: Run, party: Party, t: int, attempt: int) -> bool:
-    """Whether the site's update of this attempt or a later one is committed. Its files are not read."""
+    """Whether the site has committed an update of this attempt or a later one. Its files are not read."""
     try:
         update = committed_update(run, party, t)
     except CorruptFile:

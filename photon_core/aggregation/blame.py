@@ -1,9 +1,9 @@
-"""Whose fault it is when a site's objects cannot be read or decoded.
+"""Blame: which errors in reading or decoding a site's objects are the site's fault.
 
-Whatever goes wrong while they are read or decoded is that site's, except what may be the machine's or the store's:
-a store that is away, a full disk, no memory, no descriptors. Then the site's objects are looked at again, alone,
-beside a file of ours. What fails again, while ours can be read, is that site's; else the step fails with what it
-met, to be tried again.
+All of them are, except those that the machine or the store may cause: an unreachable store, a full disk, no
+memory, no descriptors. After such an error the site's objects are read again, alone, and so is a file of the
+coordinator's. If that file can be read and the site's objects cannot, the site is at fault. If neither can be
+read, the step fails with the error and is retried.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,13 +19,13 @@ from schemas.server_errors import told
 
 T = TypeVar("T")
 
-UNSURE = (OSError, MemoryError, StoreUnavailable, StoreRefused, Unreadable)  # of a site's objects, or of all
-LOOKS = 2  # at a site's objects, alone
-TRIES = 3  # of a step that one site's objects keep from ending, though they can be read alone
+UNSURE = (OSError, MemoryError, StoreUnavailable, StoreRefused, Unreadable)  # may concern one site, or everything
+LOOKS = 2  # times that a site's objects are read alone
+TRIES = 3  # of a step that fails because of one site's objects, although they can be read alone
 
 
 class Doubt(PhotonError):
-    """A site's objects could not be read: its fault, the machine's or the store's. The cause is `__cause__`."""
+    """A site's objects cannot be read, and the site, the machine or the store may be at fault. See `__cause__`."""
 
     def __init__(self, site: str, reason: str) -> None:
         super().__init__(f"update of site '{site}' cannot be read: {reason}")
@@ -33,7 +33,7 @@ class Doubt(PhotonError):
 
 
 class blame:
-    """Whatever goes wrong inside is this site's: UpdateRejected, or Doubt where it may be the machine's."""
+    """Errors in the block are blamed on this site: UpdateRejected, or Doubt if the machine may be at fault."""
 
     def __init__(self, site: str) -> None:
         self._site = site
@@ -52,7 +52,7 @@ class blame:
 
 
 def blamed(site: str, loads: Iterator[Load]) -> Iterator[Load]:
-    """Loads of a site's update; what goes wrong with its bytes is that update being bad."""
+    """The loads of a site's update; their errors are blamed on the site."""
     with blame(site):
         for load in loads:
             yield partial(_call, site, load)
@@ -64,17 +64,18 @@ def _call(site: str, load: Load) -> Array:
 
 
 def reason(error: BaseException) -> str:
-    """What to tell of an error that a site's objects made; with its kind, where the text alone says little."""
+    """The reason that an error of a site's objects gives for the rejection. An error that is not a PhotonError is
+    named with its type, because its text alone says little."""
     if isinstance(error, PhotonError):
         return str(error)
     return f"it cannot be read: {type(error).__name__}: {told(error)}"
 
 
 class Suspects:
-    """The sites whose objects could not be read, over one step of a round.
+    """The sites whose objects could not be read in one step of a round.
 
     Args:
-        run, t: the round.
+        run, t: run and round.
     """
 
     def __init__(self, run: Run, t: int) -> None:
@@ -82,11 +83,15 @@ class Suspects:
         self._tries: dict[str, int] = {}
 
     def read(self, site: str, read: Callable[[], T]) -> T:
-        """What is read of a site's objects.
+        """The result of reading a site's objects.
+
+        Args:
+            site: owner of the objects.
+            read: function that reads them.
 
         Raises:
-            UpdateRejected: it cannot be, and that is the site's.
-            whatever was met: it may be the machine's, or the store's.
+            UpdateRejected: they cannot be read, and the site is at fault.
+            Exception: the error that was met; the machine or the store may be at fault.
         """
         while True:
             try:
@@ -97,15 +102,20 @@ class Suspects:
                 if rejected := self.look_again(site, doubt.__cause__, read):
                     raise rejected from doubt
 
-    def judge(self, found: UpdateRejected | Doubt, updates: Mapping[str, UpdateManifest]) -> UpdateRejected | None:
-        """What became of a step over these updates: whom to leave out, or None to do it again.
+    def judge(self, error: UpdateRejected | Doubt, updates: Mapping[str, UpdateManifest]) -> UpdateRejected | None:
+        """The verdict on a step that failed over these updates: the site to exclude, or None to retry the step.
+
+        Args:
+            error: error that ended the step.
+            updates: updates that the step read, by site.
 
         Raises:
-            whatever was met: it may be the machine's, or the store's, or is a file of ours.
+            Exception: the cause of the doubt; the machine, the store or a file of the coordinator's may be at
+                fault.
         """
-        if isinstance(found, UpdateRejected):
-            return found
-        update, cause = updates.get(found.site), found.__cause__
+        if isinstance(error, UpdateRejected):
+            return error
+        update, cause = updates.get(error.site), error.__cause__
         assert cause is not None
         if update is None:  # a region's mean
             raise cause
@@ -115,18 +125,18 @@ class Suspects:
             for entry in (*update.files, *update.moments):
                 self._run.store.check(entry, folder)
 
-        return self.look_again(found.site, cause, read)
+        return self.look_again(error.site, cause, read)
 
     def look_again(self, site: str, error: BaseException, read: Callable[[], object]) -> UpdateRejected | None:
-        """Whether what was met is the site's; None if the step may be tried again.
+        """The rejection of the site if it is at fault; None if the step may be retried.
 
         Args:
-            site: whose objects they are.
-            error: what was met.
-            read: reads them all, alone.
+            site: owner of the objects.
+            error: error that was met.
+            read: function that reads all of the objects, alone.
 
         Raises:
-            the error: nothing else can be read either.
+            Exception: the error that was met; the coordinator's file cannot be read either.
         """
         for _ in range(LOOKS):
             self._read_ours(error)
@@ -134,8 +144,8 @@ class Suspects:
                 read()
             except UNSURE as again:
                 error = again
-            except Exception as found:
-                return UpdateRejected(site, reason(found))
+            except Exception as bad:
+                return UpdateRejected(site, reason(bad))
             else:
                 self._tries[site] = self._tries.get(site, 0) + 1
                 return None if self._tries[site] < TRIES else UpdateRejected(site, reason(error))
@@ -143,7 +153,7 @@ class Suspects:
         return UpdateRejected(site, reason(error))
 
     def _read_ours(self, error: BaseException) -> None:
-        """A file of the round before, in the same way. Raises the error where it cannot be read either."""
+        """Read a file of the previous round in the same way. Raises `error` if that cannot be read either."""
         if self._base is None:
             raise error
         try:

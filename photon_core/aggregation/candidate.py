@@ -1,4 +1,4 @@
-"""A round's next global model before it is committed, and how the round went."""
+"""A round's next global model before it is committed, and the record of the round."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,18 +17,18 @@ class Candidate:
     """The next global model, written but not committed.
 
     Args:
-        t: the round.
-        result: the model, and the norms of the step to it.
-        updates: what was aggregated.
+        t: number of the round.
+        result: model, and norms of the step to it.
+        updates: updates that were aggregated, by site.
         server: settings as used, with the learning rate of this step.
-        key_layers: those of the model, which the result does not hold; none without worldlm.
-        residuals: what of the members' key layers goes up and down.
-        moments: the mean of the sites' inner optimizer moments, where they are averaged.
-        left_out: site -> why its update is not among them.
-        groups: the regions that are averaged first; none where one server reads all.
+        key_layers: key layers of the model, which the result does not hold; none without worldlm.
+        residuals: residuals that go up and down.
+        left_out: reasons by site, for the sites that are excluded.
+        moments: mean of the sites' inner optimizer moments; empty unless moments are averaged.
         lowered: times that the guard has lowered server.lr.
-        guard: what the guard has found and done.
-        download: the model rounded to bfloat16, if that is what the sites fetch.
+        guard: findings and actions of the guard.
+        groups: regions that are averaged first; empty if one server reads all updates.
+        download: files of the model in bfloat16, if the sites fetch that; else empty.
     """
 
     t: int
@@ -64,16 +64,16 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Course:
-    """How a round went, apart from the model that it made.
+class RoundLog:
+    """Everything recorded about a round except its model.
 
     Args:
-        sampled: the sites that were asked to train.
-        evaluations: site -> scores of the model.
-        not_evaluated: site -> why it has none.
-        seconds: of the round's parts.
-        opened: Unix time of its beginning.
-        events: of the round, as the coordinator's process has seen them.
+        sampled: sites that were sampled to train.
+        evaluations: scores of the model by site.
+        not_evaluated: reasons by site, for the sites without scores.
+        seconds: duration by phase of the round.
+        opened: Unix time at which the round was opened.
+        events: events of the round that the coordinator's process has seen.
     """
 
     sampled: list[str]

@@ -1,4 +1,4 @@
-"""What an update's manifest must say before any of its bytes are read."""
+"""Checks of an update's manifest, before any byte of the update is read."""
 
 import math
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from photon_core.tensors.shards import all_tensors, check_files
 from photon_core.update.codecs.registry import Codec, get_codec
 from schemas.manifests import PartialManifest, RoundManifest, TensorEntry, UpdateManifest
 
-MOMENTS = 2  # most that an optimizer keeps of a parameter
+MOMENTS = 2  # maximum number that an optimizer keeps of a parameter
 METRICS_LIMIT = 1000
-METRIC_LIMIT = 100  # characters of its name: the round's manifest repeats them, and has to stay readable
+METRIC_LIMIT = 100  # characters of a name: the round's manifest repeats the names, and has to stay readable
 
 
 def check_manifest(
@@ -30,14 +30,14 @@ def check_manifest(
     """Refuse an update that cannot belong to round t.
 
     Args:
-        run: the run.
-        base: the manifest of round t-1.
-        t, site: whose update it should be.
-        update: what its manifest says.
-        most: work that a site can have done in a round.
+        run: run of the round.
+        base: manifest of round t-1.
+        t, site: round and site that the update should belong to.
+        update: manifest to check.
+        most: maximum work of a site in a round.
 
     Raises:
-        UpdateRejected: naming the site and the reason.
+        UpdateRejected: the manifest is wrong; the error names the site and the reason.
     """
     if (update.run, update.round, update.site) != (run.run, t, site):
         claim = f"run '{update.run}', round {update.round}, site '{update.site}'"
@@ -45,13 +45,14 @@ def check_manifest(
     if update.base_sha256 != base.model_sha256:
         wrong, right = update.base_sha256[:16], base.model_sha256[:16]
         raise UpdateRejected(site, f"it starts from model {wrong}, but round {t - 1}'s model is {right}")
-    rounded = base.download and not isinstance(update, PartialManifest)  # a region's mean is of theta's own kind
-    if update.base_dtype != ("BF16" if rounded else "F32"):
+    rounded = base.download and not isinstance(update, PartialManifest)  # a region's mean has theta's own dtype
+    sent = "BF16" if rounded else "F32"
+    if update.base_dtype != sent:
         raise UpdateRejected(
-            site, f"it starts from a model in {update.base_dtype}, as round {t - 1}'s is not sent"
+            site, f"it starts from a model in {update.base_dtype}, but round {t - 1}'s model is sent in {sent}"
         )
     if update.previous_sha256 != run.round_sha256(t - 1):
-        raise UpdateRejected(site, f"it follows another manifest of round {t - 1} than the committed one")
+        raise UpdateRejected(site, f"it follows a manifest of round {t - 1} that is not the committed one")
     check_counts(site, update, most)
     _check_metrics(site, update.metrics)
     check_key_layers(site, base, update)
@@ -59,24 +60,26 @@ def check_manifest(
     expected = all_tensors(part)
     with blame(site):
         codec = get_codec(update.codec, ours=isinstance(update, PartialManifest))
-        found = all_tensors(update.files)
-        _check_tensors(site, expected, found, codec)
+        _check_tensors(site, expected, all_tensors(update.files), codec)
         check_files(update.files, len(expected) + 2 * len(part))
 
 
 def check_moments(site: str, base: RoundManifest, update: UpdateManifest) -> None:
-    """Refuse moments larger than any optimizer's of this model; `average_moments` knows which there have to be."""
+    """Refuse moments that are larger than any optimizer's for this model.
+
+    `average_moments` checks that they are the ones that the optimizer has.
+    """
     with blame(site):
         model = all_tensors(base.model)
         most = MOMENTS * sum(tensor_bytes(tensor) for tensor in model.values())
-        found = sum(tensor_bytes(tensor) for tensor in all_tensors(update.moments).values())
-        if found > most:
-            raise PhotonError(f"its moments have {found} bytes; at most {most} are read")
+        size = sum(tensor_bytes(tensor) for tensor in all_tensors(update.moments).values())
+        if size > most:
+            raise PhotonError(f"its moments have {size} bytes; at most {most} are read")
         check_files(update.moments, 2 * MOMENTS * len(model))
 
 
 def check_counts(site: str, update: UpdateManifest, most: Work) -> None:
-    """Refuse tokens and local steps, the update's weight, that nobody trains in a round."""
+    """Refuse tokens and local steps, which are the update's weight, that no site can train in a round."""
     for what, count, limit in (("tokens", update.tokens, most.tokens), ("steps", update.steps, most.steps)):
         if count <= 0:
             raise UpdateRejected(site, f"it claims {count} trained {what}; at least 1 is needed")
@@ -86,25 +89,25 @@ def check_counts(site: str, update: UpdateManifest, most: Work) -> None:
 
 def _check_metrics(site: str, metrics: Mapping[str, float]) -> None:
     if len(metrics) > METRICS_LIMIT:
-        raise UpdateRejected(site, f"it brings {len(metrics)} metrics; at most {METRICS_LIMIT} are read")
+        raise UpdateRejected(site, f"it has {len(metrics)} metrics; at most {METRICS_LIMIT} are read")
     if missing := [m.name for m in reported("training") if m.required and m.name not in metrics]:
         raise UpdateRejected(site, f"its metrics have no {missing[0]}")
     for name, value in metrics.items():
         if len(name) > METRIC_LIMIT or not name.isprintable():
-            said = f"it names a metric '{name[:METRIC_LIMIT]}...' of {len(name)} characters"
-            raise UpdateRejected(site, f"{said}; a name is printable and has at most {METRIC_LIMIT}")
+            shown = f"it names a metric '{name[:METRIC_LIMIT]}...' of {len(name)} characters"
+            raise UpdateRejected(site, f"{shown}; a name is printable and has at most {METRIC_LIMIT}")
         if not math.isfinite(value):
             raise UpdateRejected(site, f"its metric '{name[:200]}' is {value}")
 
 
 def _check_tensors(
-    site: str, expected: Mapping[str, TensorEntry], found: Mapping[str, TensorEntry], codec: Codec
+    site: str, expected: Mapping[str, TensorEntry], sent: Mapping[str, TensorEntry], codec: Codec
 ) -> None:
-    if missing := sorted(expected.keys() - found.keys()):
+    if missing := sorted(expected.keys() - sent.keys()):
         raise UpdateRejected(site, f"it has no tensor '{missing[0]}' ({len(missing)} missing)")
-    if extra := sorted(found.keys() - expected.keys()):
+    if extra := sorted(sent.keys() - expected.keys()):
         raise UpdateRejected(site, f"the model has no tensor '{extra[0][:200]}' ({len(extra)} too many)")
-    for name, tensor in found.items():
+    for name, tensor in sent.items():
         right = codec.shape(expected[name].shape)
         if tensor.shape != right:
             shown = ", ".join(map(str, tensor.shape))

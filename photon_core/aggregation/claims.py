@@ -1,7 +1,7 @@
-"""What a site says it measured, held to what can be known of it: by the federation file and the vocabulary.
+"""Bounds on the measurements that a site reports, from the federation file and the vocabulary.
 
-A number beyond its bound counts as the bound. Nothing that is honest reaches one, but the loss of a model that has
-diverged, which the guard still sees.
+A number beyond its bound counts as the bound. No honest number reaches its bound, except the loss of a model that
+has diverged, and the guard still sees that one.
 """
 
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ from photon_core.evidence.events import Fact, Kind
 from photon_core.evidence.metrics import Metric, find, perplexity, reported
 from schemas.federation import Federation
 
-LOSS_FACTOR = 3.0  # a fresh model's loss is 1.1 to 1.3 of the uniform one; what is beyond 3 has diverged
+LOSS_FACTOR = 3.0  # a new model's loss is 1.1 to 1.3 times the uniform loss; beyond 3, it has diverged
 
 Scores = Mapping[str, Mapping[str, float]]
 
 
 def largest_loss(federation: Federation) -> float:
-    """Nats a token: LOSS_FACTOR times the loss of whoever finds all tokens of the vocabulary alike."""
+    """Nats a token: LOSS_FACTOR times the loss of a uniform distribution over the vocabulary."""
     return LOSS_FACTOR * log(federation.model.vocab_size)
 
 
 def most_evaluated(federation: Federation) -> int:
-    """Most tokens that a site predicts in an evaluation: all but the first of each sequence."""
+    """The most tokens that a site predicts in an evaluation: all but the first of each sequence."""
     return federation.data.evaluation_sequences * (federation.model.max_seq_len - 1)
 
 
 def believed(federation: Federation, evaluations: Scores) -> dict[str, dict[str, float]]:
-    """Sites' scores of a model, each within its bound; of streams only those that the file gives the site."""
+    """The sites' scores of a model, each within its bound. A site's unknown streams are ignored."""
     streams = stream_names(federation)
     return {site: _scores(federation, streams.get(site, []), scores) for site, scores in evaluations.items()}
 
@@ -38,7 +38,7 @@ def stream_names(federation: Federation) -> dict[str, list[str]]:
 
 
 def excessive(federation: Federation, evaluations: Scores) -> dict[str, list[str]]:
-    """site -> a sentence, where it claims to have evaluated more tokens than it can have."""
+    """site -> a sentence, for each site that claims more evaluated tokens than are possible."""
     most = most_evaluated(federation)
     return {
         site: [str(Fact(Kind.CLAIM_BOUNDED, {"tokens": scores["tokens"], "most": most}))]
@@ -48,7 +48,7 @@ def excessive(federation: Federation, evaluations: Scores) -> dict[str, list[str
 
 
 def bounded(federation: Federation, metric: Metric | None, value: float) -> float:
-    """A value that a site claims of a metric; of one without a bound, or that is not registered, as it is."""
+    """A value that a site reports, within the metric's bound; unchanged if the metric has none or is unknown."""
     if metric is None or not metric.bound:
         return value
     most = largest_loss(federation) if metric.bound == "loss" else float(most_evaluated(federation))
@@ -58,11 +58,11 @@ def bounded(federation: Federation, metric: Metric | None, value: float) -> floa
 def _scores(federation: Federation, names: list[str], scores: Mapping[str, float]) -> dict[str, float]:
     """The scores of a site with streams of these names."""
     metrics = reported("evaluation")
-    found = {m.head: bounded(federation, m, scores[m.head]) for m in metrics if m.head in scores}
-    found["perplexity"] = perplexity(found["loss"])
+    kept = {m.head: bounded(federation, m, scores[m.head]) for m in metrics if m.head in scores}
+    kept["perplexity"] = perplexity(kept["loss"])
     split = [metric.head for metric in metrics if metric.parts]
     streams = [name for name in names if all(f"{head}/{name}" in scores for head in split)]
-    if sum(scores[f"tokens/{name}"] for name in streams) <= found["tokens"]:
-        told = [f"{head}/{name}" for name in streams for head in split]
-        found |= {name: bounded(federation, find(name, "evaluation"), scores[name]) for name in told}
-    return found
+    if sum(scores[f"tokens/{name}"] for name in streams) <= kept["tokens"]:
+        by_stream = [f"{head}/{name}" for name in streams for head in split]
+        kept |= {name: bounded(federation, find(name, "evaluation"), scores[name]) for name in by_stream}
+    return kept

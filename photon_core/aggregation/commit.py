@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from photon_core.aggregation.candidate import Candidate, Course
+from photon_core.aggregation.candidate import Candidate, RoundLog
 from photon_core.aggregation.claims import believed, excessive
 from photon_core.aggregation.guard import sentences
 from photon_core.aggregation.guarded import last_facts
@@ -19,20 +19,20 @@ from photon_core.run.run import Run, model_sha256
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest, UpdateManifest
 
-NOTES_LIMIT = 20  # of a site's own notes in a round's manifest
+NOTES_LIMIT = 20  # notes of a site in a round's manifest
 
 
-def commit(run: Run, federation: Federation, candidate: Candidate, course: Course) -> RoundManifest:
-    """Write round.json of the candidate: from here on it is the global model.
+def commit(run: Run, federation: Federation, candidate: Candidate, log: RoundLog) -> RoundManifest:
+    """Write the candidate's round.json, which makes it the global model.
 
     Raises:
-        StoreConflict: another writer committed this round first. Its result stands.
-        ModelDiverged: no round could follow it.
+        StoreConflict: another process committed this round first. Its result is kept.
+        ModelDiverged: no round can follow this model.
     """
     before = run.round(candidate.t - 1)
     assert before is not None
-    updates, evaluations = candidate.updates, believed(federation, course.evaluations)
-    site_spans, clocks = timeline(updates, spans_of(course.events), course.opened)
+    updates, evaluations = candidate.updates, believed(federation, log.evaluations)
+    site_spans, clocks = timeline(updates, spans_of(log.events), log.opened)
     tokens = sum(update.tokens for update in updates.values())
     weights, t = candidate.result.weights, candidate.t
     references = {site: reference(run, update, weights[site]) for site, update in updates.items()}
@@ -52,26 +52,26 @@ def commit(run: Run, federation: Federation, candidate: Candidate, course: Cours
         moments=candidate.moments.files,
         moment_sizes=candidate.moments.sizes,
         moment_ratio=candidate.moments.ratio,
-        sampled=course.sampled,
+        sampled=log.sampled,
         paused=federation.paused,
         updates=references,
         earlier=earlier(run, t, references),
         left_out=candidate.left_out,
         partials=candidate.result.partials,
-        incidents=_incidents(updates, incidents(course.events), excessive(federation, course.evaluations)),
+        incidents=_incidents(updates, incidents(log.events), excessive(federation, log.evaluations)),
         server=candidate.server.model_dump(mode="json"),
         lowered=candidate.lowered,
-        guard=sentences([*candidate.guard, *last_facts(run, federation, candidate, course.evaluations)]),
+        guard=sentences([*candidate.guard, *last_facts(run, federation, candidate, log.evaluations)]),
         global_step=before.global_step + max(update.steps for update in updates.values()),
         total_tokens=before.total_tokens + tokens,
         behind=before.behind,
         metrics=candidate.norms | aggregate_metrics(federation, candidate.result.weights, updates, evaluations),
         evaluations=evaluations,
-        not_evaluated=course.not_evaluated,
+        not_evaluated=log.not_evaluated,
         federation_sha256=federation_sha256(federation),
         previous_sha256=run.round_sha256(candidate.t - 1),
-        seconds=course.seconds,
-        opened=_written(course.opened),
+        seconds=log.seconds,
+        opened=_written(log.opened),
         spans=site_spans,
         clocks=clocks,
         created=utc_now(),
@@ -88,11 +88,11 @@ def _written(at: float) -> str:
 def _incidents(
     updates: Mapping[str, UpdateManifest], *coordinator: Mapping[str, list[str]]
 ) -> dict[str, list[str]]:
-    """What the coordinator saw of each site, also of one that is left out, and what the site says itself."""
-    found: dict[str, list[str]] = {}
+    """Notes by site: those of the coordinator, also about excluded sites, then those of the site itself."""
+    by_site: dict[str, list[str]] = {}
     for seen in coordinator:
         for site, notes in seen.items():
-            found.setdefault(site, []).extend(notes)
+            by_site.setdefault(site, []).extend(notes)
     for site, update in updates.items():
-        found.setdefault(site, []).extend(printable(note, 300) for note in update.notes[:NOTES_LIMIT])
-    return {site: notes for site, notes in found.items() if notes}
+        by_site.setdefault(site, []).extend(printable(note, 300) for note in update.notes[:NOTES_LIMIT])
+    return {site: notes for site, notes in by_site.items() if notes}

@@ -1,4 +1,4 @@
-"""The global model as the sites fetch it: rounded to bfloat16, beside the store's own."""
+"""The global model as the sites fetch it: rounded to bfloat16, beside the float32 one."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,15 @@ CHUNK_ELEMENTS = 1 << 20
 
 
 def write_rounded(run: Run, t: int, model: Sequence[FileEntry], max_shard_bytes: int) -> list[FileEntry]:
-    """Round t's model, written already, once more under download/, in bounded memory.
+    """Write a rounded copy of round t's model under download/, in bounded memory.
 
     Args:
-        run, t: the round.
-        model: its files.
-        max_shard_bytes: size of the new ones.
+        run, t: run and round.
+        model: entries of the model's files, which are written already.
+        max_shard_bytes: maximum size of the new files.
 
     Raises:
-        CorruptFile: the model's files are not those that the entries say.
+        CorruptFile: the model's files do not match their entries.
     """
     folder = run.round_dir(t)
     with TensorReader(run.store, folder, model) as reader:

@@ -1,4 +1,4 @@
-"""The updates that a round aggregates: what its members have committed, each checked alone."""
+"""The updates that a round aggregates: those that its members have committed, each checked on its own."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -22,7 +22,14 @@ def gather(
     left_out: Mapping[str, str],
     rejected: Mapping[str, str] | None,
 ) -> tuple[dict[str, UpdateManifest], dict[str, str]]:
-    """The committed updates, and every sampled member that has none to aggregate, with the reason."""
+    """The committed updates by member, and the reasons of the sampled members without a usable update.
+
+    Args:
+        run, federation, t: run, federation file and round.
+        sampled: names of the sampled members.
+        left_out: reasons of the members whose steps ended without an update.
+        rejected: reasons of the members whose update is known to be bad.
+    """
     reasons, updates, suspects = {**left_out, **(rejected or {})}, {}, Suspects(run, t)
     for site in sampled:
         if site in (rejected or {}):
@@ -39,21 +46,21 @@ def gather(
             reasons[site] = error.reason
         else:
             updates[site] = update if federation.server.weights != "fednova" else _counted(one, update)
-            reasons.pop(site, None)  # whatever its task said, the store has its work
+            reasons.pop(site, None)  # the store has the update, whatever the task reported
     return updates, reasons
 
 
 def _check_work(one: Member, update: UpdateManifest) -> None:
-    """Refuse more work than the member's own; the check of a manifest knows the largest member's limits alone.
+    """Refuse more work than this member can do. The check of a manifest knows only the largest member's limits.
 
     Raises:
-        UpdateRejected: it claims too many tokens or local steps, or more tokens than its steps can have had; or it
-            brings moments that nobody asked for.
+        UpdateRejected: the update claims too many tokens or local steps, or more tokens than its steps can have,
+            or has moments although none are averaged.
     """
     if update.moments and one.federation.local.optimizer_state != "average":
-        raise UpdateRejected(one.name, "it brings the optimizer's moments, though none are averaged")
+        raise UpdateRejected(one.name, "it has optimizer moments, but local.optimizer_state is not average")
     if update.residuals and not isinstance(one, FederationMember):
-        raise UpdateRejected(one.name, "it hands up residuals, though it is no federation")
+        raise UpdateRejected(one.name, "it hands up residuals, but it is no federation")
     own = one.most()
     check_counts(one.name, update, own)
     most = update.steps * (own.tokens // own.steps)
@@ -63,5 +70,5 @@ def _check_work(one: Member, update: UpdateManifest) -> None:
 
 
 def _counted(one: Member, update: UpdateManifest) -> UpdateManifest:
-    """The update with as many local steps as FedNova divides its change by."""
+    """The update with the number of local steps that FedNova divides its change by."""
     return update.model_copy(update={"steps": max(update.steps, one.least_steps())})

@@ -1,9 +1,11 @@
-"""Whether a round has gone wrong at the server: its norms, or its loss, are out of line with the rounds before.
+"""The guard's tests: a round's norms, or its loss, are out of line with the previous rounds.
 
-In the first round, with the model that it starts from: its norm is in round 0's metrics, and its loss is what the
-sites' training found in its first step. What a step is to that has no such measure.
+The first round is compared with the model that it starts from. The norm of that model is in round 0's metrics, and
+its loss is the loss of the sites' first local step. The norm of the first server step has nothing to be compared
+with.
 
-The sites' own numbers are judged by their median, so that one site alone neither blinds the guard nor sets it off.
+The numbers that sites report are judged by their median, so that one site alone can neither blind nor trigger the
+guard.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,24 +19,24 @@ from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
 from schemas.sections.server import Guard
 
-RUNNING_ROUNDS = 5  # whose median is the running value
+RUNNING_ROUNDS = 5  # rounds whose median is the running value
 FOLLOWS = {Kind.LR_LOWERED, Kind.UPDATES_DROPPED, Kind.TRIES_ENDED}
-SITES = 3  # at least, for a median that one of them does not move
+SITES = 3  # least number for a median that one site cannot move
 
 
 def running(past: Sequence[Mapping[str, float]], name: str) -> float | None:
-    """Median of a metric over the last rounds that have it; None before the first."""
+    """The median of a metric over the last rounds that have it; None if no round has it."""
     values = [metrics[name] for metrics in past if name in metrics][-RUNNING_ROUNDS:]
     return median(values) if values else None
 
 
 def norm_trouble(norms: Mapping[str, float], past: Sequence[Mapping[str, float]], guard: Guard) -> Fact | None:
-    """What is wrong with a new model's norms, or nothing.
+    """The problem with a new model's norms; None if there is none.
 
     Args:
-        norms: the candidate's.
+        norms: norms of the candidate.
         past: metrics of the committed rounds, oldest first.
-        guard: the settings.
+        guard: settings of the guard.
     """
     for metric in reported("coordinator"):
         usual = running(past, metric.name) if metric.watched else None
@@ -45,46 +47,46 @@ def norm_trouble(norms: Mapping[str, float], past: Sequence[Mapping[str, float]]
 
 
 def first_losses(updates: Mapping[str, UpdateManifest]) -> Scores:
-    """site -> its loss of the model that it started from, by its first local step, on text that it trains on.
+    """site -> the loss of its first local step, which is the base model's, on text that the site trains on.
 
-    What a round's validation loss is compared with while no round before it has been evaluated.
+    A round's validation loss is compared with it while no previous round has been evaluated.
     """
-    told = {site: update.metrics.get("first_loss") for site, update in updates.items()}
-    return {site: {"loss": max(0.0, min(loss, LARGEST_LOSS))} for site, loss in told.items() if loss is not None}
+    losses = {site: update.metrics.get("first_loss") for site, update in updates.items()}
+    return {site: {"loss": max(0.0, min(loss, LARGEST_LOSS))} for site, loss in losses.items() if loss is not None}
 
 
 def jumps(evaluations: Scores, past: Sequence[Scores], bound: float) -> dict[str, float]:
     """site -> how far its validation loss is above its own running value (nats).
 
-    Only of sites that have been evaluated before: whoever joins, pauses or comes back is no jump. None at all
-    where so few have been that one of them would speak for many.
+    Sites that were not evaluated before are not compared, so that a site that joins, pauses or comes back is no
+    jump. The result is empty if too few sites are left, because one site would then decide for many.
 
     Args:
-        evaluations: site -> its scores of the candidate.
-        past: the same of the committed rounds, oldest first.
-        bound: the largest loss that counts, then and now.
+        evaluations: scores of the candidate by site.
+        past: scores of the committed rounds by site, oldest first.
+        bound: largest loss that counts, in the past and now.
     """
-    found = {}
+    jump = {}
     for site, scores in evaluations.items():
-        before = running([told[site] for told in past if site in told], "loss")
+        before = running([round_scores[site] for round_scores in past if site in round_scores], "loss")
         if before is not None:
-            found[site] = min(scores["loss"], bound) - min(before, bound)
-    return found if len(found) >= min(SITES, len(evaluations)) else {}
+            jump[site] = min(scores["loss"], bound) - min(before, bound)
+    return jump if len(jump) >= min(SITES, len(evaluations)) else {}
 
 
-def loss_trouble(found: Mapping[str, float], guard: Guard) -> Fact | None:
-    """What is wrong with a new model's validation loss by the median of the sites' jumps, or nothing."""
-    if guard.loss_jump is None or not found or (jump := median(found.values())) <= guard.loss_jump:
+def loss_trouble(above: Mapping[str, float], guard: Guard) -> Fact | None:
+    """The problem with a new model's validation loss, by the median of the sites' jumps; None if there is none."""
+    if guard.loss_jump is None or not above or (jump := median(above.values())) <= guard.loss_jump:
         return None
-    return Fact(Kind.LOSS_HIGH, {"jump": jump, "sites": len(found), "limit": guard.loss_jump})
+    return Fact(Kind.LOSS_HIGH, {"jump": jump, "sites": len(above), "limit": guard.loss_jump})
 
 
-def dissent(evaluations: Scores, found: Mapping[str, float], guard: Guard, bound: float) -> list[Fact]:
-    """The sites whose validation loss says otherwise than most sites' does, or nothing; of two, nobody knows."""
+def dissent(evaluations: Scores, above: Mapping[str, float], guard: Guard, bound: float) -> list[Fact]:
+    """The sites whose validation loss contradicts that of most sites. Of two sites, neither is the majority."""
     if guard.loss_jump is None or len(evaluations) < SITES:
         return []
     beyond = {site for site, scores in evaluations.items() if scores["loss"] >= bound}
-    high = beyond | {site for site, jump in found.items() if jump > guard.loss_jump}
+    high = beyond | {site for site, jump in above.items() if jump > guard.loss_jump}
     if 2 * len(high) > len(evaluations):
         low = sorted(evaluations.keys() - high)
         return [Fact(Kind.FEW_SITES_LOW, {"sites": low})] if low else []
@@ -92,51 +94,58 @@ def dissent(evaluations: Scores, found: Mapping[str, float], guard: Guard, bound
 
 
 def sentences(facts: Sequence[Fact]) -> list[str]:
-    """What the guard has found and done, for people: what was wrong, who says otherwise, and what followed."""
-    said: list[str] = []
+    """The guard's findings and actions, for people: a problem, the sites that contradict it, and the action."""
+    texts: list[str] = []
     wrong = ""
     for fact in facts:
         if fact.kind in FOLLOWS:
-            said.append(f"{wrong}: {fact}")
+            texts.append(f"{wrong}: {fact}")
             wrong = ""
         else:
             wrong = f"{wrong} ({fact})" if wrong else str(fact)
-    return [*said, wrong] if wrong else said
+    return [*texts, wrong] if wrong else texts
 
 
 def blown_up(evaluations: Scores, federation: Federation) -> list[str]:
-    """The sites at which a new model has no finite loss, if they are most and no quorum could train from it."""
+    """The sites at which a new model has no finite loss, if they are most sites and the others are no quorum."""
     sites = [site for site, scores in sorted(evaluations.items()) if scores["loss"] >= LARGEST_LOSS]
     left = len(federation.active) - len(sites)
     return sites if left < federation.quorum and 2 * len(sites) > len(evaluations) else []
 
 
 def outsized(norms: Mapping[str, float], guard: Guard) -> dict[str, str]:
-    """site -> why, where a change is out of line with the other sites' in a round that is out of line itself.
+    """site -> the reason why its change is out of line with the other sites', in a round that is out of line.
 
     Args:
-        norms: of the round, delta_norm/<site> among them.
-        guard: its norm_factor is what a change's norm may be of the sites' median.
+        norms: norms of the round, delta_norm/<site> among them.
+        guard: settings of the guard; norm_factor bounds a change's norm relative to the sites' median.
     """
     prefix = "delta_norm/"
-    found = {name.removeprefix(prefix): norm for name, norm in norms.items() if name.startswith(prefix)}
-    if guard.norm_factor is None or len(found) < SITES:
+    by_site = {name.removeprefix(prefix): norm for name, norm in norms.items() if name.startswith(prefix)}
+    if guard.norm_factor is None or len(by_site) < SITES:
         return {}
-    usual = median(found.values())
+    usual = median(by_site.values())
     reason = "its change has norm {:.4g}, over {:g} times the sites' median {:.4g}, and the round is out of line"
     return {
         site: reason.format(norm, guard.norm_factor, usual)
-        for site, norm in found.items()
+        for site, norm in by_site.items()
         if norm > guard.norm_factor * usual
     }
 
 
 def diverged(t: int, sites: Sequence[str], lr: float, lowered: int) -> ModelDiverged:
-    """Why round t cannot be committed, blown up at these sites after so many tries, and what to do."""
+    """The error for a round that cannot be committed, because its model has no finite loss at these sites.
+
+    Args:
+        t: number of the round.
+        sites: names of the sites.
+        lr: learning rate of the last try.
+        lowered: times that the guard has lowered the learning rate.
+    """
     tried = f"{lr:g}, lowered {lowered} times" if lowered else f"{lr:g}"
     return ModelDiverged(
         f"round {t} is not committed: its model, with server.lr {tried}, has no finite validation loss at "
-        f"{', '.join(sites)}, and too few other sites could train from it. Write a lower server.lr, another "
-        "server.optimizer or more server.guard.tries, or pause the sites named, and run again: the updates stay, "
+        f"{', '.join(sites)}, and too few other sites could train from it. Lower server.lr, change "
+        "server.optimizer, raise server.guard.tries, or pause these sites. Then run again: the updates are kept, "
         "and are aggregated again"
     )

@@ -1,4 +1,4 @@
-"""What the guard finds wrong with a candidate for a round, and what is applied next."""
+"""The guard at work: the problems of a candidate for a round, and the candidate that is tried next."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,52 +27,52 @@ from schemas.manifests import RoundManifest
 
 
 def past_rounds(run: Run, t: int) -> list[RoundManifest]:
-    """The rounds just before round t on its line, oldest first; round 0 has the first model's norm."""
+    """The rounds just before round t on its line, oldest first; round 0 has the norm of the first model."""
     return list(islice(line(run, t - 1), RUNNING_ROUNDS))[::-1] if t else []
 
 
 def wrong_losses(run: Run, federation: Federation, candidate: Candidate, evaluations: Scores) -> list[Fact]:
-    """What is wrong with a candidate's validation losses, and who says otherwise; or nothing."""
+    """The problem with a candidate's validation losses, and the sites that contradict it; empty without one."""
     guard = candidate.server.guard
-    found = _jumps(federation, candidate, past_rounds(run, candidate.t), evaluations)
-    trouble = loss_trouble(found, guard)
+    above = _jumps(federation, candidate, past_rounds(run, candidate.t), evaluations)
+    trouble = loss_trouble(above, guard)
     if sites := blown_up(evaluations, federation):
         trouble = Fact(Kind.LOSS_INFINITE, {"sites": sites})
-    return [trouble, *dissent(evaluations, found, guard, largest_loss(federation))] if trouble else []
+    return [trouble, *dissent(evaluations, above, guard, largest_loss(federation))] if trouble else []
 
 
 def last_facts(run: Run, federation: Federation, candidate: Candidate, evaluations: Scores) -> list[Fact]:
-    """What is still out of line with a candidate that is to be committed: no tries are left, or few sites say so.
+    """The problems that remain in a candidate to be committed: no tries are left, or only few sites report them.
 
     Raises:
-        ModelDiverged: so much that no round could follow.
+        ModelDiverged: no round can follow this model.
     """
     guard, past = candidate.server.guard, past_rounds(run, candidate.t)
     if sites := blown_up(evaluations, federation):
         raise diverged(candidate.t, sites, candidate.server.lr, candidate.lowered)
     if not guard.tries:
         return []
-    found = _jumps(federation, candidate, past, evaluations)
+    above = _jumps(federation, candidate, past, evaluations)
     troubles = [
         norm_trouble(candidate.result.norms, [manifest.metrics for manifest in past], guard),
-        loss_trouble(found, guard),
+        loss_trouble(above, guard),
     ]
     facts = [fact for trouble in troubles if trouble for fact in (trouble, Fact(Kind.TRIES_ENDED))]
-    return [*facts, *dissent(evaluations, found, guard, largest_loss(federation))]
+    return [*facts, *dissent(evaluations, above, guard, largest_loss(federation))]
 
 
 def _jumps(
     federation: Federation, candidate: Candidate, past: list[RoundManifest], evaluations: Scores
 ) -> dict[str, float]:
-    """site -> how far its loss is above its running value, or in the first rounds above what training found."""
+    """site -> how far its loss is above its running value; in the first rounds, above its first training loss."""
     scores: list[Scores] = [manifest.evaluations for manifest in past]
     if not any(scores):
         scores = [first_losses(candidate.updates)]
     return jumps(evaluations, scores, largest_loss(federation))
 
 
-def lowered(candidate: Candidate, trouble: Sequence[Fact]) -> Candidate:
-    """The candidate to apply again, with a lower learning rate."""
+def with_lower_lr(candidate: Candidate, trouble: Sequence[Fact]) -> Candidate:
+    """The candidate for the next try, with a lower learning rate."""
     server = candidate.server
     lr = server.lr * server.guard.lr_factor
     fact = Fact(Kind.LR_LOWERED, {"before": server.lr, "after": lr})
@@ -86,8 +86,14 @@ def lowered(candidate: Candidate, trouble: Sequence[Fact]) -> Candidate:
     )
 
 
-def without(candidate: Candidate, bad: Mapping[str, str], trouble: Sequence[Fact]) -> Candidate:
-    """The candidate to apply again, without these sites, each with its reason."""
+def without_sites(candidate: Candidate, bad: Mapping[str, str], trouble: Sequence[Fact]) -> Candidate:
+    """The candidate for the next try, without these sites.
+
+    Args:
+        candidate: candidate that is out of line.
+        bad: reasons by site.
+        trouble: problems that the guard has found.
+    """
     return replace(
         candidate,
         result=Aggregate([], [], {}),

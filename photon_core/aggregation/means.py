@@ -10,7 +10,7 @@ Float32 = NDArray[np.float32]
 
 
 def token_weights(tokens: Mapping[str, int]) -> dict[str, float]:
-    """Each site's share of the tokens really trained, in the order of site names; sums to 1."""
+    """Each site's share of the trained tokens, in the order of site names; the shares sum to 1."""
     total = sum(tokens.values())
     return {site: tokens[site] / total for site in sorted(tokens)}
 
@@ -18,14 +18,14 @@ def token_weights(tokens: Mapping[str, int]) -> dict[str, float]:
 def weighted_mean(parameters: Float32, weights: Sequence[float], out: Float32, scratch: Float32) -> Float32:
     """sum_k w_k theta_k in float32, as theta_1 - sum_k w_k (theta_1 - theta_k), summed in the order given.
 
-    The same number, since the weights sum to 1, but rounded once at the parameters' own scale; and exact, to
-    the sign of a zero, for one site and for sites that agree, whatever their weights.
+    The two forms are equal, since the weights sum to 1, but the second is rounded only once at the parameters' own
+    scale. It is exact, to the sign of a zero, for one site and for sites that agree, whatever their weights.
 
     Args:
         parameters: theta_k of every site, a row each.
-        weights: the sites' shares, which sum to 1.
-        out: where the mean goes, of a row's shape; none of `parameters`.
-        scratch: an array to work in, of the parameters' shape.
+        weights: shares of the sites, which sum to 1.
+        out: result array of a row's shape; no row of `parameters`.
+        scratch: work array of the parameters' shape.
 
     Returns:
         `out`.
@@ -43,18 +43,18 @@ def weighted_mean(parameters: Float32, weights: Sequence[float], out: Float32, s
 
 
 def median(parameters: Float32, out: Float32) -> Float32:
-    """Of every coordinate the middle value over the sites; of an even number the mean of the two."""
+    """The median over the sites, element by element; for an even number of sites the mean of the middle two."""
     return middle_mean(parameters, (len(parameters) - 1) // 2, out)
 
 
 def trimmed_mean(parameters: Float32, trim: float, out: Float32) -> Float32:
-    """Of every coordinate the mean over the sites without the least and the largest ceil(trim K)."""
+    """The mean over the sites without the ceil(trim K) least and largest values, element by element."""
     count = len(parameters)
     return middle_mean(parameters, min(math.ceil(trim * count), (count - 1) // 2), out)
 
 
 def middle_mean(parameters: Float32, cut: int, out: Float32) -> Float32:
-    """The mean of what is left of every coordinate when the least and the largest `cut` are gone."""
+    """The mean without the `cut` least and largest values, element by element."""
     rows = parameters.copy()
     for low, high in sorting_network(len(rows)):
         np.minimum(rows[low], rows[high], out=out)
@@ -70,8 +70,10 @@ def middle_mean(parameters: Float32, cut: int, out: Float32) -> Float32:
 
 
 def sorting_network(count: int) -> Iterator[tuple[int, int]]:
-    """Batcher's merge exchange (Knuth, The Art of Computer Programming 3, algorithm 5.2.2M): the pairs to put in
-    order, one after the other; whole rows at a time, it sorts every column."""
+    """The pairs to put in order, one after the other. Applied to whole rows, they sort every column.
+
+    Source: Batcher's merge exchange (Knuth, The Art of Computer Programming 3, algorithm 5.2.2M).
+    """
     top = 1 << max(0, (count - 1).bit_length() - 1)
     p = top if count > 1 else 0
     while p:
@@ -85,6 +87,6 @@ def sorting_network(count: int) -> Iterator[tuple[int, int]]:
 
 
 def bounds(norms: Mapping[str, float], factor: float) -> dict[str, float]:
-    """What each site's change is multiplied by so that its norm is at most `factor` times the sites' median."""
+    """Each site's factor for its change, so that the norm is at most `factor` times the sites' median norm."""
     limit = factor * float(np.median(list(norms.values())))
     return {site: min(1.0, limit / norm) if norm else 1.0 for site, norm in norms.items()}

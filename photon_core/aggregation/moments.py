@@ -1,8 +1,8 @@
-"""The mean of the sites' optimizer moments, from which all sites go on in the next round.
+"""The mean of the sites' optimizer moments, from which all sites start the next round.
 
-It is of the same kind as that of the parameters: a bad site that a median or a trimmed mean keeps from the model
-must not reach the others by way of their optimizers. In bounded memory, several pieces side by side, each in the
-order of the sites' names.
+Moments and parameters have the same kind of mean: a bad site that a median or a trimmed mean keeps out of the
+model must not reach the other sites through their optimizers. The mean is computed in bounded memory, several
+pieces in parallel, each in the order of the sites' names.
 """
 
 import math
@@ -48,7 +48,7 @@ from schemas.sections.model import Model
 
 Float32 = NDArray[np.float32]
 Shapes = Mapping[str, tuple[int, ...]]
-KINDS = 2  # most moments that an optimizer keeps of one parameter
+KINDS = 2  # maximum number of moments that an optimizer keeps of one parameter
 LEAST_PIECE, MOST_PIECE = 1 << 12, 1 << 17  # elements of a site
 CACHED = 1 << 21  # elements of a piece, all sites
 TOGETHER = 1 << 22  # bytes of one request to a server
@@ -59,11 +59,13 @@ ONES = np.ones(MOST_PIECE, np.float32)
 def moments_for(
     files: Sequence[FileEntry], model: Model, optimizer: str, key_layers: Mapping[str, list[str]] | None = None
 ) -> list[FileEntry]:
-    """A round's averaged moments, for sites to go on from; none where they are another optimizer's, because the
-    federation file has changed since: then each site starts afresh, and says so. Those of key layers are no part
-    of them."""
-    found = {name: tensor.shape for name, tensor in all_tensors(files).items()}
-    return list(files) if found == moment_shapes(model, optimizer, names_in(key_layers or {})) else []
+    """The files of a round's averaged moments, for the sites to start from. Key layers have none.
+
+    The list is empty if the moments belong to another optimizer, because the federation file has changed. Each
+    site then resets its optimizer state, and reports it.
+    """
+    shapes = {name: tensor.shape for name, tensor in all_tensors(files).items()}
+    return list(files) if shapes == moment_shapes(model, optimizer, names_in(key_layers or {})) else []
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ class Moments:
     """A round's averaged moments.
 
     Args:
-        files: that hold them.
-        sizes: moment -> the sites' median size: its norm, or the root of its sum if it is a mean of squares.
-        ratio: most that the square of a first moment can be of its second.
+        files: entries of the files.
+        sizes: median size over the sites by moment: the norm, or the root of the sum for a mean of squares.
+        ratio: largest possible ratio of the square of a first moment to its second moment.
     """
 
     files: list[FileEntry] = field(default_factory=list)
@@ -83,12 +85,12 @@ class Moments:
 
 @dataclass(frozen=True)
 class MomentSpec:
-    """Which moments a round averages.
+    """The moments that a round averages.
 
     Args:
-        model, optimizer: sections of the federation file; they say which moments exist, and what they keep.
-        dtype: float32 or bfloat16, which the mean is written in; a site's may be in either.
-        key_layers: layer -> parameters, whose moments stay at their node.
+        model, optimizer: sections of the federation file; they determine the moments and their bounds.
+        dtype: dtype of the mean, float32 or bfloat16; a site's moments may have either.
+        key_layers: parameters by key layer; their moments stay at their node.
     """
 
     model: Model
@@ -114,18 +116,18 @@ def average_moments(
     spec: MomentSpec,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Moments:
-    """Write round t's moments; the caller commits round.json, until then the files are orphans.
+    """Write round t's moments. The files are orphans until the caller commits round.json.
 
     Args:
-        run, t: the round.
-        updates: each site's committed update.
-        rule: how the sites' become one.
-        spec: which moments there are.
-        limits: what the pass may use.
+        run, t: run and round.
+        updates: committed update of each site.
+        rule: rule that combines the sites' moments.
+        spec: moments to average.
+        limits: resources of the pass.
 
     Raises:
         UpdateRejected: a site's moments are missing, damaged, of other shapes, not finite, so large that the mean
-            is not, negative where they are means of squares, or no honest optimizer's (see moment_bounds.py).
+            is not finite, negative although they are means of squares, or out of bounds (see moment_bounds.py).
     """
     shapes, optimizer = spec.shapes, spec.optimizer
     for site in sorted(updates):
@@ -144,7 +146,7 @@ def average_moments(
         calls = (
             partial(_mean, sources.sites, piece.name, loads, rule, allowed) for piece, loads in sources.loads()
         )
-        results = stack.enter_context(closing(team.results(calls, sources.give_up)))
+        results = stack.enter_context(closing(team.results(calls, sources.cancel)))
         ratio, sums = 0.0, {name: np.zeros(len(updates)) for name in shapes}
         for piece, done in zip(sources.pieces(), results, strict=True):
             ratio = max(ratio, done.ratio)
@@ -153,7 +155,7 @@ def average_moments(
                 sums[name] += done.sums[kind]
                 writers[kind].write(name, to_bfloat16(mean) if spec.dtype == "bfloat16" else mean)
         sources.verify()
-        sizes = {name: np.sqrt(found).tolist() for name, found in sums.items()}
+        sizes = {name: np.sqrt(of_sites).tolist() for name, of_sites in sums.items()}
         growth = growths(optimizer, [_steps(run, updates[site]) for site in sources.sites])
         check_sizes(sources.sites, sizes, last.moment_sizes if last else {}, growth)
         files = [entry for writer in writers.values() for entry in writer.close()]
@@ -161,14 +163,14 @@ def average_moments(
 
 
 def _writer(run: Run, t: int, kind: str, spec: MomentSpec, shard_bytes: int, team: Threads) -> ShardWriter:
-    """Of one kind of moments: each has files of its own, so that several are written, and read, side by side."""
+    """The writer of one kind of moments. Each kind has its own files, to be read and written in parallel."""
     own = {name: shape for name, shape in spec.shapes.items() if _kind(name) == kind}
     tensors = {name: TensorEntry(dtype=SENT_AS[spec.dtype], shape=shape) for name, shape in own.items()}
     return ShardWriter(run.store, run.round_dir(t), f"{FOLDER}{kind}-", tensors, shard_bytes, team.writers)
 
 
 class _Sources:
-    """The sites' moments: all of a parameter's side by side, piece by piece, in the order of names."""
+    """The sites' moments, piece by piece in the order of names, with all moments of a parameter together."""
 
     def __init__(
         self,
@@ -195,13 +197,13 @@ class _Sources:
             self._readers[site] = stack.enter_context(reader)
 
     def pieces(self, kind: str = "") -> Iterator[Piece]:
-        """Of the parameters that have this kind of moment; of all if left out."""
+        """The pieces of the parameters that have this kind of moment; of all parameters by default."""
         names = {_parameter(name): name for name in self._shapes if kind in ("", _kind(name))}
         for parameter in sorted(names):
             yield from cut(parameter, 0, math.prod(self._shapes[names[parameter]]), self._elements)
 
     def loads(self) -> Iterator[tuple[Piece, dict[str, list[Load]]]]:
-        """Every piece, and by kind of moment what gives it of each site."""
+        """Every piece, with the loads of all sites by kind of moment."""
         streams = {kind: [self._stream(kind, site) for site in self.sites] for kind in self.kinds}
         for piece in self.pieces():
             kinds = [kind for kind in self.kinds if f"{kind}.{piece.name}" in self._shapes]
@@ -212,20 +214,20 @@ class _Sources:
             with blame(site):
                 reader.verify()
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         for reader in self._readers.values():
             reader.give_up()
 
     def _stream(self, kind: str, site: str) -> Iterator[Load]:
         team = self._team
-        coming = self._readers[site].loads(
+        loads = self._readers[site].loads(
             self.pieces(kind), f"{kind}.", team.ahead, team.side_by_side, self._together
         )
-        return blamed(site, self._stack.enter_context(closing(coming)))
+        return blamed(site, self._stack.enter_context(closing(loads)))
 
 
 class _Done(NamedTuple):
-    """A piece of a parameter, computed: by kind of moment the mean, and a sum over each site's elements."""
+    """A computed piece of a parameter: the mean by kind of moment, and each site's sum over its elements."""
 
     means: dict[str, Float32]
     sums: dict[str, NDArray[np.float64]]
@@ -242,19 +244,19 @@ def _mean(
     whole, rows, sums, ratio = {}, {}, {}, 0.0
     for kind, of_sites in loads.items():
         first, *others = (_float32(site, load()) for site, load in zip(sites, of_sites, strict=True))
-        whole[kind] = np.stack([np.zeros_like(first), first, *others])  # a rule's first row is what was before
+        whole[kind] = np.stack([np.zeros_like(first), first, *others])  # a rule's first row is the old value
         rows[kind] = whole[kind][1:]
         sums[kind] = _sums(sites, kind, parameter, rows[kind])
     paired = FIRST in rows and SECOND in rows
     if paired:
         check_ratios(sites, parameter, rows[FIRST], rows[SECOND], allowed)
-    means = {kind: _combined(sites, f"{kind}.{parameter}", found, rule) for kind, found in whole.items()}
+    means = {kind: _combined(sites, f"{kind}.{parameter}", stacked, rule) for kind, stacked in whole.items()}
     if paired:
         most = allowed if allowed < math.inf else usual_ratio(rows[FIRST], rows[SECOND])
         if most < math.inf:
             least = means[FIRST] * np.float32(1 / most)
             least *= means[FIRST]
-            np.maximum(means[SECOND], least, out=means[SECOND])  # what rounding, or one site, has taken below
+            np.maximum(means[SECOND], least, out=means[SECOND])  # rounding, or one site, may have made it smaller
         if allowed == math.inf:
             ratio = float(largest_ratios(means[FIRST], means[SECOND]))
     return _Done(means, sums, ratio)
@@ -269,19 +271,19 @@ def _combined(sites: Sequence[str], name: str, rows: Float32, rule: Rule) -> Flo
         site = sites[int(np.argmax(np.abs(rows[1:]).max(axis=1)))]
         raise UpdateRejected(site, f"the optimizer's moment '{name}' is so large that the mean is not finite")
     if _kind(name) == SECOND:
-        np.maximum(out, 0, out=out)  # what rounding has taken below
+        np.maximum(out, 0, out=out)  # rounding may have made it negative
     return out
 
 
 def _sums(sites: Sequence[str], kind: str, parameter: str, rows: Float32) -> NDArray[np.float64]:
-    """Of each row the sum of its squares; or of itself, if it is a mean of squares."""
+    """The sum of each row's squares; of the row itself, if it is a mean of squares."""
     with np.errstate(over="ignore", invalid="ignore"):
-        found = dots(rows, ONES[: rows.shape[1]] if kind == SECOND else rows)
+        totals = dots(rows, ONES[: rows.shape[1]] if kind == SECOND else rows)
     least = rows.min(axis=1, initial=0) if kind == SECOND else np.zeros(len(rows))
-    for site, total, smallest in zip(sites, found, least, strict=True):
+    for site, total, smallest in zip(sites, totals, least, strict=True):
         if not math.isfinite(total) or smallest < 0:
             raise UpdateRejected(site, f"the optimizer's moment '{kind}.{parameter}' is not finite, or negative")
-    return found
+    return totals
 
 
 def _float32(site: str, sent: NDArray[Any]) -> Float32:
@@ -294,7 +296,7 @@ def _kind(name: str) -> str:
 
 
 def _steps(run: Run, update: UpdateManifest) -> int:
-    """As the site says: where FedNova divides by them, a site may count as having made more."""
+    """The site's own number of local steps. The number that FedNova divides by may be larger."""
     committed = run.update(update.round, update.site, update.attempt)
     return committed.steps if committed else update.steps
 
@@ -306,9 +308,9 @@ def _parameter(name: str) -> str:
 def _check(site: str, update: UpdateManifest, shapes: Shapes) -> None:
     """Refuse moments that are not the optimizer's, before any of their bytes are read."""
     with blame(site):
-        found = all_tensors(update.moments)
-    for name in sorted(found.keys() | shapes.keys()):
-        tensor = found.get(name)
+        sent = all_tensors(update.moments)
+    for name in sorted(sent.keys() | shapes.keys()):
+        tensor = sent.get(name)
         if tensor is None or tensor.shape != shapes.get(name) or tensor.dtype not in SENT_AS.values():
             what = (
                 "is missing" if tensor is None else "is not one of the optimizer's, or has another shape or dtype"

@@ -1,4 +1,4 @@
-"""A round's next global model: the updates gathered, aggregated and guarded, and applied again if need be."""
+"""A round's next global model: updates are gathered and aggregated, and the guard may retry the step."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +10,7 @@ from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.engine.inputs import Limits
 from photon_core.aggregation.gather import gather
 from photon_core.aggregation.guard import norm_trouble, outsized
-from photon_core.aggregation.guarded import lowered, past_rounds, without, wrong_losses
+from photon_core.aggregation.guarded import past_rounds, with_lower_lr, without_sites, wrong_losses
 from photon_core.aggregation.key_layers import KeyLayers, attend_members
 from photon_core.aggregation.moments import Moments, MomentSpec, average_moments
 from photon_core.aggregation.residuals import NOTHING, Partition
@@ -35,17 +35,17 @@ def aggregate_round(
     left_out: dict[str, str],
     rejected: Mapping[str, str] | None = None,
 ) -> Candidate:
-    """Aggregate what the sampled sites have committed; a bad update is left out by name.
+    """Aggregate the updates of the sampled sites. A site with a bad update is excluded by name.
 
-    Above the number of sites that the file says, by regions; what `aggregate_region` has done is not done again.
+    More sites than aggregation.tree_above are aggregated by regions. Results of `aggregate_region` are reused.
 
     Args:
-        run, federation, t, sampled: the round.
-        left_out: site -> why its steps ended without an update.
-        rejected: site -> why its update is bad, where that is known already.
+        run, federation, t, sampled: run, federation file, round and sampled sites.
+        left_out: reasons by site, for sites whose steps ended without an update.
+        rejected: reasons by site, for updates that are known to be bad.
 
     Raises:
-        QuorumMissed: fewer sites than the quorum have a usable update; every reason is in the message.
+        QuorumMissed: fewer sites than the quorum have a usable update; the message has every reason.
     """
     updates, reasons = gather(run, federation, t, sampled, left_out, rejected)
     server = server_at(place_of(run, t), federation.server, federation.total_rounds)
@@ -63,13 +63,19 @@ def aggregate_region(
     rejected: Mapping[str, str] | None = None,
     second_look: bool = False,
 ) -> dict[str, str]:
-    """Commit a region's mean, or, once every region has one, its sites' cosines with the mean of all.
+    """Commit a region's mean, or, once every region has one, its sites' cosines with the global mean.
+
+    Args:
+        run, federation, t, sampled: run, federation file, round and sampled sites.
+        region: number of the region.
+        rejected: reasons by site, for updates that are known to be bad.
+        second_look: flag: commit the cosines.
 
     Returns:
-        the region's bad updates: site -> reason.
+        the reasons by site, for the region's bad updates.
     """
     updates, _ = gather(run, federation, t, sampled, {}, rejected)
-    groups, found = regions(federation.aggregation, sampled), dict[str, str]()
+    groups, reasons = regions(federation.aggregation, sampled), dict[str, str]()
     most, limits = most_work(members(federation)), Limits.of(federation.aggregation)
     suspects = Suspects(run, t)
     while True:
@@ -77,39 +83,39 @@ def aggregate_region(
             tree = Tree(run, t, groups, updates, federation.server, most, limits)
             if region in tree.groups:
                 tree.compare(region) if second_look else tree.partial(region)
-            return found
-        except (UpdateRejected, Doubt) as met:
-            if (bad := suspects.judge(met, updates)) is None:
+            return reasons
+        except (UpdateRejected, Doubt) as error:
+            if (bad := suspects.judge(error, updates)) is None:
                 continue
-            if bad.site not in updates:  # a region's mean is damaged: whoever combines them makes it anew
+            if bad.site not in updates:  # a region's mean is damaged: the root computes it again
                 raise
             del updates[bad.site]
-            found[bad.site] = bad.reason
+            reasons[bad.site] = bad.reason
 
 
 def apply_again(
     run: Run, federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
 ) -> Candidate | None:
-    """The round from the same updates with a lower learning rate, if its validation loss says that it must be.
+    """The round from the same updates with a lower learning rate, if the validation loss requires it.
 
     Returns:
-        another candidate, to be evaluated in its turn; None if this one is good, or no tries are left.
+        another candidate, which is evaluated in its turn; None if this one is good, or no tries are left.
     """
-    trouble = mendable(run, federation, candidate, evaluations)
-    return _guarded(run, federation, _mended(run, federation, candidate, trouble)) if trouble else None
+    trouble = retry_reasons(run, federation, candidate, evaluations)
+    return _guarded(run, federation, _next_try(run, federation, candidate, trouble)) if trouble else None
 
 
-def mendable(
+def retry_reasons(
     run: Run, federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
 ) -> list[Fact]:
-    """What its validation loss has against the candidate; empty if nothing, or if no tries are left."""
+    """The problems with the candidate's validation loss; empty if there are none, or if no tries are left."""
     if candidate.lowered >= candidate.server.guard.tries:
         return []
     return wrong_losses(run, federation, candidate, evaluations)
 
 
 def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
-    """The candidate with its model; applied again, as `_mended`, while its norms are out of line."""
+    """The candidate with its model; retried as `_next_try` while its norms are out of line."""
     past = [manifest.metrics for manifest in past_rounds(run, candidate.t)]
     while True:
         guard = candidate.server.guard
@@ -123,21 +129,21 @@ def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidat
             trouble = Fact(Kind.STEP_OVERFLOWED, {"error": str(error)})
         if not trouble:
             return _with_download(run, federation, candidate)
-        candidate = _mended(run, federation, candidate, [trouble])  # the files stay as litter, for `photon gc`
+        candidate = _next_try(run, federation, candidate, [trouble])  # the files are orphans, for `photon gc`
 
 
-def _mended(run: Run, federation: Federation, candidate: Candidate, trouble: list[Fact]) -> Candidate:
-    """The candidate to apply again: without the sites whose changes are out of line with the others', where they
-    and the quorum let that be; else with a lower learning rate."""
+def _next_try(run: Run, federation: Federation, candidate: Candidate, trouble: list[Fact]) -> Candidate:
+    """The candidate for the next try: without the sites whose changes are out of line with the others', if there
+    are such sites and the rest is a quorum; else with a lower learning rate."""
     norms = candidate.result.norms
-    if not norms:  # the step overflows; a plain mean does not
+    if not norms:  # the step overflows, but a plain mean does not: it gives the norms
         plain = candidate.server.model_copy(update={"optimizer": "fedavg", "lr": 1.0, "momentum": 0.0})
-        found = _applied(run, federation, replace(candidate, server=plain))
-        candidate, norms = replace(found, server=candidate.server), found.result.norms
+        mean = _applied(run, federation, replace(candidate, server=plain))
+        candidate, norms = replace(mean, server=candidate.server), mean.result.norms
     bad = outsized(norms, candidate.server.guard)
     if not bad or len(candidate.updates) - len(bad) < federation.quorum:
-        return lowered(candidate, trouble)
-    return without(candidate, bad, trouble)
+        return with_lower_lr(candidate, trouble)
+    return without_sites(candidate, bad, trouble)
 
 
 def _with_download(run: Run, federation: Federation, candidate: Candidate) -> Candidate:
@@ -151,7 +157,7 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
     """The candidate's usable updates aggregated with its settings.
 
     Raises:
-        QuorumMissed: there are too few of them.
+        QuorumMissed: too few updates are usable.
     """
     t, updates, left_out = candidate.t, dict(candidate.updates), dict(candidate.left_out)
     most, suspects = most_work(members(federation)), Suspects(run, t)
@@ -172,14 +178,14 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
                 moments = average_moments(run, t, updates, rule, spec, limits)
             candidate = replace(candidate, result=result, key_layers=key_layers, residuals=residuals)
             return replace(candidate, moments=moments, updates=updates, left_out=left_out)
-        except (UpdateRejected, Doubt) as met:
-            if rejected := suspects.judge(met, updates):
+        except (UpdateRejected, Doubt) as error:
+            if rejected := suspects.judge(error, updates):
                 del updates[rejected.site]
                 left_out[rejected.site] = rejected.reason
     reasons = "; ".join(f"{site}: {reason}" for site, reason in sorted(left_out.items()))
     raise QuorumMissed(
         f"round {t}: {len(updates)} of {len(updates) + len(left_out)} sampled sites have a usable update, "
-        f"the quorum is {federation.quorum}. Left out: {reasons}"
+        f"the quorum is {federation.quorum}. Excluded: {reasons}"
     )
 
 

@@ -1,6 +1,7 @@
-"""Rules: how the members' contributions to a tensor become one. A pass takes one for each tensor, or for all.
+"""Rules: how a pass combines the members' contributions to a tensor. One rule may serve all tensors.
 
-A new rule is a class here with the two methods of `Rule`; who chooses it puts it into the `Rules` of the pass.
+A new rule is a class here with the two methods of `Rule`. The caller that chooses it puts it into the `Rules` of
+the pass.
 """
 
 import math
@@ -12,17 +13,17 @@ from photon_core.aggregation.means import Float32, median, trimmed_mean, weighte
 from photon_core.aggregation.weights import Shares
 from schemas.sections.server import Server
 
-EXACT = 1e-9  # shares that miss 1 by less sum to 1
+EXACT = 1e-9  # a sum of shares within this of 1 counts as 1
 
 
 class Rule(Protocol):
-    """A kind of mean, element by element; no bit depends on where a block of a tensor ends."""
+    """A kind of mean, element by element. No bit of it depends on where a block of a tensor ends."""
 
     def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
         """The mean of one block.
 
         Args:
-            rows: theta, then the members' parameters in the order of their names; a row each, not changed.
+            rows: theta, then the members' parameters in the order of their names; a row each, read only.
             out: result array of a row's shape.
             scratch: work array of the rows' shape.
 
@@ -32,7 +33,7 @@ class Rule(Protocol):
         ...
 
     def record(self) -> dict[str, Any]:
-        """All that the result depends on, as JSON."""
+        """Everything that the result depends on, as JSON."""
         ...
 
 
@@ -41,8 +42,8 @@ class WeightedMean:
     """The sum of each row times its share.
 
     Args:
-        shares: of the members, in the order of their names.
-        theta: theta's own share, which is what the others' leave to 1; None where they leave nothing.
+        shares: shares of the members, in the order of their names.
+        theta: share of theta, the remainder to 1; None if there is no remainder.
     """
 
     shares: tuple[float, ...]
@@ -57,15 +58,15 @@ class WeightedMean:
         return {"rule": "mean", **asdict(self)}
 
     @classmethod
-    def given(cls, shares: Mapping[str, float]) -> "WeightedMean":
-        """Of given shares by name; theta gets what is left to 1."""
+    def fixed(cls, shares: Mapping[str, float]) -> "WeightedMean":
+        """The mean with fixed shares by name; theta gets the remainder to 1."""
         rest = 1 - math.fsum(shares.values())
         return cls(tuple(shares[name] for name in sorted(shares)), None if abs(rest) < EXACT else rest)
 
 
 @dataclass(frozen=True)
 class Median:
-    """Of every element the members' median, all alike."""
+    """The median over the members, element by element; all members count equally."""
 
     def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
         return median(rows[1:], out)
@@ -76,7 +77,8 @@ class Median:
 
 @dataclass(frozen=True)
 class TrimmedMean:
-    """Of every element the mean without the least and the largest share `trim` of the members, all alike."""
+    """The mean over the members without the least and the largest share `trim`, element by element; all members
+    count equally."""
 
     trim: float
 
@@ -92,8 +94,8 @@ class Rules:
     """The rule of every tensor of a model.
 
     Args:
-        rest: of the tensors without one of their own.
-        named: tensor -> its rule.
+        rest: rule of the tensors that are not in `named`.
+        named: rules by tensor.
     """
 
     rest: Rule
@@ -103,7 +105,7 @@ class Rules:
         return self.named.get(tensor, self.rest)
 
     def record(self) -> dict[str, Any]:
-        """All that the result depends on, as JSON."""
+        """Everything that the result depends on, as JSON."""
         named = {tensor: self.named[tensor].record() for tensor in sorted(self.named)}
         return {"rest": self.rest.record(), "named": named}
 
@@ -117,12 +119,13 @@ def model_rule(server: Server, shares: Shares) -> Rule:
 
 
 def moments_rule(server: Server, weights: Mapping[str, float]) -> Rule:
-    """The file's rule for the inner optimizer's moments, which are averaged as the sites' objectives are."""
+    """The file's rule for the inner optimizer's moments, which are averaged like the sites' objectives."""
     return _robust(server) or WeightedMean(tuple(weights[site] for site in sorted(weights)))
 
 
 def _robust(server: Server) -> Rule | None:
-    """A bad site that a median or a trimmed mean keeps from the model must not reach it through the moments."""
+    """The robust rule of the file, if it has one. It serves the moments, too: a bad site that it keeps out of the
+    model must not reach it through the moments."""
     if server.mean == "median":
         return Median()
     return TrimmedMean(server.trim) if server.mean == "trimmed" else None

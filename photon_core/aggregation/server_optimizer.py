@@ -1,8 +1,9 @@
-"""ServerOpt of Algorithm 1: how the global model moves, given the mean of the sites' parameters.
+"""ServerOpt of Algorithm 1: the step of the global model, given the mean of the sites' parameters.
 
 g = theta - mean is the weighted mean of the pseudo-gradients theta - theta_k, because the weights sum to 1.
-Every optimizer works element by element, so it may be given any piece of the parameters. To add one, write its
-step, name its state tensors and what they start at in OPTIMIZERS, and its name in schemas.sections.server.Server.
+Every optimizer works element by element, so that it can process any piece of the parameters. To add one, write its
+step, put its state tensors and their initial values into OPTIMIZERS, and its name into
+schemas.sections.server.Server.
 """
 
 import math
@@ -24,11 +25,11 @@ class ServerOptimizer:
     """One server optimizer.
 
     Args:
-        state: names of its state tensors, which have theta's shapes, and the number that fills each at first.
-        step: (theta, mean, g, state, server, out) -> out: the new theta. `state` is changed in place; `out`
-            is none of the others.
-        velocity: whether the state moves the model on in later rounds by its own size, so that `lower` takes of it
-            what the guard takes of the step.
+        state: initial values by name of the state tensors, which have theta's shapes.
+        step: function (theta, mean, g, state, server, out) -> out, the new theta. It changes `state` in place.
+            `out` shares no memory with the other arguments.
+        velocity: flag: the state moves the model in later rounds by its own size. `lower` then scales it as the
+            guard scales the step.
     """
 
     state: Mapping[str, Callable[[Server], float]]
@@ -36,14 +37,14 @@ class ServerOptimizer:
     velocity: bool = False
 
     def lower(self, state: Sequence[Float32], factor: float) -> None:
-        """Multiply the state, after a step whose learning rate the guard has multiplied by `factor`, by the same.
+        """Multiply the state by `factor`, after a step whose learning rate the guard has multiplied by it.
 
-        A g is in the step of `nesterov` as lr (1 + mu) g, and comes again in the rounds that follow as lr mu^2 g,
-        lr mu^3 g, ..., at the whole lr: what was cut from a step that blew the model up would be gone after all,
-        mu^2 / (1 - mu) g in sum (8.1 g with a momentum of 0.9). So what is kept is the velocity of the step that
-        was really made; all of m, not the round's own g alone, because a blow-up may have built up in it. The
-        adaptive ones divide m by the root of v, which has taken g in, too: however large g was, their next steps
-        are of about lr, and nothing is to be lowered.
+        In `nesterov`, g contributes lr (1 + mu) g to its own step, and lr mu^2 g, lr mu^3 g, ... to the following
+        rounds, at the full lr. So a step that the guard cuts because it blows the model up would still be made
+        later: mu^2 / (1 - mu) g in sum (8.1 g with a momentum of 0.9). Therefore the state keeps the velocity of
+        the step that was actually made. All of m is scaled, not the round's own g alone, because a blow-up may
+        have built up in m. The adaptive optimizers divide m by the root of v, which includes g, too. However large
+        g was, their next steps are about lr, so their state is not scaled.
         """
         if self.velocity and factor != 1:
             for values in state:
@@ -75,8 +76,8 @@ def nesterov(
     FedMom (Huo et al. 2020) is the same map. It is published as v' = theta - lr g;
     theta <- v' + mu (v' - v); v <- v', from v = theta^0. Put v - theta = lr mu m: then v' - v =
     -lr (g + mu m) = -lr m', so theta <- v' - lr mu m', and v' - theta keeps the form; m = 0 at the start. That
-    holds for one lr; where a schedule changes it, this form is what both names mean. Where the guard has lowered
-    it, m is lowered, too (ServerOptimizer.lower).
+    holds for a constant lr. If a schedule changes lr, both names mean this form. If the guard lowers lr, m is
+    scaled, too (ServerOptimizer.lower).
     """
     (momentum,) = state
     np.multiply(momentum, np.float32(server.momentum), out=momentum)
@@ -121,13 +122,13 @@ def fedadam(
 
 
 def _adaptive(theta: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32) -> Float32:
-    """m <- b1 m + (1 - b1) g; theta <- theta - lr m / (sqrt(v) + tau), v being the round's already.
+    """m <- b1 m + (1 - b1) g; theta <- theta - lr m / (sqrt(v) + tau), where v includes this round's g.
 
-    Reddi et al. 2020 (arXiv 2003.00295), Algorithm 2, whose Delta is -g: m starts at 0, v at tau^2, and there is
-    no correction of the moments' bias, which is how torch's Adam differs.
+    Reddi et al. 2020 (arXiv 2003.00295), Algorithm 2, whose Delta is -g. m starts at 0, v at tau^2. The moments'
+    bias is not corrected, unlike in torch's Adam.
 
     Raises:
-        StepOverflow: v is not finite any more.
+        StepOverflow: v is no longer finite.
     """
     m, v = state
     np.multiply(m, np.float32(server.betas[0]), out=m)
@@ -163,15 +164,16 @@ OPTIMIZERS = {
 
 
 def server_lr(t: int, server: Server, rounds: int) -> float:
-    """The learning rate that makes the model of round t.
+    """The server learning rate of round t.
 
-    Linear warm-up from lr / warmup_rounds to lr over the first warmup_rounds rounds; then lr (constant), or
-    down from lr to alpha lr, which is reached at the round after total_rounds and kept from there on.
+    The rate warms up linearly from lr / warmup_rounds to lr over the first warmup_rounds rounds. Then it stays at
+    lr (constant), or falls from lr to alpha lr. It reaches alpha lr at the round after total_rounds, and stays
+    there.
 
     Args:
         t: number of the round, from 1.
-        server: its lr is the maximum.
-        rounds: of the federation, where the schedule names no total_rounds.
+        server: server section; its lr is the maximum.
+        rounds: number of rounds of the federation, used if the schedule has no total_rounds.
     """
     schedule = server.schedule
     warmup, done = schedule.warmup_rounds, t - 1
@@ -186,5 +188,5 @@ def server_lr(t: int, server: Server, rounds: int) -> float:
 
 
 def server_at(t: int, server: Server, rounds: int) -> Server:
-    """The server's settings with the learning rate of round t."""
+    """The server's settings, with the learning rate of round t."""
     return server.model_copy(update={"lr": server_lr(t, server, rounds)})

@@ -1,14 +1,14 @@
-"""Regions first, then the whole: the mean of many sites by servers of which each reads a few.
+"""Aggregation by regions: servers that read a few sites each compute the mean of many sites.
 
-A region's mean is committed as an update of its sites together (their tokens in sum), and the root weighs it as
-its sites would have weighed, so a federation of federations is the same step once more. The mean of the regions'
-means is the mean of the sites, to float32 rounding, for every mean that is linear in them: with weights by tokens,
-uniform or FedNova's, and with bounded norms; medians and trimmed means need every site in one place. Nothing but
-the store is between the steps: each is found done, by the hash of what it was made from, and may run on any
-machine, be repeated, or be killed.
+A region's mean is committed like an update of all its sites (with the sum of their tokens). The root gives it the
+sum of its sites' weights. So a federation of federations is the same step, repeated. The mean of the regions'
+means equals the mean of the sites, to float32 rounding, for every mean that is linear in the sites: with weights
+by tokens, uniform or FedNova's, and with bounded norms. Medians and trimmed means need every site in one place.
+The steps communicate through the store only. A finished step is found by the hash of its inputs, so each step is
+idempotent, and may run on any machine or be killed.
 
-A site's cosine with the global mean cannot be known where only its region has been read. Once every region's mean
-is committed, each region reads its sites a second time, beside all the means, and commits the cosines.
+A site's cosine with the global mean needs more than the site's own region. Once every region's mean is committed,
+each region reads its sites a second time, together with all the means, and commits the cosines.
 """
 
 import json
@@ -36,16 +36,17 @@ from schemas.sections.server import ALIKE, Server
 MEAN = Server()  # fedavg with lr 1: the new model is the mean, bit for bit
 CODEC = "plain"
 COSINES_LIMIT = 1 << 20  # bytes
-MOST_COSINE = 1.001  # with what rounding adds
-TRIES = 3  # of a region whose committed files turn out to be damaged
+MOST_COSINE = 1.001  # 1, and a margin for rounding
+TRIES = 3  # for a region whose committed files turn out to be damaged
 
 Updates = Mapping[str, UpdateManifest]
 
 
 def regions(settings: Aggregation, sampled: Sequence[str]) -> dict[int, list[str]]:
-    """Number from 1 -> the region's sites, in the order of names; empty where one server reads all.
+    """Number from 1 -> the region's sites, in the order of names; empty if one server reads all sites.
 
-    They depend on who was sampled, not on who has committed: a site that drops out changes its own region only.
+    Regions depend on the sampled sites, not on the committed updates: a site that drops out changes its own region
+    only.
     """
     if settings.tree_above is None or len(sampled) <= settings.tree_above:
         return {}
@@ -58,15 +59,15 @@ class Tree:
     """The aggregation of one round by regions.
 
     Args:
-        run, t: the round; the sites started from round t-1's model.
-        groups: as `regions` gives them.
-        updates: each site's committed update; a region without any is passed over.
-        server: its weights and mean; the optimizer and its numbers.
-        most: work that a site can have done in a round.
-        limits: what a pass may use.
+        run, t: run and round; the sites started from round t-1's model.
+        groups: sites by region, from `regions`.
+        updates: committed update of each site; a region without any is skipped.
+        server: server section, with weights, mean and optimizer.
+        most: maximum work of a site in a round.
+        limits: resources of a pass.
 
     Raises:
-        UpdateRejected: one site's manifest is bad; drop that site and start again.
+        UpdateRejected: one site's manifest is bad; drop that site and start over.
     """
 
     def __init__(
@@ -83,29 +84,29 @@ class Tree:
         if server.mean in ALIKE:
             raise PhotonError(f"a {server.mean} mean needs every site in one place: drop aggregation.tree_above")
         self.run, self.t, self.base, self.updates, self.server = run, t, base, updates, server
-        there = {n: [site for site in sites if site in updates] for n, sites in groups.items()}
-        self.groups = {n: sites for n, sites in there.items() if sites}
+        committed = {n: [site for site in sites if site in updates] for n, sites in groups.items()}
+        self.groups = {n: sites for n, sites in committed.items() if sites}
         self.most, self.limits = most, limits
-        for site in self._sites():  # the shares come from what the manifests say, before any region is read
+        for site in self._sites():  # the shares depend on the manifests, before any region is read
             check_manifest(run, base, t, site, updates[site], most)
         self._known: dict[int, tuple[Place, PartialManifest]] = {}
 
     def partial(self, region: int, again: bool = False) -> tuple[Place, PartialManifest]:
-        """The region's mean: its place and manifest, committed before or now.
+        """The region's mean: its place and manifest. It is committed now, unless it was before.
 
         Args:
-            region: its number.
-            again: make it anew, though one is committed: its files are damaged.
+            region: number of the region.
+            again: flag: compute it again, because the files of the committed one are damaged.
 
         Raises:
-            UpdateRejected: one site's update is bad; drop that site and start again.
+            UpdateRejected: one site's update is bad; drop that site and start over.
         """
         if region not in self._known or again:
             self._known[region] = self._find_or_make(region, again)
         return self._known[region]
 
     def compare(self, region: int) -> dict[str, float]:
-        """cosine/<site> of the region's sites with the global mean, committed before or now: the second look."""
+        """The second look: cosine/<site> of the region's sites with the global mean, committed now or before."""
         partials = {n: self.partial(n) for n in self.groups}
         place, mine = partials[region]
         key = sha256_bytes(
@@ -113,37 +114,38 @@ class Tree:
         )
         place = replace(place, kind=PlaceKind.COSINES, content=key[:16])
         names = {f"cosine/{site}" for site in mine.parts}
-        if (there := self._cosines(place, names)) is not None:
-            return there
+        if (committed := self._cosines(place, names)) is not None:
+            return committed
         means = {partial.site: partial for _, partial in partials.values()}
         sites = {site: self.updates[site] for site in mine.parts}
         shares = {**self._root_shares(partials), **dict.fromkeys(sites, 0.0)}
         result = self._pass({**means, **sites}, shares, None)
-        found = {name: result.norms[name] for name in sorted(names)}
-        with suppress(StoreConflict):  # the same numbers from the same bytes, or what is no cosine
-            self.run.commit(place, canonical_json(found) + b"\n")
-        return found
+        cosines = {name: result.norms[name] for name in sorted(names)}
+        with suppress(StoreConflict):  # the object there has the same numbers, from the same bytes, or is invalid
+            self.run.commit(place, canonical_json(cosines) + b"\n")
+        return cosines
 
     def _cosines(self, place: Place, names: Set[str]) -> dict[str, float] | None:
-        """The committed cosines; None if there are none, or something else is there."""
+        """The committed cosines; None if there are none, or if the object is invalid."""
         try:
-            found = json.loads(self.run.read(place, COSINES_LIMIT) or b"null")
+            values = json.loads(self.run.read(place, COSINES_LIMIT) or b"null")
         except (CorruptFile, ValueError, RecursionError):
             return None
-        good = isinstance(found, dict) and found.keys() == names
-        if not good or not all(isinstance(value, float) and abs(value) <= MOST_COSINE for value in found.values()):
+        if not isinstance(values, dict) or values.keys() != names:
             return None
-        return dict(sorted(found.items()))
+        if not all(isinstance(value, float) and abs(value) <= MOST_COSINE for value in values.values()):
+            return None
+        return dict(sorted(values.items()))
 
     def aggregate(self, lr_scale: float = 1.0) -> Aggregate:
         """theta' = ServerOpt(theta, mean of the regions' means), with the weights and norms of the sites.
 
         Args:
-            lr_scale: factor that the guard has multiplied server.lr by already.
+            lr_scale: learning-rate factor that the guard has applied to server.lr already.
 
         Raises:
-            UpdateRejected: one site's update is bad; drop that site and start again.
-            CorruptFile: the old model is damaged, or regions' means again and again.
+            UpdateRejected: one site's update is bad; drop that site and start over.
+            CorruptFile: the old model is damaged, or regions' means are damaged repeatedly.
         """
         for _ in range(TRIES):
             partials = {n: self.partial(n) for n in self.groups}
@@ -164,8 +166,8 @@ class Tree:
         else:
             raise CorruptFile(f"round {self.t}: the means of regions are damaged as soon as they are written")
         norms = {name: value for name, value in result.norms.items() if "/" not in name}
-        for found in (*(partial.norms for _, partial in partials.values()), *cosines):
-            norms |= found
+        for of_region in (*(partial.norms for _, partial in partials.values()), *cosines):
+            norms |= of_region
         weights = self._shares().weights
         places = [replace(place, kind=PlaceKind.PARTIAL) for place, _ in partials.values()]
         hashes = {place.path: self.run.partial_sha256(place) for place in places}
@@ -183,13 +185,13 @@ class Tree:
                 self._shares().verify(result.norms)
                 try:
                     self.run.commit_partial(mean, self._manifest(region, attempt, updates, shares, result))
-                except StoreConflict:  # another server of the region: the same sites, the same mean
+                except StoreConflict:  # another server has committed the region: the same sites, the same mean
                     for entry in result.model:
                         self.run.store.discard(f"{folder}/{entry.path}")
                 again = False
-            found = self._committed(mean, region, attempt, updates, shares)
-            if found is not None and (not again or self._whole(mean, found)):
-                return mean, found
+            partial = self._committed(mean, region, attempt, updates, shares)
+            if partial is not None and (not again or self._whole(mean, partial)):
+                return mean, partial
         raise CorruptFile(
             f"{self.run.store.locate(place.path)} holds {ATTEMPTS_LIMIT} means, none of them of its sites"
         )
@@ -197,34 +199,34 @@ class Tree:
     def _committed(
         self, mean: Place, region: int, attempt: int, updates: Updates, shares: Mapping[str, float]
     ) -> PartialManifest | None:
-        """What is committed in a place, if it is the mean of exactly these updates in these shares."""
+        """The manifest committed in a place, if it is the mean of exactly these updates with these shares."""
         try:
-            if (found := self.run.partial(mean)) is not None:
+            if (partial := self.run.partial(mean)) is not None:
                 most = self._most(len(updates))
-                check_manifest(self.run, self.base, self.t, found.site, found, most)
-        except (CorruptFile, UpdateRejected):  # no manifest of a mean: another is made beside it
+                check_manifest(self.run, self.base, self.t, partial.site, partial, most)
+        except (CorruptFile, UpdateRejected):  # not a manifest of a mean: the mean goes into the next place
             return None
         parts = {site: reference(self.run, update, shares[site]) for site, update in updates.items()}
-        if found is None or (found.run, found.round, found.attempt) != (self.run.run, self.t, attempt):
+        if partial is None or (partial.run, partial.round, partial.attempt) != (self.run.run, self.t, attempt):
             return None
         norms = {f"delta_norm/{site}" for site in updates}
-        its_own = found.site == _member(region) and found.parts == parts and found.norms.keys() == norms
-        return found if its_own else None
+        its_own = partial.site == _member(region) and partial.parts == parts and partial.norms.keys() == norms
+        return partial if its_own else None
 
     def _shares(self) -> Shares:
-        """As one server would give them."""
+        """The shares that one server would give all sites."""
         return Shares(self.server, {site: self.updates[site] for site in sorted(self._sites())})
 
     def _sites(self) -> list[str]:
         return [site for sites in self.groups.values() for site in sites]
 
     def _root_shares(self, partials: Mapping[int, tuple[Place, PartialManifest]]) -> dict[str, float]:
-        """Of the regions' means: the sums of their sites' shares."""
+        """The shares of the regions' means: the sums of their sites' shares."""
         whole = self._shares().shares
         return {partial.site: math.fsum(whole[site] for site in partial.parts) for _, partial in partials.values()}
 
     def _region_shares(self, region: int) -> dict[str, float]:
-        """Of a region's sites in its mean. Only bounded norms make them depend on the other regions."""
+        """The shares of a region's sites in its mean. They depend on other regions only with bounded norms."""
         sites = self.groups[region]
         if self.server.mean == "mean":
             return Shares(self.server, {site: self.updates[site] for site in sites}).relative
@@ -233,7 +235,7 @@ class Tree:
         return {site: whole[site] / total for site in sites}
 
     def _place(self, region: int, updates: Updates, shares: Mapping[str, float]) -> Place:
-        """The place of exactly these updates to this model, in these shares."""
+        """The place for exactly these updates to this model, with these shares."""
         hashes = {s: self.run.update_sha256(self.t, s, update.attempt) for s, update in updates.items()}
         inputs = sha256_bytes(canonical_json([self.base.model_sha256, hashes, shares]))
         return Place(PlaceKind.REGION, self.run.run, self.t, region=region, inputs=inputs[:16])
@@ -250,11 +252,11 @@ class Tree:
         means = {partial.site: place.path for place, partial in self._known.values() if partial.site in updates}
         parts = [len(update.parts) for update in updates.values() if isinstance(update, PartialManifest)]
         sources = sources_of(self.run, self.base, self.t, updates, self._most(max(parts, default=1)), means)
-        rules = Rules(WeightedMean.given(shares))
+        rules = Rules(WeightedMean.fixed(shares))
         return run_pass(Pass(self.run, self.t, self.base, sources, rules, server, folder, lr_scale), self.limits)
 
     def _most(self, sites: int) -> Work:
-        """Work that the mean of so many sites can stand for."""
+        """The maximum work behind the mean of that many sites."""
         return self.most._replace(tokens=self.most.tokens * sites)
 
     def _manifest(
@@ -288,12 +290,12 @@ class Tree:
 
 
 def _member(region: int) -> str:
-    """What a region is called among the updates; no site can be called so."""
+    """The name of a region among the updates. No site can have such a name."""
     return f"+{region:04d}"
 
 
 def reference(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
-    """How a manifest names an update that it has taken in, with this share of the mean."""
+    """A manifest's reference to an update that it includes with this share of the mean."""
     return UpdateRef(
         attempt=update.attempt,
         sha256=run.update_sha256(update.round, update.site, update.attempt),
@@ -306,5 +308,5 @@ def reference(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
 
 
 def _largest(partial: PartialManifest) -> str:
-    """The site of a region that moved furthest."""
+    """The site of a region whose change is largest."""
     return max(partial.parts, key=lambda site: partial.norms[f"delta_norm/{site}"])

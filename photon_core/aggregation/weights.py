@@ -1,4 +1,4 @@
-"""The sites' weights: by tokens, alike, or FedNova's; and what bounded norms leave of them."""
+"""The sites' weights: by tokens, uniform, or FedNova's; and the shares that bounded norms leave of them."""
 
 import math
 from collections.abc import Mapping
@@ -8,17 +8,17 @@ from photon_core.errors import UpdateRejected
 from schemas.manifests import UpdateManifest
 from schemas.sections.server import ALIKE, Server
 
-TOLERANCE = 1e-3  # of a norm that a site claims: it sums in another order
+TOLERANCE = 1e-3  # of a norm that a site claims: the site sums in another order
 
 
 def fednova_factor(steps: Mapping[str, int]) -> tuple[dict[str, float], float]:
-    """Normalised averaging (FedNova; Wang et al. 2020, arXiv 2007.07481), all sites' objectives counting alike.
+    """Normalised averaging (FedNova; Wang et al. 2020, arXiv 2007.07481), with equal weights of the objectives.
 
     theta' = theta - tau sum_k p (theta - theta_k) / a_k with p = 1/K, a_k the site's local steps (the paper's for
-    plain SGD; it stands for other inner optimizers too) and tau = sum_k p a_k.
+    plain SGD; used for other inner optimizers, too) and tau = sum_k p a_k.
 
     Returns:
-        each site's share of the mean change, which sum to 1, and the factor to multiply that by.
+        each site's share of the mean change, which sum to 1, and the factor for the mean change.
     """
     tau = sum(steps.values()) / len(steps)
     shares = {site: tau / count / len(steps) for site, count in sorted(steps.items())}
@@ -30,17 +30,17 @@ class Shares:
     """The sites' shares in one round's mean.
 
     Args:
-        server: its weights and mean.
-        updates: what is averaged, in the order of the sites' names.
+        server: server section, with weights and mean.
+        updates: updates to average, in the order of the sites' names.
 
     Attributes:
-        weights: of the sites' objectives, which sum to 1: what their moments and metrics are averaged with.
-        relative: each site's share of the parameters' mean, which sum to 1; the weights, but for FedNova.
-        shares: what each one's parameters are multiplied by; theta gets what is left to 1.
-        plain: whether nothing is left, the shares being `relative`.
+        weights: weights of the sites' objectives, which sum to 1; moments and metrics are averaged with them.
+        relative: shares of the parameters' mean, which sum to 1; equal to the weights, except with FedNova.
+        shares: multipliers of the sites' parameters; theta gets the remainder to 1.
+        plain: flag: the remainder is 0, and the shares are `relative`.
 
     Raises:
-        UpdateRejected: an update does not say what the mean needs.
+        UpdateRejected: an update lacks a metric that the mean needs.
     """
 
     def __init__(self, server: Server, updates: Mapping[str, UpdateManifest]) -> None:
@@ -57,15 +57,15 @@ class Shares:
         self.plain = factor == 1.0 and all(bound == 1.0 for bound in kept.values())
 
     def verify(self, norms: Mapping[str, float]) -> None:
-        """Compare the norms that the sites claimed with those that were found so far (delta_norm/<site>).
+        """Compare the norms that the sites claimed with the computed ones (delta_norm/<site>).
 
         Raises:
-            UpdateRejected: a site claimed less, and so would have escaped its bound.
+            UpdateRejected: a site claimed less, and so would have evaded its bound.
         """
         for site, claimed in self._claimed.items():
-            found = norms.get(f"delta_norm/{site}", 0.0)
-            if found > claimed * (1 + TOLERANCE):
-                reason = f"it claims a change of norm {claimed:.6g}, but brings one of {found:.6g}"
+            computed = norms.get(f"delta_norm/{site}", 0.0)
+            if computed > claimed * (1 + TOLERANCE):
+                reason = f"it claims a change of norm {claimed:.6g}, but its change has norm {computed:.6g}"
                 raise UpdateRejected(site, reason)
 
 

@@ -21,13 +21,14 @@ PHASE_LIMIT = 40  # characters
 
 
 @contextmanager
-def phase(log: Log, name: str) -> Iterator["Begin"]:
-    """The block is a phase of the log's member, failed or not. Call what it yields to have it begin only then."""
-    begin = Begin()
+def phase(log: Log, name: str) -> Iterator["Stopwatch"]:
+    """The block is a phase of the log's member, failed or not. The phase starts with the block, or when the
+    stopwatch that it yields is restarted."""
+    stopwatch = Stopwatch()
     try:
-        yield begin
+        yield stopwatch
     finally:
-        append_spans(log, Span(phase=name, start=begin.unix, seconds=begin.elapsed()))
+        append_spans(log, Span(phase=name, start=stopwatch.unix, seconds=stopwatch.elapsed()))
 
 
 def append_spans(log: Log, *spans: Span) -> None:
@@ -44,13 +45,14 @@ def spans_of(events: Iterable[Event]) -> dict[str, list[Span]]:
     return found
 
 
-class Begin:
-    """When a span began. Calling it means: not before now (what was before was waiting for a free core)."""
+class Stopwatch:
+    """The start of a span, and the time since then."""
 
     def __init__(self) -> None:
-        self()
+        self.restart()
 
-    def __call__(self) -> None:
+    def restart(self) -> None:
+        """Start the span now. The time before it was a wait for a free core."""
         self.unix, self._clock = time.time(), time.monotonic()
 
     def elapsed(self) -> float:

@@ -1,5 +1,5 @@
 """A committed model for other tools: checkpoints for transformers, model card, generated text.
 
-Here: what leaves the run for use.
-Not here: reading foreign checkpoints as a start (model/foreign.py).
+Here: exports of a run's model.
+Not here: foreign checkpoints that a run starts from (model/foreign.py).
 """

@@ -1,4 +1,4 @@
-"""The model card of an export: what the model was trained on and how well it does, from the manifests alone."""
+"""The model card of an export: the model's training data and scores, from the manifests alone."""
 
 from photon_core.evidence.metrics import show
 from photon_core.model.shapes import parameter_count
@@ -16,7 +16,7 @@ tags: [federated-learning, photon]
 
 A decoder-only transformer of {parameters:,} parameters, pre-trained by {sites} sites that did not share their
 text: in each round the sites trained the global model for up to {steps} local steps and sent only the change.
-It has the shape of GPT-2: {n_layers} blocks, width {d_model}, {n_heads} heads, {vocab_size:,} tokens,
+It has the architecture of GPT-2: {n_layers} blocks, width {d_model}, {n_heads} heads, {vocab_size:,} tokens,
 {max_seq_len:,} positions.
 
 ## Use
@@ -39,8 +39,8 @@ print(tokenizer.decode(text[0]))
 
 ## Results
 
-Perplexity on text that each site holds out, by token of this model's tokenizer: comparable between models with the
-same tokenizer and the same held-out text only.
+Perplexity on text that each site holds out, per token of this model's tokenizer. It is comparable only between
+models with the same tokenizer and the same held-out text.
 
 | held-out text of | perplexity | tokens |
 |---|--:|--:|
@@ -50,11 +50,11 @@ same tokenizer and the same held-out text only.
 
 ## Limits
 
-- A base model: it continues text. It was neither instructed nor aligned, and repeats what is wrong or hurtful in
-  its data.
-- Nothing here says that the training text cannot be drawn out of the model.
-- Sequences of more than {max_seq_len:,} tokens are beyond it.
-- Who may use it follows from the rights in the sites' text, which this card does not know.
+- This is a base model, which continues text. It was neither instructed nor aligned, and repeats what is wrong or
+  hurtful in its data.
+- Nothing here shows that training text cannot be extracted from the model.
+- It cannot process sequences of more than {max_seq_len:,} tokens.
+- The rights in the sites' text determine who may use the model. This card does not know them.
 
 ## Origin
 
@@ -73,8 +73,8 @@ def model_card(federation: Federation, rounds: list[RoundManifest]) -> str:
     """README.md of an export.
 
     Args:
-        federation: the federation file, for names and shapes.
-        rounds: of the rounds that the exported model comes from, from 0 on.
+        federation: federation file, for names and shapes.
+        rounds: manifests of the rounds behind the exported model, from round 0.
     """
     last = rounds[-1]
     return CARD.format(
@@ -98,7 +98,7 @@ def model_card(federation: Federation, rounds: list[RoundManifest]) -> str:
 
 
 def _start(start: StartRef | None) -> str:
-    """Where the model of round 0 came from, without the folders of whoever holds it."""
+    """The origin of round 0's model, without the folders of its owner."""
     if start is None:
         return "a function of the seed"
     hashes = ", ".join(f"{name} `{sha256}`" for name, sha256 in sorted(start.sha256.items()))
@@ -106,7 +106,7 @@ def _start(start: StartRef | None) -> str:
 
 
 def _data(federation: Federation, rounds: list[RoundManifest]) -> str:
-    """A row for each site that ever contributed; one that has left the file since has no streams to name."""
+    """A row for each site that ever contributed. The streams of a site that the file no longer has are unknown."""
     streams = {site.name: ", ".join(stream.name for stream in site.streams) for site in federation.sites}
     tokens: dict[str, list[int]] = {}
     for manifest in rounds:
@@ -131,7 +131,7 @@ def _results(last: RoundManifest) -> str:
 
 
 def _curve(rounds: list[RoundManifest]) -> str:
-    """Perplexity over the rounds, at most some ten of them."""
+    """A table of the perplexity over the rounds, with about ten rows at most."""
     scored = [manifest for manifest in rounds if "perplexity" in manifest.metrics]
     if len(scored) < 2:
         return ""

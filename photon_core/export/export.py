@@ -1,4 +1,4 @@
-"""A round's model as a folder that transformers loads without a network: weights, tokenizer, card."""
+"""A round's model as a folder that transformers loads offline: weights, tokenizer, card."""
 
 import json
 import shutil
@@ -22,39 +22,39 @@ from schemas.sections.overlap import check_target
 
 
 def export_round(federation: Federation, t: int | None, folder: Path) -> RoundManifest:
-    """Write the model of round t (the last one if None) into a new folder, which appears whole or not at all.
+    """Write the model of round t (the last round if None) into a new folder, which appears atomically.
 
     Raises:
-        FederationError: there is something at the folder's place, it overlaps with a place that the file names, or
-            the file is not the run's.
+        FederationError: the folder is not free, it overlaps with a place that the file names, or the file does not
+            belong to the run.
         PhotonError: the round is not committed, or photon gc removed its model.
-        CorruptFile: the store's files are not those that the manifests cover.
+        CorruptFile: the store's files do not match the manifests.
     """
     check_target(federation, "--to", folder)
     check_free(folder)
     run, manifest, tokenizer = open_committed(federation, t)
     make_folder(folder.parent)
-    made = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.part")
-    made.mkdir()
+    part = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.part")
+    part.mkdir()
     try:
-        write_weights(run, manifest, federation.model, made)
-        write_tokenizer(tokenizer, made, federation.model.max_seq_len)
+        write_weights(run, manifest, federation.model, part)
+        write_tokenizer(tokenizer, part, federation.model.max_seq_len)
         config = gpt2_config(federation.model, tokenizer.eot)
-        _write_json(made / "config.json", config)
-        _write_json(made / "generation_config.json", generation_config(federation, tokenizer))
+        _write_json(part / "config.json", config)
+        _write_json(part / "generation_config.json", generation_config(federation, tokenizer))
         rounds = on_line(history(run, manifest.round))
-        (made / "README.md").write_text(model_card(federation, rounds), "utf-8")
+        (part / "README.md").write_text(model_card(federation, rounds), "utf-8")
         check_free(folder)
-        sync_tree(made)
-        made.replace(folder)
+        sync_tree(part)
+        part.replace(folder)
         sync_folder(folder.parent)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
     return manifest
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a place where something is. An empty folder may be filled."""
+    """Refuse a place that is not free. An empty folder is free."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise FederationError(f"--to {folder}: is a file or a link; write a folder that does not exist yet")
     if folder.is_dir() and any(folder.iterdir()):
@@ -63,6 +63,10 @@ def check_free(folder: Path) -> None:
 
 def open_committed(federation: Federation, t: int | None) -> tuple[Run, RoundManifest, Tokenizer]:
     """The run, one of its committed rounds, and its tokenizer, all checked against the federation file.
+
+    Args:
+        federation: federation file.
+        t: number of the round; None for the last one.
 
     Raises:
         FederationError: the file's model or tokenizer is not the run's.
@@ -82,7 +86,7 @@ def open_committed(federation: Federation, t: int | None) -> tuple[Run, RoundMan
 
 
 def generation_config(federation: Federation, tokenizer: Tokenizer) -> dict[str, object]:
-    """generation_config.json: when transformers stops, if nothing else is asked for."""
+    """generation_config.json: the defaults of transformers, such as where it stops."""
     return {
         "bos_token_id": tokenizer.eot,
         "eos_token_id": tokenizer.eot,

@@ -1,4 +1,4 @@
-"""Text from a round's model. Imports torch and transformers, and nothing of Composer's."""
+"""Text from a round's model. The module imports torch and transformers, but not Composer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from schemas.manifests import RoundManifest
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is drawn from a model.
+    """Settings for drawing text from a model.
 
     Args:
-        tokens: most tokens to add.
-        temperature: the logits are divided by it; 0 takes the likeliest token each time.
-        top_k: only the k likeliest tokens are drawn from; 0 for all.
-        seed: of the drawing: equal arguments give equal text on one machine.
+        tokens: maximum number of new tokens.
+        temperature: divisor of the logits; 0 always takes the likeliest token.
+        top_k: number of likeliest tokens to draw from; 0 for all.
+        seed: random seed; equal arguments give equal text on one machine.
     """
 
     tokens: int
@@ -34,14 +34,17 @@ class Decoding:
 def generate(
     federation: Federation, t: int | None, prompt: str, decoding: Decoding, say: Callable[[str], None]
 ) -> str:
-    """Continue a prompt with the model of round t (the last one if None), up to end-of-text.
+    """Continue a prompt with the model of round t (the last round if None), up to end-of-text.
 
     Args:
-        decoding: how.
-        say: called with pieces of the text as they come, prompt excluded.
+        federation: federation file.
+        t: number of the round.
+        prompt: text to continue.
+        decoding: settings for drawing.
+        say: callback with each new piece of text, without the prompt.
 
     Returns:
-        the text that was added.
+        the new text.
 
     Raises:
         FederationError: an argument is out of range.
@@ -77,7 +80,7 @@ def generate(
 
 
 def _load(run: Run, manifest: RoundManifest, federation: Federation, end_of_text: int) -> Any:
-    """The round's model as transformers' GPT-2, on the GPU if there is one."""
+    """The round's model as GPT-2 of transformers, on the GPU if the machine has one."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -97,7 +100,7 @@ def _load(run: Run, manifest: RoundManifest, federation: Federation, end_of_text
 
 
 class _Spoken:
-    """Passes tokens on as text, held back while the last character is not whole. A streamer of transformers."""
+    """A streamer of transformers that forwards tokens as text, once their last character is complete."""
 
     def __init__(self, decode: Callable[[list[int]], str], say: Callable[[str], None]) -> None:
         self._decode, self._say = decode, say

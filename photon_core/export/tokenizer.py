@@ -1,4 +1,4 @@
-"""A run's tokenizer as the files that transformers reads: the same ids for the same text."""
+"""A run's tokenizer as files for transformers, with the same ids for the same text."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, length: int) -> None:
     """Write tokenizer.json and tokenizer_config.json.
 
     Args:
-        tokenizer: of the run.
-        folder: where to.
-        length: the model's longest sequence, in tokens.
+        tokenizer: tokenizer of the run.
+        folder: output folder.
+        length: maximum sequence length of the model, in tokens.
     """
     if isinstance(tokenizer, FileTokenizer):
         content, end = tokenizer.content, tokenizer.end_of_text
@@ -30,15 +30,15 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, length: int) -> None:
         "bos_token": end,
         "pad_token": end,
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # as in training: a text that spells out a special token cannot end itself
+        "split_special_tokens": True,  # as in training: text that spells out a special token is not that token
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def byte_tokenizer() -> dict[str, Any]:
-    """A tokenizer.json that does what the tokenizer 'bytes' does: byte b is id b, end-of-text is 256.
+    """The tokenizer.json of the tokenizer 'bytes': byte b is id b, end-of-text is 256.
 
-    It is a byte-level BPE without merges, whose vocabulary are the printable stand-ins of the 256 bytes.
+    It is a byte-level BPE without merges. Its vocabulary has the printable stand-ins of the 256 bytes.
     """
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     end = {"content": END_OF_TEXT, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -67,8 +67,10 @@ def byte_tokenizer() -> dict[str, Any]:
 
 
 def _stand_ins() -> list[str]:
-    """The character that byte-level tokenizers write for each byte (GPT-2's table, openai/gpt-2 encoder.py):
-    itself where it prints, else the next one from U+0100 on."""
+    """The character that byte-level tokenizers write for each byte (GPT-2's table, openai/gpt-2 encoder.py).
+
+    It is the byte's own character if that is printable, else the next free one from U+0100.
+    """
     prints = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     stand_ins, spare = [], 256
     for byte in range(256):

@@ -1,4 +1,4 @@
-"""A round's model as Hugging Face's safetensors files, one tensor after the other."""
+"""A round's model as Hugging Face's safetensors files, written tensor by tensor."""
 
 import json
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ CHUNK = 4 << 20  # elements read at a time
 
 
 def write_weights(run: Run, manifest: RoundManifest, model: Model, folder: Path) -> None:
-    """Write model.safetensors, or numbered files and their index where the round's model has several.
+    """Write model.safetensors, or numbered files and their index if the round's model has several files.
 
-    Every file of the round in which tensors begin becomes one of the export, so that all is read once, front to
-    back, and its hash is checked in passing. In memory are a few chunks, and the largest matrix of a block twice
-    (it is transposed).
+    Every file of the round in which tensors begin becomes one file of the export. So everything is read once,
+    front to back, and hashed while read. Memory holds a few chunks, and the largest matrix of a block twice,
+    because it is transposed.
 
     Raises:
-        CorruptFile: the store's files are not those that the manifest covers.
+        CorruptFile: the store's files do not match the manifest.
     """
     places = gpt2_places(model)
     begin = [[name for name, part in entry.tensors.items() if span(part)[0] == 0] for entry in manifest.model]
@@ -35,13 +35,13 @@ def write_weights(run: Run, manifest: RoundManifest, model: Model, folder: Path)
     with TensorReader(run.store, run.files_dir(manifest.round), manifest.model) as reader:
         for number, names in enumerate(files, 1):
             file = f"model-{number:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors"
-            there = {places[name].name: TensorEntry(dtype="F32", shape=places[name].shape) for name in names}
+            tensors = {places[name].name: TensorEntry(dtype="F32", shape=places[name].shape) for name in names}
             with (folder / file).open("wb") as sink:
-                sink.write(make_header(there))
+                sink.write(make_header(tensors))
                 for name in names:
                     for part in _parts(reader, name, places[name].transposed):
                         sink.write(np.ascontiguousarray(part).data)
-            index.update(dict.fromkeys(there, file))
+            index.update(dict.fromkeys(tensors, file))
         reader.verify()
     if count > 1:
         total = sum(4 * int(np.prod(place.shape)) for place in places.values())

@@ -1,5 +1,5 @@
 """Prediction before training: memory, bytes, seconds and tokens of a round, from the file and from past rounds.
 
-Here: pure functions behind `photon plan`.
-Not here: choices that training makes itself (hardware/).
+Here: the pure functions behind `photon plan`.
+Not here: the choices that training makes itself (hardware/).
 """

@@ -1,4 +1,4 @@
-"""Inputs of the prediction: what travels between site and store, in bytes and seconds; what aggregation reads."""
+"""Inputs of the prediction: traffic between site and store in bytes and seconds, and bytes read in aggregation."""
 
 from math import prod
 
@@ -14,14 +14,16 @@ GIGABIT = 1e9 / 8  # bytes
 
 
 def model_bytes(federation: Federation) -> int:
-    """Bytes that a site downloads for a round: the global model, and averaged moments if the file asks for them,
-    without the headers of their files."""
+    """Bytes that a site downloads for a round: the global model, and averaged moments if the file has them.
+
+    The headers of the files are not counted.
+    """
     element = DTYPE_BYTES[SENT_AS[federation.update.model_dtype]]
     return parameter_count(federation.model) * element + _moment_bytes(federation)
 
 
 def update_bytes(federation: Federation) -> int:
-    """Bytes of a site's update as its codec writes it, with the moments that are averaged, without headers."""
+    """Bytes of a site's encoded update, with the moments if they are averaged, without headers."""
     codec = get_codec(federation.update.codec_name)
     shapes = parameter_shapes(federation.model).values()
     return sum(prod(codec.shape(shape)) for shape in shapes) * DTYPE_BYTES[codec.dtype] + _moment_bytes(federation)
@@ -35,7 +37,7 @@ def _moment_bytes(federation: Federation) -> int:
 
 
 def link_seconds(federation: Federation, section: Site | Child | None, upload: float) -> float:
-    """Seconds of a site's link in a round: what it fetches, and its update; 0 where no link is declared."""
+    """Seconds of a member's downloads and uploads in a round; 0 without a declared link."""
     down, up = transfer_seconds(federation, section, upload)
     return (down or 0.0) + (up or 0.0)
 
@@ -43,12 +45,12 @@ def link_seconds(federation: Federation, section: Site | Child | None, upload: f
 def transfer_seconds(
     federation: Federation, section: Site | Child | None, upload: float
 ) -> tuple[float | None, float | None]:
-    """Seconds to download the model and to upload `upload` bytes; None for a link that is not declared.
+    """Seconds to download the model and to upload `upload` bytes; None without a declared link.
 
     Args:
-        federation: the file.
-        section: the member's; None of one that the file does not name any more.
-        upload: bytes.
+        federation: federation file.
+        section: section of the member; None for a member that the file no longer has.
+        upload: bytes to upload.
     """
     if section is None or section.link is None:
         return None, None
@@ -57,7 +59,7 @@ def transfer_seconds(
 
 
 def slowest_link(federation: Federation) -> float | None:
-    """Bytes a second of the slowest declared link, in its slower direction; None if a member declares none."""
+    """Bytes a second of the slowest declared link, in its slower direction; None if a member declares no link."""
     rates = []
     for one in federation.members:
         if one.paused:
@@ -69,7 +71,7 @@ def slowest_link(federation: Federation) -> float | None:
 
 
 def region_count(federation: Federation, sites: int) -> int:
-    """Regions that a round of so many sites is aggregated by; 0 where one pass reads all of them."""
+    """The number of regions in the aggregation of that many sites; 0 if one pass reads all sites."""
     return len(regions(federation.aggregation, [str(number) for number in range(sites)]))
 
 
@@ -79,15 +81,16 @@ def bytes_read(sites: int, update: float, model: float, regions: int) -> float:
         K U                         in one pass over K updates of U bytes
         2 K U + R R M + R M         by R regions, whose means have M bytes (float32)
 
-    By regions (photon_core/aggregation/tree.py): every site is read for its region's mean; then, for its cosine, a
-    second time, beside the means of all R regions, in each of the R regions; then the root reads the R means. All
-    of it runs where the round runs, so that regions bound the memory, the number of open files and what a
-    repetition costs, not the time: with U = M they take 2 + R (R + 1) / K times one pass's.
+    With regions (photon_core/aggregation/tree.py), every update is read for its region's mean. It is read a
+    second time for its cosine, together with the means of all R regions, in each of the R regions. Then the root
+    reads the R means. All of it runs where the round runs. So regions bound the memory, the number of open files
+    and the cost of a repetition, but not the time: with U = M they read 2 + R (R + 1) / K times the bytes of one
+    pass.
 
     Args:
-        sites: K, whose updates are aggregated.
-        update, model: U and M, bytes.
-        regions: R, 0 for one pass.
+        sites: number K of aggregated updates.
+        update, model: bytes U of an update and M of a mean.
+        regions: number R of regions; 0 for one pass.
     """
     once = sites * update
     return 2 * once + regions * (regions + 1) * model if regions else once

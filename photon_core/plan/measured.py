@@ -1,4 +1,4 @@
-"""What the rounds so far have taken, from their manifests: the plan's calibration."""
+"""The plan's calibration: measured times of the past rounds, from their manifests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from photon_core.plan.costs import bytes_read, link_seconds
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 
-WINDOW = 5  # rounds that count, the latest: machines and links change
+WINDOW = 5  # latest rounds that count: machines and links change
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,14 @@ class Measured:
     """Medians over the latest rounds.
 
     Args:
-        rounds: how many rounds they are of.
-        tokens_per_second: of each site's training.
-        overhead: seconds of each site beyond its training and its link: start, data, encoding.
-        concurrency: sites at work at a time: the sum of their seconds over the seconds that all of them took. It
-            holds all that makes a round longer than its sites: sites that share a machine, waiting, Prefect.
-        aggregate: seconds of aggregation for each byte that it reads (photon_core/plan/costs.py).
-        evaluate: seconds of a round.
+        rounds: number of these rounds.
+        tokens_per_second: training speed by site.
+        overhead: seconds by site beyond training and transfers: start, data, encoding.
+        concurrency: number of sites at work at a time: the sum of the sites' seconds over the seconds of the
+            sites' part of the round. It includes everything that makes a round longer than its sites: sites that
+            share a machine, waiting, Prefect.
+        aggregate: seconds of aggregation per byte that it reads (photon_core/plan/costs.py).
+        evaluate: seconds of the evaluation in a round.
     """
 
     rounds: int
@@ -35,11 +36,11 @@ class Measured:
 
 
 def measure(federation: Federation, manifests: Sequence[RoundManifest]) -> Measured | None:
-    """The calibration, or None while no round says how long it took.
+    """The calibration; None while no round has measured times.
 
     Args:
-        federation: for the declared links.
-        manifests: rounds in order; those without updates (round 0) do not count.
+        federation: federation file, for the declared links.
+        manifests: rounds in order; rounds without updates (round 0) do not count.
     """
     rounds = [m for m in manifests if m.updates and "sites" in m.seconds and _timed(m)][-WINDOW:]
     if not rounds:
@@ -68,7 +69,7 @@ def measure(federation: Federation, manifests: Sequence[RoundManifest]) -> Measu
 
 
 def _read(federation: Federation, manifest: RoundManifest) -> float:
-    """Bytes that the aggregation of a round has read."""
+    """Bytes that the aggregation of a round read."""
     sites, model = len(manifest.updates), 4.0 * parameter_count(federation.model)
     update = sum(update.bytes for update in manifest.updates.values()) / sites
     return bytes_read(sites, update, model, len(manifest.partials))

@@ -1,4 +1,4 @@
-"""The plan's picture: the run's time against local steps a round, and data-parallel training beside it."""
+"""The plan's picture: the run's time by local steps a round, beside data-parallel training."""
 
 from pathlib import Path
 
@@ -7,13 +7,13 @@ from photon_core.plan.predict import Prediction
 
 
 def draw(predictions: list[Prediction], now: Prediction, advised: Prediction | None, path: Path) -> None:
-    """Write an SVG. The file's own number of steps and the advised one are marked.
+    """Write an SVG that marks the file's number of steps and the best one.
 
     Args:
-        predictions: of one run with different numbers of local steps, all of them with known times.
-        now: with the file's own.
-        advised: with the best one.
-        path: where to.
+        predictions: predictions of one run with different numbers of local steps, all with known times.
+        now: prediction with the file's number.
+        advised: prediction with the best number; None if unknown.
+        path: output file.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -1,10 +1,11 @@
-"""A round, and the whole run, before they are run: memory, seconds and bytes, site by site.
+"""The prediction of a round, and of the whole run: memory, seconds and bytes, site by site.
 
-Seconds of a site in a round = start + download + H steps + upload. A step takes flops_per_token times its tokens
-over what the site declares (devices x tflops x utilisation), or its tokens over the speed that was measured. The
-sites' part of a round ends with its slowest site; where rounds were measured, it is at least the sum of the sites'
-seconds over the number of them that were at work at a time (photon_core/plan/measured.py). Aggregation follows, at
-a rate of bytes that it reads: every update once, or more by regions (photon_core/plan/costs.py).
+Seconds of a site in a round = start + download + H steps + upload. A step takes its tokens over the measured
+speed. Without a measurement it takes flops_per_token times its tokens over the declared speed (devices x tflops x
+utilisation). The sites' part of a round ends with the straggler. If rounds were measured, that part takes at least
+the sum of the sites' seconds over the number of sites that were at work at a time (photon_core/plan/measured.py).
+Aggregation follows, at a rate of bytes that it reads: every update once, or more with regions
+(photon_core/plan/costs.py).
 """
 
 from collections.abc import Sequence
@@ -28,23 +29,24 @@ from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.view import SiteView, active_views
 
-START_SECONDS = 2.0  # a child process with its data and its Trainer, until rounds say how long
-AGGREGATION_RATE = 0.5e9  # bytes that aggregation reads in a second, until rounds say how many
-FORWARD = 1 / 3  # of training's operations
+START_SECONDS = 2.0  # for a child process with its data and its Trainer, until rounds have measured it
+AGGREGATION_RATE = 0.5e9  # bytes that aggregation reads in a second, until rounds have measured it
+FORWARD = 1 / 3  # share of the forward pass in training's operations
 
 
 @dataclass(frozen=True)
 class SitePlan:
-    """One site in one round. None: not known, because the site declares nothing and nothing was measured.
+    """One site in one round. None means unknown: the site declares nothing, and nothing was measured.
 
     Args:
-        micro_batch: sequences at once, for gradients to be accumulated over; 0 if not one fits.
-        memory: of one device at that micro-batch.
-        fits: whether it does; None where the site does not declare its memory.
-        shards: devices that FSDP spreads the model over; 1 for none.
-        infra: how the site's devices train together, and why; empty for a site with one device.
-        step, train: seconds of one local step, and of all of a round.
-        start, download, upload: seconds.
+        name: name of the site.
+        micro_batch: sequences per forward pass, for gradient accumulation; 0 if not even one fits.
+        memory: memory of one device at that micro-batch.
+        fits: flag: the memory suffices; None if the site does not declare its memory.
+        shards: number of devices that FSDP shards the model over; 1 without FSDP.
+        infra: parallelism of the site's devices, with the reason; empty for a site with one device.
+        step, train: seconds of one local step, and of all steps of a round.
+        start, download, upload: seconds of these phases.
     """
 
     name: str
@@ -71,15 +73,16 @@ class Prediction:
     """One round and the whole run.
 
     Args:
-        sites: every site of the file that is not paused.
-        sampled: sites a round.
-        steps, rounds: local steps a round, rounds in all.
-        download_bytes, upload_bytes: of one site in one round.
-        sites_seconds: until every site of a round has uploaded; None if a site's speed is not known.
-        aggregate, evaluate: seconds.
-        bandwidth: bytes a second of the slowest link, None if a site declares none.
-        calibrated: rounds that it is calibrated on, 0 for none.
-        regions: that a round is aggregated by, 0 for one pass over all sites.
+        sites: plans of the sites that are not paused.
+        sampled: number of sites a round.
+        steps, rounds: local steps a round, and number of rounds.
+        parameters: number of the model's parameters.
+        download_bytes, upload_bytes: bytes of one site in one round.
+        sites_seconds: seconds until every site of a round has uploaded; None if a site's speed is unknown.
+        aggregate, evaluate: seconds of these phases.
+        bandwidth: bytes a second of the slowest link; None if a site declares no link.
+        calibrated: number of rounds behind the calibration; 0 without one.
+        regions: number of regions of the aggregation; 0 for one pass over all sites.
     """
 
     sites: list[SitePlan]
@@ -106,21 +109,21 @@ class Prediction:
 
     @property
     def run_bytes(self) -> float:
-        """Down and up, of all sites in all rounds."""
+        """Downloads and uploads of all sites in all rounds."""
         return self.rounds * self.sampled * (self.download_bytes + self.upload_bytes)
 
     @property
     def local_seconds(self) -> float | None:
-        """The slowest site's training in a round."""
+        """Seconds of the straggler's training in a round."""
         trained = [site.train for site in self.sites]
         return None if None in trained else max(seconds for seconds in trained if seconds is not None)
 
     def topology_seconds(self, topology: Topology, data_parallel: bool = False) -> float | None:
-        """Seconds of the whole run if the sites exchanged so, by Photon's wall-time model.
+        """Seconds of the whole run with another exchange between the sites, by Photon's wall-time model.
 
         Args:
-            topology: how.
-            data_parallel: with an exchange of float32 gradients at every step instead of models once a round.
+            topology: topology of the exchange.
+            data_parallel: flag: exchange float32 gradients at every step, instead of models once a round.
         """
         if self.local_seconds is None or self.bandwidth is None:
             return None
@@ -136,18 +139,19 @@ class Prediction:
 
     @property
     def data_parallel_seconds(self) -> float | None:
-        """The least of the three, for data-parallel training over the same links."""
-        found = [self.topology_seconds(topology, data_parallel=True) for topology in TOPOLOGIES]
-        return min((seconds for seconds in found if seconds is not None), default=None)
+        """Seconds of data-parallel training over the same links, with the fastest of the three topologies."""
+        times = [self.topology_seconds(topology, data_parallel=True) for topology in TOPOLOGIES]
+        return min((seconds for seconds in times if seconds is not None), default=None)
 
 
 def predict(federation: Federation, measured: Measured | None = None, steps: int | None = None) -> Prediction:
     """The plan of a federation file.
 
     Args:
-        federation: the file.
-        measured: what its rounds so far took; None for declared hardware alone.
-        steps: local steps a round instead of the file's; the number of rounds follows, all steps stay the same.
+        federation: federation file.
+        measured: calibration by past rounds; None to use only the declared hardware.
+        steps: local steps a round instead of the file's; the number of rounds changes, the total of steps does
+            not.
     """
     local = federation.local
     steps_a_round = local.steps if steps is None else steps
@@ -203,16 +207,17 @@ def step_seconds(view: SiteView, measured: Measured | None) -> float | None:
     hardware = view.hardware
     if hardware is None:
         return None
-    devices = choose_infra(view).ranks  # nodes that train apart each make the whole step
+    devices = choose_infra(view).ranks  # each node that trains independently makes the whole step
     rate = devices * hardware.tflops * 1e12 * hardware.utilisation
     return tokens * flops_per_token(view.federation.model) / rate
 
 
 def fitting(view: SiteView) -> tuple[int, int, Memory]:
-    """The micro-batch that a site trains with: the file's, or the whole batch; auto: what halving makes fit.
+    """The micro-batch of a site: the file's number, or the whole batch. With auto, it is halved until it fits.
 
     Returns:
-        sequences at once on one device, shards, and the memory of one device; no sequences where not one fits.
+        sequences per forward pass on one device, shards, and the memory of one device; 0 sequences if not even one
+        fits.
     """
     local = view.local
     infra = job_infra(view)
@@ -244,32 +249,32 @@ def _limit(view: SiteView) -> float | None:
 
 
 def _together(sites: list[SitePlan], sampled: int, measured: Measured | None) -> float | None:
-    """Seconds until the slowest of the sampled sites is done; any site may be sampled."""
+    """Seconds until the straggler of the sampled sites has finished; any site may be sampled."""
     seconds = [site.seconds for site in sites if site.seconds is not None and isfinite(site.seconds)]
     if len(seconds) < len(sites):
         return None
-    slowest = max(seconds)
+    straggler = max(seconds)
     if measured is None:
-        return slowest
+        return straggler
     total = sum(seconds) * sampled / len(seconds)
-    return max(slowest, total / measured.concurrency)
+    return max(straggler, total / measured.concurrency)
 
 
 def _evaluate(federation: Federation, sites: list[SitePlan]) -> float:
-    """The slowest site's download of the candidate and forward passes over its held-out sequences."""
+    """Seconds of the straggler's download of the candidate, and of its forward passes over held-out sequences."""
     share = FORWARD * federation.data.evaluation_sequences / federation.local.batch_size
-    found = [START_SECONDS + (s.download or 0.0) + share * s.step for s in sites if s.step is not None]
-    return max(found, default=0.0)
+    times = [START_SECONDS + (s.download or 0.0) + share * s.step for s in sites if s.step is not None]
+    return max(times, default=0.0)
 
 
 def compared(federation: Federation, rounds: Sequence[RoundManifest]) -> list[tuple[int, float | None, float]]:
-    """(round, seconds that the rounds before it let expect, seconds that it took) for every measured round.
+    """(round, seconds predicted from the previous rounds, seconds measured) for every measured round.
 
-    The first has nothing before it but what the sites declare; None where they do not.
+    The prediction for the first round uses only what the sites declare; it is None if they declare nothing.
     """
-    found = []
+    rows = []
     for index, manifest in enumerate(rounds):
         if manifest.updates and manifest.seconds:
             expected = predict(federation, measure(federation, rounds[:index])).round_seconds
-            found.append((manifest.round, expected, sum(manifest.seconds.values())))
-    return found
+            rows.append((manifest.round, expected, sum(manifest.seconds.values())))
+    return rows

@@ -1,5 +1,5 @@
 """The report of a run: one HTML page without scripts, tables and pictures.
 
-Here: rendering for people.
-Not here: gathering the facts (evidence/record.py).
+Here: the rendering for people.
+Not here: the collection of the facts (evidence/record.py).
 """

@@ -1,4 +1,4 @@
-"""Runs side by side: where their federation files differ, and their curves in one figure."""
+"""The comparison of runs: the differences of their federation files, and their curves in one figure."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,36 +14,36 @@ from photon_core.report.tables import NOTHING, Row, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ABSENT = "not there"
-OWN = ("run", "store", "storage", "deploy")  # what every run has of its own, and no result depends on
+ABSENT = "absent"
+OWN = ("run", "store", "storage", "deploy")  # keys that differ in every run, and that no result depends on
 
 
 def names(records: Sequence[Record]) -> list[str]:
-    """A name for each run: its own, or its place where two have the same."""
+    """A name for each run: its own, or its URL if another run has the same name."""
     own = [record.run for record in records]
     return [record.run if own.count(record.run) == 1 else record.url for record in records]
 
 
 def differences(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    """(key, its value in each run) of every key of the federation files whose values differ."""
+    """(key, its value in each run) for every key of the federation files with different values."""
     flat = [
         _flat({key: value for key, value in record.federation.items() if key not in OWN}) for record in records
     ]
     keys = dict.fromkeys(key for one in flat for key in one)
-    found = []
+    rows = []
     for key in keys:
         values = [one.get(key, ABSENT) for one in flat]
         if any(value != values[0] for value in values):
-            found.append((key, values))
-    return found
+            rows.append((key, values))
+    return rows
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """{"local.steps": "60", "sites.law.streams.text.source": ...}: lists of named things by their names."""
+    """{"local.steps": "60", "sites.law.streams.text.source": ...}, with the items of lists by their names."""
     if isinstance(value, dict) and value:
         items = list(value.items())
     elif isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
-        items = [(item["name"], {k: v for k, v in item.items() if k != "name"} or "there") for item in value]
+        items = [(item["name"], {k: v for k, v in item.items() if k != "name"} or "present") for item in value]
     else:
         return {prefix: str(value)}
     flat: dict[str, str] = {}
@@ -53,7 +53,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
 
 
 def results(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    """(what, its value in each run): how far each came, and what it took."""
+    """(name, its value in each run) for the progress, the scores and the costs of the runs."""
     rows: dict[str, list[str]] = {}
 
     def put(name: str, value: str) -> None:
@@ -70,16 +70,16 @@ def results(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
         put("sites", str(len(record.sites)))
         put("bytes moved", amount(traffic(record)[-1][0]) if done else NOTHING)
         put("time in rounds", duration(sum(sum(m.seconds.values()) for m in record.tried)) if done else NOTHING)
-        put("sites left out", str(sum(len(m.left_out) for m in done)))
+        put("sites excluded", str(sum(len(m.left_out) for m in done)))
     return list(rows.items())
 
 
 def perplexities(records: Sequence[Record], against: str = "round") -> Picture | None:
-    """Each run's perplexity over its rounds, or over the tokens that it has trained.
+    """Each run's perplexity by round, or by trained tokens.
 
     Args:
-        records: the runs.
-        against: round or tokens.
+        records: records of the runs.
+        against: unit of the horizontal axis, round or tokens.
     """
     lines: dict[str, list[tuple[float, float]]] = {}
     for name, record in zip(names(records), records, strict=True):
@@ -125,10 +125,10 @@ def render(records: Sequence[Record]) -> str:
     """The page of a comparison."""
     shown = names(records)
     differ = Table(("key", *shown), [Row((key, *values)) for key, values in differences(records)], words=True)
-    came = Table(("", *shown), [Row((key, *values)) for key, values in results(records)])
+    outcome = Table(("", *shown), [Row((key, *values)) for key, values in results(records)])
     sections = [
         Section("curves", "Curves", pictures=[perplexities(records), perplexities(records, "tokens")]),
-        Section("results", "Results", tables=[came]),
+        Section("results", "Results", tables=[outcome]),
         Section(
             "differences", "Differences", "" if differ.rows else "The federation files are the same.",
             tables=[differ], always=True,

@@ -11,26 +11,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS = 200  # of a line
-LINES = len(COLOURS)  # sites with a line each; of more, a band is shown
-OUTLIERS = 2  # sites named beside a band
+POINTS = 200  # maximum number in a line
+LINES = len(COLOURS)  # maximum number of sites with a line each; more sites are shown as a band
+OUTLIERS = 2  # number of sites named beside a band
 
 Line = list[tuple[int, float]]  # (round, value)
 
 
 def perplexity(record: Record) -> Picture | None:
-    """Of the global model on held-out text, over all sites and at each."""
+    """The perplexity of the global model on held-out text, over all sites and at each site."""
     sites = {site: line for site in record.sites if (line := _evaluated(record, site, "perplexity"))}
     return _perplexity(record, "perplexity", "Perplexity of the global model", "site", sites)
 
 
 def domains(record: Record) -> Picture | None:
-    """The same by domain: the streams of one name at all sites together. None where every site is a domain."""
+    """The same perplexity by domain; None if every site is its own domain.
+
+    A domain is the streams of one name at all sites.
+    """
     streams = [[stream["name"] for stream in site["streams"]] for site in record.federation.get("sites", [])]
-    there = {name for names in streams for name in names}
-    if len(there) == len(streams) and all(len(names) == 1 for names in streams):
+    all_domains = {name for names in streams for name in names}
+    if len(all_domains) == len(streams) and all(len(names) == 1 for names in streams):
         return None
-    lines = {name: line for name in sorted(there) if (line := series(record.line, f"perplexity/{name}"))}
+    lines = {name: line for name in sorted(all_domains) if (line := series(record.line, f"perplexity/{name}"))}
     return _perplexity(record, "domains", "Perplexity by domain", "domain", lines) if lines else None
 
 
@@ -56,7 +59,7 @@ def _perplexity(record: Record, name: str, title: str, kind: str, lines: Mapping
 
 
 def before_and_after(record: Record) -> Picture | None:
-    """Each site's loss at the end of its local steps, and the averaged model's on the site's held-out text."""
+    """Each site's loss at the end of its local steps, and the averaged model's loss on its held-out text."""
     local = {site: line for site in record.sites if (line := _local(record, site))}
     after = {site: _evaluated(record, site, "loss") for site in local}
     shown = thin(sorted(local, key=lambda site: -local[site][-1][1]), 12) if len(local) > 12 else list(local)
@@ -83,7 +86,7 @@ def before_and_after(record: Record) -> Picture | None:
             axes.set_visible(False)
         for axes in grid[-1]:
             rounds_axis(axes, 8 // columns)
-        figure.supylabel("loss, nats a token", fontsize=12, color=SOFT)
+        figure.supylabel("loss, nats per token", fontsize=12, color=SOFT)
         figure.legend(
             handles=[_handle(COLOURS[1], "its own model, before"), _handle(COLOURS[0], "averaged, after")],
             loc="outside upper left", ncols=2, frameon=False, fontsize=12,
@@ -95,7 +98,7 @@ def before_and_after(record: Record) -> Picture | None:
 
 
 def norms(record: Record) -> Picture | None:
-    """How far each site has gone from the global model, and how far their mean has."""
+    """The norms of the sites' updates, and of their mean."""
     sites = _by_site(record, "delta_norm/")
     mean = series(record.trained, "pseudo_gradient_norm")
     if not sites or not mean:
@@ -110,11 +113,11 @@ def norms(record: Record) -> Picture | None:
         axes.set_ylabel("norm of the update")
         _lines(axes, sites, {"their mean": mean}, low=0.0)
 
-    return draw("norms", "How far the sites go", alt, 290, paint)
+    return draw("norms", "Norms of the sites' updates", alt, 290, paint)
 
 
 def cosines(record: Record) -> Picture | None:
-    """Between each site's update and the mean of all: who pulls away."""
+    """The cosine between each site's update and the mean of all."""
     sites = _by_site(record, "cosine/")
     if not sites:
         return None
@@ -126,11 +129,11 @@ def cosines(record: Record) -> Picture | None:
         axes.set_ylabel("cosine with the mean")
         _lines(axes, sites, {}, low=min(0.0, 1.1 * low), high=1.0)
 
-    return draw("cosines", "Who pulls away", alt, 290, paint)
+    return draw("cosines", "Cosine with the mean update", alt, 290, paint)
 
 
 def bytes_moved(record: Record) -> Picture | None:
-    """Bytes moved so far, by this run and by data-parallel training of the same steps."""
+    """Bytes moved so far by this run, and by data-parallel training of the same steps."""
     sums = traffic(record)
     if not sums or not sums[-1][0]:
         return None
@@ -164,7 +167,7 @@ def bytes_moved(record: Record) -> Picture | None:
 
 
 def speed(record: Record) -> Picture | None:
-    """Tokens a second of each site while it trains."""
+    """Tokens per second of each site during its training."""
     sites = {
         site: [
             (m.round, m.updates[site].metrics["tokens_per_second"])
@@ -176,11 +179,11 @@ def speed(record: Record) -> Picture | None:
     sites = {site: line for site, line in sites.items() if line}
     if not sites:
         return None
-    alt = "Tokens a second of each site while it trains, by round. " + _last_values("By site", sites)
+    alt = "Tokens per second of each site while it trains, by round. " + _last_values("By site", sites)
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
-        axes.set_ylabel("tokens a second")
+        axes.set_ylabel("tokens per second")
         _lines(axes, sites, {}, low=0.0)
 
     return draw("speed", "Speed of the sites", alt, 260, paint)
@@ -193,12 +196,12 @@ def _lines(
     low: float | None = None,
     high: float | None = None,
 ) -> None:
-    """A line for each site with its name at the end, or for many sites their range; `whole` stands out.
+    """Draw a line for each site with its name at the end, or for many sites their range. `whole` is highlighted.
 
     Args:
-        axes: an empty one.
-        sites, whole: name -> line.
-        low, high: limits of the values; as the data are if left out.
+        axes: empty axes.
+        sites, whole: lines by name.
+        low, high: limits of the values; by default the data's.
     """
     last = max(t for line in (*sites.values(), *whole.values()) for t, _ in line)
     ends: list[tuple[float, float, str, str]] = []
@@ -211,7 +214,7 @@ def _lines(
     for name, line in whole.items():
         plot(axes, line, INK, 3.0)
         ends.append((*line[-1], name, INK))
-    if low is not None and high is None:  # room above, for the names of the highest
+    if low is not None and high is None:  # room above, for the names of the highest lines
         high = 1.08 * max(value for line in (*sites.values(), *whole.values()) for _, value in line) or None
     axes.set_ylim(low, high)
     rounds_axis(axes)
@@ -219,7 +222,7 @@ def _lines(
 
 
 def _band(axes: "Axes", sites: Mapping[str, Line], last: int) -> list[tuple[float, float, str, str]]:
-    """The range and the middle half of many sites, and the farthest from the middle of them by name."""
+    """Draw the range and the middle half of many sites, and the sites farthest from the median by name."""
     import numpy as np
 
     values = {site: dict(line) for site, line in sites.items()}
@@ -252,7 +255,7 @@ def _xy(line: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
 
 
 def plain_log(axes: "Axes") -> None:
-    """A logarithmic axis with ordinary numbers, also where it spans less than a decade."""
+    """Give a logarithmic axis plain numbers, even if it spans less than a decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=8))
@@ -271,14 +274,14 @@ def _evaluated(record: Record, site: str, score: str) -> Line:
 
 
 def _local(record: Record, site: str) -> Line:
-    """The site's own model before averaging: on held-out text where it says so, else on its last local steps."""
-    found: Line = []
+    """The loss of the site's model before averaging: on held-out text if it was evaluated, else in training."""
+    line: Line = []
     for manifest in record.trained:
         metrics = manifest.updates[site].metrics if site in manifest.updates else {}
         value = metrics.get("valid_loss", metrics.get("last_loss", metrics.get("train_loss")))
         if value is not None:
-            found.append((manifest.round, value))
-    return found
+            line.append((manifest.round, value))
+    return line
 
 
 def _by_site(record: Record, prefix: str) -> dict[str, Line]:
@@ -287,7 +290,7 @@ def _by_site(record: Record, prefix: str) -> dict[str, Line]:
 
 
 def _last_values(what: str, lines: Mapping[str, Line]) -> str:
-    """The newest values in words; of many sites, only the extremes."""
+    """The newest values in words; for many sites, only the extremes."""
     ends = sorted(((line[-1][1], site) for site, line in lines.items() if line), reverse=True)
     if len(ends) > 8:
         (high, first), (low, last) = ends[0], ends[-1]

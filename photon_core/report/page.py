@@ -1,7 +1,7 @@
 """The page: everything about a run, from its manifests, in one HTML file without scripts.
 
-Site names and reasons were written by strangers: the template escapes everything but the figures, and the page's
-own policy lets a browser load nothing and run nothing.
+Site names and reasons are untrusted. So the template escapes everything but the figures, and the page's content
+policy forbids a browser to load or run anything.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,11 +17,11 @@ from photon_core.report.tables import Table
 from photon_core.run.line import sentence
 from schemas.manifests import RoundManifest
 
-SECTIONS = ("learning", "time")  # of the page: the first figure of each
+SECTIONS = ("learning", "time")  # their first figures make the key picture
 
 HERE = Path(__file__).parent
-TIMELINES = 24  # rounds with a timeline each; of more rounds an even choice
-BARS = 400  # sites x rounds of all timelines together: the page stays small with many sites
+TIMELINES = 24  # maximum number of timelines; of more rounds, an even selection
+BARS = 400  # maximum of sites x rounds over all timelines: the page stays small with many sites
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, left out if there is nothing in it."""
+    """A part of the page. An empty section is not shown."""
 
     id: str
     title: str
@@ -45,9 +45,9 @@ class Section:
     always: bool = False
 
     def shown(self) -> "Section":
-        there = [picture for picture in self.pictures if picture is not None]
+        pictures = [picture for picture in self.pictures if picture is not None]
         full = [table for table in self.tables if table.rows]
-        return replace(self, pictures=there, tables=full)
+        return replace(self, pictures=pictures, tables=full)
 
     @property
     def empty(self) -> bool:
@@ -67,14 +67,14 @@ def render(record: Record, timelines: int = TIMELINES) -> str:
     """The whole page.
 
     Args:
-        record: the run.
-        timelines: most rounds that get a timeline.
+        record: record of the run.
+        timelines: maximum number of rounds with a timeline.
     """
     return render_sections(record, sections_of(record, timelines))
 
 
 def render_sections(record: Record, sections: Sequence[Section]) -> str:
-    """The page with these sections, drawn before."""
+    """The page with sections that are drawn already."""
     return render_page(
         title=record.run,
         lead=lead(record),
@@ -117,7 +117,7 @@ def render_page(
 
 
 def lead(record: Record) -> str:
-    """The run in a sentence or two."""
+    """The run in one or two sentences."""
     if not record.birth:
         return f"Nothing has happened yet: {record.url} has no run of this name."
     model, local = record.federation["model"], record.federation["local"]
@@ -125,14 +125,14 @@ def lead(record: Record) -> str:
     server = record.federation["server"]["optimizer"]
     size = f"{count(record.parameters)} parameters ({shape})" if record.rounds else shape
     return (
-        f"{len(record.sites)} sites train one model of {size} on text that stays where it is: "
+        f"{len(record.sites)} sites train one model of {size} on text that stays at its site: "
         f"{local['steps']} local steps a round with batches of {local['batch_size']} sequences, "
         f"{server} at the server."
     )
 
 
 def glance(record: Record) -> list[Fact]:
-    """The federation at a glance."""
+    """The key numbers of the run."""
     done = record.trained
     facts = [Fact("rounds", f"{len(done)}" + (f" of {record.count}" if record.count else ""), _when(record))]
     if values := series(record.line, "perplexity"):
@@ -149,7 +149,7 @@ def glance(record: Record) -> list[Fact]:
         Fact(
             "sites",
             f"{len(last.updates)} of {len(last.sampled)}",
-            f"left out: {absent}" if absent else "in the last round",
+            f"excluded: {absent}" if absent else "in the last round",
         )
     )
     facts.append(Fact("tokens trained", count(last.total_tokens), f"{last.global_step:,} local steps"))
@@ -165,16 +165,16 @@ def glance(record: Record) -> list[Fact]:
 
 
 def notes(record: Record) -> list[str]:
-    """What must be seen first."""
-    found = [f"{_capital(sentence(m))}." for m in record.rounds if m.kind != "train"][-3:]
+    """The notes at the top of the page: rollbacks, and the sites excluded from the last round."""
+    texts = [f"{_capital(sentence(m))}." for m in record.rounds if m.kind != "train"][-3:]
     if not record.trained:
-        first = ["No round is committed yet: what there is to see comes with the first."]
-        return found or (first if record.birth else [])
+        first = ["No round is committed yet. Figures and tables appear with the first one."]
+        return texts or (first if record.birth else [])
     last = record.trained[-1]
-    found += [f"Round {last.round} went without {site}: {why}" for site, why in sorted(last.left_out.items())[:5]]
+    texts += [f"Round {last.round} excluded {site}: {why}" for site, why in sorted(last.left_out.items())[:5]]
     if len(last.left_out) > 5:
-        found.append(f"and without {len(last.left_out) - 5} more, listed below.")
-    return found
+        texts.append(f"Round {last.round} excluded {len(last.left_out) - 5} more sites, which are listed below.")
+    return texts
 
 
 def _capital(text: str) -> str:
@@ -196,30 +196,31 @@ def sections_of(record: Record, timelines: int = TIMELINES) -> list[Section]:
         Section(
             "learning", "Learning",
             "Perplexity of the averaged model on text that every site holds out, and the sites' own losses. "
-            "A site whose curve stays away from the others has other text.",
+            "A curve that differs from the others means that the site's text differs.",
             [curves.perplexity(record), curves.before_and_after(record), curves.domains(record)],
         ),
         _time_section(record, timelines),
         Section(
             "sites", "Sites",
-            "Who contributes what. Loss is the mean over the site's local steps of its last round, perplexity the "
-            "averaged model's on the site's held-out text, last round the time until its update was there.",
+            "The contribution of each site. Loss is the mean over the local steps of the site's last round. "
+            "Perplexity is the averaged model's, on the site's held-out text. Last round is the time until the "
+            "site's update was committed.",
             tables=[tables.site_table(record), tables.round_table(record)],
         ),
         Section(
             "agreement", "Agreement",
-            "How far each site's update goes, and whether it points where the others point. The longer a site "
-            "trains alone, or the more its text differs, the smaller its cosine.",
+            "Size and direction of the sites' updates. The longer a site trains alone, or the more its text "
+            "differs, the smaller its cosine.",
             [curves.norms(record), curves.cosines(record), similarity.matrix(record)],
         ),
         Section(
             "traffic", "Traffic and speed",
-            "Every download of the model and every upload of an update, against the gradients that data-parallel "
-            "training of the same steps would have moved with a ring all-reduce in float32.",
+            "Every download of the model and every upload of an update, compared with the gradients that "
+            "data-parallel training of the same steps would move with a ring all-reduce in float32.",
             [curves.bytes_moved(record), curves.speed(record)],
         ),
         Section(
-            "trouble", "Left out, tried again",
+            "trouble", "Excluded, retried",
             "" if trouble.rows else "Nothing: every sampled site's update was used, at the first attempt.",
             tables=[trouble], always=bool(record.trained),
         ),
@@ -230,7 +231,7 @@ def sections_of(record: Record, timelines: int = TIMELINES) -> list[Section]:
             tables=[checks],
         ),
         Section(
-            "again", "How to make it again",
+            "again", "How to reproduce the model",
             "The same file, data, versions and seed give the same model, bit for bit.",
             tables=[tables.hash_table(record), tables.version_table(record)],
             source=_yaml(record), source_title="The federation file, all defaults filled in",
@@ -246,8 +247,8 @@ def _time_section(record: Record, timelines: int) -> Section:
     newest = pictures.pop(shown[-1].round, None) if shown else None
     return Section(
         "time", "Time",
-        "Who did what when. The site at the bottom of a timeline, in bold, is the straggler, which the round "
-        "waited for; the dotted line is where aggregation began." if timed else "",
+        "The phases of the rounds. The site at the bottom of a timeline, in bold, is the straggler, which the "
+        "round waited for. The dotted line is the start of the aggregation." if timed else "",
         [newest, times.site_seconds(record)],
         folds=[Fold(_earlier(timed, shown), list(reversed(pictures.values())))] if pictures else [],
     )  # fmt: skip
@@ -256,11 +257,11 @@ def _time_section(record: Record, timelines: int) -> Section:
 def _earlier(timed: Sequence[RoundManifest], shown: Sequence[RoundManifest]) -> str:
     if len(shown) == len(timed):
         return (
-            f"Timelines of the {len(shown) - 1} rounds before"
+            f"Timelines of the {len(shown) - 1} previous rounds"
             if len(shown) > 2
-            else "Timeline of the round before"
+            else "Timeline of the previous round"
         )
-    return f"Timelines of {len(shown) - 1} of the {len(timed) - 1} rounds before"
+    return f"Timelines of {len(shown) - 1} of the {len(timed) - 1} previous rounds"
 
 
 def _yaml(record: Record) -> str:
@@ -274,9 +275,9 @@ def _yaml(record: Record) -> str:
 
 
 def picture(sections: Sequence[Section]) -> str:
-    """Two figures of the page beside each other, as a file that stands alone; empty before the first round."""
-    found = [section.pictures[0] for section in sections if section.id in SECTIONS and section.pictures]
-    shown: list[Picture] = [figure for figure in found if figure is not None]
+    """Two figures of the page beside each other, as a self-contained file; empty before the first round."""
+    first = [section.pictures[0] for section in sections if section.id in SECTIONS and section.pictures]
+    shown: list[Picture] = [figure for figure in first if figure is not None]
     if not shown:
         return ""
     width, height, parts = 0.0, 0.0, []

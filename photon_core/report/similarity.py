@@ -1,4 +1,4 @@
-"""The figure of who agrees with whom: cosines between the updates of each two sites."""
+"""The figure of agreement: cosines between the updates of every two sites."""
 
 from typing import TYPE_CHECKING
 
@@ -14,32 +14,32 @@ MEAN = "mean"
 
 
 def pairs(manifest: RoundManifest) -> tuple[list[str], dict[tuple[str, str], float]]:
-    """The sites of a round and the cosines that its manifest knows: between pairs, and with the mean."""
+    """The sites of a round, and the cosines between pairs of them that its manifest has."""
     names = sorted(manifest.updates)
-    found: dict[tuple[str, str], float] = {}
+    cosines: dict[tuple[str, str], float] = {}
     for i, one in enumerate(names):
-        found[one, one] = 1.0
+        cosines[one, one] = 1.0
         for other in names[i + 1 :]:
             value = manifest.metrics.get(f"{PREFIX}{one}/{other}")
             if value is not None:
-                found[one, other] = found[other, one] = value
-    return names, found
+                cosines[one, other] = cosines[other, one] = value
+    return names, cosines
 
 
 def matrix(record: Record) -> Picture | None:
-    """Of the last round that has them: a square a pair of sites, blue where they agree, red where they do not."""
+    """The last round's matrix: a square for each pair of sites, blue if they agree, red if they disagree."""
     manifest = next((m for m in reversed(record.trained) if any(k.startswith(PREFIX) for k in m.metrics)), None)
     if manifest is None:
         return None
-    names, found = pairs(manifest)
+    names, cosines = pairs(manifest)
     with_mean = {
         site: manifest.metrics[f"cosine/{site}"] for site in names if f"cosine/{site}" in manifest.metrics
     }
-    different = {pair: value for pair, value in found.items() if pair[0] < pair[1]}
+    different = {pair: value for pair, value in cosines.items() if pair[0] < pair[1]}
     least = min(different, key=different.__getitem__)
     most = max(different, key=different.__getitem__)
     alt = (
-        f"Cosines between the updates of each two of {len(names)} sites in round {manifest.round}: "
+        f"Cosines between the updates of every two of {len(names)} sites in round {manifest.round}: "
         f"{least[0]} and {least[1]} agree least ({different[least]:.2f}), {most[0]} and {most[1]} most "
         f"({different[most]:.2f})."
     )
@@ -53,7 +53,7 @@ def matrix(record: Record) -> Picture | None:
         for y, one in enumerate(names):
             for x, other in enumerate(names):
                 if one != other:
-                    values[y, x] = found.get((one, other), np.nan)
+                    values[y, x] = cosines.get((one, other), np.nan)
             values[y, -1] = with_mean.get(one, np.nan)
         edges = np.arange(len(columns) + 1)
         axes.pcolormesh(edges, np.arange(len(names) + 1), values, cmap="RdBu", vmin=-1, vmax=1, edgecolors="white",
@@ -82,5 +82,5 @@ def matrix(record: Record) -> Picture | None:
             side.set_visible(False)
 
     return draw(
-        "matrix", f"Who agrees with whom, round {manifest.round}", alt, 70 + min(44 * len(names), 400), paint
+        "matrix", f"Agreement of the sites, round {manifest.round}", alt, 70 + min(44 * len(names), 400), paint
     )

@@ -1,7 +1,7 @@
-"""How every figure looks: one palette that colour-blind people tell apart, few lines, labels where the data end.
+"""The style of every figure: one palette that colour-blind people can distinguish, few lines, labels at line ends.
 
-Text stays text in the SVG, so that a page can be searched and is small. Figures are drawn 430 units wide: two
-side by side fill a desk's screen, and one on a phone has letters of 10 pixels.
+Text stays text in the SVG, so that a page is small and can be searched. Figures are 430 units wide: two of them
+fill the width of a desktop screen, and one on a phone has letters of 10 pixels.
 """
 
 import html
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito, https://jfly.uni-koeln.de/color/, without its yellow, which white swallows
+# Okabe and Ito, https://jfly.uni-koeln.de/color/, without its yellow, which is too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F3C8D")
 INK, SOFT, FAINT, PALE = "#1f2933", "#64707d", "#c3cad1", "#e8ecf0"
 PHASE_COLOURS = {
@@ -72,10 +72,10 @@ class Picture:
     """One figure of a page.
 
     Args:
-        name: unique on the page.
-        title: what it shows, in words.
-        alt: what there is to see, for who cannot see it.
-        svg: the element, without an XML header.
+        name: identifier, unique on the page.
+        title: caption.
+        alt: text alternative.
+        svg: SVG element, without an XML header.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Picture:
 
 
 def draw(name: str, title: str, alt: str, height: float, paint: "Callable[[Figure], None]") -> Picture:
-    """A figure of WIDTH x height CSS pixels, painted by `paint`."""
+    """A figure of WIDTH x height CSS pixels, drawn by `paint`."""
     with styled(name):
         figure = new_figure(height)
         paint(figure)
@@ -96,7 +96,7 @@ def draw(name: str, title: str, alt: str, height: float, paint: "Callable[[Figur
 
 @contextmanager
 def styled(name: str) -> Iterator[None]:
-    """Within the block, figures look like this."""
+    """Figures have this style within the block."""
     import matplotlib
 
     with matplotlib.rc_context({**RC, "svg.hashsalt": name}):
@@ -104,14 +104,14 @@ def styled(name: str) -> Iterator[None]:
 
 
 def new_figure(height: float) -> "Figure":
-    """Without pyplot, which would keep it, look for a screen, and import for a second longer."""
+    """A figure without pyplot, which would keep it, look for a display, and take a second to import."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, layout="constrained")
 
 
 def _inline(svg: str, name: str, alt: str) -> str:
-    """Matplotlib's file as an element of a page: named, of any width, without what no browser needs."""
+    """Matplotlib's file as an element of a page: named, of any width, without parts that no browser needs."""
     body = svg[svg.index("<svg") :]
     head_end = body.index(">")
     view = re.search(r'viewBox="([^"]+)"', body[:head_end])
@@ -128,12 +128,12 @@ def _inline(svg: str, name: str, alt: str) -> str:
 
 
 def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], gap: float = 15.0) -> None:
-    """Names at the right ends of lines, apart from each other.
+    """Write names at the right ends of lines, without overlap.
 
     Args:
-        axes: with its limits, scale and labels set: the figure is laid out here, once.
+        axes: finished axes, with limits, scale and labels; the figure is laid out here, once.
         ends: (x, y, text, colour) of each line's last point.
-        gap: least distance of two names, in points.
+        gap: minimum distance of two names, in points.
     """
     right = max(x for x, _, _, _ in ends)
     names = [
@@ -145,8 +145,8 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], gap:
     ]  # fmt: skip
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # only now is it known how high the axes are
-    figure.set_layout_engine("none")  # and it stays so: laying out is a third of what drawing costs
+    figure.draw_without_rendering()  # the height of the axes is known only after this
+    figure.set_layout_engine("none")  # no second layout: it would take a third of the drawing time
     points = [float(axes.transData.transform((x, y))[1]) for x, y, _, _ in ends]
     low, high = axes.transAxes.transform((0, 0))[1], axes.transAxes.transform((0, 1))[1]
     order = sorted(range(len(ends)), key=points.__getitem__)
@@ -155,14 +155,14 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], gap:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Ascending places, moved so that neighbours are `gap` apart, around where they were, none above `high`."""
+    """Ascending places with a distance of at least `gap`, near the old ones and none above `high`."""
     up: list[float] = []
     for place in places:
         up.append(max(place, up[-1] + gap) if up else place)
     down: list[float] = []
     for place in reversed(places):
         down.append(min(place, down[-1] - gap) if down else place)
-    # both have their neighbours `gap` apart, and so has what lies between them
+    # neighbours have the distance `gap` in both lists, and so they have it in the mean
     moved = [(above + below) / 2 for above, below in zip(up, reversed(down), strict=True)]
     for i, place in enumerate(moved):
         moved[i] = max(place, low + i * gap)
@@ -172,7 +172,7 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def rounds_axis(axes: "Axes", ticks: int = 7) -> None:
-    """Whole numbers of rounds below, at about so many ticks."""
+    """Label the horizontal axis with whole numbers of rounds, at about `ticks` places."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))

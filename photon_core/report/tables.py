@@ -1,4 +1,4 @@
-"""The tables of a report: the sites, what went wrong, the data checks, how to make it again."""
+"""The tables of a report: sites, rounds, problems, data checks, hashes and versions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from photon_core.formatting import amount, duration
 from photon_core.report.times import straggler
 from photon_core.run.line import sentence
 
-ROUNDS = 60  # of a table
+ROUNDS = 60  # maximum number of rows of rounds
 TROUBLES = 300
 NOTHING = "–"
 
@@ -26,12 +26,12 @@ class Table:
     """A table of text.
 
     Args:
-        head: the columns.
-        rows: as many cells each.
-        title: above it; the section's if left out.
-        words: text, to the left; else numbers, to the right, after a name.
-        fold: closed until it is asked for.
-        note: below it.
+        head: names of the columns.
+        rows: rows with one cell a column.
+        title: title above the table; by default the section's.
+        words: flag: cells are text, aligned left; else a name and numbers, aligned right.
+        fold: flag: collapsed until a reader opens it.
+        note: note below the table.
     """
 
     head: Sequence[str]
@@ -43,9 +43,9 @@ class Table:
 
 
 def site_table(record: Record) -> Table:
-    """What each site has contributed, over all rounds and in the last."""
+    """Each site's contribution, over all rounds and in its last round."""
     table = Table(
-        ("site", "rounds", "tokens", "tokens/s", "bytes sent", "last round", "loss", "perplexity", "left out")
+        ("site", "rounds", "tokens", "tokens/s", "bytes sent", "last round", "loss", "perplexity", "excluded")
     )
     for site in record.sites:
         updates = [m.updates[site] for m in record.trained if site in m.updates]
@@ -69,7 +69,7 @@ def site_table(record: Record) -> Table:
 
 
 def round_table(record: Record) -> Table:
-    """A row a round, the newest first."""
+    """A row for each round, the newest first."""
     rounds = thin(record.rounds[1:], ROUNDS)
     hidden = len(record.rounds[1:]) - len(rounds)
     table = Table(
@@ -96,23 +96,23 @@ def round_table(record: Record) -> Table:
 
 
 def trouble_table(record: Record) -> Table:
-    """Every site left out, not evaluated, tried again, or with a clock of its own; newest first."""
-    found: list[tuple[str, str, str, str]] = []
+    """Every site that was excluded, not evaluated, or retried, or whose clock is wrong; the newest first."""
+    troubles: list[tuple[str, str, str, str]] = []
     for manifest in reversed(record.rounds[1:]):
         t = str(manifest.round)
         if manifest.kind != "train":
-            found.append((t, "all", manifest.kind, sentence(manifest)))
-        found += [(t, site, "left out", why) for site, why in sorted(manifest.left_out.items())]
-        found += [(t, site, "not evaluated", why) for site, why in sorted(manifest.not_evaluated.items())]
-        found += [
-            (t, site, "went on", note) for site, notes in sorted(manifest.incidents.items()) for note in notes
+            troubles.append((t, "all", manifest.kind, sentence(manifest)))
+        troubles += [(t, site, "excluded", why) for site, why in sorted(manifest.left_out.items())]
+        troubles += [(t, site, "not evaluated", why) for site, why in sorted(manifest.not_evaluated.items())]
+        troubles += [
+            (t, site, "recovered", note) for site, notes in sorted(manifest.incidents.items()) for note in notes
         ]
-        found += [
+        troubles += [
             (t, site, "clock", f"its clock is off by {abs(by):,.1f} s or more; its steps were moved by that much")
             for site, by in sorted(manifest.clocks.items())
         ]
-    rows = [Row(cells, "bad" if cells[2] == "left out" else "") for cells in found[:TROUBLES]]
-    more = len(found) - len(rows)
+    rows = [Row(cells, "bad" if cells[2] == "excluded" else "") for cells in troubles[:TROUBLES]]
+    more = len(troubles) - len(rows)
     return Table(
         ("round", "site", "what", "why"),
         rows,
@@ -122,7 +122,7 @@ def trouble_table(record: Record) -> Table:
 
 
 def check_table(record: Record) -> Table:
-    """What the sites' data met before the last round's training, as the sites say."""
+    """The results of the data checks before the last round's training, as the sites report them."""
     rows = []
     for site, update in sorted(record.updates.items()):
         for check in update.checks[:50]:
@@ -147,7 +147,7 @@ def limits(limit: Any) -> str:
 
 
 def short_value(value: Any) -> str:
-    """A value that a site gave, on one line."""
+    """A value that a site reports, on one line."""
     if isinstance(value, list):
         return ", ".join(short_value(item) for item in value[:3])
     if isinstance(value, float):
@@ -167,7 +167,7 @@ def seconds(value: float | None) -> str:
 
 
 def version_table(record: Record) -> Table:
-    """Versions of the coordinator, and of sites that have others."""
+    """The coordinator's versions, and different versions at the sites."""
     ours = record.rounds[-1].versions if record.rounds else (record.birth.versions if record.birth else {})
     rows = [Row((name, version, _others(record, name, version))) for name, version in ours.items()]
     if not any(row.cells[2] for row in rows):
@@ -176,15 +176,15 @@ def version_table(record: Record) -> Table:
 
 
 def _others(record: Record, name: str, version: str) -> str:
-    other: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
     for site, update in sorted(record.updates.items()):
-        if (found := update.versions.get(name, "absent")) != version:
-            other.setdefault(found[:40], []).append(site)
-    return "; ".join(f"{found} at {', '.join(sites)}" for found, sites in other.items())
+        if (other := update.versions.get(name, "absent")) != version:
+            others.setdefault(other[:40], []).append(site)
+    return "; ".join(f"{other} at {', '.join(sites)}" for other, sites in others.items())
 
 
 def hash_table(record: Record) -> Table:
-    """What names the run's inputs and results beyond doubt."""
+    """The hashes of the run's inputs and results."""
     rows = []
     if record.birth:
         rows += [
@@ -196,7 +196,7 @@ def hash_table(record: Record) -> Table:
         rows += [
             Row(("initial model", record.rounds[0].model_sha256)),
             Row((f"model of round {last.round}", last.model_sha256)),
-            Row((f"manifest of round {last.round}, and through it all before", record.last_sha256)),
+            Row((f"manifest of round {last.round}, which covers all earlier ones", record.last_sha256)),
         ]
         if last.federation_sha256 != (record.birth.federation_sha256 if record.birth else ""):
             rows.append(Row((f"federation file at round {last.round}", last.federation_sha256)))

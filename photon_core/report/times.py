@@ -1,4 +1,4 @@
-"""Figures of time: who did what when in a round, and how long each site took in every round."""
+"""Figures of time: the timeline of a round, and the seconds of each site in every round."""
 
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.patches import PathPatch
 
 ROW = 22  # CSS pixels of a site
-COLUMNS = 120  # of rounds beside each other
+COLUMNS = 120  # maximum number of rounds beside each other
 COORDINATOR = "coordinator"
 WORDS = {"round": "at the site"}
 
@@ -33,7 +33,7 @@ def has_timeline(manifest: RoundManifest) -> bool:
 
 
 def straggler(manifest: RoundManifest) -> tuple[str, float] | None:
-    """The site that was done last, and how many seconds after the median one."""
+    """The site that finished last, and its delay after the median site in seconds."""
     ends = sorted((seconds, site) for site in manifest.updates if (seconds := busy(manifest, site)) is not None)
     if len(ends) < 2:
         return None
@@ -41,16 +41,16 @@ def straggler(manifest: RoundManifest) -> tuple[str, float] | None:
 
 
 def rows(manifest: RoundManifest) -> dict[str, list[Span]]:
-    """What is drawn of a round: the sites in the order in which they were done, then the coordinator."""
+    """The rows of a round's timeline: the sites in the order in which they finished, then the coordinator."""
     ended = manifest.seconds.get("sites", 0.0)
     aggregated = ended + manifest.seconds.get("aggregate", 0.0)
     sites = sorted(manifest.spans, key=lambda site: (site in manifest.left_out, busy(manifest, site) or 0.0, site))
-    found = {site: _with_waiting(manifest.spans[site]) for site in sites}
+    spans = {site: _with_waiting(manifest.spans[site]) for site in sites}
     for site in manifest.left_out:
-        found.setdefault(site, [Span(phase="wait", start=0.0, seconds=ended)])
+        spans.setdefault(site, [Span(phase="wait", start=0.0, seconds=ended)])
     aggregate = Span(phase="aggregate", start=ended, seconds=aggregated - ended)
-    found[COORDINATOR] = _with_waiting([aggregate])
-    return found
+    spans[COORDINATOR] = _with_waiting([aggregate])
+    return spans
 
 
 def _with_waiting(spans: list[Span]) -> list[Span]:
@@ -64,7 +64,7 @@ def _with_waiting(spans: list[Span]) -> list[Span]:
 
 
 def gantt(manifest: RoundManifest) -> Picture | None:
-    """One round: a row a site, its steps from left to right."""
+    """The timeline of one round: a row for each site, with its steps from left to right."""
     if not has_timeline(manifest):
         return None
     lines = rows(manifest)
@@ -92,7 +92,7 @@ def gantt(manifest: RoundManifest) -> Picture | None:
             axes.add_patch(_boxes(boxes, PHASE_COLOURS[phase]))
         for row, site in enumerate(lines):
             if site in manifest.left_out:
-                axes.text(0, row, " left out", color=COLOURS[1], va="center", fontsize=12 * max(0.6, small))
+                axes.text(0, row, " excluded", color=COLOURS[1], va="center", fontsize=12 * max(0.6, small))
         axes.axvline(manifest.seconds.get("sites", 0.0), color=FAINT, linewidth=1, linestyle=":")
         axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.set_xlim(0, max(whole, 1e-3))
@@ -118,7 +118,7 @@ def gantt(manifest: RoundManifest) -> Picture | None:
 
 
 def _boxes(boxes: list[tuple[float, float, float, float]], colour: str) -> "PathPatch":
-    """Rectangles (x, y, width, height) as one element: thousands of their own make a page slow and large."""
+    """Rectangles (x, y, width, height) as one element: thousands of elements make a page slow and large."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
@@ -132,13 +132,13 @@ def _words(spans: list[Span]) -> str:
 
 
 def site_seconds(record: Record) -> Picture | None:
-    """Every round and site: how long the round waited for it. The straggler is the dark row."""
+    """The seconds that each round waited for each site. The straggler is the dark row."""
     rounds = thin(record.trained, COLUMNS)
     sites = [site for site in record.sites if any(busy(m, site) is not None for m in rounds)]
     if not sites or not rounds:
         return None
     last = straggler(rounds[-1])
-    alt = "Seconds until each site's update was there, by round and site, darker is longer. " + (
+    alt = "Seconds until each site's update was committed, by round and site; darker is longer. " + (
         f"In round {rounds[-1].round} {last[0]} was last, {duration(last[1])} after the median site."
         if last
         else ""
@@ -161,8 +161,8 @@ def site_seconds(record: Record) -> Picture | None:
         axes.set_yticks(np.arange(len(sites))[::step] + 0.5, [short(site) for site in sites[::step]])
         _round_ticks(axes, rounds)
         axes.grid(visible=False)
-        for row in _left_out_rows(rounds, sites):
-            axes.text(row[0] + 0.5, row[1] + 0.5, "×", color=COLOURS[1], ha="center", va="center", fontsize=10)
+        for x, y in _excluded(rounds, sites):
+            axes.text(x + 0.5, y + 0.5, "×", color=COLOURS[1], ha="center", va="center", fontsize=10)
 
     return draw("seconds", "Time of each site in every round", alt, 90 + min(ROW * (len(sites) + 1), 440), paint)
 
@@ -173,9 +173,10 @@ def _round_ticks(axes: "Axes", rounds: list[RoundManifest]) -> None:
     axes.set_xlabel("round")
 
 
-def _left_out_rows(rounds: list[RoundManifest], sites: list[str]) -> list[tuple[int, int]]:
-    found = [(x, sites.index(site)) for x, m in enumerate(rounds) for site in m.left_out if site in sites]
-    return found[:400]
+def _excluded(rounds: list[RoundManifest], sites: list[str]) -> list[tuple[int, int]]:
+    """(round, site) of the excluded sites, as positions in the lists."""
+    places = [(x, sites.index(site)) for x, m in enumerate(rounds) for site in m.left_out if site in sites]
+    return places[:400]
 
 
 def _or_nan(value: float | None) -> float:

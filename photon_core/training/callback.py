@@ -1,4 +1,7 @@
-"""What accompanies a site's local training step by step. Child processes only."""
+"""The callback of a site's local training: learning rate, samples, measurements, reports, checkpoints.
+
+Child processes only.
+"""
 
 import math
 import time
@@ -23,18 +26,18 @@ REPORT_SECONDS = 1.0
 
 @dataclass
 class Progress:
-    """How far a round's local training has come.
+    """The progress of a round's local training.
 
     Args:
         steps: local steps made.
         tokens: tokens trained.
         count: samples trained.
         loss_sum: sum over the steps of mean loss times tokens.
-        first_loss: mean loss of the first step, which is theta's own; None where a checkpoint does not say it.
+        first_loss: mean loss of the first step, which is theta's loss; None if a checkpoint does not have it.
         last_loss: mean loss of the last step.
-        seconds: spent on the steps.
+        seconds: time of the steps.
         gradient_norms, activation_norms: sums over the steps.
-        streams: sums of the samples' losses by stream: [loss, samples]; empty for a site with one stream.
+        streams: sums of the samples' losses by stream, as [loss, samples]; empty for a site with one stream.
     """
 
     steps: int = 0
@@ -51,12 +54,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Meters:
-    """What measures the steps.
+    """The meters of the local steps.
 
     Args:
-        model: what is trained; it keeps each sample's loss for `losses`.
-        gradients, activations: their norms.
-        losses: each stream's, at a site with several; else None.
+        model: model in training; it keeps each sample's loss for `losses`.
+        gradients, activations: meters of the norms.
+        losses: meter of each stream's loss at a site with several streams; else None.
     """
 
     model: PhotonModel
@@ -66,18 +69,18 @@ class Meters:
 
 
 class RoundCallback(Callback):
-    """Sets the learning rate of every step, notes the samples, measures, reports, and asks for checkpoints.
+    """Sets the learning rate of every step, records the samples, measures, reports, and triggers checkpoints.
 
     Args:
-        job: what is trained; training ends early when its time limit has passed, after a step at least.
+        job: training job. Training ends early when the job's time limit has passed, but makes at least one step.
         samples: binary file that the samples' numbers are appended to, as little-endian uint32. They run over the
             training splits of all the site's streams, in the order of the federation file.
-        report: called with step, steps, loss, tokens, tokens_per_second; at most once a second, and at the end.
-        checkpoint: called between two steps, every `local.checkpoint_steps` steps.
-        progress: what has been trained already, by the process that this one goes on for.
-        meters: what measures each step.
-        ranks: the processes that share the work; what each measures of its share is added up, so that all know the
-            same progress and stop at the same step. None for this process alone.
+        report: callback with step, steps, loss, tokens, tokens_per_second; at most once a second, and at the end.
+        checkpoint: callback between two steps, every `local.checkpoint_steps` steps.
+        progress: progress of the interrupted process that this one resumes.
+        meters: meters of each step.
+        ranks: processes that share the work; None for this process alone. The measurements of all ranks are added
+            up, so that all know the same progress and stop at the same step.
     """
 
     def __init__(
@@ -115,7 +118,7 @@ class RoundCallback(Callback):
             logger.log_metrics({"learning_rate": rate})
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
-        """Composer's own search for a micro-batch begins a batch anew when an attempt runs out of memory."""
+        """Reset the meters. Composer's own search for a micro-batch restarts a batch that ran out of memory."""
         if self.meters.losses is not None:
             self.meters.model.take_losses()
         self.meters.activations.take()
@@ -171,8 +174,12 @@ class RoundCallback(Callback):
             self.meters.losses.add(numbers.tolist(), losses)
 
     def _measured(self, count: int) -> tuple[float, tuple[float, float], list[float]]:
-        """Of all ranks: seconds since the start (by the first one's clock), the activation norms' sum and number,
-        and, of a site with several streams, the losses of the `count` samples of the whole batch."""
+        """The measurements of all ranks together.
+
+        Returns:
+            seconds since the start, by the first rank's clock; sum and number of the activation norms; for a site
+            with several streams the losses of the `count` samples of the whole batch.
+        """
         seconds, norms = time.monotonic() - self.started, self.meters.activations.take()
         losses = [] if self.meters.losses is None else self.meters.model.take_losses()
         if self.ranks.size == 1:

@@ -1,7 +1,6 @@
-"""The forward pass compiled by torch.compile: kernels that are fused and written for the device and the shape.
+"""The forward pass compiled by torch.compile: fused kernels for the device and the shape.
 
-What compiling makes is kept in the site's private folder: the next round's process, which compiles anew, finds it
-there. Child processes only.
+The site's private folder caches the compiled code, for the next round's process. Child processes only.
 """
 
 import os
@@ -19,29 +18,29 @@ FOLDER = "compiled"
 
 
 def choose_score(view: SiteView, device: str, ranks: Ranks, log: Log) -> Callable[..., Any]:
-    """`score`, compiled if `local.compile` says so; FSDP gathers its blocks in Python, and stays as it is.
+    """`score`, compiled if `local.compile` is set; but not with FSDP, which gathers its blocks in Python.
 
     Args:
-        view: who trains.
+        view: site that trains.
         device: cpu or cuda.
-        ranks: the processes that share the work.
-        log: of the training; it has a failure, if the file leaves it open whether to compile.
+        ranks: processes that share the work.
+        log: log of the training; it gets a compilation failure, unless `local.compile` requires compilation.
     """
-    wanted = view.local.compile
-    if ranks.sharded or not (device == "cuda" if wanted is None else wanted):
+    setting = view.local.compile
+    if ranks.sharded or not (device == "cuda" if setting is None else setting):
         return score
     folder = view.cache_dir.absolute() / FOLDER
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))  # TMPDIR is gone after the round
-    return Compiled(score, None if wanted else log)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))  # TMPDIR does not outlast the round
+    return Compiled(score, None if setting else log)
 
 
 class Compiled:
-    """A function that is compiled when it is first called, for each shape of its arguments.
+    """A function that is compiled at its first call, for each shape of its arguments.
 
     Args:
-        function: what to compile.
-        log: gets a failure, after which the function is called as it is; None to raise it.
-        options: of torch.compile.
+        function: function to compile.
+        log: log that gets a failure, after which the function runs without compilation; None to raise the failure.
+        options: options of torch.compile.
     """
 
     def __init__(self, function: Callable[..., Any], log: Log | None, **options: Any) -> None:
@@ -51,14 +50,14 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         """
         Raises:
-            TorchDynamoException: it cannot be compiled.
+            TorchDynamoException: the function cannot be compiled.
         """
         try:
             return self._call(*args)
         except torch._dynamo.exc.TorchDynamoException as error:
             if self._log is None:
                 raise
-            said = " ".join(str(error).split("\n\n")[0].split())[:300]  # what follows tells where to look
-            self._log.append(Kind.COMPILE_FAILED, error=f"{type(error).__name__}: {said}")
+            text = " ".join(str(error).split("\n\n")[0].split())[:300]  # the rest is debugging advice
+            self._log.append(Kind.COMPILE_FAILED, error=f"{type(error).__name__}: {text}")
             self._call = self._plain
             return self._call(*args)

@@ -1,6 +1,7 @@
-"""What child processes do: the one table of the functions that are handed to a launcher.
+"""The entry points of child processes: the only table of the functions that a launcher runs.
 
-Light: launching processes import this. Each function imports what it needs when it is called, in the child.
+The module is light, because launching processes import it. Each function imports its modules when it is called, in
+the child.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from schemas.federation import Federation
     from schemas.manifests import RoundManifest, StartManifest
 
-# what the fork server imports before it forks children for these
+# Modules that the fork server imports before it forks children for these functions.
 PRELOAD = ("torch", "composer", "streaming", "great_expectations", "photon_core.training.preload")
 
 
@@ -31,7 +32,7 @@ def check_shards(view: SiteView, tokenizer_sha256: str) -> CheckResult:
 
 
 def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
-    """Make a site's local steps of a round."""
+    """Make a site's local steps of a round. See `training.train.train`."""
     from photon_core.training import train
 
     return train.train(job, report)
@@ -45,14 +46,14 @@ def evaluate(view: SiteView, files: list[str], threads: int) -> dict[str, float]
 
 
 def make_initial(federation: Federation, folder: Path) -> Initial:
-    """Make the model that a run starts from."""
+    """Create the model that a run starts from."""
     from photon_core.run import start
 
     return start.make_initial(federation, folder)
 
 
 def upload_start(view: SiteView, folder: Path) -> StartManifest:
-    """Upload the checkpoint that a site holds and the run starts from."""
+    """Upload the checkpoint of a site that the run starts from."""
     from photon_core.run import start
 
     return start.upload_start(view, folder)

@@ -16,19 +16,20 @@ from schemas.view import SiteView
 
 
 def evaluate(view: SiteView, files: list[str], threads: int) -> dict[str, float]:
-    """Evaluate a model on the sequences that the site holds out; the same ones every round.
+    """Evaluate a model on the sequences that the site holds out. They are the same in every round.
 
     Args:
-        view: the site; the file's data.evaluation_sequences is the number of sequences.
-        files: local paths of the model's safetensors files, verified.
-        threads: torch threads.
+        view: site; data.evaluation_sequences of the file is the number of sequences.
+        files: local paths of the model's verified safetensors files.
+        threads: number of torch threads.
 
     Returns:
-        loss (mean nats a predicted token; LARGEST_LOSS where it is not finite), perplexity (its exponential),
-        tokens (predicted ones); of a site with several streams also loss/<stream> and tokens/<stream>.
+        loss (mean nats per predicted token; LARGEST_LOSS if it is not finite), perplexity (its exponential) and
+        tokens (number of predicted tokens); for a site with several streams also loss/<stream> and
+        tokens/<stream>.
 
     Raises:
-        DataError: the site is not prepared, or holds no sequences out.
+        DataError: the site is not prepared, or holds out no sequences.
     """
     torch.set_num_threads(threads)
     size = evaluation_batch(view)
@@ -39,16 +40,20 @@ def evaluate(view: SiteView, files: list[str], threads: int) -> dict[str, float]
 
 
 def held_out_scores(decoder: Decoder, view: SiteView, device: str, size: int) -> dict[str, float]:
-    """As `evaluate`, of a decoder that is on the device already; it is left in the mode that it was in.
+    """The scores of a decoder that is on the device already, as from `evaluate`. Its mode is restored afterwards.
 
     Args:
-        size: sequences that go through the model at once; no more than fit beside what is on the device.
+        decoder: model to evaluate.
+        view: site whose sequences are used.
+        device: cpu or cuda.
+        size: sequences per forward pass; they have to fit beside what is on the device already.
     """
     limit = view.federation.data.evaluation_sequences
     sequences = valid_sequences(view, limit)
     if not len(sequences):
         raise DataError(
-            f"site '{view.name}' holds no sequences out; raise data.validation_share and prepare again"
+            f"site '{view.name}' holds out no sequences; raise data.validation_share, then run "
+            f"photon prepare --site {view.name}"
         )
     training, total, losses = decoder.training, 0.0, []
     decoder.eval()
@@ -61,7 +66,7 @@ def held_out_scores(decoder: Decoder, view: SiteView, device: str, size: int) ->
             losses += each.tolist()
     decoder.train(training)
     predicted = sequences.shape[1] - 1
-    loss_mean = _told(total / len(sequences))
+    loss_mean = _finite(total / len(sequences))
     scores = {
         "loss": loss_mean,
         "perplexity": perplexity(loss_mean),
@@ -70,12 +75,12 @@ def held_out_scores(decoder: Decoder, view: SiteView, device: str, size: int) ->
     counts, start = valid_counts(view, limit), 0
     for name, count in counts.items() if len(counts) > 1 else ():
         if count:
-            scores[f"loss/{name}"] = _told(sum(losses[start : start + count]) / count)
+            scores[f"loss/{name}"] = _finite(sum(losses[start : start + count]) / count)
             scores[f"tokens/{name}"] = float(count * predicted)
         start += count
     return scores
 
 
-def _told(loss: float) -> float:
-    """A model that has blown up has no finite loss, but a manifest holds no other, and the guard has to see it."""
+def _finite(loss: float) -> float:
+    """The loss; LARGEST_LOSS if the model has blown up: manifests hold finite numbers, and the guard needs one."""
     return loss if math.isfinite(loss) else LARGEST_LOSS

@@ -1,4 +1,7 @@
-"""Parameters between safetensors files and torch: theta in, the encoded update out. Child processes only."""
+"""The exchange of parameters between safetensors files and torch: theta in, the encoded update out.
+
+Child processes only.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -33,11 +36,11 @@ class Written:
     """An update on the site's disk.
 
     Args:
-        files: its shards, paths relative to the folder that `write_update` was given.
-        key_layers: those of the key layers, which are not encoded.
-        codec: how `files` are encoded.
+        files: shards of the update; paths are relative to the folder of `write_update`.
+        key_layers: shards of the key layers, which are not encoded.
+        codec: name of the codec of `files`.
         metrics: norms of the change.
-        feedback: what the codec has lost, for the site's next update.
+        feedback: residuals of the codec by tensor, for the site's next update.
     """
 
     files: list[FileEntry]
@@ -48,16 +51,16 @@ class Written:
 
 
 class Theta:
-    """The global model's tensors, or others of these shapes, read one at a time from local safetensors files.
+    """The global model's tensors, or others with given shapes, read one at a time from local safetensors files.
 
     Args:
         files: local paths.
-        model: of the federation file.
-        shapes: of the tensors, where they are not the model's.
-        dtype: theirs, where they are not BF16 altogether.
+        model: section of the federation file.
+        shapes: shapes by tensor; None for the model's.
+        dtype: dtype of the tensors, unless all are BF16.
 
     Raises:
-        CorruptFile: a file cannot be read, or names, shapes or types are not those of the federation's model.
+        CorruptFile: a file cannot be read, or names, shapes or dtypes are not those of the federation's model.
     """
 
     def __init__(
@@ -67,30 +70,30 @@ class Theta:
         shapes: Shapes | None = None,
         dtype: str = "F32",
     ) -> None:
-        self._places: dict[str, list[str]] = {}  # of a tensor that files share, in the order of its rows
-        found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._places: dict[str, list[str]] = {}  # files by tensor, in the order of the tensor's rows
+        stored: dict[str, tuple[str, tuple[int, ...]]] = {}
         for file in files:
             try:
                 with safe_open(file, framework="numpy") as opened:
                     for name in opened.keys():  # noqa: SIM118  (not a mapping)
                         part = opened.get_slice(name)
                         kind, shape = part.get_dtype(), tuple(part.get_shape())
-                        if name in found:
-                            shape = (found[name][1][0] + shape[0], *shape[1:])
-                        found[name] = (kind, shape)
+                        if name in stored:
+                            shape = (stored[name][1][0] + shape[0], *shape[1:])
+                        stored[name] = (kind, shape)
                         self._places.setdefault(name, []).append(file)
             except (OSError, SafetensorError) as error:
                 raise CorruptFile(f"{file}: not a readable safetensors file: {error}") from error
-        rounded = {kind for kind, _ in found.values()} == {"BF16"}  # as update.model_dtype has it sent
+        rounded = {kind for kind, _ in stored.values()} == {"BF16"}  # sent so because of update.model_dtype
         self._dtype = "BF16" if rounded else dtype
         if shapes is None:
             shapes = parameter_shapes(model)
         expected = {name: (self._dtype, shape) for name, shape in shapes.items()}
-        for name in sorted(found.keys() | expected.keys()):
-            if found.get(name) != expected.get(name):
+        for name in sorted(stored.keys() | expected.keys()):
+            if stored.get(name) != expected.get(name):
                 raise CorruptFile(
-                    f"{', '.join(files)}: tensor '{name}' is {_describe(found.get(name))}, but the federation "
-                    f"file's model has it {_describe(expected.get(name))}"
+                    f"{', '.join(files)}: tensor '{name}' is {_describe(stored.get(name))}, but in the federation "
+                    f"file's model it is {_describe(expected.get(name))}"
                 )
 
     @property
@@ -114,8 +117,8 @@ class Theta:
             return opened.get_tensor(name)
 
 
-def _describe(found: tuple[str, tuple[int, ...]] | None) -> str:
-    return "absent" if found is None else f"{found[0]} {list(found[1])}"
+def _describe(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+    return "absent" if tensor is None else f"{tensor[0]} {list(tensor[1])}"
 
 
 def post_process(
@@ -125,14 +128,14 @@ def post_process(
     feedback: dict[str, Tensor] | None = None,
     noise: np.random.Generator | None = None,
 ) -> PostProcess:
-    """The change of every parameter on its way out: clipped, noised and encoded (PostProcess).
+    """The PostProcess of every parameter's change: clip, add noise, encode.
 
     Args:
-        theta: what training started from.
-        parameters: what it ended with, on any device.
+        theta: parameters before training.
+        parameters: parameters after training, on any device.
         settings: the federation file's `update`.
-        feedback: what the codec lost of the site's last update.
-        noise: generator, where the settings ask for noise.
+        feedback: residuals of the site's previous update, by tensor.
+        noise: generator, required if the settings have noise.
     """
     lost = {name: value.numpy() for name, value in (feedback or {}).items()}
 
@@ -153,12 +156,12 @@ def write_update(
     """Write an update as safetensors shards under folder/update.
 
     Args:
-        process: encodes each tensor.
-        shapes: of the parameters.
-        folder: holds the new folder `update`; the entries' paths are relative to it.
-        shard_bytes: largest file; a larger tensor is split by rows.
-        ready: told of every file as it is finished.
-        layers: key layer -> its parameters, which are written whole.
+        process: encoder of each tensor.
+        shapes: shapes of the parameters.
+        folder: parent of the new folder `update`; the entries' paths are relative to it.
+        shard_bytes: maximum size of a file; a larger tensor is split by rows.
+        ready: callback for every finished file.
+        layers: parameters by key layer, which are written whole.
     """
     (folder / UPDATE).mkdir()
 
@@ -187,11 +190,11 @@ def write_moments(
     """Write an optimizer's moments as shards into folder/update.
 
     Args:
-        state: as in optimizer.state_dict()["state"], by the parameter's number.
-        names: the parameters, by number (see optimizers.parameter_names).
-        folder: holds the folder `update`; the entries' paths are relative to it.
-        shard_bytes: largest file; a larger tensor is split by rows.
-        dtype: float32 or bfloat16, which they are rounded to.
+        state: state by the parameter's number, as in optimizer.state_dict()["state"].
+        names: parameter names by number (see optimizer/build.py: parameter_names).
+        folder: parent of the folder `update`; the entries' paths are relative to it.
+        shard_bytes: maximum size of a file; a larger tensor is split by rows.
+        dtype: float32 or bfloat16, which the moments are rounded to.
     """
     tensors = {
         f"{moment}.{names[number]}": value.detach().float().cpu()
@@ -205,14 +208,17 @@ def write_moments(
 def write_tensors(
     tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES, dtype: str = "float32"
 ) -> list[FileEntry]:
-    """Write moments by their names, <moment>.<parameter>, as shards into folder/update; each kind in files of its
-    own, so that whoever averages them reads a parameter's moments side by side, and every file once."""
+    """Write moments by their names, <moment>.<parameter>, as shards into folder/update.
+
+    Each kind of moment has separate files. So the server that averages them reads all moments of a parameter
+    together, and every file once.
+    """
     rounded = dtype == "bfloat16"
     layout = {name: TensorEntry(dtype=SENT_AS[dtype], shape=tuple(value.shape)) for name, value in tensors.items()}
     entries: list[FileEntry] = []
 
     def bits(name: str) -> NDArray[Any]:
-        # torch's own rounding: what is not finite stays so, and is refused by name
+        # torch's own rounding keeps values that are not finite, and the server then refuses them by name
         return tensors[name].bfloat16().view(torch.int16).numpy() if rounded else tensors[name].numpy()
 
     for kind in sorted({name.partition(".")[0] for name in layout}):
@@ -224,21 +230,21 @@ def write_tensors(
 def read_moments(
     files: list[str], names: list[str], model: Model, optimizer: Optimizer, step: int, apart: Collection[str] = ()
 ) -> State:
-    """The optimizer state that holds these moments, on the CPU.
+    """The optimizer state with these moments, on the CPU.
 
     Args:
-        files: local safetensors files, verified.
-        names: the parameters, by number.
-        model, optimizer: of the federation file.
-        step: updates that the moments have seen.
+        files: local paths of verified safetensors files.
+        names: parameter names by number.
+        model, optimizer: sections of the federation file.
+        step: number of steps behind the moments.
         apart: parameters whose moments are not among them.
 
     Raises:
         CorruptFile: the files cannot be read, or hold other tensors.
     """
     shapes = moment_shapes(model, optimizer.name, apart)
-    found = Theta(files, model, shapes)
-    return _state(names, shapes, lambda name: torch.from_numpy(found.array(name)), step)
+    moments = Theta(files, model, shapes)
+    return _state(names, shapes, lambda name: torch.from_numpy(moments.array(name)), step)
 
 
 def no_moments(names: list[str], model: Model, optimizer: Optimizer) -> State:

@@ -1,4 +1,4 @@
-"""What follows local steps: the update is encoded, the private state is kept, the numbers are taken."""
+"""The end of local training: the encoded update, the private state, and the result with its metrics."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ from photon_core.training.exchange import Theta, Written, post_process, write_up
 from photon_core.training.job import LocalJob
 from photon_core.training.parallel.sharding import State
 from photon_core.training.state.checkpoint import get_random_state
-from photon_core.training.state.resume import Past
+from photon_core.training.state.resume import Resumed
 from photon_core.update.post_process import noise_generator
 from photon_core.update.trained import Trained
 from schemas.bounds import LARGEST_NUMBER
@@ -27,7 +27,7 @@ NOISE_KEY = "noise.key"
 
 
 class Clock:
-    """Seconds spent, by phase."""
+    """The seconds spent, by phase."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -43,16 +43,16 @@ class Clock:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training of a round has come to.
+    """The outcome of a round's local training.
 
     Args:
-        tokens, steps: trained.
-        metrics: of the training.
-        scores: of the trained model on the site's held-out text; empty where it was not evaluated.
-        data_tokens: that the site has prepared for training.
-        update: as it was written.
-        moments: files of the optimizer's averaged moments, if they travel.
-        notes: for the operator.
+        tokens, steps: numbers of trained tokens and local steps.
+        metrics: metrics of the training.
+        scores: scores of the trained model on the site's held-out text; empty if it was not evaluated.
+        data_tokens: tokens that the site has prepared for training.
+        update: update on the site's disk.
+        moments: files of the optimizer's moments, if the sites average them.
+        notes: sentences for the operator.
     """
 
     tokens: int
@@ -65,17 +65,17 @@ class Outcome:
     notes: list[str]
 
 
-def as_trained(job: LocalJob, past: Past, outcome: Outcome, seconds: dict[str, float]) -> Trained:
-    """What has been trained and written, as the launcher hears of it; the notes go to the site's log, too.
+def as_trained(job: LocalJob, resumed: Resumed, outcome: Outcome, seconds: dict[str, float]) -> Trained:
+    """The result of the training, for the launching process. The notes are also printed to the site's log.
 
     Args:
-        job: what was to be trained.
-        past: what it went on with.
-        outcome: what came of it.
-        seconds: spent, by phase.
+        job: training job.
+        resumed: state that training resumed from.
+        outcome: outcome of the training.
+        seconds: time by phase.
 
     Raises:
-        UpdateRejected: one of its numbers is not finite, or larger than a manifest holds.
+        UpdateRejected: a metric is not finite, or larger than a manifest can hold.
     """
     for note in outcome.notes:
         print(note)
@@ -85,7 +85,7 @@ def as_trained(job: LocalJob, past: Past, outcome: Outcome, seconds: dict[str, f
         **outcome.update.metrics,
         **{f"valid_{name}": value for name, value in outcome.scores.items() if name != "perplexity"},
         **({TOKENS: float(outcome.data_tokens)} if sampled_by_tokens else {}),
-        **past.metrics,
+        **resumed.metrics,
     }
     for name, value in metrics.items():
         assert find(name, "training"), f"metric '{name}' is not in photon_core/evidence/metrics.py"
@@ -115,19 +115,29 @@ def encode(
     report: Callable[[dict[str, Any]], None],
     theta: Theta,
     parameters: Mapping[str, torch.Tensor],
-    past: Past,
+    resumed: Resumed,
     folder: Path,
     written: Path,
 ) -> Written:
-    """PostProcess: what was trained becomes what is sent; what the codec loses goes on from the last update."""
+    """Clip, noise and encode the trained parameters (PostProcess), and write the update.
+
+    Args:
+        job: training job.
+        report: callback for every finished shard, if the job announces them.
+        theta: parameters before training.
+        parameters: parameters after training.
+        resumed: state that training resumed from; it has the residuals of the previous update.
+        folder: private folder of the site.
+        written: output folder.
+    """
     settings = job.view.update
     noise = None
     if settings.noise_multiplier:
-        digest = blake3()  # of what was trained: a time limit, or a GPU, may make other work of the same job
+        digest = blake3()  # of the parameters: a time limit, or a GPU, may give the same job another result
         for name in sorted(parameters):
             digest.update(parameters[name].detach().cpu().contiguous().numpy().data.cast("B"))
         noise = noise_generator(folder / "state" / NOISE_KEY, f"{job.key} {job.attempt} {digest.hexdigest()}")
-    feedback, shard_bytes = (past.state or {}).get("feedback"), job.view.federation.aggregation.shard_bytes
+    feedback, shard_bytes = (resumed.state or {}).get("feedback"), job.view.federation.aggregation.shard_bytes
     ready = (lambda entry: report({"file": str(written / entry.path)})) if job.announce else None
     process = post_process(theta, parameters, settings, feedback, noise)
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
@@ -137,12 +147,12 @@ def encode(
 def kept_state(
     job: LocalJob, moments: State | None, stream: dict[str, Any] | None, mix: str, samples: int
 ) -> dict[str, Any]:
-    """What the next round goes on from, but for the codec's error feedback."""
+    """The state that the next round resumes from, without the codec's error feedback."""
     return {
         "optimizer": moments,
         "optimizer_name": job.view.local.optimizer.name,
         "stream": stream,
-        "mix": mix,  # the stream's own state does not say which streams it belongs to
+        "mix": mix,  # the stream's own state does not name its streams
         "random": get_random_state(),
         "samples": samples,
     }

@@ -1,4 +1,4 @@
-"""What a site's training is asked for and what it gives back. Light: the process that launches imports it."""
+"""The job of a site's local training. The module is light, because launching processes import it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,21 +16,21 @@ class LocalJob:
     """One site's work for one round.
 
     Args:
-        view: the site, or one of its nodes.
+        view: site, or one of its nodes.
         round: number of the round, from 1.
         attempt: number of the attempt, from 1; names the folder of the private state.
-        base_files: local paths of theta's safetensors files, verified; its key layers are the site's own.
+        base_files: local paths of theta's verified safetensors files; its key layers are the site's own.
         base_sha256: hash of the committed model.
         global_step: local steps before this round, for the learning rate.
-        resume: (round, attempt) of the site's last aggregated update, whose private state goes on; None at
-            the site's first round.
-        threads: torch threads.
-        moment_files: local paths of the averaged moments of the optimizer, verified; the site's own go on where
-            there are none.
-        behind: (first, last) of rounds that a rollback has left behind: their private states are kept as they are.
-        announce: report the path of every shard of the update as soon as it is finished, under `file`.
-        entry_sha256: theta's model hash, where there are key layers.
-        entry: key layer -> how it became the one in `base_files`, where it is not the committed model's.
+        resume: (round, attempt) of the site's last aggregated update, whose private state training resumes from;
+            None in the site's first round.
+        threads: number of torch threads.
+        moment_files: local paths of verified files with the optimizer's averaged moments; empty to use the site's
+            own moments.
+        announce: flag: report the path of every finished shard of the update, under `file`.
+        behind: (first, last) of ranges of rolled-back rounds, whose private states are kept.
+        entry_sha256: model hash of theta, if there are key layers.
+        entry: attention by key layer, for those of `base_files` that are not the committed model's.
     """
 
     view: SiteView
@@ -48,7 +48,7 @@ class LocalJob:
     entry: Mapping[str, Attention] = field(default_factory=dict)
 
     def log(self) -> Log:
-        """A new log of what a process does for this work."""
+        """A new log, for one process that does this work."""
         site = self.view.name
         return Log(self.view.federation.run, f"site:{site}").at(self.round, site, self.attempt)
 
@@ -59,7 +59,8 @@ class LocalJob:
 
     @property
     def key(self) -> str:
-        """Hash of all that the result depends on: equal keys, equal training, but for a micro-batch's rounding."""
+        """Hash of everything that the result depends on. Equal keys give equal results, but for the rounding of a
+        micro-batch."""
         view = self.view
         whole = view.federation.model_copy(update={"local": view.local, "update": view.update})
         federation = whole.model_dump(mode="json", exclude=UNCOUNTED)

@@ -1,7 +1,7 @@
-"""The work of one job: H local steps from theta, then the update and the private state.
+"""One training job: H local steps from theta, then the update and the private state.
 
-Several processes may share it, a device each (see ranks.py): all make the steps, and the first one does the rest.
-Child processes only.
+Several processes may share a job, a device each (see ranks.py). All of them make the steps, and the first rank
+does the rest. Child processes only.
 """
 
 import os
@@ -38,10 +38,10 @@ from photon_core.training.micro_batch import at_once
 from photon_core.training.optimizer.build import make_optimizer, parameter_names
 from photon_core.training.optimizer.gradients import Gradients
 from photon_core.training.parallel.ranks import Ranks
-from photon_core.training.parallel.sharding import State, Trainee
+from photon_core.training.parallel.sharding import State, TrainState
 from photon_core.training.state.checkpoint import Checkpoints, set_random_state
 from photon_core.training.state.folder import SAMPLES, TRAINING
-from photon_core.training.state.resume import Past, load_past
+from photon_core.training.state.resume import Resumed, load_resume_state
 from photon_core.training.trainer import make_loader, make_trainer
 from photon_core.update.trained import Trained
 from schemas.manifests import FileEntry
@@ -58,19 +58,19 @@ def run_local_steps(
     micro_batch: int | str | None = None,
     ranks: Ranks | None = None,
 ) -> Trained | None:
-    """Make the round's local steps and write the update and the private state; not yet under their final name.
+    """Make the round's local steps, then write the update and the private state, not yet under their final names.
 
     Args:
-        job: what to train.
-        report: as for `train.train`; called on the first rank alone.
-        folder: the site's private one.
-        written: where the update and the state go.
-        checkpoints: the job's.
-        micro_batch: sequences that go through the model at once on one device; None for all.
-        ranks: the processes that share the work; None for this one alone.
+        job: training job.
+        report: callback as for `train.train`; called on the first rank only.
+        folder: private folder of the site.
+        written: output folder for the update and the state.
+        checkpoints: checkpoints of the job.
+        micro_batch: sequences per forward pass on one device; None for all.
+        ranks: processes that share the work; None for this process alone.
 
     Returns:
-        what was trained; None on every rank but the first.
+        the result of the training; None on every rank but the first.
 
     Raises:
         UpdateRejected: the loss, or another number of the training, is not finite.
@@ -84,21 +84,21 @@ def run_local_steps(
     run.load(folder, checkpoints, ranks)
     try:
         run.fit(folder / "log", checkpoints)
-        if not _take_leave(run.dataset, ranks):
+        if not _dismiss_others(run.dataset, ranks):
             return None
         run.finish(folder)
     finally:
         if ranks.first:
             with run.clock.phase("dataset"):
                 _close(run.dataset)
-    return as_trained(job, run.past, run.outcome(started), run.clock.seconds)
+    return as_trained(job, run.resumed, run.outcome(started), run.clock.seconds)
 
 
 class _LocalSteps:
     """A job's local steps in this process: `load`, then `fit`, then, on the first rank, `finish`.
 
     Args:
-        job, report, written, micro_batch: as for `run_local_steps`.
+        job, report, written, micro_batch: arguments of `run_local_steps`.
     """
 
     def __init__(self, job: LocalJob, report: Report, written: Path, micro_batch: int | str | None) -> None:
@@ -108,99 +108,102 @@ class _LocalSteps:
         self.moments: list[FileEntry] = []
 
     def load(self, folder: Path, checkpoints: Checkpoints, ranks: Ranks) -> None:
-        """The model and its optimizer, what they go on with, and the stream."""
+        """Load the model, its optimizer, the state to resume from, and the data stream."""
         job, view = self.job, self.job.view
         self.data_tokens = require_manifest(view).train_tokens
         with self.clock.phase("load"):
             self.theta = Theta(job.base_files, view.federation.model)
             self.mix = stream_hash(view)
-            self.past = load_past(job, folder, self.mix, checkpoints)
-            # with FSDP it comes onto the device block by block, when the Trainer has it
-            place = "cpu" if ranks.sharded else ranks.device
-            self.decoder = load_decoder(view.federation.model, self.past.parameters or self.theta.tensors(), place)
+            self.resumed = load_resume_state(job, folder, self.mix, checkpoints)
+            # with FSDP the Trainer moves the model to the device block by block
+            place, model = "cpu" if ranks.sharded else ranks.device, view.federation.model
+            self.decoder = load_decoder(model, self.resumed.parameters or self.theta.tensors(), place)
             self.activations = ActivationNorm()
-            score = choose_score(view, ranks.device, ranks, self.past.log)
-            model = PhotonModel(self.decoder, len(view.streams) > 1, self.activations, score)
+            score = choose_score(view, ranks.device, ranks, self.resumed.log)
+            module = PhotonModel(self.decoder, len(view.streams) > 1, self.activations, score)
             optimizer = make_optimizer(self.decoder, view.local.optimizer)
             names = parameter_names(self.decoder, view.local.optimizer)
-            self.trainee = Trainee(model, optimizer, names, ranks)
-            self.progress, self.tokens_before = self.past.progress, self.past.progress.tokens
+            self.state = TrainState(module, optimizer, names, ranks)
+            self.progress, self.tokens_before = self.resumed.progress, self.resumed.progress.tokens
         with self.clock.phase("dataset"):
             self.dataset = train_dataset(view, view.federation.seed, ranks.size, ranks.wait)
 
     def fit(self, log: Path, checkpoints: Checkpoints) -> None:
-        """Make the steps; on every rank."""
-        job, view, trainee, past = self.job, self.job.view, self.trainee, self.past
-        ranks = trainee.ranks
+        """Make the steps, on every rank."""
+        job, view, train_state, resumed = self.job, self.job.view, self.state, self.resumed
+        ranks = train_state.ranks
         loader = make_loader(self.dataset, view.local.batch_size, ranks.device, ranks)
-        if past.state and past.state["stream"]:
-            loader.load_state_dict(past.state["stream"])
+        if resumed.state and resumed.state["stream"]:
+            loader.load_state_dict(resumed.state["stream"])
         with (self.written / SAMPLES if ranks.first else Path(os.devnull)).open("wb") as samples:
-            samples.write(past.trail)
+            samples.write(resumed.trail)
 
             def checkpoint() -> None:
                 with self.clock.phase("checkpoint"):
-                    parameters, moments = trainee.parameters(), trainee.state()
+                    parameters, moments = train_state.parameters(), train_state.moments()
                     if ranks.first:
                         samples.flush()
-                        state = kept_state(job, moments, loader.state_dict(), self.mix, past.samples)
-                        _checkpoint(checkpoints, past, state, parameters, self.written / SAMPLES)
+                        state = kept_state(job, moments, loader.state_dict(), self.mix, resumed.samples)
+                        _checkpoint(checkpoints, resumed, state, parameters, self.written / SAMPLES)
 
             meters = self._meters()
             callback = RoundCallback(job, samples, self.report, checkpoint, self.progress, meters, ranks)
             with self.clock.phase("trainer"):
                 trainer = make_trainer(
                     view,
-                    trainee,
+                    train_state,
                     loader,
                     [meters.gradients, callback],
                     global_step=job.global_step + self.progress.steps,
                     micro_batch=self.micro_batch,
                     loggers=make_loggers(view.local.loggers, log, first=ranks.first),
                 )
-                _load_optimizer(job, trainee, past)
-                if past.state:
-                    set_random_state(past.state["random"])
+                _load_optimizer(job, train_state, resumed)
+                if resumed.state:
+                    set_random_state(resumed.state["random"])
             _fit(trainer, view.steps - self.progress.steps, self.clock)
-        self.parameters, self.kept, self.stream = trainee.parameters(), trainee.state(), loader.state_dict()
+        self.parameters, self.kept = train_state.parameters(), train_state.moments()
+        self.stream = loader.state_dict()
 
     def _meters(self) -> Meters:
-        job, model, streams = self.job, self.trainee.model, self.job.view.streams
+        job, model, streams = self.job, self.state.model, self.job.view.streams
         losses = None
         if len(streams) > 1:
             counts = [int(count) for count in self.dataset.samples_per_stream]
             losses = StreamLosses([stream.name for stream in streams], counts, self.progress.streams)
-        gradients = _gradients(job, self.theta, model, self.trainee.ranks.device)
+        gradients = _gradients(job, self.theta, model, self.state.ranks.device)
         return Meters(model, gradients, self.activations, losses)
 
     def finish(self, folder: Path) -> None:
-        """Evaluate what was trained, and write the update and the private state; on the first rank."""
-        job, view, ranks = self.job, self.job.view, self.trainee.ranks
-        if view.local.evaluate and not ranks.sharded:  # the first rank alone may not hold the model
-            with self.clock.phase("evaluate"), suppress(DataError):  # nothing is held out: the round's says it
+        """Evaluate the trained model, and write the update and the private state, on the first rank."""
+        job, view, ranks = self.job, self.job.view, self.state.ranks
+        if view.local.evaluate and not ranks.sharded:  # the model may not fit on the first rank alone
+            # DataError: nothing is held out, which the round's own evaluation reports
+            with self.clock.phase("evaluate"), suppress(DataError):
                 size = at_once(view.local, self.micro_batch, ranks.size)  # the optimizer is still on the device
                 self.scores = held_out_scores(self.decoder, view, ranks.device, size)
         with self.clock.phase("encode"):
-            self.update = encode(job, self.report, self.theta, self.parameters, self.past, folder, self.written)
+            self.update = encode(job, self.report, self.theta, self.parameters, self.resumed, folder, self.written)
         with self.clock.phase("save"):
-            state = kept_state(job, self.kept, self.stream, self.mix, self.past.samples + self.progress.count)
+            samples = self.resumed.samples + self.progress.count
+            state = kept_state(job, self.kept, self.stream, self.mix, samples)
             if view.local.optimizer_state == "average":
                 size, dtype = view.federation.aggregation.shard_bytes, view.update.moments_dtype
-                names, stay = self.trainee.names, names_in(job.key_layers)
+                names, stay = self.state.names, names_in(job.key_layers)
                 sent = {number: own for number, own in state["optimizer"].items() if names[number] not in stay}
                 self.moments = write_moments(sent, names, self.written, size, dtype)
             if view.local.optimizer_state == "reset":
                 state["optimizer"] = None
-            with (self.written / TRAINING).open("wb") as file:  # given a name, torch hides why a write has failed
+            with (self.written / TRAINING).open("wb") as file:  # given a path, torch hides why a write has failed
                 torch.save({**state, "feedback": self.update.feedback}, file)
 
     def outcome(self, started: float) -> Outcome:
-        """What came of it.
+        """The outcome.
 
         Args:
-            started: when the training did, by the monotonic clock.
+            started: start of the training, by the monotonic clock.
         """
-        progress, ranks = self.progress, self.trainee.ranks
+        progress, ranks = self.progress, self.state.ranks
         metrics = {
             **round_metrics(self.job, progress),
             "tokens_per_second": (progress.tokens - self.tokens_before) / self.clock.seconds["fit"],
@@ -216,22 +219,22 @@ class _LocalSteps:
             data_tokens=self.data_tokens,
             update=self.update,
             moments=self.moments,
-            notes=incidents_of(self.past.log),
+            notes=incidents_of(self.resumed.log),
         )
 
 
-def _load_optimizer(job: LocalJob, trainee: Trainee, past: Past) -> None:
-    """The moments of this round's checkpoint, else those averaged over the sites, else the site's own, if kept.
+def _load_optimizer(job: LocalJob, train_state: TrainState, resumed: Resumed) -> None:
+    """Load the moments of this round's checkpoint, else the sites' average, else the site's own, if kept.
 
-    Of key layers always the site's own, zeros at first: nobody else has trained these.
+    Moments of key layers are always the site's own, zeros at first: nobody else has trained these.
     """
-    state: State | None = past.state["optimizer"] if past.state else None
-    if past.parameters is None and job.moment_files:
-        state = _averaged(job, trainee.names, state)
-    elif past.parameters is None and job.view.local.optimizer_state == "reset":
+    state: State | None = resumed.state["optimizer"] if resumed.state else None
+    if resumed.parameters is None and job.moment_files:
+        state = _averaged(job, train_state.names, state)
+    elif resumed.parameters is None and job.view.local.optimizer_state == "reset":
         state = None
     if state:
-        trainee.load(state)
+        train_state.load(state)
 
 
 def _averaged(job: LocalJob, names: list[str], own: State | None) -> State:
@@ -263,30 +266,35 @@ def _fit(trainer: Trainer, steps: int, clock: Clock) -> None:
 
 
 def _checkpoint(
-    checkpoints: Checkpoints, past: Past, state: dict[str, Any], parameters: dict[str, torch.Tensor], trail: Path
+    checkpoints: Checkpoints,
+    resumed: Resumed,
+    state: dict[str, Any],
+    parameters: dict[str, torch.Tensor],
+    trail: Path,
 ) -> None:
-    """Write a checkpoint; a disk that does not take it costs the checkpoint, not the round."""
+    """Write a checkpoint. If the disk refuses it, the checkpoint is lost, but the round is not."""
     saved = {
-        "state": {**state, "feedback": (past.state or {}).get("feedback")},
+        "state": {**state, "feedback": (resumed.state or {}).get("feedback")},
         "parameters": parameters,
-        "progress": asdict(past.progress),
+        "progress": asdict(resumed.progress),
         "trail": torch.from_numpy(np.fromfile(trail, np.uint8)),
-        "notes": incidents_of(past.log),
-        "metrics": past.metrics,
+        "notes": incidents_of(resumed.log),
+        "metrics": resumed.metrics,
     }
     try:
         checkpoints.write(saved)
     except (OSError, RuntimeError) as error:
         fact = Fact(Kind.CHECKPOINT_FAILED, {"error": str(error)})
-        if str(fact) not in incidents_of(past.log):
-            past.log.add(fact)
+        if str(fact) not in incidents_of(resumed.log):
+            resumed.log.add(fact)
 
 
-def _take_leave(dataset: StreamingDataset, ranks: Ranks) -> bool:
-    """After the steps only the first rank goes on; the others give back what they hold of the dataset.
+def _dismiss_others(dataset: StreamingDataset, ranks: Ranks) -> bool:
+    """Whether this rank continues after the steps. Only the first rank does; the others release their part of the
+    dataset.
 
-    Nobody may take a name back before the first rank has read the stream's state, nor after it has taken them all
-    back, when they may be another dataset's.
+    A rank must not release a name of shared memory before the first rank has read the stream's state. It must not
+    release one after the first rank has released them all, because the name may then belong to another dataset.
     """
     ranks.wait()
     if not ranks.first:
@@ -296,7 +304,7 @@ def _take_leave(dataset: StreamingDataset, ranks: Ranks) -> bool:
 
 
 def _close(dataset: StreamingDataset, whole: bool = True) -> None:
-    """End the dataset's threads, then give its shared memory back."""
+    """End the dataset's threads, then release its shared memory."""
     iterator = getattr(dataset, "_iterator", None)
     if iterator is not None:
         iterator.exit()

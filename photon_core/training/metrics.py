@@ -1,15 +1,15 @@
-"""A site's metrics of one round, as its update's manifest carries them."""
+"""A site's metrics of one round, for the manifest of its update."""
 
 from photon_core.hardware.parallelism import choose_infra
 from photon_core.model.cost import flops_per_token
 from photon_core.training.callback import Progress
 from photon_core.training.job import LocalJob
 
-STREAMS_LIMIT = 200  # named in one manifest; of more, those with the most samples
+STREAMS_LIMIT = 200  # maximum number of streams in one manifest: those with the most samples
 
 
 def round_metrics(job: LocalJob, progress: Progress) -> dict[str, float]:
-    """Losses, norms and speed of a round's local steps; mfu only where the site declares its hardware's peak."""
+    """Losses, norms and speed of a round's local steps; mfu only if the site declares the peak of its hardware."""
     metrics = {
         "train_loss": progress.loss_sum / progress.tokens,
         "last_loss": progress.last_loss,

@@ -1,14 +1,15 @@
 """CalcBatchSize (Photon, Algorithm 1): the largest micro-batch that fits a site's device, found once.
 
-Kept in the site's private folder under a hash of all that it depends on: the model, the optimizer, the precision,
-the batch, the hardware and its limit, torch. Gradients are accumulated, so the effective batch never changes.
-Every trial is a training step in a child process of its own, which may die of it. Child processes only.
+The number is kept in the site's private folder, under a hash of everything that it depends on: the model, the
+optimizer, the precision, the batch, the hardware and its limit, torch. Gradients are accumulated, so the effective
+batch never changes. Every trial is a training step in a separate child process, which may run out of memory. Child
+processes only.
 
-A training that runs out of memory all the same has the number found anew, among smaller ones. On a GPU it says so
-itself. On a processor the kernel kills it, or one of its ranks: the file then says that the number was being
-tried, and the kernel's own count of such kills has gone up since. Whatever else kills a training (a cancellation,
-a person's kill -9, a power cut) leaves the count, and the number, as they are. Should the kernel have killed
-another program meanwhile, the smaller number costs speed alone.
+If a training runs out of memory nevertheless, the search is repeated among smaller numbers. On a GPU, the training
+raises the error itself. On a processor, the kernel kills the training or one of its ranks. Then the file has a
+mark that the number was being tried, and the kernel's count of such kills has increased since. Anything else that
+kills a training (a cancellation, a manual kill -9, a power cut) leaves the count, and the number, unchanged. If
+the kernel has killed another program meanwhile, the smaller number costs only speed.
 """
 
 import json
@@ -46,20 +47,20 @@ from schemas.sections.model import Model
 from schemas.view import SiteView
 
 FILE = "micro_batch.json"
-MARGIN = 0.95  # of the limit; training holds a little more than a trial: a batch ahead, a logger
+MARGIN = 0.95  # of the limit; training holds a little more than a trial: a prefetched batch, a logger
 GIGABYTE = 10**9
 Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a search answers, and depends on.
+    """The question that a search answers: everything that its result depends on.
 
     Args:
-        model, local: of the federation file.
+        model, local: sections of the federation file.
         device: cpu or cuda.
-        limit: bytes that training may take; None for what the machine has.
-        ranks: devices that share the batch.
+        limit: bytes that training may take; None for the machine's memory.
+        ranks: number of devices that share the batch.
     """
 
     model: Model
@@ -70,7 +71,7 @@ class Question:
 
     @property
     def batch(self) -> int:
-        """Sequences a step and device."""
+        """Sequences per step and device."""
         return -(-self.local.batch_size // self.ranks)
 
     @property
@@ -83,24 +84,24 @@ class Question:
 
 
 def find_micro_batch(view: SiteView, folder: Path, ranks: int = 1, log: Log | None = None) -> int | None:
-    """Sequences that go through the model at once on a device of this site; None for the device's whole batch.
+    """The micro-batch: sequences per forward pass on a device of this site; None for the device's whole batch.
 
     Args:
-        view: the site; its micro-batch may be a number, auto, or nothing.
-        folder: the site's private folder, where the number that was found is kept.
-        ranks: devices that share the batch.
-        log: gets it if the kernel has killed the last training that took the number.
+        view: site; its micro-batch may be a number, auto, or None.
+        folder: private folder of the site, which keeps the number.
+        ranks: number of devices that share the batch.
+        log: log that gets an event if the kernel has killed the last training with the number.
 
     Raises:
-        FederationError: not one sequence fits.
+        FederationError: not even one sequence fits.
     """
-    wanted = view.micro_batch
-    if wanted != "auto":
-        return wanted
+    setting = view.micro_batch
+    if setting != "auto":
+        return setting
     question = _question(view, ranks)
     kept, killed = _kept(folder, question), _was_killed(folder, question)
     if kept is not None and not killed:
-        _try_out(folder, question)
+        _mark_trying(folder, question)
         return kept
     failed = kept or _kept(folder, question, "failed")
     largest = _less_than(question.batch, failed)
@@ -115,60 +116,61 @@ def find_micro_batch(view: SiteView, folder: Path, ranks: int = 1, log: Log | No
     if killed and log is not None:
         log.append(Kind.MICRO_BATCH_LOWERED, failed=failed, found=found)
     _write(folder / FILE, {"key": question.key, "micro_batch": found, "trials": trials})
-    _try_out(folder, question)
+    _mark_trying(folder, question)
     return found
 
 
 @contextmanager
-def found_anew(folder: Path, report: Report) -> Iterator[Report]:
-    """What runs out of memory inside has the number in this private folder searched again, among smaller ones.
+def lower_if_out_of_memory(folder: Path, report: Report) -> Iterator[Report]:
+    """If the block runs out of memory, the next search is among numbers smaller than the one in this folder.
 
     Args:
-        folder: a site's private one, or a node's.
-        report: told of steps; to be called in the way that is given back, from which the first steps are counted.
+        folder: private folder of a site or a node.
+        report: callback for steps. The block has to call the callback that it is given instead, which counts the
+            first steps.
     """
     reports = 0
 
-    def told(values: dict[str, Any]) -> None:
+    def counted(values: dict[str, Any]) -> None:
         nonlocal reports
         reports += 1
-        if reports == 2:  # the second step ran beside the optimizer's state: none takes more
-            _tried_out(folder)
+        if reports == 2:  # the second step ran beside the optimizer's state: no later step takes more memory
+            _clear_trying(folder)
         report(values)
 
     try:
-        yield told
+        yield counted
     except Exception as error:
         if is_out_of_memory(error) and "micro_batch" in (kept := _read(folder / FILE)):
             _write(folder / FILE, {"key": kept.get("key"), "failed": kept["micro_batch"]})
-        elif not isinstance(error, ChildFailed):  # that may be a rank which was killed
-            _tried_out(folder)
+        elif not isinstance(error, ChildFailed):  # ChildFailed: the kernel may have killed a rank
+            _clear_trying(folder)
         raise
-    _tried_out(folder)
+    _clear_trying(folder)
 
 
-def _try_out(folder: Path, question: Question) -> None:
-    """Write down that a training is about to take the number, and how often the kernel has killed until now."""
+def _mark_trying(folder: Path, question: Question) -> None:
+    """Record that a training is about to use the number, and the kernel's count of kills at this time."""
     if question.device == "cpu":
         _write(folder / FILE, {**_read(folder / FILE), "trying": kernel_kills()})
 
 
-def _tried_out(folder: Path) -> None:
-    """The number is out of danger: it has trained, or something else went wrong."""
+def _clear_trying(folder: Path) -> None:
+    """Remove the record: the number has trained, or something else went wrong."""
     kept = _read(folder / FILE)
     if kept.pop("trying", None) is not None:
-        with suppress(OSError):  # a full disk, which others will tell of
+        with suppress(OSError):  # a full disk raises elsewhere, too
             _write(folder / FILE, kept)
 
 
 def _was_killed(folder: Path, question: Question) -> bool:
-    """Whether the last training with the number ended in its first steps, and the kernel has killed since."""
+    """Whether the last training with the number ended in its first steps, and the kernel has killed since then."""
     before = _kept(folder, question, "trying")
     return before is not None and kernel_kills() > before
 
 
 def evaluation_batch(view: SiteView) -> int:
-    """Sequences that an evaluation at this site puts through the model at once; as for `at_once`."""
+    """Sequences per forward pass of an evaluation at this site, as from `at_once`."""
     ranks, micro_batch = job_infra(view).ranks, view.micro_batch
     if micro_batch == "auto":
         split = choose_infra(view).kind == "federation"
@@ -178,11 +180,12 @@ def evaluation_batch(view: SiteView) -> int:
 
 
 def at_once(local: Local, micro_batch: int | str | None, ranks: int) -> int:
-    """Sequences that an evaluation puts through the model at once: no more than training does on one device.
+    """Sequences per forward pass of an evaluation: no more than of training on one device.
 
     Args:
-        micro_batch: of the training; None for a device's whole batch, auto where none has been found.
-        ranks: devices that share the batch.
+        local: section of the federation file.
+        micro_batch: micro-batch of the training; None for a device's whole batch, auto if none has been found.
+        ranks: number of devices that share the batch.
     """
     share = -(-local.batch_size // ranks)
     return min(micro_batch, share) if isinstance(micro_batch, int) else share if micro_batch is None else 1
@@ -202,7 +205,7 @@ def _kept(folder: Path, question: Question, what: str = "micro_batch") -> int | 
 
 
 def _less_than(batch: int, failed: int | None) -> int:
-    """The most sequences at once to try, after a training with `failed` ran out of memory: one pass more."""
+    """The largest number to try after a training with `failed` ran out of memory: one pass more per batch."""
     if failed is None:
         return batch
     passes = -(-batch // failed) + 1
@@ -210,15 +213,15 @@ def _less_than(batch: int, failed: int | None) -> int:
 
 
 def search(largest: int, guess: int, fits: Callable[[int], bool]) -> tuple[int, dict[int, bool]]:
-    """The largest of 1 to `largest` that fits, by bisection from a first guess.
+    """The largest size from 1 to `largest` that fits, by bisection from a first guess.
 
     Args:
-        largest: the whole batch.
-        guess: where to begin; a good one saves trials.
-        fits: whether a size does; if one does, so do the smaller ones.
+        largest: largest size to try.
+        guess: first size to try; a good guess saves trials.
+        fits: predicate of a size; if a size fits, every smaller size has to fit.
 
     Returns:
-        that size, 0 if not even 1 fits; and what was tried.
+        that size, 0 if not even 1 fits; and the outcome of every trial by size.
     """
     trials: dict[int, bool] = {}
     low, high = 0, largest + 1  # low fits, high does not
@@ -227,13 +230,13 @@ def search(largest: int, guess: int, fits: Callable[[int], bool]) -> tuple[int, 
         trials[size] = fits(size)
         low, high = (size, high) if trials[size] else (low, size)
         near = low + max(1, low // 4) if trials[size] else high - max(1, high // 4)
-        # beside the guess first, which is seldom far off; from the third trial on in the middle
+        # the first trials stay near the guess, which is seldom far off; from the third trial on, bisect
         size = near if len(trials) < 3 and low < near < high else (low + high) // 2
     return low, trials
 
 
 def first_guess(question: Question) -> int:
-    """The most sequences that the estimate of photon_core.model.cost lets fit; at least 1."""
+    """The most sequences that fit by the estimate of photon_core/model/cost.py; at least 1."""
     room = question.limit if question.limit is not None else _in_child(free_memory, question.device) or 0
     local, model = question.local, question.model
     one, two = (
@@ -244,28 +247,28 @@ def first_guess(question: Question) -> int:
 
 
 def fits(question: Question, size: int) -> bool:
-    """Whether training steps with micro-batches of this size stay within the limit; tried in a child process."""
+    """Whether training steps with micro-batches of this size stay within the limit; a child process tries it."""
     return bool(_in_child(_try, question, size, process_status("VmRSS")))
 
 
 def _in_child(function: Callable[..., Any], *args: Any) -> Any:
-    """What the function returns in a forked child; None if it ran out of memory, or the kernel killed it for it.
+    """The function's result in a forked child; None if it ran out of memory, or the kernel killed it for that.
 
-    This process must not have touched CUDA.
+    This process must not have used CUDA.
     """
     context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_answer, args=(there, function, args), daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(sender, function, args), daemon=True)
     child.start()
-    there.close()
+    sender.close()
     try:
-        answer = here.recv()
+        answer = receiver.recv()
     except EOFError:
         answer = None
     child.join()
-    here.close()
+    receiver.close()
     if isinstance(answer, str):
-        raise PhotonError(f"the search for a micro-batch: {answer}")
+        raise PhotonError(f"the search for a micro-batch failed: {answer}")
     return answer
 
 
@@ -280,12 +283,12 @@ def _answer(channel: Connection, function: Callable[..., Any], args: tuple[Any, 
 
 
 def _try(question: Question, size: int, resident: int) -> bool:
-    """Train twice on zeros: the second pass runs beside the gradients and the optimizer's state.
+    """Make two training passes on zeros: the second one runs beside the gradients and the optimizer's state.
 
     Args:
-        question: what is trained, and where.
-        size: of the micro-batch.
-        resident: bytes that the process had in memory which will train; a forked child shares some of them.
+        question: model, device and limit of the trial.
+        size: sequences of the micro-batch.
+        resident: bytes in memory of the process that will train; a forked child shares some of them.
     """
     model, local = question.model, question.local
     room = _room(question, resident, free_memory(question.device))
@@ -310,14 +313,14 @@ def _try(question: Question, size: int, resident: int) -> bool:
 
 
 def _room(question: Question, resident: int, free: int) -> int:
-    """Bytes that a trial may take of those free; a limit is the whole process's, whose own memory no GPU holds."""
+    """Bytes that a trial may take. A limit is for the whole process, whose own memory is not on a GPU."""
     if question.limit is None:
         return int(MARGIN * free)
     return min(int(MARGIN * question.limit) - (resident if question.device == "cpu" else 0), free)
 
 
 def _hardware(device: str) -> list[Any]:
-    """What the trials run on: the GPU by name and memory, or the processor."""
+    """The hardware of the trials: the GPU by name and memory, or the processor."""
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         return [properties.name, properties.total_memory]

@@ -1,4 +1,4 @@
-"""Memory: how much there is, how much this process took, and whether it ran out."""
+"""Memory: free bytes, this process's peak, limits, and the detection of out-of-memory errors."""
 
 import os
 import resource
@@ -12,7 +12,7 @@ OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate 
 
 
 def kernel_kills() -> int:
-    """Processes that the kernel has killed for memory since it was started; 0 where it does not say."""
+    """The number of processes that the kernel has killed for memory since it started; 0 if unknown."""
     with suppress(OSError):
         for line in VMSTAT.read_text().splitlines():
             if line.startswith("oom_kill "):
@@ -21,12 +21,12 @@ def kernel_kills() -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it is of too little memory; torch's are RuntimeErrors, and those of other processes ChildFailed."""
+    """Whether memory ran out. torch raises RuntimeError for that, and other processes' errors are ChildFailed."""
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 def forbid_more(device: str, room: int) -> None:
-    """Have allocations beyond so many bytes fail, before the machine runs out of memory."""
+    """Make allocations beyond `room` further bytes fail, before the machine runs out of memory."""
     if room <= 0:
         raise MemoryError
     if device == "cuda":
@@ -40,7 +40,7 @@ def peak_memory() -> int:
 
 
 def process_status(name: str) -> int:
-    """A number of bytes from the kernel's page about this process."""
+    """A number of bytes from /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
@@ -48,7 +48,7 @@ def process_status(name: str) -> int:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that a process may take now: the GPU's free ones, or the machine's within its control group."""
+    """Bytes that a process may take now: the GPU's free memory, or the machine's within its control group."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

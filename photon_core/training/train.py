@@ -1,7 +1,7 @@
 """One site's local training for one round: theta in, an encoded update and a private state out.
 
-Runs in a child process (see launch.py): Composer replaces signal handlers, a second fit() skips data, and a
-dataset holds shared memory and threads for the life of its process.
+It runs in a child process (see photon_core/jobs/launcher.py): Composer replaces signal handlers, a second fit()
+skips data, and a dataset holds shared memory and threads until its process ends.
 """
 
 import os
@@ -18,30 +18,30 @@ from photon_core.evidence.events import Kind, Log, incidents_of
 from photon_core.hardware.parallelism import Infra, check_infra
 from photon_core.training.job import LocalJob
 from photon_core.training.loop import run_local_steps
-from photon_core.training.micro_batch import find_micro_batch, found_anew
+from photon_core.training.micro_batch import find_micro_batch, lower_if_out_of_memory
 from photon_core.training.parallel.launch import train_ranks
-from photon_core.training.parallel.nodes import train_apart
+from photon_core.training.parallel.nodes import train_by_nodes
 from photon_core.training.state.checkpoint import Checkpoints
 from photon_core.training.state.folder import exclusive, find_result, is_outdated, publish, settle, writing
 from photon_core.update.trained import Trained
 
 
 def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
-    """Train theta for the round's local steps and leave the update and the private state on the site's disk.
+    """Train theta for the round's local steps, and write the update and the private state to the site's disk.
 
-    Safe to repeat: a finished training of the same job is returned as it is, and one that was killed goes on
-    from its last local checkpoint, to the same result bit for bit.
+    The call is idempotent. A finished training of the same job is returned unchanged. A training that was killed
+    resumes from its last local checkpoint, to the same result bit for bit.
 
     Args:
-        job: what to train.
-        report: called about once a second with step, steps, loss, tokens and tokens_per_second; if the job wants
-            it, also with every finished shard's path.
+        job: training job.
+        report: callback about once a second with step, steps, loss, tokens and tokens_per_second; if the job
+            announces shards, also with the path of every finished shard.
 
     Raises:
         UpdateRejected: the loss is not finite.
         CorruptFile: theta's files are not the federation's model.
         DataError: the site is not prepared.
-        FederationError: the site's hardware cannot train so.
+        FederationError: the site's hardware does not allow the training that the file describes.
     """
     infra = check_infra(job.view)
     folder = job.view.state_dir.absolute()
@@ -53,10 +53,10 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
                 log.append(Kind.TRAINING_REPEATED)
             with _temporary_folder(), writing(folder) as written:
                 try:
-                    with found_anew(folder, report) as told:
-                        trained = _train(job, infra, told, folder, written, checkpoints, log)
+                    with lower_if_out_of_memory(folder, report) as counted:
+                        trained = _train(job, infra, counted, folder, written, checkpoints, log)
                 except UpdateRejected:
-                    checkpoints.drop()  # going on would only diverge again
+                    checkpoints.drop()  # training that resumed from it would only diverge again
                     raise
                 notes = incidents_of(log)
                 for note in notes:
@@ -79,13 +79,12 @@ def _train(
     checkpoints: Checkpoints,
     log: Log,
 ) -> Trained:
-    """HasInfra: one process, one job over the site's devices, or each of its nodes apart."""
+    """HasInfra: train in one process, in one job over the site's devices, or with each node independently."""
     if infra.kind == "federation":
-        return train_apart(job, infra, report, folder, written, checkpoints, train)
-    # before this process touches a GPU
-    micro_batch: int | str | None = "auto"  # Composer's own search, in training
-    wanted = job.view.micro_batch
-    if infra.kind != "fsdp" or wanted != "auto":
+        return train_by_nodes(job, infra, report, folder, written, checkpoints, train)
+    # before this process uses a GPU
+    micro_batch: int | str | None = "auto"  # Composer's own search, during training
+    if infra.kind != "fsdp" or job.view.micro_batch != "auto":
         micro_batch = find_micro_batch(job.view, folder, infra.ranks, log)
     if infra.ranks > 1:
         return train_ranks(job, infra, report, folder, written, micro_batch)
@@ -96,7 +95,7 @@ def _train(
 
 @contextmanager
 def _temporary_folder() -> Iterator[None]:
-    """A TMPDIR of our own: streaming leaves lock files in it on every run."""
+    """A private TMPDIR for the block: streaming leaves lock files in TMPDIR on every run."""
     before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
     folder = tempfile.mkdtemp(prefix="photon-train-")
     os.environ["TMPDIR"] = tempfile.tempdir = folder

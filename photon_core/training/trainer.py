@@ -1,6 +1,6 @@
-"""Composer's Trainer, put together for one round of one site. Child processes only.
+"""Composer's Trainer, configured for one round of one site. Child processes only.
 
-Kept lean on purpose: no schedulers (Composer's lag a batch and restart with each Trainer), no checkpoints, no
+It is lean on purpose: no schedulers (Composer's lag by a batch and restart with each Trainer), no checkpoints, no
 console or progress bar, two callbacks.
 """
 
@@ -14,7 +14,7 @@ from composer import Callback, DataSpec, Timestamp, Trainer
 from streaming import StreamingDataLoader, StreamingDataset
 
 from photon_core.training.parallel.ranks import TIMEOUT, Ranks
-from photon_core.training.parallel.sharding import Trainee, parallelism
+from photon_core.training.parallel.sharding import TrainState, parallelism
 from schemas.view import SiteView
 
 
@@ -27,10 +27,11 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def collate_share(samples: list[dict[str, Any]], ranks: Ranks) -> dict[str, Any]:
-    """One rank's share of a batch, and "ids", int64 (global B,), of all ranks'.
+    """One rank's share of a batch, and "ids", int64 (global B,), of all ranks' samples.
 
-    "ids" comes first: from it the loader counts samples. A rank with no share of an epoch's last batch trains on
-    another's sample that counts for nothing ("empty"), because all must take part in the exchange of gradients.
+    "ids" comes first, because the loader counts samples by it. A rank without a share of an epoch's last batch
+    trains on another rank's sample, which has no weight ("empty"): all ranks must take part in the exchange of
+    gradients.
     """
     mine = samples[ranks.share(len(samples))]
     ids = torch.tensor([sample["id"] for sample in samples])
@@ -38,7 +39,7 @@ def collate_share(samples: list[dict[str, Any]], ranks: Ranks) -> dict[str, Any]
 
 
 def split_share(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
-    """Micro-batches of a rank's share, as many as of the largest: with FSDP each is an exchange of all ranks."""
+    """The micro-batches of a rank's share, as many as of the largest share: FSDP exchanges in each of them."""
     shares = zip(batch["tokens"].split(size), batch["id"].split(size), strict=True)
     parts = [{"tokens": tokens, "id": ids, "empty": batch["empty"]} for tokens, ids in shares]
     largest = -(-len(batch["ids"]) // batch["ranks"])
@@ -47,37 +48,37 @@ def split_share(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
 
 
 def count_samples(batch: dict[str, Any]) -> int:
-    """Samples of a batch that count; Composer weighs each rank's gradients by them."""
+    """The number of samples that count; Composer weights each rank's gradients by it."""
     return 0 if batch.get("empty") else len(batch["id"])
 
 
 def make_loader(
     dataset: StreamingDataset, batch_size: int, device: str, ranks: Ranks | None = None
 ) -> StreamingDataLoader:
-    """Batches of the stream; the last of an epoch is smaller, so that no sample is left out.
+    """The batches of the stream. The last batch of an epoch is smaller, so that every sample is used.
 
     Args:
-        dataset: of this rank.
-        batch_size: of all ranks together.
+        dataset: dataset of this rank.
+        batch_size: sequences of a batch, of all ranks together.
         device: cpu or cuda.
-        ranks: that share each batch; None for this process alone.
+        ranks: processes that share each batch; None for this process alone.
     """
-    # reading is hundreds of times faster than training: workers would only cost their start
+    # reading is hundreds of times faster than training, so the start of workers would not pay
     return StreamingDataLoader(
         dataset,
         batch_size=batch_size,
         num_workers=0,
         collate_fn=collate if ranks is None or ranks.size == 1 else partial(collate_share, ranks=ranks),
         pin_memory=device == "cuda",
-        # each pass draws a seed that only workers use: from the global generator, it would tell a training that
-        # was interrupted from one that was not
+        # each pass draws a seed that only workers use; drawn from the global generator, it would make an
+        # interrupted training differ from an uninterrupted one
         generator=torch.Generator(),
     )
 
 
 def make_trainer(
     view: SiteView,
-    trainee: Trainee,
+    train_state: TrainState,
     loader: StreamingDataLoader,
     callbacks: Sequence[Callback],
     *,
@@ -85,18 +86,18 @@ def make_trainer(
     micro_batch: int | str | None,
     loggers: list[Any],
 ) -> Trainer:
-    """A Trainer whose clock stands at the global step, to be run by fit(duration="<steps>ba").
+    """A Trainer whose clock is at the global step, for fit(duration="<steps>ba").
 
     Args:
-        view: the site, for its settings.
-        trainee: the model and its optimizer.
-        loader: of the batches.
-        callbacks: in the order in which they are called.
+        view: site with its settings.
+        train_state: model and optimizer.
+        loader: loader of the batches.
+        callbacks: callbacks in the order of their calls.
         global_step: local steps before this training.
-        micro_batch: sequences that go through the model at once on one device; None for all.
-        loggers: Composer's own.
+        micro_batch: sequences per forward pass on one device; None for all.
+        loggers: loggers of Composer.
     """
-    ranks = trainee.ranks
+    ranks = train_state.ranks
     shared = ranks.size > 1
     data = DataSpec(
         loader,
@@ -105,9 +106,9 @@ def make_trainer(
         get_num_tokens_in_batch=lambda batch: batch["tokens"].numel(),
     )
     trainer = Trainer(
-        model=trainee.model,
+        model=train_state.model,
         train_dataloader=data,
-        optimizers=trainee.optimizer,
+        optimizers=train_state.optimizer,
         callbacks=list(callbacks),
         device_train_microbatch_size=micro_batch,
         loggers=loggers,

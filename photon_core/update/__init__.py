@@ -1,5 +1,5 @@
-"""A site's update: settings it was made with, clipping and noise, codecs, upload.
+"""A site's update: the settings it was made with, clipping and noise, codecs, upload.
 
 Here: from a trained model to a committed update.
-Not here: training (training/) and what the coordinator makes of updates (aggregation/).
+Not here: training (training/) and the aggregation of updates (aggregation/).
 """

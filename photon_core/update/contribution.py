@@ -8,25 +8,25 @@ from schemas.manifests import Attention, FileEntry
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """The change of a model and the facts of it. A site's comes from its training (`Trained`).
+    """A change of the model, and the facts about it. A site's comes from its training (`Trained`).
 
-    A federation that is a member of another brings one, too: its own mean change, its members' tokens in sum, the
-    steps of its rounds. Nothing here is a training's alone.
+    A federation that is a member of another one contributes, too: its mean change, the sum of its members' tokens
+    and the steps of its rounds. No field here is specific to training.
 
     Args:
-        round, attempt: the round, and the number of this try at it.
-        base_sha256: hash of the model that the change starts from: the committed one of the round before.
+        round, attempt: numbers of the round and of the attempt.
+        base_sha256: hash of the model that the change starts from: the committed model of the previous round.
         codec: codec of `files`.
-        tokens: tokens really trained, the weight of the update.
+        tokens: tokens that were trained; the weight of the update.
         steps: local steps made.
-        metrics: numbers by name, of the register (evidence/metrics.py).
-        files: shards of the encoded change, the backbone's where there are key layers; paths relative to `folder`.
+        metrics: values by name; the register is evidence/metrics.py.
+        files: shards of the encoded change, without key layers; paths are relative to `folder`.
         folder: private folder of the files.
         notes: sentences for the operator.
-        moments: shards of the inner optimizer's moments, where they are averaged, in `folder` too.
-        key_layers: shards of the key layers, whole, where there are any, in `folder` too.
-        entry_sha256: hash of the model that the work started from, where its key layers are the member's own.
-        entry: key layer -> how it was entered with; those that are the committed model's are left out.
+        moments: shards of the inner optimizer's moments in `folder`; empty unless moments are averaged.
+        key_layers: shards of the whole key layers in `folder`; empty if there are none.
+        entry_sha256: hash of the model that the work started from, if its key layers are the member's own.
+        entry: attention by key layer, for those that are not the committed model's.
     """
 
     round: int

@@ -1,21 +1,22 @@
-"""PostProcess of Algorithm 1: what a site does to its change before it leaves: clip, add noise, compress.
+"""PostProcess of Algorithm 1: a site clips its change, adds noise and compresses before it uploads.
 
-The change is theta_k - theta, theta being what local training started from (the rounded model where
-update.model_dtype is bfloat16; the node's own key layers where it has any). In this order, each optional:
+The change is theta_k - theta. theta is the model that local training started from: the rounded one where
+update.model_dtype is bfloat16, with the node's own key layers if it has any. The steps run in this order, and each
+is optional:
 
 1. Clip: the whole change is multiplied by min(1, clip_norm / its norm).
-2. Noise: every element gets a Gaussian number of standard deviation noise_multiplier x clip_norm, so that a site's
-   whole change of a round is hidden from everyone else, the coordinator included (the Gaussian mechanism, with
+2. Noise: every element gets a Gaussian number of standard deviation noise_multiplier x clip_norm. It hides the
+   site's whole change of a round from everyone else, the coordinator included (the Gaussian mechanism, with
    sensitivity clip_norm).
-3. Compress. What a lossy codec loses stays at the site and is added to its next change before that is compressed
-   (error feedback; Karimireddy et al. 2019, arXiv 1901.09847). It holds only what clipping and noise have passed.
-   A round in which nothing is lost, because the file says float32, leaves it as it is.
+3. Compress: the residual of a lossy codec stays at the site and is added to the site's next change before that is
+   compressed (error feedback; Karimireddy et al. 2019, arXiv 1901.09847). It holds only values after clipping and
+   noise. A round with the codec float32 loses nothing and leaves the residual unchanged.
 
 Key layers are clipped and noised with the rest, but not compressed: they are sent whole, as theta plus the change.
 
-The noise comes from a generator seeded with a key that the site drew from the operating system's entropy and keeps
-in its private state, with the job's hash and attempt, and with the hash of theta_k: nobody outside can foresee it,
-the same work done again gives the same bytes, and other work never meets the same noise, even of the same job.
+The noise generator is seeded with a key, with the job's hash and attempt, and with the hash of theta_k. The site
+draws the key from the operating system's entropy and keeps it in its private state. So nobody else can foresee the
+noise. Repeating the same work gives the same bytes. Different work never reuses noise, not even in the same job.
 """
 
 import hashlib
@@ -40,15 +41,14 @@ KEY_BYTES = 32
 
 
 class PostProcess:
-    """One update's way through the three steps.
+    """The three steps for one update.
 
     Args:
         settings: the federation file's `update`.
-        theta, theta_k: give a tensor by name: what training started from, and what it ended with.
-        names: of the tensors.
-        feedback: what the codec lost of the site's last update, by name; empty at first.
-        noise: generator; needed where the settings ask for noise. Its numbers go to the tensors as they are asked
-            for.
+        theta, theta_k: functions that return a tensor by name, before and after training.
+        names: tensor names.
+        feedback: residuals of the site's previous update, by tensor; empty at first.
+        noise: generator, required if the settings have noise. Tensors draw from it in the order of the calls.
     """
 
     def __init__(
@@ -70,19 +70,19 @@ class PostProcess:
         if settings.clip_norm is not None:
             norm = math.sqrt(sum(_square(self._change(name)) for name in self._names))
             self._factor = min(1.0, settings.clip_norm / norm) if norm else 1.0
-            if not settings.noise_multiplier:  # an exact number of what the noise is to hide
+            if not settings.noise_multiplier:  # with noise, the exact norm would reveal what the noise hides
                 self._metrics["unclipped_norm"] = norm
 
     def encode(self, name: str) -> NDArray[np.generic]:
-        """A tensor of the backbone as it is sent; call it once for each, in sorted order.
+        """A tensor of the backbone as it is sent. Call it once for each tensor, in sorted order.
 
         Raises:
-            PhotonError: the change is not finite, and the codec cannot say so.
+            PhotonError: the change is not finite, and the codec cannot represent that.
         """
         codec = self.codec
         lost = self._feedback.get(name) if self._settings.error_feedback else None
         if isinstance(codec, Lossless):
-            if lost is not None:  # of an earlier round's codec: it waits for the next lossy one
+            if lost is not None:  # the residual of an earlier round's codec waits for the next lossy one
                 self.kept[name] = lost
             start, end = self._ends(name)
             self._squares += _square(end - start)
@@ -107,8 +107,8 @@ class PostProcess:
         return end
 
     def metrics(self) -> dict[str, float]:
-        """delta_norm, and key_delta_norm where there are key layers: of the change as sent. With clipping and no
-        noise, unclipped_norm: of both together, before it."""
+        """Norms of the change as sent: delta_norm, and key_delta_norm if there are key layers. With clipping
+        and no noise also unclipped_norm, of both together before clipping."""
         return {"delta_norm": math.sqrt(self._squares), **self._metrics}
 
     def _ends(self, name: str) -> tuple[Float32, Float32]:
@@ -132,27 +132,29 @@ class PostProcess:
 
 
 def noise_generator(key_file: Path, work: str) -> np.random.Generator:
-    """The generator of one piece of work's noise.
+    """The noise generator for one piece of work.
 
     Args:
-        key_file: the site's private key; made where it is missing.
-        work: what names the work and all that its result depends on.
+        key_file: the site's private key; created if it is missing.
+        work: identity of the work: its name, and all that its result depends on.
 
     Raises:
         PhotonError: the key is damaged.
     """
     if not key_file.exists():
-        with suppress(FileExistsError):  # the first one's stays
+        with suppress(FileExistsError):  # the key of the process that wrote first is kept
             write_whole(key_file, os.urandom(KEY_BYTES), mode=0o600, once=True)
     key = key_file.read_bytes()
-    if len(key) != KEY_BYTES:  # an empty one would make noise that everybody can foresee
-        raise PhotonError(f"{key_file} holds {len(key)} bytes, not {KEY_BYTES}; remove it, and another is drawn")
+    if len(key) != KEY_BYTES:  # anyone could foresee the noise of an empty key
+        raise PhotonError(
+            f"{key_file} has {len(key)} bytes, not {KEY_BYTES}. Remove it: the next training draws a new key"
+        )
     digest = hashlib.blake2b(work.encode(), key=key, digest_size=32).digest()
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(int.from_bytes(digest, "little"))))
 
 
 def _square(values: Float32) -> float:
-    """The sum of the squares; to more digits than float32 has, because the server reckons it again."""
+    """The sum of the squares, to more digits than float32 has: the server computes it independently."""
     flat = values.reshape(1, -1)
-    with np.errstate(all="ignore"):  # what overflows is summed again in float64
+    with np.errstate(all="ignore"):  # sums that overflow are repeated in float64
         return float(dots(flat, flat)[0])

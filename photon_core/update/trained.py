@@ -1,4 +1,4 @@
-"""A site's contribution to a round: what its local training gives."""
+"""A site's contribution to a round: the result of its local training."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from photon_core.update.contribution import Contribution
 class Trained(Contribution):
     """A site's finished local training. Its files are in the site's private state of this round and attempt.
 
-    Its metrics are those that the register (evidence/metrics.py) has of a training; of a site whose nodes trained
-    independently, of all nodes together.
+    Its metrics are those of a training in the register (evidence/metrics.py). If the site's nodes trained
+    independently, they are of all nodes together.
 
     Args:
-        seconds: time of the process that finished, by phase: load, dataset, trainer, fit, encode, save, and
+        seconds: seconds by phase, of the process that finished: load, dataset, trainer, fit, encode, save, and
             checkpoint, which is part of fit.
     """
 

@@ -1,4 +1,4 @@
-"""A site's trained update on its way into the store: shards first, then the manifest that commits it."""
+"""The upload of a site's trained update: shards first, then the manifest that commits it."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +9,7 @@ from typing import Any, Self
 from photon_core.data.manifest import data_sha256
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.events import Fact, Kind
-from photon_core.evidence.timeline import Begin
+from photon_core.evidence.timeline import Stopwatch
 from photon_core.formatting import printable
 from photon_core.run.provenance import versions
 from photon_core.run.run import Run, run_of
@@ -36,25 +36,25 @@ def upload_update(
 ) -> UpdateManifest:
     """Commit a site's contribution to round t.
 
-    Args:
-        run, view, t: whose work.
-        contribution: the work.
-        spans: what the site did before this upload, and when, for the round's timeline.
-        checks: what its data met before training.
+    The call is idempotent: shards have content-addressed names, and the manifest is created once. If another
+    process of the site has committed this attempt, that update is kept and returned.
 
-    Safe to repeat: shards have content-addressed names, and the manifest is created once. If another process
-    of the site has committed this attempt, its update stands and is returned.
+    Args:
+        run, view, t: run, site and round of the work.
+        contribution: result of the work.
+        spans: phases of the site before this upload, for the round's timeline.
+        checks: results of the data checks before training.
 
     Raises:
-        PhotonError: the round's base model is gone, or not the one that was trained from.
+        PhotonError: the round's base model is missing, or is not the model that training started from.
     """
     base = run.round(t - 1)
     if base is None or base.model_sha256 != contribution.base_sha256:
         raise PhotonError(
             f"round {t}, site '{view.name}': trained from a model that is not the committed one of round {t - 1}"
         )
-    begin = Begin()
-    with outages() as found:
+    stopwatch = Stopwatch()
+    with outages() as met:
         files, moments, key_layers = _put_files(run, view, t, contribution)
     manifest = UpdateManifest(
         run=view.federation.run,
@@ -75,8 +75,8 @@ def upload_update(
         steps=contribution.steps,
         metrics=contribution.metrics,
         data_sha256=data_sha256(view),
-        notes=[printable(note) for note in (*contribution.notes, *_outages(found))][:LIST_LIMIT],
-        spans=[*spans, Span(phase="upload", start=begin.unix, seconds=begin.elapsed())],
+        notes=[printable(note) for note in (*contribution.notes, *_outages(met))][:LIST_LIMIT],
+        spans=[*spans, Span(phase="upload", start=stopwatch.unix, seconds=stopwatch.elapsed())],
         checks=list(checks),
         versions=versions(),
         previous_sha256=run.round_sha256(t - 1),
@@ -96,7 +96,7 @@ def _put_files(run: Run, view: SiteView, t: int, contribution: Contribution) -> 
 
 
 def _committed(run: Run, manifest: UpdateManifest) -> UpdateManifest:
-    """The update of this attempt: this one, or what another process has committed."""
+    """The committed update of this attempt: this one, or another process's."""
     try:
         run.commit_update(manifest)
     except StoreConflict:
@@ -107,23 +107,23 @@ def _committed(run: Run, manifest: UpdateManifest) -> UpdateManifest:
     return manifest
 
 
-def _outages(found: list[Outage]) -> list[str]:
-    """One sentence about them, or none."""
-    if not found:
+def _outages(met: list[Outage]) -> list[str]:
+    """One sentence about the outages; empty if there were none."""
+    if not met:
         return []
-    causes = sorted({outage.cause for outage in found})
-    tries, seconds = sum(outage.tries for outage in found), sum(outage.seconds for outage in found)
+    causes = sorted({outage.cause for outage in met})
+    tries, seconds = sum(outage.tries for outage in met), sum(outage.seconds for outage in met)
     return [str(Fact(Kind.STORE_AWAY, {"seconds": seconds, "tries": tries, "causes": causes}))]
 
 
 class EarlyUpload:
-    """Puts finished shards where the upload will look for them: it then finds them there, by their content.
+    """Uploads shards as soon as they are finished. The upload itself then finds them by their content.
 
-    Nothing here is an error. At the first failure the rest is left to the upload itself, which is patient; what
-    the upload does not want, because training was killed and began again, is litter that no manifest names.
+    No failure here is an error. After the first one, the remaining shards are left to the upload itself, which
+    retries. Shards of a training that was killed and restarted stay behind as orphans, which no manifest names.
 
     Args:
-        view, t, attempt: whose shards.
+        view, t, attempt: site, round and attempt of the shards.
     """
 
     def __init__(self, view: SiteView, t: int, attempt: int) -> None:
@@ -135,11 +135,11 @@ class EarlyUpload:
         self._failed = False
 
     def put(self, path: Path) -> None:
-        """Upload a finished file, behind the caller's back."""
+        """Upload a finished file in the background."""
         self._under_way.append(self._pool.submit(self._put, path))
 
     def wait(self) -> None:
-        """Until everything is there, or something has failed."""
+        """Wait until every file is uploaded, or one upload has failed."""
         for future in self._under_way:
             future.exception()
 
@@ -147,7 +147,7 @@ class EarlyUpload:
         try:
             if not self._failed:
                 put_file(self._store, path, self._folder)
-        except Exception:  # whatever it was, the upload meets it again and tells it
+        except Exception:  # the upload itself meets the same error, and raises it
             self._failed = True
 
     def __enter__(self) -> Self:
@@ -156,4 +156,4 @@ class EarlyUpload:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)  # no file is read any more when the next training writes its own
+        self._pool.shutdown(cancel_futures=True)  # no thread reads a file while the next training writes its own

@@ -9,7 +9,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 
-from photon_core.aggregation.attempts import is_committed, wanted_attempt
+from photon_core.aggregation.attempts import is_committed, required_attempt
 from photon_core.errors import DeadlinePassed, PhotonError, StoreUnavailable
 from photon_core.evidence.evaluations import evaluation
 from photon_core.evidence.events import Fact
@@ -57,11 +57,11 @@ def dispatch_round(
         return time.time() > deadline or bool(waiting.pause(member.name, 0.0))
 
     with suppress(StoreUnavailable):  # which is waited for below
-        first = wanted_attempt(run, member, t, attempt, over)
+        first = required_attempt(run, member, t, attempt, over)
     log = waiting.log.at(t, member.name)
 
     def parameters() -> dict[str, Any]:
-        return {"t": t, "attempt": wanted_attempt(run, Named(member.name, file.federation), t, first, over)}
+        return {"t": t, "attempt": required_attempt(run, Named(member.name, file.federation), t, first, over)}
 
     def committed() -> bool:  # by the settings of a file that may not have the site any more
         return is_committed(run, Named(member.name, file.look()), t, first)

@@ -112,7 +112,7 @@ def test_a_retry_of_a_failed_round_trains_only_the_failed_site(deployed: Deploy)
     damaged = two.damage("b")
     started = two.start_round()
     failed = two.ended(started)
-    assert failed.is_failed() and "Left out: b: " in failed.message
+    assert failed.is_failed() and "Excluded: b: " in failed.message
     assert damaged.file.name in failed.message
     before = two.run.update_sha256(1, "a", 1)
     damaged.mend()
@@ -200,7 +200,7 @@ def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retrie
     plain = two.run.update_sha256(1, "a", 1)
     started = edited(two, rounds={"deadline": 1}).start_round()
     failed = two.ended(started)
-    assert failed.is_failed() and "Left out: b: " in failed.message
+    assert failed.is_failed() and "Excluded: b: " in failed.message
     other = edited(two, seed=4)
     other.retry(started)
     refused = other.ended(started, since=failed)

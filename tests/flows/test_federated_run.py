@@ -261,7 +261,7 @@ def kill_held(federation: Federation, site: str, pipe: Path, again: bool = False
 
 
 def test_two_coordinators_one_commit(prepared: Callable[..., Federation]):
-    from photon_core.aggregation.candidate import Course
+    from photon_core.aggregation.candidate import RoundLog
     from photon_core.aggregation.commit import commit
     from photon_core.aggregation.round import aggregate_round
 
@@ -269,7 +269,7 @@ def test_two_coordinators_one_commit(prepared: Callable[..., Federation]):
     manifest = run(federation)[1]
     again = aggregate_round(run_of(federation), federation, 1, manifest.sampled, {})
     with pytest.raises(StoreConflict):
-        commit(run_of(federation), federation, again, Course(manifest.sampled))
+        commit(run_of(federation), federation, again, RoundLog(manifest.sampled))
     assert history(run_of(federation))[1] == manifest
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from photon_core.aggregation.candidate import Course
+from photon_core.aggregation.candidate import RoundLog
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.round import aggregate_round
@@ -158,8 +158,8 @@ def finish(run: Run, federation: Federation, t: int) -> dict[str, Any]:
     before = run.round(t - 1)
     candidate = aggregate_round(run, federation, t, sampled, {})
     scores = {site: {"loss": 5.0, "perplexity": math.exp(5.0), "tokens": 100.0} for site in HONEST}
-    course = Course(sampled, scores, {EVIL: "left out"}, {"sites": 1.0, "aggregate": 0.5}, opened=time.time())
-    manifest = commit(run, federation, candidate, course)
+    round_log = RoundLog(sampled, scores, {EVIL: "left out"}, {"sites": 1.0, "aggregate": 0.5}, opened=time.time())
+    manifest = commit(run, federation, candidate, round_log)
     assert Run(run.store, "run").latest() == t
     told = tracked(manifest)
     assert all(map(math.isfinite, told.values()))

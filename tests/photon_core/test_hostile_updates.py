@@ -105,7 +105,7 @@ def test_every_later_command_still_works(play: Any, mode: str) -> None:
     if "markup" in cases_of(mode):
         assert "[/x]" in said["status"], "a stranger's text is shown as it is"
     assert f"all {rounds} rounds are committed" in said["run"]
-    assert "left out" in (folder / "page.html").read_text()
+    assert "excluded" in (folder / "page.html").read_text()
 
 
 def test_every_case_meets_a_disk_and_s3() -> None:

@@ -1,5 +1,5 @@
 """The streaming pass over all updates: pieces of tensors, threads, sums, resume after interruption.
 
-Here: how a pass runs.
-Not here: what is computed for a piece (means, weights, server_optimizer).
+Here: the execution of a pass.
+Not here: the formulas for a piece (means, weights, server_optimizer).
 """

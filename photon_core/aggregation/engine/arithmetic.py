@@ -1,8 +1,8 @@
-"""The arithmetic of one piece of the model: decode, average, step, and the sums that the norms are made of.
+"""The arithmetic of one piece of the model: decode, average, step, and the sums behind the norms.
 
-A piece is worked on in blocks that stay in a core's caches while all is done to them, all sites in one array.
-Every operation is element by element and in one order, so that no bit of the result depends on where pieces and
-blocks end, or on which thread does them. The sums do depend on the blocks, in their last bits, on nothing else.
+A piece is processed in blocks that stay in a core's caches, with all sites in one array. Every operation is
+element by element and in a fixed order. So no bit of the result depends on where pieces and blocks end, or on the
+thread that processes them. The last bits of the sums depend on the blocks, and on nothing else.
 """
 
 import threading
@@ -27,23 +27,23 @@ CACHED = 1 << 20  # elements of a block of all sites
 
 
 def block_elements(sites: int) -> int:
-    """Elements of a block of so many sites' parameters; a power of two."""
+    """Elements of a block for that many sites; a power of two."""
     return max(LEAST_BLOCK, min(MOST_BLOCK, 1 << (CACHED // sites).bit_length() - 1))
 
 
 class Arithmetic:
-    """theta' = ServerOpt(theta, mean of theta_k), a piece at a time; for any number of threads.
+    """theta' = ServerOpt(theta, mean of theta_k), a piece at a time. Any number of threads may use it.
 
     Args:
-        one: the pass.
-        codecs: of every source's update, in the order of their names.
+        one: inputs of the pass.
+        codecs: codecs by source, in the order of names.
     """
 
     def __init__(self, one: Pass, codecs: dict[str, Codec]) -> None:
         self.one, self.codecs = one, codecs
         self.optimizer = OPTIMIZERS[one.server.optimizer]
         self.block = block_elements(len(codecs))
-        self._scratch = threading.local()  # a thread's own memory, used again for every piece
+        self._scratch = threading.local()  # memory of each thread, reused for every piece
 
     def work(
         self,
@@ -54,16 +54,18 @@ class Arithmetic:
         out: Float32,
         pairs: bool,
     ) -> tuple[list[Float64], Float64]:
-        """One piece; `state` is changed in place, `out` is filled with the new theta.
+        """Process one piece.
 
         Args:
-            tensor: its name.
-            theta: of whole blocks of every codec, or to the end of the tensor.
-            encoded: the same elements of every update.
+            tensor: name of the tensor.
+            theta: slice of the model, in whole blocks of every codec or to the end of the tensor.
+            encoded: slice of every update with the same elements.
+            state: slices of the optimizer's state; changed in place.
+            out: result array, filled with the new theta.
             pairs: flag: compare the members with each other.
 
         Returns:
-            for every block of the piece, the sums that Norms.add takes; and the piece's part of Pairs.gram.
+            for every block of the piece, the sums for Norms.add; and the piece's part of Pairs.gram.
 
         Raises:
             UpdateRejected: a site's parameters are NaN or infinite, or too large for float32.
@@ -71,7 +73,7 @@ class Arithmetic:
         members = len(self.codecs) if self.one.look else 0
         sums, products = [], np.zeros((members, members))
         memory = self._memory()
-        with np.errstate(all="ignore"):  # what is not finite is found, and the site named
+        with np.errstate(all="ignore"):  # `_look` finds values that are not finite, and names the site
             for start in range(0, theta.size, self.block):
                 end = min(start + self.block, theta.size)
                 rows, deltas = (array[:, : end - start] for array in memory)
@@ -88,23 +90,26 @@ class Arithmetic:
     def _step(
         self, tensor: str, rows: Float32, deltas: Float32, state: Sequence[Float32], out: Float32
     ) -> Float64:
-        """`rows` are theta and the sites' parameters; `deltas` become g and the sites' pseudo-gradients."""
+        """Average and step one block.
+
+        `rows` are theta and the sites' parameters. `deltas` receive g and the sites' pseudo-gradients.
+        """
         theta, g, mean = rows[0], deltas[0], self._mean()[: out.size]
         self.one.rules.of(tensor)(rows, mean, deltas)
         np.subtract(theta, mean, out=g)
         members = self._look(tensor, rows, deltas) if self.one.look else []
         gradient = dots(deltas[:1], g)
-        if np.isfinite(gradient).all():  # else the mean is not finite, and there is no step to take
+        if np.isfinite(gradient).all():  # else the mean is not finite, and no step is possible
             self.optimizer.step(theta, mean, g, state, self.one.server, out)
             self.optimizer.lower(state, self.one.lr_scale)
         step = np.subtract(out, theta, out=mean)[None]
         return np.concatenate([*members, gradient, dots(step, step), dots(out[None], out[None])])
 
     def _look(self, tensor: str, rows: Float32, deltas: Float32) -> list[Float64]:
-        """Of every member |theta - theta_k|^2, and <theta - theta_k, g>; `deltas` get its pseudo-gradient.
+        """|theta - theta_k|^2 and <theta - theta_k, g> of every member. `deltas` receive the pseudo-gradients.
 
         Raises:
-            UpdateRejected: one is not finite.
+            UpdateRejected: a member's parameters are not finite.
         """
         np.subtract(rows[0], rows[1:], out=deltas[1:])
         squares = dots(deltas[1:], deltas[1:])
@@ -116,7 +121,7 @@ class Arithmetic:
         return [squares, dots(deltas[1:], deltas[0])]
 
     def _memory(self) -> tuple[Float32, Float32]:
-        """Of this thread: rows for theta and every site, twice."""
+        """This thread's memory: rows for theta and every site, twice."""
         if not hasattr(self._scratch, "rows"):
             shape = (len(self.codecs) + 1, self.block)
             self._scratch.rows, self._scratch.deltas = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -124,5 +129,5 @@ class Arithmetic:
         return self._scratch.rows, self._scratch.deltas
 
     def _mean(self) -> Float32:
-        found: Float32 = self._scratch.mean
-        return found
+        mean: Float32 = self._scratch.mean
+        return mean

@@ -1,4 +1,4 @@
-"""What one pass is given and what it gives back: sources, rules, the server's step, the place of the result."""
+"""Inputs and result of one pass: sources, rules, the server's step, the folder of the result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ DEFAULTS = Aggregation()
 
 
 class Source(NamedTuple):
-    """One member's contribution: an update whose manifest is checked, the folder of its files, and their codec."""
+    """One member's contribution: an update with a checked manifest, the folder of its files, and their codec."""
 
     update: UpdateManifest
     folder: str
@@ -27,16 +27,16 @@ class Pass:
     """One pass over the contributions to a round.
 
     Args:
-        run, t: the round.
+        run, t: run and round.
         base: manifest of round t-1, whose model the sources started from.
-        sources: by name, in the order of names: the order of every sum.
-        rules: how they become one, by tensor.
-        server: the server optimizer and its numbers.
-        folder: of the result; None for the norms alone.
-        lr_scale: factor that the guard has multiplied server.lr by already; it lowers the state, too.
+        sources: contributions by name, in the order of names, which is the order of every sum.
+        rules: rules that combine the contributions, by tensor.
+        server: server optimizer and its settings.
+        folder: folder of the result; None to compute only the norms.
+        lr_scale: learning-rate factor that the guard has applied to server.lr already; it scales the state, too.
         stem: start of the names of the model's files.
-        look: flag: look at single members, for their norms and cosines, and to name one with NaN. Without, only
-            the whole is known; so it may be where no member's own change may be seen.
+        look: flag: inspect single members, for their norms and cosines, and to name a member with NaN. Without it
+            only the mean is known, as is required where no member's own change may be seen.
     """
 
     run: Run
@@ -52,7 +52,7 @@ class Pass:
 
 
 class Result(NamedTuple):
-    """The files that a pass has written, and its norms (see `Norms.result` and `Pairs.result`)."""
+    """The files that a pass has written, and its norms; see `Norms.result` and `Pairs.result`."""
 
     model: list[FileEntry]
     optimizer: list[FileEntry]
@@ -61,15 +61,15 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a pass may use; no bit of the result depends on it, but for the size of the files.
+    """Resources of a pass. No bit of the result depends on them, apart from the size of the files.
 
     Args:
-        shard_bytes: size of the files.
-        memory_bytes: memory for what is read ahead.
-        connections: requests at a time to a store that is not a local disk.
-        threads: number of those that read ahead, of those that compute and of those that write behind; 0 for
-            none, as many as the machine has cores for if left out.
-        piece: elements of a piece; as many as the memory allows if left out.
+        shard_bytes: maximum size of the files.
+        memory_bytes: memory for prefetched pieces.
+        connections: concurrent requests to a store that is not a local disk.
+        threads: threads that prefetch, threads that compute and threads that write, each this many; 0 for none;
+            by default as many as the machine has cores for.
+        piece: elements of a piece; by default as many as the memory allows.
     """
 
     shard_bytes: int = DEFAULTS.shard_bytes

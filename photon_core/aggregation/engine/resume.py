@@ -1,9 +1,9 @@
-"""What an interrupted pass over a round's updates has finished, found again by a pass over the same inputs.
+"""Resume of an interrupted pass: a pass over the same inputs reuses the shards that were finished.
 
     rounds/<t>/finished/<hash of all inputs>/<number>.json
 
-A record is written when a shard of the new model, and the same shard of the optimizer's state, are durable and
-every file that they were made from has proved to be whole. It is taken when its own files prove to be whole.
+A record is written when a shard of the new model, and the same shard of the optimizer's state, are durable, and
+the hashes of all their input files are verified. It is used if the hashes of its files are correct.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ from photon_core.run.paths import Place, PlaceKind
 from photon_core.tensors.shards import check_files
 from schemas.manifests import FileEntry, ShardRecord, TensorEntry
 
-METHOD = 1  # raise it when the same inputs give other bytes
+METHOD = 1  # increase it when the same inputs give other bytes
 
 
 class ShardRecords:
     """The records of one pass.
 
     Args:
-        one: the pass.
-        shard_bytes: size of its files.
+        one: inputs of the pass.
+        shard_bytes: maximum size of its files.
     """
 
     def __init__(self, one: Pass, shard_bytes: int) -> None:
@@ -45,12 +45,12 @@ class ShardRecords:
         self.inputs = sha256_bytes(canonical_json(inputs))
 
     def find(self, number: int, parts: Sequence[Mapping[str, TensorEntry]], count: int) -> ShardRecord | None:
-        """The record of a shard, if there is one and its files are whole.
+        """The record of a shard, if there is one and its files are undamaged.
 
         Args:
-            number: of the shard.
-            parts: what each of its files has to hold.
-            count: of its sums.
+            number: number of the shard.
+            parts: expected tensors of each file.
+            count: number of its sums.
         """
         try:
             record = self._run.load(ShardRecord, self._place(number))
@@ -63,12 +63,12 @@ class ShardRecords:
                 self._run.store.check(entry, self._folder)
         except (StoreUnavailable, StoreRefused):
             raise
-        except (FileNotFoundError, PhotonError):  # whoever wrote it, it is no record of this pass
+        except (FileNotFoundError, PhotonError):  # any process may have written it: it is no record of this pass
             return None
         return record
 
     def keep(self, number: int, files: Sequence[FileEntry], sums: Sequence[float]) -> None:
-        """Write a record; one that is there already, of another coordinator, stands."""
+        """Write a record. A record that another coordinator has written is kept."""
         record = ShardRecord(inputs=self.inputs, number=number, files=list(files), sums=list(sums))
         try:
             self._run.commit_manifest(self._place(number), record)

@@ -1,8 +1,9 @@
 """One pass from the sites' updates to the next global model, in memory that does not grow with model or sites.
 
-Every byte of the updates, the old model and the optimizer's state is read once, piece by piece, and hashed on
-the way. Threads work on several pieces side by side (from a disk, they also read them; from a server, others read
-ahead) and write behind; the order of the arithmetic on every element, and so every bit of the model, is fixed.
+Every byte of the updates, the old model and the optimizer's state is read once, piece by piece, and hashed while
+read. Threads compute several pieces in parallel, and other threads write the results in the background. On a local
+disk the computing threads also read; from a server, further threads prefetch. The order of the arithmetic on every
+element is fixed, and so is every bit of the model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,20 +30,20 @@ from schemas.manifests import FileEntry, ShardRecord, TensorEntry
 
 Float32 = NDArray[np.float32]
 LEAST_PIECE, MOST_PIECE = 1 << 15, 1 << 18  # elements of a site
-CACHED = 1 << 21  # elements of a piece from a disk, all sites
+CACHED = 1 << 21  # elements of a piece from a disk, over all sites
 MOST_REMOTE_PIECE = 1 << 20  # elements of one request to a server
 
 
 def run_pass(one: Pass, limits: Limits) -> Result:
     """Write the new model, and the optimizer's state, into the pass's folder.
 
-    Until a manifest names the files, they are orphans. Called again with the same inputs after an interruption, it
-    takes the shards that it had finished, where the folder is the round's own.
+    The files are orphans until a manifest names them. A pass with the same inputs after an interruption reuses the
+    finished shards, if the folder is the round's own.
 
     Raises:
         UpdateRejected: one member's update is bad; drop it and call again.
-        Doubt: it cannot be read, which may be the machine's fault or the store's.
-        NotFinite: the mean is not, and the pass does not look at single members.
+        Doubt: one member's update cannot be read; the member, the machine or the store may be at fault.
+        NotFinite: the mean is not finite, and the pass does not inspect single members.
         CorruptFile: the old model or the optimizer's state is damaged.
     """
     with ExitStack() as stack:
@@ -50,7 +51,7 @@ def run_pass(one: Pass, limits: Limits) -> Result:
 
 
 class _Done(NamedTuple):
-    """A piece, computed."""
+    """A computed piece."""
 
     sums: list[NDArray[np.float64]]
     gram: NDArray[np.float64]
@@ -58,7 +59,7 @@ class _Done(NamedTuple):
 
 
 class _Work:
-    """The readers, the writers and the one loop between them."""
+    """The readers, the writers and the loop between them."""
 
     def __init__(self, one: Pass, limits: Limits, team: Threads, stack: ExitStack) -> None:
         self.one, self.limits, self.team, self.stack = one, limits, team, stack
@@ -67,7 +68,7 @@ class _Work:
         if wrong := [name for name, tensor in self.tensors.items() if tensor.dtype != "F32"]:
             raise PhotonError(f"round {before}'s tensor '{wrong[0]}' is not float32, as a global model must be")
         self.codecs = {name: source.codec for name, source in one.sources.items()}
-        self.align = max(codec.block for codec in self.codecs.values())  # so that every codec can be cut
+        self.align = max(codec.block for codec in self.codecs.values())  # pieces are whole blocks of every codec
         self.arithmetic = Arithmetic(one, self.codecs)
         state = self.arithmetic.optimizer.state
         self.prefixes = ["", *(f"{name}." for name in state)]
@@ -93,27 +94,27 @@ class _Work:
         spans = [[(name, *span(part)) for name, part in shard.items()] for shard in plans[0]]
 
         def pieces(number: int) -> Iterator[Piece]:
-            """Of a shard; made when they are wanted: a list for each site would grow with both sites and model."""
+            """The pieces of a shard. A generator: a list for each site would grow with both sites and model."""
             for name, start, end in spans[number]:
                 yield from cut(name, start, end, piece_elements)
 
         lengths = [end - start for shard in spans for _, start, end in shard]
         pairs = Pairs(self.looked, sum(lengths))
         count = Norms(self.looked).sums.size
-        found = self._finished(shards, count + pairs.gram.size)
+        finished = self._finished(shards, count + pairs.gram.size)
         writers = [
-            self._writer(prefix, {number: record.files[n] for number, record in found.items()})
+            self._writer(prefix, {number: record.files[n] for number, record in finished.items()})
             for n, prefix in enumerate(self.prefixes)
         ]
-        missing = [number for number in range(len(shards)) if number not in found]
+        missing = [number for number in range(len(shards)) if number not in finished]
         turns = ((number, pairs.turn()) for number in range(len(shards)) for _ in pieces(number))
         calls = self._calls(
             lambda: (piece for number in missing for piece in pieces(number)),
-            (turn for number, turn in turns if number not in found),
+            (turn for number, turn in turns if number not in finished),
             min(piece_elements, max(lengths, default=0)),
         )
-        results = self.stack.enter_context(closing(self.team.results(calls, self._give_up)))
-        sums = {number: record.sums for number, record in found.items()}
+        results = self.stack.enter_context(closing(self.team.results(calls, self._cancel)))
+        sums = {number: record.sums for number, record in finished.items()}
         unrecorded: list[int] = []
         for number in missing:
             norms, gram = Norms(self.looked), np.zeros_like(pairs.gram)
@@ -127,7 +128,7 @@ class _Work:
             sums[number] = [*norms.sums.tolist(), *gram.ravel().tolist()]
             unrecorded = self._record(unrecorded, shards, writers, sums)
             unrecorded.append(number)
-        self._verify([plans[0][number] for number in missing] if found else None)
+        self._verify([plans[0][number] for number in missing] if finished else None)
         total = Norms(self.looked)
         for number, (shard, *_) in enumerate(shards):
             total.add(next(iter(shard)), sums[number][:count])
@@ -138,7 +139,7 @@ class _Work:
         return Result(model, optimizer, total.result() | pairs.result())
 
     def _piece_elements(self) -> int:
-        """Elements of a piece, so that all that are in memory at a time fit into the limit."""
+        """Elements of a piece, so that all pieces in memory at a time fit into the limit."""
         streams = len(self.sites) + len(self.prefixes)
         held = self.team.ahead + self.team.side_by_side + 1
         most = MOST_REMOTE_PIECE
@@ -151,7 +152,7 @@ class _Work:
     def _calls(
         self, pieces: Callable[[], Iterator[Piece]], paired: Iterator[bool], largest: int
     ) -> Iterator[Callable[[], _Done]]:
-        """The work on every piece; `largest` elements at most."""
+        """The computation of every piece, of at most `largest` elements."""
         thetas = self._loads(self.base, pieces())
         states = [self._state_loads(prefix, pieces()) for prefix in self.prefixes[1:]]
         updates = [
@@ -165,8 +166,8 @@ class _Work:
             out = results[number % len(results)][: piece.end - piece.start]
             yield partial(self._compute, piece.name, theta, encoded, state, out, pairs)
 
-    def _give_up(self) -> None:
-        """Nobody waits for what the piece that failed has not read."""
+    def _cancel(self) -> None:
+        """Cancel all reads: a piece has failed, and no thread may wait for what it has not read."""
         for reader in (self.base, self.state, *self.sites.values()):
             reader.give_up()
 
@@ -179,11 +180,11 @@ class _Work:
     def _finished(
         self, shards: Sequence[tuple[Mapping[str, TensorEntry], ...]], count: int
     ) -> dict[int, ShardRecord]:
-        """What an interrupted pass has left. A model of one file is made again sooner than looked for."""
+        """The records of an interrupted pass. A model of one file has none: computing it again is faster."""
         if self.records is None or len(shards) == 1:
             return {}
-        found = ((number, self.records.find(number, parts, count)) for number, parts in enumerate(shards))
-        return {number: record for number, record in found if record}
+        records = ((number, self.records.find(number, parts, count)) for number, parts in enumerate(shards))
+        return {number: record for number, record in records if record}
 
     def _record(
         self,
@@ -192,7 +193,7 @@ class _Work:
         writers: Sequence["ShardWriter | _NoWriter"],
         sums: Mapping[int, Sequence[float]],
     ) -> list[int]:
-        """Write records of those shards whose inputs have all proved to be whole; return the others."""
+        """Write records of the shards whose inputs are all verified; return the numbers of the other shards."""
         if self.records is None or len(shards) == 1:
             return []
         left = []
@@ -201,12 +202,12 @@ class _Work:
             inputs = [(self.base, _spans(model)), *((self.state, _spans(state)) for state in states)]
             inputs += [(reader, _spans(model, self.codecs[site])) for site, reader in self.sites.items()]
             whole = all(reader.verified(spans) for reader, spans in inputs)
-            if not whole or not np.isfinite(sums[number]).all():  # JSON has no infinity: nobody's pairs are noted
+            if not whole or not np.isfinite(sums[number]).all():  # JSON has no infinity
                 left.append(number)
                 continue
             files = [writer.shard(number) for writer in writers]
             for writer in writers:
-                writer.keep(number)  # first: a record whose answer is lost may be there, and another may go by it
+                writer.keep(number)  # first: the store may hold a record whose answer was lost, for others to use
             self.records.keep(number, files, sums[number])
         return left
 
@@ -237,21 +238,21 @@ class _Work:
         return self.stack.enter_context(closing(loads))
 
     def _state_loads(self, prefix: str, pieces: Iterable[Piece]) -> Iterator[Load]:
-        """The optimizer's state; what it starts at when no round has kept it yet."""
-        wanted = self._like(prefix)
-        kept = {tensor: self.state.tensors[tensor] for tensor in wanted if tensor in self.state.tensors}
+        """The loads of the optimizer's state; of its initial values if no round has stored it yet."""
+        expected = self._like(prefix)
+        kept = {tensor: self.state.tensors[tensor] for tensor in expected if tensor in self.state.tensors}
         if not kept:
             start = np.float32(self.arithmetic.optimizer.state[prefix[:-1]](self.one.server))
             return (partial(np.full, piece.end - piece.start, start, np.float32) for piece in pieces)
-        if kept != wanted:
+        if kept != expected:
             raise CorruptFile(f"round {self.one.t - 1}'s optimizer state '{prefix[:-1]}' does not fit its model")
         return self._loads(self.state, pieces, prefix)
 
     def _verify(self, shards: Sequence[Mapping[str, TensorEntry]] | None) -> None:
-        """Every hash, also of files that were not read in the order of their bytes.
+        """Verify every hash, also of files that were not read in the order of their bytes.
 
         Args:
-            shards: only of the files that these shards were made from; all if None.
+            shards: shards whose input files are verified; None for all files.
         """
         for parts in [None] if shards is None else shards:
             for site, reader in self.sites.items():
@@ -264,18 +265,18 @@ class _Work:
 
 
 def _encoded(codec: Codec, piece: Piece) -> Piece:
-    """The piece of the encoded tensor."""
+    """The same piece of the encoded tensor."""
     return Piece(piece.name, codec.position(piece.start), codec.position(piece.end))
 
 
 def _spans(parts: Mapping[str, TensorEntry], codec: Codec | None = None) -> Spans:
-    """Where these parts of the model are, or where an update's codec has them."""
+    """The ranges of these parts in the model, or in an update with this codec."""
     spans = {name: span(part) for name, part in parts.items()}
     return {n: (codec.position(a), codec.position(b)) for n, (a, b) in spans.items()} if codec else spans
 
 
 class _NoWriter:
-    """Stands for a ShardWriter where only norms are wanted."""
+    """Replaces a ShardWriter in a pass that computes only norms."""
 
     def write(self, name: str, values: Array) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Who reads, computes and writes in a pass over the updates."""
+"""The threads that read, compute and write in a pass over the updates."""
 
 import os
 from collections import deque
@@ -13,18 +13,18 @@ T = TypeVar("T")
 
 
 class Threads(NamedTuple):
-    """Who reads, computes and writes; readers None: who computes; writers None: whoever asks."""
+    """The executors of a pass. Without readers, the workers read. Without writers, the caller writes."""
 
     readers: Executor | None
     workers: Executor
     writers: Executor | None
-    ahead: int  # pieces of a stream that are read beyond the one in hand
-    side_by_side: int  # pieces that are computed beyond the one in hand
+    ahead: int  # pieces of a stream that are prefetched beyond the current one
+    side_by_side: int  # pieces that are computed beyond the current one
 
     @classmethod
     def start(cls, stack: ExitStack, local: bool, limits: Limits) -> "Threads":
         if limits.threads == 0:
-            return cls(None, Now(), None, 0, 0)
+            return cls(None, InlineExecutor(), None, 0, 0)
         cores = max(2, min(8, os.cpu_count() or 1))
 
         def pool(name: str, count: int) -> Executor:
@@ -33,12 +33,12 @@ class Threads(NamedTuple):
         readers = None if local else pool("read", limits.connections)
         return cls(readers, pool("compute", cores), pool("write", cores), ahead=2, side_by_side=cores)
 
-    def results(self, calls: Iterable[Callable[[], T]], give_up: Callable[[], None]) -> Generator[T, None, None]:
-        """What the calls return, in their order; some are under way beyond the one that is given out.
+    def results(self, calls: Iterable[Callable[[], T]], cancel: Callable[[], None]) -> Generator[T, None, None]:
+        """The results of the calls, in order. Further calls run while a result is in use.
 
         Args:
-            calls: what to do; the next one is asked for when there is room for it.
-            give_up: called after a failure: nobody may wait for what will not be done any more.
+            calls: work items; the next one is drawn when a place is free.
+            cancel: callback after a failure, so that no thread waits for work that is not done any more.
         """
         begun: deque[Future[T]] = deque()
         try:
@@ -49,7 +49,7 @@ class Threads(NamedTuple):
             while begun:
                 yield begun.popleft().result()
         except BaseException:
-            give_up()
+            cancel()
             raise
         finally:
             for job in begun:
@@ -57,8 +57,8 @@ class Threads(NamedTuple):
                     job.exception()  # it uses the files
 
 
-class Now(Executor):
-    """Does at once what it is given."""
+class InlineExecutor(Executor):
+    """Runs each call at once, in the caller's thread."""
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         done: Future[Any] = Future()

@@ -1,4 +1,4 @@
-"""What happens to a step's gradients before the optimizer sees them: FedProx, their norm, clipping."""
+"""The processing of a step's gradients before the optimizer's step: FedProx, norm, clipping."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 
 class Gradients(Callback):
-    """Adds the proximal term's gradient, measures the norm of the whole, and clips it, as Composer's own does.
+    """Adds the proximal term's gradient, then measures the norm and clips it like Composer's own callback.
 
     FedProx (Li et al. 2020, "Federated Optimization in Heterogeneous Networks", eq. 2) minimises
     F_k(w) + mu/2 |w - theta|^2: the gradient gains mu (w - theta). The reported loss stays F_k.
 
     Args:
-        clip_norm: largest Euclidean norm of all gradients together; None for none.
-        proximal: mu; None for none.
-        theta: what the round started from, in the order of the model's parameters; only read with `proximal`.
+        clip_norm: maximum Euclidean norm of all gradients together; None for no clipping.
+        proximal: mu of FedProx; None without the term.
+        theta: initial parameters of the round, in the order of the model's parameters; used only with `proximal`.
     """
 
     def __init__(self, clip_norm: float | None, proximal: float | None, theta: Sequence[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks": Nesterov momentum, then five
 Newton-Schulz iterations with the published coefficients bring all singular values near 1. Query, key and value
-are orthogonalised apart, as the authors advise.
+are orthogonalised independently, as the authors advise.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """U p(S) V^T of each matrix U S V^T, where p brings every singular value of 0.01 to 1 times the norm near 1.
 
     Args:
-        matrices: (number, rows, columns). bfloat16 on a GPU is what the authors use; any float type works.
+        matrices: tensor (number, rows, columns). The authors use bfloat16 on a GPU; any float type works.
 
     Returns:
         a tensor of the same shape and type.
@@ -44,10 +44,10 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         matrices: parameters of two dimensions for Muon, each with the number of equal blocks of rows that are
-            orthogonalised apart (3 for query, key and value in one).
+            orthogonalised independently (3 for query, key and value in one matrix).
         others: parameters for AdamW.
-        lr, momentum: Muon's.
-        adamw: keyword arguments of torch.optim.AdamW; its weight decay is Muon's too.
+        lr, momentum: settings of Muon.
+        adamw: keyword arguments of torch.optim.AdamW; its weight decay is also Muon's.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of both; a parameter without a gradient stays."""
+        """One step of both optimizers. A parameter without a gradient does not change."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -80,7 +80,7 @@ class Muon(torch.optim.Optimizer):
         for parameter, blocks in zip(group["params"], group["blocks"], strict=True):
             if parameter.grad is not None:
                 self._step(parameter, parameter.grad, blocks, group)
-        # load_state_dict puts new objects in place of ours: what AdamW works on is looked up each time
+        # load_state_dict replaces these objects, so AdamW's references are renewed at each step
         self._adamw.state, self._adamw.param_groups = self.state, self.param_groups[1:]
         self._adamw.step()
         return loss

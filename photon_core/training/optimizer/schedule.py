@@ -1,4 +1,4 @@
-"""The learning rate as one function of the global step: it knows of no rounds and restarts with none."""
+"""The learning rate as a function of the global step. It does not depend on rounds, and never restarts."""
 
 import math
 
@@ -6,16 +6,17 @@ from schemas.sections.local import Schedule
 
 
 def learning_rate(step: int, peak: float, schedule: Schedule, total_steps: int) -> float:
-    """The learning rate of update number `step`.
+    """The learning rate of the local step after `step` earlier ones.
 
-    Linear warm-up from peak / warmup_steps to peak over the first warmup_steps updates, then a cosine that
-    reaches alpha peak at total_steps and stays there (or peak for ever, if the schedule is constant).
+    The rate warms up linearly from peak / warmup_steps to peak over the first warmup_steps steps. Then it follows
+    a cosine that reaches alpha peak at total_steps and stays there, or remains at peak if the schedule is
+    constant.
 
     Args:
-        step: updates made so far, over all rounds; 0 for the first.
-        peak: the maximum.
-        schedule: shape of the curve.
-        total_steps: T of the cosine.
+        step: number of earlier steps, over all rounds.
+        peak: maximum rate.
+        schedule: schedule of the federation file.
+        total_steps: length T of the cosine.
     """
     warmup = schedule.warmup(total_steps)
     if step < warmup:

@@ -1,7 +1,7 @@
 """One job over several devices: its ranks, started and watched by Composer's own launcher.
 
-They stay in the process group of the training process that calls this, so that whatever ends that one (a kill, a
-cancellation, a time limit) ends them. The launcher ends all when one fails. Child processes only.
+The ranks stay in the process group of the calling training process, so that a kill, a cancellation or a time limit
+that ends that process ends them, too. The launcher ends all ranks when one fails. Child processes only.
 """
 
 import json
@@ -25,7 +25,7 @@ from photon_core.training.job import LocalJob
 from photon_core.training.parallel.ranks import ANSWER, REPORTS, REQUEST
 from photon_core.update.trained import Trained
 
-OVER = b"\n"  # on the pipe: there will be no more reports
+OVER = b"\n"  # the end of the reports on the pipe
 
 
 def train_ranks(
@@ -36,18 +36,18 @@ def train_ranks(
     written: Path,
     micro_batch: int | str | None,
 ) -> Trained:
-    """Train a job as `run_local_steps` does, over several devices of this machine.
+    """Train a job over several devices of this machine, like `run_local_steps`.
 
-    Several machines are not supported: nodes with fast links must all be devices of the one that trains.
+    Several machines are not supported: all devices of the job must belong to this machine.
 
     Args:
-        job, report, folder, written, micro_batch: as for `run_local_steps`.
-        infra: how; its ranks are started here.
+        job, report, folder, written, micro_batch: arguments of `run_local_steps`.
+        infra: parallelism of the job; its ranks are started here.
 
     Raises:
-        PhotonError: as a rank raised it, the first that did.
-        ChildFailed: a rank raised something else, or was killed.
-        FederationError: this machine does not have that many GPUs, or none, and FSDP needs them.
+        PhotonError: the first error of that kind that a rank has raised.
+        ChildFailed: a rank raised another error, or was killed.
+        FederationError: this machine has too few GPUs, or has none and FSDP needs them.
     """
     check_devices(job.view, infra.ranks)
     place = Path(tempfile.mkdtemp(prefix="ranks-"))
@@ -56,7 +56,7 @@ def train_ranks(
     request["sharded"] = infra.kind == "fsdp"
     try:
         (place / REQUEST).write_bytes(pickle.dumps(request))
-        with _passing_on(place / REPORTS, report):
+        with _forwarding(place / REPORTS, report):
             code = launch(["-m", "photon_core.training.parallel.rank_main", str(place)], infra.ranks, job.threads)
         return _answer(job, infra, place, code)
     finally:
@@ -64,18 +64,18 @@ def train_ranks(
 
 
 def launch(program: list[str], ranks: int, threads: int) -> int:
-    """Composer's launcher, in this process, until all ranks have ended; returns its exit code.
+    """Run Composer's launcher in this process until all ranks have ended. Returns its exit code.
 
     Args:
-        program: a script or -m and a module, and its arguments.
-        ranks: processes to start.
-        threads: torch threads of each.
+        program: script, or -m and a module, then the arguments.
+        ranks: number of processes to start.
+        threads: number of torch threads of each process.
     """
     from composer.cli import launcher
 
     paths = os.pathsep.join(entry for entry in sys.path if entry)
     before, level = (sys.argv, dict(os.environ)), logging.getLogger().level
-    # a job over several machines, or under a launcher, is none of ours: its variables must not be taken for it
+    # ignore rendezvous variables inherited from an outer launcher (torchrun, Slurm)
     outer = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "BASE_RANK")
     for name in (*outer, "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
@@ -91,10 +91,10 @@ def launch(program: list[str], ranks: int, threads: int) -> int:
 
 
 @contextmanager
-def _passing_on(pipe: Path, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call `report` with what the ranks write into the pipe, in a thread of its own."""
+def _forwarding(pipe: Path, report: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Call `report` with the reports that the ranks write into the pipe, in a separate thread."""
     os.mkfifo(pipe, 0o600)
-    descriptor = os.open(pipe, os.O_RDWR)  # for reading alone, it would end with the last writer
+    descriptor = os.open(pipe, os.O_RDWR)  # a descriptor for reading only would reach EOF with the last writer
 
     def read() -> None:
         with open(descriptor, "rb", closefd=False) as lines:
@@ -114,14 +114,14 @@ def _passing_on(pipe: Path, report: Callable[[dict[str, Any]], None]) -> Iterato
 
 
 def _answer(job: LocalJob, infra: Infra, place: Path, code: int) -> Trained:
-    answers = sorted(place.glob(ANSWER.format("*")), key=lambda path: path.stat().st_mtime_ns)
-    found = {path.name: pickle.loads(path.read_bytes()) for path in answers}
-    for kind, value in found.values():
+    paths = sorted(place.glob(ANSWER.format("*")), key=lambda path: path.stat().st_mtime_ns)
+    answers = {path.name: pickle.loads(path.read_bytes()) for path in paths}
+    for kind, value in answers.values():
         if kind == "error":
             raise value
-    kind, value = found.get(ANSWER.format(0), ("", None))
+    kind, value = answers.get(ANSWER.format(0), ("", None))
     if code or kind != "result":
-        missing = [rank for rank in range(infra.ranks) if ANSWER.format(rank) not in found]
+        missing = [rank for rank in range(infra.ranks) if ANSWER.format(rank) not in answers]
         raise Killed(f"site '{job.view.name}': rank {missing[0] if missing else 0} of {infra.ranks} was ended")
     assert isinstance(value, Trained)
     return value

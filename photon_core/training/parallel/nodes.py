@@ -1,17 +1,18 @@
-"""A federation inside the site (Photon, Algorithm 1): nodes with slow links train apart, and one update leaves.
+"""A federation inside the site (Photon, Algorithm 1): nodes with slow links train independently, for one update.
 
-Every node trains from the same theta on its part of the site's streams (see data/partition.py), for the site's
-local steps and with the site's batch at each, in a folder of its own under <state_dir>/nodes/. There its
-optimizer, its place in the stream, its checkpoints and its micro-batch are kept. Then parameters, metrics and,
-where they are averaged over the sites, the optimizer's moments are averaged here, weighted by the tokens that
-each node really trained; the mean is evaluated, clipped, noised and encoded once.
+Every node trains from the same theta on its part of the site's streams (see data/partition.py), with the site's
+local steps and the site's batch. Each has its own folder under <state_dir>/nodes/, which keeps its optimizer, its
+position in the data stream, its checkpoints and its micro-batch. Then this process averages parameters and
+metrics, and also the optimizer's moments if the sites average them. The weights are the tokens that each node has
+trained. The mean is evaluated, clipped, noised and encoded once.
 
-What is supported: all nodes are processes of the machine that this runs on, each with `hardware.devices` GPUs of
-its own (or processors), in this process's group, so that whatever ends it ends them. What is not: nodes on several
-machines. The place for them is `train_node`: it needs the job, theta's files and its own folder, and answers with
-the folder of a `Trained`; a machine that runs it and shares a file system with this one could stand in for the
-process that is started here. Until then such machines are written as sites of their own, and a site that declares
-more GPUs than its machine has is refused. Child processes only.
+Supported: all nodes are processes of this machine, each with its own `hardware.devices` GPUs (or processors), and
+in this process's group, so that they end when this process ends.
+
+Not supported: nodes on several machines. Such machines are written as separate sites, and a site that declares
+more GPUs than its machine has is refused. The place to add them is `train_node`: it needs the job, theta's files
+and its own folder, and returns the folder of a `Trained`. A machine that runs it and shares a file system with
+this one could replace the process that is started here. Child processes only.
 """
 
 import ctypes
@@ -51,7 +52,7 @@ from photon_core.training.job import LocalJob
 from photon_core.training.micro_batch import evaluation_batch
 from photon_core.training.state.checkpoint import Checkpoints
 from photon_core.training.state.folder import SAMPLES, TRAINING
-from photon_core.training.state.resume import load_past
+from photon_core.training.state.resume import load_resume_state
 from photon_core.update.codecs.registry import get_codec
 from photon_core.update.trained import Trained
 
@@ -60,21 +61,21 @@ Train = Callable[[LocalJob, Report], Trained]
 
 
 def train_nodes(job: LocalJob, infra: Infra, report: Report, train: Train) -> list[Trained]:
-    """Train every node of the site, side by side.
+    """Train every node of the site, in parallel.
 
     Args:
-        job: of the site.
-        infra: its nodes.
-        report: called with all nodes' progress together, once each has begun.
-        train: trains one node, as it trains a site.
+        job: job of the site.
+        infra: nodes of the site.
+        report: callback with the progress of all nodes together, once every node has started.
+        train: function that trains one node, like a site.
 
     Returns:
-        what the nodes trained, in their order.
+        the results of the nodes, in their order.
 
     Raises:
-        PhotonError: as a node raised it, and by its name; the others are ended, and go on from their checkpoints
-            when the job is done again.
-        ChildFailed: a node raised something else, or was killed.
+        PhotonError: an error of that kind that a node has raised, with the node's name. The other nodes are ended,
+            and resume from their checkpoints when the job is repeated.
+        ChildFailed: a node raised another error, or was killed.
     """
     check_devices(job.view, infra.nodes * infra.ranks)
     partition(job.view, infra.nodes)
@@ -87,17 +88,17 @@ def train_nodes(job: LocalJob, infra: Infra, report: Report, train: Train) -> li
 
 
 def node_job(job: LocalJob, infra: Infra, number: int) -> LocalJob:
-    """The site's job as one node has it: its own folder, its share of the threads, and an exact update."""
+    """The site's job for one node: with its own folder, its share of the threads, and an exact update."""
     return replace(job, view=job.view.node(number), threads=max(1, job.threads // infra.nodes), announce=False)
 
 
 def train_node(job: LocalJob, gpus: list[int], report: Report, train: Train) -> Trained:
-    """One node's training, in a process that has not touched a GPU.
+    """One node's training, in a process that has not used a GPU.
 
     Args:
-        job: the node's own (see `node_job`).
-        gpus: numbers of those that are the node's; empty without GPUs.
-        report, train: as for `train_nodes`.
+        job: job of the node (see `node_job`).
+        gpus: numbers of the node's GPUs; empty without GPUs.
+        report, train: arguments of `train_nodes`.
     """
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -107,24 +108,24 @@ def train_node(job: LocalJob, gpus: list[int], report: Report, train: Train) -> 
 
 
 class _Node:
-    """One node's process, and what has come of it."""
+    """One node's process, its progress and its result."""
 
     def __init__(self, job: LocalJob, infra: Infra, number: int, train: Train) -> None:
         self.name = f"node {number} of site '{job.view.name}'"
         self.progress: dict[str, Any] | None = None
         self.trained: Trained | None = None
         context = multiprocessing.get_context("fork")
-        self.answers, there = context.Pipe(duplex=False)
+        self.answers, sender = context.Pipe(duplex=False)
         first = (number - 1) * infra.ranks
         on_gpus = choose_device(job.view.local) == "cuda"
         gpus = list(range(first, first + infra.ranks)) if on_gpus else []
-        arguments = (there, node_job(job, infra, number), gpus, train, os.getpid())
+        arguments = (sender, node_job(job, infra, number), gpus, train, os.getpid())
         self.process: BaseProcess = context.Process(target=_run, args=arguments)
         self.process.start()
-        there.close()
+        sender.close()
 
     def receive(self) -> None:
-        """Take in one message.
+        """Receive one message.
 
         Raises:
             PhotonError: the node has failed.
@@ -175,28 +176,28 @@ def _collect(job: LocalJob, nodes: list[_Node], report: Report) -> list[Trained]
         for node in waiting:
             if node.answers in ready:
                 node.receive()
-        found = [node.progress for node in nodes if node.progress is not None]
-        if len(found) == len(nodes) and (step := min(values["step"] for values in found)) > reported:
+        progress = [node.progress for node in nodes if node.progress is not None]
+        if len(progress) == len(nodes) and (step := min(values["step"] for values in progress)) > reported:
             reported = step
             report(
                 {
                     "step": step,
                     "steps": job.view.steps,
-                    "loss": sum(values["loss"] for values in found) / len(found),
-                    "tokens": sum(values["tokens"] for values in found),
-                    "tokens_per_second": sum(values["tokens_per_second"] for values in found),
+                    "loss": sum(values["loss"] for values in progress) / len(progress),
+                    "tokens": sum(values["tokens"] for values in progress),
+                    "tokens_per_second": sum(values["tokens_per_second"] for values in progress),
                 }
             )
     return [node.trained for node in nodes if node.trained is not None]
 
 
 class Average:
-    """The nodes' work as one site's.
+    """The nodes' work, combined as one site's.
 
     Args:
-        job: of the site.
-        trained: what its nodes trained, in their order.
-        theta: what they started from.
+        job: job of the site.
+        trained: results of the nodes, in their order.
+        theta: parameters before training.
     """
 
     def __init__(self, job: LocalJob, trained: list[Trained], theta: Theta) -> None:
@@ -216,39 +217,39 @@ class Average:
         mean = {}
         for name in self.theta.names:
             if name in key:
-                found = [one.array(name) for one in layers]
+                of_nodes = [one.array(name) for one in layers]
             else:
                 start = self.theta.array(name)
-                found = [np.asarray(decode(start, update.array(name)), np.float32) for update in updates]
-            mean[name] = self._mean(found)
+                of_nodes = [np.asarray(decode(start, update.array(name)), np.float32) for update in updates]
+            mean[name] = self._mean(of_nodes)
         return mean
 
     def moments(self) -> dict[str, torch.Tensor]:
-        """The weighted mean of the optimizer's moments, where they are averaged; those of key layers are not."""
+        """The weighted mean of the optimizer's moments; key layers have none."""
         local, stay = self.job.view.local, names_in(self.job.key_layers)
         shapes = moment_shapes(self.job.view.federation.model, local.optimizer.name, stay)
-        found = [
+        of_nodes = [
             Theta(_paths(node, node.moments), self.job.view.federation.model, shapes) for node in self.trained
         ]
-        return {name: self._mean([node.array(name) for node in found]) for name in found[0].names}
+        return {name: self._mean([node.array(name) for node in of_nodes]) for name in of_nodes[0].names}
 
     def samples(self) -> bytes:
-        """samples.u32 of the site: the nodes' samples, node after node, by the site's numbers."""
+        """samples.u32 of the site: the nodes' samples, node after node, with the site's numbers."""
         view, nodes = self.job.view, len(self.trained)
         trails = [np.fromfile(Path(node.folder, "samples.u32"), "<u4") for node in self.trained]
         parts = [site_numbers(view, nodes, i, trail) for i, trail in enumerate(trails, 1)]
         return b"".join(part.tobytes() for part in parts)
 
     def metrics(self) -> dict[str, float]:
-        """As the register combines them over nodes; a value that a node does not report is 0."""
+        """The nodes' metrics, combined as the register defines. A value that a node does not report is 0."""
         metrics = [node.metrics for node in self.trained]
         combined = {"nodes": float(len(metrics))}
         for name in sorted(set().union(*metrics)):
-            values = [found.get(name, 0.0) for found in metrics]
+            values = [of_node.get(name, 0.0) for of_node in metrics]
             metric = find(name, "training")
             how = metric.nodes if metric else ""
             if how == "samples":
-                samples = [found.get(f"samples/{name.partition('/')[2]}", 0.0) for found in metrics]
+                samples = [of_node.get(f"samples/{name.partition('/')[2]}", 0.0) for of_node in metrics]
                 combined[name] = float(np.dot(values, samples)) / sum(samples)
             elif how == "tokens":
                 combined[name] = float(np.dot(values, self.weights))
@@ -259,17 +260,17 @@ class Average:
     def notes(self) -> list[str]:
         return [f"node {number}: {note}" for number, node in enumerate(self.trained, 1) for note in node.notes]
 
-    def _mean(self, found: list[np.ndarray[Any, np.dtype[np.float32]]]) -> torch.Tensor:
-        rows = np.stack([array.reshape(-1) for array in found])
+    def _mean(self, of_nodes: list[np.ndarray[Any, np.dtype[np.float32]]]) -> torch.Tensor:
+        rows = np.stack([array.reshape(-1) for array in of_nodes])
         mean = weighted_mean(rows, self.weights, np.empty(rows.shape[1], np.float32), np.empty_like(rows))
-        return torch.from_numpy(mean.reshape(found[0].shape))
+        return torch.from_numpy(mean.reshape(of_nodes[0].shape))
 
 
 def _paths(node: Trained, files: list[Any]) -> list[str]:
     return [str(Path(node.folder, entry.path)) for entry in files]
 
 
-def train_apart(
+def train_by_nodes(
     job: LocalJob,
     infra: Infra,
     report: Callable[[dict[str, Any]], None],
@@ -278,31 +279,32 @@ def train_apart(
     checkpoints: Checkpoints,
     train: Train,
 ) -> Trained:
-    """As `run_local_steps`, of a site that is a federation of its nodes.
+    """Train a site that is a federation of its nodes, like `run_local_steps`.
 
     Args:
-        job, report, folder, written, checkpoints: as there.
-        infra: the nodes.
-        train: trains one node, as it trains a site.
+        job, report, folder, written, checkpoints: arguments of `run_local_steps`.
+        infra: nodes of the site.
+        train: function that trains one node, like a site.
     """
     view, clock, started = job.view, Clock(), time.monotonic()
     torch.set_num_threads(job.threads)
     with clock.phase("nodes"):
         trained = train_nodes(job, infra, report, train)
     theta, mix = Theta(job.base_files, view.federation.model), stream_hash(view)
-    past = load_past(job, folder, mix, checkpoints, infra.nodes)
+    resumed = load_resume_state(job, folder, mix, checkpoints, infra.nodes)
     with clock.phase("average"):
         average = Average(job, trained, theta)
         parameters = average.parameters()
     scores: dict[str, float] = {}
     if view.local.evaluate:
-        with clock.phase("evaluate"), suppress(DataError):  # nothing is held out: the round's evaluation says it
+        # DataError: nothing is held out, which the round's own evaluation reports
+        with clock.phase("evaluate"), suppress(DataError):
             size = evaluation_batch(view)
-            device = choose_device(view.local)  # the nodes have ended: this process may touch a GPU now
+            device = choose_device(view.local)  # the nodes have ended: this process may use a GPU now
             decoder = load_decoder(view.federation.model, parameters, device)
             scores = held_out_scores(decoder, view, device, size)
     with clock.phase("encode"):
-        update = encode(job, report, theta, parameters, past, folder, written)
+        update = encode(job, report, theta, parameters, resumed, folder, written)
     with clock.phase("save"):
         moments = []
         if view.local.optimizer_state == "average":
@@ -310,8 +312,8 @@ def train_apart(
             moments = write_tensors(average.moments(), written, size, dtype)
         samples = average.samples()
         (written / SAMPLES).write_bytes(samples)
-        # each node keeps its own optimizer, and its place in its stream
-        state = kept_state(job, None, None, mix, past.samples + len(samples) // 4)
+        # each node keeps its own optimizer, and its position in its data stream
+        state = kept_state(job, None, None, mix, resumed.samples + len(samples) // 4)
         state |= {"nodes": infra.nodes, "feedback": update.feedback}
         with (written / TRAINING).open("wb") as file:
             torch.save(state, file)
@@ -325,6 +327,6 @@ def train_apart(
         data_tokens=data_tokens,
         update=update,
         moments=moments,
-        notes=[*incidents_of(past.log), *average.notes()],
+        notes=[*incidents_of(resumed.log), *average.notes()],
     )
-    return as_trained(job, past, outcome, clock.seconds)
+    return as_trained(job, resumed, outcome, clock.seconds)

@@ -1,6 +1,7 @@
-"""One of the processes that Composer's launcher starts for a job over several devices: python -m, with a folder.
+"""The program of one rank, which Composer's launcher starts for a job over several devices, with a folder.
 
-The folder is the launching process's (see launch.py): the request, the pipe of the reports, and the answers.
+The folder belongs to the launching process (see launch.py). It has the request, the pipe of the reports, and the
+answers.
 """
 
 import ctypes
@@ -22,10 +23,10 @@ from photon_core.training.parallel.ranks import ANSWER, LEDGER, REPORTS, REQUEST
 
 
 def main(folder: Path) -> int:
-    """Train this rank's part; the answer is a file. Returns the exit code: 1 has the launcher end the others."""
+    """Train this rank's part, and write the answer to a file. Exit code 1 has the launcher end the other ranks."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     rank = int(os.environ["RANK"])
-    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)  # one for all ranks: streaming's locks lie there
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)  # all ranks share it: it has streaming's locks
     keep_ledger(folder, LEDGER.format(rank))
     try:
         answer, code = ("result", _train(folder)), 0
@@ -37,13 +38,13 @@ def main(folder: Path) -> int:
 
 
 def _train(folder: Path) -> Any:
-    import photon_core.training.preload  # noqa: F401  (Trainers ask the same questions here)
+    import photon_core.training.preload  # noqa: F401  (Trainers make the same lookups here)
     from photon_core.hardware.device import choose_device
     from photon_core.training.loop import run_local_steps
     from photon_core.training.parallel.ranks import join_ranks
     from photon_core.training.state.checkpoint import Checkpoints
 
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # composer has put handlers of its own there
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # composer has installed its handlers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = pickle.loads((folder / REQUEST).read_bytes())
     job, state = request["job"], request["folder"]
@@ -62,4 +63,4 @@ if __name__ == "__main__":
     for output in (sys.stdout, sys.stderr):
         with suppress(OSError):
             output.flush()
-    os._exit(status)  # exit handlers of what was imported have nothing to do here, and could wait for other ranks
+    os._exit(status)  # exit handlers of the imported packages are not needed here, and could wait for other ranks

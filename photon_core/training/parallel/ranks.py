@@ -1,4 +1,4 @@
-"""The processes that train one job together, each on a device of its own. Child processes only."""
+"""The processes that train one job together, each on its own device. Child processes only."""
 
 import os
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ REPORTS = "reports"
 ANSWER = "answer-{}.pickle"
 LEDGER = "shared-memory-{}"
 
-TIMEOUT = 1800.0  # seconds that a rank waits for the others, which may be writing a checkpoint
+TIMEOUT = 1800.0  # seconds that a rank waits for the others, for instance while they write a checkpoint
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among those that train one job.
+    """This process's rank among those that train one job.
 
     Args:
-        rank: its number; 0 keeps the state, writes the update and speaks for all.
-        size: how many there are.
+        rank: rank number; 0 keeps the state, writes the update and reports for all.
+        size: number of ranks.
         device: cpu or cuda.
-        sharded: FSDP spreads the model over them; else each holds the whole.
+        sharded: flag: FSDP shards the model over the ranks; else each rank holds the whole model.
     """
 
     rank: int = 0
@@ -36,13 +36,13 @@ class Ranks:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """Which of a global batch's samples are this rank's: equal parts, the first ones one longer."""
+        """This rank's samples of a global batch. The parts are equal, or the first ones are one sample longer."""
         each, more = divmod(count, self.size)
         low = self.rank * each + min(self.rank, more)
         return slice(low, low + each + (self.rank < more))
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The ranks' values added up, the same on every rank."""
+        """The sum of the ranks' values, the same on every rank."""
         if self.size == 1:
             return values
         from composer.utils import dist
@@ -52,7 +52,7 @@ class Ranks:
         return tensor.cpu().numpy()
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank has called it."""
         if self.size > 1:
             from composer.utils import dist
 
@@ -60,11 +60,11 @@ class Ranks:
 
 
 def join_ranks(device: str, sharded: bool = False) -> Ranks:
-    """The ranks that Composer's launcher has started, this process being one: its variables tell which.
+    """Join the ranks that Composer's launcher has started. The launcher's variables name this process's rank.
 
     Args:
-        device: cpu or cuda; of several GPUs, the one of this rank's number becomes the current one.
-        sharded: whether FSDP spreads the model over them.
+        device: cpu or cuda; of several GPUs, the one with this rank's number becomes the current one.
+        sharded: flag: FSDP shards the model over the ranks.
     """
     from composer.utils import dist
 

@@ -1,8 +1,8 @@
-"""The decoder and its optimizer while they are trained: whole on this device, or spread over the ranks by FSDP.
+"""The decoder and its optimizer during training: whole on this device, or sharded over the ranks by FSDP.
 
-What leaves training (the update, checkpoints, the private state) is always whole, named as without FSDP and on the
-first rank, so that nothing behind it knows how a site has trained, and a state goes on under another choice. Child
-processes only.
+The results of training (the update, checkpoints, the private state) are always whole, on the first rank, with the
+same names as without FSDP. So no other code depends on the parallelism, and training can resume with another one.
+Child processes only.
 """
 
 from typing import Any
@@ -23,10 +23,11 @@ State = dict[int, dict[str, Tensor]]
 
 
 def parallelism(ranks: Ranks) -> dict[str, Any] | None:
-    """What Composer's Trainer is to be told: nothing, or FSDP.
+    """The parallelism setting of Composer's Trainer: None, or FSDP.
 
-    Parameters, gradients and optimizer state in shards on every rank (ZeRO's third stage), gathered block by
-    block (see Decoder.fsdp_wrap_fn); gradients are added up and parameters kept in float32 at any precision.
+    With FSDP every rank has a shard of parameters, gradients and optimizer state (ZeRO's third stage). They are
+    gathered block by block (see Decoder.fsdp_wrap_fn). Gradients are summed, and parameters are kept, in float32
+    at any precision.
     """
     if not ranks.sharded:
         return None
@@ -41,14 +42,14 @@ def parallelism(ranks: Ranks) -> dict[str, Any] | None:
     }
 
 
-class Trainee:
-    """A model and its optimizer, once Composer's Trainer has them.
+class TrainState:
+    """A model and its optimizer during training by Composer's Trainer.
 
     Args:
-        model: what is trained.
-        optimizer: over its parameters.
-        names: of the parameters, in the order in which the optimizer's state numbers them.
-        ranks: the processes that share the work.
+        model: model to train.
+        optimizer: optimizer of the model's parameters.
+        names: parameter names, in the order in which the optimizer's state numbers them.
+        ranks: processes that share the work.
     """
 
     def __init__(
@@ -57,26 +58,26 @@ class Trainee:
         self.model, self.optimizer, self.names, self.ranks = model, optimizer, names, ranks
 
     def parameters(self) -> dict[str, Tensor]:
-        """The whole parameters by name; nothing on any rank but the first. With FSDP all ranks must call it."""
+        """All parameters by name; empty on every rank but the first. With FSDP all ranks must call it."""
         decoder: nn.Module = self.model.decoder
         if not self.ranks.sharded:
             return decoder.state_dict()
         with self._whole(decoder, first_only=True):
             return decoder.state_dict()
 
-    def state(self) -> State:
-        """The whole optimizer state by the parameters' numbers; as `parameters`."""
+    def moments(self) -> State:
+        """The whole optimizer state by parameter number; empty on every rank but the first, as `parameters`."""
         if not self.ranks.sharded:
             state: State = self.optimizer.state_dict()["state"]
             return state
         with self._whole(self.model.decoder, first_only=True):
-            found = FullyShardedDataParallel.optim_state_dict(self.model.decoder, self.optimizer)
-        by_name = found["state"] if self.ranks.first else {}
+            whole = FullyShardedDataParallel.optim_state_dict(self.model.decoder, self.optimizer)
+        by_name = whole["state"] if self.ranks.first else {}
         return {number: by_name[name] for number, name in enumerate(self.names) if name in by_name}
 
     def load(self, state: State) -> None:
-        """Go on with a whole optimizer state, the same on every rank."""
-        groups = self.optimizer.state_dict()["param_groups"]  # the federation file's numbers, not the past's
+        """Load a whole optimizer state, the same on every rank."""
+        groups = self.optimizer.state_dict()["param_groups"]  # from the federation file, not from the old state
         if not self.ranks.sharded:
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
             return

@@ -1,9 +1,10 @@
-"""The local checkpoint: what a training that is killed within a round goes on from. It never leaves the site.
+"""The local checkpoint: a training that is killed within a round resumes from it. It never leaves the site.
 
     <state_dir>/state/checkpoint/000007-0001.pt     the newest of the round and attempt in progress
 
-One file, replaced whole by the next; another job's is not gone on from, which is said, and none is left once the
-round's state is published. Files of other names are not ours, and stay. Child processes only.
+There is one file, and the next checkpoint replaces it atomically. The checkpoint of another job is not used, and
+the log reports it. The file is removed once the round's state is published. Files with other names are not
+Photon's, and are kept. Child processes only.
 """
 
 import pickle
@@ -25,11 +26,11 @@ OURS = re.compile(rf"\d{{6,}}-\d{{4,}}\.(pt|writing)|{TEMPORARY.pattern}")
 
 
 class Checkpoints:
-    """The checkpoint of one job. Use it under `state.exclusive`.
+    """The checkpoint of one job. Use it under `folder.exclusive`.
 
     Args:
-        state_dir: the site's private folder.
-        job: what is trained.
+        state_dir: private folder of the site.
+        job: training job.
     """
 
     def __init__(self, state_dir: Path, job: LocalJob) -> None:
@@ -38,10 +39,11 @@ class Checkpoints:
         self.key = job.key
 
     def read(self, log: Log) -> dict[str, Any] | None:
-        """What `write` was last given, on the CPU; None if there is none of this job, or it is damaged.
+        """The values of the last `write`, on the CPU; None if this job has no checkpoint, or if it is damaged.
 
         Args:
-            log: gets one of the same site, round and attempt that is another job's: its steps are lost.
+            log: log that gets an event if the checkpoint of this site, round and attempt belongs to another job:
+                its steps are lost.
         """
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -56,13 +58,13 @@ class Checkpoints:
         return None
 
     def write(self, values: dict[str, Any]) -> None:
-        """Put this checkpoint in the place of the last, whole or not at all, and through to the disk.
+        """Replace the last checkpoint atomically, and sync the disk.
 
         Args:
-            values: tensors, numbers, texts, and dicts, lists and tuples of such.
+            values: tensors, numbers, texts, and dicts, lists and tuples of them.
 
         Raises:
-            OSError, RuntimeError: it could not be written; the last one is still there.
+            OSError, RuntimeError: the checkpoint could not be written; the last one is unchanged.
         """
         self.folder.mkdir(mode=0o700, exist_ok=True)
         for left in self.folder.iterdir():
@@ -78,7 +80,7 @@ class Checkpoints:
 
 
 def get_random_state() -> dict[str, Any]:
-    """State of Python's, NumPy's and torch's generators, in types that torch.load takes without trust."""
+    """The state of Python's, NumPy's and torch's generators, in types for torch.load with weights_only."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -89,7 +91,7 @@ def get_random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """The inverse of `get_random_state`; GPUs' generators only where there are as many as then."""
+    """The inverse of `get_random_state`. GPU generators are restored only if the number of GPUs is the same."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

@@ -1,11 +1,11 @@
-"""The site's private state: what one round of local training leaves for the next. It never leaves the site.
+"""The site's private state, which one round of local training stores for the next. It never leaves the site.
 
     <state_dir>/state/000007-0001/training.pt       optimizer, stream position, random number generators
                                   samples.u32       numbers of the samples trained, in order (see callback.py)
                                   update/           the encoded update, until it is uploaded
                                   trained.json      the result, and the hashes of the above
 
-A folder appears whole or not at all: it is written under another name and renamed.
+A folder appears atomically: it is written under another name and renamed.
 """
 
 import dataclasses
@@ -32,19 +32,19 @@ SAMPLES = "samples.u32"
 UPDATE = "update"
 FILES = ("files", "moments", "key_layers")  # fields of what was trained
 OF_KEY_LAYERS = ("key_layers", "entry_sha256", "entry")
-WRITING = ".writing-"  # how the names of folders begin that are being written, or replaced
+WRITING = ".writing-"  # prefix of folders that are being written, or replaced
 SHARDS = re.compile(r"[^/]+\.safetensors")
 FOLDER = re.compile(r"(\d{6,})-\d{4,}")
 OURS = re.compile(rf"{re.escape(TRAINING)}|{re.escape(SAMPLES)}|{re.escape(RESULT)}|{UPDATE}/{SHARDS.pattern}")
 
 
 def state_folder(state_dir: Path, round: int, attempt: int) -> Path:
-    """Where the state of that round and attempt lies, or would lie."""
+    """The folder for the state of that round and attempt, whether it exists or not."""
     return state_dir / "state" / f"{round:06d}-{attempt:04d}"
 
 
 def find(state_dir: Path, round: int, attempt: int) -> Path | None:
-    """The folder of that round's and attempt's state, if it is there and its training.pt is undamaged."""
+    """The folder with the state of that round and attempt, if it exists and its training.pt is undamaged."""
     folder = state_folder(state_dir, round, attempt)
     try:
         saved = json.loads((folder / RESULT).read_bytes())
@@ -56,7 +56,7 @@ def find(state_dir: Path, round: int, attempt: int) -> Path | None:
 
 
 def find_result(state_dir: Path, round: int, attempt: int, key: str) -> Trained | None:
-    """The result of that round and attempt, if it is there, of the same job, and its update is undamaged."""
+    """The result of that round and attempt, if it exists, belongs to the same job, and its update is undamaged."""
     folder = find(state_dir, round, attempt)
     if folder is None:
         return None
@@ -106,7 +106,8 @@ def find_key_layers(state_dir: Path, round: int, attempt: int, entries: Sequence
 
 
 def is_outdated(state_dir: Path, job: LocalJob) -> bool:
-    """Whether a finished training of this run from the same model lies there, undone by an edit of the file."""
+    """Whether the folder has a finished training of this run from the same model that an edit of the file made
+    obsolete."""
     try:
         saved = json.loads((state_folder(state_dir, job.round, job.attempt) / RESULT).read_bytes())
         same = (saved["run"], saved["trained"]["base_sha256"]) == (job.view.federation.run, job.base_sha256)
@@ -117,7 +118,7 @@ def is_outdated(state_dir: Path, job: LocalJob) -> bool:
 
 @contextmanager
 def exclusive(state_dir: Path) -> Iterator[None]:
-    """Let one process at a time train for this site; another waits, and then finds the result."""
+    """Lock the state: one process at a time trains for this site. Another process waits, then finds the result."""
     folder = state_dir / "state"
     make_folder(folder)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -130,9 +131,9 @@ def exclusive(state_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(state_dir: Path) -> Iterator[Path]:
-    """A new folder to write a state into; removed at the end unless `publish` has renamed it.
+    """A new folder to write a state into. It is removed at the end unless `publish` has renamed it.
 
-    Call it under `exclusive`: what earlier writers that were killed have left is removed first.
+    Call it under `exclusive`: it first removes the folders of earlier writers that were killed.
     """
     parent = state_dir / "state"
     for left in parent.glob(f"{WRITING}*"):
@@ -146,8 +147,11 @@ def writing(state_dir: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> None:
-    """Have a published state survive a power cut, whoever published it: before its update is committed, nothing
-    that the next round goes on from may be in memory alone."""
+    """Sync a published state to the disk, so that it survives a power cut.
+
+    Call it before the update is committed, whichever process has published the state: the next round resumes from
+    it.
+    """
     sync_tree(folder)
     for above in (folder.parent, folder.parent.parent):
         sync_folder(above)
@@ -162,24 +166,24 @@ def publish(
     run: str = "",
     behind: Sequence[tuple[int, int]] = (),
 ) -> Trained:
-    """Write trained.json into the folder, give it its name, and drop the large files of rounds long past.
+    """Write trained.json into the folder, give it its final name, and remove the large files of old rounds.
 
     Args:
-        state_dir: the site's private folder.
-        written: the folder from `writing`, complete but for trained.json.
-        trained: the result; its `folder` is set here.
-        key: the job's.
-        resume: (round, attempt) of the state that it went on from, and that the next one goes on from, too, should
-            this update be left out of its round: it stays, however long ago that was.
-        run: the federation's.
-        behind: (first, last) of rounds that a rollback has left behind: what they have left stays.
+        state_dir: private folder of the site.
+        written: folder from `writing`, complete apart from trained.json.
+        trained: result of the training; its `folder` is set here.
+        key: key of the job.
+        resume: (round, attempt) of the state that training resumed from. That state is kept, however old it is:
+            the next training resumes from it, too, if this update is excluded from its round.
+        run: name of the run.
+        behind: (first, last) of ranges of rolled-back rounds, whose states are kept.
     """
     target = state_folder(state_dir, trained.round, trained.attempt)
     training_sha256 = sha256_file(written / TRAINING)
     saved = {"key": key, "run": run, "training_sha256": training_sha256, "trained": _written(trained)}
     (written / RESULT).write_bytes(canonical_json(saved))
     sync_tree(written)
-    if target.exists():  # of another job, or damaged: `find_result` has refused it
+    if target.exists():  # it belongs to another job, or is damaged: `find_result` has refused it
         discarded = written.with_name(f"{WRITING}{uuid.uuid4().hex}")
         target.rename(discarded)
         _clear(discarded)
@@ -190,10 +194,12 @@ def publish(
 
 
 def _prune(parent: Path, newest: int, kept: Path | None, behind: Sequence[tuple[int, int]]) -> None:
-    """Drop the large files of all but `kept` and the last rounds up to `newest`; results and the audit trail stay.
+    """Remove the large files of all states but `kept` and the last rounds up to `newest`.
 
-    Later rounds are of another run with the same folder. Rounds that a rollback has left behind are set aside
-    whole: another rollback may come back to them.
+    Results and the audit trail are kept.
+
+    Rounds after `newest` belong to another run with the same folder. Rolled-back rounds do not count, and are kept
+    whole: another rollback may return to them.
     """
     names = {path: FOLDER.fullmatch(path.name) for path in parent.iterdir()}
     folders = {path: int(name[1]) for path, name in names.items() if name and (path / RESULT).is_file()}
@@ -207,6 +213,6 @@ def _prune(parent: Path, newest: int, kept: Path | None, behind: Sequence[tuple[
 
 
 def _clear(folder: Path) -> None:
-    """Remove a folder of a state; what else lies there is not ours, and stays."""
+    """Remove the folder of a state. Files with other names are not Photon's, and are kept."""
     with suppress(OSError):
         clear(folder, OURS)

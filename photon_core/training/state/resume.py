@@ -1,4 +1,4 @@
-"""What a site's training goes on with: what its last aggregated round has left, or a local checkpoint.
+"""The state that a site's training resumes from: its last aggregated round's, or a local checkpoint.
 
 Child processes only.
 """
@@ -18,17 +18,16 @@ from photon_core.training.state.folder import TRAINING, find
 
 
 @dataclass
-class Past:
-    """What this training goes on with.
+class Resumed:
+    """The state that this training resumes from.
 
     Args:
-        state: optimizer, stream, mix, random, samples, as local.py saves them; None where there is nothing to go
-            on with.
-        log: of the training, with what the operator should know about it.
-        metrics: the same in numbers.
-        progress: what has been trained of this round already.
-        parameters: the model's, of a checkpoint; None at the start of a round.
-        trail: samples.u32 so far.
+        state: optimizer, stream, mix, random, samples, as `finish.kept_state` gives them; None without a state.
+        log: log of the training, with events for the operator.
+        metrics: metrics of those events.
+        progress: progress in this round.
+        parameters: model parameters of a checkpoint; None at the start of a round.
+        trail: content of samples.u32 so far.
     """
 
     state: dict[str, Any] | None
@@ -40,19 +39,19 @@ class Past:
 
     @property
     def samples(self) -> int:
-        """Samples trained in the rounds before this one."""
+        """The number of samples trained before this round."""
         return int(self.state["samples"]) if self.state else 0
 
 
-def load_past(job: LocalJob, folder: Path, mix: str, checkpoints: Checkpoints, nodes: int = 1) -> Past:
-    """The state to go on with; what is missing or no longer fits is said, never passed over.
+def load_resume_state(job: LocalJob, folder: Path, mix: str, checkpoints: Checkpoints, nodes: int = 1) -> Resumed:
+    """The state to resume from. The log reports every part that is missing or no longer fits.
 
     Args:
-        job: what is to be trained.
-        folder: the site's private one, or a node's.
-        mix: hash of the streams' mix as it is now.
-        checkpoints: the job's.
-        nodes: that train apart now, of which each keeps a state of its own.
+        job: training job.
+        folder: private folder of the site or the node.
+        mix: hash of the current mix of streams.
+        checkpoints: checkpoints of the job.
+        nodes: number of nodes that train independently now, each with its own state.
     """
     log = job.log()
     if saved := checkpoints.read(log):
@@ -61,7 +60,7 @@ def load_past(job: LocalJob, folder: Path, mix: str, checkpoints: Checkpoints, n
             for text in saved["notes"]:
                 log.append(Kind.TRAINING_NOTED, text=text)
             log.append(Kind.CHECKPOINT_RESUMED, **at)
-            return Past(
+            return Resumed(
                 saved["state"],
                 log,
                 {**saved["metrics"], "resumed_at_step": float(at["at"])},
@@ -73,33 +72,33 @@ def load_past(job: LocalJob, folder: Path, mix: str, checkpoints: Checkpoints, n
     return _load_state(job, folder, mix, nodes, log)
 
 
-def _load_state(job: LocalJob, folder: Path, mix: str, nodes: int, log: Log) -> Past:
-    """The private state that the site's last aggregated round has left."""
+def _load_state(job: LocalJob, folder: Path, mix: str, nodes: int, log: Log) -> Resumed:
+    """The private state of the site's last aggregated round."""
     if job.resume is None:
-        return Past(None, log)
+        return Resumed(None, log)
     round, attempt = job.resume
     last = {"last_round": round, "last_attempt": attempt}
-    found = find(folder, round, attempt)
+    kept = find(folder, round, attempt)
     try:
-        saved = None if found is None else torch.load(found / TRAINING, map_location="cpu", weights_only=True)
+        saved = None if kept is None else torch.load(kept / TRAINING, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError):
         saved = None
     if saved is None:
         log.append(Kind.STATE_LOST, **last)
-        return Past(None, log, {"state_lost": 1.0})
-    past = Past(saved, log)
+        return Resumed(None, log, {"state_lost": 1.0})
+    resumed = Resumed(saved, log)
     if (saved.get("nodes") or 1) != nodes:
         saved["optimizer"] = saved["stream"] = None
         log.append(Kind.STATE_OF_OTHER_NODES, **last, before=saved.get("nodes") or 1, now=nodes)
-        past.metrics["state_lost"] = 1.0
+        resumed.metrics["state_lost"] = 1.0
     if saved["mix"] != mix:
-        if at := saved["stream"]:  # an order of its own: the first samples are not trained on again
+        if at := saved["stream"]:  # a new epoch has another order: training does not repeat the first samples
             saved["stream"] = {**at, "epoch": at["epoch"] + 1, "sample_in_epoch": 0}
         log.append(Kind.STATE_OF_OTHER_STREAMS, **last)
-        past.metrics["stream_restarted"] = 1.0
+        resumed.metrics["stream_restarted"] = 1.0
     before, now = saved.get("optimizer_name", "adamw"), job.view.local.optimizer.name
     if saved["optimizer"] and before != now:
         saved["optimizer"] = None
         log.append(Kind.STATE_OF_OTHER_OPTIMIZER, **last, before=before, now=now)
-        past.metrics["state_lost"] = 1.0
-    return past
+        resumed.metrics["state_lost"] = 1.0
+    return resumed

@@ -1,8 +1,8 @@
-"""What a codec of updates is.
+"""The interface of a codec for updates.
 
-float32 loses nothing. The others write the change theta_k - theta and lose some of it, within the bound that each
-documents; what they decode to is added to theta. Whatever the codec, a block of `block` elements, counted along
-the flat tensor, is written on its own, so that any piece of whole blocks is one range of bytes. A tensor's last
+float32 loses nothing. The other codecs write the change theta_k - theta and lose part of it, within the bound that
+each documents. The decoded change is added to theta. Every codec writes each block of `block` elements, counted
+along the flat tensor, independently, so that any piece of whole blocks is one range of bytes. A tensor's last
 block may be shorter.
 """
 
@@ -20,13 +20,13 @@ CHUNK = 1 << 17  # elements encoded at a time: they stay in a core's cache
 
 
 class Codec(ABC):
-    """How a site's parameters are written against the theta that they started from.
+    """An encoding of a site's parameters, relative to the theta that training started from.
 
     Attributes:
-        name: as in update manifests.
-        dtype: safetensors' name of the encoded tensors' element type.
+        name: name in update manifests.
+        dtype: element type of the encoded tensors, by its safetensors name.
         block: elements of theta that are written together.
-        lossless: whether theta_k comes back bit for bit.
+        lossless: flag: theta_k is restored bit for bit.
     """
 
     name: str
@@ -35,24 +35,24 @@ class Codec(ABC):
     lossless: bool = False
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The encoded tensor's shape, of theta's."""
+        """The shape of the encoded tensor for a theta of this shape."""
         return shape
 
     def position(self, element: int) -> int:
-        """Where an element of the flat theta is in the flat encoded tensor: the start of a block, or the end."""
+        """The offset in the flat encoded tensor of an element of theta: the start of a block, or the end."""
         return element
 
     @abstractmethod
     def decode(self, theta: Float32, encoded: Array, out: Float32 | None = None) -> Float32:
-        """theta_k, of whole blocks or all of a tensor.
+        """theta_k, of whole blocks or of a whole tensor.
 
         Args:
-            theta: what local training started from, any shape.
-            encoded: the codec's bytes of it.
-            out: where to put the result, of theta's shape; may be theta or, for 4-byte dtypes, `encoded`.
+            theta: parameters that local training started from, any shape.
+            encoded: the encoded update of the same elements.
+            out: result array of theta's shape; may be theta or, for 4-byte dtypes, `encoded`.
 
         Raises:
-            CorruptFile: `encoded` is nothing that the codec writes.
+            CorruptFile: the codec cannot have written `encoded`.
         """
 
 
@@ -77,7 +77,7 @@ class Lossy(Codec):
         return encoded.reshape(self.shape(change.shape))
 
     def change(self, encoded: Array, shape: tuple[int, ...]) -> Float32:
-        """What was encoded, but for the codec's error: a float32 array of that shape."""
+        """The decoded change, within the codec's error: a float32 array of that shape."""
         out = np.empty(shape, np.float32)
         flat, source = out.reshape(-1), encoded.reshape(-1)
         for start in range(0, flat.size, CHUNK):
@@ -94,8 +94,8 @@ class Lossy(Codec):
 
     @abstractmethod
     def encode_piece(self, change: Float32, out: Array) -> None:
-        """Whole blocks of a flat change, or all of it from the start of a block on."""
+        """Encode whole blocks of a flat change, or everything from the start of a block to the end."""
 
     @abstractmethod
     def decode_piece(self, encoded: Array, out: Float32) -> None:
-        """The inverse."""
+        """The inverse of `encode_piece`."""

@@ -1,11 +1,15 @@
 """Codecs "int8:B", "int4:B" and "int3:B": whole numbers and one scale for every block of B elements.
 
-A block is its scale s (float32, little endian) and then, for each element in order, the number q nearest to
-c / s, ties to even: a signed byte from -127 to 127; or, two to a byte and the first in the low half, q + 8 for q
-from -7 to 7 (an odd last element stands with an 8); or, eight to three bytes, which are one little-endian number
-with the first in its lowest bits, q + 4 for q from -3 to 3 (short last eights are filled up with 4). s is the
-block's largest |c| over 127, 7 or 3, so the error of an element is at most 1/254, 1/14 or 1/6 of the largest in
-its block (1 + 2^-20), or 2^-140 where s is subnormal.
+A block is its scale s (float32, little endian), then for each element in order the number q nearest to c / s, ties
+to even:
+
+- int8: a signed byte from -127 to 127.
+- int4: two to a byte, the first in the low half, q + 8 for q from -7 to 7. An odd last one is paired with an 8.
+- int3: eight to three bytes, which are one little-endian number with the first element in its lowest bits, q + 4
+  for q from -3 to 3. A short last group is filled up with 4.
+
+s is the block's largest |c| over 127, 7 or 3. So the error of an element is at most 1/254, 1/14 or 1/6 of the
+largest in its block (1 + 2^-20), or 2^-140 where s is subnormal.
 """
 
 from abc import abstractmethod
@@ -19,7 +23,7 @@ SCALE = 4  # bytes
 
 
 class Blocks(Lossy):
-    """What the three share.
+    """The part that the three codecs share.
 
     Args:
         block: elements of a block, an even number.
@@ -54,27 +58,27 @@ class Blocks(Lossy):
             self.take(rows[:, SCALE:], scales, values)
 
     def _rows(self, values: Float32, coded: Array) -> list[tuple[Float32, Array]]:
-        """The whole blocks and their bytes, a row each, and then the short one."""
+        """The whole blocks and their bytes, a row each, then the short block."""
         whole = len(values) // self.block * self.block
         middle = self.position(whole)
-        found = []
+        rows = []
         if whole:
-            found.append((values[:whole].reshape(-1, self.block), coded[:middle].reshape(whole // self.block, -1)))
+            rows.append((values[:whole].reshape(-1, self.block), coded[:middle].reshape(whole // self.block, -1)))
         if whole < len(values):
-            found.append((values[whole:].reshape(1, -1), coded[middle:].reshape(1, -1)))
-        return found
+            rows.append((values[whole:].reshape(1, -1), coded[middle:].reshape(1, -1)))
+        return rows
 
     @abstractmethod
     def body(self, elements: int) -> int:
-        """Bytes of so many elements of a block, without the scale."""
+        """Bytes of that many elements of a block, without the scale."""
 
     @abstractmethod
     def put(self, values: Float32, scales: Float32, body: Array) -> None:
-        """Write some blocks, a row each; `scales` is a column."""
+        """Encode blocks, a row each, into `body`; `scales` is a column."""
 
     @abstractmethod
     def take(self, body: Array, scales: Float32, out: Float32) -> None:
-        """The inverse."""
+        """The inverse of `put`."""
 
 
 class Int8(Blocks):
@@ -138,7 +142,7 @@ _PAIRS = (np.stack([_BYTES & 15, _BYTES >> 4], axis=1) - 8).astype(np.float32).v
 
 
 def block_scales(values: Float32, levels: int) -> Float32:
-    """max |c| / levels of every row, little endian; never so large that levels times it would be infinite."""
+    """max |c| / levels of every row, little endian; limited so that levels times it stays finite."""
     limit = np.nextafter(np.float32(np.finfo(np.float32).max / levels), np.float32(0))
     largest = np.maximum(values.max(axis=1), -values.min(axis=1))
     scales = np.minimum(largest / np.float32(levels), limit) + np.float32(0)  # no -0
@@ -146,7 +150,7 @@ def block_scales(values: Float32, levels: int) -> Float32:
 
 
 def quantised(values: Float32, scales: Float32, levels: int) -> NDArray[np.int8]:
-    """The whole numbers nearest to values / scales, from -levels to levels; 0 where the scale is."""
+    """The whole numbers nearest to values / scales, from -levels to levels; 0 where the scale is 0."""
     q = np.divide(values, np.where(scales == 0, np.float32(np.inf), scales))
     np.rint(q, out=q)
     return np.clip(q, -levels, levels, out=q).astype(np.int8)

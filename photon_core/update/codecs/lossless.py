@@ -1,8 +1,8 @@
-"""The codecs that lose nothing. "float32" is the change of the parameters' 32-bit patterns: back bit for bit.
+"""The lossless codecs. "float32" is the difference of the parameters' 32-bit patterns, restored bit for bit.
 
-A float32 difference cannot: theta - fl(theta - theta_k) differs from theta_k wherever the two are more than
-a factor of two apart. d = bits(theta_k) - bits(theta) mod 2^32 loses nothing, and is small where the change
-is small, so it compresses well.
+A difference of floats is not lossless: theta - fl(theta - theta_k) differs from theta_k wherever the two are more
+than a factor of two apart. d = bits(theta_k) - bits(theta) mod 2^32 loses nothing. It is small where the change is
+small, so it compresses well.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ def encode(theta: NDArray[np.float32], theta_k: NDArray[np.float32]) -> NDArray[
 
     Args:
         theta: parameters that local training started from, any shape.
-        theta_k: the site's parameters after it, the same shape.
+        theta_k: parameters of the site after training, the same shape.
 
     Returns:
         int32 array of the same shape.
@@ -39,8 +39,8 @@ def decode(
 
     Args:
         theta: parameters that local training started from, any shape.
-        change: what `encode` returned for them.
-        out: where to put the result; may share memory with `change` element for element.
+        change: encoded change, as `encode` returned it.
+        out: result array; may share memory with `change` element for element.
 
     Returns:
         float32 array of theta's shape (`out` when given).
@@ -52,7 +52,7 @@ def decode(
 
 
 class Lossless(Codec):
-    """The codec of this module."""
+    """Codec float32: `encode` and `decode` of this module."""
 
     name, dtype, lossless = "float32", "I32", True
 
@@ -77,7 +77,7 @@ def _check(theta: NDArray[np.float32], other: NDArray[np.generic], dtype: np.dty
 
 
 class Plain(Codec):
-    """The codec of this module."""
+    """Codec plain: theta_k itself, in float32."""
 
     name, dtype, lossless = "plain", "F32", True
 
@@ -88,7 +88,7 @@ class Plain(Codec):
 
 
 class AgainstRounded(Lossless):
-    """Codec float32 for a site that started from theta~: decode gives theta + (theta_k - theta~)."""
+    """Codec float32 for a site that started from theta~, the rounded theta: theta + (theta_k - theta~)."""
 
     def decode(self, theta: Float32, encoded: Array, out: Float32 | None = None) -> Float32:
         base = from_bfloat16(to_bfloat16(theta), np.empty(theta.shape, np.float32))
@@ -98,5 +98,5 @@ class AgainstRounded(Lossless):
 
 
 def against(codec: Codec, base_dtype: str) -> Codec:
-    """The codec as it decodes updates of sites whose theta was of that dtype (F32 or BF16)."""
+    """The codec for decoding updates of sites whose theta had that dtype (F32 or BF16)."""
     return AgainstRounded() if base_dtype == "BF16" and codec.lossless else codec

@@ -1,10 +1,12 @@
-"""Codec "topk:B:K": of every block of B elements the K largest changes, as signed bytes and one scale.
+"""Codec "topk:B:K": the K largest changes of every block of B elements, as signed bytes and one scale.
 
 A block is its scale s (float32, little endian), the K indices within the block in ascending order (bytes, or
-little-endian 16-bit numbers where B > 256), and the K numbers q nearest to c / s, signed bytes from -127 to 127;
-s is the largest |c| over 127. A last block of r elements keeps ceil(K r / B). Error of an element: for one that is
-sent at most 1/254 of the largest in its block (1 + 2^-20), or 2^-140 where s is subnormal; for another at most the
-least |c| that is sent. So |c - decoded|^2 <= (1 - K/B) |c|^2 + K (s/2)^2 in every whole block.
+little-endian 16-bit numbers where B > 256), and the K numbers q nearest to c / s, signed bytes from -127 to 127.
+s is the largest |c| over 127. A last block of r elements keeps ceil(K r / B).
+
+The error of an element that is sent is at most 1/254 of the largest in its block (1 + 2^-20), or 2^-140 where s is
+subnormal. The error of any other element is at most the least |c| that is sent. So
+|c - decoded|^2 <= (1 - K/B) |c|^2 + K (s/2)^2 in every whole block.
 """
 
 import numpy as np
@@ -15,7 +17,12 @@ from photon_core.update.codecs.blocks import Blocks, quantised
 
 
 class TopK(Blocks):
-    """Args: block, kept: B and K."""
+    """The codec.
+
+    Args:
+        block: B, elements of a block.
+        kept: K, elements of a block that are sent.
+    """
 
     largest = 127
 

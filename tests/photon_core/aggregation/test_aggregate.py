@@ -267,7 +267,10 @@ def _file(update: UpdateManifest, changes: dict[str, Any]) -> dict[str, Any]:
 
 BAD: dict[str, tuple[Callable[[UpdateManifest], dict[str, Any]], str]] = {
     "base": (lambda u: {"base_sha256": "e" * 64}, "starts from model eeeeeeeeeeeeeeee, but round 0's model is"),
-    "previous": (lambda u: {"previous_sha256": "e" * 64}, "follows another manifest of round 0"),
+    "previous": (
+        lambda u: {"previous_sha256": "e" * 64},
+        "follows a manifest of round 0 that is not the committed one",
+    ),
     "run": (lambda u: {"run": "other"}, "an update of run 'other'"),
     "round": (lambda u: {"round": 2}, "round 2, site 'site1', not of round 1"),
     "site": (lambda u: {"site": "site0"}, "site 'site0', not of round 1"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from photon_core.aggregation.aggregate import aggregate
-from photon_core.aggregation.candidate import Course
+from photon_core.aggregation.candidate import RoundLog
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.round import aggregate_round
 from photon_core.errors import StoreUnavailable
@@ -142,7 +142,7 @@ def test_a_thousand_attempts_or_far_rounds_cost_few_looks(tmp_path: Path) -> Non
 def test_garbage_collection_and_status_pass_over_what_strangers_leave(tmp_path: Path) -> None:
     """Names that are none of a store's, manifests that are none or cannot be read; what these may cover stays."""
     run, federation = opened(Store(str(tmp_path)))
-    commit(run, federation, aggregate_round(run, federation, 1, list(HONEST), {}), Course(ALL))
+    commit(run, federation, aggregate_round(run, federation, 1, list(HONEST), {}), RoundLog(ALL))
     rounds, ours = tmp_path / "run/rounds", f"00001-of-00001-{'0' * 16}.safetensors"
     left = ["sites/x\ny/0001/update.json", "sites/ü/0001/update.json", "sites/x/0001/update.json"]
     left += [f"sites/x/0001/{ours}", "sites/x/0002/update.json", "bad\udcff.safetensors"]

@@ -8,7 +8,7 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from photon_core.aggregation.candidate import Candidate, Course
+from photon_core.aggregation.candidate import Candidate, RoundLog
 from photon_core.aggregation.claims import largest_loss
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.round import aggregate_round, apply_again
@@ -71,7 +71,7 @@ def make_round(
     while again := apply_again(run, setting, candidate, evaluations):
         candidate = again
         evaluations = evaluate(run, candidate, lie)
-    return commit(run, setting, candidate, Course(list(SITES), evaluations))
+    return commit(run, setting, candidate, RoundLog(list(SITES), evaluations))
 
 
 def test_tokens_and_losses_of_an_evaluation_have_bounds() -> None:
@@ -136,7 +136,7 @@ def test_what_a_site_says_of_its_own_training_has_bounds() -> None:
     for site in SITES:
         train(run, 2, site, same, **(told if site == EVIL else losses))
     candidate = aggregate_round(run, setting, 2, list(SITES), {})
-    found = commit(run, setting, candidate, Course(list(SITES), evaluate(run, candidate, None)))
+    found = commit(run, setting, candidate, RoundLog(list(SITES), evaluate(run, candidate, None)))
     assert found.metrics["loss_before"] == pytest.approx(2 * 120 * 5 / (2 * 120 + MOST))
 
 
@@ -161,7 +161,7 @@ def test_a_huge_change_costs_its_site_the_round_and_the_others_nothing(
         for site in SITES if t == 1 else ("a", "c"):
             train(alone, t, site, same)
         candidate = aggregate_round(alone, setting, t, list(SITES), {})
-        expected = commit(alone, setting, candidate, Course(list(SITES), evaluate(alone, candidate, None)))
+        expected = commit(alone, setting, candidate, RoundLog(list(SITES), evaluate(alone, candidate, None)))
         assert manifest.server["lr"] == 0.5 and manifest.lowered == 0
         assert manifest.model_sha256 == expected.model_sha256
         if t > 1:
@@ -177,7 +177,7 @@ def fednova(time_limit: float | None, steps: Mapping[str, int]) -> np.ndarray:
     for site in SITES:
         train(run, 1, site, same, steps=steps[site])
     candidate = aggregate_round(run, setting, 1, list(SITES), {})
-    commit(run, setting, candidate, Course(list(SITES)))
+    commit(run, setting, candidate, RoundLog(list(SITES)))
     return model(run, 1, candidate.result.model)
 
 

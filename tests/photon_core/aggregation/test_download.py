@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from photon_core.aggregation.candidate import Candidate, Course
+from photon_core.aggregation.candidate import Candidate, RoundLog
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.round import aggregate_round
@@ -78,7 +78,7 @@ def second(tmp_path: Path, make_run: MakeRun) -> Run:
     theta = {name: initial_tensor(name, FEDERATION.model, 17) for name in shapes}
     sites = {site: (moved(theta, seed), 64) for seed, site in enumerate("ab")}
     run, _ = make_run(Store(str(tmp_path)), theta, sites)
-    commit(run, FEDERATION, aggregate_round(run, FEDERATION, 1, ["a", "b"], {}), Course(["a", "b"]))
+    commit(run, FEDERATION, aggregate_round(run, FEDERATION, 1, ["a", "b"], {}), RoundLog(["a", "b"]))
     return run
 
 
@@ -137,8 +137,8 @@ def test_an_update_from_the_other_model_is_refused(second: Run) -> None:
     assert "starts from a model in F32" in candidate.left_out["b"]
     log = Log("run")
     log.at(2, "b").append(Kind.FLOW_RUN_RESTARTED)
-    course = Course(["a", "b"], events=log.at(2).events())
-    assert commit(second, lenient, candidate, course).incidents == {"b": ["it was started again"]}
+    round_log = RoundLog(["a", "b"], events=log.at(2).events())
+    assert commit(second, lenient, candidate, round_log).incidents == {"b": ["it was started again"]}
 
 
 def test_means_of_regions_are_of_the_models_own_bits(second: Run) -> None:

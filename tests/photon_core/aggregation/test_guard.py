@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from photon_core.aggregation.candidate import Candidate, Course
+from photon_core.aggregation.candidate import Candidate, RoundLog
 from photon_core.aggregation.claims import largest_loss
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.guard import blown_up, jumps, loss_trouble, norm_trouble, running, sentences
@@ -125,7 +125,7 @@ def aggregate_and_commit(run: Run, setting: Federation, t: int) -> RoundManifest
     while again := apply_again(run, setting, candidate, evaluations):
         candidate = again
         evaluations = evaluate(run, candidate)
-    return commit(run, setting, candidate, Course(list(SITES), evaluations))
+    return commit(run, setting, candidate, RoundLog(list(SITES), evaluations))
 
 
 def test_a_federation_blows_up_without_the_guard_and_recovers_with_it() -> None:
@@ -287,7 +287,7 @@ def test_the_mean_of_the_moments_is_made_once_however_often_the_round_is_applied
             candidate = again
         made = sorted((tmp_path / run.round_dir(t) / "moments").iterdir())
         assert [path.name.split("-")[0] for path in made] == ["exp_avg", "exp_avg_sq"]
-        manifest = commit(run, setting, candidate, Course(list(SITES), evaluations))
+        manifest = commit(run, setting, candidate, RoundLog(list(SITES), evaluations))
         assert [entry.path for entry in manifest.moments] == [f"moments/{path.name}" for path in made]
         found = load_file(made[0]) | load_file(made[1])
         assert found.keys() == shapes.keys() and all((value == 0.5).all() for value in found.values())

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from photon_core.aggregation.candidate import Course
+from photon_core.aggregation.candidate import RoundLog
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.round import aggregate_round
 from photon_core.data.tokenizer import load_tokenizer
@@ -83,7 +83,7 @@ def with_moments(found: Trained, arrays: Arrays, dtype: str = "float32") -> Trai
 
 def finish(run: Run, setting: Federation, t: int) -> RoundManifest:
     sampled = sorted(setting.active)
-    return commit(run, setting, aggregate_round(run, setting, t, sampled, {}), Course(sampled))
+    return commit(run, setting, aggregate_round(run, setting, t, sampled, {}), RoundLog(sampled))
 
 
 def everywhere(kind: str, value: float) -> Poison:

@@ -92,7 +92,7 @@ def test_one_poisoned_site_of_eight(tmp_path: Path, make_run: MakeRun, honest: n
 def test_a_site_that_claims_a_small_norm_is_rejected(
     tmp_path: Path, make_run: MakeRun, honest: np.ndarray
 ) -> None:
-    with pytest.raises(UpdateRejected, match=r"claims a change of norm .*, but brings one of") as rejected:
+    with pytest.raises(UpdateRejected, match=r"claims a change of norm .*, but its change has norm") as rejected:
         poisoned(tmp_path, make_run, honest, Server(mean="norm_bounded"), claim=1e-6)
     assert rejected.value.site == "s7"
 

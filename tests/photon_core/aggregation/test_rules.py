@@ -49,7 +49,7 @@ def test_every_tensor_by_its_own_rule(tmp_path: Path, make_run: MakeRun, theta: 
     run, updates = make_run(Store(str(tmp_path)), theta, sites)
     own: dict[str, Rule] = {
         "b.weight": Median(),
-        "z": WeightedMean.given({"s0": 0.1, "s1": 0.2, "s2": 0.0, "s3": 0.3, "s4": 0.1}),
+        "z": WeightedMean.fixed({"s0": 0.1, "s1": 0.2, "s2": 0.0, "s3": 0.3, "s4": 0.1}),
         "scale": TrimmedMean(0.3),
     }
     rest = model_rule(NESTEROV, Shares(NESTEROV, updates))

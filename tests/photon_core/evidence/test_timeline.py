@@ -68,9 +68,9 @@ def test_a_site_here_and_one_without_an_update_are_seen_directly():
 
 def test_a_span_begins_when_its_turn_comes_and_is_kept_when_it_fails():
     log = Log("run").at(1, "a")
-    with pytest.raises(RuntimeError), phase(log, "train") as begin:
-        before = begin.unix
-        begin()
+    with pytest.raises(RuntimeError), phase(log, "train") as stopwatch:
+        before = stopwatch.unix
+        stopwatch.restart()
         raise RuntimeError
     [found] = spans_of(log.events())["a"]
     assert found.phase == "train" and found.start >= before

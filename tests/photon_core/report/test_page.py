@@ -85,7 +85,7 @@ def test_what_strangers_write_stays_text(make_record: Callable[..., Record]):
 
 def test_it_says_what_went_wrong(make_record: Callable[..., Record]):
     page = render(make_record(6, 4))
-    assert "Round 6 went without site-03" in page
+    assert "Round 6 excluded site-03" in page
     assert "local training was started 2 times" in page
     assert "2.6.0 at site-00" in page, "a site's other versions"
     whole = render(make_record(1, 4))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon_core.aggregation.candidate import Course
+from photon_core.aggregation.candidate import RoundLog
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.round import aggregate_round, apply_again
 from photon_core.errors import CorruptFile, FederationError, PhotonError, StoreConflict
@@ -208,7 +208,7 @@ def test_a_rollback_while_a_round_is_open_takes_its_number_and_its_updates_are_n
     assert apply_again(open_round, setting, candidate, evaluations) is None
     roll_back(fresh(four), setting, 2)
     with pytest.raises(StoreConflict):
-        commit(open_round, setting, candidate, Course(list(SITES), evaluations))
+        commit(open_round, setting, candidate, RoundLog(list(SITES), evaluations))
     run = fresh(four)
     train(run, 6, "a", lambda change: change)
     old = run.update(5, "b", 1)

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from photon_core.training.exchange import Theta
 from photon_core.training.finish import encode
-from photon_core.training.state.resume import Past
+from photon_core.training.state.resume import Resumed
 from photon_core.update.codecs.registry import get_codec
 from schemas.federation import Federation
 from schemas.sections.update import Update
@@ -33,7 +33,9 @@ def test_other_work_of_the_same_job_meets_other_noise(
         trained = {name: torch.from_numpy(value + np.float32(change)) for name, value in theta.items()}
         written = folder / place
         written.mkdir()
-        done = encode(job, silent, Theta(job.base_files, federation.model), trained, Past(None), folder, written)
+        done = encode(
+            job, silent, Theta(job.base_files, federation.model), trained, Resumed(None), folder, written
+        )
         sent = {name: value for entry in done.files for name, value in load_file(written / entry.path).items()}
         decode = get_codec(done.codec).decode
         return {name: decode(theta[name], sent[name]) - trained[name].numpy() for name in theta}

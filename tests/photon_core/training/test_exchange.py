@@ -19,7 +19,7 @@ MODEL = Model(n_layers=1, d_model=8, n_heads=1, vocab_size=64, max_seq_len=4)
 def test_a_model_of_another_type_is_refused(tmp_path: Path, kind: Any) -> None:
     file = tmp_path / "theta.safetensors"
     save_file({name: np.ones(shape, kind) for name, shape in parameter_shapes(MODEL).items()}, file)
-    with pytest.raises(CorruptFile, match=r"but the federation file's model has it F32 "):
+    with pytest.raises(CorruptFile, match=r"but in the federation file's model it is F32 "):
         Theta([str(file)], MODEL)
 
 

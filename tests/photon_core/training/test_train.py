@@ -337,7 +337,7 @@ def test_a_model_of_another_shape_is_refused(make_site: Make, tmp_path: Path) ->
     federation = make_site()
     theta = theta_zero(federation)
     theta["wpe.weight"] = theta["wpe.weight"][:-1]
-    with pytest.raises(CorruptFile, match=r"'wpe.weight' is F32 \[15, 32\].*has it F32 \[16, 32\]"):
+    with pytest.raises(CorruptFile, match=r"'wpe.weight' is F32 \[15, 32\].*model it is F32 \[16, 32\]"):
         train(make_job(federation, theta, tmp_path), silent)
     del theta["wpe.weight"]
     with pytest.raises(CorruptFile, match=r"'wpe\.weight' is absent"):

@@ -108,7 +108,7 @@ def test_the_noise_is_the_sites_own_and_the_same_for_the_same_work(tmp_path: Pat
 @pytest.mark.parametrize("left", [b"", bytes(31)])
 def test_a_key_that_is_not_whole_makes_no_noise(tmp_path: Path, left: bytes) -> None:
     (tmp_path / "key").write_bytes(left)
-    with pytest.raises(PhotonError, match="bytes, not 32; remove it"):
+    with pytest.raises(PhotonError, match=r"bytes, not 32\. Remove it"):
         noise_generator(tmp_path / "key", "job 1")
 
 

@@ -67,9 +67,9 @@ def test_an_early_update_is_compared_by_what_it_names() -> None:
     early = update(FILE, work="", protocol=0)
     assert other_settings(edited(local={"steps": 11}), early) == ""
     noisy = edited(update={"clip_norm": 1.0, "noise_multiplier": 0.5})
-    expected = "its update (attempt 1) was made with update.noise_multiplier 0, and the file has 0.5"
+    expected = "its update (attempt 1) was made with update.noise_multiplier 0, but the file has 0.5"
     assert other_settings(noisy, early) == expected
-    assert "update.clip_norm null, and the file has 1" in other_settings(edited(update={"clip_norm": 1.0}), early)
+    assert "update.clip_norm null, but the file has 1" in other_settings(edited(update={"clip_norm": 1.0}), early)
     assert "work" not in early.model_dump(mode="json") and "protocol" not in early.model_dump(mode="json")
 
 
@@ -77,7 +77,7 @@ def test_an_early_update_is_compared_by_what_it_names() -> None:
     ("changes", "file", "reason"),
     [
         ({"protocol": PROTOCOL + 1}, FILE, "upgrade Photon at the coordinator"),
-        ({}, edited(local={"steps": 11}), "the file has now; no new attempt came: at the deadline"),
+        ({}, edited(local={"steps": 11}), "the file has now; no new attempt was committed: at the deadline"),
     ],
 )
 def test_who_is_left_out_is_told_why(changes: dict[str, Any], file: Federation, reason: str) -> None:
