@@ -1,4 +1,4 @@
-"""photon rollback: the run goes back to an earlier round. Needs the store alone: no server, no torch."""
+"""photon rollback: return the run to an earlier round. Needs the store only, neither server nor torch."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from schemas.manifests import RoundManifest
 
 
 def rollback(federation: Federation, file: Path, to: int, reason: str) -> None:
-    """Commit it and say what comes next.
+    """Commit the rollback and print what comes next.
 
     Raises:
         FederationError: there is no such run or round.
@@ -23,11 +23,12 @@ def rollback(federation: Federation, file: Path, to: int, reason: str) -> None:
     print(sentence(manifest))
     if federation.trackers:
         _track(federation, manifest)
-    print(f"{rounds_left(federation, manifest)} of {federation.rounds.count} rounds are left: photon run {file}")
+    left = rounds_left(federation, manifest)
+    print(f"{left} of {federation.rounds.count} rounds are left. To continue, write: photon run {file}")
 
 
 def _track(federation: Federation, manifest: RoundManifest) -> None:
-    """Tell the trackers. One that is away costs its entry, not the rollback."""
+    """Log the rollback to the trackers. An unreachable tracker loses its entry; the rollback stays valid."""
     from tasks.runtime import log_round, runtime
 
     try:

@@ -255,7 +255,7 @@ def test_a_site_is_rerun_before_the_round(notes: Notes, first: Any) -> None:
     rerun = "photon rerun federation.yaml --round 2 --site lyon"
     assert "attempt 1 for round 2 is committed" in notes.run(rerun)
     before = run.update_sha256(2, "lyon", 1)
-    assert "To train again: --force" in notes.run(rerun)
+    assert "To train again, add --force" in notes.run(rerun)
     assert "attempt 2 for round 2 is committed" in notes.run(f"{rerun} --force")
     notes.start_round()
     second = notes.committed(2)

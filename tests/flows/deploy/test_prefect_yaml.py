@@ -40,7 +40,7 @@ def test_the_command_refuses_what_asks_a_server(other: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "photon_cli", *MAKE.split()[1:], other], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.returncode == 2 and "--yaml asks no server" in done.stderr and not done.stdout
+    assert done.returncode == 2 and "--yaml needs no server" in done.stderr and not done.stdout
 
 
 def test_each_text_comes_back_as_it_was() -> None:
