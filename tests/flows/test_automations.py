@@ -35,7 +35,7 @@ def test_a_silent_flow_run_has_crashed(seen: dict[str, Any]) -> None:
 
 def test_a_round_whose_process_died_before_it_was_started_has_crashed(seen: dict[str, Any]) -> None:
     """Else it would stay Pending, and who waits for it would wait for ever."""
-    assert seen["stuck"] == ["Crashed", "not started within 900 s: no process came of it"]
+    assert seen["stuck"] == ["Crashed", "not started within 900 s: no process started"]
 
 
 def test_others_have_not(seen: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def test_others_have_not(seen: dict[str, Any]) -> None:
 def test_failed_rounds_and_sites_left_out_are_told(seen: dict[str, Any]) -> None:
     left_out, failed = (json.loads(post)["text"] for post in seen["posts"])
     assert failed == 'Photon: federated-round/acts of run:acts: Failed. 1 of 2 sites: "a" is missing'
-    told = 'Photon: acts round 7 left out site a: train: "killed" ‹!channel› [x] (https://x.example)'
+    told = 'Photon: acts round 7 excluded site a: train: "killed" ‹!channel› [x] (https://x.example)'
     assert left_out == f"{told:y<999}…"  # a stranger's words mention nobody, link nowhere, and end
 
 

@@ -164,7 +164,7 @@ def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed:
     diverged, unprepared = begun.site_run("a", 1, "FAILED"), begun.site_run("b", 1, "FAILED")
     assert "diverged" in diverged.state.message and begun.ended(prepared).is_failed()
     told = eventually(lambda: names_both(begun.state(started).message or ""), "the round names whom it waits for")
-    assert told.startswith("waits until 20") and " UTC for a retry of the flow runs" in told
+    assert told.startswith("waits until 20") and " UTC for a retry of the failed flow runs" in told
     mended = edited(begun, sites=[a, b], local={"optimizer": {"lr": 1e-3}})
     since = begun.state(prepared)
     mended.retry(prepared)
@@ -180,11 +180,11 @@ def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed:
     for site, run in (("a", diverged), ("b", unprepared)):
         update = updates_of(mended.run, 1, site)[site]
         assert update.work == work_sha256(mended.federation) and update.protocol == PROTOCOL
-        assert any("the file that was deployed since" in note for note in manifest.incidents[site])
+        assert any("the file that was deployed after" in note for note in manifest.incidents[site])
         with mended.server.client() as client:
             shown = client.read_flow_run(run.id)
         assert shown.parameters["federation"] == mended.federation.model_dump(mode="json")
-        assert "the file that was deployed since" in shown.state.message
+        assert "the file that was deployed after" in shown.state.message
 
 
 def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retried(deployed: Deploy):
@@ -208,7 +208,7 @@ def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retrie
     noisy = edited(two, update={"clip_norm": 1.0, "noise_multiplier": 0.01})
     noisy.retry(started)
     done = noisy.ended(started, since=refused)
-    assert done.is_completed() and "it works with the file that was deployed since" in done.message
+    assert done.is_completed() and "it uses the file that was deployed after" in done.message
     manifest = noisy.rounds()[1]
     assert {site: ref.attempt for site, ref in manifest.updates.items()} == {"a": 2, "b": 1}
     assert [update.noise_multiplier for update in attempts_of(noisy.run, 1, "a")] == [0.0, 0.01]
@@ -245,7 +245,7 @@ def test_a_site_that_never_answers_is_left_out_by_name(deployed: Deploy):
     run_round(two)
     manifest = two.rounds()[1]
     assert set(manifest.updates) == {"a"}
-    assert "was not done at the deadline; its flow run: " in manifest.left_out["nobody"]
+    assert "was not finished at the deadline; its flow run: " in manifest.left_out["nobody"]
 
 
 def test_a_forced_rerun_is_a_new_attempt_beside_the_old(deployed: Deploy):

@@ -85,7 +85,8 @@ def test_a_committed_round_and_a_committed_update_are_not_done_again(prepared: C
     assert all([name for name in store.ls(folder) if name.isdigit()] == ["0001"] for folder in folders)
     assert len(run(federation)) == 3  # the count is reached: nothing more
     state = federated_round(federation, return_state=True)
-    assert state.is_completed() and state.message == "all 2 rounds are committed: raise rounds.count to go on"
+    assert state.is_completed()
+    assert state.message == "all 2 rounds are committed. To continue, raise rounds.count"
 
 
 def test_an_update_of_other_settings_does_not_count_after_an_edit_of_the_file(prepared: Callable[..., Federation]):

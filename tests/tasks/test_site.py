@@ -41,4 +41,4 @@ def test_a_training_goes_on_while_the_server_is_away(tmp_path: Path) -> None:
     finally:
         server.stop()
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("does not take the progress; training goes on") == 1
+    assert done.stderr.count("does not accept progress; training continues") == 1

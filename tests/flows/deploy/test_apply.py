@@ -105,15 +105,15 @@ def test_prune_removes_this_runs_and_nothing_else(load: Callable[..., Federation
     lines = apply(fewer, prune=True)
     gone = {"deployment site-round/prune-b", "deployment prepare-site/prune-b", "work pool photon-prune"}
     assert {f"removed {what}" for what in gone} <= set(lines)
-    assert "kept work pool photon-b: 3 deployments of others use it" in lines
+    assert "kept work pool photon-b: 3 other deployments use it" in lines
     assert verbs(apply(plan(other))) == {"unchanged"}
 
 
 def test_names_of_others_are_refused(load: Callable[..., Federation], client: Any) -> None:
     apply(plan(load(("b-c",), run="a")))
-    with pytest.raises(FederationError, match=r"'site-round/a-b-c' is there and belongs to something else"):
+    with pytest.raises(FederationError, match=r"'site-round/a-b-c' exists and does not belong to this run"):
         apply(plan(load(("c",), run="a-b")))
-    with pytest.raises(FederationError, match="'a-b-c' is there and of type process, not docker"):
+    with pytest.raises(FederationError, match="'a-b-c' exists and has type process, not docker"):
         apply(plan(load(("b-c",), run="e", pools={"b-c": "a-b-c"}, deploy={"pool_type": "docker"})))
 
 
@@ -169,10 +169,10 @@ def test_blocks(load: Callable[..., Federation], client: Any) -> None:
     from flows.deploy.blocks import credentials
 
     federation = load(("a",), run="blocks", store="s3://b/x", storage={"block": "secret/s3"})
-    with pytest.raises(FederationError, match="the server has no block 'secret/s3'; create it, with aws_access"):
+    with pytest.raises(FederationError, match="server has no block 'secret/s3'; create it with the keys aws_acc"):
         apply(plan(federation))
     Secret(value={"aws_access_key_id": "me"}).save("s3")
-    with pytest.raises(FederationError, match="holds no aws_secret_access_key"):
+    with pytest.raises(FederationError, match="contains no aws_secret_access_key"):
         apply(plan(federation))
     Secret(value={"aws_access_key_id": "me", "aws_secret_access_key": "hush"}).save("s3", overwrite=True)
     apply(plan(federation))

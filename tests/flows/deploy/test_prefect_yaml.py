@@ -105,7 +105,7 @@ def test_references_to_blocks_are_left_out_and_named() -> None:
 
 def test_a_template_elsewhere_is_refused() -> None:
     there = site("a", state_dir="/srv/{{ HOME }}")
-    with pytest.raises(FederationError, match=r"^sites\[0\]\.state_dir: holds a template .* without --yaml$"):
+    with pytest.raises(FederationError, match=r"^sites\[0\]\.state_dir: contains a template .* without --yaml$"):
         prefect_yaml(plan(sample(sites=[there])))
 
 

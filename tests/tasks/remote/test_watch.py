@@ -77,7 +77,7 @@ def test_a_flow_run_that_is_completed_in_vain_counts_as_failed_for_the_grace(rou
     assert not watch.failed  # its update may have come since the store was read
     for _ in range(2):
         watch.look(rounds.client)
-        assert watch.failed == "Completed (nothing that it has committed counts)"
+        assert watch.failed == "Completed (it committed nothing that counts)"
     assert list(map(str, watch.notes)) == [f"its flow run was {watch.failed}"] and len(watch.asks.runs()) == 1
     rounds.set(watch, Scheduled())
     watch.look(rounds.client)
