@@ -41,7 +41,7 @@ def run(*arguments: str) -> str:
 def test_tables(tmp_path: Path) -> None:
     text = run(write(tmp_path))
     assert "125,311,488 parameters, 2 of 2 sites a round, 100 local steps, 10 rounds; from what the sites" in text
-    assert "recipe none: the file names it" in text
+    assert "recipe none: named in the file" in text
     assert "adamw at the sites (lr 0.0006, moments keep), fedavg at the server (lr 1)" in text
     for part in (
         "north",
@@ -74,7 +74,7 @@ def test_it_says_which_recipe_a_published_size_gets_and_why(tmp_path: Path) -> N
     assert "published settings of model.preset: 1.3B" in json.loads(run(str(file), "--json"))["recipe_because"]
     small = said | {"local": {"batch_size": 2}}
     file.write_text(yaml.safe_dump(sections(**small, recipe="unlike-sites")))
-    assert "recipe unlike-sites: the file names it, though it was never measured at this size" in run(str(file))
+    assert "recipe unlike-sites: named in the file, although it was never measured at this size" in run(str(file))
 
 
 def test_json_is_what_the_tables_say(tmp_path: Path) -> None:
