@@ -36,7 +36,7 @@ def federate(
     after: Callable[[Run, RoundManifest], None] = lambda run, manifest: None,
 ) -> Run:
     """Run all rounds, with every site in each. `after` is called with each committed round, in order."""
-    from photon_core.aggregation.candidate import Course
+    from photon_core.aggregation.candidate import RoundLog
     from photon_core.aggregation.commit import commit
     from photon_core.aggregation.round import aggregate_round
     from photon_core.data.tokenizer import load_tokenizer

@@ -124,7 +124,7 @@ def rounds_of(file: Path) -> dict[str, float]:
         from prefect.task_runners import ThreadPoolTaskRunner
 
         from benchmarks.trivial_round import train  # under a name that a child can import, unlike __main__
-        from photon_core.aggregation.candidate import Course
+        from photon_core.aggregation.candidate import RoundLog
         from tasks import coordinator, site
 
         runtime = process.of(federation.run)

@@ -38,7 +38,7 @@ SCREENSHOT = Path(__file__).parents[2] / "build" / "screenshots" / "round.png"
 
 
 class Notes:
-    """The federation of the page, on a server of its own."""
+    """The federation of the page, on a separate server."""
 
     def __init__(self, folder: Path, federation: Federation, environment: dict[str, str], s3: FaultProxy) -> None:
         self.folder, self.federation, self.environment, self.s3 = folder, federation, environment, s3

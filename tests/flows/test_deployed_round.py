@@ -145,11 +145,11 @@ def edited(two: Deployed, **sections: Any) -> Deployed:
 
 
 def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed: Deploy, tmp_path: Path):
-    """Each is wrong; each is mended by file, deploy and a retry in the UI, while one round waits."""
+    """Each is wrong; each is fixed by file, deploy and a retry in the UI, while one round waits."""
     from photon_core.model.init import initial_model
 
     start = {"site": "b", "checkpoint": str(tmp_path / "nothing")}
-    bad = deployed(run="mended", start=start, local={"optimizer": {"lr": 1e30}}, deploy={"pool": ROUNDS})
+    bad = deployed(run="fixed", start=start, local={"optimizer": {"lr": 1e30}}, deploy={"pool": ROUNDS})
     a, b = (site.model_dump(mode="json") for site in bad.federation.sites)
     source = {**b["streams"][0], "source": str(tmp_path / "nothing.jsonl")}
     wrong = edited(bad, sites=[a, {**b, "state_dir": str(tmp_path / "elsewhere"), "streams": [source]}])
@@ -160,7 +160,7 @@ def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed:
     begun = edited(wrong, start={"site": "b", "checkpoint": str(tmp_path / "held")})
     begun.retry(failed)
 
-    prepared = begun.start_flow("prepare-site", "mended-b")
+    prepared = begun.start_flow("prepare-site", "fixed-b")
     diverged, unprepared = begun.site_run("a", 1, "FAILED"), begun.site_run("b", 1, "FAILED")
     assert "diverged" in diverged.state.message and begun.ended(prepared).is_failed()
     told = eventually(lambda: names_both(begun.state(started).message or ""), "the round names whom it waits for")
@@ -188,7 +188,7 @@ def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed:
 
 
 def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retried(deployed: Deploy):
-    """Noise is turned on between two tries: the site that committed without it is asked again, not left out."""
+    """Noise is turned on between two tries: the site that committed without it is asked again, not excluded."""
     from flows.site import site_round
     from tasks.coordinator import open_run
     from tasks.runtime import runtime_of
@@ -227,7 +227,7 @@ def test_a_site_that_has_failed_is_waited_for_during_grace_once_the_quorum_is_me
     assert set(manifest.updates) == {"a"}
     assert damaged.file.name in manifest.left_out["b"] and "(rounds.grace)" in manifest.left_out["b"]
     failed = two.site_run("b", 1, "FAILED")
-    two.retry(failed)  # too late: it says so, and works for nobody
+    two.retry(failed)  # too late: it reports that, and works for nobody
     assert "round 1 was committed without site 'b'" in two.ended(failed, since=failed.state).message
 
 
@@ -241,7 +241,7 @@ def folder(path: Path) -> Path:
 
 
 def test_a_site_that_never_answers_is_left_out_by_name(deployed: Deploy):
-    two = deployed("a", "nobody", run="silent", rounds={"deadline": 60, "evaluation_deadline": 20, "quorum": 1})
+    two = deployed("a", "nobody", run="mute", rounds={"deadline": 60, "evaluation_deadline": 20, "quorum": 1})
     run_round(two)
     manifest = two.rounds()[1]
     assert set(manifest.updates) == {"a"}

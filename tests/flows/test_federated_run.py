@@ -147,8 +147,8 @@ def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation
 
 
 def test_what_goes_wrong_at_sites_is_told(prepared: Callable[..., Federation]):
-    """One is left out; another committed before its shard went bad; the validation of a third is killed once, and
-    tried again although the word cancelled, here the run's name, is in the error's text."""
+    """One is excluded; another committed before its shard went bad; the validation of a third is killed once, and
+    retried although the word cancelled, here the run's name, is in the error's text."""
     from flows.site import site_round
 
     federation = prepared(("killed", "corrupt", "late"), run="cancelled-run", rounds={"count": 1, "quorum": 2})

@@ -108,7 +108,7 @@ def _look(file: Path) -> None:
 
 
 def _state_that_is_gone_starts_afresh_by_name(file: Path) -> None:
-    """Back to round 4, which was rolled back itself, in a flow run; a site that has lost that state says so."""
+    """Back to round 4, which was rolled back itself, in a flow run; a site that has lost that state reports it."""
     from flows.rollback import rollback
 
     federation = load_federation(file)

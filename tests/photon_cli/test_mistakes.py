@@ -1,4 +1,4 @@
-"""What people do wrong at the command line: a line that says so, the documented exit code, no traceback."""
+"""Mistakes at the command line: one clear line, the documented exit code, no traceback."""
 
 import os
 import subprocess

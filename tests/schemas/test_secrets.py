@@ -1,4 +1,4 @@
-"""Point 7: no secret enters a federation file, wherever it stands in it and however it is written."""
+"""Point 7: no secret enters a federation file, in any place and in any form."""
 
 from pathlib import Path
 from typing import Any

@@ -36,7 +36,7 @@ def client(prefect_server: str) -> Iterator[Any]:
 
 @pytest.fixture
 def load(write_federation: Callable[..., Path]) -> Callable[..., Federation]:
-    """As write_federation, each site with a pool of its own run's unless the test says where."""
+    """As write_federation. Each site has a pool named after its run, unless the test names one."""
     from schemas.reading.load import load_federation
 
     def make(sites: tuple[str, ...], **sections: Any) -> Federation:
@@ -83,7 +83,7 @@ def test_changes(load: Callable[..., Federation], client: Any) -> None:
     assert {line.split()[1] for line in apply(plan(faster)) if line.startswith("updated")} == {"deployment"}
     there = client.read_deployment_by_name(name)
     assert there.job_variables["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
-    assert not there.schedules[0].active  # whoever paused it goes on having it paused
+    assert not there.schedules[0].active  # a paused schedule stays paused
     lines = apply(plan(changed(federation, deploy={})), prune=True)
     assert "removed automation photon/changes/site left out" in lines
     assert client.read_deployment_by_name(name).schedules == []
@@ -153,7 +153,7 @@ def test_a_pool_that_a_person_made_is_one_runs_too(load: Callable[..., Federatio
 
 
 def test_a_coordinators_pool_is_no_sites(load: Callable[..., Federation], client: Any) -> None:
-    """Whoever serves the pool for the rounds would train, too."""
+    """A worker that serves the pool for the rounds would train, too."""
     apply(plan(load(("a",), run="head")))
     moved = {"deploy": {"pool": "elsewhere"}}
     with pytest.raises(

@@ -44,7 +44,7 @@ def test_the_command_refuses_what_asks_a_server(other: str) -> None:
 
 
 def test_each_text_comes_back_as_it_was() -> None:
-    """YAML 1.1 has a mind of its own about no, 1e3, 0x10, 12:30 and dates."""
+    """YAML 1.1 reads no, 1e3, 0x10, 12:30 and dates in unexpected ways."""
     odd = [
         "no",
         "1e3",

@@ -1,4 +1,4 @@
-"""A site's flow run: a missing deployment, or one of another version, is told at once; a crash with the result."""
+"""A site's flow run: a missing deployment, or another version's, is reported at once; a crash with the result."""
 
 import time
 from collections.abc import Callable

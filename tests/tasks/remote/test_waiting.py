@@ -12,7 +12,7 @@ from tasks.remote.waiting import Limits, Waiting, wait_for
 
 
 class Sites:
-    """Tasks that wait for the sites a, b and c, by hand."""
+    """Tasks that wait for the sites a, b and c, controlled by the test."""
 
     def __init__(self) -> None:
         from prefect.futures import PrefectConcurrentFuture
