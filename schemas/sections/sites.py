@@ -95,7 +95,9 @@ class Site(Section):
         if any(s.repeat is not None for s in streams):
             for i, stream in enumerate(streams):
                 if stream.repeat is None:
-                    raise wrong("missing, but other streams of the site have it; write a value such as 1", i, "repeat")
+                    raise wrong(
+                        "missing, but other streams of the site have it; write a value such as 1", i, "repeat"
+                    )
                 if stream.proportion != 1:
                     raise wrong("proportion and repeat exclude each other; drop one of them", i, "proportion")
             return streams
