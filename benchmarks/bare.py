@@ -26,14 +26,14 @@ class Spec:
     """Specification of the training: one model for each entry of `runs`, over all streams of the entry.
 
     Args:
-        runs: name -> {MDS folder: proportion}; each is trained from the same initial model.
+        runs: MDS folders and their proportions by name of the run; all runs start from the same initial model.
         steps: optimizer steps of each run.
         batch_size: sequences per step.
         muon: name and numbers of the federation file's optimizer if it is Muon, which is then the federation's;
             None for AdamW with the numbers above.
         side_by_side: number of concurrent runs, each in a process with one thread; 1 for one after the other, in
             one process, with all threads.
-        device: cpu, in float32; or cuda, in bfloat16.
+        device: device of the training: cpu, in float32; or cuda, in bfloat16.
         save: folder for the trained parameters, <name>.safetensors; None to save nothing.
         save_after: steps after which the parameters are also saved there, as <name>-<step>.safetensors.
     """

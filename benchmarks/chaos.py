@@ -153,9 +153,9 @@ class Outcome:
         seconds: time from the start of the command to the last round's commit; None if that did not happen.
         hashes: hashes of the models, from round 0.
         kills: number of kills by kind.
-        trained_twice: "site a, round 3" for each training of already committed work.
+        trained_twice: site and round of each training of already committed work, such as "site a, round 3".
         left_out: excluded sites and reasons, by round.
-        starts: service -> number of its starts.
+        starts: number of starts by service.
     """
 
     seconds: float | None = None

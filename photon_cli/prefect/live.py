@@ -23,7 +23,7 @@ class Doing:
 
     Args:
         site: name of the site.
-        step: validate, train, upload, round (all of these, at a remote site), evaluate; empty if none yet.
+        step: name of the step: validate, train, upload, evaluate, or round (all, at a remote site); empty if none.
         state: Prefect's name of the state: Running, Completed, Failed, Late, ...; or the state by the store.
         percent: percentage of the local steps, during training.
         since: start of that state, UTC, ISO 8601; empty if unknown.

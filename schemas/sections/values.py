@@ -27,7 +27,7 @@ def only_for(section: BaseModel, key: str, given: str, takers: Sequence[str], ki
         key: key of the section, with a default.
         given: choice in the file.
         takers: choices that use the key.
-        kind: word before the choices in the message, if their names alone are unclear.
+        kind: text before the choices in the message, if their names alone are unclear.
     """
     if given not in takers and getattr(section, key) != type(section).model_fields[key].default:
         raise wrong(f"is for {kind}{', '.join(takers)}, not for {given}; drop it", key)

@@ -125,7 +125,7 @@ def test_no_two_runs_share_a_pool_unless_each_file_names_it(load: Callable[..., 
     with pytest.raises(FederationError, match=refused):
         apply(plan(load(("oslo",), run="two", pools={})))
     shared = {"oslo": "photon-oslo"}
-    with pytest.raises(FederationError, match="such as photon-oslo-two; "):
+    with pytest.raises(FederationError, match=r"such as photon-oslo-two\. "):
         apply(plan(load(("oslo",), pools=shared, run="two")))
     with pytest.raises(FederationError, match="'photon-oslo' of the coordinator was made for site oslo of run"):
         apply(plan(load(("c",), run="oslo", pools={})))
