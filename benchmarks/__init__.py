@@ -1,1 +1,1 @@
-"""Measurements: each script prints a table for people and, as its last line, one JSON object."""
+"""Measurements. Each script prints a table for people and, as its last line, one JSON object."""

@@ -1,15 +1,15 @@
-"""The server's step against the read limit of the same files and against Flower's FedAvg; its memory at 7B.
+"""The server's step compared with plain reads of the same files and with Flower's FedAvg; its memory at 7B.
 
     python -m benchmarks.aggregate --quick            # 2 and 4 sites of 10 M
     python -m benchmarks.aggregate                    # everything, about an hour on a quiet machine of 2 cores
     python -m benchmarks.aggregate --only 125M-8 7B-64-synthetic
     python -m benchmarks.aggregate --only 75M-2 75M-8 125M-8 125M-16 --no-s3 --picture benchmarks/aggregate.svg
 
-A case is MODEL-SITES[-CODEC]. For each: plain reads of the updates' files into one buffer, the aggregation from
-local files, both again through an S3 endpoint on loopback, and Flower's two ways of FedAvg where its arrays fit
-into memory. GB/s are bytes of the updates over seconds, files in the page cache; all in processes of their own.
-MODEL-SITES-synthetic aggregates updates that a filesystem makes up as they are read; with :N at the end only N of
-the model's tensors, the largest first. Prints rows for RESULTS.md.
+A case is MODEL-SITES[-CODEC]. Measured for each: plain reads of the updates' files into one buffer, the
+aggregation from local files, both again through an S3 endpoint on loopback, and Flower's two ways of FedAvg if its
+arrays fit into memory. Each runs in a separate process. GB/s is bytes of the updates per second, with files in the
+page cache. MODEL-SITES-synthetic aggregates updates that a filesystem generates as they are read; with :N at the
+end, only the N largest of the model's tensors. Prints rows for RESULTS.md.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from photon_core.store.store import Store
 
 CASES = ["125M-8", "125M-16", "125M-64", "1.3B-4", "125M-8-int8:256", "7B-64-synthetic"]
 QUICK = ["10M-2", "10M-4", "10M-4-int8:256", "10M-4-synthetic"]
-CACHED = 0.45  # of the memory: the updates' distinct files, so that the page cache holds them beside the rest
+CACHED = 0.45  # share of the memory for the updates' distinct files, so that they fit into the page cache
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "benchmark",
     "AWS_SECRET_ACCESS_KEY": "benchmark",
@@ -44,12 +44,10 @@ Row = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small models, under a minute; not to be quoted")
-    parser.add_argument(
-        "--only", nargs="+", metavar="CASE", help=f"some of {', '.join(CASES)}, or others like them"
-    )
-    parser.add_argument("--no-flower", action="store_true", help="leave the peer out")
-    parser.add_argument("--no-s3", action="store_true", help="local files only")
-    parser.add_argument("--picture", type=Path, help="SVG of time and memory against sites and parameters")
+    parser.add_argument("--only", nargs="+", metavar="CASE", help=f"cases such as {', '.join(CASES)}")
+    parser.add_argument("--no-flower", action="store_true", help="skip Flower")
+    parser.add_argument("--no-s3", action="store_true", help="measure local files only")
+    parser.add_argument("--picture", type=Path, help="SVG file for time and memory against sites and parameters")
     arguments = parser.parse_args()
     at, neighbours = machine(), Neighbours()
     rows: list[Row] = []
@@ -64,14 +62,14 @@ def main() -> None:
 
 
 def measure(case: str, *, flower: bool, s3: bool) -> list[Row]:
-    """Every way of one case."""
+    """Measure every way of one case."""
     size, count, codec = [*case.split("-", 2), "float32"][:3]
     sites, shapes = int(count), shapes_of(size)
     codec, _, tensors = codec.partition(":") if codec.startswith("synthetic") else (codec, "", "")
     shapes = largest(shapes, int(tensors) if tensors else len(shapes))
     common = {"case": case, "parameters": bytes_of(shapes) // 4, "sites": sites}
     if codec == "synthetic":
-        say(f"{case}: updates made up while they are read")
+        say(f"{case}: updates generated while they are read")
         return [
             {
                 **common,
@@ -88,7 +86,7 @@ def measure(case: str, *, flower: bool, s3: bool) -> list[Row]:
         say(f"{case}: writing {distinct} distinct updates")
         make_run(Store(str(folder / "bucket")), shapes, sites, codec, distinct)
         task: dict[str, Any] = {"url": str(folder / "bucket"), "sites": sites}
-        child({**task, "what": "read"})  # once for the page cache
+        child({**task, "what": "read"})  # fills the page cache
         for what, way in (("read", "plain reads"), ("aggregate", "photon")):
             say(f"{case}: {way}")
             rows.append({**common, "way": way, **child({**task, "what": what})})
@@ -109,13 +107,13 @@ def measure(case: str, *, flower: bool, s3: bool) -> list[Row]:
 
 
 def forget(store: Path) -> None:
-    """Remove what was aggregated: the next pass would take its finished shards."""
+    """Remove the result of the aggregation: the next pass would reuse its finished shards."""
     for name in ("model", "finished"):
         shutil.rmtree(store / RUN / "rounds" / "000001" / name, ignore_errors=True)
 
 
 def child(task: dict[str, Any]) -> dict[str, float]:
-    """benchmarks.measured in a process of its own."""
+    """Run benchmarks.measured in a separate process."""
     command = [sys.executable, "-m", "benchmarks.measured", json.dumps(task)]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | SECRETS, stdout=subprocess.PIPE, text=True, check=True
@@ -124,7 +122,7 @@ def child(task: dict[str, Any]) -> dict[str, float]:
 
 
 def peer(way: str, sites: int, folder: Path, size: int, memory: int) -> dict[str, Any]:
-    """Flower's figures, or why there are none."""
+    """Flower's figures, or the reason why there are none."""
     needed = (2 * sites + 1 if way == "classic" else sites + 2) * size
     if needed > 0.9 * memory:
         return {"note": f"needs {needed / 2**30:.0f} GiB"}
@@ -138,7 +136,7 @@ def peer(way: str, sites: int, folder: Path, size: int, memory: int) -> dict[str
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
-    """The folder's own folders as buckets; its URL."""
+    """An S3 endpoint with the folder's folders as buckets. Yields its URL."""
     server = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.s3_files", str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -151,7 +149,7 @@ def s3_server(folder: Path) -> Iterator[str]:
 
 
 def show(rows: list[Row]) -> None:
-    """Markdown, as RESULTS.md has it."""
+    """Print the table in Markdown, for RESULTS.md."""
     print("\n| case | way | distinct updates | seconds | CPU seconds | GB/s | of plain reads | peak GiB |")
     print("|---|---|--:|--:|--:|--:|--:|--:|")
     for row in rows:
@@ -163,21 +161,19 @@ def show(rows: list[Row]) -> None:
         seconds = f"{row['seconds']:.2f} | {row['cpu_s']:.2f} | {row['gb_s']:.2f}"
         print(f"| {row['case']} | {row['way']} | {row.get('distinct', '')} | {seconds} | ", end="")
         print(f"{share} | {row['peak_gib']:.2f} |")
-    print("\nDistinct updates: the other sites' files are hard links to them, so that the page cache holds all;")
-    print(
-        "every site has its own manifest. Peak: memory beyond the imports, file pages apart (Flower: all of it)."
-    )
+    print("\nDistinct updates: the other sites' files are hard links to them, so that all fit in the page cache;")
+    print("every site has its own manifest. Peak: memory beyond the imports, without file pages (Flower: total).")
 
 
 def of_limit(rows: list[Row], row: Row) -> float | None:
-    """Its throughput over that of plain reads from the same place."""
+    """Throughput relative to plain reads from the same place."""
     place = "plain reads, S3" if row["way"].endswith("S3") else "plain reads"
     found = [r for r in rows if r["case"] == row["case"] and r["way"] == place]
     return float(row["gb_s"] / found[0]["gb_s"]) if found else None
 
 
 def headline(rows: list[Row]) -> dict[str, float]:
-    """vs_flower (its faster way), vs_read_limit, peak_rss_gib: the worst of all cases, from local files."""
+    """vs_flower (its faster way), vs_read_limit, peak_rss_gib: the worst case, from local files."""
     ours = [row for row in rows if row["way"] == "photon"]
     pairs = [
         row["gb_s"] / max(r["gb_s"] for r in peers)
@@ -195,7 +191,7 @@ def headline(rows: list[Row]) -> dict[str, float]:
 
 
 def draw(rows: list[Row], target: Path) -> None:
-    """Seconds and memory against the bytes of a round's updates, each way its colour."""
+    """Draw seconds and memory against the bytes of a round's updates, one colour per way."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")

@@ -1,9 +1,9 @@
-"""A plain Composer loop over prepared shards, nothing of the federation in it: what it is held against.
+"""A plain Composer loop over prepared shards, without the federation: the baseline of the comparison.
 
     python -m benchmarks.bare SPEC.json RESULT.json
 
-Only the network itself is the federation's, so that the two do the same arithmetic; dataset, optimizer, schedule
-and trainer are written here from Composer's and Streaming's own documentation. SPEC holds the fields of `Spec`.
+Only the network itself is the federation's, so that both do the same arithmetic. Dataset, optimizer, schedule and
+trainer are written here from the documentation of Composer and Streaming. SPEC contains the fields of `Spec`.
 """
 
 import json
@@ -23,19 +23,19 @@ from schemas.view import view_of
 
 @dataclass
 class Spec:
-    """What to train: one model for each entry of `runs`, or one for all streams of one entry.
+    """Specification of the training: one model for each entry of `runs`, over all streams of the entry.
 
     Args:
-        runs: name -> {MDS folder: proportion}; each is trained from the same start.
+        runs: MDS folders and their proportions by name of the run; all runs start from the same initial model.
         steps: optimizer steps of each run.
-        batch_size: sequences a step.
-        muon: name and numbers of the federation file's optimizer where it is Muon, whose rule is then the
-            federation's own; AdamW with the numbers below without.
-        side_by_side: so many runs at once, each in a process with one thread; 1 is one after the other, in one
-            process, with all threads.
-        device: cpu, in float32; or cuda, in bfloat16.
-        save: folder for the trained parameters, <name>.safetensors; nothing is saved without.
-        save_after: steps after which the parameters are saved there too, as <name>-<step>.safetensors.
+        batch_size: sequences per step.
+        muon: name and numbers of the federation file's optimizer if it is Muon, which is then the federation's;
+            None for AdamW with the numbers above.
+        side_by_side: number of concurrent runs, each in a process with one thread; 1 for one after the other, in
+            one process, with all threads.
+        device: device of the training: cpu, in float32; or cuda, in bfloat16.
+        save: folder for the trained parameters, <name>.safetensors; None to save nothing.
+        save_after: steps after which the parameters are also saved there, as <name>-<step>.safetensors.
     """
 
     model: dict[str, Any]
@@ -59,7 +59,7 @@ class Spec:
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def run(self, folder: Path, name: str) -> dict[str, Any]:
-        """Train in a process of its own; returns imports_s, loop_s, train_s and the runs' own seconds."""
+        """Train in a separate process. Returns imports_s, loop_s, fit_s, tokens and the seconds of each run."""
         from benchmarks.common import python_child
 
         spec, result = folder / f"{name}.spec.json", folder / f"{name}.result.json"
@@ -69,7 +69,7 @@ class Spec:
 
 
 def spec_of(federation: Federation, runs: dict[str, dict[str, float]], steps: int, **changes: Any) -> Spec:
-    """The same settings as the federation's sites have."""
+    """The settings of the federation's sites."""
     local, optimizer, schedule = federation.local, federation.local.optimizer, federation.local.schedule
     assert schedule.name == "cosine"
     values: dict[str, Any] = {
@@ -92,7 +92,7 @@ def spec_of(federation: Federation, runs: dict[str, dict[str, float]], steps: in
 
 
 def site_runs(federation: Federation) -> dict[str, dict[str, float]]:
-    """One run a site, over the site's own training shards."""
+    """One run per site, over the site's training shards."""
 
     return {
         site.name: {
@@ -104,7 +104,7 @@ def site_runs(federation: Federation) -> dict[str, dict[str, float]]:
 
 
 def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
-    """Train one run; returns its seconds, those within fit() alone, and its tokens."""
+    """Train one run. Returns its seconds, those within fit(), and its tokens."""
     import torch
     from composer import Callback, Logger, State, Trainer
     from composer.algorithms import GradientClipping
@@ -131,7 +131,7 @@ def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
     torch.set_num_threads(spec.threads)
     start = time.perf_counter()
     streams = [Stream(local=folder, proportion=share) for folder, share in spec.runs[name].items()]
-    with lock:  # two datasets constructed at once take the same shared memory
+    with lock:  # two datasets constructed at once would take the same shared memory
         dataset = Tokens(
             streams=streams,
             shuffle=True,
@@ -151,7 +151,7 @@ def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
             betas=spec.betas,
             eps=spec.eps,
             weight_decay=spec.weight_decay,
-            fused=True,  # as the sites have it, and the fastest
+            fused=True,  # as at the sites; the fastest
         )
     trainer = Trainer(
         model=model,
@@ -192,7 +192,7 @@ def _work(spec: Spec, names: list[str], lock: Any, results: Any) -> None:
 
 
 def main(spec_path: Path, result_path: Path) -> None:
-    """Import first, then time the loop over all runs."""
+    """Import, then time the loop over all runs."""
     start = time.perf_counter()
     import composer
     import streaming
@@ -203,7 +203,7 @@ def main(spec_path: Path, result_path: Path) -> None:
     imported = time.perf_counter()
     spec = Spec(**json.loads(spec_path.read_text()))
     names = list(spec.runs)
-    context = get_context("fork")  # the workers have composer imported already, as a plain user could have it
+    context = get_context("fork")  # the workers inherit the import of composer, as a plain user could arrange
     lock = context.Lock()
     if spec.side_by_side == 1:
         results = {name: train_one(spec, name, lock) for name in names}

@@ -1,7 +1,7 @@
-"""Chaos: a run whose processes are killed with -9 at random moments, held against the same run undisturbed.
+"""Chaos: a run whose processes are killed with -9 at random moments, compared with the same run undisturbed.
 
-See benchmarks/recovery.py, whose `--chaos` this is. Server, workers and command are services that are started
-again as systemd would; which process is killed, and when, comes from a fixed seed.
+This is `--chaos` of benchmarks/recovery.py. Server, workers and command are services that are restarted as by
+systemd. A fixed seed determines which process is killed, and when.
 """
 
 import argparse
@@ -37,28 +37,28 @@ KINDS = {
     "embedded": ("command", "server", "fork server", "trainer"),
     "deployed": ("command", "server", "worker", "fork server", "flow run", "trainer"),
 }
-SETTLE_SECONDS = 30.0  # in which there is a process of the kind that is to be killed
-START_SECONDS = 180.0  # of a server
+SETTLE_SECONDS = 30.0  # longest wait for a process of the kind to be killed
+START_SECONDS = 180.0  # longest start of a server
 LOOK_SECONDS = 0.1
-LIMIT_SECONDS = 3600.0  # of an undisturbed run, and of a quick one
-SLOWEST = 10  # times the undisturbed run's time, after which the disturbed one counts as hung
+LIMIT_SECONDS = 3600.0  # limit of an undisturbed run, and of a quick one
+SLOWEST = 10  # multiple of the undisturbed run's time after which the disturbed one counts as hung
 QUICK_STEPS = 800
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen = parser.add_argument_group("chaos")
-    chosen.add_argument("--chaos", action="store_true", help="kill whatever runs, at random moments")
-    chosen.add_argument("--only", choices=KINDS, help="this part alone")
+    chosen.add_argument("--chaos", action="store_true", help="kill processes at random moments")
+    chosen.add_argument("--only", choices=KINDS, help="run only this part")
     chosen.add_argument("--rounds", type=int, default=30)
     chosen.add_argument("--steps", type=int, default=3000, help="local steps of a round")
     chosen.add_argument("--every", type=float, default=60.0, help="mean seconds between two kills")
-    chosen.add_argument("--seed", type=int, default=1, help="of the kills")
-    chosen.add_argument("--keep", type=Path, help="a new folder to work in, which stays")
+    chosen.add_argument("--seed", type=int, default=1, help="random seed of the kills")
+    chosen.add_argument("--keep", type=Path, help="new folder for the work, which is kept")
 
 
 def chaos(arguments: argparse.Namespace) -> None:
-    """Each part undisturbed, then disturbed; tables and the last line."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # services are stopped then, too
+    """Run each part undisturbed, then disturbed. Print tables and the last line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit also stops the services
     at, neighbours = machine(), Neighbours()
     parts = [arguments.only] if arguments.only else list(KINDS)
     found: dict[str, tuple[Outcome, Outcome]] = {}
@@ -68,7 +68,7 @@ def chaos(arguments: argparse.Namespace) -> None:
             prepare(work / part / "prepared", plan)
             reference = perform(work / part / "prepared", work / part / "undisturbed", part, plan, False)
             if reference.seconds is None:
-                raise RuntimeError(f"{part}: the undisturbed run was not done within {plan.limit:.0f} s")
+                raise RuntimeError(f"{part}: the undisturbed run was not finished within {plan.limit:.0f} s")
             if plan.every is not None:
                 plan = replace(plan, limit=SLOWEST * reference.seconds)
             disturbed = perform(work / part / "prepared", work / part / "disturbed", part, plan, True)
@@ -129,12 +129,13 @@ def show(
 
 @dataclass(frozen=True)
 class Plan:
-    """
+    """Size of a run, and its kills.
+
     Args:
-        rounds, steps: of the run.
-        every: mean seconds between two kills; None for one kill of each kind, each in a round of its own.
-        seed: of the kills.
-        limit: seconds after which a run that is not done counts as hung.
+        rounds, steps: rounds of the run, and local steps of a round.
+        every: mean seconds between two kills; None for one kill of each kind, each in a separate round.
+        seed: random seed of the kills.
+        limit: seconds after which an unfinished run counts as hung.
     """
 
     rounds: int
@@ -146,14 +147,15 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """
+    """Result of a run.
+
     Attributes:
-        seconds: from the start of the command to the last round's commit; None if that did not come.
-        hashes: of the models, from round 0.
-        kills: by kind.
-        trained_twice: "site a, round 3" for each training of what was committed.
-        left_out: sites and their reasons, by round.
-        starts: service -> how often it was started.
+        seconds: time from the start of the command to the last round's commit; None if that did not happen.
+        hashes: hashes of the models, from round 0.
+        kills: number of kills by kind.
+        trained_twice: site and round of each training of already committed work, such as "site a, round 3".
+        left_out: excluded sites and reasons, by round.
+        starts: number of starts by service.
     """
 
     seconds: float | None = None
@@ -165,7 +167,7 @@ class Outcome:
 
 
 def prepare(folder: Path, plan: Plan) -> Path:
-    """A federation of two sites, written and prepared. Returns its file."""
+    """Write and prepare a federation of two sites. Returns its file."""
     file = write_file(
         folder,
         SITES,
@@ -180,11 +182,14 @@ def prepare(folder: Path, plan: Plan) -> Path:
 
 
 def perform(prepared: Path, folder: Path, part: str, plan: Plan, disturbed: bool) -> Outcome:
-    """Make the run in a folder of its own.
+    """Do the run in a new folder.
 
     Args:
         prepared: folder of the prepared federation, which is copied.
-        part: embedded or deployed.
+        folder: folder of the run.
+        part: kind of the run, embedded or deployed.
+        plan: size of the run, and its kills.
+        disturbed: flag: kill processes.
     """
     shutil.copytree(prepared, folder, symlinks=True)
     outcome = Outcome()
@@ -214,7 +219,7 @@ def perform(prepared: Path, folder: Path, part: str, plan: Plan, disturbed: bool
 def _kills(
     services: Services, folder: Path, part: str, plan: Plan, outcome: Outcome, began: float
 ) -> Iterator[None]:
-    """Kill whenever a kill is due; yields between two looks."""
+    """Kill a process whenever a kill is due. Yields between two checks."""
     chance = random.Random(plan.seed)
     kinds = iter(KINDS[part])
     due = 0.0 if plan.every is None else chance.expovariate(1 / plan.every)
@@ -245,10 +250,10 @@ def _kills(
 
 
 class Trainings:
-    """When each of the sites' trainings began, seen by the folders that they write into.
+    """Start times of the sites' trainings, observed from the folders that they write.
 
     Args:
-        folder: of the federation.
+        folder: folder of the federation.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -272,8 +277,8 @@ class Trainings:
                     self._began.setdefault(key, time.time())
 
     def of_committed_work(self) -> list[str]:
-        """Trainings of what was committed: a second update of a round, a result that is newer than the update that
-        was committed, or a training that began between the commits of the update and of its round."""
+        """Trainings of committed work: a second update of a round, a result newer than the committed update, or a
+        training that began between the commits of the update and of its round."""
         found = []
         for update in sorted(self.folder.glob(f"store/{RUN}/rounds/*/sites/*/*/update.json")):
             t, site, attempt = int(update.parts[-5]), update.parts[-3], int(update.parts[-2])
@@ -288,7 +293,7 @@ class Trainings:
 
 
 def commits(folder: Path) -> list[float]:
-    """When each round was committed, Unix time, from round 0."""
+    """Commit times of the rounds, Unix time, from round 0."""
     return sorted(path.stat().st_mtime for path in folder.glob(f"store/{RUN}/rounds/*/round.json"))
 
 
@@ -298,7 +303,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 @contextmanager
 def embedded(folder: Path) -> Iterator[tuple[Services, Service]]:
-    """Nothing but the command, `photon run`."""
+    """Only the command, `photon run`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     with Services() as services:
         yield (
@@ -309,7 +314,7 @@ def embedded(folder: Path) -> Iterator[tuple[Services, Service]]:
 
 @contextmanager
 def deployed(folder: Path) -> Iterator[tuple[Services, Service]]:
-    """`photon server`, three `photon join`, and a command that has the run made, all on this machine."""
+    """`photon server`, three `photon join`, and a command that starts the run, all on this machine."""
     held = hold_port()
     port = int(held.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
@@ -356,7 +361,7 @@ def _answers(url: str) -> None:
 
 
 def photon(folder: Path, env: Mapping[str, str], *arguments: str) -> None:
-    """Run the command line once. Raises RuntimeError with its output's end where it fails."""
+    """Run the command line once. Raises RuntimeError with the end of its output if it fails."""
     command = [sys.executable, "-m", "photon_cli", *arguments]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     if done.returncode:

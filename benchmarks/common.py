@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine they ran on, tables for people, the last line for programs."""
+"""Shared parts of the benchmarks: facts about the machine, tables for people, the last line for programs."""
 
 import json
 import os
@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BUSY = 0.05  # of the cores' time: beyond it other work has disturbed a timing
+BUSY = 0.05  # share of the cores' time above which other work has disturbed a timing
 
 
 class Neighbours:
-    """How much of the cores' time went to work that is not ours, from the start to when it is asked (Linux)."""
+    """Share of the cores' time that went to other processes since the start (Linux)."""
 
     def __init__(self) -> None:
         self._at, self._all, self._ours = time.monotonic(), _all_seconds(), our_seconds()
 
     def share(self) -> float | None:
-        """0 on a quiet machine, 1 where others had all. Our children count as ours once they have ended."""
+        """From 0 on a quiet machine to 1. Children of this process do not count once they have ended."""
         if self._all is None or (everyone := _all_seconds()) is None:
             return None
         others = everyone - self._all - (our_seconds() - self._ours)
@@ -31,7 +31,7 @@ class Neighbours:
 
 
 def _all_seconds() -> float | None:
-    """Seconds that all processors have worked since the machine started."""
+    """Busy seconds of all processors since the machine started."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return None
@@ -46,7 +46,7 @@ def our_seconds() -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, versions, commit: a result means little without."""
+    """Processor, cores, memory, versions, commit: the context of every result."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _cpu(),
@@ -62,7 +62,7 @@ def machine() -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
-    """Of an installed package; a machine that only trains needs no Prefect."""
+    """Version of a package; none if it is not installed: a machine that only trains needs no Prefect."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -85,7 +85,7 @@ def _cpu() -> str:
 
 
 def gpu_name() -> str:
-    """Name of the first GPU, asked in a child process: ours must not touch CUDA before its children."""
+    """Name of the first GPU, from a child process: this one must not initialise CUDA before its children."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return ""
@@ -100,12 +100,12 @@ def _git(*arguments: str) -> str:
 
 
 def say(text: str) -> None:
-    """A line about what is going on, to standard error: standard output holds the results."""
+    """Print a line about progress to standard error: standard output is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
 def heading(title: str, at: Mapping[str, Any], others: float | None) -> None:
-    """Title and machine, above the tables; `others` is what Neighbours.share() said at the end."""
+    """Print title and machine, above the tables. `others`: final value of Neighbours.share()."""
     print(f"\n{title}")
     print(f"{at['cpu']}, {at['cores']} cores, {at['memory_gib']} GiB; commit {at['commit']}")
     print(f"python {at['python']}, torch {at['torch']}, mosaicml {at['mosaicml']}, prefect {at['prefect']}")
@@ -114,7 +114,7 @@ def heading(title: str, at: Mapping[str, Any], others: float | None) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table: text to the left, numbers to the right."""
+    """Print a table, with text aligned left and numbers aligned right."""
     from rich.console import Console
     from rich.table import Table
 
@@ -137,15 +137,15 @@ def _cell(value: Any) -> str:
 
 
 def finish(figures: Mapping[str, Any], at: Mapping[str, Any]) -> None:
-    """The last line: the figures and the machine as one JSON object."""
+    """Print the last line: the figures and the machine as one JSON object."""
     print(json.dumps({**figures, "machine": dict(at)}), flush=True)
 
 
 def python_child(module: str, *arguments: str, log: Path) -> None:
-    """Run one of our modules in a process of its own, its chatter in a log.
+    """Run a module in a separate process, with its output in a log.
 
     Raises:
-        RuntimeError: it failed; the last lines of its log are in the message.
+        RuntimeError: the module failed; the message has the last lines of its log.
     """
     with log.open("ab") as output:
         command = [sys.executable, "-m", module, *arguments]

@@ -1,14 +1,15 @@
-"""What each codec of updates saves and costs: bytes a round against perplexity, and how fast it is.
+"""Savings and cost of each update codec: bytes per round against perplexity, and speed.
 
     python -m benchmarks.compression [--data ../shared/data] [--rounds 24] [--only int3 ...] [--recipe R] [--quick]
 
-The same small federation of real texts once with every codec: the same data, seed, initial model, steps, so that
-whatever differs comes from the codec. Each site trains as in a round, in a child process, from its private state
-(error feedback included); updates go through the store; the coordinator aggregates them in its one pass. Only
-Prefect is left out, which moves no bytes. Speed is of encoding and decoding a change of 32 million parameters on
-one core, in GB of float32 parameters a second [bytes_factor: float32 parameters' bytes over the update's;
-perplexity_increase against float32; both of the codec that sends least at under 1 % higher perplexity]. With
---recipe the sites learn as a recipe says, such as unlike-sites, the default one, which sends averaged moments too.
+The same small federation of real texts runs once with every codec, with the same data, seed, initial model and
+steps, so that every difference comes from the codec. Each site trains as in a round, in a child process, from its
+private state (error feedback included). Updates go through the store, and the coordinator aggregates them in its
+one pass. Only Prefect, which moves no bytes, is not used. Speed is that of encoding and decoding a change of 32
+million parameters on one core, in GB of float32 parameters per second [bytes_factor: float32 parameters' bytes
+over the update's; perplexity_increase against float32; both of the codec that sends least at under 1 % higher
+perplexity]. With --recipe the sites use a recipe, such as the default unlike-sites, which also sends averaged
+moments.
 """
 
 import math
@@ -39,12 +40,12 @@ CODECS: dict[str, dict[str, Any]] = {
     "topk 1/16, no feedback": {"codec": "topk", "top_k": 0.0625, "error_feedback": False},
     "int4, model in bfloat16": {"codec": "int4", "model_dtype": "bfloat16"},
 }
-MOMENTS = {  # of recipes that average them
+MOMENTS = {  # codecs of recipes that average moments
     "float32, moments in bfloat16": {"moments_dtype": "bfloat16"},
     "int3, moments in bfloat16": {"codec": "int3", "moments_dtype": "bfloat16"},
 }
 QUICK = ("float32", "int4", "int3", "topk 1/16")
-LIMIT = 0.01  # of perplexity, that the best codec may cost
+LIMIT = 0.01  # largest relative increase of perplexity of the best codec
 SPEED_ELEMENTS = 32_000_000
 
 FEDERATION: dict[str, Any] = {
@@ -70,11 +71,13 @@ def main() -> None:
     parser = options(
         __doc__, rounds=FEDERATION["rounds"]["count"], quick="under a minute: two short rounds, no result"
     )
-    parser.add_argument("--only", nargs="+", metavar="CODEC", choices=CODECS | MOMENTS, help="beside float32")
-    parser.add_argument("--recipe", help="how the sites and the server learn; AdamW and Nesterov's if left out")
+    parser.add_argument(
+        "--only", nargs="+", metavar="CODEC", choices=CODECS | MOMENTS, help="codecs to run beside float32"
+    )
+    parser.add_argument("--recipe", help="training recipe; default: AdamW and Nesterov momentum")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
-        parser.error(f"--rounds {arguments.rounds}: the warm-up alone takes two")
+        parser.error(f"--rounds {arguments.rounds}: the warm-up alone takes two rounds; write more")
     names = ("float32", *arguments.only) if arguments.only else QUICK if arguments.quick else tuple(CODECS)
     if not (domains := domains_of(arguments.data)):
         return
@@ -92,7 +95,7 @@ def main() -> None:
 def measure(
     work: Path, data: Path, domains: list[str], values: dict[str, Any], names: tuple[str, ...], *, quick: bool
 ) -> list[dict[str, Any]]:
-    """A row for each of the codecs named, float32 the first; `values` are the federation file's."""
+    """A row for each named codec, float32 first. `values`: values of the federation file."""
     from photon_core.data.prepare import prepare_site
     from photon_core.jobs.launcher import Launcher
     from photon_core.training.entry import PRELOAD
@@ -148,7 +151,7 @@ def measure(
 
 
 def sent(federation: Any, run: Any) -> dict[str, Any]:
-    """Bytes that an update and a model sent have in the last round, and how often the guard stepped in."""
+    """Bytes of an update and of a sent model in the last round, and the number of the guard's interventions."""
     manifest = run.round(federation.rounds.count)
     parameters = sum(math.prod(t.shape) for entry in manifest.model for t in entry.tensors.values())
     bytes_ = sum(update.bytes for update in manifest.updates.values()) / len(manifest.updates)
@@ -162,7 +165,7 @@ def sent(federation: Any, run: Any) -> dict[str, Any]:
 
 
 def speed(federation: Any, *, quick: bool) -> dict[str, float]:
-    """GB of float32 parameters that are encoded and decoded a second, the best of three."""
+    """GB of float32 parameters encoded and decoded per second, the best of three."""
     import numpy as np
 
     from photon_core.update.codecs.registry import Lossless, get_codec
@@ -187,7 +190,7 @@ def speed(federation: Any, *, quick: bool) -> dict[str, float]:
 
 
 def show(at: dict[str, Any], others: float | None, rows: list[dict[str, Any]], *, quick: bool) -> None:
-    """The table, then the last line."""
+    """Print the table, then the last line."""
     heading("Codecs of updates" + (" (quick: too short to mean anything)" if quick else ""), at, others)
     columns = ("codec", "bytes an update", "x fewer", "model sent", "perplexity", "against float32 %",
                "encode GB/s", "decode GB/s", "guard")  # fmt: skip

@@ -1,34 +1,34 @@
-"""Does a federation learn as well as one machine? Recipes against centralised training at equal tokens.
+"""Recipes compared with centralised training at equal tokens: does a federation learn as well as one machine?
 
     python -m benchmarks.convergence [--only unlike-sites photon/iid ...] [--seeds 3] [--keep rows.jsonl]
     python -m benchmarks.convergence --tune central-adamw central-muon --keep rows.jsonl
     python -m benchmarks.convergence --size 30M          # or 125M: on a GPU
 
-Six sites, one domain each (natural), or each with a sixth of every domain (iid), and one machine with all of it,
-which synchronises after every step. All train on as many tokens from the same initial model. Curves and choices
-are of the validation texts, what is reported is of the test texts (benchmarks/splits.py). Sites train as in a
-round, in child processes, from their private state; updates go through the store, the coordinator aggregates and
-commits them; only Prefect is left out, which changes no number.
+Compared are six sites with one domain each (natural), or with a sixth of every domain each (iid), and one machine
+with all text, which synchronises after every step. All train on the same number of tokens from the same initial
+model. Curves and choices use the validation texts; reported figures use the test texts (benchmarks/splits.py).
+Sites train as in a round, in child processes, from their private state. Updates go through the store, and the
+coordinator aggregates and commits them. Only Prefect, which changes no number, is not used.
 
-Centralised is a plain Composer loop (benchmarks.bare) over the union of the natural sites' shards, every domain
-in the same share. Its batch and rate are the best on validation of four batch sizes and three rates (`--tune`):
-tokens are equal, so that a smaller batch has more steps, and rates grow with the square root of the batch. In the
-pictures, its bytes are those of a ring all-reduce of float32 gradients over six machines. A federation's are
-updates and models, averaged moments among them, to and from all sites.
+Centralised training is a plain Composer loop (benchmarks.bare) over the union of the natural sites' shards, every
+domain in the same share. Its batch and rate are the best on validation of four batch sizes and three rates
+(`--tune`): tokens are equal, so that a smaller batch has more steps, and rates grow with the square root of the
+batch. In the pictures, its bytes are those of a ring all-reduce of float32 gradients over six machines. A
+federation's bytes are updates, models and averaged moments, to and from all sites.
 
-The recipes are schemas/presets.py's at this scale: what they say of optimizers, moments and server stands; local
-steps, batch and schedule are the same for all, so that all synchronise as often and have as many tokens. Photon's
-schedule is therefore not stretched beyond the run, and local rates are those that probes found for this model
-(NOTES.md): the central one with plain averaging, half of it under a server momentum of 0.9. For the larger models
-AdamW's rates are an eighth, as an earlier probe of 29 M parameters had them; they are not tuned.
+The recipes are those of schemas/presets.py at this scale: optimizers, moments and server are unchanged. Local
+steps, batch and schedule are the same for all, so that all synchronise equally often and have equal tokens. So
+Photon's schedule is not stretched beyond the run, and local rates are those that probes found for this model
+(NOTES.md): the central rate with plain averaging, half of it under a server momentum of 0.9. For the larger models
+AdamW's rates are an eighth, as in an earlier probe of 29 M parameters; they are not tuned.
 
 At equal wall-clock, by the plan's model (photon_core/hardware/exchange.py): sites exchange through one server, the
-centralised machines by ring all-reduce, all links of 1 Gbit/s; a local step takes what one core took here, or
-nothing, as on an accelerator that is fast for its links.
+centralised machines by ring all-reduce, all over links of 1 Gbit/s. A local step takes as long as on one core
+here, or no time, as on an accelerator that is fast compared with its links.
 
 [perplexity_ratio_natural, perplexity_ratio_iid: perplexity of a token, of the mean loss over the domains, the
-recipe's over the better centralised one's; perplexity_ratio_wall_clock: the first at equal wall-clock, where a
-step takes nothing, _paid where it takes its time; sync_reduction; of the recipe `unlike-sites`]
+recipe's over the better centralised one's; perplexity_ratio_wall_clock: the first at equal wall-clock, if a step
+takes no time, _paid if it takes its time; sync_reduction; of the recipe `unlike-sites`]
 """
 
 import itertools
@@ -55,25 +55,25 @@ from schemas.federation import Federation
 from schemas.view import view_of
 
 STEPS, WARMUP = 20, 30
-POINTS = 8  # of a curve
-VALIDATION = {"": 0.02, "natural": 0.02, "iid": 0.05}  # a sixth of a small domain must give a whole sequence
-PIECE = 4000  # characters: longer texts are dealt out in such pieces for iid
+POINTS = 8  # points of a curve
+VALIDATION = {"": 0.02, "natural": 0.02, "iid": 0.05}  # a sixth of a small domain must fill a sequence
+PIECE = 4000  # characters: for iid, longer texts are split into such pieces
 QUICK_TEXTS, QUICK_SEQUENCES = 60, 16
 Row = dict[str, Any]
-# Rows that are kept hold "curve" (tokens, bytes, validation perplexity), "test" and "test_by_domain".
+# Kept rows contain "curve" (tokens, bytes, validation perplexity), "test" and "test_by_domain".
 LARGER = {"vocab_size": 8192, "max_seq_len": 512}
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model and what it trains on.
+    """A model and the size of its training.
 
     Args:
-        model: the federation file's.
-        rounds: of STEPS local steps.
+        model: section `model` of the federation file.
+        rounds: number of rounds of STEPS local steps.
         batch: sequences of a site's step.
-        device: cpu, or cuda.
-        scale: what AdamW's rates are multiplied by.
+        device: device of the training: cpu, or cuda.
+        scale: factor of AdamW's rates.
     """
 
     model: dict[str, int]
@@ -92,16 +92,17 @@ SIZES = {
 
 def main() -> None:
     parser = options(__doc__, rounds=None, quick="under a minute: two short rounds, no result")
-    parser.add_argument("--size", choices=SIZES, default="1M", help="parameters; above 1M it takes a GPU")
+    parser.add_argument("--size", choices=SIZES, default="1M", help="parameters; above 1M a GPU is necessary")
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help=f"in this order, of {', '.join(ROWS)}; a recipe's name is both"
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help=f"rows to run, in this order, of {', '.join(ROWS)}; a recipe's name means both of its rows",
     )
-    parser.add_argument("--tune", nargs="+", choices=CENTRAL, help="these, at all batch sizes and rates instead")
-    parser.add_argument("--seeds", type=int, default=1, help="so many runs of each row")
-    parser.add_argument(
-        "--keep", type=Path, help="file that rows are kept in; those that it has are not run again"
-    )
-    parser.add_argument("--picture", type=Path, help="SVG to draw the curves into")
+    parser.add_argument("--tune", nargs="+", choices=CENTRAL, help="rows to run at all batch sizes and rates")
+    parser.add_argument("--seeds", type=int, default=1, help="number of runs of each row")
+    parser.add_argument("--keep", type=Path, help="file for finished rows; rows in it are not repeated")
+    parser.add_argument("--picture", type=Path, help="SVG file for the curves")
     arguments = parser.parse_args()
     if not (domains := domains_of(arguments.data)):
         return
@@ -116,7 +117,7 @@ def main() -> None:
     size = SIZES["1M" if arguments.quick else arguments.size]
     size = replace(size, rounds=arguments.rounds or size.rounds)
     if size.device == "cuda" and not gpu_name():
-        sys.exit(f"benchmarks.convergence: no GPU here, which --size {arguments.size} takes")
+        sys.exit(f"benchmarks.convergence: --size {arguments.size} needs a GPU; write --size 1M")
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory(prefix="photon-convergence-") as folder:
         setting = Setting(Path(folder), arguments.data.resolve(), domains, size, arguments.quick)
@@ -127,7 +128,7 @@ def main() -> None:
 
 
 class Setting:
-    """What all rows have in common: texts, tokenizer, model, numbers of rounds, steps and tokens."""
+    """Settings common to all rows: texts, tokenizer, model, numbers of rounds, steps and tokens."""
 
     def __init__(self, work: Path, data: Path, domains: list[str], size: Size, quick: bool) -> None:
         self.work, self.size, self.quick = work, size, quick
@@ -142,12 +143,12 @@ class Setting:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What makes kept rows comparable."""
+        """Values that must be equal for kept rows to be comparable."""
         key = {"tokens": self.tokens, "rounds": self.rounds, "domains": self.domains, "model": self.size.model}
         return key | {"test_every": TEST_EVERY}
 
     def begin(self) -> None:
-        """Tokenizer and held-out sequences."""
+        """Make the tokenizer and the held-out sequences."""
         if not self.quick:
             say("training the tokenizer")
             vocabulary = self.size.model["vocab_size"]
@@ -159,7 +160,7 @@ class Setting:
             self.held_out[part] = {d: valid_sequences(federation, path)[:most] for d, path in paths.items()}
 
     def federation(self, row: str, seed: int, folder: Path) -> Federation:
-        """A row's federation; a centralised row's has the settings and the shards that it takes."""
+        """The federation of a row. That of a centralised row has its settings and its shards."""
         recipe, _, kind = row.partition("/")
         central = row.split(":")[0] in CENTRAL
         local: dict[str, Any] = {
@@ -223,7 +224,7 @@ class Setting:
         return folder
 
     def prepared(self, row: str, seed: int) -> Federation:
-        """The row's federation with its shards in place, made once for every seed and kind."""
+        """The row's federation with its shards, which are prepared once for every seed and kind."""
         from photon_core.data.prepare import prepare_site
 
         kind = row.partition("/")[2] or "natural"
@@ -236,13 +237,13 @@ class Setting:
         return self.federation(row, seed, folder)
 
     def perplexity(self, federation: Federation, files: list[Path], part: str) -> tuple[float, dict[str, float]]:
-        """Of the mean loss over the domains, and each domain's own, on one of PARTS."""
+        """Perplexity of the mean loss over the domains, and of each domain, on one of PARTS."""
         losses = evaluate(federation, files, self.held_out[part])
         return math.exp(mean(losses.values())), {domain: math.exp(loss) for domain, loss in losses.items()}
 
 
 def measure(setting: Setting, names: tuple[str, ...], seeds: int, keep: Path | None) -> list[Row]:
-    """A row for every name and seed, those kept already among them."""
+    """A row for every name and seed, including those that are already kept."""
     lines = keep.read_text("utf-8").splitlines() if keep and keep.exists() else []
     kept = [row for row in map(json.loads, lines) if row["setting"] == setting.key]
     rows = [row for row in kept if row["seed"] < seeds and row["row"] in names]
@@ -266,7 +267,7 @@ def measure(setting: Setting, names: tuple[str, ...], seeds: int, keep: Path | N
 
 
 def centralised(setting: Setting, federation: Federation, row: str) -> Row:
-    """One machine: as many tokens, in steps over its own batch of all sites' text."""
+    """Train on one machine: the same number of tokens, in steps over a batch of all sites' text."""
     from photon_core.model.shapes import parameter_shapes
 
     folder, sites = setting.work, len(setting.domains)
@@ -289,7 +290,7 @@ def centralised(setting: Setting, federation: Federation, row: str) -> Row:
 
 
 def federated(setting: Setting, federation: Federation) -> Row:
-    """All rounds of the federation, its model evaluated every few of them."""
+    """Run all rounds of the federation, and evaluate its model every few rounds."""
     from photon_core.jobs.launcher import Launcher
     from photon_core.training.entry import PRELOAD
 

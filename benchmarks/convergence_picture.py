@@ -5,7 +5,8 @@ from typing import Any
 
 
 def draw(rows: list[dict[str, Any]], recipes: tuple[str, ...], target: Path) -> None:
-    """First seed's perplexity against tokens and against bytes: a colour each, iid dashed, centralised in ink."""
+    """Draw the first seed's perplexity against tokens and bytes: one colour each, iid dashed, centralised in
+    ink."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What benchmarks.convergence prints: tables, then the last line."""
+"""Output of benchmarks.convergence: tables, then the last line."""
 
 import math
 from statistics import mean
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def averages(rows: list[Row]) -> dict[str, float]:
-    """Each row's perplexity on the test texts, mean over its seeds."""
+    """Perplexity of each row on the test texts, averaged over its seeds."""
     last: dict[str, list[float]] = {}
     for row in rows:
         last.setdefault(row["row"], []).append(row["test"])
@@ -24,7 +24,7 @@ def averages(rows: list[Row]) -> dict[str, float]:
 
 
 def show(at: dict[str, Any], others: float | None, rows: list[Row], setting: "Setting") -> None:
-    """The tables, then the last line."""
+    """Print the tables, then the last line."""
     heading("Recipes" + (" (quick: too short to mean anything)" if setting.quick else ""), at, others)
     found = averages(rows)
     central = {name: found[name] for name in CENTRAL if name in found}
@@ -58,7 +58,7 @@ def show(at: dict[str, Any], others: float | None, rows: list[Row], setting: "Se
 
 
 def show_tuning(at: dict[str, Any], others: float | None, rows: list[Row], setting: "Setting") -> None:
-    """A table of the settings that were tried, and the best on validation; test figures are not shown here."""
+    """Print a table of the tried settings and the best on validation. Test figures are not shown here."""
     heading("Centralised training, by batch size and rate", at, others)
     best: dict[str, Row] = {}
     lines = []
@@ -73,7 +73,7 @@ def show_tuning(at: dict[str, Any], others: float | None, rows: list[Row], setti
 
 
 def at_equal_time(rows: list[Row], setting: "Setting") -> dict[str, float]:
-    """A table of the recipe against what centralised training has reached when the recipe is done."""
+    """Print a table of the recipe against centralised training at the time when the recipe has finished."""
     ours = next(row for row in rows if row["row"] == f"{BEST}/natural")
     others = {row["row"]: row for row in reversed(rows) if row["row"] in CENTRAL}  # the first seed's
     sites, lines, ratios = len(setting.domains), [], []
@@ -99,7 +99,7 @@ def at_equal_time(rows: list[Row], setting: "Setting") -> dict[str, float]:
 
 
 def reading(curve: list[tuple[int, int, float]], tokens: float) -> float:
-    """The perplexity of a curve after so many tokens, its logarithm read from straight lines between points."""
+    """Perplexity of a curve after a number of tokens, with its logarithm interpolated linearly."""
     import numpy as np
 
     at, _, perplexities = zip(*curve, strict=True)

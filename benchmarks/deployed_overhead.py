@@ -1,18 +1,19 @@
-"""What a deployed round costs beyond training: 1, 4, 16 and 64 trivial sites on process pools of one machine.
+"""Cost of a deployed round beyond training: 1, 4, 16 and 64 trivial sites on process pools of one machine.
 
     python -m benchmarks.deployed_overhead [--quick]
 
 A Prefect server, one worker for the rounds (`photon join --coordinator`) and one for all sites (`photon join
---site`, whose work pool they share), all on this machine, on SQLite and a local disk. Every site trains a tiny
-model for one step and evaluates on 4 sequences. A federation's first round opens the run and warms what can be
-warmed; the rounds after it are measured, from the moment that a round's flow run is asked for to the commit.
+--site`, whose work pool they share) run on this machine, on SQLite and a local disk. Every site trains a tiny
+model for one step and evaluates on 4 sequences. A federation's first round opens the run and warms all caches. The
+rounds after it are measured, from the request for a round's flow run to the commit.
 
-* seconds_per_round: the round's time less the sites' training (each one's own clock, by the cores they share).
-* seconds_per_site: seconds_per_round by the number of sites.
+* seconds_per_round: the round's time minus the sites' training (by each site's clock, divided by the shared
+  cores).
+* seconds_per_site: seconds_per_round divided by the number of sites.
 * Processor seconds of the sites' worker and its flow runs, which other work on the machine does not change.
-* Where they go: of each site's two flow runs (its part, and its evaluation) from the times of their states and
-  tasks, as means over sites, and of the round from its tasks. Sites wait for each other's processor time, so a
-  site's phases grow with the number of sites where the sum of work does not.
+* Phases of each site's two flow runs (its part, and its evaluation), from the times of their states and tasks,
+  averaged over sites, and of the round, from its tasks. Sites wait for each other's processor time, so a site's
+  phases grow with the number of sites even if the sum of work does not.
 """
 
 import argparse
@@ -48,8 +49,8 @@ SITE = (
 )
 TEXTS = 30
 ROUND_SECONDS = 1800.0
-MANY = 16  # sites, above which one measured round is enough
-RECORDED_SECONDS = 120.0  # in which the server has recorded a task that has ended
+MANY = 16  # number of sites above which one measured round is enough
+RECORDED_SECONDS = 120.0  # longest wait until the server has recorded a finished task
 LAST = {"round": "/ upload", "evaluate": "/ evaluate"}
 SITE_PHASES = ("created", "picked up", "process, imports", "validate", "train", "upload", "noticed")
 EVALUATION_PHASES = ("created", "picked up", "process, imports", "evaluate", "noticed")
@@ -59,7 +60,7 @@ ROUND_PHASES = ("picked up", "process, imports", "open, sample", "sites", "aggre
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="1 and 4 sites, one measured round")
-    parser.add_argument("--sites", type=int, nargs="+", help="numbers of sites instead of 1, 4, 16 and 64")
+    parser.add_argument("--sites", type=int, nargs="+", help="numbers of sites; default: 1, 4, 16 and 64")
     arguments = parser.parse_args()
     counts = arguments.sites or ([1, 4] if arguments.quick else [1, 4, 16, 64])
     rounds = {count: 1 if arguments.quick or count > MANY else 2 for count in counts}
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def write(work: Path, count: int) -> Path:
-    """A federation of so many sites, on the same text."""
+    """Write a federation with this number of sites, on the same text. Returns its file."""
     text = work / "text.jsonl"
     if not text.exists():
         texts = sorted(import_module("pydoc_data.topics").topics.values())[:TEXTS]
@@ -107,7 +108,7 @@ def photon(work: Path, *arguments: str) -> None:
 
 @contextmanager
 def worker(work: Path, file: Path, *arguments: str) -> Iterator[int]:
-    """`photon join`, until the end of the block. Yields its process's number."""
+    """Run `photon join` until the end of the block. Yields its process id."""
     log = work / f"worker{arguments[0]}.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -126,11 +127,11 @@ def worker(work: Path, file: Path, *arguments: str) -> Iterator[int]:
 
 
 def one_round(file: Path, sites: int) -> dict[str, Any]:
-    """Have one more round made, and read from the server and the store where its seconds went.
+    """Do one more round, and read the seconds of its phases from the server and the store.
 
     Args:
-        file: the federation's.
-        sites: number of the process of the sites' worker.
+        file: federation file.
+        sites: process id of the sites' worker.
     """
     from prefect.client.orchestration import get_client
     from prefect.deployments import run_deployment
@@ -153,14 +154,14 @@ def one_round(file: Path, sites: int) -> dict[str, Any]:
 
 
 def processor_seconds(pid: int) -> float:
-    """Of a process and of its children that have ended (Linux)."""
+    """Processor seconds of a process and of its children that have ended (Linux)."""
     stat = Path(f"/proc/{pid}/stat")
     times = stat.read_text().rpartition(")")[2].split()[11:15] if stat.exists() else []
     return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
 
 
 def read_phases(client: Any, flow_run: Any, manifest: Any, asked: float) -> dict[str, Any]:
-    """Seconds of the round and, as means, of its sites' two flow runs, by phase."""
+    """Seconds of the round and, averaged over sites, of its sites' two flow runs, by phase."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 
     own = tasks_of(client, flow_run.id, "publish")
@@ -193,7 +194,7 @@ def read_phases(client: Any, flow_run: Any, manifest: Any, asked: float) -> dict
 
 
 def site_phases(client: Any, child: Any, watcher: Any, last: str) -> dict[str, float]:
-    """Of one flow run of a site; `watcher` is the round's task that waited for it."""
+    """Seconds of one flow run of a site, by phase. `watcher`: the round's task that waited for it."""
     begun = states(client, child)
     tasks = {task.name.rpartition("/ ")[2]: task for task in tasks_of(client, child.id, last)}
     done = max(task.end_time.timestamp() for task in tasks.values())
@@ -207,7 +208,7 @@ def site_phases(client: Any, child: Any, watcher: Any, last: str) -> dict[str, f
 
 
 def states(client: Any, flow_run: Any) -> dict[str, float]:
-    """When the flow run was first in each state."""
+    """State -> Unix time when the flow run first had it."""
     found: dict[str, float] = {}
     for state in client.read_flow_run_states(flow_run.id):
         found.setdefault(state.name, state.timestamp.timestamp())
@@ -215,7 +216,7 @@ def states(client: Any, flow_run: Any) -> dict[str, float]:
 
 
 def tasks_of(client: Any, flow_run_id: Any, last: str) -> list[Any]:
-    """The flow run's tasks, once the server has recorded the end of all, `last` (the end of a name) among them."""
+    """The flow run's tasks, once the server has recorded the end of all. `last`: end of the last task's name."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
     mine = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
@@ -239,7 +240,7 @@ def means(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def beyond_training(measured: dict[str, Any]) -> float:
-    """Seconds of a round that were not the sites' training, which goes on side by side on this machine's cores."""
+    """Seconds of a round beyond the sites' training, which runs in parallel on this machine's cores."""
     updates = measured["manifest"].updates.values()
     training = sum(update.metrics["seconds"] for update in updates) / min(cores(), len(updates))
     return float(measured["seconds"] - training)
@@ -248,8 +249,8 @@ def beyond_training(measured: dict[str, Any]) -> float:
 def show(
     at: dict[str, Any], others: float | None, measured: dict[int, list[dict[str, Any]]], *, quick: bool
 ) -> None:
-    """Tables, then the last line."""
-    title = "What a deployed round costs beyond training"
+    """Print tables, then the last line."""
+    title = "Cost of a deployed round beyond training"
     heading(title + (" (quick: too short to be quoted)" if quick else ""), at, others)
     a_round = {count: statistics.median(map(beyond_training, rounds)) for count, rounds in measured.items()}
     a_site = {count: seconds / count for count, seconds in a_round.items()}

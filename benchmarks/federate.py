@@ -1,4 +1,4 @@
-"""A federation without Prefect: real preparation, training in children, store, aggregation and commit."""
+"""A federation without Prefect: real preparation, training in child processes, store, aggregation and commit."""
 
 import gzip
 from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def source(work: Path, data: Path, domain: str, *, quick: bool) -> Path:
-    """A domain's training texts; the first few where it must be quick."""
+    """A domain's training texts; with `quick`, only the first few."""
     whole = data / domain / "train.jsonl.gz"
     if not quick:
         return whole
@@ -35,7 +35,7 @@ def federate(
     work: Path,
     after: Callable[[Run, RoundManifest], None] = lambda run, manifest: None,
 ) -> Run:
-    """All rounds, every site in each; `after` is called with each that is committed, in turn."""
+    """Run all rounds, with every site in each. `after` is called with each committed round, in order."""
     from photon_core.aggregation.candidate import RoundLog
     from photon_core.aggregation.commit import commit
     from photon_core.aggregation.round import aggregate_round
@@ -59,7 +59,7 @@ def federate(
 
 
 def train_site(federation: Federation, run: Run, launcher: "Launcher", site: str, t: int) -> None:
-    """What a site does in a round: fetch the model, train, upload."""
+    """Do a site's part of a round: fetch the model, train, upload."""
     from photon_core.run.updates import last_contribution
     from photon_core.training.job import LocalJob
     from photon_core.update.upload import upload_update

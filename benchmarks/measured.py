@@ -1,10 +1,10 @@
-"""One measurement in a process of its own, so that its memory is its own; prints one JSON object.
+"""One measurement in a separate process, so that its memory can be measured. Prints one JSON object.
 
     python -m benchmarks.measured '{"what": "aggregate", "url": ..., "options": {...}}'
 
 what: "read" (plain reads of the updates' files into one buffer), "aggregate", or "synthetic" (aggregate 7B shapes
-that are made up while they are read). Peak memory is what is not of files (RssAnon), beyond what the imports and
-manifests took.
+that are generated while they are read). Peak memory excludes file pages (RssAnon), and the memory of imports and
+manifests.
 """
 
 import http.client
@@ -27,7 +27,7 @@ BUFFER = 8 << 20
 
 
 class Peak:
-    """Samples this process's own memory while it is entered."""
+    """Context manager that samples this process's memory."""
 
     def __enter__(self) -> "Peak":
         self.before = self.most = anonymous()
@@ -47,7 +47,7 @@ class Peak:
 
 
 def anonymous() -> int:
-    """Bytes of memory that are no file's."""
+    """Bytes of memory without file pages."""
     text = Path("/proc/self/status").read_text()
     return 1024 * int(text.split("RssAnon:")[1].split()[0])
 

@@ -1,13 +1,14 @@
-"""A site's training through Composer against a bare torch.compile loop, in the same run; for a GPU.
+"""A site's training through Composer compared with a bare torch.compile loop, in the same run; for a GPU.
 
     python -m benchmarks.mfu                     # 125M and 1.3B; about 5 minutes
-    python -m benchmarks.mfu --quick             # a small model on whatever there is; not to be quoted
-    python -m benchmarks.mfu --peak 989.4        # TFLOP/s of a device that is not known here
+    python -m benchmarks.mfu --quick             # a small model on any device; not to be quoted
+    python -m benchmarks.mfu --peak 989.4        # TFLOP/s of a device that is not in the list
 
-Both train the same decoder from the same kind of start on random tokens of the preset's sequence length, with
-AdamW and clipping, in bfloat16 on a GPU, in micro-batches of the same size, each in a process of its own. The site
-is photon_core.training.train.train as a round calls it: MDS shards, Composer, callbacks, progress, the update at
-the end. The loop is written here from PyTorch's own functions. Both are timed after WARM steps, compiling apart.
+Both train the same decoder from the same kind of initial parameters on random tokens of the preset's sequence
+length, with AdamW and clipping, in bfloat16 on a GPU, in micro-batches of the same size, each in a separate
+process. The site is photon_core.training.train.train as a round calls it: MDS shards, Composer, callbacks,
+progress, the update at the end. The loop is written here from PyTorch's functions. Both are timed after WARM
+steps, without compilation.
 
 [vs_bare_loop: tokens/s of the site over the loop's, the smallest of all models; mfu_125m, mfu_1_3b: the site's
 floating-point operations (6 N + 12 L d T for each token) over the device's peak in dense bfloat16]
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small model; not to be quoted")
     parser.add_argument("--only", nargs="+", metavar="MODEL", choices=list(CASES), help=", ".join(CASES))
-    parser.add_argument("--peak", type=float, metavar="TFLOPS", help="of the device, if it is not known here")
+    parser.add_argument("--peak", type=float, metavar="TFLOPS", help="peak of a device that is not in the list")
     arguments = parser.parse_args()
     at, gpu = machine(), gpu_name()
     if not gpu and not arguments.quick:
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def measure(size: str, gpu: bool, peak: float | None) -> Row:
-    """One model's row; MFU only where the peak is known."""
+    """The row of one model. It has MFU only if the peak is known."""
     with tempfile.TemporaryDirectory(prefix="photon-mfu-") as folder:
         place = Path(folder)
         federation = federation_of(size, gpu, place)
@@ -73,7 +74,7 @@ def measure(size: str, gpu: bool, peak: float | None) -> Row:
 
 
 def federation_of(size: str, gpu: bool, folder: Path) -> Federation:
-    """One site with random shards; what it trains with, so does the bare loop."""
+    """A federation of one site with random shards, whose settings the bare loop also uses."""
     case = CASES.get(size, {"micro_batch": 4, "passes": 2})
     batch = case["micro_batch"] * case["passes"]
     local = {
@@ -103,7 +104,7 @@ def federation_of(size: str, gpu: bool, folder: Path) -> Federation:
 
 
 def bare(federation: Federation) -> float:
-    """Tokens a second of the plainest loop that is fast: a compiled loss, fused AdamW, nothing measured."""
+    """Tokens per second of a minimal fast loop: a compiled loss, fused AdamW, no metrics."""
     import torch
 
     from photon_core.model.decoder import empty_decoder, next_token_loss
@@ -111,7 +112,7 @@ def bare(federation: Federation) -> float:
     local, model = federation.local, federation.model
     assert isinstance(local.micro_batch, int)
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # as a site on a processor has, by default
+    torch.set_num_threads(1)  # the default of a site on a processor
     decoder = empty_decoder(model, local.device)
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -137,7 +138,7 @@ def bare(federation: Federation) -> float:
 
 
 def site(federation: Federation, folder: Path) -> float:
-    """Tokens a second of a site's training, by its own progress reports."""
+    """Tokens per second of a site's training, from its progress reports."""
     from safetensors.numpy import save_file
 
     from photon_core.model.init import initial_tensor
@@ -160,7 +161,7 @@ def site(federation: Federation, folder: Path) -> float:
 
 
 def write_shards(federation: Federation) -> None:
-    """Random tokens in MDS shards, as many as the steps take, and the data manifest over them."""
+    """Write MDS shards of random tokens, as many as the steps need, and their data manifest."""
     import numpy as np
     from streaming import MDSWriter
 

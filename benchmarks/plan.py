@@ -1,10 +1,10 @@
-"""photon plan against the measured demo: every round predicted from the rounds before it.
+"""photon plan compared with the measured demo: every round predicted from the rounds before it.
 
     python -m benchmarks.plan [--quick] [--record FILE]
 
-Runs photon demo in a folder of its own, then has the plan predict round k + 1 from the manifests of rounds 1 to k
-[worst_error: of the rounds from the third on, |predicted / measured - 1|]. --record keeps the manifests' times as
-JSON: tests/photon_core/plan/demo_rounds.json is such a file.
+Runs photon demo in a temporary folder, then predicts round k + 1 from the manifests of rounds 1 to k [worst_error:
+largest |predicted / measured - 1| from the third round]. --record writes the manifests' times as JSON:
+tests/photon_core/plan/demo_rounds.json is such a file.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.reading.load import load_federation
 
-FIRST = 3  # round: two to calibrate on
+FIRST = 3  # first predicted round: the plan calibrates on two
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three rounds: too few to mean anything")
-    parser.add_argument("--record", type=Path, help="write the rounds' times here")
+    parser.add_argument("--record", type=Path, help="file for the rounds' times")
     arguments = parser.parse_args()
     at, neighbours = machine(), Neighbours()
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def record(federation: Federation, manifests: list[RoundManifest], path: Path) -> None:
-    """The federation and its manifests without what no plan reads: files, hashes, places on this machine."""
+    """Write the federation and its manifests without files, hashes and local paths, which no plan reads."""
     sites = [site.model_copy(update={"state_dir": None}) for site in federation.sites]
     kept = federation.model_copy(update={"store": "store", "sites": sites}).model_dump(mode="json")
     for site in kept["sites"]:

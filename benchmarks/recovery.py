@@ -1,28 +1,28 @@
-"""How long a deployed federation takes from the failure of one of its sites to the committed round.
+"""Time of a deployed federation from the failure of one of its sites to the committed round.
 
     python -m benchmarks.recovery [--quick]
 
-A Prefect server, a coordinator and two sites, each with its own worker, on one machine; a tiny model. One site
-fails when a tenth of its local steps is made, or, for the exception, before them:
+A Prefect server, a coordinator and two sites, each with its own worker, run on one machine, with a tiny model. One
+site fails after a tenth of its local steps or, for the exception, before them:
 
 * trainer: SIGKILL of the process that trains [recovery_s.trainer];
 * process: SIGKILL of the process of the site's flow run, whose worker reports it [recovery_s.process];
-* exception: the flow run ends as Failed (a shard is damaged when the round begins, and mended at once after), and
-  the API call of the UI's button Retry is made at once [recovery_s.exception].
+* exception: the flow run ends as Failed (a shard is damaged when the round begins, and restored right after), and
+  the API call of the UI's button Retry follows at once [recovery_s.exception].
 
-recovery_s counts from the failure to the commit of the round, and so holds the training that is left, aggregation
+recovery_s counts from the failure to the commit of the round, and so includes the remaining training, aggregation
 and evaluation. The same is measured without a failure, from the same point; `cost` is the difference.
 
     python -m benchmarks.recovery --chaos [--quick] [--only embedded | deployed]
 
 A run of two sites whose processes are killed with -9 at random moments (a fixed seed), one a minute on average,
-while server, workers and command are started again as systemd does; and the same run undisturbed. Embedded
-(`photon run`) and deployed (`photon server`, `photon join`) apart.
+while server, workers and command are restarted as by systemd; and the same run undisturbed. Embedded (`photon
+run`) and deployed (`photon server`, `photon join`) runs are measured separately.
 
-* goodput: seconds of the undisturbed run over those of the disturbed one; null for one that was not done in ten
-  times as long. `--quick` makes one kill of each kind, each in a round of its own, and prints none.
-* same_bits: whether the models of all rounds are the undisturbed run's.
-* trained_twice: trainings of what was committed already; there must be none.
+* goodput: seconds of the undisturbed run over those of the disturbed one; null for a run that was not finished in
+  ten times as long. `--quick` kills one process of each kind, each in a separate round, and prints no goodput.
+* same_bits: whether the models of all rounds equal the undisturbed run's.
+* trained_twice: trainings of already committed work; there must be none.
 """
 
 import argparse
@@ -47,7 +47,7 @@ KINDS = ("none", "trainer", "process", "exception")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="every failure once, fewer steps")
+    parser.add_argument("--quick", action="store_true", help="each failure once, with fewer steps")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of each kind")
     add_arguments(parser)
     arguments = parser.parse_args()
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure(workers: Workers, folder: Path, repeats: int, steps: int) -> dict[str, list[float]]:
-    """Kind of failure -> seconds from the failure (or from when it would have been) to the commit of the round."""
+    """Kind of failure -> seconds from the failure, or from the same point without one, to the round's commit."""
     schedule = [kind for _ in range(repeats) for kind in KINDS]
     federation = deployed(
         workers,
@@ -76,7 +76,7 @@ def measure(workers: Workers, folder: Path, repeats: int, steps: int) -> dict[st
         rounds={"count": len(schedule) + 1, "deadline": 600},
     )
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    one_round(federation, 1, "none", steps)  # what is slow the first time only
+    one_round(federation, 1, "none", steps)  # warm-up
     for t, kind in enumerate(schedule, start=2):
         found[kind].append(one_round(federation, t, kind, steps))
         say(f"round {t}, {kind}: {found[kind][-1]:.1f} s")

@@ -1,4 +1,4 @@
-"""What the federation costs beyond training: one machine, one run, against a bare Composer loop and Flower.
+"""Cost of the federation beyond training: one machine, one run, compared with a bare Composer loop and Flower.
 
     python -m benchmarks.round_overhead [--quick]
 
@@ -7,11 +7,11 @@
 * `demo`: the small model of `photon demo`: seconds a round beyond the bare loop [demo_seconds_beyond_training].
 * Flower's simulation with trivial training, 4 clients, in its own environment [flower_first_round_s_1m, ...].
 
-The bare loop runs in two ways, one site after the other with all threads and side by side with one thread each;
-the faster of the two is what the federation is held against. Its time leaves its imports out and holds dataset,
+The bare loop runs in two ways: one site after the other with all threads, and in parallel with one thread each.
+The federation is compared with the faster one. The bare loop's time excludes its imports and includes dataset,
 model, trainer and fit. The federation's time begins when its Prefect server answers and ends with the commit of
-the last round: it holds whatever is still to import then, the initial model, validation, evaluation of every
-round on every site's held-out text, hashing, fsync and commit, none of which the bare loop does.
+the last round. It includes remaining imports, the initial model, validation, evaluation of every round on every
+site's held-out text, hashing, fsync and commit, none of which the bare loop does.
 """
 
 import argparse
@@ -46,7 +46,7 @@ data: {{evaluation_sequences: 16}}
 sites:
 """
 SITE = "  - {{name: {name}, state_dir: sites/{name}, streams: [{{name: text, source: text/{name}.jsonl}}]}}\n"
-PHASES = ("load", "dataset", "trainer", "save", "encode")  # of a site's training, apart from fit
+PHASES = ("load", "dataset", "trainer", "save", "encode")  # phases of a site's training, besides fit
 
 
 def main() -> None:
@@ -60,19 +60,19 @@ def main() -> None:
         quick = arguments.quick
         bench = measure(work / "bench", BENCH, rounds=1 if quick else 2, steps=5 if quick else 50, quick=quick)
         demo = measure(work / "demo", None, rounds=2 if quick else 6, steps=10 if quick else None, quick=quick)
-    others = neighbours.share()  # before Flower: its daemons are not our children
+    others = neighbours.share()  # before Flower, whose daemons are not children of this process
     flower = {} if arguments.no_flower else flower_figures(quick=quick)
     show(at, others, bench, demo, flower, quick=quick)
 
 
 def measure(folder: Path, text: str | None, *, rounds: int, steps: int | None, quick: bool) -> dict[str, Any]:
-    """Prepare four sites of Python's own text, then the bare loops and the federation.
+    """Prepare four sites of text that comes with Python, then run the bare loops and the federation.
 
     Args:
-        folder: for everything.
-        text: head of the federation file; the demo's own file if None.
-        rounds, steps: of the federation; steps None leaves the file's.
-        quick: leave out the slower way of the bare loop.
+        folder: folder for all files.
+        text: head of the federation file; None for the demo's file.
+        rounds, steps: rounds and local steps of the federation; None keeps the file's steps.
+        quick: flag: skip the slower way of the bare loop.
     """
     from photon_cli.demo import write_demo
     from photon_core.data.prepare import prepare_site
@@ -105,7 +105,7 @@ def measure(folder: Path, text: str | None, *, rounds: int, steps: int | None, q
 
 
 def analyse(timed: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Seconds by what they went to, from the run's events, its manifests and the sites' own clocks."""
+    """Seconds by phase, from the run's events, its manifests and the sites' clocks."""
     began: dict[tuple[int, str, str], float] = {}
     ended: dict[tuple[int, str, str], float] = {}
     lengths: dict[str, list[float]] = {}
@@ -139,10 +139,10 @@ def analyse(timed: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def breakdown(measured: dict[str, Any], t: int) -> list[tuple[str, float]]:
-    """Where round t's wall-clock went, beside the bare loop's share of a round.
+    """Wall-clock of round t by phase, beside the bare loop's share of a round.
 
-    What sites do side by side is divided by the slots they share. A validation's own time is not recorded, only
-    with its wait for a slot: the quickest one's counts for all.
+    Parallel work of sites is divided by the slots that they share. A validation's time is recorded only together
+    with its wait for a slot: the shortest one counts for all.
     """
     sites, slots = len(measured["federation"].sites), min(cores(), len(measured["federation"].sites))
     inside, lengths = measured["inside"][t], measured["lengths"]
@@ -165,7 +165,7 @@ def breakdown(measured: dict[str, Any], t: int) -> list[tuple[str, float]]:
 
 
 def flower_figures(*, quick: bool) -> dict[str, dict[str, Any]]:
-    """Flower at 1 M and 10 M parameters; a line why not, where it cannot run."""
+    """Flower at 1 M and 10 M parameters. If it cannot run, a line with the reason is printed."""
     figures = {}
     for name, parameters in (("1m", 1_000_000), ("10m", 10_000_000))[: 1 if quick else 2]:
         try:
@@ -185,10 +185,8 @@ def show(
     *,
     quick: bool,
 ) -> None:
-    """Tables, then the last line."""
-    heading(
-        "What a round costs beyond training" + (" (quick: too short to be quoted)" if quick else ""), at, others
-    )
+    """Print tables, then the last line."""
+    heading("Cost of a round beyond training" + (" (quick: too short to be quoted)" if quick else ""), at, others)
     runs = {"10 M parameters": bench, "the demo's model": demo}
     rows: list[tuple[Any, ...]] = []
     for name, run in runs.items():
@@ -201,13 +199,13 @@ def show(
         rows.append((label, None, peer["round_s"], peer["first_round_s"]))
     table(
         "Seconds",
-        ("", "all rounds", "a round", "start apart (Flower: to the end of round 1)"),
+        ("", "all rounds", "a round", "start separately (Flower: to the end of round 1)"),
         rows,
     )
     parts = {name: breakdown(run, len(run["round_s"])) for name, run in runs.items()}
     labels = [label for label, _ in parts["10 M parameters"]]
     table(
-        "Where the last round's seconds went",
+        "Where the last round's time went",
         ("", *runs),
         [(label, *(dict(part)[label] for part in parts.values())) for label in labels],
     )
@@ -215,8 +213,8 @@ def show(
         "Before the first round, after the last",
         ("", *runs),
         [
-            ("Prefect server starts, imports beside it", *(run["server_s"] for run in runs.values())),
-            ("imports still to wait for, until the flow runs", *(run["before_flow_s"] for run in runs.values())),
+            ("start of the Prefect server, imports in parallel", *(run["server_s"] for run in runs.values())),
+            ("remaining imports, until the flow runs", *(run["before_flow_s"] for run in runs.values())),
             ("open the run, initial model", *(run["open_s"] for run in runs.values())),
             ("end: flow, children, server", *(run["end_s"] for run in runs.values())),
         ],

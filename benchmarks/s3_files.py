@@ -1,9 +1,9 @@
-"""A folder as an S3 endpoint on loopback, fast enough that it is not what is measured (bytes leave by sendfile).
+"""A folder as an S3 endpoint on loopback, fast enough not to limit a measurement (it sends bytes by sendfile).
 
     python -m benchmarks.s3_files FOLDER    # prints its URL; the first part of a path is the bucket
 
-It knows what a store asks for: objects and ranges of them, HEAD, PUT (If-None-Match honoured), uploads in parts,
-DELETE, and listings. No signatures are checked.
+It implements the requests of a store: GET of objects and ranges, HEAD, PUT (with If-None-Match), multipart
+uploads, DELETE, and listings. It checks no signatures.
 """
 
 import os

@@ -1,14 +1,14 @@
-"""Six sites with six kinds of text, federated and centralised at equal tokens: what does federating cost?
+"""Cost of federating six sites with six kinds of text: federated and centralised training at equal tokens.
 
     python -m benchmarks.six_sites [--data ../shared/data] [--quick]
 
-Each domain is a site, through the command line's own path: a small BPE trained on the spot from the training
-texts, preparation, rounds with Prefect, Composer and the store. Centralised is one Composer run over the union of
-the same shards, every domain in the share that it has in the federation, from the same initial model, with the
-same number of tokens: as many steps, each over one batch of every site (what data-parallel training of the six
-would do), with a learning rate of its own. Both models are then evaluated alike on the test texts
-(benchmarks/splits.py), which nobody trains on [perplexity_ratio: the federation's over the centralised, perplexity
-of a token, of the mean loss over the six domains].
+Each domain is a site, through the command line's code: a small BPE trained from the training texts, preparation,
+rounds with Prefect, Composer and the store. Centralised training is one Composer run over the union of the same
+shards, every domain in its share of the federation, from the same initial model, with the same number of tokens:
+the same number of steps, each over one batch of every site (as in data-parallel training of the six), with its own
+learning rate. Both models are then evaluated in the same way on the test texts (benchmarks/splits.py), on which
+neither trains [perplexity_ratio: the federation's over the centralised, perplexity of a token, of the mean loss
+over the six domains].
 """
 
 import argparse
@@ -27,8 +27,8 @@ from benchmarks.splits import three_splits
 from schemas.view import view_of
 
 VOCABULARY = 2048
-BPE_CHARACTERS = 1_500_000  # of each domain, to train the tokenizer on
-VALID_SEQUENCES = 256  # of each domain, spread evenly over its held-out file
+BPE_CHARACTERS = 1_500_000  # characters of each domain for training the tokenizer
+VALID_SEQUENCES = 256  # sequences of each domain, spread evenly over its held-out file
 CENTRAL_LR = 4e-3
 
 FILE = """\
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measure(work: Path, data: Path, domains: list[str], text: str) -> dict[str, Any]:
-    """Both trainings and their evaluation."""
+    """Do both trainings and evaluate them."""
     from photon_core.data.prepare import prepare_site
     from schemas.reading.load import load_federation
 
@@ -113,20 +113,20 @@ def measure(work: Path, data: Path, domains: list[str], text: str) -> dict[str, 
 
 
 def options(about: str | None, *, rounds: int | None, quick: str) -> argparse.ArgumentParser:
-    """What every benchmark on the folder of domains takes: --data, --rounds, --quick."""
+    """Options of every benchmark on the folder of domains: --data, --rounds, --quick."""
     parser = argparse.ArgumentParser(description=about.splitlines()[0] if about else None)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the domains")
-    left_out = f", {rounds} if left out" if rounds else ""
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"of the federation{left_out}")
+    default = f"; default: {rounds}" if rounds else ""
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds of the federation{default}")
     parser.add_argument("--quick", action="store_true", help=quick)
     return parser
 
 
 def domains_of(data: Path) -> list[str]:
-    """The domains in a folder; where there are none, it is said what is missing, also on the last line."""
+    """The domains in a folder. If there are none, prints what is missing, also on the last line."""
     domains = sorted(path.parent.name for path in data.glob("*/train.jsonl.gz"))
     if not domains:
-        print(f"skipped: {data} has no <domain>/train.jsonl.gz; name such a folder with --data")
+        print(f"skipped: {data} has no <domain>/train.jsonl.gz; write --data with such a folder")
         print(json.dumps({"skipped": "no data"}))
     return domains
 
@@ -139,7 +139,7 @@ def texts(path: Path) -> Iterator[str]:
 
 
 def train_tokenizer(data: Path, domains: list[str], path: Path, vocabulary: int = VOCABULARY) -> None:
-    """A byte-level BPE of all domains' training texts, as much of each."""
+    """Train a byte-level BPE on the same amount of each domain's training texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     def sample() -> Iterator[str]:
@@ -166,7 +166,7 @@ def train_tokenizer(data: Path, domains: list[str], path: Path, vocabulary: int 
 
 
 def valid_sequences(federation: Any, path: Path) -> Any:
-    """VALID_SEQUENCES of a held-out file, packed as the sites pack theirs; int64 (n, T)."""
+    """VALID_SEQUENCES of a held-out file, packed as at the sites; int64 (n, T)."""
     import numpy as np
 
     from photon_core.data.tokenizer import load_tokenizer
@@ -192,7 +192,7 @@ def federated_model(federation: Any) -> list[Path]:
 
 
 def evaluate(federation: Any, files: list[Path], held_out: dict[str, Any]) -> dict[str, float]:
-    """Mean loss in nats a predicted token, by domain."""
+    """Mean loss per predicted token in nats, by domain."""
     import torch
     from safetensors.torch import load_file
 
@@ -212,7 +212,7 @@ def evaluate(federation: Any, files: list[Path], held_out: dict[str, Any]) -> di
 
 
 def show(at: dict[str, Any], others: float | None, result: dict[str, Any], *, quick: bool) -> None:
-    """The table, then the last line."""
+    """Print the table, then the last line."""
     federation, federated, central = result["federation"], result["federated"], result["central"]
     heading("Six domains, one a site" + (" (quick: too short to mean anything)" if quick else ""), at, others)
     local, rounds = federation.local, federation.rounds.count
@@ -223,7 +223,7 @@ def show(at: dict[str, Any], others: float | None, result: dict[str, Any], *, qu
         f"{server.optimizer} {server.lr:g}/{server.momentum:g}\n"
         f"centralised: {rounds * local.steps} steps of {sequences} sequences, AdamW lr {CENTRAL_LR:g}"
     )
-    print(f"federated {result['federated_s']:.0f} s, centralised {result['central_s']:.0f} s, imports and all")
+    print(f"federated {result['federated_s']:.0f} s, centralised {result['central_s']:.0f} s, including imports")
 
     def mean(losses: dict[str, float]) -> float:
         return math.exp(sum(losses.values()) / len(losses))

@@ -1,8 +1,8 @@
-"""Three splits of the six domains' texts: training, validation for choices, test for what is reported.
+"""Three splits of the six domains' texts: training, validation for choices, test for reported figures.
 
-Validation is each corpus's own held-out file. Test is one training document of every TEST_EVERY, which no site, no
-tokenizer and no centralised run trains on. Recipes and rates were chosen on the held-out files alone, so that no
-choice has seen a loss on the test texts.
+Validation is each corpus's held-out file. Test is one training document of every TEST_EVERY, on which no site, no
+tokenizer and no centralised run trains. Recipes and rates were chosen on the held-out files only, so that no
+choice used a loss on the test texts.
 """
 
 import gzip
@@ -13,7 +13,7 @@ PARTS = ("valid", "test")
 
 
 def three_splits(data: Path, domains: list[str], folder: Path) -> Path:
-    """Write <folder>/<domain>/{train,valid,test}.jsonl.gz; returns the folder."""
+    """Write <folder>/<domain>/{train,valid,test}.jsonl.gz. Returns the folder."""
     for domain in domains:
         (folder / domain).mkdir(parents=True)
         with gzip.open(data / domain / "train.jsonl.gz", "rt", encoding="utf-8") as lines:

@@ -1,7 +1,8 @@
-"""Processes that are kept alive as systemd keeps a service, and a hand on every process that comes of them.
+"""Processes that are restarted as by systemd, with access to every process that descends from them.
 
-A service carries a mark in its environment, which all that it starts inherits: the mark stands for systemd's
-control group. What loses its parent becomes a child of this process (Linux: child subreaper), which reaps it.
+A service has a mark in its environment, which its descendants inherit: the mark takes the place of systemd's
+control group. A process that loses its parent becomes a child of this process (Linux: child subreaper), which
+reaps it.
 """
 
 import contextlib
@@ -18,24 +19,25 @@ from pathlib import Path
 
 MARK = "PHOTON_BENCHMARK_SERVICE"
 RESTART_SECONDS = 0.1  # systemd's RestartSec
-STOP_SECONDS = 10.0  # from SIGTERM to SIGKILL of what is left of a service
+STOP_SECONDS = 10.0  # from SIGTERM to SIGKILL of a service's remaining processes
 FORK_SERVER = "from photon_core.jobs import server"
 FLOW_RUN = "PREFECT__FLOW_RUN_ID="
 PR_SET_CHILD_SUBREAPER = 36
 
-_starting = threading.Lock()  # a process that was just started is not to be taken for an adopted one
+_starting = threading.Lock()  # so that a process that was just started does not look like an adopted one
 
 
 @dataclass
 class Service:
-    """Restart=always, or until it ends by itself with code 0.
+    """A service with Restart=always, or until it ends by itself with code 0.
 
     Args:
-        name: of the unit; `role` is what its main process is called in the tables.
-        command: with its arguments.
-        env: its whole environment.
-        log: that its output is appended to.
-        until_done: do not start it again after exit code 0.
+        name: name of the unit.
+        role: name of its main process in the tables.
+        command: command with its arguments.
+        env: complete environment.
+        log: file to which its output is appended.
+        until_done: flag: do not restart it after exit code 0.
     """
 
     name: str
@@ -56,7 +58,7 @@ class Service:
         return self
 
     def stop(self) -> None:
-        """End it and all that came of it, for good."""
+        """End it and all its descendants permanently."""
         self._over.set()
         if self.pid is not None:
             _signal([self.pid], signal.SIGTERM)
@@ -66,7 +68,7 @@ class Service:
         self._thread.join()
 
     def members(self) -> list[int]:
-        """Every process that carries the mark, alive."""
+        """Ids of all running processes with the mark."""
         return [pid for pid in _pids() if self.mark in _environment(pid)]
 
     def _keep(self) -> None:
@@ -86,7 +88,7 @@ class Service:
             self._over.wait(RESTART_SECONDS)
 
     def _clear(self) -> None:
-        """KillMode=control-group: SIGTERM to what is left, SIGKILL to what does not end by it."""
+        """KillMode=control-group: SIGTERM to the remaining processes, then SIGKILL to those that do not end."""
         limit = time.monotonic() + STOP_SECONDS
         sign = signal.SIGTERM
         while left := self.members():
@@ -97,7 +99,7 @@ class Service:
 
 
 class Services:
-    """Those of one machine. A context manager: what it has started is gone at the end."""
+    """All services of one machine. A context manager: it ends them all."""
 
     def __init__(self) -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -116,7 +118,7 @@ class Services:
         return service.start()
 
     def roles(self) -> dict[str, list[int]]:
-        """Role -> the processes that have it now, in the order of their numbers."""
+        """Role -> ids of the processes that have it now, in ascending order."""
         mains = {service.pid: service.role for service in self.all if service.pid is not None}
         found: dict[str, list[int]] = {}
         for service in self.all:
@@ -127,7 +129,8 @@ class Services:
 
 
 def reap(services: Iterable[Service]) -> None:
-    """Bury the adopted children that have ended. Only while no other child of this process is waited for."""
+    """Reap adopted children that have ended. Call it only while nothing waits for another child of this
+    process."""
     with _starting:
         mains = {service.pid for service in services}
         for pid in _pids():
@@ -137,7 +140,7 @@ def reap(services: Iterable[Service]) -> None:
 
 
 def _role(pid: int) -> str | None:
-    """What a process that a service has started is for."""
+    """Role of a process that a service has started."""
     command = _command(pid)
     if "photon_cli.prefect.server" in command:
         return "server"
@@ -153,7 +156,7 @@ def _pids() -> list[int]:
 
 
 def _environment(pid: int) -> str:
-    """As it was when the process was started; nothing of one that has ended, or is not ours to read."""
+    """Environment of a process at its start; empty for one that has ended or cannot be read."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
     return ""

@@ -1,8 +1,8 @@
-"""A filesystem that makes its files' bytes up when they are read, so that 64 updates of 7B need no disk.
+"""A filesystem that generates its files' bytes as they are read, so that 64 updates of 7B need no disk.
 
-A file is a safetensors header and then one block of content over and over, the same at every site: its hash is
-worked out once for each shard of the model and of the update, not once for each site. Written data is counted
-and thrown away; manifests are kept.
+A file is a safetensors header followed by one repeated block of content, the same at every site: its hash is
+computed once for each shard of the model and of the update, not once for each site. Written data is counted and
+discarded; manifests are kept.
 """
 
 import io
@@ -25,7 +25,7 @@ BLOCK = 16 << 20  # bytes
 
 
 class Bytes(io.RawIOBase):
-    """A header, then a block over and over, up to a size."""
+    """A header, then a repeated block, up to a size."""
 
     def __init__(self, header: bytes, block: bytes, size: int) -> None:
         self._header, self._block, self._size, self._at = header, memoryview(block), size, 0
@@ -60,10 +60,10 @@ class Bytes(io.RawIOBase):
 
 
 class SyntheticFileSystem(AbstractFileSystem):
-    """The files of this process, by path: made up, or written and kept if small."""
+    """The files of this process, by path: generated, or written and kept if small."""
 
     protocol = PROTOCOL
-    made: dict[str, tuple[bytes, bytes, int]] = {}  # noqa: RUF012 - of the whole process
+    made: dict[str, tuple[bytes, bytes, int]] = {}  # noqa: RUF012 - shared by the whole process
     kept: dict[str, bytes] = {}  # noqa: RUF012
     written = 0
 
@@ -109,7 +109,7 @@ fsspec.register_implementation(PROTOCOL, SyntheticFileSystem, clobber=True)
 
 
 def make_synthetic(run: Run, shapes: Shapes, sites: int) -> None:
-    """Round 0 and the sites' float32 updates for round 1 in a store on this filesystem."""
+    """Make round 0 and the sites' float32 updates for round 1 in a store on this filesystem."""
     rng = np.random.default_rng(0)
     model = (0.02 * rng.standard_normal(BLOCK // 4)).astype(np.float32).tobytes()
     change = rng.integers(-2000, 2000, BLOCK // 4, np.int32).tobytes()

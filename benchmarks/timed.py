@@ -1,8 +1,8 @@
-"""One embedded run through the command line's own path, with the time of everything that happens in it.
+"""One embedded run through the command line's code, with the time of every event.
 
     python -m benchmarks.timed FEDERATION.yaml RESULT.json
 
-In a process of its own: Prefect must meet its server's address before it is imported.
+It is a separate process, because Prefect's server address must be set before Prefect is imported.
 """
 
 import json
@@ -18,7 +18,7 @@ Mark = dict[str, Any]
 
 @dataclass
 class Recorder:
-    """A display that shows nothing and notes when the embedded server is there, and every event of the run."""
+    """A display that shows nothing and records the embedded server's start and every event of the run."""
 
     zero: float = field(default_factory=time.perf_counter)
     server_ready: float | None = None
@@ -51,7 +51,7 @@ class Recorder:
 
 
 def run(file: Path, recorder: Recorder) -> dict[str, Any]:
-    """Run all rounds; returns the marks and the rounds' own seconds."""
+    """Run all rounds. Returns the recorded times and the rounds' manifests."""
     from photon_cli.run import check_prepared, run_flow
     from photon_core.run.history import history
     from photon_core.run.run import run_of

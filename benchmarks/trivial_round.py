@@ -1,10 +1,10 @@
-"""Whole embedded rounds of four sites that train nothing, beside Flower's simulation of the same.
+"""Whole embedded rounds of four sites that train nothing, compared with Flower's simulation of the same.
 
     python -m benchmarks.trivial_round [--size 125M] [--rounds 3] [--no-flower]
 
-Each site loads the model in a child process, adds a constant, encodes and uploads the change; then the round is
-aggregated, committed and published, through the tasks of the real flow on a Prefect server of its own. Evaluation
-is left out, as it is in Flower's run. Ours is on disk, hashed and committed; Flower keeps nothing.
+Each site loads the model in a child process, adds a constant, encodes and uploads the change. Then the round is
+aggregated, committed and published, through the tasks of the real flow on an embedded Prefect server. Neither
+evaluates. Photon's rounds are on disk, hashed and committed; Flower keeps nothing.
 """
 
 import argparse
@@ -38,9 +38,9 @@ SITE = "  - {{name: {name}, state_dir: sites/{name}, streams: [{{name: text, sou
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", default="125M", help="125M, another published size, or 10M")
+    parser.add_argument("--size", default="125M", help="a published size such as 125M, or 10M")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-flower", action="store_true", help="leave the peer out")
+    parser.add_argument("--no-flower", action="store_true", help="skip Flower")
     parser.add_argument("--child", metavar="FILE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def write(folder: Path, size: str, rounds: int) -> Path:
-    """The federation file, and four sites' text, prepared."""
+    """Write the federation file, and prepare four sites' text."""
     from benchmarks.updates import SMALL
     from photon_cli.demo import write_demo
     from photon_core.data.prepare import prepare_site
@@ -87,7 +87,7 @@ def write(folder: Path, size: str, rounds: int) -> Path:
 
 
 def train(job: Any) -> Any:
-    """In a child process: the model and a constant, as the site's update."""
+    """In a child process: write the model plus a constant as the site's update."""
     import shutil
 
     import torch
@@ -111,7 +111,7 @@ def train(job: Any) -> Any:
 
 
 def rounds_of(file: Path) -> dict[str, float]:
-    """Seconds to the end of the first round, start of the server and all, and of a round after."""
+    """Seconds to the end of the first round, including the server's start, and of a later round."""
     start = time.perf_counter()
     from photon_cli.run import embedded
     from schemas.reading.load import load_federation
@@ -123,7 +123,7 @@ def rounds_of(file: Path) -> dict[str, float]:
         from prefect.cache_policies import NO_CACHE
         from prefect.task_runners import ThreadPoolTaskRunner
 
-        from benchmarks.trivial_round import train  # by the name that a child finds it by, which is not __main__
+        from benchmarks.trivial_round import train  # under a name that a child can import, unlike __main__
         from photon_core.aggregation.candidate import RoundLog
         from tasks import coordinator, site
 

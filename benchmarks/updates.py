@@ -1,4 +1,4 @@
-"""Runs whose round 1 waits to be aggregated: a base model and committed updates of any shape and number."""
+"""Runs whose round 1 can be aggregated: a base model and committed updates of any shape and number."""
 
 import os
 from collections.abc import Iterator
@@ -15,36 +15,33 @@ from photon_core.update.codecs.registry import get_codec
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
 from schemas.sections.model import Model
 
-BLOCK = 1 << 20  # elements; content repeats after so many, apart from an offset by site
+BLOCK = 1 << 20  # elements after which content repeats; each site has another offset
 SMALL = {"n_layers": 4, "d_model": 384, "n_heads": 6, "vocab_size": 8192, "max_seq_len": 512}  # 10 M
 RUN = "run"
 Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes_of(size: str) -> Shapes:
-    """Of a published size, or of "10M"."""
+    """Shapes of a published size, or of "10M"."""
     return parameter_shapes(Model(**SMALL) if size == "10M" else Model(preset=size))  # type: ignore[arg-type]
 
 
 def largest(shapes: Shapes, count: int) -> Shapes:
-    """So many of the tensors, the largest."""
+    """The `count` largest tensors."""
     return dict(sorted(shapes.items(), key=lambda item: -int(np.prod(item[1])))[:count])
 
 
 def bytes_of(shapes: Shapes) -> int:
-    """In float32."""
+    """Bytes in float32."""
     return 4 * sum(int(np.prod(shape)) for shape in shapes.values())
 
 
 def make_run(store: Store, shapes: Shapes, sites: int, codec_name: str, distinct: int) -> None:
     """Commit round 0 and the sites' updates for round 1.
 
-    Args:
-        store: a local one.
-        shapes: of the model.
-        sites: how many updates.
-        codec_name: how they are written.
-        distinct: so many have files of their own; the others' are hard links to them, with manifests of their own.
+    Args: store: local store. shapes: shapes of the model. sites: number of updates. codec_name: codec of the
+    updates. distinct: number of updates with distinct files; files of the others are hard links to them, and each
+    update has its own manifest.
     """
     run = Run(store, RUN)
     codec = get_codec(codec_name)

@@ -1,4 +1,4 @@
-"""Cancelling a round cancels what its sites are doing for it: Prefect by itself leaves them running."""
+"""Cancelling a round cancels its sites' flow runs, which Prefect by itself leaves running."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ LIVE = [*UNDER_WAY, StateType.SCHEDULED, StateType.PAUSED]
 def cancel_sites(flow: Any, flow_run: FlowRun, state: State) -> None:
     """Hook: cancel every flow run of the federation's sites that has not ended.
 
-    None while another round of the run is under way: all rounds of a run wait for the same flow runs of its sites.
+    Cancels nothing while another round of the run is running: all rounds of a run share their sites' flow runs.
     """
     tag = f"run:{flow_run.parameters['federation']['run']}"
     with get_client(sync_client=True) as client:
@@ -43,7 +43,7 @@ def cancel_sites(flow: Any, flow_run: FlowRun, state: State) -> None:
 def _flow_runs(
     client: SyncPrefectClient, flows: list[str], states: list[StateType], tag: str, parent: FlowRun | None = None
 ) -> list[FlowRun]:
-    """Those of these flows, in these states, with the tag; of this parent only."""
+    """Flow runs of these flows, in these states, with the tag. With a parent, only its flow runs."""
     return pages(
         lambda offset: client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=flows)),

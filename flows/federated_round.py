@@ -2,9 +2,9 @@
 
     C       <- sample K of P sites
     for each site k in C, in parallel:
-        theta_k <- validate data, train H local steps from theta, upload the change
+        theta_k <- validate data, train H local steps from theta, upload the update
     theta'  <- ServerOpt(theta, weighted mean of theta - theta_k)
-    evaluate theta' on every site's held-out text; if it has blown up, ServerOpt again with a lower learning rate
+    evaluate theta' on every site's held-out text; if it diverged, retry ServerOpt with a lower learning rate
     commit theta'
 
 A member may be a federation. It does its part by rounds of its own (WorldLM, Algorithm 1), which is `fit` below:
@@ -14,7 +14,7 @@ A member may be a federation. It does its part by rounds of its own (WorldLM, Al
     return the change of B, and K
 
 Embedded, the sites' steps are tasks of this flow run. Deployed, each site's steps are a flow run on the site's
-own work pool, and this one shows a task for it. Either way the outcome is read from the store.
+work pool, and this flow run shows a task for it. In both cases the outcome is read from the store.
 """
 
 import time
@@ -52,7 +52,7 @@ from tasks.remote.waiting import Limits, Waiting, tell_state, wait_for, watching
 from tasks.runtime import Runtime, runtime_of
 from tasks.tags import STEP
 
-STOP_SECONDS = 30.0  # for a site's tasks to end after its child process was told to
+STOP_SECONDS = 30.0  # timeout for a site's tasks to end after its child process is stopped
 
 outlive_leases()
 
@@ -76,12 +76,12 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
     """Advance the global model by one round.
 
     Args:
-        federation: the federation file.
-        t: number of the round, from 1; the one after the latest committed round if left out.
-        deployed: have each site's own worker do its part.
+        federation: federation file.
+        t: number of the round, from 1; default: the one after the latest committed round.
+        deployed: flag: each site's worker does its part.
 
     Raises:
-        QuorumMissed: too few sites committed a usable update in time; every one's reason is in the message.
+        QuorumMissed: too few sites committed a usable update in time; the message has the reason of each.
         StoreConflict: another coordinator committed this round first.
     """
     federation, edited = own_file(federation, COORDINATOR)
@@ -89,9 +89,9 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
         if t is None:
             federation = start_at_site(runtime, federation, deployed)
         t = coordinator.open_round(runtime, federation, t)
-        if t is None:  # a schedule goes on when the run is done
+        if t is None:  # a schedule still fires when the run is complete
             return Completed(
-                message=f"all {federation.rounds.count} rounds are committed: raise rounds.count to go on"
+                message=f"all {federation.rounds.count} rounds are committed. To continue, raise rounds.count"
             )
         federation = as_born(run_of(federation), federation)
         manifest, waited = coordinator.committed_before(runtime, federation, t), ""
@@ -99,13 +99,13 @@ def federated_round(federation: Federation, t: int | None = None, deployed: bool
             manifest, waited = _round(runtime, federation, t, deployed)
             if federation.trackers:
                 coordinator.track(runtime, federation, manifest)
-        if flow_run.parent_flow_run_id is None:  # else the next round goes on beside it
+        if flow_run.parent_flow_run_id is None:  # else the report is written while the next round runs
             runtime.reports.finish()
     return Completed(message=_message(manifest, [waited, edited]))
 
 
 def _round(runtime: Runtime, federation: Federation, t: int, deployed: bool) -> tuple[RoundManifest, str]:
-    """The round, and whom it waited for in vain."""
+    """Do the round. Returns its manifest, and which sites it waited for in vain."""
     opened, clock = time.time(), time.monotonic()
     federation, sampled, left_out, waited = _train(runtime, federation, t, deployed)
     seconds = {"sites": time.monotonic() - clock}
@@ -131,11 +131,11 @@ def _round(runtime: Runtime, federation: Federation, t: int, deployed: bool) -> 
 def _train(
     runtime: Runtime, federation: Federation, t: int, deployed: bool
 ) -> tuple[Federation, list[str], dict[str, str], str]:
-    """Have the sampled sites train; again, where the file was edited meanwhile: all are asked for its settings.
+    """Have the sampled sites train. If the file was edited meanwhile, repeat with its new settings for all.
 
     Returns:
-        the file that the round goes on with, the sampled sites, site -> why it has no update, and whom it waited
-        for in vain.
+        the file for the rest of the round, the sampled sites, site -> why it has no update, and which sites the
+        round waited for in vain.
     """
     present, opened = Present(federation, follow=deployed), time.time()
 
@@ -159,7 +159,7 @@ def _train(
 
 
 def _ask(t: int, sampled: list[str], present: Present, opened: float, waiting: Waiting) -> SiteFutures:
-    """Have each site's own worker do its part."""
+    """Dispatch each site's part to the site's worker."""
     federation, futures = present.federation, SiteFutures()
     deadline = opened + federation.rounds.deadline
     for site in sampled:
@@ -171,7 +171,7 @@ def _ask(t: int, sampled: list[str], present: Present, opened: float, waiting: W
 
 
 def _submit(runtime: Runtime, federation: Federation, t: int, sampled: list[str]) -> SiteFutures:
-    """Do each member's part here."""
+    """Submit each member's part to this flow run."""
     futures = SiteFutures()
     for name in sampled:
         one = member(federation, name)
@@ -191,10 +191,10 @@ def _wait(
     limits: Callable[[], Limits],
     waiting: Waiting,
 ) -> tuple[dict[str, str], str]:
-    """Wait for the sites. Returns site -> why it has no update, and whom the round waited for in vain."""
+    """Wait for the sites. Returns site -> why it has no update, and which sites the round waited for in vain."""
     last = {site: list(site_futures.values())[-1] for site, site_futures in futures.items()}
     late, waited = wait_for(last, waiting, limits, tell_state)
-    reasons = dict.fromkeys(late, f"not done at the deadline of {federation.rounds.deadline:g} s")
+    reasons = dict.fromkeys(late, f"not finished at the deadline of {federation.rounds.deadline:g} s")
     for site, reason in reasons.items():
         _cancel(runtime, member(federation, site), t)
         waiting.end(site, reason)
@@ -215,9 +215,9 @@ def _cancel(runtime: Runtime, one: Member, t: int) -> None:
 
 
 def _regions(runtime: Runtime, federation: Federation, t: int, sampled: list[str]) -> dict[str, str]:
-    """Above `aggregation.tree_above` sites: every region's mean, then the second look. Returns bad updates.
+    """Above `aggregation.tree_above` sites: compute every region's mean, then compare. Returns bad updates.
 
-    A region whose task fails is made up for by `coordinator.aggregate`, which also says what was wrong.
+    `coordinator.aggregate` does the work of a region whose task fails, and reports the failure.
     """
     bad: dict[str, str] = {}
     for name in ("average", "compare"):
@@ -235,7 +235,7 @@ def _regions(runtime: Runtime, federation: Federation, t: int, sampled: list[str
 def _evaluate(
     runtime: Runtime, federation: Federation, t: int, model: list[FileEntry], deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Evaluate a model of round t on all active members' held-out text. Returns scores, and why there are none."""
+    """Evaluate a model of round t on all active members' held-out text. Returns scores, and why some are missing."""
     rounds = federation.rounds
     deadline = time.time() + rounds.evaluation_deadline
     futures: dict[str, PrefectFuture] = {}
@@ -305,7 +305,7 @@ def evaluate_here(federation: Federation, member: str, t: int, model: list[FileE
 
 
 def _message(manifest: RoundManifest, more: list[str]) -> str:
-    """One line for the flow run's state: what happened, who was left out and why, who was waited for."""
+    """One line for the flow run's state: result, excluded sites with reasons, sites that the round waited for."""
     if manifest.kind != "train":
         return ". ".join(remarks(manifest))
     text = f"round {manifest.round}: {len(manifest.updates)} of {len(manifest.sampled)} sites"

@@ -1,4 +1,4 @@
-"""A whole run: rounds, one after the other, until the count is reached."""
+"""A whole run: one round after the other, until the count is reached."""
 
 from prefect import flow, tags
 from prefect.states import Completed, State
@@ -19,9 +19,9 @@ def federated_run(federation: Federation, rounds: int | None = None, deployed: b
     """Train from the latest committed round up to the federation's round count.
 
     Args:
-        federation: the federation file.
-        rounds: at most so many rounds now; all that are left if left out.
-        deployed: have each site's own worker do its part.
+        federation: federation file.
+        rounds: maximum number of rounds now; default: all remaining rounds.
+        deployed: flag: each site's worker does its part.
     """
     federation, edited = own_file(federation, COORDINATOR)
     with tags(f"run:{federation.run}"), runtime_of(federation) as runtime:

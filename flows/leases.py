@@ -1,9 +1,9 @@
-"""A round goes on when the Prefect server no longer knows that the round is the only one.
+"""A round continues after the Prefect server has lost the round's concurrency lease.
 
-Of a deployment with a concurrency limit, every flow run holds a lease, which the server keeps in memory and takes
-back after 5 minutes without a renewal. A flow run whose renewal fails ends itself: one restart of the server would
-end every round that lasts longer than 4 minutes. The limit only saves work here. Of two coordinators that make the
-same round, one commits.
+Every flow run of a deployment with a concurrency limit holds a lease. The server keeps leases in memory, and it
+revokes one after 5 minutes without a renewal. A flow run whose renewal fails ends itself: one restart of the
+server would end every round that lasts longer than 4 minutes. Here the limit only saves work: if two coordinators
+do the same round, one commits it.
 """
 
 from contextlib import AbstractContextManager
@@ -14,7 +14,7 @@ from prefect.concurrency._leases import maintain_concurrency_lease
 
 
 def outlive_leases() -> None:
-    """From now on a lost lease is a warning in the flow run's log, in this process. Safe to repeat."""
+    """Make a lost lease a warning in the flow run's log, for the rest of this process. Idempotent."""
     flow_engine.maintain_concurrency_lease = _maintain
 
 

@@ -1,4 +1,4 @@
-"""Train one site again for a round that is not aggregated yet."""
+"""Repeat one site's training for a round that is not aggregated yet."""
 
 import time
 
@@ -17,17 +17,17 @@ from tasks.remote.present import COORDINATOR, own_file
 
 @flow(name="rerun-site", flow_run_name="rerun {site} round {t}")
 def rerun_site(federation: Federation, site: str, t: int, force: bool = False) -> State:
-    """Have one site do its part of round t again, on its own worker.
+    """Have one site repeat its part of round t, on its worker.
 
     Args:
-        federation: the federation file.
-        site: the site's name.
-        t: number of the round; it must not be committed yet.
-        force: train again although an update is committed: a new attempt beside the old one.
+        federation: federation file.
+        site: name of the site.
+        t: number of the round, which must not be committed yet.
+        force: flag: start a new attempt even if an update is committed; the old one is kept.
 
     Raises:
-        FederationError: round t does not ask for the site.
-        StoreConflict: round t is committed, or was before the update came; what it aggregated stands.
+        FederationError: round t does not sample the site.
+        StoreConflict: round t is committed, or was committed before the update arrived; it does not change.
     """
     federation, _ = own_file(federation, COORDINATOR)
     check_asked(member(federation, site), t)

@@ -1,4 +1,4 @@
-"""Go back to an earlier round: the next round starts from its model again, and nothing is removed."""
+"""Roll back to an earlier round: the next round starts from its model. Nothing is removed."""
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -21,15 +21,15 @@ def _flow_run_name() -> str:
 
 @flow(name="rollback", flow_run_name=_flow_run_name)
 def rollback(federation: Federation, to: int, reason: str = "") -> State:
-    """Commit a round without updates that is round `to` again: model, server optimizer and averaged moments.
+    """Commit a round without updates that restores round `to`: model, server optimizer and averaged moments.
 
     Args:
-        federation: the federation file.
+        federation: federation file.
         to: number of a committed round before the latest, whose tensors photon gc has not removed.
-        reason: why, for the round's manifest and the report.
+        reason: reason for the rollback, for the round's manifest and the report.
 
     Raises:
-        FederationError: there is no such round, or the run is at its model anyway.
+        FederationError: there is no such round, or the run already has its model.
         StoreConflict: a round was committed at the same moment; nothing was rolled back.
     """
     federation, edited = own_file(federation, COORDINATOR)

@@ -1,4 +1,4 @@
-"""A flow run of a site that misses the Prefect server crashes, so that another follows it; it does not fail."""
+"""A flow run of a site that cannot reach the Prefect server crashes instead of failing: a new one follows it."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 
 
 def crashes_without_server(function: Callable[Given, Result]) -> Callable[Given, Result | State]:
-    """Of a flow's function: an error of the connection to the server becomes the state Crashed.
+    """A flow's function whose errors of the connection to the server become the state Crashed.
 
-    A failed flow run waits for a person, who can do nothing about a server that was restarted. For Prefect it is
-    a failure if a task cannot ask the server for its concurrency slots.
+    A failed flow run waits for a manual retry, but nobody can fix a server that was restarted. For Prefect, a task
+    that cannot get its concurrency slots from the server has failed.
     """
 
     @wraps(function)
@@ -34,7 +34,7 @@ def crashes_without_server(function: Callable[Given, Result]) -> Callable[Given,
 
 
 def raise_if_server_away(future: PrefectFuture) -> None:
-    """Raise the error of a task that has ended without an answer of the server."""
+    """Raise the error of a task that ended because the server did not answer."""
     error = future.state.result(raise_on_failure=False)
     if isinstance(error, Exception) and is_server_away(error):
         raise error

@@ -1,4 +1,4 @@
-"""A site's flows. In a round (Algorithm 1, client k): validate -> train H local steps -> upload the update."""
+"""Flows of a site. In a round (Algorithm 1, client k): validate -> train H local steps -> upload the update."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ from tasks.tags import SITE
 
 
 def site_steps(runtime: Runtime, view: SiteView, t: int, attempt: int = 1) -> dict[str, PrefectFuture]:
-    """Submit the site's steps to the flow run that this is called in; each waits for the one before."""
+    """Submit the site's steps to the calling flow run. Each step waits for the one before."""
     with tags(f"{SITE}{view.name}"):
         checked = steps.validate.submit(runtime, view, t)
         trained = steps.train.submit(runtime, view, t, attempt, wait_for=[checked])
@@ -34,16 +34,16 @@ def site_steps(runtime: Runtime, view: SiteView, t: int, attempt: int = 1) -> di
 @flow(name="site-round", flow_run_name="{site} round {t}")
 @crashes_without_server
 def site_round(federation: Federation, site: str, t: int, attempt: int = 1) -> State:
-    """The same steps as a flow run of its own, on the site's work pool.
+    """The same steps as a separate flow run, on the site's work pool.
 
     Args:
-        federation: the federation file.
-        site: the site's name.
+        federation: federation file.
+        site: name of the site.
         t: number of the round, from 1.
-        attempt: train unless an update of this attempt or a later one is committed.
+        attempt: number of the attempt; the site trains unless an update of this or a later one is committed.
 
     Raises:
-        PhotonError: which step failed, and why.
+        PhotonError: a step failed; the message names the step and the reason.
         StoreConflict: this is a retry, and the round was committed without the site meanwhile.
     """
     federation, edited = own_file(federation, f"site '{site}'")
@@ -60,18 +60,18 @@ def site_round(federation: Federation, site: str, t: int, attempt: int = 1) -> S
 
 
 def _over(view: SiteView, t: int) -> str:
-    """Of a retry, whether the round has its update; a round that is committed without it trains nobody.
+    """For a retry of a committed round, a message that the round has the update; empty otherwise.
 
     Raises:
-        StoreConflict: it is.
+        StoreConflict: the round was committed without the site's update, so training would be useless.
     """
     manifest = run_of(view.federation).round(t) if (flow_run.run_count or 1) > 1 else None
     if manifest is None:
         return ""
     if view.name not in manifest.updates:
         raise StoreConflict(
-            f"round {t} was committed without site '{view.name}' meanwhile, and stands: nothing is trained. "
-            "The next round asks for it again"
+            f"round {t} was committed without site '{view.name}' meanwhile and cannot change: nothing is trained. "
+            "The site takes part again in the next round that samples it"
         )
     return f"site '{view.name}', round {t}: the round is committed, with its update"
 
@@ -79,13 +79,13 @@ def _over(view: SiteView, t: int) -> str:
 @flow(name="site-evaluate", flow_run_name="{site} evaluates round {t}")
 @crashes_without_server
 def site_evaluate(federation: Federation, site: str, t: int, model: list[FileEntry]) -> None:
-    """Scores go to the site's place in the store.
+    """Evaluate a candidate and write the scores to the site's folder in the store.
 
     Args:
-        federation: the federation file.
-        site: the site's name.
-        t: number of the round that the candidate would become.
-        model: the candidate's files.
+        federation: federation file.
+        site: name of the site.
+        t: number of the candidate's round.
+        model: files of the candidate.
     """
     federation, _ = own_file(federation, f"site '{site}'")
     with runtime_of(federation, f"site:{site}") as runtime, tags(f"{SITE}{site}"):
@@ -95,11 +95,11 @@ def site_evaluate(federation: Federation, site: str, t: int, model: list[FileEnt
 @flow(name="site-start", flow_run_name="{site} start")
 @crashes_without_server
 def site_start(federation: Federation, site: str) -> None:
-    """The model goes to the site's place in the store; the coordinator makes it round 0.
+    """Upload the start model to the site's folder in the store. The coordinator commits it as round 0.
 
     Args:
-        federation: the federation file; its start.checkpoint is a path at this site.
-        site: the site's name.
+        federation: federation file; its start.checkpoint is a path at this site.
+        site: name of the site.
     """
     federation, _ = own_file(federation, f"site '{site}'")
     with runtime_of(federation, f"site:{site}") as runtime:
@@ -108,11 +108,11 @@ def site_start(federation: Federation, site: str) -> None:
 
 @flow(name="prepare-site", flow_run_name="prepare {site}")
 def prepare_site(federation: Federation, site: str) -> State:
-    """What `photon prepare --site` does. Twice does nothing the second time.
+    """Do the same as `photon prepare --site`. The flow is idempotent.
 
     Args:
-        federation: the federation file.
-        site: the site's name.
+        federation: federation file.
+        site: name of the site.
     """
     federation, edited = own_file(federation, f"site '{site}'")
     message = steps.prepare(view_of(federation, site))
@@ -120,7 +120,7 @@ def prepare_site(federation: Federation, site: str) -> State:
 
 
 def failure(futures: Mapping[str, PrefectFuture]) -> str:
-    """Wait for a site's steps, in order; why the first failed one failed, or an empty text."""
+    """Wait for a site's steps, in order. Returns why the first failed step failed; empty if none did."""
     for name, future in futures.items():
         future.wait()
         if not future.state.is_completed():

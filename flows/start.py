@@ -1,4 +1,4 @@
-"""The start of a run whose model one site holds: that site uploads it before round 0 is opened."""
+"""The start of a run from one site's model: that site uploads it before round 0 is opened."""
 
 import time
 
@@ -15,14 +15,14 @@ from tasks.runtime import Runtime
 
 
 def start_at_site(runtime: Runtime, federation: Federation, deployed: bool) -> Federation:
-    """Return when the model that start.site holds is in the store; at once where no site holds it.
+    """Return when the model of start.site is in the store, or at once without start.site.
 
     Returns:
-        the file, which may have been edited while the site was waited for.
+        the file, which may have been edited during the wait.
 
     Raises:
-        FederationError: the site's checkpoint is not of the file's model.
-        DeadlinePassed: the site's own worker did not upload it within rounds.deadline.
+        FederationError: the site's checkpoint does not fit the file's model.
+        DeadlinePassed: the site's worker did not upload the model within rounds.deadline.
     """
     site = federation.start.site
     if site is None or run_of(federation).round(0) is not None:

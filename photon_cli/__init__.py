@@ -1,5 +1,5 @@
-"""The command line, one file a command; `main` only parses.
+"""The command line, one file per command. `main` only parses.
 
 Here: arguments, terminals and messages.
-Not here: anything that a flow could need, too.
+Not here: anything that a flow could also need.
 """

@@ -14,7 +14,7 @@ from photon_core.store.store import Store
 from schemas.reading.load import load_federation
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-BINS = 24  # of a curve in the terminal
+BINS = 24  # points of a curve in the terminal
 
 
 def compare(runs: Sequence[str], to: Path | None, quiet: bool) -> None:
@@ -22,14 +22,14 @@ def compare(runs: Sequence[str], to: Path | None, quiet: bool) -> None:
 
     Args:
         runs: federation files, or <store>/<run> paths or URLs.
-        to: the page's file, over an older page; the terminal if None.
-        quiet: nothing about progress.
+        to: file of the page, which may replace an older page; the terminal if None.
+        quiet: flag: print no progress.
 
     Raises:
-        FederationError: fewer than two runs, or one that is not there; or the page may not be written there.
+        FederationError: there are fewer than two runs, a run does not exist, or the page may not be written.
     """
     if len(runs) < 2:
-        raise FederationError("compare at least two runs: photon compare RUN RUN")
+        raise FederationError("compare needs at least two runs. Write: photon compare RUN RUN")
     if to is not None:
         check_page(to, [load_federation(Path(name)) for name in runs if _is_file(name)])
         check_beside(to, [name for name in runs if not _is_file(name)])
@@ -55,15 +55,15 @@ def read(name: str) -> Record:
     else:
         store, _, run = name.rstrip("/").rpartition("/")
         if not store:
-            raise FederationError(f"'{name}' is no run; write a federation file, or <store>/<run>")
+            raise FederationError(f"'{name}' is not a run; write a federation file, or <store>/<run>")
         record = read_record(Run(Store(store), run))
     if record.birth is None:
-        raise FederationError(f"{record.url}: there is no run; write a federation file, or <store>/<run>")
+        raise FederationError(f"{record.url}: no run exists here; write a federation file, or <store>/<run>")
     return record
 
 
 def _is_file(name: str) -> bool:
-    """Whether a run is given by its federation file."""
+    """Whether the name of a run is its federation file."""
     return name.endswith((".yaml", ".yml")) or Path(name).is_file()
 
 
@@ -83,7 +83,7 @@ def _print(records: Sequence[Record]) -> None:
 
 
 def _spark(record: Record, records: Sequence[Record]) -> str:
-    """A run's perplexity as small bars, on one scale for all runs."""
+    """A run's perplexity as small bars. All runs share one scale."""
     from math import log
 
     every = [value for one in records for _, value in series(one.line, "perplexity")]

@@ -1,4 +1,4 @@
-"""photon demo: a federation of four sites on this machine, on text that every Python brings along."""
+"""photon demo: a federation of four sites on this machine, on text that comes with Python."""
 
 import json
 import re
@@ -21,8 +21,8 @@ from schemas.federation import Federation
 from schemas.reading.load import load_federation
 from schemas.view import views
 
-SITE_BYTES = 1_200_000  # of text a site, at most: more does not teach a small model more in two minutes
-PIECE_BYTES = 2_000  # a document is at least this long, where the file is
+SITE_BYTES = 1_200_000  # most text of a site: in two minutes a small model learns nothing from more
+PIECE_BYTES = 2_000  # shortest document, unless the whole file is shorter
 NETWORKING = ("email", "http", "urllib", "xmlrpc", "wsgiref", "html", "ssl.py", "socket.py", "socketserver.py",
               "smtplib.py", "ftplib.py", "imaplib.py", "poplib.py", "ipaddress.py", "mailbox.py")  # fmt: skip
 CONCURRENCY = ("asyncio", "concurrent", "multiprocessing", "threading.py", "queue.py", "selectors.py", "sched.py",
@@ -31,7 +31,7 @@ TESTS = ("unittest", "doctest.py", "test", "idlelib/idle_test")
 
 WRITTEN = "Written by photon demo"
 FILE = """\
-# A federation of four sites that fits on a laptop. Written by photon demo; change it and go on with photon run.
+# A federation of four sites that fits on a laptop. Written by photon demo; change it and continue with photon run.
 run: demo
 store: store
 tokenizer: bytes
@@ -64,7 +64,7 @@ SITE = """\
 
 
 def run_demo(folder: Path, rounds: int, quiet: bool) -> None:
-    """Write the federation, prepare its sites, run it, and say what came of it."""
+    """Write the federation, prepare its sites, run it and print the result."""
     file = folder / "federation.yaml"
     with display(quiet) as show:
         show.say(f"Four sites train one model without sharing a line of text. Everything is in {folder}/")
@@ -80,13 +80,13 @@ def run_demo(folder: Path, rounds: int, quiet: bool) -> None:
 
 
 def write_demo(folder: Path, rounds: int) -> list[str]:
-    """The federation file and each site's text; of a file that is there, only the number of rounds is changed.
+    """Write the federation file and each site's text. In an existing file, only the number of rounds changes.
 
     Returns:
         the sites' names.
 
     Raises:
-        FederationError: the file that is there is not the demo's, or does not say `rounds: {count: ...` any more.
+        FederationError: the existing file is not the demo's, or no longer contains `rounds: {count: ...`.
     """
     sites = {
         "networking": _sources(NETWORKING),
@@ -100,7 +100,7 @@ def write_demo(folder: Path, rounds: int) -> list[str]:
         before = file.read_text("utf-8")
         text, found = COUNT.subn(rf"\g<1>{rounds}", before)
         if not found or WRITTEN not in before.partition("\n")[0]:
-            raise FederationError(f"{file} is not as the demo wrote it; go on with: photon run {file}")
+            raise FederationError(f"{file} is not as the demo wrote it. To continue, write: photon run {file}")
     (folder / "text").mkdir(parents=True, exist_ok=True)
     for name, texts in sites.items():
         path = folder / "text" / f"{name}.jsonl"
@@ -111,7 +111,7 @@ def write_demo(folder: Path, rounds: int) -> list[str]:
 
 
 def _sources(names: tuple[str, ...]) -> Iterator[str]:
-    """The text of the standard library's modules and packages of these names."""
+    """Sources of the standard library's modules and packages of these names."""
     root = Path(get_path("stdlib"))
     for name in names:
         path = root / name
@@ -123,7 +123,7 @@ def _sources(names: tuple[str, ...]) -> Iterator[str]:
 
 
 def _documents(texts: Iterator[str]) -> Iterator[str]:
-    """Pieces that end between top-level definitions, each once, up to SITE_BYTES in all."""
+    """Pieces that end between top-level definitions, without duplicates, up to SITE_BYTES in total."""
     seen: set[str] = set()
     total = 0
     for text in texts:
@@ -142,7 +142,7 @@ def _documents(texts: Iterator[str]) -> Iterator[str]:
 
 
 def _unigram_perplexity(federation: Federation) -> float:
-    """Of all sites' held-out text, each by its own unigram model."""
+    """Perplexity of all sites' held-out text, each under the site's unigram model."""
     data = [manifest for view in views(federation) if (manifest := load_manifest(view))]
     tokens = sum(manifest.valid_tokens for manifest in data)
     return exp(sum(log(manifest.unigram_perplexity) * manifest.valid_tokens for manifest in data) / tokens)

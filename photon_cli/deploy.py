@@ -7,12 +7,12 @@ from schemas.federation import Federation
 
 
 def deploy(federation: Federation, dry_run: bool, prune: bool, quiet: bool) -> None:
-    """Bring the server of PREFECT_API_URL in line with the file, and say what was done.
+    """Bring the server of PREFECT_API_URL in line with the file and print what changed.
 
     Raises:
         NotReady: the server does not answer, or fails.
-        FederationError: a site could not train as the file says, a name is taken by something else, or a block is
-            missing.
+        FederationError: a site cannot train with these settings, a name is already used by something else, or a
+            block is missing.
     """
     check_members(federation)
     url = require_server()
@@ -32,7 +32,7 @@ def print_prefect_yaml(federation: Federation) -> None:
     """Print a prefect.yaml that deploys the same. Needs no server.
 
     Raises:
-        FederationError: a site could not train as the file says, or a text of the file looks like a template.
+        FederationError: a site cannot train with these settings, or a text of the file looks like a template.
     """
     from flows.deploy.prefect_yaml import prefect_yaml
 

@@ -1,4 +1,4 @@
-"""photon gc: what goes, in a table, and then it goes. Needs no server, no torch."""
+"""photon gc: list what can be removed, then remove it. Needs neither server nor torch."""
 
 from photon_cli.progress import display
 from photon_core.errors import FederationError
@@ -10,20 +10,22 @@ from schemas.federation import Federation
 from schemas.sections.values import duration
 
 
-def collect(federation: Federation, last: int, every: int | None, litter: str, dry_run: bool, quiet: bool) -> None:
-    """Say what goes and how much it is; unless it is a dry run, remove it.
+def collect(
+    federation: Federation, last: int, every: int | None, orphan_age: str, dry_run: bool, quiet: bool
+) -> None:
+    """List what can be removed and its size. Remove it, unless this is a dry run.
 
     Raises:
-        FederationError: `litter` is not a duration.
+        FederationError: `orphan_age` is not a duration.
         PhotonError: the run has no rounds yet.
     """
     try:
-        seconds = float(duration(litter))
+        seconds = float(duration(orphan_age))
     except ValueError as error:
-        raise FederationError(f"--litter-age '{litter}' {error}") from None
+        raise FederationError(f"--litter-age '{orphan_age}' {error}") from None
     run = run_of(federation)
     with display(quiet) as show:
-        show.activity("gc", f"looking through {run.store.url}")
+        show.activity("gc", f"listing {run.store.url}")
         found = look(run, Rule(last, every, seconds))
         show.finish("gc")
     _show(found)
@@ -32,7 +34,7 @@ def collect(federation: Federation, last: int, every: int | None, litter: str, d
         return
     total = f"{len(found.files)} files, {amount(found.bytes)}"
     if dry_run:
-        print(f"run {federation.run}: would remove {total}. Without --dry-run it is done")
+        print(f"run {federation.run}: would remove {total}. To remove it, write the command without --dry-run")
         return
     with display(quiet) as show:
         show.activity("gc", f"removing {total}")
@@ -42,8 +44,8 @@ def collect(federation: Federation, last: int, every: int | None, litter: str, d
 
 
 def _show(found: Plan) -> None:
-    print(f"kept whole: round {ranges(found.kept)}, and what is not committed yet")
+    print(f"kept whole: round {ranges(found.kept)}, and everything that is not committed yet")
     for t, files in sorted(found.rounds.items()):
         print(f"round {t}: {len(files)} files, {amount(sum(file.bytes for file in files))}")
     for file in found.litter:
-        print(f"litter: {file.path}, {amount(file.bytes)}")
+        print(f"unreferenced: {file.path}, {amount(file.bytes)}")

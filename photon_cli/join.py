@@ -1,4 +1,4 @@
-"""photon join: look whether a site can do its part, then become the worker of its work pool."""
+"""photon join: check that a site is ready, then become the worker of its work pool."""
 
 import os
 import signal
@@ -26,10 +26,10 @@ from schemas.view import SiteView, view_of
 from tasks.tags import tagged
 
 GPUS = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
-CUDA_SECONDS = 300.0  # importing torch from a cold disk takes a while
+CUDA_SECONDS = 300.0  # importing torch from a cold disk is slow
 WORKER = {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",  # jobs call python
-    "PREFECT_WORKER_QUERY_SECONDS": "1",  # at Prefect's 10 a site waits twice as long for its work
+    "PREFECT_WORKER_QUERY_SECONDS": "1",  # with Prefect's 10, a site waits twice as long for its work
     "PREFECT_WORKER_HEARTBEAT_SECONDS": "15",
     "PREFECT_CLI_WRAP_LINES": "false",
 }
@@ -38,7 +38,7 @@ WORKER_PACKAGES = {"docker": "prefect_docker", "kubernetes": "prefect_kubernetes
 
 @dataclass(frozen=True)
 class _Served:
-    """Whose work this machine is to do: a site's, or the coordinator's where `view` is None."""
+    """Member whose work this machine does: a site, or the coordinator if `view` is None."""
 
     federation: Federation
     view: SiteView | None
@@ -49,40 +49,40 @@ class _Served:
 
     @property
     def pool(self) -> str:
-        """The name of its work pool."""
+        """Name of its work pool."""
         return self.federation.coordinator_pool if self.view is None else self.view.section.work_pool
 
     @property
     def kind(self) -> str:
-        """The type of its work pool."""
+        """Type of its work pool."""
         return self.federation.deploy.pool_type if self.view is None else self.view.pool_type
 
 
 def join(federation: Federation, site: str | None, unprepared: bool, check_only: bool, quiet: bool) -> None:
-    """Check everything, then turn this process into the pool's worker, which then gets all signals.
+    """Check everything, then turn this process into the pool's worker, which from then on gets all signals.
 
     Args:
-        site: the site's name; the coordinator if None.
-        unprepared: start although the data are not prepared, for the site's prepare deployment to do it.
-        check_only: return instead of starting.
+        site: name of the site; the coordinator if None.
+        unprepared: flag: start even if the data is not prepared, so that the prepare deployment can prepare it.
+        check_only: flag: return after the checks.
 
     Raises:
         FederationError: there is no such site.
-        NotReady: names, a line each, what is not there: server, store, device or data.
+        NotReady: server, store, device or data is not ready; a line for each.
     """
     view = None if site is None else view_of(federation, site)
     served = _Served(federation, view)
     checks: dict[str, Callable[[], str]] = {"server": lambda: _server(served)}
     if view is None or served.kind == "process":
         checks["store"] = lambda: _store(served)
-    if view is not None and served.kind == "process":  # others train elsewhere: this machine says nothing
+    if view is not None and served.kind == "process":  # other types train on other machines than this one
         checks["device"] = lambda: _device(view)
         checks["data"] = lambda: _data(view, unprepared)
     problems = []
     for name, check in checks.items():
         try:
             found = check()
-        except Exception as error:  # every filesystem has errors of its own
+        except Exception as error:  # every filesystem raises its own errors
             text = told(error)
             problems.append(f"{name}: {text}")
         else:
@@ -95,7 +95,7 @@ def join(federation: Federation, site: str | None, unprepared: bool, check_only:
 
 
 def _server(served: _Served) -> str:
-    """The server answers, has the pool and the deployment, and the store's credentials if in a block."""
+    """Check that the server answers and has the pool, the deployment and the store's credentials block, if any."""
     from importlib.util import find_spec
 
     from prefect.client.orchestration import get_client
@@ -110,7 +110,10 @@ def _server(served: _Served) -> str:
         except ObjectNotFound:
             raise NotReady(f"{url} has no work pool '{pool}'. Write: photon deploy FILE") from None
         if there.type != kind:
-            raise NotReady(f"the work pool '{pool}' is of type {there.type}, and the file says {kind}")
+            raise NotReady(
+                f"the work pool '{pool}' has type {there.type}, but the file says {kind}. "
+                "Correct pool_type in the file, then write: photon deploy FILE"
+            )
         _check_deployed(client, served)
     take_credentials(served.federation)
     package = WORKER_PACKAGES.get(kind)
@@ -120,7 +123,7 @@ def _server(served: _Served) -> str:
 
 
 def _check_deployed(client: Any, served: _Served) -> None:
-    """What the server would have this machine do is what the file here says: above all, in the same folders."""
+    """Check that the server's deployment and this file agree, above all about folders."""
     from prefect.exceptions import ObjectNotFound
 
     site, run = served.site, served.federation.run
@@ -136,17 +139,19 @@ def _check_deployed(client: Any, served: _Served) -> None:
         file = Federation.model_validate(deployment.parameters["federation"])
         there = _Served(file, view_of(file, site) if site else None)
     except (ValueError, KeyError):
-        raise NotReady(f"the deployment '{name}' is of another version. Write: photon deploy FILE") from None
+        raise NotReady(
+            f"the deployment '{name}' was made by another version of Photon. Write: photon deploy FILE"
+        ) from None
     for (key, deployed), (_, here) in zip(_places(there), _places(served), strict=True):
         if deployed != here:
             raise NotReady(
-                f"{key} is {deployed} in the deployed file and {here} in this one; "
-                "write absolute paths that hold at the site, and: photon deploy FILE"
+                f"{key} is {deployed} in the deployed file and {here} in this one. "
+                "Write absolute paths that are valid at the site, then: photon deploy FILE"
             )
 
 
 def _places(served: _Served) -> list[tuple[str, Any]]:
-    """What must mean the same at the server and here."""
+    """Settings that must have the same meaning at the server and here."""
     common = [("store", served.federation.store), ("tokenizer", served.federation.tokenizer)]
     if served.view is None:
         return common
@@ -155,7 +160,7 @@ def _places(served: _Served) -> list[tuple[str, Any]]:
 
 
 def _store(served: _Served) -> str:
-    """The store takes a file where this site writes, and gives up its list of rounds."""
+    """Check that the store accepts a file where this site writes, and lists its rounds."""
     from photon_cli.reach import reachable
 
     run = reachable(served.federation)
@@ -168,28 +173,30 @@ def _store(served: _Served) -> str:
         raise
     except Exception as error:
         raise NotReady(
-            f"{run.store.url} cannot be read and written ({told(error)}); correct its address, "
+            f"{run.store.url} cannot be read and written ({told(error)}). Correct its address, "
             "or the credentials in the environment"
         ) from None
-    with suppress(Exception):  # a site may be allowed to write and not to remove: then it is litter
+    with suppress(Exception):  # a site may have no permission to remove files: `photon gc` removes this one
         run.store.discard(probe)
     return f"{run.store.url}, " + ("no round yet" if latest is None else f"round {latest} is the latest")
 
 
 def _device(view: SiteView) -> str:
-    """The devices that the file asks for. Looked at in a child: CUDA must not be touched here."""
+    """Check that the file's devices exist. A child looks: CUDA must not be initialised in this process."""
     infra, hardware = check_infra(view), view.hardware
     if view.local.device == "cpu":
         return "cpu, as the file says"
     try:
         done = subprocess.run([sys.executable, "-c", GPUS], capture_output=True, timeout=CUDA_SECONDS)
     except subprocess.TimeoutExpired:
-        raise NotReady(f"looking for a GPU took more than {CUDA_SECONDS:.0f} s: its driver hangs") from None
+        raise NotReady(
+            f"looking for a GPU took more than {CUDA_SECONDS:.0f} s: its driver hangs; look at nvidia-smi"
+        ) from None
     found = 0 if done.returncode else int(done.stdout.split()[-1])
     if not found:
         require_gpu(view.local)
         check_processors(view)
-        return "no GPU can be used here: training takes the processors"
+        return "no usable GPU on this machine: training uses the processors"
     check_gpus(view.name, devices := infra.nodes * infra.ranks, found)
     more = found > (hardware.all_devices if hardware else 1)
     write = f"; photon join FILE --site {view.name} --measure prints what to write" if more else ""
@@ -197,21 +204,21 @@ def _device(view: SiteView) -> str:
 
 
 def require_gpu(local: Local) -> None:
-    """Where no GPU can be used: raise NotReady if the file wants one."""
+    """Raise NotReady if the file requires a GPU. For a machine without a usable one."""
     if local.device == "cuda" or local.precision == "amp_bf16":
         said = "device: cuda" if local.device == "cuda" else "precision: amp_bf16, which needs a GPU"
-        raise NotReady(f"the file says local.{said}, and no GPU can be used here; look at nvidia-smi")
+        raise NotReady(f"the file says local.{said}, but this machine has no usable GPU; look at nvidia-smi")
 
 
 def _data(view: SiteView, unprepared: bool) -> str:
-    """The site's shards are prepared, or can be."""
+    """Check that the site's shards are prepared, or can be."""
     from photon_core.data.shards import available
 
     check_overlap(view.federation, [view.name])
     manifest = available(view)
     if manifest is None and unprepared:
         check_paths(view.federation, [view.name])
-        return "not prepared yet; the text is there"
+        return "not prepared yet; the text exists"
     if manifest is None:
         write = f"photon prepare FILE --site {view.name}"
         raise DataError(f"not prepared yet. Write: {write} (or join with --unprepared)")
@@ -219,13 +226,13 @@ def _data(view: SiteView, unprepared: bool) -> str:
 
 
 def _become_worker(served: _Served) -> NoReturn:
-    """Replace this process: the worker gets every signal, and its end is this command's end."""
+    """Replace this process: the worker gets every signal, and this command ends with it."""
     federation, pool, kind = served.federation, served.pool, served.kind
     name = f"photon-{federation.run}-{served.site or 'coordinator'}"
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind, "--name", name]
     heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}"}
-    # every flow run is a process of its own: they share one fork server, which has imported composer once
+    # each flow run has its own process: all share one fork server, which imports composer once
     shared = serve_beside(PRELOAD) if kind == "process" and served.view is not None else {}
     sys.stdout.flush()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's background job ignores it, and Prefect ends by it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's background job ignores it, but Prefect ends by it
     os.execve(sys.executable, command, {**WORKER, **os.environ, **heartbeat, **shared, "PATH": WORKER["PATH"]})

@@ -1,4 +1,4 @@
-"""photon: the command line. Light on purpose: what a command needs is imported when it runs."""
+"""photon: the command line. It stays light: a command's imports happen when it runs."""
 
 import os
 import sys
@@ -26,14 +26,14 @@ app = typer.Typer(
 )
 File = Annotated[Path, typer.Argument(metavar="FILE", help="the federation file")]
 HERE = Path("federation.yaml")
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only results and errors")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print results and errors only, no progress")]
 
 
 def _sites(context: typer.Context, incomplete: str) -> list[str]:
-    """The sites of the file, for the shell's completion of --site."""
+    """Names of the file's sites, for the shell's completion of --site."""
     import yaml
 
-    # an option without its value yet stops the parser: FILE is then among what is left over
+    # an option that has no value yet stops the parser: FILE is then among the remaining arguments
     named = [*context.args, str(context.params.get("file") or "")]
     file = next((name for name in named if name.endswith((".yaml", ".yml"))), HERE)
     try:
@@ -60,7 +60,7 @@ def options(
 
 
 def _federation(file: Path) -> "Federation":
-    """The file, checked; its store has answered, and let us in."""
+    """The file, checked. Its store has answered and granted access."""
     from photon_cli.prefect.credentials import take_credentials
     from photon_cli.reach import reachable
     from schemas.reading.load import check_store, load_federation
@@ -74,8 +74,8 @@ def _federation(file: Path) -> "Federation":
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--to", help="where the demo keeps everything")] = Path("photon-demo"),
-    rounds: Annotated[int, typer.Option(min=1, help="rounds in all")] = 5,
+    folder: Annotated[Path, typer.Option("--to", help="folder of the demo")] = Path("photon-demo"),
+    rounds: Annotated[int, typer.Option(min=1, help="total number of rounds")] = 5,
     quiet: Quiet = False,
 ) -> None:
     """Train a small model with four sites on this machine, on text that comes with Python."""
@@ -88,7 +88,8 @@ def demo(
 def prepare(
     file: File = HERE,
     site: Annotated[
-        list[str] | None, typer.Option("--site", "-s", help="only this site (repeatable)", autocompletion=_sites)
+        list[str] | None,
+        typer.Option("--site", "-s", help="prepare this site only (repeatable)", autocompletion=_sites),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -105,10 +106,12 @@ def prepare(
 @app.command()
 def run(
     file: File = HERE,
-    rounds: Annotated[int | None, typer.Option("--rounds", "-n", min=1, help="at most so many rounds now")] = None,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", "-n", min=1, help="stop after N rounds", metavar="N")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run rounds here, with an embedded Prefect server, until the file's count is reached."""
+    """Run rounds on this machine, with an embedded Prefect server, until the file's count is reached."""
     from photon_cli.run import run_embedded
 
     run_embedded(_federation(file), file, rounds, quiet)
@@ -116,13 +119,15 @@ def run(
 
 @app.command()
 def rerun(
-    t: Annotated[int, typer.Option("--round", "-r", min=1, help="a round that is not committed yet")],
-    site: Annotated[str, typer.Option("--site", "-s", help="the site", autocompletion=_sites)],
+    t: Annotated[int, typer.Option("--round", "-r", min=1, help="number of a round that is not committed yet")],
+    site: Annotated[str, typer.Option("--site", "-s", help="name of the site", autocompletion=_sites)],
     file: File = HERE,
-    force: Annotated[bool, typer.Option("--force", help="a new attempt, although an update is committed")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="start a new attempt even if an update is committed")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Have one site train again for a round that is not aggregated yet."""
+    """Repeat one site's training for a round that is not aggregated yet."""
     from photon_cli.rerun import rerun as again
 
     again(_federation(file), file, t, site, force, quiet)
@@ -130,11 +135,11 @@ def rerun(
 
 @app.command()
 def rollback(
-    to: Annotated[int, typer.Option("--to", min=0, help="a committed round before the latest")],
+    to: Annotated[int, typer.Option("--to", min=0, help="number of a committed round before the latest")],
     file: File = HERE,
-    reason: Annotated[str, typer.Option("--reason", help="why, for the round's manifest and the report")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="reason, for the round's manifest and the report")] = "",
 ) -> None:
-    """Go back to an earlier round: the next one starts from its model. Nothing is removed."""
+    """Roll back to an earlier round: the next round starts from its model. Nothing is removed."""
     from photon_cli.rollback import rollback as back
 
     back(_federation(file), file, to, reason)
@@ -143,8 +148,12 @@ def rollback(
 @app.command()
 def status(
     file: File = HERE,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="again and again, until the last round")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="for scripts; with --watch an object a line")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="refresh until the last round is committed")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print JSON for scripts; with --watch, one object per line")
+    ] = False,
 ) -> None:
     """Show the run's rounds, what every site is doing now, and the time left."""
     from photon_cli.status import show_status
@@ -155,27 +164,31 @@ def status(
 @app.command()
 def gc(
     file: File = HERE,
-    last: Annotated[int, typer.Option("--keep-last", min=1, help="newest rounds that are kept whole")] = 3,
-    every: Annotated[int | None, typer.Option("--keep-every", min=1, help="also keep every M-th round")] = None,
-    litter: Annotated[
-        str, typer.Option("--litter-age", help="age from which files that no manifest names are removed: 12h, 1d")
+    last: Annotated[
+        int, typer.Option("--keep-last", min=1, help="keep the newest N rounds whole", metavar="N")
+    ] = 3,
+    every: Annotated[
+        int | None, typer.Option("--keep-every", min=1, help="also keep every M-th round", metavar="M")
+    ] = None,
+    orphan_age: Annotated[
+        str, typer.Option("--litter-age", help="remove unreferenced files older than this, such as 12h or 1d")
     ] = "1d",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print what would be removed")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would be removed")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove the tensors of old rounds and unreferenced files from the store; all manifests stay."""
+    """Remove the tensors of old rounds and unreferenced files from the store. All manifests are kept."""
     from photon_cli.gc import collect
 
-    collect(_federation(file), last, every, litter, dry_run, quiet)
+    collect(_federation(file), last, every, orphan_age, dry_run, quiet)
 
 
 @app.command()
 def report(
     file: File = HERE,
-    to: Annotated[Path | None, typer.Option("--to", help="the page; <run>-report.html if left out")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="HTML file; default: <run>-report.html")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write one HTML page about the run: curves, timelines, traffic, what went wrong, how to make it again."""
+    """Write one HTML page about the run: curves, timelines, traffic, problems, and how to reproduce it."""
     from photon_cli.report import report as write
 
     write(_federation(file), to, quiet)
@@ -184,10 +197,10 @@ def report(
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="federation files, or <store>/<run>")],
-    to: Annotated[Path | None, typer.Option("--to", help="a page with the curves")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="HTML file for a page with the curves")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show how runs differ, in their federation files and in what came of them."""
+    """Show how runs differ, in their federation files and in their results."""
     from photon_cli.compare import compare as side_by_side
 
     side_by_side(runs, to, quiet)
@@ -196,20 +209,22 @@ def compare(
 @app.command()
 def deploy(
     file: File = HERE,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="remove what the file no longer has")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would change")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="remove from the server what the file no longer contains")
+    ] = False,
     as_yaml: Annotated[
-        bool, typer.Option("--yaml", help="only print a prefect.yaml, for `prefect deploy --all`; needs no server")
+        bool, typer.Option("--yaml", help="only print a prefect.yaml for `prefect deploy --all`; needs no server")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Put the federation on the Prefect server of PREFECT_API_URL: pools, deployments, schedule, automations."""
+    """Register pools, deployments, schedule and automations on the Prefect server of PREFECT_API_URL."""
     from photon_cli.deploy import deploy as put
     from photon_cli.deploy import print_prefect_yaml
     from schemas.reading.load import check_store, load_federation
 
     if as_yaml and (dry_run or prune):
-        raise typer.BadParameter("--yaml asks no server; write it without --dry-run and --prune")
+        raise typer.BadParameter("--yaml needs no server; write it without --dry-run and --prune")
     federation = load_federation(file)
     check_store(federation, file)
     if as_yaml:
@@ -222,13 +237,15 @@ def deploy(
 def join(
     file: File = HERE,
     site: Annotated[
-        str | None, typer.Option("--site", "-s", help="the site that this machine is", autocompletion=_sites)
+        str | None, typer.Option("--site", "-s", help="name of this machine's site", autocompletion=_sites)
     ] = None,
-    coordinator: Annotated[bool, typer.Option("--coordinator", help="serve the rounds themselves")] = False,
-    unprepared: Annotated[bool, typer.Option("--unprepared", help="join before the data are prepared")] = False,
-    check: Annotated[bool, typer.Option("--check", help="only look whether everything is there")] = False,
+    coordinator: Annotated[
+        bool, typer.Option("--coordinator", help="run the coordinator of the rounds on this machine")
+    ] = False,
+    unprepared: Annotated[bool, typer.Option("--unprepared", help="join before the data is prepared")] = False,
+    check: Annotated[bool, typer.Option("--check", help="only check server, store, device and data")] = False,
     measured: Annotated[
-        bool, typer.Option("--measure", help="only print the site's hardware and link, for the file")
+        bool, typer.Option("--measure", help="only measure the site's hardware and link and print them as YAML")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -240,7 +257,7 @@ def join(
         raise typer.BadParameter("write --site NAME, or --coordinator")
     if measured:
         if site is None:
-            raise typer.BadParameter("--measure is for a site; write --site NAME")
+            raise typer.BadParameter("--measure measures a site; write --site NAME")
         from photon_cli.measure import measure
         from schemas.view import view_of
 
@@ -251,18 +268,18 @@ def join(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def server(context: typer.Context) -> None:
-    """Start a Prefect server for several sites, with the options of `prefect server start`; for others than this
-    machine only with a password."""
+    """Start a Prefect server for several sites, with the options of `prefect server start`. It needs a password
+    unless it listens on this machine only."""
     os.execv(sys.executable, [sys.executable, "-m", "photon_cli.prefect.server", *context.args])
 
 
 @app.command()
 def plan(
     file: File = HERE,
-    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
-    to: Annotated[Path | None, typer.Option("--to", help="a page (.html) or a picture (.svg), too")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON for scripts")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="also write a page (.html) or a picture (.svg)")] = None,
 ) -> None:
-    """Predict memory, time and bytes from the file, and from the rounds so far where there are any."""
+    """Predict memory, time and bytes from the file and from the rounds committed so far."""
     from photon_cli.plan import show_plan
     from schemas.reading.load import check_store, load_federation
 
@@ -273,9 +290,11 @@ def plan(
 
 @app.command()
 def export(
-    to: Annotated[Path, typer.Option("--to", help="a new folder")],
+    to: Annotated[Path, typer.Option("--to", help="new folder for the model")],
     file: File = HERE,
-    t: Annotated[int | None, typer.Option("--round", "-r", min=0, help="the last one if left out")] = None,
+    t: Annotated[
+        int | None, typer.Option("--round", "-r", min=0, help="number of a committed round; default: the latest")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a round's model as a folder that Hugging Face's transformers loads."""
@@ -288,13 +307,17 @@ def export(
 def generate(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="text that the model continues")],
     file: File = HERE,
-    t: Annotated[int | None, typer.Option("--round", "-r", min=0, help="the last one if left out")] = None,
-    tokens: Annotated[
-        int | None, typer.Option(min=1, help="most tokens to add; 100, or what fits the model, if left out")
+    t: Annotated[
+        int | None, typer.Option("--round", "-r", min=0, help="number of a committed round; default: the latest")
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="draw from the k likeliest tokens only; 0 for all")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="of the drawing")] = 17,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="maximum number of new tokens; default: 100, or fewer if no more fit")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="sampling temperature; 0 always takes the most likely token")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="sample from the k most likely tokens only; 0 means all")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the sampling")] = 17,
 ) -> None:
     """Print text from a round's model."""
     from photon_cli.export import generate as speak
@@ -313,13 +336,13 @@ def main() -> None:
         text = str(error)
         typer.echo(f"photon: {printable(text, len(text), lines=True)}", err=True)
         sys.exit(_exit_code(error))
-    except OSError as error:  # a disk that is full, a folder that may not be written
+    except OSError as error:  # a full disk, a folder without write permission
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"photon: {where}{cause(error) if foreign(error) else error.strerror or error}", err=True)
         sys.exit(1)
     except SystemExit as ended:
-        if ended.code == EXIT_INTERRUPTED:  # Typer's, in the place of KeyboardInterrupt
-            typer.echo("photon: interrupted; the same command continues where this one stopped", err=True)
+        if ended.code == EXIT_INTERRUPTED:  # Typer raises it in place of KeyboardInterrupt
+            typer.echo("photon: interrupted. To continue from here, run the same command again", err=True)
         raise
 
 

@@ -1,4 +1,4 @@
-"""photon join --measure: what this machine and its link do, as YAML to paste into the federation file."""
+"""photon join --measure: speed of this machine and its link, as YAML to paste into the federation file."""
 
 import sys
 from collections import Counter
@@ -17,16 +17,16 @@ from photon_core.model.cost import peak_tflops
 from schemas.sections.hardware import Hardware, Link
 from schemas.view import SiteView
 
-STORE_SECONDS = 120.0  # for 10 s each way, and for importing what an object store needs
+STORE_SECONDS = 120.0  # for 10 s each way, and for importing the object store's client
 
 
 def measure(view: SiteView, quiet: bool) -> None:
     """Measure devices and link, and print the site's `hardware` and `link`.
 
     Raises:
-        NotReady: the file wants a GPU, and none can be used.
-        ChildFailed: a GPU that is there cannot be used, or hangs.
-        StoreUnavailable, StoreRefused: the store does not take the probe.
+        NotReady: the file requires a GPU, and this machine has no usable one.
+        ChildFailed: an installed GPU cannot be used, or hangs.
+        StoreUnavailable, StoreRefused: the store does not accept the probe.
     """
     _say("measuring the devices", quiet)
     devices = in_child(measure_devices, CUDA_SECONDS, view.local)
@@ -40,7 +40,7 @@ def measure(view: SiteView, quiet: bool) -> None:
 
 
 def declaration(view: SiteView, devices: Devices, up: Transfer, down: Transfer) -> str:
-    """A site's `hardware` and `link` as they stand in the file, how each number was found, and what follows."""
+    """A site's `hardware` and `link` in the file's format, how each number was measured, and what follows."""
     hardware, link = _hardware(devices), _link(view.federation.store, up, down)
     text = f"    hardware:\n{hardware}    link:\n{link}"
     found = yaml.safe_load(text)
@@ -51,7 +51,7 @@ def declaration(view: SiteView, devices: Devices, up: Transfer, down: Transfer) 
         said = f"then it trains with {check_infra(replace(view, section=here))}"
     except FederationError as error:
         said = f"then it is refused: {error}"
-    return f"# of the site {view.name}, in the place of its own hardware and link\n{text}# {said}"
+    return f"# For the site {view.name}; replace its hardware and link, if any, with these lines\n{text}# {said}"
 
 
 def _hardware(devices: Devices) -> str:
@@ -63,16 +63,16 @@ def _hardware(devices: Devices) -> str:
     product = f"a product of {devices.size} x {devices.size} {devices.dtype} matrices reached"
     reached = _plain(devices.reached / 1e12)
     if len(known) == len(peaks) and known:
-        tflops = f"{_plain(min(known))}  # its maker's peak; {product} {reached}"
+        tflops = f"{_plain(min(known))}  # the vendor's peak; {product} {reached}"
     else:
-        tflops = f"{reached}  # what {product}; the peak is not known here"
+        tflops = f"{reached}  # {product} this; the vendor's peak is unknown"
     several = len(devices.gpus) > 1
-    kinds = kinds or f"the processors together, {devices.processors}; no GPU is used"
-    memory = "of the smallest, in 10^9 bytes" if several else "in 10^9 bytes"
+    kinds = kinds or f"all {devices.processors} processors together; no GPU is used"
+    memory = "in 10^9 bytes, of the smallest device" if several else "in 10^9 bytes"
     return "".join(
         f"      {line}\n"
         for line in (
-            "nodes: 1  # machines apart are sites of their own",
+            "nodes: 1  # each separate machine is its own site",
             f"devices: {len(devices.gpus) or 1}  # {kinds}",
             f"tflops: {tflops}" + (", on the slowest" if several else ""),
             f"memory_gb: {_plain(devices.memory // 10**8 / 10)}  # {memory}",
@@ -82,15 +82,15 @@ def _hardware(devices: Devices) -> str:
 
 def _link(store: str, up: Transfer, down: Transfer) -> str:
     """The lines of `link`."""
-    to = store if "://" in store else f"{store}, a folder: with what its file system keeps in memory"
+    to = store if "://" in store else f"{store}, a folder: includes its file system's cache in memory"
     return (
         f"      up: {_plain(up.gigabits)}  # Gbit/s: {amount(up.size)} in {duration(up.seconds)} to {to}\n"
-        f"      down: {_plain(down.gigabits)}  # {amount(down.size)} of it back in {duration(down.seconds)}\n"
+        f"      down: {_plain(down.gigabits)}  # Gbit/s: {amount(down.size)} back in {duration(down.seconds)}\n"
     )
 
 
 def _plain(number: float) -> str:
-    """Four digits, and no exponent, which YAML would take for text."""
+    """A number with four digits and no exponent, which YAML would read as text."""
     return f"{Decimal(f'{number:.4g}'):f}"
 
 

@@ -1,4 +1,4 @@
-"""Pages that a command writes where the user says: over an older one of ours, never over anything else."""
+"""Pages that a command writes to a file of the user's choice. Only an older page of Photon is overwritten."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,7 @@ from schemas.federation import Federation
 from schemas.reading.places import local_path
 from schemas.sections.overlap import check_target
 
-HEAD = 4096  # bytes of a page, in which one of these stands
+HEAD = 4096  # first bytes of a page, which contain one of these marks
 OURS = (
     b"default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     b"<title>Plan of ",
@@ -18,39 +18,39 @@ OURS = (
 
 
 def check_page(target: Path, federations: Iterable[Federation], option: str = "--to") -> None:
-    """Refuse, before any work, a place where a page may not be written.
+    """Refuse, before any work, a target where no page may be written.
 
     Raises:
-        FederationError: it is in the way of what the federation files name, a folder, or a file that is no page of
-            ours.
+        FederationError: the target overlaps with paths of the federation files, is a folder, or is a file that is
+            not a page of Photon.
     """
     for federation in federations:
         check_target(federation, option, target)
     if target.is_dir():
-        raise FederationError(f"{option} {target}: is a folder; write the name of a file in it")
+        raise FederationError(f"{option} {target}: is a folder; write the name of a file")
     if target.is_file():
         with target.open("rb") as file:
             head = file.read(HEAD)
         if head and not any(mark in head for mark in OURS):
             raise FederationError(
-                f"{option} {target}: is a file that photon did not write, and it stays; write another name"
+                f"{option} {target}: is a file that photon did not write, so it is kept; write another name"
             )
 
 
 def check_beside(target: Path, runs: Iterable[str]) -> None:
-    """Refuse a page in the folder of one of these runs, <store>/<run>.
+    """Refuse a page inside the store of one of these runs, <store>/<run>.
 
     Raises:
-        FederationError: naming it.
+        FederationError: the page is in the store of the named run.
     """
     for run in runs:
         store = local_path(run)
         if store is not None and target.resolve().is_relative_to(store.resolve().parent):
-            raise FederationError(f"--to {target}: lies in the store of {run}; write another place")
+            raise FederationError(f"--to {target}: is inside the store of {run}; write a path outside it")
 
 
 def write_page(target: Path, content: str) -> None:
-    """Put a page there, whole or not at all; a device, such as /dev/stdout, gets it as it is."""
+    """Write a page, whole or not at all. A device such as /dev/stdout gets it directly."""
     make_folder(target.parent)
     if target.exists() and not target.is_file():
         target.write_text(content, "utf-8")

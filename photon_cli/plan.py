@@ -1,4 +1,4 @@
-"""photon plan: memory, time and bytes before they are spent, and against what the rounds so far have taken."""
+"""photon plan: predicted memory, time and bytes, compared with the committed rounds."""
 
 import json
 import sys
@@ -42,14 +42,14 @@ svg{{max-width:100%;height:auto}} pre{{overflow-x:auto}}</style></head>
 
 
 def show_plan(federation: Federation, file: Path, as_json: bool, to: Path | None) -> None:
-    """Print the plan of a federation file; write it as a page or a picture, too, where asked for.
+    """Print the plan of a federation file. With `to`, also write it as a page or a picture.
 
     Raises:
-        FederationError: the run was begun with another recipe, the file's ending is neither .svg nor .html, it may
-            not be written there, there is no time to draw, or a site cannot train as its hardware makes it.
+        FederationError: the run began with another recipe, the name of `to` ends in neither .svg nor .html, `to`
+            may not be written, there is no time to draw, or a site cannot train with its hardware.
     """
     if to is not None and to.suffix not in ENDINGS:
-        raise FederationError(f"--to {to}: write a file that ends in .svg or .html")
+        raise FederationError(f"--to {to}: write a file name that ends in .svg or .html")
     if to is not None:
         check_page(to, [federation])
     check_members(federation)
@@ -66,12 +66,12 @@ def show_plan(federation: Federation, file: Path, as_json: bool, to: Path | None
         _print(console, federation, now, predictions, rounds, measured)
     if to is not None:
         if now.round_seconds is None:
-            raise FederationError(f"--to {to}: there is no time to draw; {_remedy(now)}")
+            raise FederationError(f"--to {to}: no predicted time to draw; {_remedy(now)}")
         _write(federation, now, predictions, rounds, measured, to)
 
 
 def _committed(federation: Federation) -> list[RoundManifest]:
-    """The rounds so far; none, with a word about it, while there is no store to ask: a plan comes first."""
+    """Committed rounds. None, with a message, if the store is unreachable: a plan comes before the store."""
     try:
         take_credentials(federation)
         run = reachable(federation)
@@ -106,7 +106,7 @@ def _print(
         if site.infra:
             console.print(Text.assemble((site.name, "bold"), f" trains with {site.infra}"))
         if site.fits is False and site.micro_batch:
-            room = f" has no room for {site.micro_batch} sequences at once; write micro_batch: auto"
+            room = f" has no memory for {site.micro_batch} sequences at once; write micro_batch: auto"
             console.print(Text.assemble((site.name, "bold"), room, style="red"))
     console.print(_totals(now))
     advised = best(predictions)
@@ -119,7 +119,7 @@ def _print(
 
 
 def _how(federation: Federation) -> str:
-    """Both optimizers: what a file gets that says little, too."""
+    """Both optimizers with their main settings, including defaults."""
     local, server = federation.local.optimizer, federation.server
     matrices = f", matrix_lr {local.matrix_lr:g}" if local.name == "muon" else ""
     momentum = f", momentum {server.momentum:g}" if server.momentum else ""
@@ -130,7 +130,7 @@ def _how(federation: Federation) -> str:
 
 
 def _sites(now: Prediction) -> Table:
-    names = ("site", "memory", "micro-batch", "step", "train", "download", "upload", "in all", "waits")
+    names = ("site", "memory", "micro-batch", "step", "train", "download", "upload", "total", "waits")
     table = Table(*names, header_style="bold", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -171,7 +171,7 @@ def _totals(now: Prediction) -> Table:
 
 
 def _curve(predictions: list[Prediction], now: Prediction, advised: Prediction | None) -> Table:
-    """Time against local steps, as bars."""
+    """A bar per number of local steps: predicted time of the run."""
     table = Table("local steps", "rounds", "whole run", "", header_style="bold", box=None, pad_edge=False)
     table.title, table.title_justify, table.title_style = "\nTime against local steps a round", "left", "bold"
     for column in table.columns[:3]:

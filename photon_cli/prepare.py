@@ -1,4 +1,4 @@
-"""photon prepare: a site's text becomes validated shards, here, without a server."""
+"""photon prepare: turn a site's text into validated shards, on this machine, without a server."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def prepare_sites(federation: Federation, file: Path, sites: list[str] | None, q
 
     Raises:
         FederationError: there is no such site, or a source is missing.
-        DataError: text that cannot be read, or that an expectation refuses.
+        DataError: text cannot be read, or does not meet an expectation.
     """
     for site in sites or []:
         view_of(federation, site)
@@ -26,7 +26,7 @@ def prepare_sites(federation: Federation, file: Path, sites: list[str] | None, q
 
 
 def prepare_with(show: Display, view: SiteView) -> None:
-    """Prepare one site and say what came of it."""
+    """Prepare one site and print a summary."""
     site = view.name
 
     def progress(step: str, done: int, total: int) -> None:
@@ -41,4 +41,4 @@ def prepare_with(show: Display, view: SiteView) -> None:
         f"({view.data_dir})"
     )
     if view.section.data_tokens != manifest.train_tokens:
-        show.say(f"{site}: for the federation file, at this site: data_tokens: {manifest.train_tokens}")
+        show.say(f"{site}: write in the federation file, at this site: data_tokens: {manifest.train_tokens}")

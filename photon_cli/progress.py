@@ -25,11 +25,11 @@ from photon_core.run.history import remarks
 from photon_core.run.run import Run
 from schemas.manifests import RoundManifest
 
-PLAIN_SECONDS = 10.0  # between two lines about the same site's training
+PLAIN_SECONDS = 10.0  # between two lines about one site's training
 
 
 class Display(Protocol):
-    """What a command says while it works."""
+    """Output of a command while it works."""
 
     def say(self, text: str) -> None: ...
     def activity(self, name: str, text: str, done: int = 0, total: int | None = None) -> None: ...
@@ -37,7 +37,7 @@ class Display(Protocol):
 
 
 class Bars:
-    """One bar an activity; what is done and said scrolls above them."""
+    """One bar per activity. Messages scroll above the bars."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._bars = progress, dict[str, TaskID]()
@@ -61,7 +61,7 @@ class Bars:
 
 
 class Lines:
-    """A line whenever an activity changes its kind, and every few seconds while it counts."""
+    """A line when an activity starts to count or to wait, and every few seconds while it counts."""
 
     def __init__(self) -> None:
         self._printed: dict[str, tuple[bool, float]] = {}
@@ -79,7 +79,7 @@ class Lines:
             self._print(f"{name}: {text}{count}")
 
     def _left(self, name: str, done: int, total: int, now: float) -> str:
-        """The time left at the pace since the first count, where there is one."""
+        """Remaining time at the pace since the first count; empty without a pace."""
         first, began = self._began.setdefault(name, (done, now))
         if done < first:  # another activity of the same name
             self._began[name] = (done, now)
@@ -95,7 +95,7 @@ class Lines:
     def _print(line: str) -> None:
         print(
             f"{printable(line, len(line), lines=True)}\n", end="", flush=True
-        )  # in one piece: sites report from threads of their own
+        )  # in one call: each site reports from its own thread
 
 
 class Silence:
@@ -111,7 +111,7 @@ class Silence:
 
 @contextmanager
 def display(quiet: bool) -> Iterator[Display]:
-    """The display that fits where the output goes."""
+    """The display for standard output: bars on a terminal, lines elsewhere."""
     if quiet:
         yield Silence()
     elif not sys.stdout.isatty():
@@ -132,7 +132,7 @@ def display(quiet: bool) -> Iterator[Display]:
 
 
 def follow(show: Display, run: Run, rounds: int) -> Listener:
-    """A listener that shows a run of `rounds` rounds."""
+    """A listener that shows the progress of a run of `rounds` rounds."""
 
     took: list[float] = []
 
@@ -160,7 +160,7 @@ def follow(show: Display, run: Run, rounds: int) -> Listener:
 
 
 def round_line(manifest: RoundManifest, rounds: int) -> str:
-    """One line about a committed round, and one for each thing out of the ordinary."""
+    """One line about a committed round, and one for each remark."""
     if manifest.kind != "train":
         return "; ".join(remarks(manifest))
     sent = sum(update.bytes for update in manifest.updates.values())

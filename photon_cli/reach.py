@@ -1,4 +1,4 @@
-"""A store that is elsewhere is asked once before any work: nobody waits two minutes for a wrong address."""
+"""A remote store is checked before any work, with a short timeout, so that a wrong address is reported soon."""
 
 from photon_core.errors import StoreUnavailable
 from photon_core.run.paths import Place, PlaceKind
@@ -6,16 +6,16 @@ from photon_core.run.run import Run, run_of
 from photon_core.store.store import Store
 from schemas.federation import Federation
 
-SECONDS = 15.0  # for an answer; what goes on under way is more patient
+SECONDS = 15.0  # timeout of this check; calls during a run retry for longer
 
 
 def reachable(federation: Federation) -> Run:
     """The federation's run, in a store that has answered.
 
     Raises:
-        StoreUnavailable: it does not answer.
-        StoreRefused: it does not let us in.
-        FederationError: its URL is of no kind that there is.
+        StoreUnavailable: the store does not answer.
+        StoreRefused: the store denies access.
+        FederationError: the store's URL has an unknown scheme.
     """
     run = run_of(federation)
     if not run.store.is_local:
@@ -24,6 +24,6 @@ def reachable(federation: Federation) -> Run:
             store.exists(Place(PlaceKind.RUN_JSON, run.run).path)
         except StoreUnavailable as error:
             raise StoreUnavailable(
-                f"{error}; if it was never there, correct store and storage.endpoint_url"
+                f"{error}. If the address is wrong, correct store and storage.endpoint_url"
             ) from None
     return run

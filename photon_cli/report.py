@@ -10,12 +10,12 @@ from schemas.federation import Federation
 
 
 def report(federation: Federation, to: Path | None, quiet: bool) -> None:
-    """Write the page, and say where it is.
+    """Write the page and print its path.
 
     Args:
-        federation: the federation file.
-        to: the page's file, over an older page; <run>-report.html in the current folder if None.
-        quiet: say nothing.
+        federation: federation file.
+        to: file of the page, which may replace an older page; <run>-report.html in the current folder if None.
+        quiet: flag: print nothing.
 
     Raises:
         FederationError: the page may not be written there.

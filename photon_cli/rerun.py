@@ -1,4 +1,4 @@
-"""photon rerun: one site trains again for a round that is not aggregated yet."""
+"""photon rerun: repeat one site's training for a round that is not aggregated yet."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from schemas.view import SiteView, view_of
 
 
 def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, quiet: bool) -> None:
-    """Where PREFECT_API_URL names a server, through the deployment there; else here, embedded.
+    """Rerun through the deployment on the server of PREFECT_API_URL, if it is set; else embedded, here.
 
     Raises:
-        FederationError: there is no such site, or round, or the round does not ask for the site.
-        StoreConflict: round t is committed, or was before the update came.
-        PhotonError: the rerun failed, and why.
+        FederationError: the site or round does not exist, or the round did not sample the site.
+        StoreConflict: round t is committed, or was committed before the update arrived.
+        PhotonError: the rerun failed; the message has the reason.
     """
     import os
 
@@ -27,7 +27,10 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
     view = view_of(as_born(run, federation), site)
     attempt = next_attempt(run, t, site) if force else 1
     if (done := is_done(run, view, t, attempt)) is not None:
-        print(f"{site} has committed its update for round {t} (attempt {done.attempt}). To train again: --force")
+        print(
+            f"{site} has already committed its update for round {t} (attempt {done.attempt}). "
+            "To train again, add --force"
+        )
         return
     if os.environ.get("PREFECT_API_URL"):
         _deployed(view, t, force)
@@ -36,7 +39,7 @@ def rerun(federation: Federation, file: Path, t: int, site: str, force: bool, qu
     update = is_done(run, view, t, attempt)
     if update is None:
         why = superseded(run, view, t)
-        deployed = f": {why}. If the file here is not the deployed one, write: photon deploy" if why else ""
+        deployed = f": {why}. If this file differs from the deployed one, write: photon deploy FILE" if why else ""
         raise PhotonError(f"site '{site}', round {t}: no update was committed{deployed}")
     check_in_time(run, update)
     print(f"{site}: attempt {update.attempt} for round {t} is committed, {update.tokens:,} tokens")
@@ -56,7 +59,7 @@ def _deployed(view: SiteView, t: int, force: bool) -> None:
         except ObjectNotFound:
             raise NotReady(f"{url} has no deployment '{name}'. Write: photon deploy FILE") from None
     if not flow_run.state.is_completed():
-        why = flow_run.state.message or f"not done after {deadline:g} s"
+        why = flow_run.state.message or f"not finished after {deadline:g} s"
         raise PhotonError(f"rerun of site '{view.name}' for round {t}: {flow_run.state.name}: {why}")
 
 

@@ -1,4 +1,4 @@
-"""photon rollback: the run goes back to an earlier round. Needs the store alone: no server, no torch."""
+"""photon rollback: return the run to an earlier round. Needs the store only, neither server nor torch."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from schemas.manifests import RoundManifest
 
 
 def rollback(federation: Federation, file: Path, to: int, reason: str) -> None:
-    """Commit it and say what comes next.
+    """Commit the rollback and print what comes next.
 
     Raises:
         FederationError: there is no such run or round.
@@ -25,13 +25,13 @@ def rollback(federation: Federation, file: Path, to: int, reason: str) -> None:
         _track(federation, manifest)
     left = rounds_left(federation, manifest)
     if federation.parent is None:
-        print(f"{progress(federation, left)} are left: photon run {file}")
+        print(f"{progress(federation, left)} are left. To continue, write: photon run {file}")
     else:
-        print(f"the next round of run '{federation.parent.run}' goes on from there")
+        print(f"the next round of run '{federation.parent.run}' continues from there")
 
 
 def _track(federation: Federation, manifest: RoundManifest) -> None:
-    """Tell the trackers. One that is away costs its entry, not the rollback."""
+    """Log the rollback to the trackers. An unreachable tracker loses its entry; the rollback stays valid."""
     from tasks.runtime import log_round, runtime
 
     try:

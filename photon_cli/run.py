@@ -1,4 +1,4 @@
-"""photon run: the flows on this machine, with a Prefect server of their own that ends with them."""
+"""photon run: the flows on this machine, with an embedded Prefect server that ends with them."""
 
 import logging
 import signal
@@ -40,11 +40,11 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
     """Run rounds until the count is reached, then print the table.
 
     Raises:
-        FederationError, DataError: something is wrong or not prepared; nothing was started. What the file has
-            wrong comes before what takes work to prepare.
-        PhotonError: as the run failed; what was committed stands.
+        FederationError, DataError: something is wrong or not prepared; nothing was started. Errors of the file
+            come before data that is not prepared, which takes work to fix.
+        PhotonError: the run failed; what was committed is kept.
     """
-    check_paths(federation, sites=[], file=file)  # raw text may be gone once it is prepared
+    check_paths(federation, sites=[], file=file)  # raw text may be removed once it is prepared
     check_overlap(federation)
     birth, latest = run_of(federation).birth(), newest(run_of(federation))
     if birth is not None:
@@ -52,11 +52,9 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
         check_recipe(birth, federation)
     if birth is not None and latest is not None and not rounds_left(federation, latest):
         show_result(federation, file)
-        print(f"all {latest.place} rounds are committed; to go on, raise rounds.count in {file}")
+        print(f"all {latest.place} rounds are committed. To continue, raise rounds.count in {file}")
         if federation.local.schedule.name == "cosine":
-            print(
-                "the learning rate stays where its schedule has ended, unless local.schedule.total_steps says more"
-            )
+            print("the learning rate stays at its final value, unless local.schedule.total_steps is larger")
         return
     check_members(federation)
     check_trackers(federation)
@@ -69,14 +67,14 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
 
 
 def check_prepared(federation: Federation, file: Path) -> None:
-    """Refuse to start before the shards of every site that takes part are there."""
+    """Refuse to start before the shards of every active site are prepared."""
     missing = [view.name for view in active_views(federation) if available(view) is None]
     if missing:
         raise DataError(f"not prepared yet: {', '.join(missing)}. Write: photon prepare {file}")
 
 
 def run_flow(federation: Federation, file: Path, rounds: int | None, show: Display, *listeners: Listener) -> None:
-    """Rounds, embedded; the listeners hear of every event."""
+    """Run rounds embedded. The listeners get every event."""
     with embedded(federation, file, show, *listeners):
         from flows.federated_run import federated_run
 
@@ -85,7 +83,7 @@ def run_flow(federation: Federation, file: Path, rounds: int | None, show: Displ
 
 @contextmanager
 def embedded(federation: Federation, file: Path, show: Display, *listeners: Listener) -> Iterator["Runtime"]:
-    """A Prefect server and a fork server of our own, started side by side, and gone at the end of the block."""
+    """An embedded Prefect server and a fork server. They start in parallel and end with the block."""
     from tasks.runtime import runtime
 
     run = run_of(federation)
@@ -102,18 +100,18 @@ def embedded(federation: Federation, file: Path, show: Display, *listeners: List
 
             server.wait()
             show.finish(SERVER)
-            # nobody looks for zombies of an embedded run, and joining the heartbeat thread costs a second a flow
+            # no automation looks for zombies of an embedded run, and joining the heartbeat thread costs 1 s a flow
             with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
                 yield process
         finally:
             process.shutdown()
             with suppress(Exception):
                 flush()
-            logging.raiseExceptions = False  # what is logged from here on has no server to go to
+            logging.raiseExceptions = False  # from here on, no server takes log records
 
 
 def show_result(federation: Federation, file: Path) -> None:
-    """The table of all rounds, where everything is, and what to try next."""
+    """Print the table of all rounds, the store, and how to open the Prefect UI."""
     from photon_cli.tables import rounds_table, wide_console
 
     run = run_of(federation)
@@ -125,11 +123,11 @@ def show_result(federation: Federation, file: Path) -> None:
 
 @contextmanager
 def ending_children(process: "Runtime") -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP end the children first, so that nothing waits for them, then this process."""
+    """SIGINT, SIGTERM and SIGHUP first end the children, so that nothing waits for them, then this process."""
 
     def handler(number: int, frame: FrameType | None) -> None:
         for sign in signals:
-            signal.signal(sign, signal.SIG_IGN)  # one is enough: what follows is bounded in time
+            signal.signal(sign, signal.SIG_IGN)  # one signal is enough: the shutdown is bounded in time
         threading.Thread(target=process.shutdown, name="photon-shutdown").start()
         raise KeyboardInterrupt
 
@@ -144,7 +142,7 @@ def ending_children(process: "Runtime") -> Iterator[None]:
 
 
 def flush() -> None:
-    """Send what Prefect still holds of logs and events while its server is there."""
+    """Send Prefect's buffered logs and events while its server still runs."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 

@@ -1,8 +1,8 @@
-"""photon status: what has happened, what every site is doing now, and how long it will take.
+"""photon status: committed rounds, what every site is doing now, and the time left.
 
-The store says what has happened. What goes on is asked of the Prefect server, if one answers within three seconds:
-the one of PREFECT_API_URL, else the one of a `photon run` of the same file. Without a server, the store knows
-which sites have committed their update. Needs no torch and no prefect.
+Committed rounds come from the store. Current work comes from the Prefect server, if one answers within three
+seconds: the server of PREFECT_API_URL, else that of a `photon run` of the same file. Without a server, the store
+shows which sites have committed their update. Needs neither torch nor prefect.
 """
 
 import json
@@ -28,17 +28,17 @@ from schemas.manifests import RoundManifest
 if TYPE_CHECKING:
     from rich.console import Group
 
-VERSION = 1  # of --json: keys are added and never change their meaning within one
-REFRESH = 2.0  # seconds between two looks of --watch
-RECENT = 5  # rounds that the time left is reckoned from
+VERSION = 1  # of --json: within a version, keys are added and never change their meaning
+REFRESH = 2.0  # seconds between two refreshes of --watch
+RECENT = 5  # rounds from which the time left is computed
 
 
 class Status:
-    """One look at a run.
+    """Snapshot of a run.
 
     Args:
-        run: the federation's; it remembers the manifests that it has read, for the next look.
-        home: of the embedded server, beside the federation file.
+        run: run of the federation; it caches the manifests that it has read, for the next snapshot.
+        home: folder of the embedded server, beside the federation file.
     """
 
     def __init__(self, federation: Federation, run: Run, home: Path) -> None:
@@ -55,7 +55,7 @@ class Status:
         self.left = seconds_left(self.rounds, federation.rounds.count, self.live)
 
     def facts(self) -> dict[str, Any]:
-        """What --json prints; docs/looking.md names the keys that scripts may rely on."""
+        """Output of --json. docs/looking.md lists the keys that scripts may rely on."""
         live = self.live
         return {
             "version": VERSION,
@@ -88,28 +88,30 @@ class Status:
         }
 
     def lines(self) -> list[str]:
-        """The head, for people; and what changes, where there is no terminal."""
+        """First lines, for people: rounds, time left, current work."""
         if not self.rounds:
-            head = f"run {self.federation.run}: nothing in {self.run.store.url} yet. "
-            head += "Next: photon prepare, photon run"
+            head = f"run {self.federation.run}: no rounds in {self.run.store.url} yet. "
+            head += "Next: photon prepare, then photon run"
         else:
             head = f"run {self.federation.run}: {progress(self.federation, self.place)} in {self.run.store.url}"
             if self.place != self.done:
-                head += f", the latest is number {self.done}"
+                head += f", the latest has number {self.done}"
         if self.left is not None and not self.finished:
             head += f", about {duration(self.left)} left"
         lines = [head]
         if self.live and self.live.opened:
             at = f": {self.live.coordinator}" if self.live.coordinator else ""
-            lines.append(f"round {self.done + 1} is going on{at}")
+            lines.append(f"round {self.done + 1} is running{at}")
         elif not self.finished and self.rounds:
             lines.append(
-                "no Prefect server answers: what follows is from the store" if not self.live else "no round runs"
+                "no Prefect server answers: the lines below come from the store"
+                if not self.live
+                else "no round is running"
             )
         return lines
 
     def show(self, newest: int | None = None) -> "Group":
-        """Everything, for a terminal; `newest` rounds only."""
+        """Everything, for a terminal. With `newest`, only that many rounds."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -131,7 +133,7 @@ class Status:
 
 
 def show_status(federation: Federation, file: Path, as_json: bool, watch: bool) -> None:
-    """Print it once, or again and again until the last round is committed or Ctrl-C."""
+    """Print the status once, or repeatedly until the last round is committed or Ctrl-C."""
     home, run = prefect_home(file), run_of(federation)
     if not watch:
         status = Status(federation, run, home)
@@ -161,7 +163,7 @@ def _watch_terminal(federation: Federation, run: Run, home: Path) -> None:
 
 
 def _watch_lines(federation: Federation, run: Run, home: Path) -> None:
-    """A line whenever something is another."""
+    """Print a line when it differs from the ones before."""
     before: set[str] = set()
     while True:
         status = Status(federation, run, home)
@@ -179,7 +181,7 @@ def _watch_lines(federation: Federation, run: Run, home: Path) -> None:
 
 
 def _watch_json(federation: Federation, run: Run, home: Path) -> None:
-    """One object a line."""
+    """Print one object per line."""
     while True:
         status = Status(federation, run, home)
         print(json.dumps(status.facts()), flush=True)
@@ -189,7 +191,7 @@ def _watch_json(federation: Federation, run: Run, home: Path) -> None:
 
 
 def words(doing: Doing) -> str:
-    """What a site does, for people."""
+    """Current work of a site, for people."""
     text = " ".join(part for part in (doing.step, doing.state.lower()) if part)
     if doing.percent is not None and doing.state == "Running":
         text += f", {doing.percent:.0f} % of the local steps"
@@ -197,7 +199,7 @@ def words(doing: Doing) -> str:
 
 
 def _sites(federation: Federation, run: Run, t: int, live: Live | None, born: bool) -> list[Doing]:
-    """Every member's doing: the server's word, else what the store shows of round t."""
+    """Current work of every member: from the server, else from the store's round t."""
     found = []
     for one in federation.members:
         if live and one.name in live.sites:
@@ -217,7 +219,7 @@ def _in_store(run: Run, t: int, site: str) -> Doing:
 
 
 def seconds_left(rounds: Sequence[RoundManifest], count: int | None, live: Live | None) -> float | None:
-    """Rounds that are left, at the pace of the last ones; None before there is a pace, and without a count."""
+    """Seconds for the remaining rounds, at the pace of the latest ones; None without a pace or a count."""
     trained = [manifest for manifest in rounds[1:] if manifest.kind == "train"]
     recent = sorted(sum(manifest.seconds.values()) for manifest in trained[-RECENT:])
     if not recent or count is None:

@@ -14,8 +14,8 @@ from photon_core.formatting import amount
 from photon_core.run.line import sentence
 from schemas.manifests import RoundManifest
 
-WIDEST = 12  # characters of a column's head on one line
-WIDE = 200  # columns where there is no terminal: what scripts read is not wrapped
+WIDEST = 12  # most characters of a heading on one line
+WIDE = 200  # columns without a terminal: output for scripts is not wrapped
 
 
 def wide_console() -> Console:
@@ -25,12 +25,12 @@ def wide_console() -> Console:
 
 
 def plain_console(**options: Any) -> Console:
-    """A console that shows texts as they are: some were written by strangers, and none is markup."""
+    """A console that shows texts unchanged: none is markup, and some come from untrusted sites."""
     return Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def rounds_table(rounds: list[RoundManifest]) -> Table:
-    """A row for each site and round, and one for the whole of each round."""
+    """A row for each site of each round, and one for the whole round."""
     names = _columns()
     table = Table(*(_heading(name) for name in names), header_style="bold", box=None, pad_edge=False)
     for column in table.columns[2:]:
@@ -57,7 +57,7 @@ def _columns() -> list[str]:
 
 
 def _heading(name: str) -> str:
-    """On two lines if it is wide."""
+    """A heading, on two lines if it is wide."""
     return name if len(name) <= WIDEST else name.replace(" ", "\n")
 
 

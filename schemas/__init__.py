@@ -1,5 +1,5 @@
-"""The federation file and the manifests as pydantic models; nothing here imports photon_core.
+"""The federation file and the manifests as pydantic models. Nothing here imports photon_core.
 
-Here: names, types, bounds, defaults and errors in words.
-Not here: what needs the disk, the store or torch.
+Here: names, types, bounds, defaults and error messages.
+Not here: anything that needs the disk, the store or torch.
 """

@@ -1,17 +1,17 @@
-"""Bounds of what stands in manifests that others write: whole numbers, measurements, texts, lists."""
+"""Bounds for values in manifests that others write: whole numbers, measurements, texts, lists."""
 
 import math
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field
 
-LARGEST_COUNT = 2**53  # up to here a float holds every whole number
-LARGEST_NUMBER = 1e45  # a norm of as many float32 numbers as there can be is smaller; its square is finite, too
+LARGEST_COUNT = 2**53  # up to here a float represents every whole number
+LARGEST_NUMBER = 1e45  # above every norm of float32 numbers that can occur; its square is still finite
 NAME_LIMIT = 200  # characters of a name, a version or a hash
 TEXT_LIMIT = 4000  # characters of a path or a sentence
 LIST_LIMIT = 1000  # notes, spans or checks
 SHAPE_LIMIT = 16  # dimensions
-DEPTH_LIMIT = 8  # lists and mappings within each other
+DEPTH_LIMIT = 8  # nested lists and mappings
 
 Item = TypeVar("Item")
 
@@ -24,21 +24,21 @@ Listed = Annotated[list[Item], Field(max_length=LIST_LIMIT)]
 
 
 def _bounded(values: dict[str, Any]) -> dict[str, Any]:
-    """A mapping of any JSON, none of which is too large. Raises ValueError."""
+    """A mapping of any JSON within the bounds. Raises ValueError."""
     todo = [(values, 1)]
     while todo:
         value, depth = todo.pop()
         if isinstance(value, dict | list):
             if depth > DEPTH_LIMIT or len(value) > LIST_LIMIT:
-                raise ValueError(f"it is deeper than {DEPTH_LIMIT}, or has more than {LIST_LIMIT} entries")
+                raise ValueError(f"it is deeper than {DEPTH_LIMIT} levels, or has more than {LIST_LIMIT} entries")
             inner = [*value, *value.values()] if isinstance(value, dict) else value
             todo += [(item, depth + 1) for item in inner]
         elif isinstance(value, str) and len(value) > TEXT_LIMIT:
-            raise ValueError(f"it holds a text of more than {TEXT_LIMIT} characters")
+            raise ValueError(f"it contains a text of more than {TEXT_LIMIT} characters")
         elif isinstance(value, int) and abs(value) > LARGEST_COUNT:
-            raise ValueError("it holds a whole number beyond 2^53")
+            raise ValueError("it contains a whole number beyond 2^53")
         elif isinstance(value, float) and not (math.isfinite(value) and abs(value) <= LARGEST_NUMBER):
-            raise ValueError(f"it holds a number beyond {LARGEST_NUMBER:g}")
+            raise ValueError(f"it contains a number beyond {LARGEST_NUMBER:g}")
     return values
 
 

@@ -1,4 +1,4 @@
-"""The federation file: everything about a federation, in one YAML, checked by one model."""
+"""The federation file: all settings of a federation, in one YAML file, checked by one model."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -30,20 +30,20 @@ from schemas.sections.values import Fraction, Name, Place, Seconds, Text, is_s3,
 from schemas.sections.worldlm import WorldLM, refuse_beside
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
-ROBUST_UPDATES = 3  # of two, none is in the middle
+ROBUST_UPDATES = 3  # two updates have no middle one
 ENDLESS = 10**9  # rounds, more than anybody trains
 TREE: dict[str, Any] = {"worldlm": None, "federations": [], "parent": None}  # what a file without a tree has
 
 
 class Rounds(Section):
-    count: int | None = Field(ge=1, description="rounds in all", examples=[10])
+    count: int | None = Field(ge=1, description="total number of rounds", examples=[10])
     sites_per_round: int | None = Field(default=None, ge=1, description="K of Algorithm 1; default: all sites")
     sampling: Literal["uniform", "tokens"] = Field(
         default="uniform",
         description="how sites are sampled: uniformly, or in proportion to their prepared tokens",
     )
     quorum: int | None = Field(
-        default=None, ge=1, description="fewest updates that a round may commit with; default: all sampled sites"
+        default=None, ge=1, description="fewest updates with which a round may commit; default: all sampled sites"
     )
     deadline: Seconds = Field(
         default=86_400.0,
@@ -52,8 +52,8 @@ class Rounds(Section):
     )
     grace: Seconds | None = Field(
         default=60.0,
-        description="how long a round waits for a manual retry of failed sites, once the quorum is met and all "
-        "other sites are done (s, or 30m, 2h); null: until the deadline",
+        description="longest wait for a manual retry of failed sites, once the quorum is met and all other sites "
+        "are done (s, or 30m, 2h); null: until the deadline",
     )
     evaluation_deadline: Seconds = Field(
         default=600.0, description="longest wait for the sites' evaluation of a round's model (s, or 30m, 2h)"
@@ -64,7 +64,7 @@ class Rounds(Section):
 
 
 class Data(Section):
-    """Preparation and the limits that the expectation suites enforce."""
+    """Preparation of the data, and the limits that the expectation suites enforce."""
 
     validation_share: float = Field(default=0.05, gt=0, lt=1, description="share of documents that are held out")
     max_document_bytes: int = Field(default=10_000_000, ge=1)
@@ -136,8 +136,8 @@ class Federation(Section):
             raise wrong(secret.message, *secret.place)
         if shape := needs_recipe(data):
             raise wrong(
-                f"{shape} is a published shape without published federated settings, and our own recipe was never "
-                f"measured at such a size; write recipe: with one of {NAMED}, or null and your own settings",
+                f"{shape} is a published shape without published federated settings, and the default recipe was "
+                f"never measured at this size; write recipe: with one of {NAMED}, or null and your own settings",
                 *("model", "preset"),
             )
         return apply_preset(data, layers(data))
@@ -169,7 +169,7 @@ class Federation(Section):
     @classmethod
     def _tokenizer(cls, tokenizer: str) -> str:
         if tokenizer != "bytes" and tokenizer.lower() in ("byte", "bytes"):
-            raise ValueError("is not a tokenizer; write 'bytes' for the one of single bytes")
+            raise ValueError("is not a tokenizer; write 'bytes' for the byte-level tokenizer")
         return tokenizer
 
     @model_validator(mode="after")
@@ -208,7 +208,8 @@ class Federation(Section):
         kind = "members" if self.federations else "sites"
         if not active:
             raise wrong(
-                f"all {kind} are paused; take 'paused' from one at least", "sites" if self.sites else "federations"
+                f"all {kind} are paused; remove 'paused' from at least one",
+                "sites" if self.sites else "federations",
             )
         if sampled > active:
             paused = f" that are not paused ({', '.join(self.paused)} are)" if self.paused else ""
@@ -244,7 +245,7 @@ class Federation(Section):
             remedy = f"write one of {', '.join(names)}" if names else "drop it"
             raise wrong(f"there is no site '{start.site}'; {remedy}", "start", "site")
         if start.run == self.run and start.store in (None, self.store):
-            raise wrong("is this run itself; write another run's name, or drop it", "start", "run")
+            raise wrong("is this run itself; write the name of another run, or drop it", "start", "run")
         return self
 
     @model_validator(mode="after")
@@ -256,13 +257,13 @@ class Federation(Section):
             )
         if self.local.optimizer_state == "average" and self.server.mean == "norm_bounded":
             raise wrong(
-                f"average{self._of_recipe} takes the moments' plain mean, which one bad site carries away: "
-                "norm_bounded bounds the parameters alone; write keep, or server.mean: median or trimmed",
+                f"average{self._of_recipe} takes the moments' plain mean, which one bad site can spoil: "
+                "norm_bounded bounds only the parameters; write keep, or server.mean: median or trimmed",
                 *("local", "optimizer_state"),
             )
         if self.update.moments_dtype != "float32" and self.local.optimizer_state != "average":
             raise wrong(
-                "moments travel only with local.optimizer_state: average; write that, or drop it",
+                "moments are sent only with local.optimizer_state: average; write that, or drop it",
                 *("update", "moments_dtype"),
             )
         return self
@@ -278,7 +279,7 @@ class Federation(Section):
             if site.time_limit is not None and site.time_limit >= self.rounds.deadline:
                 raise wrong(
                     f"{site.time_limit:g} s of training do not end before rounds.deadline "
-                    f"({self.rounds.deadline:g} s), when the site is left out; write less",
+                    f"({self.rounds.deadline:g} s), after which the site is excluded; write less",
                     *("sites", i, "time_limit"),
                 )
             if isinstance(site.micro_batch, int) and site.micro_batch > self.local.batch_size:
@@ -325,33 +326,33 @@ class Federation(Section):
         if self.sites_per_round < ROBUST_UPDATES:
             remedy = f"drop it, or have {ROBUST_UPDATES} sites a round"
         raise wrong(
-            f"{self.server.mean} needs {ROBUST_UPDATES} updates to tell a bad one from the others, but a round "
-            f"may commit with {self.quorum}; {remedy}",
+            f"{self.server.mean} needs {ROBUST_UPDATES} updates to detect a bad one, but a round may commit with "
+            f"{self.quorum}; {remedy}",
             *("server", "mean"),
         )
 
     @model_validator(mode="after")
     def _places(self) -> "Federation":
-        """Private state, shards and text are one site's alone, and nothing that is written overlaps with them."""
+        """Private state, shards and text belong to one site only. No written place overlaps with them."""
         refuse_as_written(self)
         return self
 
     @model_validator(mode="after")
     def _pools(self) -> "Federation":
-        """A work pool has one type, whoever shares it."""
+        """A work pool has one type, also when several sites share it."""
         types = {self.coordinator_pool: self.deploy.pool_type}
         for what, at, one in self.placed():
             pool, kind = one.work_pool, one.pool_type or self.deploy.pool_type
             if pool == self.coordinator_pool and one.pool is None and self.deploy.pool is None:
                 raise wrong(
-                    f"the {what} is named like the run, and would share the coordinator's work pool '{pool}': "
-                    "each would get the other's work; write pool: with a name of its own here, or deploy.pool",
+                    f"the {what} has the run's name, and would share the coordinator's work pool '{pool}': each "
+                    "would get the other's work; write pool: with another name here, or deploy.pool",
                     *(*at, "name"),
                 )
             if types.setdefault(pool, kind) != kind:
                 raise wrong(
-                    f"the work pool '{pool}' would be of type {kind} here and {types[pool]} elsewhere; "
-                    f"give the {what} a pool of its own (pool), or the same pool_type",
+                    f"the work pool '{pool}' would have type {kind} here and {types[pool]} elsewhere; "
+                    f"give the {what} its own pool (pool), or the same pool_type",
                     *(*at, "pool_type" if one.pool_type else "pool" if one.pool else "name"),
                 )
         return self
@@ -376,17 +377,17 @@ class Federation(Section):
 
     @property
     def _of_recipe(self) -> str:
-        """For messages about what the file may not say itself."""
-        return f" (as recipe: {OURS} has it)" if self.recipe == OURS else ""
+        """For messages about a value that may come from the recipe and not from the file."""
+        return f" (from recipe: {OURS})" if self.recipe == OURS else ""
 
     @property
     def coordinator_pool(self) -> str:
-        """The work pool that the rounds themselves run on."""
+        """Work pool of the rounds themselves."""
         return self.deploy.pool or f"photon-{self.run}"
 
     @property
     def named_pools(self) -> set[str]:
-        """The work pools that all of their users in this file name: other runs' files may name them, too."""
+        """Work pools that this file names for every user: files of other runs may name them, too."""
         said = [(self.coordinator_pool, self.deploy.pool)]
         said += [(one.work_pool, one.pool) for one in self.members]
         return {pool for pool, _ in said} - {pool for pool, name in said if name is None}
@@ -402,12 +403,12 @@ class Federation(Section):
 
     @property
     def active(self) -> list[str]:
-        """Names of the members that take part."""
+        """Names of the members that are not paused."""
         return [one.name for one in self.members if not one.paused]
 
     @property
     def paused(self) -> list[str]:
-        """Names of the others."""
+        """Names of the paused members."""
         return [one.name for one in self.members if one.paused]
 
     @property

@@ -1,7 +1,7 @@
-"""What the store keeps beside the tensors: one JSON manifest a commit. The rule: photon_core/store/store.py.
+"""Manifests: the store keeps one JSON file per commit beside the tensors. The rule: photon_core/store/store.py.
 
-Sites write some of them, so everything has a bound (schemas/bounds.py): no number is too large to be added,
-written or drawn, and no text too long to be shown.
+Sites write some of them, so every value has a bound (schemas/bounds.py): no number is too large to add, write or
+draw, and no text is too long to show.
 """
 
 from typing import Any, Literal
@@ -23,22 +23,23 @@ class Manifest(BaseModel):
 
 
 def _without_defaults(values: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-    """A manifest without the keys that say nothing: older ones keep their bytes when they are written again."""
+    """A manifest without keys at their defaults: older manifests keep their bytes when they are rewritten."""
     return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
 
 
 class TensorEntry(Manifest):
-    """One tensor of a file, or the rows of it that the file holds. dtype in safetensors' names (F32, I32, ...)."""
+    """One tensor of a file, or its rows in that file. dtype in safetensors' names (F32, I32, ...)."""
 
     dtype: Name
-    shape: tuple[Count, ...] = Field(max_length=SHAPE_LIMIT, description="of the whole tensor")
+    shape: tuple[Count, ...] = Field(max_length=SHAPE_LIMIT, description="shape of the whole tensor")
     rows: tuple[Count, Count] | None = Field(
-        default=None, description="of a tensor that several files share: the first row here, and the first beyond"
+        default=None,
+        description="first row in this file and first row beyond it, for a tensor that several files share",
     )
 
     @property
     def held(self) -> tuple[int, ...]:
-        """Shape of what the file holds."""
+        """Shape of the part in this file."""
         return self.shape if self.rows is None else (self.rows[1] - self.rows[0], *self.shape[1:])
 
     @model_serializer(mode="wrap")
@@ -49,13 +50,13 @@ class TensorEntry(Manifest):
 class FileEntry(Manifest):
     """One file that a manifest covers."""
 
-    path: Text = Field(description="relative to the manifest's own folder, with forward slashes")
+    path: Text = Field(description="path relative to the manifest's folder, with forward slashes")
     sha256: Name
     blake3: Name = Field(
-        default="", description="of the same bytes; readers check it where it is given, being the faster one"
+        default="", description="hash of the same bytes; readers check it if it is given, because it is faster"
     )
     bytes: Count
-    tensors: dict[Text, TensorEntry] = Field(default_factory=dict, description="for safetensors files")
+    tensors: dict[Text, TensorEntry] = Field(default_factory=dict, description="tensors of a safetensors file")
 
     @model_serializer(mode="wrap")
     def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -63,11 +64,11 @@ class FileEntry(Manifest):
 
 
 class RunManifest(Manifest):
-    """<run>/run.json: the run's birth certificate, created once."""
+    """<run>/run.json: the run's first manifest, created once."""
 
     run: str
     created: str = Field(description="UTC, ISO 8601")
-    federation: dict[str, Any] = Field(description="the federation file as first run, all defaults filled in")
+    federation: dict[str, Any] = Field(description="federation file of the first round, with all defaults")
     federation_sha256: str
     tokenizer_sha256: str
     versions: dict[str, str]
@@ -77,13 +78,13 @@ class StreamData(Manifest):
     """One prepared stream of a site."""
 
     documents: Count
-    tokens: Count = Field(description="tokens in the shards of both splits, padding of the last sequence dropped")
+    tokens: Count = Field(description="tokens in the shards of both splits, without padding of the last sequence")
     source_sha256: str = Field(description="hash of the raw source's bytes")
     files: list[FileEntry] = Field(description="MDS shards and index.json of both splits")
 
 
 class DataManifest(Manifest):
-    """<data_dir>/data.json at the site: what `photon prepare` made. Never leaves the site; its hash does."""
+    """<data_dir>/data.json at the site: the result of `photon prepare`. Only its hash leaves the site."""
 
     site: str
     tokenizer_sha256: str
@@ -101,17 +102,17 @@ class DataManifest(Manifest):
     streams: dict[str, StreamData]
     checks: dict[str, Any] = Field(default_factory=dict, description="results of the documents suite, by stream")
     settings_sha256: str = Field(
-        description="hash of everything that the result depends on; prepare skips on equality"
+        description="hash of everything that the result depends on; `photon prepare` skips on equality"
     )
     versions: dict[str, str]
 
 
 class Span(Manifest):
-    """Something that a site did in a round, from when to when."""
+    """A phase of a site's work in a round, with its time."""
 
     phase: Text = Field(description="validate, download, train, encode, upload or evaluate")
     start: Number = Field(
-        description="in an update: Unix time by the site's clock; in a round: seconds after the round was opened"
+        description="Unix time by the site's clock, in an update; seconds since the round was opened, in a round"
     )
     seconds: Number
 
@@ -159,18 +160,18 @@ class UpdateManifest(Manifest):
     round: Count
     site: Name
     attempt: Count
-    base_sha256: Name = Field(description="model hash of the theta that local training started from")
+    base_sha256: Name = Field(description="hash of the model (theta) from which local training started")
     base_dtype: Literal["F32", "BF16"] = Field(
-        default="F32", description="BF16 if local training started from that theta rounded to bfloat16"
+        default="F32", description="BF16 if local training started from that model rounded to bfloat16"
     )
     codec: Name
     clip_norm: Number | None = Field(default=None, description="largest norm of the change before noise and codec")
     noise_multiplier: Number = Field(
-        default=0.0, description="standard deviation of the noise that the site added, over clip_norm"
+        default=0.0, description="standard deviation of the noise that the site added, divided by clip_norm"
     )
     files: list[FileEntry]
     moments: list[FileEntry] = Field(
-        default_factory=list, description="the inner optimizer's moments, where they are averaged"
+        default_factory=list, description="moments of the inner optimizer, if they are averaged"
     )
     key_layers: list[FileEntry] = Field(
         default_factory=list, description="the node's key layers, whole, where the federation has any"
@@ -182,24 +183,24 @@ class UpdateManifest(Manifest):
     residuals: list[Residual] = Field(
         default_factory=list, max_length=LIST_LIMIT, description="handed up by a member that is a federation"
     )
-    tokens: Count = Field(description="tokens really trained: the update's weight")
+    tokens: Count = Field(description="number of trained tokens, the update's weight")
     steps: Count
     metrics: dict[Text, Number] = Field(description="train_loss, tokens_per_second, seconds, delta_norm, ...")
     data_sha256: Name
-    notes: Listed[Text] = Field(default_factory=list, description="what the operator should know, a sentence each")
-    spans: Listed[Span] = Field(default_factory=list, description="what the site did, and when")
+    notes: Listed[Text] = Field(default_factory=list, description="messages for the operator, a sentence each")
+    spans: Listed[Span] = Field(default_factory=list, description="phases of the site's work, with their times")
     checks: Listed[Bounded] = Field(
         default_factory=list,
-        description="what the data met before training: expectation, column, observed, limit, success",
+        description="results of the data checks before training: expectation, column, observed, limit, success",
     )
     versions: dict[Name, Name]
     previous_sha256: Name = Field(description="hash of the previous round's round.json")
     work: Name = Field(
         default="",
-        description="hash of the file's common settings that the work was done with; empty in early manifests",
+        description="hash of the file's common settings with which the work was done; empty in early manifests",
     )
     protocol: Count = Field(
-        default=0, description="schemas/protocol.py's number at the site; 0 in early manifests"
+        default=0, description="protocol number of the site (schemas/protocol.py); 0 in early manifests"
     )
 
     @model_serializer(mode="wrap")
@@ -211,13 +212,13 @@ class UpdateManifest(Manifest):
 
 
 class UpdateRef(Manifest):
-    """How a round's manifest names an update that it aggregated."""
+    """An aggregated update, as a round's manifest refers to it."""
 
     attempt: Count
     sha256: str = Field(description="hash of update.json")
     tokens: Count
     weight: Finite = Field(
-        description="share of the mean (with FedNova, of the metrics' and moments'), sums to 1 over the updates"
+        description="share of the mean (with FedNova, of the mean of metrics and moments); all shares sum to 1"
     )
     bytes: Count
     steps: Count
@@ -225,24 +226,24 @@ class UpdateRef(Manifest):
 
 
 class LastUpdate(Manifest):
-    """A site's newest aggregated update: what its private state goes on from."""
+    """A site's newest aggregated update, from which its private state continues."""
 
     round: Count
     attempt: Count
-    data_tokens: Finite = Field(default=0.0, description="that the site has prepared, as it last said; 0 if not")
+    data_tokens: Finite = Field(default=0.0, description="prepared tokens, as last reported by the site; else 0")
 
 
 class StartRef(Manifest):
-    """Where the model of round 0 came from, when it is not a function of the seed."""
+    """Origin of round 0's model, if it is not a function of the seed."""
 
     kind: str = Field(description="checkpoint, run or site")
-    source: str = Field(description="path or URL, the run's place and round, or the site's name")
-    sha256: dict[str, str] = Field(description="hash of every file (or manifest) that it was made from")
-    notes: list[str] = Field(default_factory=list, description="what the operator should know")
+    source: str = Field(description="path or URL of a checkpoint, location and round of a run, or name of a site")
+    sha256: dict[str, str] = Field(description="hash of every source file (or manifest)")
+    notes: list[str] = Field(default_factory=list, description="messages for the operator")
 
 
 class StartManifest(Manifest):
-    """rounds/000000/sites/<site>/0001/start.json: the model that a site holds and the run starts from."""
+    """rounds/000000/sites/<site>/0001/start.json: a site's model, from which the run starts."""
 
     run: Name
     site: Name
@@ -251,7 +252,7 @@ class StartManifest(Manifest):
         max_length=LIST_LIMIT, description="hash of every file of the site's checkpoint, by file name"
     )
     notes: Listed[Text] = Field(default_factory=list)
-    attempt: Count = Field(default=1, description="above 1 where the file's start was edited before round 0")
+    attempt: Count = Field(default=1, description="number above 1 if the file's start was edited before round 0")
     asked: Name = Field(default="", description="hash of the file's start section; empty in early manifests")
 
     @model_serializer(mode="wrap")
@@ -260,9 +261,9 @@ class StartManifest(Manifest):
 
 
 class PartialManifest(UpdateManifest):
-    """rounds/<t>/regions/<region>/<inputs>/<attempt>/partial.json: the mean of some sites' parameters, committed.
+    """rounds/<t>/regions/<region>/<inputs>/<attempt>/partial.json: the committed mean of a region's parameters.
 
-    It is an update of all of them together, with their tokens in sum, which the next server up weighs as such.
+    It is an update of all its sites together: its weight is the sum of their tokens.
     """
 
     parts: dict[str, UpdateRef] = Field(description="site -> its update; weight is its share of this mean")
@@ -291,22 +292,22 @@ class DownManifest(Manifest):
 
 
 class ShardRecord(Manifest):
-    """rounds/<t>/finished/<inputs>/<number>.json: what a pass over a round's updates has finished so far.
+    """rounds/<t>/finished/<inputs>/<number>.json: a finished shard of a pass over a round's updates.
 
-    Not a commit: it lets a pass over the same inputs, after an interruption, take the files instead of making
-    them again, once it has seen that they are whole.
+    Not a commit: after an interruption, a pass over the same inputs checks that the files are complete and reuses
+    them instead of recomputing them.
     """
 
-    inputs: str = Field(description="hash of all that the files depend on")
+    inputs: str = Field(description="hash of everything that the files depend on")
     number: Count
     files: list[FileEntry] = Field(description="a shard of the model, and the same shard of the optimizer's state")
-    sums: list[Finite] = Field(description="of the norms, over these shards' elements")
+    sums: list[Finite] = Field(description="sums for the norms, over these shards' elements")
 
 
 class RoundManifest(Manifest):
     """rounds/<t>/round.json: the commit of round t, written last. Round 0 holds the initial model.
 
-    A round without updates (`kind` other than train) trains nothing: it names the files and counters of the round
+    A round without updates (`kind` other than train) trains nothing: it names the files and counters of round
     `to`, and the next round starts from there (photon_core/run/line.py).
     """
 
@@ -314,10 +315,10 @@ class RoundManifest(Manifest):
     round: Count
     kind: Literal["train", "rollback", "entry"] = "train"
     to: Count | None = Field(
-        default=None, description="of a round without updates: the round whose files, in its folder, it names"
+        default=None, description="round whose files a round without updates names, in that round's folder"
     )
-    reason: str = Field(default="", description="of a round without updates, by whoever asked for it")
-    who: str = Field(default="", description="who asked for a round without updates: a user, or a flow run")
+    reason: str = Field(default="", description="reason for a round without updates, as its requester gave it")
+    who: str = Field(default="", description="requester of a round without updates: a user, or a flow run")
     parent: ParentRef | None = Field(default=None, description="of an entry: the parent's round")
     entries: Count = Field(default=0, description="entries so far, this one included")
     horizon: Count = Field(default=0, description="of an entry: T of the learning-rate schedule, in steps")
@@ -335,45 +336,43 @@ class RoundManifest(Manifest):
     model: list[FileEntry]
     download: list[FileEntry] = Field(
         default_factory=list,
-        description="the model rounded to bfloat16, which sites fetch instead, if there is one",
+        description="model rounded to bfloat16, which sites download instead, if it exists",
     )
     optimizer: list[FileEntry] = Field(default_factory=list)
     moments: list[FileEntry] = Field(
-        default_factory=list, description="the mean of the sites' inner optimizer moments, which they go on from"
+        default_factory=list, description="mean of the sites' inner optimizer moments, from which they continue"
     )
     moment_sizes: dict[str, Finite] = Field(
         default_factory=dict,
-        description="moment -> the sites' median size, which the next round's are held to: the norm, or the root "
-        "of the sum of what is a mean of squares",
+        description="moment -> median size over the sites, which bounds the next round's: the norm, or the root "
+        "of the sum for a mean of squares",
     )
-    moment_ratio: Finite = Field(default=0.0, description="most that exp_avg^2 / exp_avg_sq of the mean can be")
+    moment_ratio: Finite = Field(default=0.0, description="upper bound of exp_avg^2 / exp_avg_sq of the mean")
     sampled: list[str] = Field(default_factory=list)
     updates: dict[str, UpdateRef] = Field(default_factory=dict)
     earlier: dict[str, LastUpdate] | None = Field(
         default=None,
-        description="site without an update in this round -> its newest one before; not known in early manifests",
+        description="site without an update in this round -> its newest earlier one; unknown in early manifests",
     )
-    paused: list[str] = Field(default_factory=list, description="sites that took no part, by the federation file")
-    left_out: dict[str, str] = Field(default_factory=dict, description="sampled site -> reason")
+    paused: list[str] = Field(default_factory=list, description="sites that the federation file pauses")
+    left_out: dict[str, str] = Field(default_factory=dict, description="excluded site -> reason")
     partials: dict[str, str] = Field(
-        default_factory=dict, description="partial.json -> its hash: the regions' means that were combined, if any"
+        default_factory=dict, description="partial.json -> its hash, for the regions' means that were combined"
     )
     incidents: dict[str, list[str]] = Field(
-        default_factory=dict, description="site -> retries, restarts, lost states of an update that was aggregated"
+        default_factory=dict, description="site -> retries, restarts, lost states of its aggregated update"
     )
-    start: StartRef | None = Field(default=None, description="of round 0, unless its model is made from the seed")
+    start: StartRef | None = Field(default=None, description="origin of round 0's model, unless it is the seed")
     server: dict[str, Any] = Field(default_factory=dict, description="server optimizer and its numbers, as used")
-    lowered: int = Field(default=0, description="times that the guard has lowered server.lr for this round")
+    lowered: int = Field(default=0, description="number of times that the guard lowered server.lr in this round")
     guard: list[str] = Field(
-        default_factory=list, description="what the guard has found and done, a sentence each, for people"
+        default_factory=list, description="findings and actions of the guard, a sentence each, for people"
     )
-    global_step: Count = Field(
-        default=0, description="local steps so far: grows by the round's largest step count"
-    )
+    global_step: Count = Field(default=0, description="local steps so far: each round adds its largest step count")
     total_tokens: Count = 0
     behind: list[tuple[Count, Count]] = Field(
         default_factory=list,
-        description="(first, last) of the rounds that the model does not come from: rolled back or untrained",
+        description="(first, last) of rounds that the model does not contain: rolled back or untrained",
     )
     metrics: dict[str, Finite] = Field(default_factory=dict)
     evaluations: dict[str, dict[str, Finite]] = Field(
@@ -383,22 +382,22 @@ class RoundManifest(Manifest):
     federation_sha256: str
     previous_sha256: str = Field(default="", description="hash of round t-1's round.json; empty for round 0")
     seconds: dict[str, Finite] = Field(default_factory=dict)
-    opened: str = Field(default="", description="UTC, ISO 8601: when the round began; empty in early manifests")
-    spans: dict[str, list[Span]] = Field(default_factory=dict, description="site -> what it did, and when")
+    opened: str = Field(default="", description="start of the round, UTC, ISO 8601; empty in early manifests")
+    spans: dict[str, list[Span]] = Field(default_factory=dict, description="site -> phases of its work")
     clocks: dict[str, Finite] = Field(
         default_factory=dict,
-        description="site -> seconds that its spans had to be moved by to fit into the round: its clock is off",
+        description="site -> seconds by which its spans were shifted to fit into the round: its clock is wrong",
     )
     created: str
     versions: dict[str, str]
 
     @property
     def place(self) -> int:
-        """Trained rounds that the model comes from, this one included: what rounds.count counts."""
+        """Number of trained rounds in the model, including this one, as rounds.count counts them."""
         return self.round - self.entries - sum(last - first + 1 for first, last in self.behind)
 
     def left_behind(self, t: int) -> bool:
-        """Whether the model comes from round t no more: it was rolled back, or is a rollback itself."""
+        """Whether the model does not contain round t: it was rolled back, or is itself a rollback."""
         return any(first <= t <= last for first, last in self.behind)
 
     @model_validator(mode="after")
@@ -423,10 +422,10 @@ class RoundManifest(Manifest):
 
 
 class RemovalManifest(Manifest):
-    """rounds/<t>/removed.json: `photon gc` took the round's tensors away. Its other manifests stay."""
+    """rounds/<t>/removed.json: `photon gc` has removed the round's tensors. Its other manifests are kept."""
 
     run: str
     round: Count
-    files: Count = Field(description="removed, or about to be, when this was written")
+    files: Count = Field(description="number of files removed, or about to be removed when this was written")
     bytes: Count
     created: str = Field(description="UTC, ISO 8601")

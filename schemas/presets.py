@@ -4,9 +4,9 @@ Source: "The Future of Large Language Model Pre-training is Federated" (arXiv 24
 model and federated hyperparameters; "Photon: Federated LLM Pre-Training" (arXiv 2411.02908) and its released
 script for the 125M model; "DiLoCo" (arXiv 2311.08105).
 
-A preset says how large: shape, rounds, batch, learning rate, horizon. A recipe says how: what is done at the site
-and at the server. A recipe's values go over the preset's, the file's own over both. Which recipe a file gets
-depends on `recipe`, `preset` and `model.preset` alone (`default_recipe`): no other key adds one or takes one away.
+A preset sets the size: shape, rounds, batch, learning rate, horizon. A recipe sets the method at the site and at
+the server. A recipe's values override the preset's, and the file's values override both. A file's recipe depends
+only on `recipe`, `preset` and `model.preset` (`default_recipe`): no other key adds or removes one.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,13 +56,12 @@ FEDERATED_PRESETS: dict[str, dict[str, Any]] = {
 
 
 PHOTON_STEPS = 128
-PHOTON_SITES = 8  # the central batch is shared among so many
+PHOTON_SITES = 8  # sites that share the central batch
 
 
 def _photon(size: dict[str, Any]) -> dict[str, Any]:
-    """The later paper's recipe: a site's batch is small, its learning rate that of the large batch, the schedule
-    stretched by central batch / local batch (`_stretch`), plain averaging; without a size, the released script's
-    for 125M."""
+    """The later paper's recipe: a small batch per site with the large batch's learning rate, a schedule stretched
+    by central batch / local batch (`_stretch`), plain averaging. Without a size: the released script for 125M."""
     local: dict[str, Any] = {
         "steps": PHOTON_STEPS,
         "batch_size": 32,
@@ -79,7 +78,7 @@ def _photon(size: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stretch(size: dict[str, Any], how: dict[str, Any], batch: Any, steps: Any) -> None:
-    """The Photon recipe's steps and rounds over a size: its tokens, in the file's batches and steps."""
+    """Set the Photon recipe's steps and rounds for a size: the size's tokens, in the file's batches and steps."""
     if all(isinstance(number, int) and number > 0 for number in (batch, steps)):
         total = -(-size["local"]["schedule"]["total_steps"] * size["local"]["batch_size"] // batch)
         how["local"]["schedule"]["total_steps"] = total
@@ -87,7 +86,7 @@ def _stretch(size: dict[str, Any], how: dict[str, Any], batch: Any, steps: Any) 
 
 
 def _fedmom(size: dict[str, Any]) -> dict[str, Any]:
-    """The tech report's tables: what every size has in common."""
+    """The tech report's tables: values common to all sizes."""
     return {
         "local": {"optimizer": {"name": "adamw", "betas": [0.9, 0.95]}, "schedule": {"name": "cosine"}},
         "server": {"optimizer": "fedmom", "lr": 0.2, "momentum": 0.9},
@@ -103,7 +102,7 @@ def _diloco(size: dict[str, Any]) -> dict[str, Any]:
 
 
 def _local_sgd(size: dict[str, Any]) -> dict[str, Any]:
-    """Local SGD's outer loop (Stich 2018): the parameters are averaged, and nothing else is kept."""
+    """Local SGD's outer loop (Stich 2018): parameters are averaged, and nothing else is kept."""
     return {
         "local": {"optimizer_state": "reset"},
         "server": {"optimizer": "fedavg", "lr": 1.0},
@@ -111,16 +110,16 @@ def _local_sgd(size: dict[str, Any]) -> dict[str, Any]:
 
 
 OURS = "unlike-sites"
-PUBLISHED = "fedmom"  # the one with settings for every size of FEDERATED_PRESETS
+PUBLISHED = "fedmom"  # the recipe with settings for every size of FEDERATED_PRESETS
 UNLIKE_STEPS = 20
 WARMUP = 30
 NAMED = "photon, fedmom, diloco, local-sgd, unlike-sites"  # for messages
 
 
 def _unlike_sites(size: dict[str, Any]) -> dict[str, Any]:
-    """Our own, for sites whose texts differ: Muon inside with moments averaged every round, few steps a round, and
-    Nesterov momentum outside. Numbers from probes at 1 M parameters (benchmarks/NOTES.md); over a size its AdamW
-    rate, batch and schedule stand, which has not been measured."""
+    """Photon's default recipe, for sites whose texts differ: inner Muon with moments averaged every round, few
+    steps a round, and outer Nesterov momentum. Numbers come from probes at 1 M parameters (benchmarks/NOTES.md).
+    With a preset, the preset's AdamW rate, batch and schedule apply, which has not been measured."""
     local: dict[str, Any] = {
         "steps": UNLIKE_STEPS,
         "optimizer": {"name": "muon", "lr": 1.6e-2, "matrix_lr": 0.02, "momentum": 0.95, "betas": [0.9, 0.95]},
@@ -145,18 +144,18 @@ RECIPES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-# where the optimizers' names stand; what stands beside a name belongs to it
+# keys with an optimizer's name; the keys beside a name belong to that optimizer
 NAMES = (("local", "optimizer", "name"), ("server", "optimizer"))
 
 
 def apply_preset(data: dict[str, Any], between: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """Federation data with its preset's and its recipe's values under the user's own; mappings are merged.
+    """Federation data with the values of its preset and recipe below the user's. Mappings are merged.
 
-    Numbers belong to their optimizer, at the sites as at the server: whoever names another takes none of them.
+    Numbers belong to their optimizer, at the sites and at the server: a file that names another gets none of them.
 
     Args:
-        data: as it is written.
-        between: values over the preset's and the recipe's, under the user's own.
+        data: mapping of the file, as written.
+        between: values over the preset's and the recipe's, below the user's.
     """
     name = data.get("preset")
     if "recipe" not in data and name is None:
@@ -178,11 +177,11 @@ def default_recipe(shape: Any) -> str | None:
     """The recipe of a file that names neither a recipe nor a preset.
 
     Args:
-        shape: its `model.preset`.
+        shape: value of `model.preset`.
 
     Returns:
-        ours where the shape is the file's own; the published one, with the size's settings, where the shape is
-        published, since ours was never measured there; None where nothing is published for that shape.
+        OURS for the file's own shape; PUBLISHED, with the size's settings, for a published shape, because OURS was
+        never measured there; None if no settings are published for that shape.
     """
     if not isinstance(shape, str) or shape not in MODEL_PRESETS:
         return OURS
@@ -190,7 +189,7 @@ def default_recipe(shape: Any) -> str | None:
 
 
 def needs_recipe(data: dict[str, Any]) -> str | None:
-    """The published shape of a file that must name a recipe and does not; None for every other file."""
+    """The published shape of a file that must name a recipe but does not; None for every other file."""
     shape = _at(data, ("model", "preset"))
     if "recipe" in data or data.get("preset") is not None or default_recipe(shape) is not None:
         return None
@@ -198,11 +197,11 @@ def needs_recipe(data: dict[str, Any]) -> str | None:
 
 
 def why(data: dict[str, Any]) -> str:
-    """Where a file's recipe comes from, in a few words; `data` as it is written."""
+    """Origin of a file's recipe, in a few words. `data`: the file as written."""
     shape = _at(data, ("model", "preset"))
     if "recipe" in data:
         far = data["recipe"] == OURS and default_recipe(data.get("preset") or shape) != OURS
-        return "the file names it" + ", though it was never measured at this size" * far
+        return "named in the file" + ", although it was never measured at this size" * far
     if data.get("preset") is not None:
         return f"the published settings of preset: {data['preset']}"
     if default_recipe(shape) == PUBLISHED:
@@ -211,12 +210,12 @@ def why(data: dict[str, Any]) -> str:
 
 
 def our_warmup(schedule_steps: int) -> int:
-    """Our recipe's steps of warm-up: a quarter of the schedule at most, however short a file makes it."""
+    """Warm-up steps of the default recipe: at most a quarter of the schedule."""
     return min(WARMUP, schedule_steps // 4)
 
 
 def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Each layer over those before it, without the numbers of optimizers that are not the one named last."""
+    """All layers merged, later over earlier. Numbers of an optimizer other than the last named are dropped."""
     for place in NAMES:
         names = [_at(layer, place) for layer in layers]
         chosen = next((name for name in reversed(names) if name is not None), None)
@@ -231,14 +230,14 @@ def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _at(data: Any, place: tuple[str, ...]) -> Any:
-    """The value there; None if there is none."""
+    """The value at a place; None if there is none."""
     for key in place:
         data = data.get(key) if isinstance(data, dict) else None
     return data
 
 
 def _without(data: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
-    """A copy without the section there."""
+    """A copy without the section at a place."""
     first, *rest = place
     others = {key: value for key, value in data.items() if key != first}
     return {**others, first: _without(data[first], tuple(rest))} if rest else others

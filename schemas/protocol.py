@@ -1,21 +1,21 @@
-"""The number of the language that coordinator and sites speak: they work together only if theirs are equal."""
+"""Protocol number of coordinator and sites: they work together only if their numbers are equal."""
 
 PROTOCOL = 1
-"""Raise it with every change that two versions would not understand alike: parameters of the sites' flows, what
-stands in the store, which settings count (`work`), how an update is encoded. It stands in deployments (as a tag)
-and in updates; `photon join`, dispatch and the deployed flow runs compare it before any work. 0 is what spoke
-before there was a number."""
+"""Raise it with every change that two versions would interpret differently: parameters of the sites' flows,
+contents of the store, settings that count (`work`), encoding of an update. Deployments (as a tag) and updates
+contain it. `photon join`, dispatch and the deployed flow runs compare it before any work. 0 means a version
+without a number."""
 
 PROTOCOL_TAG = "protocol:"
 
 
 def other_protocol(tag: str, what: str, here: str) -> str:
-    """Why a deployment does not go with this Photon, and who must upgrade; empty if it does.
+    """Why a deployment does not fit this Photon, and which side must upgrade; empty if it fits.
 
     Args:
-        tag: what the deployment's tag says; empty if it has none.
-        what: the deployment, for the message.
-        here: whose Photon this is.
+        tag: protocol number in the deployment's tag; empty if it has none.
+        what: name of the deployment, for the message.
+        here: name of this process, for the message: the coordinator, or a site.
     """
     theirs = int(tag) if tag.isdecimal() and len(tag) < 10 else 0
     if theirs == PROTOCOL:
@@ -23,4 +23,4 @@ def other_protocol(tag: str, what: str, here: str) -> str:
     numbers = f"{what} has protocol {theirs}, the Photon of {here} {PROTOCOL}"
     if theirs > PROTOCOL:
         return f"{numbers}: upgrade Photon at {here}"
-    return f"{numbers}: upgrade Photon where `photon deploy` is run, and write: photon deploy"
+    return f"{numbers}: upgrade Photon where `photon deploy` is run, then write: photon deploy FILE"

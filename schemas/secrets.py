@@ -1,8 +1,8 @@
-"""Secrets by their form: what must not stand in a federation file, which every site and Prefect's server can read.
+"""Secrets, detected by their form: a federation file must contain none, because all sites and the server read it.
 
-A value is a secret by form where it is a URL with a password or with a signature, key or token in its query, a
-token of a kind that is known by its beginning, or an option or environment variable whose name says so. References
-to Prefect blocks stay: the worker resolves them when it starts a job.
+A value is a secret by form if it is a URL with a password or with a signature, key or token in its query, a token
+with a known prefix, or an option or environment variable whose name indicates one. References to Prefect blocks
+are allowed: the worker resolves them when it starts a job.
 """
 
 import re
@@ -13,20 +13,20 @@ from urllib.parse import unquote
 
 Key = tuple[str | int, ...]
 
-FREE_FORM = ("options", "job_variables")  # sections whose keys are others': their names tell what is a secret
+FREE_FORM = ("options", "job_variables")  # sections with keys of other programs: a key's name indicates a secret
 NAMED = {"KEY", "TOKEN", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASS", "AUTH", "CREDENTIAL", "CREDENTIALS"}
-# the same words where people write two as one
+# the same words, written as one
 NAMED |= {"APIKEY", "ACCESSKEY", "SECRETKEY", "PRIVATEKEY", "ACCESSTOKEN", "AUTHTOKEN", "AUTHORIZATION"}
 NAMED |= {"PASSWD", "PASSPHRASE"}
 IN_QUERY = NAMED | {"SIG", "SIGNATURE", "PWD"}
-# Kubernetes names where a secret is, or what has to be equal; lower case, without separators
+# Kubernetes keys whose value refers to a secret or names a label; lower case, without separators
 REFERRING = ("secretkeyref", "configmapkeyref", "secretref", "secretname", "imagepullsecrets", "topologykey")
-SELECTS = {"operator", "effect"}  # beside them, `key` is the name of a label or taint
+SELECTS = {"operator", "effect"}  # beside these, `key` is the name of a label or taint
 
 REFERENCE = re.compile(r"\{\{\s*(?:prefect\.(?:blocks|variables)\.[\w.-]+|\$\w+)\s*\}\}")
-HELD = "\0"  # stands for a reference while the text around it is looked at
+HELD = "\0"  # placeholder of a reference while the text around it is checked
 WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
-# user:password@ after //, or where a text or a word of it begins; a port, a path and C:\ are no password
+# user:password@ after //, or at the start of a text or a word; a port, a path and C:\ are not passwords
 LOGIN = re.compile(
     r"(?://|(?:^|[\s\"'=,;(\[{<|]|:/)/*)(?!\w[\w+.-]*://|mailto:|(?<!/)[A-Za-z]:\\)"
     r"[^\s/@:\"']{0,256}:(?!:|\d{0,9}(?:[/?#\"'\s]|$))(?!\0@)[^\s@]{0,1024}"
@@ -48,7 +48,7 @@ KNOWN = re.compile(
 REDACTED = "(a secret was here)"
 OPTION = "set it in the environment of the machine that uses it"
 VARIABLE = (
-    "set it in the worker's own environment, or write a reference to a block, such as "
+    "set it in the worker's environment, or write a reference to a block, such as "
     "'{{ prefect.blocks.secret.NAME }}'"
 )
 NOTIFY = (
@@ -60,19 +60,19 @@ PLACE = "credentials come from the environment, storage.profile or a Prefect blo
 
 @dataclass(frozen=True)
 class Secret:
-    """Where a secret stands, and what to do about it. Its message never repeats the value."""
+    """Place of a secret, and a message with the remedy. The message never repeats the value."""
 
     place: Key
     message: str
 
 
 def words(name: str) -> set[str]:
-    """The words of a name, in capitals: of HF_TOKEN, hf-token and hfToken HF and TOKEN."""
+    """The words of a name, in capitals: HF and TOKEN for HF_TOKEN, hf-token and hfToken."""
     return {word.upper() for word in WORD.findall(NO_SECRET.sub("", name))}
 
 
 def find_secrets(data: Any) -> Iterator[Secret]:
-    """Every secret in a federation file's data, as it is written or filled in."""
+    """Every secret in a federation file's data, as written or with defaults."""
     try:
         yield from list(_below(data, (), False, frozenset()))
     except RecursionError:
@@ -80,12 +80,12 @@ def find_secrets(data: Any) -> Iterator[Secret]:
 
 
 def has_secret(text: str) -> bool:
-    """Whether a text holds a secret by its form, wherever it stands."""
+    """Whether a text contains a secret by its form, in any place of the file."""
     return _in_text(text, free=False) is not None
 
 
 def redacted(data: Any) -> Any:
-    """A copy whose secrets are replaced by a word: files of older versions may hold some."""
+    """A copy with a placeholder for each secret: files of older versions may contain some."""
     places = {secret.place for secret in find_secrets(data)}
     return _without(data, (), places) if places else data
 
@@ -105,66 +105,66 @@ def _plain(key: Any) -> Any:
 
 
 def _below(data: Any, at: Key, free: bool, above: frozenset[int]) -> Iterator[Secret]:
-    """The secrets of a value and of all below it.
+    """Secrets of a value and of everything below it.
 
     Args:
-        data, at: the value, and where it stands.
-        free: whether that is in a free-form section.
-        above: the mappings and lists that hold it, by id: aliases of YAML can close a circle.
+        data, at: value and its place.
+        free: flag: the place is in a free-form section.
+        above: ids of the mappings and lists around the value: aliases of YAML can form a cycle.
     """
     if isinstance(data, str):
         if what := _in_text(data, free):
-            yield Secret(at, f"holds {what}; take it out: {_remedy(at)}")
+            yield Secret(at, f"contains {what}; remove it: {_remedy(at)}")
     elif isinstance(data, dict | list | tuple) and id(data) not in above:
         above |= {id(data)}
         if isinstance(data, dict):
             for key in data:
                 yield from _entry(data, key, at, free, above)
         elif free and (what := _in_arguments(data)):
-            yield Secret(at, f"holds {what}; take it out: {_remedy(at)}")
+            yield Secret(at, f"contains {what}; remove it: {_remedy(at)}")
         else:
             for i, item in enumerate(data):
                 yield from _below(item, (*at, i), free, above)
 
 
 def _entry(data: dict[Any, Any], key: Any, at: Key, free: bool, above: frozenset[int]) -> Iterator[Secret]:
-    """The secrets of one key of a mapping, and of its value."""
+    """Secrets of one key of a mapping, and of its value."""
     name, value, here = str(key), data[key], (*at, key)
     if what := _in_text(name, free=False):
-        yield Secret(at, f"has a key that holds {what}; take it out: {_remedy(at)}")
+        yield Secret(at, f"has a key that contains {what}; remove it: {_remedy(at)}")
     elif here[-3:] == ("deploy", "notify", "webhook") and value is not None:
         yield Secret(here, NOTIFY)
     elif free and _refers(name, data):
         yield from _below(value, here, False, above)
     elif free and words(name) & NAMED and _filled(value):
-        yield Secret(here, f"is a secret by its name, in the clear; take it out: {_remedy(here)}")
+        yield Secret(here, f"is a secret by its name, in plain text; remove it: {_remedy(here)}")
     elif free and name == "value" and words(_name_beside(data)) & NAMED and _filled(value):
-        yield Secret(here, f"is a secret by the name beside it, in the clear; take it out: {_remedy(here)}")
+        yield Secret(here, f"is a secret by the name beside it, in plain text; remove it: {_remedy(here)}")
     else:
         yield from _below(value, here, free or name in FREE_FORM, above)
 
 
 def _name_beside(data: dict[Any, Any]) -> str:
-    """Of Kubernetes' {name: ..., value: ...}."""
+    """The name in Kubernetes' {name: ..., value: ...}."""
     return next((data[key] for key in ("name", "key") if isinstance(data.get(key), str)), "")
 
 
 def _in_arguments(items: list[Any] | tuple[Any, ...]) -> str | None:
-    """What kind of secret a list of a command's arguments holds, such as ["--token", "..."]."""
+    """Kind of secret in a list of a command's arguments, such as ["--token", "..."]; None if there is none."""
     texts = [item for item in items if isinstance(item, str)]
     if len(texts) < len(items) or any(_in_text(text, free=True) for text in texts):
-        return None  # each has its own place
+        return None  # the caller reports each at its own place
     return _in_text(" ".join(texts), free=True)
 
 
 def _refers(key: str, beside: dict[Any, Any]) -> bool:
-    """Whether a key of a job's manifest names where a secret is, and holds none."""
+    """Whether a key of a job's manifest refers to a secret and contains none."""
     plain = re.sub(r"[^a-z]", "", key.lower())
     return (key != key.upper() and plain in REFERRING) or (key == "key" and bool(SELECTS & set(beside)))
 
 
 def _filled(value: Any) -> bool:
-    """Whether anything stands there but references to blocks, or a switch."""
+    """Whether a value contains anything but references to blocks, or a switch."""
     if isinstance(value, str):
         return bool(REFERENCE.sub("", value).strip())
     if isinstance(value, dict):
@@ -175,7 +175,7 @@ def _filled(value: Any) -> bool:
 
 
 def _in_text(text: str, free: bool) -> str | None:
-    """What kind of secret a text holds, in words; None if it holds none. `free`: in a free-form section."""
+    """Kind of secret in a text, in words; None if there is none. `free`: the text is in a free-form section."""
     for form in _decoded(REFERENCE.sub(HELD, text)):
         if LOGIN.search(form) or WEB_LOGIN.search(form):
             return "the user name or password of a URL"
@@ -189,7 +189,7 @@ def _in_text(text: str, free: bool) -> str | None:
 
 
 def _decoded(text: str) -> Iterator[str]:
-    """A text, and what it is without its percent-encoding, as often as it was encoded."""
+    """A text, and the text after each level of percent-decoding."""
     for _ in range(4):
         yield text
         plain = unquote(text)

@@ -1,7 +1,7 @@
-"""An error in few words that hold no secret: what a server writes into its errors may repeat keys and addresses.
+"""Short error texts without secrets: a server's error text may repeat keys and addresses.
 
-Some servers repeat the access key, the signed address or the request in their texts. Of an error that a server, or
-a client of one, has had a hand in, only its kind and the server's code are told.
+Some servers repeat the access key, the signed address or the request in their texts. If a server, or a client of
+one, may have written an error's text, only the error's kind and the server's code are shown.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 from schemas.errors import PhotonError
 
 CODE = re.compile(r"\d{3}|[A-Z][A-Za-z.]{1,60}|XAmzContentSHA256Mismatch")  # anything else may be a secret
-CLIENTS = {  # packages whose errors hold what a server has written
+CLIENTS = {  # packages whose errors contain text from a server
     *("botocore", "aiobotocore", "boto3", "s3fs", "s3transfer", "gcsfs", "google", "adlfs", "azure", "fsspec"),
     *("aiohttp", "httpx", "httpcore", "requests", "urllib", "urllib3", "http", "huggingface_hub", "paramiko"),
     *("mlflow", "wandb", "prefect"),
@@ -19,12 +19,12 @@ CLIENTS = {  # packages whose errors hold what a server has written
 
 
 def told(error: BaseException) -> str:
-    """An error's own text where this machine wrote it; else its kind and the server's code."""
+    """An error's text if this machine wrote it; else its kind and the server's code."""
     return cause(error) if foreign(error) else str(error) or type(error).__name__
 
 
 def cause(error: BaseException) -> str:
-    """An error's kind, and the server's status and code if it answered."""
+    """An error's kind, and the server's status and code, if it answered."""
     status = http_status(error)
     if status is not None:
         return f"HTTP {status} {error_code(error)}".strip()
@@ -33,7 +33,7 @@ def cause(error: BaseException) -> str:
 
 
 def foreign(error: BaseException) -> bool:
-    """Whether a server, or a client of one, may have written a part of the error's text."""
+    """Whether a server, or a client of one, may have written part of the error's text."""
     return any(
         not isinstance(layer, PhotonError)
         and (type(layer).__module__.split(".")[0] in CLIENTS or isinstance(getattr(layer, "response", None), dict))
@@ -42,7 +42,7 @@ def foreign(error: BaseException) -> bool:
 
 
 def quiet(error: Exception) -> Exception:
-    """The error as it may be raised further: without what a server wrote, and without what it was made from."""
+    """The error in a form that is safe to raise: without text from a server, and without its causes."""
     if not foreign(error):
         return error
     kind = type(error) if type(error).__module__ == "builtins" and isinstance(error, OSError) else OSError
@@ -54,7 +54,7 @@ def quiet(error: Exception) -> Exception:
 
 
 def error_code(error: BaseException) -> str:
-    """The server's own error code, also under an OSError of s3fs; empty if there is none that can be one."""
+    """The server's error code, also under an OSError of s3fs; empty if no text there can be a code."""
     code = str(_response(error).get("Error", {}).get("Code", ""))
     return code if CODE.fullmatch(code) else ""
 
@@ -74,7 +74,7 @@ def _response(error: BaseException) -> dict[str, Any]:
 
 
 def _status(error: BaseException) -> int | None:
-    """Status of another server's answer, as its clients keep it."""
+    """Status of another server's answer, as its client stores it."""
     for layer in chain(error):
         for holder in (layer, getattr(layer, "response", None)):
             for name in ("status_code", "status", "code"):
@@ -84,7 +84,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was raised from, or while."""
+    """The error and its causes: errors that it was raised from, or while handling."""
     seen: set[int] = set()
     layer: BaseException | None = error
     while layer is not None and id(layer) not in seen:

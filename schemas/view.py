@@ -1,4 +1,4 @@
-"""One site of one federation: the settings that hold for it, resolved, and its folders."""
+"""One site of one federation: its resolved settings, and its folders."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +16,12 @@ from schemas.sections.values import is_s3
 
 @dataclass(frozen=True)
 class SiteView:
-    """A site, or one node of a site whose nodes train apart. Made by `view_of` and handed down.
+    """A site, or one node of a site whose nodes train independently. Made by `view_of` and passed down.
 
     Args:
-        federation: the file, for what all sites share.
-        section: the site's own section.
-        local, update: how it trains and what it sends: the file's, but for a node.
+        federation: file, for settings that all sites share.
+        section: section of the site.
+        local, update: settings of training and update; the file's, except for a node.
     """
 
     federation: Federation
@@ -39,34 +39,34 @@ class SiteView:
 
     @property
     def hardware(self) -> Hardware | None:
-        """What the file says of its devices."""
+        """Devices that the file declares."""
         return self.section.hardware
 
     @property
     def steps(self) -> int:
-        """Local steps that it makes in a round, unless its time is up before."""
+        """Local steps in a round, unless the time limit ends them earlier."""
         return self.section.steps or self.local.steps
 
     @property
     def time_limit(self) -> float | None:
-        """Seconds after which its local training ends with the step under way."""
+        """Seconds after which its local training ends, with the current step."""
         return self.section.time_limit
 
     @property
     def micro_batch(self) -> int | Literal["auto"] | None:
-        """What the file says of its micro-batch."""
+        """Micro-batch in the file."""
         return self.section.micro_batch or self.local.micro_batch
 
     @property
     def memory_gb(self) -> float | None:
-        """10^9 bytes that training may take of one of its devices: the least that the file says, if any."""
+        """Memory limit of training on one device, in 10^9 bytes: the smallest in the file, if any."""
         given = [self.hardware.memory_gb if self.hardware else None]
         given += [self.local.memory_gb] if self.micro_batch == "auto" else []
         return min((gigabytes for gigabytes in given if gigabytes is not None), default=None)
 
     @property
     def pool_type(self) -> PoolType:
-        """The type of its work pool, whose name is the section's `work_pool`."""
+        """Type of its work pool, whose name is the section's `work_pool`."""
         return self.section.pool_type or self.federation.deploy.pool_type
 
     def options(self, place: str) -> dict[str, Any]:
@@ -75,30 +75,30 @@ class SiteView:
 
     @property
     def state_dir(self) -> Path:
-        """Its private folder; photon-sites/<run>/<site> in the working folder if the file names none."""
+        """Private folder; photon-sites/<run>/<site> in the working folder if the file names none."""
         if self.section.state_dir is not None:
             return Path(self.section.state_dir).expanduser()
         return Path("photon-sites") / self.federation.run / self.name
 
     @property
     def data_dir(self) -> Path:
-        """The folder of its MDS shards and of data.json, the manifest that covers them."""
+        """Folder of its MDS shards and of data.json, the manifest that covers them."""
         return self.state_dir / "data"
 
     @property
     def cache_dir(self) -> Path:
-        """The folder of what can be computed again: which files were verified, features of shards."""
+        """Folder of results that can be recomputed: verified files, features of shards."""
         return self.state_dir / "cache"
 
     def split_dir(self, stream: str, split: str) -> Path:
-        """The MDS folder of one split ('train' or 'valid') of one stream."""
+        """MDS folder of one split ('train' or 'valid') of one stream."""
         return self.data_dir / stream / split
 
     def node(self, number: int) -> "SiteView":
-        """One of its nodes, the first being 1, where each trains apart.
+        """One of its nodes, from 1, if its nodes train independently.
 
-        A node has a folder of its own and its own devices alone; what it has trained is neither evaluated nor
-        clipped, noised or compressed, because the site's mean is.
+        A node has its own folder and only its own devices. Its result is neither evaluated, clipped, noised nor
+        compressed, because the site's mean is.
         """
         assert self.hardware is not None
         alone = self.hardware.model_copy(update={"nodes": 1, "interconnect": None, "parallel": "auto"})
@@ -112,7 +112,7 @@ class SiteView:
 
 
 def views(federation: Federation) -> list[SiteView]:
-    """The views of all sites, the paused ones too, in the file's order."""
+    """Views of all sites, including paused ones, in the file's order."""
     return [SiteView(federation, section, federation.local, federation.update) for section in federation.sites]
 
 
@@ -122,10 +122,10 @@ def active_views(federation: Federation) -> list[SiteView]:
 
 
 def view_of(federation: Federation, site: str) -> SiteView:
-    """The view of the site of that name.
+    """View of the site with this name.
 
     Raises:
-        FederationError: there is no such site; the text names those that there are.
+        FederationError: there is no such site; the message lists the existing ones.
     """
     for view in views(federation):
         if view.name == site:

@@ -46,10 +46,10 @@ ROUND_TAG = "round:"
 
 @restarted(task_run_name="open run", tags=[f"{STEP}open run"])
 def open_run(runtime: Runtime, federation: Federation) -> int:
-    """Make the run's first manifests where they are missing (InitModel).
+    """Create the run's first manifests if they are missing (InitModel).
 
     Returns:
-        The latest committed round.
+        Number of the latest committed round.
     """
     check_trackers(federation)
     check_members(federation)
@@ -67,14 +67,14 @@ def open_run(runtime: Runtime, federation: Federation) -> int:
 
 
 def open_round(runtime: Runtime, federation: Federation, t: int | None) -> int | None:
-    """The number of the round to make: t, or the one after the latest; None if all are committed.
+    """Number of the round to do: t, or the one after the latest; None if all are committed.
 
-    Opens the run where that is to be done.
+    Opens the run if necessary.
 
     Raises:
-        FederationError: the file is not this run's any more.
-        StoreConflict: round t is committed already.
-        PhotonError: round t - 1 is not.
+        FederationError: the file no longer fits this run.
+        StoreConflict: round t is already committed.
+        PhotonError: round t - 1 is not committed.
     """
     if t is None:
         t = _begun_before() or open_run(runtime, federation) + 1
@@ -90,8 +90,8 @@ def open_round(runtime: Runtime, federation: Federation, t: int | None) -> int |
 
 
 def committed_before(runtime: Runtime, federation: Federation, t: int) -> RoundManifest | None:
-    """The manifest of round t if it is there already, which only a retry goes on with. Shows it again: the process
-    that committed it may have been killed before it could."""
+    """The manifest of round t if it exists, which happens in a retry only; else None. Repeats table and report:
+    the process that committed it may have been killed before that."""
     manifest = run_of(federation).round(t)
     if manifest is not None:
         show(runtime, federation, manifest)
@@ -103,7 +103,7 @@ def _is_retry() -> bool:
 
 
 def _begun_before() -> int | None:
-    """The round that this flow run began with before it crashed: a retry goes on with it, and no further."""
+    """The round that this flow run began before it crashed: a retry continues that round only."""
     if not _is_retry():
         return None
     found = [tag.removeprefix(ROUND_TAG) for tag in flow_run.tags if tag.startswith(ROUND_TAG)]
@@ -117,9 +117,9 @@ def _remember(t: int) -> None:
 
 @task(task_run_name="sample sites", tags=[f"{STEP}sample sites"], cache_policy=NO_CACHE)
 def sample(federation: Federation, t: int) -> list[str]:
-    """The K of P members that take part in round t; paused ones are passed over by name."""
+    """The K of P members that take part in round t. Paused ones are skipped, with a warning that names them."""
     if federation.paused:
-        get_run_logger().warning("round %d passes over the paused sites: %s", t, ", ".join(federation.paused))
+        get_run_logger().warning("round %d skips the paused sites: %s", t, ", ".join(federation.paused))
     return sampled_members(run_of(federation), federation, t)
 
 
@@ -140,7 +140,7 @@ def aggregate_region(
     step_name: str,
     rejected: dict[str, str],
 ) -> dict[str, str]:
-    """A region's share of a tree: average its sites, or compare them with the mean of all. Returns bad updates."""
+    """A region's part of the tree: average its sites, or compare them with the total mean. Returns bad updates."""
     with runtime.regions, runtime.log.at(t).step(f"{step_name} region {region}"):
         look = step_name == "compare"
         return rounds.aggregate_region(run_of(federation), federation, t, sampled, region, rejected, look)
@@ -155,7 +155,7 @@ def aggregate(
     left_out: dict[str, str],
     rejected: dict[str, str],
 ) -> Candidate:
-    """Average the pseudo-gradients and apply the server optimizer; the result is not committed yet."""
+    """Average the pseudo-gradients and apply the server optimizer. The result is not committed yet."""
     with runtime.log.at(t).step("aggregate"):
         candidate = rounds.aggregate_round(run_of(federation), federation, t, sampled, left_out, rejected)
         announce(runtime.log, t, candidate.left_out)
@@ -164,7 +164,7 @@ def aggregate(
 
 
 def needs_retry(federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]) -> bool:
-    """Whether the guard finds the candidate's validation loss too high, and the round can be applied again."""
+    """Whether the guard finds the candidate's validation loss too high, and retries are left."""
     return bool(rounds.retry_reasons(run_of(federation), federation, candidate, evaluations))
 
 
@@ -172,7 +172,7 @@ def needs_retry(federation: Federation, candidate: Candidate, evaluations: dict[
 def apply_again(
     runtime: Runtime, federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]
 ) -> Candidate:
-    """The round with a lower server learning rate, of a candidate that needs a retry."""
+    """Apply the round again with a lower server learning rate. The candidate must pass `needs_retry`."""
     with runtime.log.at(candidate.t).step("apply again"):
         again = rounds.apply_again(run_of(federation), federation, candidate, evaluations)
         assert again is not None
@@ -183,7 +183,7 @@ def apply_again(
 
 
 def _warn(log: Log, guard: list[Fact]) -> None:
-    """Say what the guard has found and done."""
+    """Log what the guard has found and done."""
     for fact in guard:
         log.add(fact)
     for text in sentences(guard):
@@ -191,7 +191,7 @@ def _warn(log: Log, guard: list[Fact]) -> None:
 
 
 def announce(log: Log, t: int, left_out: dict[str, str]) -> None:
-    """Log every site that is left out, and emit the event that notifications wait for."""
+    """Log every excluded site, and emit the event that triggers notifications."""
     for site, reason in left_out.items():
         event = log.at(t, site).append(Kind.SITE_EXCLUDED, reason=reason)
         get_run_logger().warning("%s", event)
@@ -200,7 +200,7 @@ def announce(log: Log, t: int, left_out: dict[str, str]) -> None:
 
 @task(task_run_name="track", tags=[f"{STEP}track"], cache_policy=NO_CACHE)
 def track(runtime: Runtime, federation: Federation, manifest: RoundManifest) -> None:
-    """Tell the experiment trackers of a committed round. One that is away costs its entry, not the round."""
+    """Log a committed round to the experiment trackers. An unreachable tracker loses only its entry."""
     try:
         log_round(runtime.launcher, federation, manifest)
     except PhotonError as error:
@@ -209,7 +209,7 @@ def track(runtime: Runtime, federation: Federation, manifest: RoundManifest) -> 
 
 @task(task_run_name="publish", tags=[f"{STEP}publish"], cache_policy=NO_CACHE)
 def publish(runtime: Runtime, federation: Federation, candidate: Candidate, round_log: RoundLog) -> RoundManifest:
-    """Commit the round and show it as a table artifact."""
+    """Commit the round and publish it as a table artifact."""
     log = runtime.log.at(candidate.t)
     with log.step("publish"):
         round_log = replace(round_log, events=log.events())
@@ -222,7 +222,7 @@ def publish(runtime: Runtime, federation: Federation, candidate: Candidate, roun
 
 
 def show(runtime: Runtime, federation: Federation, manifest: RoundManifest) -> None:
-    """A table artifact, what every site did in the round, and the report."""
+    """Publish a table artifact of every site's part in the round, and start the report."""
     rows = [
         {name: unmarked(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
         for row in summary(manifest)

@@ -1,4 +1,4 @@
-"""Events that automations on the Prefect server wait for: which of ours they are, and their form there."""
+"""Events for automations on the Prefect server: their names and their form there."""
 
 from photon_core.evidence.events import Event
 
@@ -6,7 +6,7 @@ LEFT_OUT = "photon.site.left_out"  # of the resource photon.site.<run>.<site>; p
 
 
 def emit(event: Event) -> None:
-    """Tell the Prefect server that a site was left out of a round."""
+    """Report to the Prefect server that a round excluded a site."""
     from prefect.events import emit_event
 
     emit_event(

@@ -1,6 +1,6 @@
-"""Reports of rounds, made beside the next round's training; a failure costs the report and nothing else.
+"""Reports of rounds, written while the next round trains. A failure loses the report and nothing else.
 
-Prefect is imported when a report is there: the command line has a runtime before Prefect knows its server.
+Prefect is imported only when a report is ready: the command line has a runtime before Prefect knows its server.
 """
 
 import base64
@@ -22,12 +22,12 @@ from schemas.federation import Federation
 from schemas.manifests import RoundManifest
 from schemas.server_errors import told
 
-SECONDS = 300.0  # for one report; it is made with what the training leaves of the cores
-LAST_SECONDS = 120.0  # that the end of a run waits for the newest
+SECONDS = 300.0  # timeout of one report, which shares the cores with training
+LAST_SECONDS = 120.0  # longest wait for the newest report at the end of a run
 
 
 class Reports:
-    """The reports of a process, made one at a time in a thread of their own. Safe to use from several threads."""
+    """The reports of a process, written one at a time in a separate thread. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -36,14 +36,14 @@ class Reports:
         self._cache: tempfile.TemporaryDirectory[str] | None = None
 
     def make(self, federation: Federation, manifest: RoundManifest) -> None:
-        """Have the report of a committed round made, and return at once.
+        """Schedule the report of a committed round and return at once.
 
-        A round whose turn has not come when the next is committed gets none: the next one's shows it, too.
+        A round that still waits when the next one is committed gets no report: the next report shows it, too.
         """
         every = federation.rounds.report_every
         if every is None or (manifest.round % every and manifest.place < federation.total_rounds):
             return
-        context = contextvars.copy_context()  # the artifact belongs to the round's flow run
+        context = contextvars.copy_context()  # so that the artifact belongs to the round's flow run
         with self._changed:
             self._next = lambda: context.run(self._report, federation, manifest)
             if not self._working:
@@ -51,7 +51,7 @@ class Reports:
                 threading.Thread(target=self._work, daemon=True, name="photon-report").start()
 
     def finish(self, timeout: float = LAST_SECONDS) -> None:
-        """Wait until the newest report is there, or has failed."""
+        """Wait until the newest report is written, or has failed."""
         with self._changed:
             self._changed.wait_for(lambda: not self._working, timeout)
 
@@ -78,19 +78,19 @@ class Reports:
                 description=f"Run `{federation.run}`, round {manifest.round}: {made['location']}",
             )
             get_run_logger().info("report: %s (%.1f s)", made["location"], time.monotonic() - began)
-        except Exception as error:  # of matplotlib, the store, the server, each with kinds of its own
+        except Exception as error:  # matplotlib, the store and the server each raise their own errors
             get_run_logger().warning(
-                "round %d is committed; its report could not be made: %s", manifest.round, told(error)
+                "round %d is committed; its report could not be written: %s", manifest.round, told(error)
             )
 
     def _folder(self) -> str:
-        """For the manifests that reports have read, so that each reads only what is new."""
+        """Cache folder of the manifests that reports have read, so that each report reads only new ones."""
         if self._cache is None:
             self._cache = tempfile.TemporaryDirectory(prefix="photon-report-", ignore_cleanup_errors=True)
         return self._cache.name
 
     def close(self) -> None:
-        """Drop what was kept for the next report."""
+        """Remove the cache."""
         cache = self._cache
         if cache is not None:
             cache.cleanup()
@@ -109,7 +109,7 @@ def _make(federation: Federation, t: int, cache: str) -> dict[str, Any]:
 
 
 def _markdown(manifest: RoundManifest, made: dict[str, Any]) -> str:
-    """What the Prefect UI shows: the key numbers, the key picture, where the whole page is."""
+    """Text for the Prefect UI: main numbers, main picture, link to the whole page."""
     summary = (
         _plain(sentence(manifest))
         if manifest.kind != "train"
@@ -124,10 +124,10 @@ def _markdown(manifest: RoundManifest, made: dict[str, Any]) -> str:
         lines += ["", f"![perplexity by round, and who did what when](data:image/svg+xml;base64,{data})"]
     link = made["location"] if "://" in made["location"] else f"file://{made['location']}"
     lines += ["", f"The whole report: [{made['location']}]({link})"]
-    lines += [f"\n`{site}` was left out: {_plain(why)}" for site, why in sorted(manifest.left_out.items())]
+    lines += [f"\n`{site}` was excluded: {_plain(why)}" for site, why in sorted(manifest.left_out.items())]
     return "\n".join(lines)
 
 
 def _plain(text: str) -> str:
-    """A stranger's text without Markdown or HTML."""
+    """An untrusted text without Markdown or HTML."""
     return re.sub(r"([\\`*_{}\[\]()<>#!|~])", r"\\\1", printable(text, 300))

@@ -1,4 +1,4 @@
-"""The coordinator's step back to an earlier round."""
+"""The coordinator's step that rolls back to an earlier round."""
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,7 +15,7 @@ from tasks.runtime import Runtime
 
 @task(task_run_name="roll back to round {to}", cache_policy=NO_CACHE)
 def roll_back(runtime: Runtime, federation: Federation, to: int, reason: str) -> RoundManifest:
-    """Commit it, and show it as any other round. A retry finds what this flow run has committed before."""
+    """Commit the rollback and publish it like any other round. A retry finds what this flow run has committed."""
     run, mine = run_of(federation), f"Prefect flow run {flow_run.id}"
     with runtime.log.step("roll back"):
         manifest = newest(run)

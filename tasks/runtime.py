@@ -1,4 +1,4 @@
-"""What a flow run works with in its process: the children, the reports, and the log of what happens."""
+"""Shared objects of a flow run's process: child processes, reports and the event log."""
 
 import os
 import threading
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 AROUND: ContextVar["Runtime | None"] = ContextVar("the runtime of the block that a flow run is in", default=None)
 TRACKING_TIMEOUT = 120.0
-REGIONS = 2  # that are averaged at a time in a process: each takes its own memory
+REGIONS = 2  # regions averaged at once in a process: each needs its own memory
 
 
 class Runtime:
-    """Handed to every task. `launcher` and `reports` are the process's, `log` is the flow run's.
+    """Passed to every task. `launcher` and `reports` belong to the process, `log` to the flow run.
 
-    As many children work at a time as there are cores. They come from the fork server that PHOTON_FORK_SERVER
-    names, which a worker has beside it, if it answers; else from one of their own, started when first needed.
+    At most one child per core works at a time. Children come from the fork server of PHOTON_FORK_SERVER, which
+    runs beside a worker, if it answers; else from a separate one, started when first needed.
 
     Args:
-        listeners: hear of every event of the flow runs, in the thread where it happens.
+        listeners: callbacks for every event of the flow runs, called in the event's thread.
     """
 
     def __init__(self, listeners: Sequence[Listener] = ()) -> None:
@@ -43,20 +43,20 @@ class Runtime:
         self._listeners = tuple(listeners)
 
     def of(self, run: str, actor: str = COORDINATOR) -> "Runtime":
-        """The same, with a new log."""
+        """A copy with a new log."""
         made = copy(self)
         made.log = Log(run, actor, self._listeners)
         return made
 
     def shutdown(self) -> None:
-        """End every child and the fork server. Safe to call at any time, from any thread, more than once."""
+        """End every child and the fork server. Idempotent and thread-safe."""
         self.launcher.shutdown()
         self.reports.close()
 
 
 @contextmanager
 def runtime(*listeners: Listener) -> Iterator[Runtime]:
-    """That of all flow runs in the block; its children end with the block."""
+    """The runtime of all flow runs in the block. Its children end with the block."""
     made = Runtime(listeners)
     token = AROUND.set(made)
     try:
@@ -68,15 +68,15 @@ def runtime(*listeners: Listener) -> Iterator[Runtime]:
 
 @contextmanager
 def runtime_of(federation: "Federation", actor: str = COORDINATOR) -> Iterator[Runtime]:
-    """A flow run's, with a log of its own. One in no block has children of its own: they end with it when it is
-    cancelled, too, the trainer's whole process group."""
+    """The runtime of a flow run, with its own log. Outside a block, the flow run has its own children. They end
+    with it, also when it is cancelled, including the trainer's whole process group."""
     around = AROUND.get()
     with nullcontext(around) if around is not None else runtime() as process:
         yield process.of(federation.run, actor)
 
 
 def log_round(launcher: Launcher, federation: "Federation", manifest: "RoundManifest") -> None:
-    """Tell the experiment trackers of a committed round, in a child. Raises PhotonError if one is away."""
+    """Log a committed round to the experiment trackers, in a child. Raises PhotonError if one is unreachable."""
     launcher.run(
         partial(entry.log_round, federation, manifest),
         label=f"{federation.run}/{manifest.round}/trackers",

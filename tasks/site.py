@@ -1,4 +1,4 @@
-"""A site's steps in a round: validate its shards, train H local steps, upload the update; and evaluate."""
+"""Steps of a site in a round: validate its shards, train H local steps, upload the update; and evaluate."""
 
 import tempfile
 import time
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 REPORT_SECONDS = 5.0  # between two progress updates in the Prefect UI
 VALIDATION_TIMEOUT = 3600.0
-AGAIN_SECONDS = [2.0, 2.0, 10.0, 30.0, 60.0]  # before each new start of a step whose process was killed
+AGAIN_SECONDS = [2.0, 2.0, 10.0, 30.0, 60.0]  # backoff before each retry of a step whose process was killed
 KILLED = len(AGAIN_SECONDS)
 
 
 def again(_task: Any, run: Any, state: Any) -> bool:
-    """Try once more what broke or missed the store, and up to KILLED times what was killed; not what was refused,
-    cancelled or too late."""
+    """Whether to retry a step: once if it broke or did not reach the store, up to KILLED times if it was killed,
+    never if it was refused, cancelled or too late."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, Killed):
         return True
@@ -53,7 +53,7 @@ def again(_task: Any, run: Any, state: Any) -> bool:
     return once_more and run.run_count <= 1
 
 
-# a task whose killed or broken process is started again
+# a task that is retried when its process is killed or breaks
 restarted = partial(
     task, cache_policy=NO_CACHE, retries=KILLED, retry_delay_seconds=AGAIN_SECONDS, retry_condition_fn=again
 )
@@ -61,10 +61,10 @@ restarted = partial(
 
 @restarted(task_run_name="{view.name} / start", tags=[f"{STEP}start"])
 def start(runtime: Runtime, view: SiteView) -> None:
-    """Upload the checkpoint that the site holds and the run starts from, as a model of ours.
+    """Upload the site's checkpoint, from which the run starts, in the store's format.
 
     Raises:
-        FederationError: it is not of the file's model.
+        FederationError: the checkpoint does not fit the file's model.
     """
     with _log(runtime, 0, view.name).step("start"), tempfile.TemporaryDirectory(prefix="photon-") as folder:
         runtime.launcher.run(
@@ -80,10 +80,10 @@ def validate(runtime: Runtime, view: SiteView, t: int) -> list[dict[str, Any]]:
     """Check the site's shards: every file by its hash, then the expectation suite `shards`.
 
     Returns:
-        What was checked, for the update's manifest: expectation, column, observed, limit, success.
+        Results for the update's manifest: expectation, column, observed, limit, success.
 
     Raises:
-        DataError: a shard is missing or corrupt, or an expectation failed (named, with the observed value).
+        DataError: a shard is missing or corrupt, or an expectation failed; the message has the observed value.
     """
     log = _log(runtime, t, view.name)
     with log.step("validate"), phase(log, "validate") as stopwatch:
@@ -103,13 +103,13 @@ def train(runtime: Runtime, view: SiteView, t: int, attempt: int = 1) -> "Traine
     """Train the global model of round t-1 for H local steps, in a child process.
 
     Returns:
-        What was trained, in the site's private state; None if the store has the site's update already.
+        The trained update, in the site's private state; None if the store already has the site's update.
     """
     logger, log = get_run_logger(), _log(runtime, t, view.name)
     run = run_of(view.federation)
     done = is_done(run, view, t, attempt)
     if done is not None:
-        logger.info("the update of round %d is committed already (attempt %d): nothing to train", t, done.attempt)
+        logger.info("the update of round %d is already committed (attempt %d): nothing to train", t, done.attempt)
         log.append(Kind.STEP_FINISHED, step="train", figures=_figures(done))
         return None
     with log.step("train") as out:
@@ -158,7 +158,7 @@ def upload(
     trained: "Trained | None",
     checks: list[dict[str, Any]],
 ) -> None:
-    """Put the update's shards into the store, then commit its manifest."""
+    """Upload the update's shards, then commit its manifest."""
     if trained is None:
         return
     log = _log(runtime, t, view.name, trained.attempt)
@@ -192,17 +192,17 @@ def evaluate(runtime: Runtime, view: SiteView, t: int, model: list[FileEntry]) -
 
 
 def cancel(runtime: Runtime, view: SiteView, t: int) -> None:
-    """End whatever child process works for this site and round."""
+    """End the child process of this site and round, if any."""
     runtime.launcher.cancel(_label(view, t))
 
 
 def _log(runtime: Runtime, t: int, site: str, attempt: int = 0) -> Log:
-    """Where the site itself says what it does in a round."""
+    """The log of the site's own events in a round."""
     return runtime.log.at(t, site, attempt).by(f"site:{site}")
 
 
 def _note_restart(log: Log, step: str, **model: str) -> None:
-    """Say it if the task that this is called in had to be started more than once."""
+    """Log that the calling task was restarted, if it was."""
     count = task_run.run_count or 1
     if count > 1:
         log.append(Kind.STEP_RESTARTED, step=step, count=count, **model)
@@ -223,12 +223,12 @@ def _log_path(view: SiteView) -> Path:
 def _birth(federation: Federation) -> RunManifest:
     birth = run_of(federation).birth()
     if birth is None:
-        raise PhotonError(f"run '{federation.run}' is not open yet: its first round opens it")
+        raise PhotonError(f"run '{federation.run}' is not open yet; start its first round, which opens it")
     return birth
 
 
 def _model_files(view: SiteView, t: int, model: list[FileEntry]) -> list[Path]:
-    """Local paths of a model of round t, downloaded and verified where they are not at hand."""
+    """Local paths of a model of round t. Missing files are downloaded and verified."""
     cache = view.cache_dir / "model" / view.federation.run
     return fetch_model(run_of(view.federation), t, model, cache, view.federation.aggregation.connections)
 
@@ -254,7 +254,7 @@ def _job(runtime: Runtime, view: SiteView, t: int) -> "LocalJob":
         base_files=[str(path) for path in theta.files],
         base_sha256=base.model_sha256,
         moment_files=[str(path) for path in _model_files(view, t - 1, moments)],
-        announce=not run.store.is_local,  # there an upload is a link
+        announce=not run.store.is_local,  # in a local store an upload is only a link
         global_step=base.global_step,
         resume=last_contribution(run, view.name, t),
         threads=runtime.launcher.threads,
@@ -265,7 +265,7 @@ def _job(runtime: Runtime, view: SiteView, t: int) -> "LocalJob":
 
 
 class _Progress:
-    """Passes a child's reports on: finished shards to the store, steps to this process's listeners at once and to
+    """Forwards a child's reports: finished shards to the store, steps to this process's listeners at once and to
     Prefect every few seconds."""
 
     def __init__(self, log: Log, steps: int, early: EarlyUpload) -> None:
@@ -291,7 +291,8 @@ class _Progress:
         )  # fmt: skip
 
     def _draw(self, percent: float) -> None:
-        """The bar in the Prefect UI. A server that is away costs it, not the training; one warning an outage."""
+        """Update the bar in the Prefect UI. Training continues if the server is unreachable, with one warning an
+        outage."""
         try:
             if self.artifact is None:
                 what = f"{self.log.member}, round {self.log.round}: local steps"
@@ -299,19 +300,19 @@ class _Progress:
             else:
                 update_progress_artifact(self.artifact, percent)
             self.away = False
-        except Exception as error:  # of the client's connection, with kinds of its own
+        except Exception as error:  # the client's connection raises its own errors
             if not self.away:
                 why = told(error)
-                self.logger.warning("the Prefect server does not take the progress; training goes on: %s", why)
+                self.logger.warning("the Prefect server does not accept progress; training continues: %s", why)
             self.away = True
 
 
 @task(task_run_name="{view.name} / prepare", cache_policy=NO_CACHE)
 def prepare(view: SiteView) -> str:
-    """Tokenise, check and pack the site's text. Returns a line that says what there is.
+    """Tokenise, check and pack the site's text. Returns a line with the numbers of documents and tokens.
 
     Raises:
-        DataError: text that cannot be read, or that an expectation refuses.
+        DataError: text cannot be read, or does not meet an expectation.
     """
     from photon_core.data.prepare import prepare_site
 

@@ -1,6 +1,6 @@
-"""A network of a test's own, whose only resolver and only way out are a recorder: whoever calls home is caught.
+"""A network of a test, whose only resolver and only way out are a recorder: it catches every call home.
 
-As root. What runs in it reaches its own loopback. Every name that is asked for beyond /etc/hosts, every TCP
+As root. What runs in it reaches its own loopback. Every name that is looked up beyond /etc/hosts, every TCP
 connection that is tried and every UDP packet that is sent beyond loopback is recorded, and leads nowhere.
 """
 
@@ -46,7 +46,7 @@ def recorder() -> Iterator[Recorder]:
             stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
         )  # fmt: skip
         try:
-            assert keeper.stdout is not None and keeper.stdout.readline().strip() == READY, "no network of its own"
+            assert keeper.stdout is not None and keeper.stdout.readline().strip() == READY, "no separate network"
             yield Recorder(keeper.pid, record)
         finally:
             keeper.kill()
@@ -90,7 +90,7 @@ def keep(folder: Path) -> None:
 
 
 def questions(resolver: socket.socket) -> Iterator[str]:
-    """The names that are asked for; each means NOWHERE."""
+    """The names that are looked up; each means NOWHERE."""
     while True:
         asked, who = resolver.recvfrom(4096)
         name, at = [], 12
@@ -102,7 +102,7 @@ def questions(resolver: socket.socket) -> Iterator[str]:
         head = asked[:2] + struct.pack(">HHHHH", 0x8180, 1, answers, 0, 0)
         answer = struct.pack(">HHHIH", 0xC00C, 1, 1, 60, 4) + socket.inet_aton(NOWHERE)
         resolver.sendto(head + asked[12 : at + 5] + answer * answers, who)
-        yield f"asked for {'.'.join(name)}"
+        yield f"lookup of {'.'.join(name)}"
 
 
 def attempts(packets: socket.socket) -> Iterator[str]:

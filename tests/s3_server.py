@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-SILENCE = 30.0  # s; no connection of the proxy lives longer without a byte
+SILENCE = 30.0  # s; longest time of a connection of the proxy without a byte
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/xml\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%b"
@@ -57,7 +57,7 @@ class FaultProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def away_for(self, seconds: float, *faults: Fault) -> None:
-        """From the next request on, break everything for so long, with these faults in turn."""
+        """From the next request on, break everything for `seconds`, with these faults in turn."""
         end: list[float] = []
         turns = faults or ("503", "reset")
 
@@ -146,7 +146,7 @@ def _pump(source: socket.socket, sink: socket.socket, cut: int | None, length: i
 def _reset(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RD)  # wakes whoever reads from it
+        connection.shutdown(socket.SHUT_RD)  # wakes a thread that reads from it
     connection.close()
 
 

@@ -7,7 +7,7 @@ SHM = Path("/dev/shm")
 
 
 def left_behind(before: set[Path], seconds: float = 60) -> set[Path]:
-    """Entries that came since `before` and that no living process maps; what is on its way out has `seconds`."""
+    """Entries that came since `before` and that no running process maps; removal may take `seconds`."""
     limit = time.monotonic() + seconds
     while True:
         new = set(SHM.iterdir()) - before

@@ -1,4 +1,4 @@
-"""Nothing that Photon starts calls home: what a user starts, in a network that records whoever tries."""
+"""Nothing that Photon starts calls home: what a user starts, in a network that records every attempt."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ from tests.terminal import Terminal
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a network of its own"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a separate network"),
     pytest.mark.skipif(shutil.which("ip") is None, reason="ip is not installed: sudo make network"),
 ]
 BIN = Path(sys.executable).parent
@@ -53,7 +53,7 @@ def test_the_recorder_catches_who_calls_home(network: Recorder, user: dict[str, 
         "with socket.create_server(('127.0.0.1', 0)) as own: socket.create_connection(own.getsockname())\n"
     )
     subprocess.run(network.inside(tmp_path, sys.executable, "-c", code), env=user, check=True)
-    tries = {"asked for home.example.org", "TCP to 198.18.0.9 port 80", "TCP to 2001:db8::1 port 443",
+    tries = {"lookup of home.example.org", "TCP to 198.18.0.9 port 80", "TCP to 2001:db8::1 port 443",
              "UDP to 203.0.113.1 port 8125"}  # fmt: skip
     assert eventually(lambda: set(network.recorded()) if len(network.recorded()) >= 4 else None, "four") == tries
 
@@ -63,7 +63,7 @@ def test_the_same_server_without_the_settings_is_caught(
 ) -> None:
     env = {**user, "PREFECT_HOME": str(give_database(tmp_path / "prefect"))}
     with started(network, [sys.executable, "-m", "photon_cli.prefect.server"], env, tmp_path / "server.log"):
-        eventually(lambda: "asked for sens-o-matic.prefect.io" in network.recorded(), "it calls home")
+        eventually(lambda: "lookup of sens-o-matic.prefect.io" in network.recorded(), "it calls home")
 
 
 def test_the_demos_first_round(network: Recorder, user: dict[str, str], tmp_path: Path) -> None:

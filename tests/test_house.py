@@ -73,7 +73,7 @@ def module(path: Path) -> str:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Modules of ours that a file imports, at any depth, under `if TYPE_CHECKING` too."""
+    """Modules of this repository that a file imports, at any depth, under `if TYPE_CHECKING` too."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -245,7 +245,7 @@ def test_files_are_named_with_the_fields_nouns(word: str) -> None:
 
 
 def test_kinds_of_events_are_defined_in_one_place() -> None:
-    """Whoever acts names a kind of the list; nobody else has events, names of Prefect events, or emits them."""
+    """Code that acts names a kind of the list; no other code has events or Prefect event names, or emits them."""
     found = {
         name: [path.relative_to(ROOT).as_posix() for path in files(*PACKAGES) if name in path.read_text("utf-8")]
         for name in ("class Kind(", "class Event", "emit_event", '"photon.site.left_out"')

@@ -169,7 +169,7 @@ def test_test_folders_are_no_packages_and_mirror_the_tree() -> None:
 
 
 def run_light(arguments: list[str], folder: Path) -> tuple[int, str, list[str]]:
-    """Run the command in a process of its own: its exit code, its output, and which heavy modules it imported."""
+    """Run the command in a separate process: its exit code, its output, and which heavy modules it imported."""
     code = (
         "import sys\n"
         f"sys.argv = ['photon', *{arguments!r}]\n"

@@ -1,1 +1,1 @@
-"""Other systems, each in an environment of its own, run beside ours."""
+"""Other systems for comparison, each in its own environment."""

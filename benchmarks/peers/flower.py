@@ -1,4 +1,4 @@
-"""Flower's simulation, in its own environment, made from its pinned requirements when first asked for."""
+"""Flower's simulation, in its own environment, which is made from pinned requirements at the first use."""
 
 import json
 import os
@@ -17,14 +17,14 @@ LIMIT = 600.0
 
 
 class PeerMissing(Exception):
-    """The peer's environment cannot be made here, for instance offline."""
+    """The peer's environment cannot be made on this machine, for instance offline."""
 
 
 def environment() -> Path:
-    """The Python of Flower's own environment.
+    """The Python of Flower's environment.
 
     Raises:
-        PeerMissing: it is not there and could not be made; the message says why.
+        PeerMissing: the environment does not exist and cannot be made; the message has the reason.
     """
     python = ENVIRONMENT / "bin" / "python"
     stamp = ENVIRONMENT / "requirements.txt"
@@ -44,10 +44,10 @@ def environment() -> Path:
 
 
 def flower_rounds(clients: int, parameters: int, rounds: int) -> dict[str, Any]:
-    """Seconds to the end of the first round, from the process's start, and a round after (median).
+    """Seconds from the process's start to the end of the first round, and of a later round (median).
 
     Raises:
-        PeerMissing: see `environment`; or Flower itself failed.
+        PeerMissing: the environment is missing (see `environment`), or Flower itself failed.
     """
     command = [str(environment()), str(SCRIPT), str(clients), str(parameters), str(rounds)]
     say(f"Flower: {clients} clients, {parameters:,} parameters, {rounds} rounds")
@@ -63,12 +63,12 @@ def flower_aggregate(way: str, sites: int, shapes: Path) -> dict[str, float]:
     """Seconds, GB/s and peak memory (GiB) of FedAvg's aggregation alone.
 
     Args:
-        way: "classic" (`aggregate`) or "records" (the newer strategies' aggregation).
-        sites: how many.
+        way: kind of aggregation: "classic" (`aggregate`) or "records" (the newer strategies').
+        sites: number of sites.
         shapes: JSON file, name -> shape.
 
     Raises:
-        PeerMissing: see `environment`; or Flower itself failed.
+        PeerMissing: the environment is missing (see `environment`), or Flower itself failed.
     """
     command = [str(environment()), str(SCRIPT.with_name("flower_aggregate.py")), way, str(sites), str(shapes)]
     done = subprocess.run(

@@ -1,8 +1,9 @@
-"""Flower's FedAvg of the same shapes, classic and record-based; for Flower's environment, prints one JSON object.
+"""Flower's FedAvg of the same shapes, classic and record-based. Runs in Flower's environment, prints one JSON
+object.
 
     python flower_aggregate.py classic|records SITES SHAPES.json
 
-Only the aggregation is timed: the arrays are in memory before, as they are when a server has received them.
+Only the aggregation is timed: the arrays are already in memory, as when a server has received them.
 """
 
 import json

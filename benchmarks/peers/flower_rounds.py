@@ -1,9 +1,9 @@
-"""Flower's simulation with trivial training; runs in Flower's own environment, prints one JSON object.
+"""Flower's simulation with trivial training. Runs in Flower's environment, prints one JSON object.
 
     python flower_rounds.py CLIENTS PARAMETERS ROUNDS
 
-Every client gets the global model, adds a constant and returns it; FedAvg averages. Nothing is written to disk.
-Seconds count from the start of this process's `main`, imports of flwr and ray included, as a user waits for them.
+Every client gets the global model, adds a constant and returns it. FedAvg averages. Nothing is written to disk.
+Seconds count from the start of this process's `main`, including imports of flwr and ray, for which a user waits.
 """
 
 import json

@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
 
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        sys.exit("no Chromium; write: make browser")
+        sys.exit("Chromium is not installed; write: make browser")
     file = folder / "federation.yaml"
     federation = load_federation(file)
     record = read_record(run_of(federation), federation.rounds.count)
@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
 
 
 def picture(page: "Page", name: str, url: str, ready: "Callable[[Page], dict[str, Any]]") -> None:
-    """Show a page and keep what is seen as a small PNG."""
+    """Show a page and save its screenshot as a small PNG."""
     from PIL import Image
 
     page.goto(url, timeout=120_000)
@@ -67,7 +67,7 @@ def picture(page: "Page", name: str, url: str, ready: "Callable[[Page], dict[str
     image.quantize(palette=palette, dither=Image.Dither.NONE).save(target, optimize=True)
     size = target.stat().st_size
     if size > LARGEST:
-        sys.exit(f"{target} has {size} bytes; at most {LARGEST} belong in the repository")
+        sys.exit(f"{target} has {size} bytes, but the limit of a picture in the repository is {LARGEST}")
     print(f"{target}: {size // 1000} kB")
 
 
@@ -76,7 +76,7 @@ def _still(page: "Page") -> dict[str, Any]:
 
 
 def _graph(page: "Page") -> dict[str, Any]:
-    """The graph alone, on white, once it has been laid out and fills the page."""
+    """Show only the graph, on white, after its layout is finished and it fills the page."""
     page.evaluate("localStorage.setItem('color-scheme', JSON.stringify('light'))")
     page.reload()
     page.locator("canvas").first.wait_for(timeout=120_000)

@@ -1,4 +1,4 @@
-"""Brings a Prefect server in line with a plan (flows/deploy/catalogue.py): applying it twice is idempotent."""
+"""Bring a Prefect server in line with a plan (flows/deploy/catalogue.py). Applying a plan is idempotent."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 
 
 def apply(plan: Plan, dry_run: bool = False, prune: bool = False) -> list[str]:
-    """Create and update what the plan names on the server of PREFECT_API_URL.
+    """Create and update the plan's objects on the server of PREFECT_API_URL.
 
     Args:
-        dry_run: change nothing, say what would be done.
-        prune: remove what the run has on the server and the plan does not name. Other runs' things stay.
+        plan: plan of the federation.
+        dry_run: flag: change nothing, only list what would change.
+        prune: flag: remove the run's objects that the plan does not name; objects of other runs are kept.
 
     Returns:
         A line for each pool, deployment and automation.
 
     Raises:
-        FederationError: a name is taken by something else, or a block that the file names is not there.
+        FederationError: a name is used by something else, or a block that the file names does not exist.
     """
     from prefect.client.orchestration import get_client
 
@@ -48,7 +49,7 @@ class _Applier:
         self.client, self.plan, self.dry_run = client, plan, dry_run
 
     def apply(self) -> Iterator[str]:
-        """Check that nothing is in the way, then pools, deployments and automations, in this order."""
+        """Check for conflicts, then apply pools, deployments and automations, in this order."""
         if self.plan.credentials:
             credentials(self.client, self.plan.credentials)
         there = {pool.name: self._pool(pool) for pool in self.plan.pools}
@@ -76,14 +77,14 @@ class _Applier:
             return None
         if there.type != wanted.type:
             raise FederationError(
-                f"the work pool '{wanted.name}' is there and of type {there.type}, not {wanted.type}; "
-                "give the site another pool, write its pool_type, or delete the pool"
+                f"the work pool '{wanted.name}' exists and has type {there.type}, not {wanted.type}; "
+                "give the site another pool, correct its pool_type, or delete the pool"
             )
         self._check_owner(wanted, there.description)
         return there
 
     def _check_owner(self, wanted: Pool, description: str | None) -> None:
-        """Refuse a pool that was made for others, unless every file names it: its worker would get our work."""
+        """Refuse another run's pool, unless every file names it: its worker would get this run's work."""
         (run, users), ours = made_for(description), made_for(wanted.description)[1]
         role = f"was made for {users or 'a part'} of" if run else "has deployments of"
         if run == self.plan.run:
@@ -91,16 +92,16 @@ class _Applier:
             free = not others or wanted.shareable
         elif run:
             free = wanted.shareable and shareable(description)
-        else:  # somebody else's, with no word about whose work it gets
+        else:  # a foreign pool, whose description does not name a run
             run = "" if wanted.shareable else self._other_run(wanted.name)
             free = not run
         if free:
             return
         raise FederationError(
-            f"the work pool '{wanted.name}' of {ours} {role} run '{run}', whose worker would get the other's "
-            f"work; write pool: with a name of its own in this file, such as {wanted.name}-{self.plan.run}; if "
-            f"both shall share it, pool: {wanted.name} in each file, and photon deploy with that of '{run}' "
-            "first; or delete the pool"
+            f"the work pool '{wanted.name}' of {ours} {role} run '{run}': one worker would get the work of both. "
+            f"Write pool: with another name in this file, such as {wanted.name}-{self.plan.run}. To share the "
+            f"pool, write pool: {wanted.name} in each file, and photon deploy with the file of '{run}' first. "
+            "Or delete the pool"
         )
 
     def _apply_pool(self, wanted: Pool, there: Any) -> str:
@@ -136,7 +137,7 @@ class _Applier:
             return None
         if not set(self.plan.tags) <= set(there.tags):
             raise FederationError(
-                f"the deployment '{wanted.full_name}' is there and belongs to something else "
+                f"the deployment '{wanted.full_name}' exists and does not belong to this run "
                 f"(tags: {', '.join(there.tags) or 'none'}); rename the run or the site"
             )
         return there
@@ -149,7 +150,7 @@ class _Applier:
             return self._line("unchanged", what)
         if not self.dry_run:
             if there is not None and request["schedules"] and there.schedules:
-                # who paused the schedule by hand goes on having it paused
+                # a manually paused schedule stays paused
                 request["schedules"][0].active = there.schedules[0].active
             flow_id = self.client.create_flow_from_name(wanted.flow)
             self.client.create_deployment(flow_id=flow_id, **request)
@@ -158,7 +159,7 @@ class _Applier:
     # ---- automations
 
     def _automations(self) -> list[Any]:
-        """This run's, by their names."""
+        """Automations of this run, found by their names."""
         found = pages(lambda offset: self.client.read_automations(limit=PAGE, offset=offset))
         return [automation for automation in found if automation.name.startswith(self.plan.prefix)]
 
@@ -188,7 +189,7 @@ class _Applier:
     # ---- what the file no longer has
 
     def leftovers(self, prune: bool) -> list[str]:
-        """Remove, or only name, what this run has on the server beyond the plan."""
+        """Remove, or only list, this run's objects on the server that the plan does not name."""
         verb = "removed" if prune else "left over (--prune removes it):"
         doing = prune and not self.dry_run
         lines = []
@@ -204,7 +205,7 @@ class _Applier:
             lines.append(self._line(verb, f"deployment {name}"))
         for pool in self._old_pools():
             if others := self._users(pool.name) - {deployment.id for _, deployment in going}:
-                lines.append(f"kept work pool {pool.name}: {len(others)} deployments of others use it")
+                lines.append(f"kept work pool {pool.name}: {len(others)} other deployments use it")
                 continue
             if doing:
                 self.client.delete_work_pool(pool.name)
@@ -239,7 +240,7 @@ class _Applier:
         return min(runs, default="")
 
     def _users(self, pool: str) -> set[Any]:
-        """Deployments on a pool, whoever made them, by id."""
+        """Ids of all deployments on a pool, of any run."""
         return {deployment.id for deployment in self._on(pool)}
 
     def _on(self, pool: str) -> list[Any]:
@@ -252,7 +253,7 @@ class _Applier:
 
 
 def _job_template(pool_type: str) -> dict[str, Any]:
-    """The process worker's own template; workers of other types fill in theirs when they start."""
+    """The process worker's template. Workers of other types fill in theirs when they start."""
     if pool_type != "process":
         return {}
     from prefect.workers.process import ProcessWorker
@@ -261,7 +262,7 @@ def _job_template(pool_type: str) -> dict[str, Any]:
 
 
 def _request(wanted: Deployment) -> dict[str, Any]:
-    """Arguments of the client's create_deployment, which updates what is there."""
+    """Arguments of the client's create_deployment, which updates an existing one."""
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
     from prefect.client.schemas.schedules import CronSchedule

@@ -1,4 +1,4 @@
-"""Prefect blocks that a federation uses: the store's credentials, and the one that notifications go through."""
+"""Prefect blocks of a federation: the store's credentials, and the block for notifications."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from flows.deploy.catalogue import Plan
 
 WEBHOOK = "webhook"
-# Jinja filters: a stranger's words mention nobody, link nowhere, and end (photon_core.errors.unmarked)
+# Jinja filters: untrusted text mentions nobody, links nowhere, and is truncated (photon_core.errors.unmarked)
 UNMARKED = " | replace('<', '‹') | replace('>', '›') | replace('](', '] (') | truncate(1000, true, '…', 0)"
 
 
 def find_block(client: "SyncPrefectClient", block: str, secrets: bool = False) -> Any:
-    """The document of a block named as type/name; None if there is none.
+    """The document of a block; None if there is none.
 
     Args:
-        secrets: with its secret values in the clear.
+        client: client of the Prefect server.
+        block: name of the block, as type/name.
+        secrets: flag: reveal its secret values.
     """
     from prefect.exceptions import ObjectNotFound
 
@@ -34,25 +36,25 @@ def credentials(client: "SyncPrefectClient", block: str) -> dict[str, str]:
     """The store's credentials as environment variables.
 
     Raises:
-        FederationError: there is no such block, or it holds no such credentials.
+        FederationError: there is no such block, or it contains no credentials.
     """
     there = find_block(client, block, secrets=True)
     if there is None:
         raise FederationError(
-            f"storage.block: the server has no block '{block}'; create it, with "
+            f"storage.block: the Prefect server has no block '{block}'; create it with the keys "
             + " and ".join(CREDENTIALS.values())
         )
     data = there.data.get("value") if block.split("/")[0] in VALUE_BLOCKS else there.data
     missing = [key for key in CREDENTIALS.values() if not (isinstance(data, dict) and data.get(key))]
     if missing:
         raise FederationError(
-            f"storage.block: the block '{block}' holds no {' and no '.join(missing)}; write them"
+            f"storage.block: the block '{block}' contains no {' and no '.join(missing)}; add them to it"
         )
     return {variable: str(data[key]) for variable, key in CREDENTIALS.items()}
 
 
 class Notifier:
-    """Actions that tell somebody, through the block that the file names."""
+    """Actions that send notifications through the block that the file names."""
 
     def __init__(self, client: "SyncPrefectClient", plan: "Plan") -> None:
         self.client, self.plan = client, plan
@@ -61,7 +63,7 @@ class Notifier:
         """The automation's action.
 
         Args:
-            message: a Jinja expression for the text.
+            message: Jinja expression for the text.
 
         Raises:
             FederationError: there is no such block.
@@ -71,7 +73,8 @@ class Notifier:
         there = find_block(self.client, notify.block)
         if there is None:
             raise FederationError(
-                f"deploy.notify.block: the server has no block '{notify.block}'; create it, with the address in it"
+                f"deploy.notify.block: the Prefect server has no block '{notify.block}'; create it with the "
+                "address of the notifications"
             )
         message = f"({message}){UNMARKED}"
         if notify.block.startswith(f"{WEBHOOK}/"):

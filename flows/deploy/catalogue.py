@@ -1,6 +1,6 @@
-"""What a federation is on a Prefect server: its work pools, deployments and automations, worked out from the file.
+"""A federation on a Prefect server: its work pools, deployments and automations, derived from the file.
 
-Pure: nothing here imports Prefect or asks a server. flows/deploy/apply.py brings a server in line with a plan.
+Pure: nothing here imports Prefect or calls a server. flows/deploy/apply.py brings a server in line with a plan.
 """
 
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ TAG = "photon"
 MARKER = f"{TAG} run:"
 COORDINATOR = "the coordinator"
 HEARTBEAT = "prefect.flow-run.heartbeat"
-# After a heartbeat, one of these must come in time. Running is not among them: it follows the first heartbeat
-# at once, and would hide a flow run that dies before its second.
+# After a heartbeat, one of these must follow in time. Running is not among them: it follows the first heartbeat
+# immediately, and would hide a flow run that dies before its second.
 SIGNS_OF_LIFE = tuple(
     f"prefect.flow-run.{name}"
     for name in (
@@ -27,35 +27,35 @@ SIGNS_OF_LIFE = tuple(
         *("Scheduled", "Late", "Pending", "AwaitingRetry", "AwaitingConcurrencySlot", "Paused", "Suspended"),
     )
 )
-# A round's process that is killed while it imports sends no heartbeat: its flow run stays Pending.
+# A round's process that is killed during its imports sends no heartbeat: its flow run stays Pending.
 STARTED = (
     "prefect.flow-run.Running",
     "prefect.flow-run.Cancelling",
     *sorted({*SIGNS_OF_LIFE} - {"prefect.flow-run.Pending"}),
 )
-PENDING = 3  # times zombie_after, as a round waits for the flow run of a site (tasks/remote/watch.py)
-COLLISION_STRATEGY = "ENQUEUE"  # under a limit; a run that is cancelled instead would be a retry that never comes
-SPOKEN = f"{PROTOCOL_TAG}{PROTOCOL}"  # a tag of every deployment: flow runs and `photon join` compare it
+PENDING = 3  # multiple of zombie_after, as for a round that waits for a site's flow run (tasks/remote/watch.py)
+COLLISION_STRATEGY = "ENQUEUE"  # at the limit; cancelling instead would lose the flow run of a retry
+SPOKEN = f"{PROTOCOL_TAG}{PROTOCOL}"  # tag of every deployment: flow runs and `photon join` compare it
 ROUND_ENDS_BADLY = ("prefect.flow-run.Failed", "prefect.flow-run.TimedOut", "prefect.flow-run.Crashed")
 CHILD_SETTINGS = {
     **OFF,
-    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",  # the store says what has happened
-    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # and where a result is kept after all, it is no pickle
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",  # results are in the store
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # a result that is persisted anyway is not a pickle
 }
 
-# Of a site's flow runs in process pools. Without a command of its own, Prefect's worker starts a process for each
-# that imports Prefect to prepare a working copy of the code, of which there is none, and then imports it again.
+# Command of a site's flow runs in process pools. Without it, Prefect's worker starts a process for each flow run
+# that imports Prefect to prepare a working copy of the code, which does not exist, and then imports it again.
 SITE_FLOWS = ("site_round", "site_evaluate", "site_start", "prepare_site")  # all in flows/site.py
 COMMAND = "python -m prefect.engine"
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "aws_access_key_id", "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key"}
-SHAREABLE = "Its file names it (pool:), and other runs' files may."  # last line of such a pool's description
-VALUE_BLOCKS = ("secret", "json")  # Prefect's own, whose content is all in `value`
+SHAREABLE = "Its file names it (pool:), and other runs' files may."  # last line of a shareable pool's description
+VALUE_BLOCKS = ("secret", "json")  # Prefect's generic block types, whose content is all in `value`
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A work pool. The first line of its description says which run it was made for, the second for whom of it."""
+    """A work pool. The first line of its description names its run, the second its sites."""
 
     name: str
     type: str
@@ -68,7 +68,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Deployment:
-    """A flow's entry on the server. `limit` is how many of its runs go on at a time; the others wait."""
+    """A flow's entry on the server. `limit` is the number of its concurrent flow runs; further ones wait."""
 
     flow: str
     name: str
@@ -89,7 +89,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Automation:
-    """An event trigger and what it does, in the form of Prefect's API; `message` is what a notification says."""
+    """An event trigger and its action, in the form of Prefect's API. `message` is the text of a notification."""
 
     name: str
     description: str
@@ -105,21 +105,21 @@ class Plan:
     deployments: tuple[Deployment, ...]
     automations: tuple[Automation, ...]
     notify: Notify | None = None
-    credentials: str | None = None  # block of the store's, as type/name
+    credentials: str | None = None  # block with the store's credentials, as type/name
 
     @property
     def marker(self) -> str:
-        """First line of the description of the pools that were made for this run."""
+        """First line of the description of this run's pools."""
         return f"{MARKER}{self.run}"
 
     @property
     def tags(self) -> tuple[str, str]:
-        """On every deployment of this run and on no other."""
+        """Tags of every deployment of this run, and of no other."""
         return TAG, run_tag(self.run)
 
     @property
     def prefix(self) -> str:
-        """Begins the names of this run's automations; a run's name holds no slash."""
+        """Prefix of the names of this run's automations. A run's name contains no slash."""
         return f"photon/{self.run}/"
 
 
@@ -128,7 +128,7 @@ def run_tag(run: str) -> str:
 
 
 def made_for(description: str | None) -> tuple[str, str]:
-    """The run that a pool was made for, and for whom of it, by its description; empty if it is not of ours."""
+    """The run of a pool, and its sites in that run, by its description; empty for a foreign pool."""
     first, *rest = (description or "").split("\n")
     if not first.startswith(MARKER):
         return "", ""
@@ -136,12 +136,12 @@ def made_for(description: str | None) -> tuple[str, str]:
 
 
 def shareable(description: str | None) -> bool:
-    """Whether the file that a pool was made for names it, so that the files of other runs may name it, too."""
+    """Whether the file of a pool's run names the pool, so that files of other runs may name it, too."""
     return SHAREABLE in (description or "").split("\n")
 
 
 def plan(federation: Federation) -> Plan:
-    """Everything that `photon deploy` puts on a server."""
+    """Everything that `photon deploy` registers on a server."""
     return Plan(
         run=federation.run,
         pools=_pools(federation),
@@ -153,7 +153,7 @@ def plan(federation: Federation) -> Plan:
 
 
 def _pools(federation: Federation) -> tuple[Pool, ...]:
-    """The coordinator's and every member's pool, each once."""
+    """The coordinator's and every member's pool, without duplicates."""
     marker, named = f"{MARKER}{federation.run}", federation.named_pools
     pools = {federation.coordinator_pool: (federation.deploy.pool_type, [COORDINATOR])}
     for what, _, one in federation.placed():
@@ -183,7 +183,7 @@ def _coordinator_deployments(federation: Federation) -> tuple[Deployment, ...]:
             **_flow("federated_round"),
             **common,
             parameters={**whole, "deployed": True},
-            description=f"One round of run {federation.run}: the global model goes one round further.",
+            description=f"One round of run {federation.run}: advances the global model by one round.",
             cron=deploy.schedule,
             timezone=deploy.timezone,
             limit=1,
@@ -192,20 +192,20 @@ def _coordinator_deployments(federation: Federation) -> tuple[Deployment, ...]:
             **_flow("federated_run"),
             **common,
             parameters={**whole, "deployed": True},
-            description=f"Rounds of run {federation.run}, one after the other, until the file's count.",
+            description=f"Rounds of run {federation.run}, one after the other, until rounds.count is reached.",
             limit=1,
         ),
         Deployment(
             **_flow("rerun_site"),
             **common,
             parameters=whole,
-            description=f"Train one site of run {federation.run} again for a round that is not aggregated yet.",
+            description=f"Repeats one site's training in run {federation.run}, for a round not aggregated yet.",
         ),
         Deployment(
             **_flow("rollback"),
             **common,
             parameters=whole,
-            description=f"Go back to an earlier round of run {federation.run}; the next one starts from there.",
+            description=f"Rolls run {federation.run} back to an earlier round; the next round starts from there.",
         ),
     )
 
@@ -238,16 +238,16 @@ def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
 
 
 def _flow(function: str) -> dict[str, Any]:
-    """Names of a flow; one that is not a site's has a module of its own name.
+    """Name and entrypoint of a flow. A flow that is not a site's is in the module of the same name.
 
-    By module, never by file: a file would be loaded a second time, with classes that are not the original's.
+    The entrypoint names a module, never a file: a file would be loaded a second time, with duplicate classes.
     """
     module = "site" if function in SITE_FLOWS else function
     return {"flow": function.replace("_", "-"), "entrypoint": f"flows.{module}:{function}"}
 
 
 def _environment(federation: Federation) -> dict[str, str]:
-    """Settings of every flow run's process, whoever starts it."""
+    """Environment of every flow run's process, on any worker."""
     return {
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}",
         **CHILD_SETTINGS,
@@ -256,8 +256,8 @@ def _environment(federation: Federation) -> dict[str, str]:
 
 
 def _credentials(block: str | None) -> dict[str, str]:
-    """References to the block's values. The worker resolves them when it starts a run; the server shows only
-    the references."""
+    """References to the block's values. The worker resolves them when it starts a run. The server shows only the
+    references."""
     if block is None:
         return {}
     kind, name = block.split("/")
@@ -268,7 +268,7 @@ def _credentials(block: str | None) -> dict[str, str]:
 
 
 def _of_run(federation: Federation) -> dict[str, str]:
-    """Matches the events of this run's flow runs by their tag."""
+    """A filter for the events of this run's flow runs, by their tag."""
     return {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{run_tag(federation.run)}"}
 
 
@@ -276,14 +276,14 @@ def _zombies(federation: Federation) -> Automation:
     seconds = federation.deploy.zombie_after
     return Automation(
         name=f"photon/{federation.run}/zombies",
-        description=f"A flow run of {federation.run} that was silent for {seconds:g} s has crashed.",
+        description=f"Marks a flow run of {federation.run} as crashed after {seconds:g} s without a heartbeat.",
         trigger=_silence(HEARTBEAT, SIGNS_OF_LIFE, _of_run(federation), seconds),
         action=_crash(f"no heartbeat for {seconds:g} s: its process is gone"),
     )
 
 
 def _never_started(federation: Federation) -> Automation:
-    """Of rounds. A round itself sees to its sites' flow runs."""
+    """For rounds only. A round itself watches its sites' flow runs."""
     seconds = PENDING * federation.deploy.zombie_after
     rounds = {
         "prefect.resource.role": "flow",
@@ -291,14 +291,14 @@ def _never_started(federation: Federation) -> Automation:
     }
     return Automation(
         name=f"photon/{federation.run}/never started",
-        description=f"A round of {federation.run} that was Pending for {seconds:g} s has crashed.",
+        description=f"Marks a round of {federation.run} as crashed after {seconds:g} s in state Pending.",
         trigger=_silence("prefect.flow-run.Pending", STARTED, [_of_run(federation), rounds], seconds),
-        action=_crash(f"not started within {seconds:g} s: no process came of it"),
+        action=_crash(f"not started within {seconds:g} s: no process started"),
     )
 
 
 def _silence(after: str, expected: Iterable[str], related: Any, seconds: float) -> dict[str, Any]:
-    """The trigger of a flow run with no expected event within so many seconds after one of the kind `after`."""
+    """A trigger that fires if no expected event of a flow run comes within `seconds` after an event `after`."""
     return {
         "type": "event",
         "posture": "Proactive",
@@ -325,7 +325,7 @@ def _notifications(federation: Federation) -> tuple[Automation, ...]:
     return (
         Automation(
             name=f"photon/{federation.run}/round failed",
-            description=f"Tells of a failed round of {federation.run}.",
+            description=f"Reports a failed round of {federation.run}.",
             trigger={
                 **reactive,
                 "expect": sorted(ROUND_ENDS_BADLY),
@@ -337,7 +337,7 @@ def _notifications(federation: Federation) -> tuple[Automation, ...]:
         ),
         Automation(
             name=f"photon/{federation.run}/site left out",
-            description=f"Tells of a site that a round of {federation.run} went on without.",
+            description=f"Reports a site that a round of {federation.run} excluded.",
             trigger={
                 **reactive,
                 "expect": [LEFT_OUT],
@@ -345,7 +345,7 @@ def _notifications(federation: Federation) -> tuple[Automation, ...]:
                 "for_each": ["prefect.resource.id"],
             },
             message=(
-                f"'Photon: {federation.run}' ~ ' round ' ~ event.payload.round ~ ' left out site '"
+                f"'Photon: {federation.run}' ~ ' round ' ~ event.payload.round ~ ' excluded site '"
                 " ~ event.payload.site ~ ': ' ~ event.payload.reason"
             ),
         ),

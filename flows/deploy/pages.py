@@ -1,15 +1,15 @@
-"""Everything that a Prefect server has to say, which it says page by page."""
+"""All results of a Prefect server's query, which the server returns page by page."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 
-PAGE = 200  # objects that a server returns at most at once
+PAGE = 200  # most objects that a server returns per request
 
 
 def pages(read: Callable[[int], list[T]]) -> list[T]:
-    """All that `read(offset)` returns, PAGE objects at a time."""
+    """All objects that `read(offset)` returns, PAGE at a time."""
     found: list[T] = []
     while page := read(len(found)):
         found += page

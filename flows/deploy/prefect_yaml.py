@@ -1,6 +1,6 @@
-"""A plan as a prefect.yaml: its deployments, and a header that names what no prefect.yaml can hold.
+"""A plan as a prefect.yaml: its deployments, and a header that lists what a prefect.yaml cannot contain.
 
-Pure, as flows/deploy/catalogue.py: nothing here imports Prefect or asks a server.
+Pure, like flows/deploy/catalogue.py: nothing here imports Prefect or calls a server.
 """
 
 import json
@@ -16,23 +16,23 @@ from photon_core.errors import FederationError
 from photon_core.run.provenance import versions
 
 WIDTH = 115
-TEMPLATE = re.compile(r"\{\{\s*[\w.\-\[\]$]+\s*\}\}")  # what Prefect fills in, here and at the worker
+TEMPLATE = re.compile(r"\{\{\s*[\w.\-\[\]$]+\s*\}\}")  # text that Prefect fills in, here and at the worker
 FEDERATION = "federation"
 MORE = (
-    "`photon deploy FILE` does the same and more. `prefect deploy` removes nothing, not even the schedule that a "
-    "file no longer has, and makes a schedule active again that was paused in the UI."
+    "`photon deploy FILE` does the same and more. `prefect deploy` removes nothing, not even a schedule that the "
+    "file no longer has. It also reactivates a schedule that was paused in the UI."
 )
-POOLS = "Work pools. Create those that are missing first:"
+POOLS = "Work pools. Create the missing ones first:"
 AUTOMATIONS = "Automations. Only `photon deploy FILE` creates them:"
 REFERENCES = (
-    "Job variables that refer to blocks or variables: `prefect deploy` would write the values into the "
-    "deployments. These are left out. Set them in the environment of the workers; `photon join` does so for "
-    "storage.block:"
+    "Job variables that refer to blocks or variables. They are not in this file, because `prefect deploy` would "
+    "write their values into the deployments. Set them in the environment of the workers; `photon join` does so "
+    "for storage.block:"
 )
 
 
 class _Dumper(yaml.SafeDumper):
-    """Names each anchor for the definition that it stands at."""
+    """Names each anchor after its definition."""
 
     def serialize(self, node: Any) -> None:
         found = next(value for key, value in node.value if key.value == "definitions")
@@ -44,7 +44,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def prefect_yaml(plan: Plan) -> str:
-    """The text of a prefect.yaml whose `prefect deploy --all` makes the plan's deployments.
+    """Text of a prefect.yaml with which `prefect deploy --all` makes the plan's deployments.
 
     Raises:
         FederationError: a text of the file looks like a template, which `prefect deploy` would fill in.
@@ -55,10 +55,10 @@ def prefect_yaml(plan: Plan) -> str:
         site["job_variables"] = _without_references(site["job_variables"], (), {})
     if place := next(_templates(federation, ""), None):
         raise FederationError(
-            f"{place}: holds a template in double braces, which `prefect deploy` would fill in; take it out, or "
+            f"{place}: contains a template in double braces, which `prefect deploy` would fill in; remove it, or "
             "write photon deploy FILE without --yaml"
         )
-    definitions = {FEDERATION: federation}  # the environments follow
+    definitions = {FEDERATION: federation}  # environments are added below
     deployments = [_entry(wanted, definitions, left_out) for wanted in plan.deployments]
     body = yaml.dump(
         {"pull": [], "definitions": definitions, "deployments": deployments},
@@ -68,7 +68,7 @@ def prefect_yaml(plan: Plan) -> str:
 
 
 def _entry(wanted: Deployment, definitions: dict[str, Any], left_out: dict[str, None]) -> dict[str, Any]:
-    """A deployment as prefect.yaml has it; its federation and environment are those of the definitions."""
+    """A deployment's entry in prefect.yaml. Its federation and environment refer to the definitions."""
     variables = _without_references(_plain(wanted.job_variables), (), left_out)
     environment = variables["env"]
     name = next((name for name, there in definitions.items() if there == environment), "")
@@ -93,14 +93,14 @@ def _entry(wanted: Deployment, definitions: dict[str, Any], left_out: dict[str, 
 
 
 def _plain(value: Any) -> Any:
-    """A copy as JSON has it, in which nothing stands twice: YAML would make an alias of it."""
+    """A copy through JSON in which no object is shared: YAML would write a shared object as an alias."""
     return json.loads(json.dumps(value))
 
 
 def _without_references(
     variables: dict[str, Any], at: tuple[str, ...], left_out: dict[str, None]
 ) -> dict[str, Any]:
-    """The job variables without those that hold a template, whose names and texts are added to `left_out`."""
+    """Job variables without those that contain a template, whose names and texts are added to `left_out`."""
     kept: dict[str, Any] = {}
     for name, value in variables.items():
         if isinstance(value, dict) and "$ref" not in value:
@@ -113,7 +113,7 @@ def _without_references(
 
 
 def _templates(value: Any, at: str) -> Iterator[str]:
-    """Where templates stand in a value, or mappings that stand for a whole block ($ref)."""
+    """Places in a value of templates, and of mappings that refer to a whole block ($ref)."""
     if (isinstance(value, str) and TEMPLATE.search(value)) or (isinstance(value, dict) and "$ref" in value):
         yield at
     elif isinstance(value, dict):
@@ -125,12 +125,12 @@ def _templates(value: Any, at: str) -> Iterator[str]:
 
 
 def _header(plan: Plan, left_out: list[str]) -> Iterator[str]:
-    """Comment lines."""
+    """Comment lines at the top of the file."""
     yield f"# Deployments of run {plan.run}, for `prefect deploy --all --no-prompt` where Photon is installed."
-    yield "# Written by `photon deploy FILE --yaml`: when the federation file changes, write it again."
+    yield "# Written by `photon deploy FILE --yaml`. Repeat the command when the federation file changes."
     yield "#"
     yield from _comment(MORE)
-    yield "# What a prefect.yaml cannot hold:"
+    yield "# A prefect.yaml cannot contain the following."
     yield from _section(POOLS, [f"prefect work-pool create {pool.name} --type {pool.type}" for pool in plan.pools])
     yield from _section(AUTOMATIONS, [f"{a.name}: {a.description}" for a in plan.automations])
     if left_out:

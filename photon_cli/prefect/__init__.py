@@ -1,5 +1,5 @@
-"""The Prefect server as seen by the command: embedded, started, remote, with credentials.
+"""The command's side of the Prefect server: embedded, started, remote, with credentials.
 
-Here: addresses, processes and live progress.
+Here: addresses, processes and current progress.
 Not here: flows and deployments (flows/).
 """

@@ -1,8 +1,8 @@
-"""The store's credentials from the Prefect block that the file names (storage.block), for every command alike.
+"""The store's credentials from the Prefect block that the file names (storage.block), for every command.
 
-They go into this process's environment, where S3 clients look for them and its children find them, and nowhere
-else: not into the file, arguments, logs or a server's parameters. The block is read by a process of its own, since
-`photon run` may import Prefect only when its own server is set up.
+They go into this process's environment, where S3 clients and child processes find them. They go nowhere else: not
+into the file, arguments, logs or a server's parameters. A separate process reads the block, because `photon run`
+may import Prefect only after its embedded server is set up.
 """
 
 import json
@@ -13,16 +13,16 @@ import sys
 from photon_core.errors import FederationError, PhotonError
 from schemas.federation import Federation
 
-SECONDS = 120.0  # for the server to answer
-WRONG, NOT_READY = 2, 1  # exit codes of the process below
+SECONDS = 120.0  # timeout for the server's answer
+WRONG, NOT_READY = 2, 1  # exit codes of the separate process
 
 
 def take_credentials(federation: Federation) -> None:
-    """Put the block's credentials into the environment; nothing where the file names no block.
+    """Put the block's credentials into the environment. Does nothing if the file names no block.
 
     Raises:
-        FederationError: there is no such block, or it holds no credentials.
-        PhotonError: the server of PREFECT_API_URL does not answer or does not let us in.
+        FederationError: there is no such block, or it contains no credentials.
+        PhotonError: the server of PREFECT_API_URL does not answer or denies access.
     """
     block = federation.storage.block
     if block is None:
@@ -35,7 +35,9 @@ def take_credentials(federation: Federation) -> None:
             timeout=SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise PhotonError(f"storage.block: the Prefect server did not answer within {SECONDS:.0f} s") from None
+        raise PhotonError(
+            f"storage.block: the Prefect server did not answer within {SECONDS:.0f} s; look at its log"
+        ) from None
     if done.returncode:
         error = FederationError if done.returncode == WRONG else PhotonError
         raise error("storage.block: " + done.stderr.strip().removeprefix("storage.block: "))
@@ -43,7 +45,7 @@ def take_credentials(federation: Federation) -> None:
 
 
 def main() -> None:
-    """The block's credentials as JSON on standard output, which nobody but the caller above reads."""
+    """Print the block's credentials as JSON on standard output, which only the caller above reads."""
     from prefect.client.orchestration import get_client
 
     from flows.deploy.blocks import credentials

@@ -1,4 +1,4 @@
-"""The embedded run's own Prefect server: one process on a free loopback port, gone when the run is."""
+"""The Prefect server of an embedded run: one process on a free loopback port, which ends with the run."""
 
 import contextlib
 import ctypes
@@ -18,11 +18,11 @@ from types import TracebackType
 from photon_core.errors import PhotonError
 from photon_core.jobs.telemetry import OFF
 
-ADDRESS = "address"  # in its home, while it runs: where `photon status` in another terminal finds it
+ADDRESS = "address"  # file in its home while it runs: `photon status` in another terminal reads it
 START_SECONDS = 300.0
 STOP_SECONDS = 10.0
-RESTART_SECONDS = 1.0  # before a server that was killed is started again
-# An embedded run schedules nothing and has no workers: only what records runs, logs and events stays on.
+RESTART_SECONDS = 1.0  # pause before a killed server is restarted
+# An embedded run schedules nothing and has no workers: only services that record runs, logs and events stay on.
 SERVICES_OFF = ("SCHEDULER", "LATE_RUNS", "CANCELLATION_CLEANUP", "PAUSE_EXPIRATIONS", "FOREMAN", "REPOSSESSOR",
                 "TRIGGERS")  # fmt: skip
 CLIENT = {
@@ -31,29 +31,29 @@ CLIENT = {
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
     "PREFECT_CLI_WRAP_LINES": "false",
 }
-LIBC = ctypes.CDLL(None)  # loaded before there are threads: a child that was just forked must wait for no lock
-OF_ANOTHER = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE")  # settings of some other server
+LIBC = ctypes.CDLL(None)  # loaded before threads start: a child right after fork must wait for no lock
+OF_ANOTHER = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE")  # settings of another server
 
 
 def prefect_home(file: Path) -> Path:
-    """Where the embedded server of a federation file keeps its database: beside the file."""
+    """Folder of the embedded server's database, beside the federation file."""
     return file.resolve().parent / ".prefect"
 
 
 class ServerFailed(PhotonError):
-    """The embedded Prefect server did not start; the message names its log."""
+    """The embedded Prefect server did not start. The message names its log."""
 
 
 class EmbeddedServer:
     """Context manager around `prefect server start`.
 
-    While it is entered, PREFECT_API_URL and PREFECT_HOME of this process are its own. Prefect should be imported
-    inside, which is quicker. A server that is killed once it has answered is started again, on its port and its
-    database: Prefect's clients try again for a minute.
+    Inside it, PREFECT_API_URL and PREFECT_HOME of this process point to this server. Prefect should be imported
+    inside, which is quicker. A server that is killed once it has answered is restarted, with the same port and
+    database: Prefect's clients retry for a minute.
 
     Args:
-        home: folder of the server's database, its log and Prefect's own settings.
-        services: have it schedule deployments and act on events too, as a server of its own would.
+        home: folder of the server's database, its log and Prefect's settings.
+        services: flag: also schedule deployments and act on events, as a separate server does.
     """
 
     def __init__(self, home: Path, services: bool = False) -> None:
@@ -91,8 +91,8 @@ class EmbeddedServer:
             )  # fmt: skip
 
     def _keep(self, process: subprocess.Popen[bytes]) -> None:
-        """Start the server again whenever it ends by itself. In a thread that lives as long as this process: the
-        kernel ends a server with the thread that has started it."""
+        """Restart the server whenever it ends by itself. Runs in a thread that lasts as long as this process: the
+        kernel ends a server with the thread that started it."""
         while True:
             process.wait()
             if self._ending.wait(RESTART_SECONDS):
@@ -106,14 +106,14 @@ class EmbeddedServer:
         """Return when the server answers.
 
         Raises:
-            ServerFailed: it ended, or did not answer within START_SECONDS.
+            ServerFailed: the server ended, or did not answer within START_SECONDS.
         """
         assert self._process is not None
         limit = time.monotonic() + START_SECONDS
         while time.monotonic() < limit:
             if self._process.poll() is not None:
                 raise ServerFailed(
-                    f"the Prefect server ended with code {self._process.returncode}: see {self.log}"
+                    f"the Prefect server ended with code {self._process.returncode}; see {self.log}"
                 )
             try:
                 with urllib.request.urlopen(f"{self.url}/api/health", timeout=2):
@@ -122,7 +122,7 @@ class EmbeddedServer:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
         else:
-            raise ServerFailed(f"the Prefect server did not answer within {START_SECONDS:.0f} s: see {self.log}")
+            raise ServerFailed(f"the Prefect server did not answer within {START_SECONDS:.0f} s; see {self.log}")
         keeper = threading.Thread(target=self._keep, args=(self._process,), name="photon-server", daemon=True)
         keeper.start()
 
@@ -140,7 +140,7 @@ class EmbeddedServer:
         if self._process is None:
             return
         with contextlib.suppress(OSError):
-            if (self.home / ADDRESS).read_text() == f"{self.url}/api":  # not another run's
+            if (self.home / ADDRESS).read_text() == f"{self.url}/api":  # another run's address is kept
                 (self.home / ADDRESS).unlink()
         for sign in (signal.SIGTERM, signal.SIGKILL):
             _signal_group(self._process.pid, sign)
@@ -153,14 +153,14 @@ class EmbeddedServer:
 
 
 def _read_settings_again() -> None:
-    """Where Prefect was imported, and so has read them: without its address it starts a server of its own."""
+    """Reload Prefect's settings if it is imported already: without the address, it starts its own server."""
     if "prefect" in sys.modules:
         importlib.import_module("prefect.context").refresh_global_settings_context()
 
 
 def hold_port() -> socket.socket:
-    """A free port of loopback that nobody else is given while the socket is open, not for an outgoing connection
-    either; a server that says SO_REUSEADDR, as Prefect's does, may listen there."""
+    """A free loopback port. While the socket is open, no other program gets the port, not even for an outgoing
+    connection. A server with SO_REUSEADDR, such as Prefect's, may listen on it."""
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("127.0.0.1", 0))
@@ -173,6 +173,7 @@ def _signal_group(pid: int, sign: signal.Signals) -> None:
 
 
 def _die_with_parent() -> None:
-    """In the child before exec: end it when this process is killed (Linux; elsewhere __exit__ alone ends it)."""
+    """In the child before exec: have the kernel end it when this process is killed (Linux; elsewhere only __exit__
+    ends it)."""
     if sys.platform == "linux":
         LIBC.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -1,4 +1,4 @@
-"""What a federation's sites are doing now, asked of a Prefect server in a few requests. Never imports prefect."""
+"""Current work of a federation's sites, from a few requests to a Prefect server. Never imports prefect."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -10,24 +10,24 @@ from flows.deploy.pages import PAGE, pages
 from photon_core.formatting import printable
 from tasks.tags import SITE, STEP, tagged
 
-TIMEOUT = 3.0  # seconds; `photon status` does not wait for a server that is away
+TIMEOUT = 3.0  # seconds; `photon status` does not wait for an unreachable server
 GOING = ("RUNNING", "PENDING", "SCHEDULED", "PAUSED", "CANCELLING")
 BAD = ("FAILED", "CRASHED")
-STEPS = ("validate", "train", "upload", "round", "evaluate")  # in the order in which they are made
-COORDINATOR_STEPS = ("publish", "apply again", "aggregate", "sample sites", "open run")  # the last one first
+STEPS = ("validate", "train", "upload", "round", "evaluate")  # in their order in a round
+COORDINATOR_STEPS = ("publish", "apply again", "aggregate", "sample sites", "open run")  # the last step first
 
 
 @dataclass(frozen=True)
 class Doing:
-    """What a site does now.
+    """Current work of a site.
 
     Args:
-        site: its name.
-        step: validate, train, upload, round (all of these, at a site elsewhere), evaluate; empty if none yet.
-        state: as Prefect calls it: Running, Completed, Failed, Late, ...; or what the store knows.
-        percent: of the local steps, while it trains.
-        since: UTC, ISO 8601: when that state began; empty if not known.
-        message: the state's, for what went wrong.
+        site: name of the site.
+        step: name of the step: validate, train, upload, evaluate, or round (all, at a remote site); empty if none.
+        state: Prefect's name of the state: Running, Completed, Failed, Late, ...; or the state by the store.
+        percent: percentage of the local steps, during training.
+        since: start of that state, UTC, ISO 8601; empty if unknown.
+        message: message of a failed state.
     """
 
     site: str
@@ -43,13 +43,13 @@ class Doing:
 
 @dataclass(frozen=True)
 class Live:
-    """A server's answer.
+    """Answer of a server.
 
     Args:
-        url: of its API.
-        opened: when the round that is going on was started, UTC, ISO 8601; empty if none is.
-        sites: by name.
-        coordinator: the step that the coordinator is at; empty for none.
+        url: URL of its API.
+        opened: start of the running round, UTC, ISO 8601; empty if none runs.
+        sites: current work by site name.
+        coordinator: current step of the coordinator; empty if none.
     """
 
     url: str
@@ -59,7 +59,7 @@ class Live:
 
 
 def server_url(home: Path) -> str | None:
-    """The server to ask: PREFECT_API_URL's, else the one of an embedded run that is going on beside the file."""
+    """URL of the server: PREFECT_API_URL, else that of an embedded run which runs beside the file."""
     named = os.environ.get("PREFECT_API_URL")
     if named:
         return named.rstrip("/")
@@ -70,7 +70,7 @@ def server_url(home: Path) -> str | None:
 
 
 def ask(url: str, run: str, t: int) -> Live | None:
-    """What goes on in round t; None if the server does not answer as one does."""
+    """Current work in round t; None if no Prefect server answers at this URL."""
     import httpx
 
     try:
@@ -81,7 +81,7 @@ def ask(url: str, run: str, t: int) -> Live | None:
                 "flows": {"name": {"any_": ["federated-round"]}}, "sort": "START_TIME_DESC",
             })  # fmt: skip
             tasks = _post(client, "task_runs", {"flow_runs": flow_runs, "sort": "EXPECTED_START_TIME_DESC"})
-            if rounds and not tasks:  # a scheduled round has no tag of its own number
+            if rounds and not tasks:  # a scheduled round has no tag with its number
                 mine = {"id": {"any_": [rounds[0]["id"]]}}
                 tasks = _post(client, "task_runs", {"flow_runs": mine, "sort": "EXPECTED_START_TIME_DESC"})
             ids = [task["id"] for task in tasks if _step(task) == "train"]
@@ -102,7 +102,7 @@ def _post(client: Any, what: str, filters: dict[str, Any]) -> list[dict[str, Any
         answer.raise_for_status()
         page = answer.json()
         if not isinstance(page, list):
-            raise TypeError("some other program answers")
+            raise TypeError("another program answers")
         return page
 
     return pages(read)
@@ -119,7 +119,7 @@ def _auth() -> tuple[str, str] | None:
 
 
 def _sites(tasks: list[dict[str, Any]], progress: list[dict[str, Any]]) -> dict[str, Doing]:
-    """Of each site the step that is going on, else the last one made."""
+    """For each site, the running step, else the last finished one."""
     percents = {artifact.get("task_run_id"): artifact.get("data") for artifact in reversed(progress)}
     best: dict[str, tuple[tuple[bool, int], Doing]] = {}
     for task in tasks:
@@ -152,7 +152,7 @@ def _step(task: dict[str, Any]) -> str:
 
 
 def age(since: str) -> float | None:
-    """Seconds since a time in ISO 8601; None if it is not one."""
+    """Seconds since an ISO 8601 time; None if the text is not one."""
     try:
         then = datetime.fromisoformat(since.replace("Z", "+00:00"))
     except ValueError:

@@ -1,21 +1,21 @@
-"""`prefect server start` whose SQLite serves many sites at once: `photon server`, and embedded runs.
+"""`prefect server start` with an SQLite that serves many sites at once: `photon server`, and embedded runs.
 
     photon server --host 0.0.0.0 --port 4200
 
-Prefect 3.8 begins most of its write transactions DEFERRED. One that has read before it writes then fails at once
-(SQLITE_BUSY_SNAPSHOT, which no busy timeout covers) if another has written in between; the server answers 503 and
-the client waits two seconds before it tries again. Every task with tags sends such a request before it starts,
-to ask whether its tags have a concurrency limit: with four sites most rounds stood still for several seconds.
-With four workers on a plain server, two requests were also seen to wait for each other's lock until the busy
-timeout of 60 s had passed, twice in a round. Begun IMMEDIATE, as Prefect's own comment on its SQLite settings
-advises, they queue for milliseconds.
+Prefect 3.8 begins most of its write transactions DEFERRED. A transaction that has read before it writes fails at
+once if another has written in between (SQLITE_BUSY_SNAPSHOT, which no busy timeout covers). The server then
+answers 503, and the client retries after two seconds. Every task with tags sends such a request before it starts,
+to learn whether its tags have a concurrency limit: with four sites, most rounds stalled for several seconds. With
+four workers on a plain server, two requests were also seen to wait for each other's lock until the busy timeout of
+60 s, twice in a round. Begun IMMEDIATE, as Prefect's comment on its SQLite settings advises, they queue for
+milliseconds.
 
-On SQLite the server also has at most a hundred requests at work, and counts a websocket as one for as long as it
-is open. Every process of a flow run holds two, so that some fifty sites at work at once left no room for any
-request: the server stood still for good. Here websockets, which hold no transaction, do not count.
+On SQLite the server also serves at most a hundred requests at once, and counts an open websocket as one. Every
+process of a flow run holds two, so that about fifty busy sites blocked all requests: the server hung permanently.
+Here websockets, which hold no transaction, do not count.
 
-On any address but loopback the server does not start without a password (exposure.py): whoever reaches it can run
-any command at every site. Nor does it ask the internet for the types of workers: Prefect brings a list along.
+On any address but loopback the server does not start without a password (exposure.py): anyone who reaches it can
+run any command at every site. Nor does it fetch the types of workers from the internet: Prefect includes a list.
 """
 
 import runpy
@@ -40,19 +40,19 @@ _in_an_address = _server_utils._format_host_for_url
 def begin_immediate(
     configuration: Any, session: Any, with_for_update: bool = False
 ) -> AbstractAsyncContextManager[Any]:
-    """Begin a transaction that holds the write lock from its start."""
+    """Begin a transaction that holds the write lock from the start."""
     return _begin_as_asked(configuration, session, with_for_update=True)
 
 
 async def limit_requests(middleware: RequestLimitMiddleware, scope: Any, receive: Any, send: Any) -> None:
-    """Pass websockets on at once, and requests when there is room for one more."""
+    """Serve websockets at once, and requests within the limit."""
     serve = middleware.app if scope["type"] == "websocket" else partial(_limited, middleware)
     await serve(scope, receive, send)
 
 
 def checked_host(host: str) -> str:
-    """What `prefect server start` does first with the host that its options, environment and profile make: here it
-    ends if anybody could then use the server."""
+    """Check the host, then format it. `prefect server start` calls this first, with the host from its options,
+    environment and profile. A host that lets anyone use the server ends the process."""
     if problem := check_exposure(host, PREFECT_SERVER_API_AUTH_STRING.value()):
         print(f"photon: {problem}", file=sys.stderr)
         raise SystemExit(2)

@@ -9,6 +9,7 @@ The parent's round t reads what is committed to it; the federation's own store, 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from photon_core.aggregation.routing import hand_up, receive
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.metrics import reported
 from photon_core.run.line import line
+from photon_core.run.line import parent as parent_of
 from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.provenance import federation_sha256, utc_now, versions
 from photon_core.run.run import Run, model_sha256, run_of
@@ -94,7 +96,7 @@ def initial_of(call: Call, folder: Path) -> Initial:
     """Round 0 of a member's run: the parent's model of the first call."""
     base = call.base
     files = call.parent.store.fetch_all(base.model, call.folder, folder, call.federation.aggregation.connections)
-    source = f"{call.parent.store.url}/{call.parent.run} round {base.round}"
+    source = f"{call.parent.store.locate(call.parent.run)} round {base.round}"
     hashes = {"round.json": call.ref.sha256, "model": base.model_sha256}
     return Initial(list(files), StartRef(kind="run", source=source, sha256=hashes))
 
@@ -106,15 +108,15 @@ def entered(run: Run, ref: ParentRef) -> RoundManifest | None:
 
 
 def newest_entry(run: Run) -> RoundManifest | None:
-    """The last committed entry, or None."""
-    t = run.latest()
-    while t is not None and t > 0:
-        manifest = run.round(t)
+    """The last entry that the latest round's model comes from, or None."""
+    at = run.latest()
+    while at is not None:
+        manifest = run.round(at)
         if manifest is None or not manifest.entries:
             return None
         if manifest.kind == "entry":
             return manifest
-        t -= 1
+        at = parent_of(manifest)
     return None
 
 
@@ -122,8 +124,8 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
     """Commit the federation's entry for this call; once: the committed one is returned.
 
     Args:
-        run, federation: the member's own.
-        call: what it is called with.
+        run, federation: run and file of the member.
+        call: call of the member.
         folder: scratch space on this machine.
 
     Raises:
@@ -136,20 +138,28 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
     own = run.round(latest) if latest is not None else None
     if own is None:
         raise PhotonError(f"run '{run.run}' is not open yet: its first entry opens it")
+    try:
+        run.commit_round(_entry(run, federation, call, own, folder))
+    except StoreConflict:
+        if entered(run, call.ref) is None:
+            raise
+    known = entered(run, call.ref)
+    assert known is not None
+    return known
+
+
+def _entry(run: Run, federation: Federation, call: Call, own: RoundManifest, folder: Path) -> RoundManifest:
+    """The entry after round `own` of the member; its files are written."""
     t, base = own.round + 1, call.base
-    to = Place(PlaceKind.ROUND_PART, run.run, t, part="model").path
-    files = copy_files(call.parent.store, call.folder, backbone(base).model, run.store, to, "model/")
+    model, moments = (Place(PlaceKind.ROUND_PART, run.run, t, part=part).path for part in ("model", "moments"))
+    copied = partial(copy_files, call.parent.store, call.folder)
+    files = copied(backbone(base).model, run.store, model, "model/")
     found = Entered(folder)
     if federation.worldlm is not None and base.key_layers:
-        connections = federation.aggregation.connections
-        pools = _pools(run, own, call, folder, connections)
+        pools = _pools(run, own, call, folder, federation.aggregation.connections)
         found = enter_layers(pools, base.key_layers, federation.worldlm, folder)
-    files += [put_file(run.store, path, to, "model/") for path in found.paths]
-    moments = copy_files(
-        *(call.parent.store, call.folder, base.moments, run.store),
-        *(Place(PlaceKind.ROUND_PART, run.run, t, part="moments").path, "moments/"),
-    )
-    manifest = RoundManifest(
+    files += [put_file(run.store, path, model, "model/") for path in found.paths]
+    return RoundManifest(
         run=run.run,
         round=t,
         kind="entry",
@@ -162,7 +172,7 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
         received=receive(call.parent, run, t, call.residuals),
         model_sha256=model_sha256(files),
         model=files,
-        moments=moments,
+        moments=copied(base.moments, run.store, moments, "moments/"),
         moment_sizes=base.moment_sizes,
         moment_ratio=base.moment_ratio,
         global_step=base.global_step,
@@ -173,13 +183,6 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
         created=utc_now(),
         versions=versions(),
     )
-    try:
-        run.commit_round(manifest)
-    except StoreConflict:
-        if (known := entered(run, call.ref)) is None:
-            raise
-        return known
-    return manifest
 
 
 def _pools(run: Run, own: RoundManifest, call: Call, folder: Path, connections: int) -> dict[str, list[Row]]:

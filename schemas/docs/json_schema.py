@@ -1,4 +1,4 @@
-"""The JSON schema of the federation file, for editors: `python -m schemas.docs.json_schema` writes it anew, and
+"""The JSON schema of the federation file, for editors. `python -m schemas.docs.json_schema` regenerates it and
 docs/federation.md.
 
 In an editor with a YAML language server, the first line of a federation file names it:
@@ -20,7 +20,7 @@ PATH = Path(__file__).parents[1] / "federation.schema.json"
 
 
 def federation_schema() -> dict[str, Any]:
-    """Federation's schema; the keys that a preset or a recipe may bring are asked for only where none is named."""
+    """Federation's schema. Keys that a preset or a recipe may set are required only without one."""
     schema = Federation.model_json_schema()
     brought = next(iter(FEDERATED_PRESETS.values()))
     shape = list(next(iter(MODEL_PRESETS.values())))
@@ -41,7 +41,7 @@ def federation_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Photon federation",
-        "description": "Everything about a federation. Checked by schemas/federation.py; generated from it.",
+        "description": "All settings of a federation. Checked by schemas/federation.py and generated from it.",
         **{key: value for key, value in schema.items() if key not in ("title", "description")},
         "allOf": [
             {"if": sized, "else": without_preset},
@@ -75,7 +75,7 @@ def _some(key: str) -> dict[str, Any]:
 
 
 def _silent(model: dict[str, Any]) -> dict[str, Any]:
-    """A file without recipe and preset whose `model.preset` is so: schemas.presets.default_recipe."""
+    """A file without recipe and preset whose `model.preset` matches: schemas.presets.default_recipe."""
     return {"allOf": [{"not": {"required": ["recipe"]}}, {"not": _named("preset")}, model]}
 
 
@@ -93,7 +93,7 @@ def _required(section: type[BaseModel]) -> list[str]:
 
 
 def _allow(schema: dict[str, Any], required: list[str], brought: Any) -> None:
-    """Ask only for what neither a preset nor a recipe brings."""
+    """Require only keys that neither a preset nor a recipe sets."""
     keep = [name for name in required if name not in brought]
     schema.pop("required", None)
     if keep:

@@ -52,7 +52,7 @@ def text() -> str:
 
 
 def _section(place: str, section: type[BaseModel], seen: dict[type[BaseModel], str]) -> Iterator[str]:
-    """The section's table, then the sections below it; one that stood before is referred to."""
+    """The section's table, then the sections below it. A section that was already written is linked."""
     seen[section] = place
     yield f"## `{place}`\n\n"
     about = (section.__doc__ or "").strip().split("\n\n")[0].replace("\n    ", " ")
@@ -66,7 +66,7 @@ def _section(place: str, section: type[BaseModel], seen: dict[type[BaseModel], s
         path = key if place == "federation.yaml" else f"{place}.{key}"
         if inner is not None:
             below.append((path, inner))
-        required = REQUIRED + (" unless a preset or recipe brings it" if path in BROUGHT else "")
+        required = REQUIRED + (" unless a preset or recipe sets it" if path in BROUGHT else "")
         yield _row(name, field, inner, seen.get(inner, path) if inner else None, required)
     yield "\n"
     for path, inner in below:
@@ -102,7 +102,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _kind(field: FieldInfo) -> str:
-    """The values that a key takes, in words, with their limits."""
+    """Values that a key accepts, in words, with their limits."""
     kind = _words(field.annotation)
     limits = [*field.metadata, *_inner_limits(field.annotation)]
     found = [
@@ -132,7 +132,7 @@ def _words(annotation: Any) -> str:
 
 
 def _inner_limits(annotation: Any) -> Iterator[Any]:
-    """Limits that stand within the type, as in Fraction | None."""
+    """Limits inside the type, as in Fraction | None."""
     for arg in (annotation, *get_args(annotation)):
         for item in getattr(arg, "__metadata__", ()):
             yield item
@@ -140,7 +140,7 @@ def _inner_limits(annotation: Any) -> Iterator[Any]:
 
 
 def _inner(annotation: Any) -> type[BaseModel] | None:
-    """The section that a key holds, directly or as the entries of a list."""
+    """The section of a key, directly or as the entries of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for arg in get_args(annotation) if (found := _inner(arg))), None)
@@ -159,5 +159,5 @@ def _escape(words: str) -> str:
 
 
 def _anchor(place: str) -> str:
-    """The link that a heading of this place gets: lower case, without what is no letter, digit, _ or -."""
+    """The anchor of a heading: lower case, with letters, digits, _ and - only."""
     return "".join(c for c in place.lower() if c.isalnum() or c in "_-")

@@ -1,4 +1,4 @@
-"""Reads a federation file: YAML in, a checked Federation out, or every problem at once with its line."""
+"""Read a federation file: YAML in, a checked Federation out, or all problems at once, each with its line."""
 
 import os
 from collections.abc import Mapping
@@ -24,17 +24,17 @@ def load_federation(
 ) -> Federation:
     """Read and check a federation file.
 
-    Local places in it (store, tokenizer, sources, state_dir) come back absolute: '~' is expanded and relative
-    ones are taken from the file's folder. A site without state_dir gets <folder>/photon-sites/<run>/<site>.
+    Local paths in it (store, tokenizer, sources, state_dir) become absolute: '~' is expanded, and relative paths
+    start at the file's folder. A site without state_dir gets <folder>/photon-sites/<run>/<site>.
 
     Args:
-        path: the YAML file, or its URL.
-        overrides: values that go over the file's, nested as in the file or under dotted keys
+        path: path of the YAML file, or its URL.
+        overrides: values that override the file's, nested as in the file or with dotted keys
             ({"rounds.count": 3} or {"rounds": {"count": 3}}).
         options: keyword arguments for fsspec, for a URL.
 
     Raises:
-        FederationError: one line for each problem: file, line, key, value, remedy.
+        FederationError: the file is wrong; one line for each problem: file, line, key, value, remedy.
     """
     file = str(path)
     data, lines = read_yaml(read_text(path, options), file)
@@ -47,7 +47,7 @@ def load_federation(
     overridden: set[Key] = set()
     for key, value in (overrides or {}).items():
         data = _override(data, tuple(key.split(".")), value, overridden, file)
-    if secrets := list(find_secrets(data)):  # alone, and first: no other message may repeat their values
+    if secrets := list(find_secrets(data)):  # first, and only these: no other message may repeat their values
         texts = [locate(s.place, s.message, data, file, lines, frozenset(overridden)) for s in secrets]
         raise FederationError("\n".join(texts))
     here = local_path(file)
@@ -61,7 +61,7 @@ def load_federation(
 def _override(
     data: dict[str, Any], place: tuple[str, ...], value: Any, overridden: set[Key], file: str, at: Key = ()
 ) -> dict[str, Any]:
-    """data with value at place; the sections on the way are copied, not changed."""
+    """data with value at place. Sections on the path to it are copied, not changed."""
     first, *rest = place
     below, here = data.get(first), (*at, first)
     if rest or (isinstance(value, Mapping) and isinstance(below, dict)):

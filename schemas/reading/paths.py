@@ -1,4 +1,4 @@
-"""The places that a federation file names: made absolute when it is read, looked at before any work."""
+"""Paths and URLs in a federation file: made absolute when it is read, and checked before any work."""
 
 import glob
 import os
@@ -22,14 +22,14 @@ ENDINGS = ".jsonl, .txt (also .gz, .zst) or .parquet"
 
 
 def is_tokenizer_file(spec: str) -> bool:
-    """Whether the tokenizer is a file (else 'bytes', or a name at the Hugging Face hub)."""
+    """Whether the tokenizer is a file, and neither 'bytes' nor a Hugging Face name."""
     return spec.endswith(".json") or spec.startswith((".", "/", "~")) or is_url(spec)
 
 
 def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A copy of the file's mapping with local places absolute, relative ones against the file's folder.
+    """A copy of the file's mapping with absolute local paths. Relative paths start at the file's folder.
 
-    state_dir is filled in where it is left out. Values of a wrong type stay for validation to name.
+    A missing state_dir gets its default. Values of a wrong type are kept, so that validation reports them.
     """
 
     def absolute(value: Any) -> Any:
@@ -44,7 +44,7 @@ def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         data["store"] = absolute(data["store"])
     tokenizer = data.get("tokenizer")
     if isinstance(tokenizer, str) and tokenizer != "bytes":
-        # a file without .json beside the federation file is meant before a name at the hub
+        # a file without .json beside the federation file takes precedence over a Hugging Face name
         beside = tokenizer.isprintable() and len(tokenizer) < 200 and (folder / tokenizer).is_file()
         if is_tokenizer_file(tokenizer) or beside:
             data["tokenizer"] = absolute(tokenizer)
@@ -115,17 +115,17 @@ def _resolve_site(site: Any, run: Any, folder: Path, absolute: Any) -> Any:
 def check_paths(
     federation: Federation, sites: Iterable[str] | None = None, *, file: str | os.PathLike[str] | None = None
 ) -> None:
-    """Look at every place that the federation names, before any work.
+    """Check every path and URL of the federation, before any work.
 
     Args:
-        federation: as load_federation returned it.
-        sites: names of the sites whose sources must be readable from here; all if None, none if empty. Named
-            sites have no need of the files of members that are federations.
-        file: the federation file, so that messages carry its lines.
+        federation: federation as load_federation returned it.
+        sites: names of the sites whose sources must be readable from here; all if None, none if empty. With names
+            the files of members that are federations are not checked.
+        file: path of the federation file, for line numbers in messages.
 
     Raises:
-        FederationError: one line for each missing source, tokenizer or store, with key, value and remedy; and for
-            places that overlap where links lead.
+        FederationError: a source, tokenizer or store is missing, or paths overlap with links resolved; the message
+            has one line for each problem, with key, value and remedy.
     """
     wanted = None if sites is None else set(sites)
     problems: list[tuple[Key, str]] = []
@@ -150,10 +150,10 @@ def check_paths(
 
 
 def check_store(federation: Federation, file: str | os.PathLike[str]) -> None:
-    """Whether the store's URL is of a kind that there is, for commands that read nothing else that the file names.
+    """Check that the store's URL has a known scheme, for commands that use no other path of the file.
 
     Raises:
-        FederationError: it is not; with file, line, key, value and remedy.
+        FederationError: the scheme is unknown; the message has file, line, key, value and remedy.
     """
     problem = None if local_path(federation.store) else protocol_problem(federation.store)
     _refuse([(("store",), problem)] if problem else [], federation, file)
@@ -203,12 +203,12 @@ def _store_problem(store: str) -> str | None:
 
 
 def _folder_problem(path: Path) -> str | None:
-    """Whether a folder can be used, or made, at path."""
+    """Why path cannot be a folder that Photon writes in; None if it can."""
     there = next(p for p in (path, *path.parents) if p.exists() or p == Path(p.anchor))
     if not there.is_dir():
         return f"'{path}' cannot be a folder: '{there}' is a file; write another folder"
     if not os.access(there, os.W_OK | os.X_OK):
-        return f"'{path}' cannot be written: no permission in '{there}'; write a folder that you may write in"
+        return f"'{path}' cannot be written: no permission in '{there}'; write a folder with write permission"
     return None
 
 
@@ -232,14 +232,14 @@ def _source_problem(source: str, options: dict[str, Any]) -> str | None:
     if path.is_dir():
         if any(SOURCE_FILE.search(below.name) for below in path.rglob("*")):
             return None
-        return f"'{source}' holds no file that can be read; put {ENDINGS} files there"
+        return f"'{source}' contains no readable file; put {ENDINGS} files there"
     if not glob.has_magic(str(path)) and not path.exists():
         return f"'{source}' does not exist; write the path of {ENDINGS} files, or a URL"
     matches = [Path(match) for match in local_matches(str(path))]
     files = [match for match in matches if match.is_file()]
     for file in files:
         if not SOURCE_FILE.search(file.name):
-            return f"'{file}' has an ending that is not read; name {ENDINGS} files only"
+            return f"'{file}' has an unsupported ending; name only {ENDINGS} files"
         if not os.access(file, os.R_OK):
             return f"'{file}' cannot be read; change its permissions"
     return None if files else f"no file matches '{source}'; correct the pattern, or put the files there"
@@ -254,6 +254,6 @@ def _remote_problem(url: str, options: dict[str, Any] | None = None) -> str | No
     try:
         fs, path = fsspec.url_to_fs(url, **(options or {}))
         found = bool(fs.glob(path)) if glob.has_magic(path) else fs.exists(path)
-    except Exception as error:  # every filesystem has errors of its own
+    except Exception as error:  # every filesystem raises its own errors
         return f"'{url}' cannot be reached ({told(error)}); check address and credentials"
-    return None if found else f"nothing is at '{url}'; correct the address, or put the files there"
+    return None if found else f"'{url}' does not exist; correct the address, or put the files there"

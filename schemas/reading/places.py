@@ -38,9 +38,9 @@ def read_text(place: str | os.PathLike[str], options: dict[str, Any] | None = No
             return _download(str(place), options or {}).decode("utf-8-sig")
         return path.expanduser().read_text("utf-8-sig")
     except FileNotFoundError:
-        raise FederationError(f"{place}: there is no such file; check the path") from None
+        raise FederationError(f"{place}: does not exist; check the path") from None
     except IsADirectoryError:
-        raise FederationError(f"{place}: is a folder; name the federation file in it") from None
+        raise FederationError(f"{place}: is a folder; write the path of the federation file in it") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise FederationError(f"{place}:{line}: is not UTF-8 text; save the file as UTF-8") from None

@@ -1,4 +1,4 @@
-"""Pydantic's findings as lines for people: file, line, key, what is wrong, what to write instead."""
+"""Pydantic's findings as messages for people: file, line, key, what is wrong, what to write instead."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from schemas.reading.remedies import names, nearest_key, remedy
 from schemas.reading.yaml_lines import Key
 from schemas.secrets import has_secret
 
-Finding = tuple[Key, ErrorDetails, list[str]]  # where, what, and which keys are missing beside it
+Finding = tuple[Key, ErrorDetails, list[str]]  # place, finding, and missing keys of the same section
 
 
 def describe(
@@ -23,8 +23,8 @@ def describe(
     """One line for each problem, in the order of the file.
 
     Args:
-        error: what Federation.model_validate raised on data.
-        data: the mapping that was validated, as written (without preset values).
+        error: ValidationError that Federation.model_validate raised on data.
+        data: validated mapping, as written (without preset values).
         file: name of the file, for the messages.
         lines: line of every key (schemas/reading/yaml_lines.py).
         overridden: keys whose values came from the caller, not from the file.
@@ -48,7 +48,7 @@ def locate(
     lines: Mapping[Key, int],
     overridden: frozenset[Key] = frozenset(),
 ) -> str:
-    """`federation.yaml:12: local.steps: message`; an overridden key has no line and says so."""
+    """`federation.yaml:12: local.steps: message`. An overridden key is marked as such and has no line."""
     key = f"{dotted(place, data)}: " if place else ""
     if any(place[: len(path)] == path for path in overridden):
         return f"{file}: {key}(overridden on the command line) {message}"
@@ -84,7 +84,7 @@ def _place(details: ErrorDetails) -> Key:
 
 
 def _explained(missing: Key, found: list[Finding]) -> bool:
-    """Whether another problem says why a key is missing: a misspelling, or a preset or recipe of nowhere."""
+    """Whether another problem explains why a key is missing: a misspelling, or an unknown preset or recipe."""
     for place, details, beside in found:
         if place[-1:] == ("preset",) and place[:-1] in ((), missing[:-1]):
             return True

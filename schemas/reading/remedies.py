@@ -1,4 +1,4 @@
-"""One of Pydantic's findings in words: what is wrong with the value, what to write instead."""
+"""A message for one of Pydantic's findings: what is wrong with the value, what to write instead."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,18 +23,19 @@ LIMITS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "of at most"),
 }
-NOTHING = ("none", "no", "off", "nothing", "false")  # what people write for null
-LIKE, SURE = 0.6, 0.75  # how much alike two words are of which one may be, or is, meant by the other
+NOTHING = ("none", "no", "off", "nothing", "false")  # common spellings of null
+LIKE, SURE = 0.6, 0.75  # similarity of two words from which one may be, or is, a misspelling of the other
 SECRET = re.compile(r"secret|password|token|access_key|credential|key_id", re.IGNORECASE)
 Names = tuple[str, ...]
 
 
 def remedy(place: Names, details: ErrorDetails, missing: Sequence[str] = ()) -> str:
-    """The message for one finding at a key, given as its path without the numbers of list entries.
+    """The message for one finding at a key.
 
     Args:
-        place, details: the key and what Pydantic found.
-        missing: required keys that its section lacks.
+        place: path of the key, without the numbers of list entries.
+        details: finding of Pydantic.
+        missing: required keys that are missing in its section.
     """
     kind, value, ctx = details["type"], details["input"], details.get("ctx", {})
     field = _fields().get(place)
@@ -48,7 +49,7 @@ def remedy(place: Names, details: ErrorDetails, missing: Sequence[str] = ()) -> 
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{shown(value)} is not a section; write its keys below it, indented{_keys(field)}"
     if kind in ("list_type", "tuple_type"):
-        return f"{shown(value)} is not a list; write {_example(field) or 'each entry on its own line after - '}"
+        return f"{shown(value)} is not a list; write {_example(field) or 'each entry on its own line, after - '}"
     if kind in ("too_long", "too_short"):
         return f"has {ctx.get('actual_length')} entries; write {_example(field)}"
     if kind == "literal_error":
@@ -65,7 +66,7 @@ def remedy(place: Names, details: ErrorDetails, missing: Sequence[str] = ()) -> 
         edge = float(ctx[limit])
         return f"{shown(value)} is out of range; write a number {words} {int(edge) if edge.is_integer() else edge}"
     message = str(ctx.get("error", details["msg"]))
-    # 'wrong' (schemas/sections/values.py) words its whole message, and may hide the value
+    # 'wrong' (schemas/sections/values.py) has a complete message, which may omit the value
     return message if kind == "wrong" or isinstance(value, dict | list) else f"{shown(value)} {message}"
 
 
@@ -75,7 +76,7 @@ def names(place: Key) -> Names:
 
 
 def nearest_key(unknown: Names, missing: Sequence[str]) -> str | None:
-    """The key of the same section that an unknown one may have meant; where that is doubtful, a missing one."""
+    """The key of the same section that an unknown key probably means; if that is unclear, a missing key."""
     here, word = [path[-1] for path in _fields() if path[:-1] == unknown[:-1]], unknown[-1].lower()
     if missing and not get_close_matches(word, here, cutoff=SURE) and get_close_matches(word, here, cutoff=LIKE):
         return get_close_matches(word, missing, n=1, cutoff=0)[0]
@@ -83,12 +84,12 @@ def nearest_key(unknown: Names, missing: Sequence[str]) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in YAML, shortened."""
+    """A value as in YAML, shortened."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(redacted({"options": value})["options"])  # whatever stands in a wrong place, by its names, too
+    text = repr(redacted({"options": value})["options"])  # as a free-form section, whose names are checked, too
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
@@ -107,7 +108,7 @@ def _walk(section: type[BaseModel], path: Names) -> Iterator[tuple[Names, FieldI
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, directly or as the entries of a list."""
+    """The section of a field, directly or as the entries of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for arg in get_args(annotation) if (found := _section(arg))), None)
@@ -126,7 +127,7 @@ def _unknown(place: Names, missing: Sequence[str]) -> str:
     if place[-2:-1] == ("storage",) and SECRET.search(place[-1]):
         others = ", profile or block" if len(place) == 2 else " or profile"
         return (
-            "unknown key; credentials stay out of the file: take it out, they come from the environment "
+            "unknown key; a federation file contains no credentials: remove it, they come from the environment "
             f"(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY){others}"
         )
     near = nearest_key(place, missing)
@@ -153,7 +154,7 @@ def _missing(field: FieldInfo | None, such_as: str) -> str:
 def _empty(field: FieldInfo | None, such_as: str) -> str:
     keys = "" if such_as else _keys(field)
     wanted = f"its keys below it, indented{keys}" if keys else f"a value{such_as}"
-    return f"is empty; write {wanted}{'' if field is None or field.is_required() else ', or leave it out'}"
+    return f"is empty; write {wanted}{'' if field is None or field.is_required() else ', or drop the key'}"
 
 
 def _choice(value: Any, field: FieldInfo | None) -> str:

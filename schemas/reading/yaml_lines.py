@@ -1,4 +1,4 @@
-"""YAML read with the line of every key, duplicate keys refused, and numbers as people write them."""
+"""A YAML reader that keeps every key's line, refuses duplicate keys, and reads numbers as people write them."""
 
 import re
 from typing import Any
@@ -8,34 +8,34 @@ import yaml
 from schemas.errors import FederationError
 
 Key = tuple[str | int, ...]
-MAX_NODES = 100_000  # a file is a few hundred; more is a chain of aliases that unfolds without end
+MAX_NODES = 100_000  # a file has a few hundred; more means a chain of aliases that expands without end
 
 REMEDIES = (
-    ("'\\t'", "a tab stands where YAML wants spaces; indent with spaces only"),
+    ("'\\t'", "YAML does not allow this tab; indent with spaces only"),
     (
         "mapping values are not allowed",
-        "a ':' stands where none may; check the indentation, or quote the text",
+        "YAML does not allow this ':'; check the indentation, or quote the text",
     ),
-    ("could not find expected ':'", "a key without ':'; write `key: value`"),
+    ("could not find expected ':'", "a key has no ':'; write `key: value`"),
     ("unexpected end of stream", "a quote is opened and never closed; close it"),
-    ("expected <block end>", "the indentation does not fit the lines above; align the keys of a section"),
+    ("expected <block end>", "the indentation does not match the lines above; align the keys of a section"),
     (
         "expected ',' or",
-        "a bracket or brace is opened and not closed; close it, with ',' between the entries",
+        "a bracket or brace is opened and never closed; close it, and write ',' between the entries",
     ),
-    ("expected alphabetic or numeric", "text that begins with '*' or '&'; put it in quotes, such as '*.txt'"),
-    ("undefined alias", "a name after '*' that no '&' defines; define it above, or quote the text"),
-    ("found another document", "a second document after '---'; keep one federation a file"),
+    ("expected alphabetic or numeric", "a text begins with '*' or '&'; put it in quotes, such as '*.txt'"),
+    ("undefined alias", "no '&' defines the name after '*'; define it above, or quote the text"),
+    ("found another document", "a second document begins at '---'; write one federation per file"),
     (
         "could not determine a constructor",
-        "a '!' tag; leave it out, a federation file holds plain values only",
+        "a federation file has no '!' tags; write a plain value",
     ),
-    ("special characters are not allowed", "a control character; the file must be plain text"),
+    ("special characters are not allowed", "it contains a control character; the file must be plain text"),
 )
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with YAML 1.2's plain values: 3e-4 is a number; no, on and 2026-01-31 are text."""
+    """The safe loader with YAML 1.2's scalars: 3e-4 is a number; no, on and 2026-01-31 are texts."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own shape)
 
@@ -66,14 +66,15 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.real)
 
 
 def read_yaml(text: str, file: str) -> tuple[Any, dict[Key, int]]:
-    """The file's value, and the line (from 1) of every key and list entry by its path of keys.
+    """The file's value, and the line (from 1) of every key and list entry, by its path of keys.
 
     Args:
-        text: YAML.
-        file: its name, for messages.
+        text: YAML text.
+        file: name of the file, for messages.
 
     Raises:
-        FederationError: not YAML, a key twice, a key that is not text, or endless aliases; names the line.
+        FederationError: the text is not YAML, a key is repeated or is not text, or aliases expand without end; the
+            message names the line.
     """
     loader = None
     try:
@@ -108,11 +109,11 @@ def _remedy(problem: str) -> str:
 def _walk(
     node: yaml.Node, path: Key, lines: dict[Key, int], file: str, count: list[int], above: tuple[int, ...]
 ) -> None:
-    """Note the line of every key below node; a merged key ('<<') keeps the line where it is written."""
+    """Note the line of every key below node. A merged key ('<<') has the line where it is written."""
     line = node.start_mark.line + 1
     count[0] += 1
     if count[0] > MAX_NODES or id(node) in above:
-        raise FederationError(f"{file}:{line}: the aliases ('*') here unfold without end; write the values out")
+        raise FederationError(f"{file}:{line}: the aliases ('*') here expand without end; write the values out")
     above = (*above, id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -135,7 +136,7 @@ def _walk(
             if key.value in own:
                 dotted = ".".join(str(part) for part in (*path, key.value))
                 raise FederationError(
-                    f"{file}:{at}: {dotted}: is there twice, on lines {own[key.value]} and {at}; keep one"
+                    f"{file}:{at}: {dotted}: is written twice, on lines {own[key.value]} and {at}; keep one"
                 )
             own[key.value] = at
             lines[*path, key.value] = at

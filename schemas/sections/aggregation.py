@@ -1,4 +1,4 @@
-"""The federation file's `aggregation`: how the server reads and combines the sites' updates."""
+"""The federation file's section `aggregation`: how the server reads and combines the sites' updates."""
 
 from pydantic import Field, model_validator
 
@@ -9,7 +9,7 @@ MIB = 1 << 20
 
 
 class Aggregation(Section):
-    """Resources of the server's pass over the updates; none of them changes what the result means."""
+    """Resources of the server's pass over the updates. None of them changes the meaning of the result."""
 
     tree_above: int | None = Field(
         default=None,
@@ -39,7 +39,7 @@ class Aggregation(Section):
     @model_validator(mode="after")
     def _tree(self) -> "Aggregation":
         if self.tree_above is None and self.fan_out != type(self).model_fields["fan_out"].default:
-            raise wrong("is for regions, and there are none without tree_above; write that, or drop it", "fan_out")
+            raise wrong("is for regions, which need tree_above; write that, or drop it", "fan_out")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""A section of the federation file: unknown keys are refused, values do not change, true is no number."""
+"""A section of the federation file: unknown keys are refused, values are frozen, true is not a number."""
 
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic reads true as 1."""
+        """Refuse true for a number: pydantic reads it as 1."""
         if isinstance(value, bool) and info.field_name:
             types = _types(cls.model_fields[info.field_name].annotation)
             if bool not in types and (int in types or float in types):

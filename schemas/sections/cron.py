@@ -1,4 +1,4 @@
-"""Cron lines: five fields, checked here so that a wrong one is told at its line and not by a server."""
+"""Cron lines: five fields, checked here so that an error has the file's line and does not come from a server."""
 
 import re
 
@@ -10,14 +10,14 @@ PART = re.compile(r"(?:(\*)|(\w+)(?:-(\w+))?)(?:/(\d+))?")
 
 
 def cron_problem(line: str) -> str | None:
-    """What is wrong with a cron line, and what to write; None if nothing is."""
+    """The problem with a cron line, and what to write instead; None without a problem."""
     if line.startswith("@"):
         return None if line in NICKNAMES else f"is not one of {', '.join(NICKNAMES)}; write one of them"
     fields = line.split()
     if len(fields) != len(FIELDS):
         return (
-            f"has {len(fields)} fields; a cron line has five, minute hour day month weekday: "
-            "write such as '0 * * * *' for every hour"
+            f"has {len(fields)} fields, but a cron line has five: minute, hour, day, month, weekday; "
+            "write for example '0 * * * *' for every hour"
         )
     for text, (name, low, high) in zip(fields, FIELDS, strict=True):
         if not all(_fits(part, low, high) for part in text.lower().split(",")):
@@ -39,7 +39,7 @@ def _fits(part: str, low: int, high: int) -> bool:
 
 
 def _number(text: str, high: int) -> int | None:
-    """The number that a field's word means; months and weekdays have names."""
+    """The number of a field's text, which may be the name of a month or weekday."""
     if text.isascii() and text.isdigit():
         return int(text)
     if high == 12 and text in MONTHS:

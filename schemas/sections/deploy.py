@@ -1,4 +1,4 @@
-"""The federation file's sections on where it runs: the store's server, work pools, schedule, notifications."""
+"""The federation file's sections `storage` and `deploy`: store, work pools, schedule, notifications."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -11,7 +11,7 @@ from schemas.sections.values import Name, Place, Seconds, Text, wrong
 
 PoolType = Literal["process", "docker", "kubernetes"]
 BLOCK = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]*")
-HEARTBEAT_LEAST = 30.0  # Prefect's own
+HEARTBEAT_LEAST = 30.0  # Prefect's minimum
 
 
 def _block(value: str) -> str:
@@ -21,13 +21,13 @@ def _block(value: str) -> str:
 
 
 def check_environment(env: Any) -> None:
-    """Refuse an environment of a job that is no mapping of texts."""
+    """Refuse a job's environment that is not a mapping of texts."""
     if not isinstance(env, dict) or not all(isinstance(x, str) for pair in env.items() for x in pair):
         raise wrong("env is not a mapping of names to texts; write {NAME: 'value'}", "env")
 
 
 class ObjectServer(Section):
-    """How to reach the server of s3:// places. Credentials are never in the file."""
+    """The server of s3:// places. Credentials are never in the file."""
 
     endpoint_url: Place | None = Field(
         default=None,
@@ -35,17 +35,17 @@ class ObjectServer(Section):
         examples=["https://minio.example.org:9000"],
     )
     region: Text | None = Field(default=None, description="AWS region", examples=["eu-central-1"])
-    profile: Text | None = Field(default=None, description="profile of ~/.aws/credentials, on every machine")
+    profile: Text | None = Field(default=None, description="profile in ~/.aws/credentials, on every machine")
 
     @field_validator("endpoint_url")
     @classmethod
     def _endpoint(cls, url: str | None) -> str | None:
         if url is not None and not re.match(r"https?://[^/\s]+", url):
-            raise ValueError("is not an address; write http:// or https:// and the host")
+            raise ValueError("is not an address; write http:// or https:// and a host")
         return url
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for fsspec; the credentials come from the environment."""
+        """Keyword arguments for fsspec. Credentials come from the environment."""
         found: dict[str, Any] = {}
         if self.endpoint_url:
             found["endpoint_url"] = self.endpoint_url
@@ -78,24 +78,24 @@ class Storage(ObjectServer):
     @model_validator(mode="after")
     def _one_source(self) -> "Storage":
         if self.profile and self.block:
-            raise wrong("is given beside profile; credentials come from one of them: drop the other", "block")
+            raise wrong("is given beside profile, but credentials come from one of them; drop the other", "block")
         return self
 
     @property
     def for_s3(self) -> list[str]:
-        """The given keys that only an S3 store can use."""
+        """Given keys that only an S3 store can use."""
         return [name for name in ("endpoint_url", "region", "profile", "block") if getattr(self, name)]
 
     def store_options(self) -> dict[str, Any]:
-        """Keyword arguments for a Store; the block's credentials go through the environment."""
+        """Keyword arguments for a Store. The block's credentials go through the environment."""
         return self.options() | ({"single_writer": True} if self.single_writer else {})
 
 
 class Notify(Section):
-    """Notifies of each failed round and each excluded site."""
+    """Notifications of each failed round and each excluded site."""
 
     block: Text = Field(
-        description="Prefect notification or webhook block, as type/name: its address is a secret",
+        description="Prefect notification or webhook block, as type/name; it keeps the address, which is a secret",
         examples=["slack-webhook/ops"],
     )
 
@@ -109,12 +109,12 @@ class Deploy(Section):
     """How the federation runs on a Prefect server (photon deploy)."""
 
     pool: Name | None = Field(
-        default=None, description="work pool of the rounds themselves; default: photon-<run>"
+        default=None, description="work pool of the coordinator's flow runs; default: photon-<run>"
     )
     pool_type: PoolType = Field(default="process", description="type of the work pools")
     schedule: Text | None = Field(
         default=None,
-        description="cron line: one round each time; default: rounds are started manually",
+        description="cron line that starts one round each time; default: rounds are started manually",
         examples=["'0 * * * *'"],
     )
     timezone: Text = Field(default="UTC", description="time zone of the schedule", examples=["Europe/Berlin"])
@@ -127,7 +127,7 @@ class Deploy(Section):
         "heartbeat",
         examples=["5m"],
     )
-    notify: Notify | None = Field(default=None, description="where failed rounds and excluded sites are reported")
+    notify: Notify | None = Field(default=None, description="receiver of notifications; default: none are sent")
 
     @field_validator("schedule")
     @classmethod
@@ -151,8 +151,8 @@ class Deploy(Section):
     def _silence(self) -> "Deploy":
         if self.zombie_after <= self.heartbeat:
             raise wrong(
-                f"{self.zombie_after:g} s is not more than the heartbeat's {self.heartbeat:g} s: every run would "
-                f"be taken for dead; write at least {3 * self.heartbeat:g}",
+                f"{self.zombie_after:g} s is not more than the heartbeat's {self.heartbeat:g} s: every flow run "
+                f"would count as crashed; write at least {3 * self.heartbeat:g}",
                 "zombie_after",
             )
         return self

@@ -1,5 +1,5 @@
-"""The federation file's `hardware` and `link` of a site: what it declares, so that `photon plan` can predict and
-the site knows how to train."""
+"""The federation file's sections `hardware` and `link` of a site. `photon plan` predicts from them, and the site
+derives its parallelism."""
 
 from typing import Literal
 
@@ -42,7 +42,7 @@ class Hardware(Section):
 
     @property
     def all_devices(self) -> int:
-        """Of all nodes together."""
+        """Number of devices of all nodes."""
         return self.nodes * self.devices
 
     @model_validator(mode="after")
@@ -50,11 +50,11 @@ class Hardware(Section):
         if self.nodes == 1:
             if self.interconnect is not None:
                 raise wrong(
-                    "is the link between nodes, but the site has one; write nodes, or drop it", "interconnect"
+                    "is the link between nodes, but the site has one node; write nodes, or drop it", "interconnect"
                 )
             if self.parallel == "federation":
                 raise wrong(
-                    "federation is for several nodes, and the site has one; write nodes, or auto", "parallel"
+                    "federation is for several nodes, but the site has one; write nodes, or auto", "parallel"
                 )
         elif self.parallel == "auto" and self.interconnect is None:
             raise wrong(
@@ -63,7 +63,7 @@ class Hardware(Section):
                 "interconnect",
             )
         if self.parallel in ("ddp", "fsdp") and self.all_devices == 1:
-            raise wrong(f"{self.parallel} is for several devices, and the site has one; write devices", "parallel")
+            raise wrong(f"{self.parallel} is for several devices, but the site has one; write devices", "parallel")
         return self
 
 

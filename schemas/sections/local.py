@@ -1,4 +1,4 @@
-"""The federation file's `local`: what a site does between two synchronisations."""
+"""The federation file's section `local`: a site's training between two synchronisations."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from schemas.sections.values import Beta, MicroBatch, Options, wrong
 
 
 class Optimizer(Section):
-    """The inner optimizer: AdamW; or Muon for the hidden matrices, with AdamW for embeddings, biases and norms."""
+    """The inner optimizer: AdamW, or Muon for the hidden matrices with AdamW for embeddings, biases and norms."""
 
     name: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(default=6e-4, gt=0, description="maximum learning rate of AdamW", examples=[6e-4])
@@ -25,12 +25,12 @@ class Optimizer(Section):
         for name in ("matrix_lr", "momentum"):
             value = getattr(self, name)
             if self.name == "adamw" and value != type(self).model_fields[name].default:
-                raise wrong(f"{value:g} is a number of muon's, but the optimizer is adamw; write name: muon", name)
+                raise wrong(f"{value:g} is only for muon, but the optimizer is adamw; write name: muon", name)
         return self
 
 
 class Schedule(Section):
-    """The learning rate as a function of the global step; it does not restart with a round."""
+    """The learning rate as a function of the global step. It does not restart with each round."""
 
     name: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int | None = Field(
@@ -45,12 +45,12 @@ class Schedule(Section):
     alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
 
     def warmup(self, total_steps: int) -> int:
-        """Steps of warm-up in a schedule of so many steps."""
+        """Warm-up steps of a schedule with this number of steps."""
         return our_warmup(total_steps) if self.warmup_steps is None else self.warmup_steps
 
 
 class Logger(Section):
-    """One of Composer's own loggers."""
+    """One of Composer's loggers."""
 
     name: Literal["tensorboard", "mlflow", "wandb", "file"]
     options: Options = Field(
@@ -60,13 +60,13 @@ class Logger(Section):
 
     @model_validator(mode="after")
     def _file(self) -> "Logger":
-        """Composer begins its file anew each time, whatever it holds, so it lies where nothing else does."""
+        """Composer overwrites its file at each start, so the file must be where nothing else is."""
         name = self.options.get("filename")
         if self.name == "file" and name is not None:
             parts = name.split("/") if isinstance(name, str) else [".."]
             if parts[0] in ("", "~") or ".." in parts or not parts[-1]:
                 raise wrong(
-                    f"{name!r} is no name of a file below <state_dir>/log, and what is there is written over; "
+                    f"{name!r} is not the name of a file below <state_dir>/log, and Composer overwrites the file; "
                     "write one such as composer.log",
                     "options", "filename",
                 )  # fmt: skip
@@ -74,9 +74,9 @@ class Logger(Section):
 
 
 class Local(Section):
-    """What a site does between two synchronisations."""
+    """A site's training between two synchronisations."""
 
-    steps: int = Field(ge=1, description="H, optimizer steps a round", examples=[128])
+    steps: int = Field(ge=1, description="H, optimizer steps per round", examples=[128])
     batch_size: int = Field(ge=1, description="sequences per step at a site", examples=[32])
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
@@ -98,13 +98,13 @@ class Local(Section):
     precision: Literal["fp32", "amp_bf16"] = "fp32"
     compile: bool | None = Field(
         default=None,
-        description="torch.compile: slow in the first steps, then faster; default: on a GPU. Not with FSDP",
+        description="use of torch.compile: slow first steps, then faster; default: on a GPU. Not with FSDP",
     )
     clip_norm: float | None = Field(default=1.0, gt=0, description="gradient norm limit; null: none")
     optimizer_state: Literal["keep", "reset", "average"] = Field(
         default="keep",
         description="the optimizer's moments between rounds: kept at the site, reset, or averaged over the sites "
-        "like the parameters (which sends two or three times the bytes)",
+        "like the parameters (which sends two to three times the bytes)",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_steps: int | None = Field(

@@ -1,4 +1,4 @@
-"""The federation file's `model`: the decoder-only transformer that is trained."""
+"""The federation file's section `model`: the decoder-only transformer that is trained."""
 
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ class Model(Section):
     """The decoder-only transformer: learned positions, tied embeddings, GELU, biases (as MPT)."""
 
     preset: Literal["75M", "125M", "350M", "1.3B", "3B", "7B"] | None = Field(
-        default=None, description="a published shape; other keys of this section override it"
+        default=None, description="published shape; other keys of this section override it"
     )
     n_layers: int = Field(ge=1, description="transformer blocks", examples=[12])
     d_model: int = Field(ge=1, description="width", examples=[768])

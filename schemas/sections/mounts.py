@@ -1,4 +1,4 @@
-"""Where a path of this machine really lies: a folder that is mounted twice (bind mounts) has two names."""
+"""Real location of a path on this machine: a folder that is mounted twice (bind mounts) has two names."""
 
 import re
 from collections import Counter
@@ -11,12 +11,12 @@ Parts = tuple[str, ...]
 
 
 class Mount(NamedTuple):
-    """A folder of a file system, and where it is seen.
+    """A folder of a file system, and its mount point.
 
     Args:
-        device: of the file system, such as '8:1'.
-        root: the folder in it.
-        point: where this machine has it.
+        device: device of the file system, such as '8:1'.
+        root: folder in the file system.
+        point: mount point on this machine.
     """
 
     device: str
@@ -25,10 +25,10 @@ class Mount(NamedTuple):
 
 
 def seen_twice(table: str | None = None) -> list[Mount]:
-    """The mounts of file systems that are mounted more than once; nothing where the kernel does not tell.
+    """Mounts of file systems that are mounted more than once; none if the kernel has no mount table.
 
     Args:
-        table: as the kernel writes it; this machine's if None.
+        table: mount table in the kernel's format; this machine's if None.
     """
     try:
         lines = (TABLE.read_text() if table is None else table).splitlines()
@@ -40,7 +40,7 @@ def seen_twice(table: str | None = None) -> list[Mount]:
 
 
 def other_names(path: Parts, mounts: list[Mount]) -> Iterator[tuple[str, Parts]]:
-    """Device and folder of what lies at a path, and of what is mounted below it."""
+    """Device and folder at a path, and those mounted below it."""
     around = [mount for mount in mounts if path[: len(mount.point)] == mount.point]
     if around:
         mount = max(around, key=lambda mount: len(mount.point))
@@ -51,6 +51,6 @@ def other_names(path: Parts, mounts: list[Mount]) -> Iterator[tuple[str, Parts]]
 
 
 def _parts(field: str) -> Parts:
-    """The parts of a path whose spaces and line ends the kernel writes as \\040 and \\012."""
+    """Parts of a path. The kernel writes spaces and line ends in it as \\040 and \\012."""
     path = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
     return tuple(part for part in path.split("/") if part)

@@ -1,8 +1,8 @@
-"""No place that Photon writes may overlap with another one, or with a source: as written, and with links resolved.
+"""A place that Photon writes must not overlap with another one or a source, as written or with links resolved.
 
-Two places overlap if one is, holds or lies in the other. A source is where its pattern can match: every folder
-that the pattern without its last part matches; or its path and all below, where it is no pattern. Sources may
-overlap each other, and so may the folders of trackers.
+Two places overlap if one is, holds or lies in the other. A source covers all places where its pattern can match:
+every folder that the pattern without its last part matches. Without a pattern, it covers its path and everything
+below. Sources may overlap each other, and so may the folders of trackers.
 """
 
 import glob
@@ -22,8 +22,8 @@ from schemas.sections.trackers import Tracker
 from schemas.sections.values import is_s3, wrong
 
 Key = tuple[str | int, ...]
-WRITTEN_BELOW = ("data", "state", "cache", "nodes", "log")  # of a state_dir; each may be a link to another disk
-REMEDY = "Photon writes and removes files there: write places of which none lies in another"
+WRITTEN_BELOW = ("data", "state", "cache", "nodes", "log")  # in a state_dir; each may be a link to another disk
+REMEDY = "Photon writes and removes files there: write places that do not contain each other"
 
 
 class HasRun(Protocol):
@@ -38,7 +38,7 @@ class HasRun(Protocol):
 
 
 class HasPlaces(Protocol):
-    """What this reads of a federation file, which imports this module."""
+    """The part of a federation that this module reads. A protocol, because the federation imports this module."""
 
     run: str
     store: str
@@ -49,17 +49,17 @@ class HasPlaces(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """A place, and where the file names it.
+    """A place, and its key in the file.
 
     Args:
-        key: its place in the file, for the error's line.
-        name: the same for people.
-        value: what the file has.
-        disk: of which file system; paths of different ones have nothing in common.
-        parts: of its path; of a pattern those of the folders in which it can match.
-        site: the number of its site; None where it is the whole federation's.
-        source: whether it is only read.
-        pattern: whether `parts` are patterns.
+        key: path of its key in the file, for the error's line.
+        name: name of its key for people.
+        value: value in the file.
+        disk: identity of its file system; paths of different ones never overlap.
+        parts: parts of its path; for a pattern, parts of the folders in which it can match.
+        site: number of its site; None if it belongs to the whole federation.
+        source: flag: it is only read.
+        pattern: flag: `parts` are patterns.
     """
 
     key: Key
@@ -73,7 +73,7 @@ class Place:
 
 
 def places(federation: HasPlaces) -> Iterator[Place]:
-    """Every place that is written, in the order of the file, then every source."""
+    """Every written place, in the order of the file, then every source."""
     yield _place(("store",), "store", federation.store, federation.storage.endpoint_url)
     for i, tracker in enumerate(federation.trackers):
         if tracker.folder is not None:
@@ -100,7 +100,7 @@ def _sources(federation: HasPlaces) -> Iterator[Place]:
             name = f"sites[{site.name}].streams[{stream.name}].source"
             at: Key = ("sites", i, "streams", j, "source")
             place = _place(at, name, stream.source, _endpoint(federation, site))
-            yield replace(place, site=i, source=True)  # a name with brackets or stars may be one file's, too
+            yield replace(place, site=i, source=True)  # a file's name may contain brackets or stars, too
             if glob.has_magic(stream.source):
                 yield replace(place, site=i, source=True, pattern=True, parts=place.parts[:-1])
 
@@ -120,7 +120,7 @@ def _place(key: Key, name: str, value: str, endpoint: str | None = None) -> Plac
 
 
 def _split(value: str) -> tuple[tuple[str, ...], str]:
-    """The file system and the path of a place; of a chain of URLs those of the last, which the bytes come from."""
+    """File system and path of a place; for a chain of URLs those of the last, from which the bytes come."""
     protocol, separator, path = value.rpartition("::")[2].partition("://")
     if not separator or protocol in ("file", "local"):
         return ("file",), path if separator else protocol
@@ -128,10 +128,10 @@ def _split(value: str) -> tuple[tuple[str, ...], str]:
 
 
 def overlap(first: Place, second: Place) -> str | None:
-    """How the first stands to the second: is, holds or lies in it; None where they have nothing in common."""
+    """Relation of the first place to the second: is, holds or lies in; None if they do not overlap."""
     if first.disk != second.disk or (first.source and second.source):
         return None
-    if first.key[:1] == second.key[:1] == ("trackers",):  # each writes under names of its own
+    if first.key[:1] == second.key[:1] == ("trackers",):  # each writes under its own names
         return None
     for mine, theirs in zip(first.parts, second.parts, strict=False):
         if second.pattern and "**" in theirs:
@@ -144,10 +144,10 @@ def overlap(first: Place, second: Place) -> str | None:
 
 
 def refuse_as_written(federation: HasPlaces) -> None:
-    """Refuse a file whose places overlap as they are written, whichever site's they are.
+    """Refuse a file whose places overlap as written, within a site or between sites.
 
     Raises:
-        PydanticCustomError: for the first pair, at the key of the second.
+        PydanticCustomError: two places overlap; it is raised for the first pair, at the key of the second.
     """
     for first, second in _pairs(places(federation)):
         if how := overlap(first, second):
@@ -155,12 +155,12 @@ def refuse_as_written(federation: HasPlaces) -> None:
 
 
 def linked(federation: HasPlaces, sites: Iterable[str] | None, look: bool = True) -> tuple[str, Key] | None:
-    """The first overlap on this machine, where links lead: the message and its key; None where there is none.
+    """The first overlap on this machine with links resolved: its message and key; None without an overlap.
 
     Args:
-        federation: checked as written already.
-        sites: names of the sites that this machine is; all if None.
-        look: follow the links among the files that the sources match, too.
+        federation: federation that is already checked as written.
+        sites: names of this machine's sites; all if None.
+        look: flag: also follow links among the files that the sources match.
     """
     wanted = None if sites is None else set(sites)
     here = {i for i, site in enumerate(federation.sites) if wanted is None or site.name in wanted}
@@ -177,10 +177,10 @@ def linked(federation: HasPlaces, sites: Iterable[str] | None, look: bool = True
 
 
 def check_overlap(federation: HasPlaces, sites: Iterable[str] | None = None, look: bool = True) -> None:
-    """Refuse sites whose places overlap on this machine; arguments as for `linked`.
+    """Refuse sites whose places overlap on this machine. Arguments as for `linked`.
 
     Raises:
-        FederationError: naming both keys and both places.
+        FederationError: two places overlap; the message names both keys and both places.
     """
     if problem := linked(federation, sites, look):
         message, key = problem
@@ -188,17 +188,17 @@ def check_overlap(federation: HasPlaces, sites: Iterable[str] | None = None, loo
 
 
 def check_target(federation: HasPlaces, option: str, target: str | os.PathLike[str]) -> None:
-    """Refuse to write where the federation's places are.
+    """Refuse a target that overlaps with the federation's places.
 
     Args:
-        federation: whose.
-        option: what names the target, such as --to.
+        federation: federation with the places.
+        option: name of the target's option, such as --to.
         target: path of the new file or folder.
 
     Raises:
-        FederationError: it is, holds or lies in one of the places, as written or with links resolved.
+        FederationError: the target is, holds or lies in one of the places, as written or with links resolved.
     """
-    made = _place((), option, os.path.abspath(target))  # noqa: PTH100 - links are resolved apart
+    made = _place((), option, os.path.abspath(target))  # noqa: PTH100 - links are resolved separately
     written = list(places(federation))
     mounts = seen_twice()
     real = [place for one in written for place in _real(one, False, mounts)]
@@ -206,13 +206,13 @@ def check_target(federation: HasPlaces, option: str, target: str | os.PathLike[s
         for first, other in product(firsts, others):
             if how := overlap(first, other):
                 raise FederationError(
-                    f"{option} {target}: {how} {other.name} ('{other.value}'), where nothing else is written; "
-                    "write another place"
+                    f"{option} {target}: {how} {other.name} ('{other.value}'), which is for Photon's own files; "
+                    "write another path"
                 )
 
 
 def _pairs(found: Iterable[Place]) -> Iterator[tuple[Place, Place]]:
-    """Pairs of places that are written, and of each with each source: the one with a pattern comes second."""
+    """Pairs of written places, and of each written place with each source. A pattern comes second."""
     everything = list(found)
     written = [place for place in everything if not place.source]
     yield from combinations(written, 2)
@@ -220,7 +220,7 @@ def _pairs(found: Iterable[Place]) -> Iterator[tuple[Place, Place]]:
 
 
 def _problem(first: Place, how: str, second: Place, more: str = "") -> tuple[str, *Key]:
-    """The message and its key: the written place's that comes later in the file."""
+    """The message and its key, which is that of the later written place in the file."""
     if not second.source:
         first, second, how = second, first, {"holds": "lies in", "lies in": "holds"}.get(how, how)
     what = f"{second.name} '{second.value}'"
@@ -230,7 +230,7 @@ def _problem(first: Place, how: str, second: Place, more: str = "") -> tuple[str
 
 
 def _absolute(place: Place) -> Place:
-    """A relative place as the processes that work there take it: `~` is the user's, else of the working folder."""
+    """A place with an absolute path, as the site's processes resolve it: from `~`, or from the working folder."""
     if place.disk != ("file", ""):
         return place
     path = os.path.abspath(os.path.expanduser("/".join(place.parts)))  # noqa: PTH100, PTH111 - links stay
@@ -248,7 +248,7 @@ def _resolved(place: Place) -> Place:
 
 
 def _real(place: Place, look: bool, mounts: list[Mount]) -> Iterator[Place]:
-    """The place with links resolved; where the links in it lead, as far as Photon goes; and their other names."""
+    """The place with links resolved, the targets of links in it that Photon follows, and their other names."""
     for real in _linked(_absolute(place), look):
         yield real
         if real.disk == ("file", "/") and mounts:
@@ -272,7 +272,7 @@ def _linked(place: Place, look: bool) -> Iterator[Place]:
 
 
 def _matched(place: Place, path: str) -> Iterator[str]:
-    """What a source matches: every file of a pattern, every link below a folder."""
+    """Paths that a source matches: every file of a pattern, every entry below a folder."""
     if place.pattern:
         yield from local_matches(_split(place.value)[1])
         return
@@ -281,11 +281,11 @@ def _matched(place: Place, path: str) -> Iterator[str]:
 
 
 def local_matches(pattern: str) -> list[str]:
-    """Paths of this machine that a pattern matches, as those who read them ask: below a star no link is followed,
-    so that links in a circle end."""
+    """Paths of this machine that a pattern matches, by the same rule as when sources are read: below a star no
+    link is followed, so that a cycle of links ends."""
     import fsspec
 
     try:
         return list(fsspec.filesystem("file").glob(pattern))
-    except ValueError:  # two stars that are not a whole part: nothing can be read there, either
+    except ValueError:  # two stars inside a longer part: reading would fail in the same way
         return []

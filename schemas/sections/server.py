@@ -1,4 +1,4 @@
-"""The federation file's `server`: how the sites' updates become the next global model."""
+"""The federation file's section `server`: how the sites' updates become the next global model."""
 
 from typing import Literal
 
@@ -9,21 +9,21 @@ from schemas.sections.values import Beta, only_for, wrong
 
 WITH_MOMENTUM = ("nesterov", "fedmom")
 ADAPTIVE = ("fedadagrad", "fedyogi", "fedadam")
-ALIKE = ("median", "trimmed")  # means in which all sites count alike, and which need every site in one place
+ALIKE = ("median", "trimmed")  # means that weight all sites equally, and need all updates in one place
 
 
 class ServerSchedule(Section):
     """The server's learning rate as a function of the round number."""
 
     name: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="after the warm-up: lr for ever, or a decay to alpha x lr"
+        default="constant", description="course after the warm-up: constant lr, or a decay to alpha x lr"
     )
     warmup_rounds: int = Field(default=0, ge=0, description="rounds of linear warm-up, from lr / warmup_rounds")
     total_rounds: int | None = Field(
         default=None,
         ge=1,
-        description="round in which cosine and linear reach alpha x lr; default: rounds.count, as it is when the "
-        "run starts: raising it later does not change this",
+        description="round in which cosine and linear reach alpha x lr; default: rounds.count when the run "
+        "starts; raising it later changes nothing",
     )
     alpha: float = Field(default=0.1, ge=0, le=1, description="final / maximum learning rate")
 
@@ -35,7 +35,7 @@ class ServerSchedule(Section):
 
 
 class Guard(Section):
-    """Checks each candidate model. A failed one is applied again: same updates, lower learning rate."""
+    """Checks of each candidate model. A failed one is retried with the same updates and a lower learning rate."""
 
     norm_factor: float | None = Field(
         default=10.0,
@@ -80,7 +80,7 @@ class Server(Section):
         description="plain mean, or robust to a few bad sites: coordinate median, trimmed mean, bounded norms",
     )
     trim: float = Field(
-        default=0.125, gt=0, lt=0.5, description="share of the sites that trimmed drops at either end, rounded up"
+        default=0.125, gt=0, lt=0.5, description="share of the sites that trimmed drops at each end, rounded up"
     )
     norm_bound: float = Field(
         default=2.0,
@@ -94,7 +94,7 @@ class Server(Section):
         if self.optimizer not in WITH_MOMENTUM and self.momentum:
             other = "betas" if self.optimizer in ADAPTIVE else "nesterov"
             raise wrong(
-                f"{self.optimizer} has no momentum, but {self.momentum:g} is given; drop it or use {other}",
+                f"{self.optimizer} has no momentum, but {self.momentum:g} is given; drop it, or use {other}",
                 "momentum",
             )
         return self
@@ -103,7 +103,7 @@ class Server(Section):
     def _adaptive(self) -> "Server":
         if self.optimizer in ADAPTIVE and "lr" not in self.model_fields_set:
             raise wrong(
-                f"{self.optimizer} moves every parameter by about lr, so that the default of 1 will not do; "
+                f"{self.optimizer} moves every parameter by about lr, so the default of 1 is too large; "
                 "write lr, such as 0.01",
                 "optimizer",
             )
@@ -114,11 +114,11 @@ class Server(Section):
     @model_validator(mode="after")
     def _mean(self) -> "Server":
         if self.mean in ALIKE and self.weights == "fednova":
-            raise wrong(f"fednova weighs the sites, but in a {self.mean} all count alike; drop it", "weights")
+            raise wrong(f"fednova weights the sites, but a {self.mean} counts all equally; drop it", "weights")
         if self.mean == "norm_bounded" and self.weights == "fednova":
             raise wrong(
-                "fednova multiplies a change by up to the other sites' steps over its own, whatever norm_bounded "
-                "has bounded it to; write tokens or uniform",
+                "fednova scales a change by the ratio of steps after norm_bounded has bounded it, which breaks "
+                "the bound; write tokens or uniform",
                 "weights",
             )
         only_for(self, "trim", self.mean, ["trimmed"], "mean: ")

@@ -1,4 +1,4 @@
-"""The federation file's `sites`: who takes part with data of its own, and on which work pool."""
+"""The federation file's section `sites`: which sites take part, with which data, on which work pool."""
 
 from typing import Any
 
@@ -18,14 +18,15 @@ class Stream(Section):
         examples=["texts/*.jsonl"],
         description="fsspec URL or path, globs allowed: .jsonl .txt .parquet (.gz .zst)",
     )
-    text_key: Text = Field(default="text", description="column or key that holds a document's text")
+    text_key: Text = Field(default="text", description="column or key with a document's text")
     proportion: float = Field(
         default=1.0, gt=0, le=1, description="share of the site's samples; a site's streams sum to 1"
     )
     repeat: float | None = Field(
         default=None,
         gt=0,
-        description="passes over this stream per epoch; at all of a site's streams, instead of proportions",
+        description="passes over this stream per epoch, instead of proportion; all streams of a site have it, or "
+        "none",
         examples=[2],
     )
 
@@ -34,7 +35,7 @@ class Member(Section):
     """What a file says of whoever takes part: of a site, and of a federation."""
 
     name: Name
-    paused: bool = Field(default=False, description="it takes part in no round while this is true")
+    paused: bool = Field(default=False, description="if true, it takes part in no round")
     pool: Name | None = Field(default=None, description="Prefect work pool; default: photon-<name>")
     pool_type: PoolType | None = Field(default=None, description="type of the pool; default: deploy.pool_type")
 
@@ -99,7 +100,9 @@ class Site(Member):
         if any(s.repeat is not None for s in streams):
             for i, stream in enumerate(streams):
                 if stream.repeat is None:
-                    raise wrong("missing, but other streams of the site have it; write one such as 1", i, "repeat")
+                    raise wrong(
+                        "missing, but other streams of the site have it; write a value such as 1", i, "repeat"
+                    )
                 if stream.proportion != 1:
                     raise wrong("proportion and repeat exclude each other; drop one of them", i, "proportion")
             return streams

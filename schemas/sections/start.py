@@ -1,4 +1,4 @@
-"""The federation file's `start`: where the model of round 0 comes from (InitModel)."""
+"""The federation file's section `start`: the origin of round 0's model (InitModel)."""
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,8 @@ class Start(Section):
         "with site, a path at that site",
         examples=["s3://models/gpt2"],
     )
-    run: Name | None = Field(default=None, description="another run, whose model this run starts from")
-    round: int | None = Field(default=None, ge=0, description="round of that run; default: its last")
+    run: Name | None = Field(default=None, description="another run, from whose model this run starts")
+    round: int | None = Field(default=None, ge=0, description="round of that run; default: its latest")
     store: Place | None = Field(default=None, description="store of that run; default: this run's store")
     site: Name | None = Field(
         default=None, description="site that holds the checkpoint and uploads it when the run starts"
@@ -26,7 +26,7 @@ class Start(Section):
     @model_validator(mode="after")
     def _one(self) -> "Start":
         if self.run is not None and self.checkpoint is not None:
-            raise wrong("is given beside run; a run has one start: drop one of them", "checkpoint")
+            raise wrong("is given beside run, but a run has one start; drop one of them", "checkpoint")
         if self.site is not None and self.checkpoint is None:
             raise wrong(
                 "names a site, but not its file; write checkpoint: with the path at that site"

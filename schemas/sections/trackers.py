@@ -1,4 +1,4 @@
-"""The federation file's `trackers`: where the rounds' metrics go, beside the store."""
+"""The federation file's section `trackers`: experiment trackers that get the rounds' metrics, beside the store."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from schemas.sections.values import Options, Place
 
 
 class Tracker(Section):
-    """One experiment tracker, through Composer's own logger; it has the run's name and one step per round."""
+    """One experiment tracker, through Composer's logger. It has the run's name and one step per round."""
 
     name: Literal["tensorboard", "mlflow", "wandb"]
     folder: Place | None = Field(

@@ -1,4 +1,4 @@
-"""The federation file's `update`: what a site does to its update before it is sent (PostProcess), and to theta."""
+"""The federation file's section `update`: processing of an update before it is sent (PostProcess), and types."""
 
 from typing import Literal
 
@@ -55,7 +55,9 @@ class Update(Section):
     @classmethod
     def _power_of_two(cls, block: int) -> int:
         if block & (block - 1):
-            raise ValueError(f"is no power of two; write one from {LEAST_BLOCK} to {LARGEST_BLOCK}, such as 256")
+            raise ValueError(
+                f"is not a power of two; write one from {LEAST_BLOCK} to {LARGEST_BLOCK}, such as 256"
+            )
         return block
 
     @model_validator(mode="after")
@@ -75,7 +77,7 @@ class Update(Section):
 
     @property
     def codec_name(self) -> str:
-        """The codec with its numbers, as update manifests name it: int8:256, topk:256:16."""
+        """The codec with its numbers, as in update manifests: int8:256, topk:256:16."""
         if self.codec == "topk":
             return f"topk:{self.block}:{max(1, round(self.top_k * self.block))}"
         return f"{self.codec}:{self.block}" if self.codec in BLOCKED else self.codec

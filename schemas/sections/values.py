@@ -1,4 +1,4 @@
-"""The kinds of values in a federation file: names, places, durations, shares."""
+"""Types of values in a federation file: names, places, durations, shares."""
 
 import json
 import re
@@ -15,19 +15,19 @@ BROKEN_URL = re.compile(r"(s3a?|gs|gcs|az|abfss?|https?|file|local|memory):/?(?!
 
 
 def wrong(message: str, *at: str | int) -> PydanticCustomError:
-    """An error whose message is complete as it stands, at a key below the one that is being validated."""
+    """An error with a complete message, at a key below the one that is being validated."""
     return PydanticCustomError("wrong", "{message}", {"message": message, "at": at})
 
 
 def only_for(section: BaseModel, key: str, given: str, takers: Sequence[str], kind: str = "") -> None:
-    """Refuse a key that has a value of its own where what it is for was not chosen.
+    """Refuse a key with a non-default value if the choice that it belongs to was not made.
 
     Args:
-        section: the section, validated.
-        key: one of its keys, with a default.
-        given: what was chosen.
-        takers: the choices that the key is for.
-        kind: what they are called in the message, where their names alone do not say it.
+        section: validated section.
+        key: key of the section, with a default.
+        given: choice in the file.
+        takers: choices that use the key.
+        kind: text before the choices in the message, if their names alone are unclear.
     """
     if given not in takers and getattr(section, key) != type(section).model_fields[key].default:
         raise wrong(f"is for {kind}{', '.join(takers)}, not for {given}; drop it", key)
@@ -40,8 +40,8 @@ def is_s3(place: str) -> bool:
 def _name(value: Any) -> Any:
     if isinstance(value, str) and (not NAME.fullmatch(value) or ".." in value):
         raise ValueError(
-            "is not a name; a name takes letters, digits, '.', '_' and '-', begins with a letter or digit, "
-            "has no '..' and at most 63 characters" + _better(value)
+            "is not a name; write at most 63 letters, digits, '.', '_' and '-', beginning with a letter or digit, "
+            "without '..'" + _better(value)
         )
     return value
 
@@ -52,12 +52,12 @@ def _better(value: str) -> str:
 
 
 def duration(value: Any) -> Any:
-    """Seconds of a text such as 30m; other values as they are. Raises ValueError."""
+    """Seconds of a text such as 30m; other values unchanged. Raises ValueError."""
     if isinstance(value, str):
         match = DURATION.fullmatch(value.strip())
         if not match:
             raise ValueError(
-                "is not a duration; write a number of seconds, or a number with its unit: 90s, 30m, 2h, 1d"
+                "is not a duration; write a number of seconds, or a number with a unit: 90s, 30m, 2h, 1d"
             )
         return float(match[1]) * SECONDS[match[2]]
     return value
@@ -75,8 +75,8 @@ def _options(value: dict[str, Any]) -> dict[str, Any]:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise ValueError(
-            "holds NaN, infinity or another value that is no JSON; write texts, numbers, true, false, null, lists "
-            "or mappings of them"
+            "contains NaN, infinity or another value that is not JSON; write texts, numbers, true, false, null, "
+            "or lists or mappings of them"
         ) from None
     return value
 
@@ -85,17 +85,17 @@ def _text(value: str) -> str:
     if not value.strip():
         raise ValueError("is blank; write a value")
     if not value.isprintable():
-        raise ValueError("holds a control character or line break; write plain text on one line")
+        raise ValueError("contains a control character or line break; write plain text on one line")
     return value
 
 
 def _place(value: str) -> str:
     if broken := BROKEN_URL.match(value):
         root = "/" if broken[0].endswith("/") and broken[1].lower() in ("file", "local") else ""
-        raise ValueError(f"is no URL; write {broken[1].lower()}://{root}{value[broken.end() :]}")
+        raise ValueError(f"is not a URL; write {broken[1].lower()}://{root}{value[broken.end() :]}")
     scheme, separator, rest = value.partition("://")
     if separator and scheme != scheme.lower():
-        raise ValueError(f"begins with capitals; write {scheme.lower()}://{rest}")
+        raise ValueError(f"has capital letters in its scheme; write {scheme.lower()}://{rest}")
     return _text(value)
 
 
@@ -130,16 +130,16 @@ MicroBatch = Annotated[
 
 
 def unique(kind: str, names: Sequence[str], others: Sequence[str] = ()) -> None:
-    """Refuse names that are there twice, or differ only in case (they are folders on disks that fold it).
+    """Refuse names that repeat, or differ only in case: they are folders, and some disks ignore case.
 
     Args:
-        kind: what they name, for the message.
-        names: of a list's entries, in order.
-        others: names that are taken already.
+        kind: noun for the entries, for the message.
+        names: names of a list's entries, in order.
+        others: names that are in use already.
     """
     seen = {name.lower(): name for name in others}
     for index, name in enumerate(names):
         other = seen.setdefault(name.lower(), name)
         if name in (*others, *names[:index]) or other != name:
-            what = "is there twice" if other == name else f"differs from '{other}' only in case"
-            raise wrong(f"the {kind} '{name}' {what}; give every {kind} a name of its own", index, "name")
+            what = "occurs twice" if other == name else f"differs from '{other}' only in case"
+            raise wrong(f"the {kind} '{name}' {what}; give every {kind} a unique name", index, "name")

@@ -1,5 +1,5 @@
-"""Sites with workers of their own: asking for a flow run, watching it, waiting for all.
+"""Sites with their own workers: request a flow run, watch it, wait for all.
 
-Here: everything that talks to the Prefect server about other flow runs.
-Not here: the steps that such a flow run does (tasks/site.py).
+Here: every call to the Prefect server about other flow runs.
+Not here: the steps of such a flow run (tasks/site.py).
 """

@@ -1,4 +1,4 @@
-"""What a site's own worker is asked for: the flow run on its deployment, found by all that it is given."""
+"""Requests to a site's worker: the flow run on its deployment, identified by everything that it is given."""
 
 import itertools
 from collections.abc import Callable
@@ -17,22 +17,22 @@ from tasks.remote.present import Present
 from tasks.remote.watch import cancel, is_under_way
 from tasks.tags import tagged
 
-REFUSED = 409  # parameters that the deployment's schema does not admit
+REFUSED = 409  # HTTP status for parameters that do not fit the deployment's schema
 
 
 class Asking:
-    """One of the site's flows, with the file as it is now.
+    """A request for one of the site's flows, with the current file.
 
-    The idempotency key has the hash of all that the flow run is given (`asked`): the same twice is one flow run,
-    and an edited file is another.
+    The idempotency key contains the hash of all parameters: the same request twice is one flow run, and an edited
+    file makes another.
 
     Args:
         flow: name of the flow.
-        present: the file.
-        site: whose worker.
-        more: the flow's parameters beside the file and the site, as of now.
-        key: names what is asked for, within the run.
-        tags: of the flow run, beside run and site.
+        present: current file.
+        site: name of the site.
+        more: function that returns the flow's current parameters, except file and site.
+        key: name of the request within the run.
+        tags: tags of the flow run, except run and site.
     """
 
     client: SyncPrefectClient
@@ -52,13 +52,13 @@ class Asking:
         self.tags = [f"run:{run}", f"site:{site}", *tags]
 
     def create(self) -> FlowRun:
-        """A flow run that does this: one that is under way, or a new one. Others, of another file, are cancelled.
+        """A flow run for this request: an active one, or a new one. Active ones for another file are cancelled.
 
-        One that has ended is passed over: what it was to do, it has not done. So it is again where a cancelled
-        round has taken its sites' flow runs with it, and where one has crashed (see Watch).
+        A flow run that has ended is ignored, because it has not delivered: for example, it was cancelled with an
+        earlier round, or it crashed (see Watch).
 
         Raises:
-            PhotonError: there is no such deployment, or it is of another version.
+            PhotonError: the deployment does not exist, or another version of Photon made it.
         """
         parameters = {"federation": self._file(), "site": self.site, **self.more()}
         self._check_deployment()
@@ -67,7 +67,7 @@ class Asking:
             if is_under_way(run):
                 if _effect(run.parameters) == effect:
                     return run
-                cancel(self.client, run, "the file was edited: another flow run takes its place")
+                cancel(self.client, run, "the file was edited: another flow run replaces this one")
         asked = f"{self.key}/{sha256_bytes(canonical_json(parameters))[:16]}"
         for number in itertools.count(1):
             run = self._run(parameters, asked if number == 1 else f"{asked}/{number}")
@@ -76,7 +76,7 @@ class Asking:
         return run
 
     def runs(self) -> list[FlowRun]:
-        """The flow runs that there have been for this, whatever they were given, oldest first."""
+        """All flow runs of this request, with any parameters, oldest first."""
         found = self.client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[self.flow])),
             flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=self.tags)),
@@ -84,7 +84,7 @@ class Asking:
         return sorted(found, key=lambda run: str(run.created))
 
     def is_stale(self, run: FlowRun) -> bool:
-        """Whether the flow run was given another file than this one is now."""
+        """Whether the flow run was given another file than the current one."""
         return bool(run.parameters.get("federation") != self._file())
 
     def _file(self) -> dict[str, Any]:
@@ -96,7 +96,9 @@ class Asking:
         try:
             deployment = self.client.read_deployment_by_name(self.name)
         except ObjectNotFound:
-            raise PhotonError(f"there is no deployment '{self.name}'. Write: photon deploy") from None
+            raise PhotonError(
+                f"the Prefect server has no deployment '{self.name}'. Write: photon deploy FILE"
+            ) from None
         tag = tagged(deployment.tags, PROTOCOL_TAG)
         if problem := other_protocol(tag, f"the deployment '{self.name}'", "the coordinator"):
             raise PhotonError(problem)
@@ -118,15 +120,15 @@ class Asking:
             if error.response.status_code != REFUSED:
                 raise
             raise PhotonError(
-                f"the deployment '{self.name}' is of another version: it does not take these parameters. "
-                "Write: photon deploy"
+                f"the deployment '{self.name}' was made by another version of Photon: it does not accept these "
+                "parameters. Write: photon deploy FILE"
             ) from None
         return flow_run
 
 
 def _effect(parameters: dict[str, Any]) -> str:
-    """Hash of what a flow run's result and place depend on; of the whole where its file cannot be read."""
-    # a model is named by the tags, whatever two rounds at once call its files
+    """Hash of what a flow run's result and location depend on; of all parameters if the file cannot be read."""
+    # the tags identify a model: concurrent rounds may give its files different names
     others = {name: value for name, value in parameters.items() if name not in ("federation", "model")}
     try:
         file = Federation.model_validate(parameters["federation"])

@@ -1,4 +1,4 @@
-"""Have a site's own worker do its part: create or find the flow run on its deployment, and wait for the store."""
+"""Dispatch a site's part to its worker: create or find the flow run on its deployment, and wait for the store."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from tasks.remote.watch import Watch
 from tasks.tags import STEP
 
 POLL_SECONDS = 2.0
-AWAY_SECONDS = 60.0  # beyond the deadline that a server or store which is away is waited for
+AWAY_SECONDS = 60.0  # extra wait beyond the deadline for an unreachable server or store
 
 
 @task(task_run_name="{member.name} / round", tags=[f"{STEP}round"], cache_policy=NO_CACHE)
@@ -38,17 +38,18 @@ def dispatch_round(
     present: Present | None = None,
     waiting: Waiting | None = None,
 ) -> None:
-    """Return when the member's update for round t is in the store; what went wrong on the way is in the log.
+    """Return when the member's update for round t is in the store. Problems during the wait are in the log.
 
     Args:
-        member: who is asked, of the file as the round was given it.
+        member: member that trains, from the file that the round was given.
+        t: number of the round.
         deadline: Unix time in seconds.
-        attempt: an earlier attempt's update does not count.
-        present: the file as it is now, whose settings the update is to be of.
-        waiting: of `watching`, with the log.
+        attempt: number of the first attempt that counts.
+        present: current file, with whose settings the update must be made.
+        waiting: state of `watching`, with the log.
 
     Raises:
-        DeadlinePassed: it is not; the message ends with the state of the site's flow run.
+        DeadlinePassed: the update is missing at the deadline; the message ends with the state of the flow run.
     """
     run, file, waiting = run_of(member.federation), present or Present(member.federation), waiting or Waiting()
     first = attempt
@@ -56,14 +57,14 @@ def dispatch_round(
     def over() -> bool:
         return time.time() > deadline or bool(waiting.pause(member.name, 0.0))
 
-    with suppress(StoreUnavailable):  # which is waited for below
+    with suppress(StoreUnavailable):  # the loop below waits for the store
         first = required_attempt(run, member, t, attempt, over)
     log = waiting.log.at(t, member.name)
 
     def parameters() -> dict[str, Any]:
         return {"t": t, "attempt": required_attempt(run, Named(member.name, file.federation), t, first, over)}
 
-    def committed() -> bool:  # by the settings of a file that may not have the site any more
+    def committed() -> bool:  # by the settings of a file that may no longer contain the site
         return is_committed(run, Named(member.name, file.look()), t, first)
 
     with log.step("site round"), phase(log, WHOLE):
@@ -74,7 +75,7 @@ def dispatch_round(
 
 @task(task_run_name="{view.name} / start", tags=[f"{STEP}start"], cache_policy=NO_CACHE)
 def dispatch_start(view: SiteView, deadline: float, present: Present, waiting: Alone) -> None:
-    """Return when the model that the site holds is in the store. Raises DeadlinePassed as the round's does."""
+    """Return when the site's model is in the store. Raises DeadlinePassed like `dispatch_round`."""
     run = run_of(view.federation)
     with waiting.log.at(0, view.name).step("start"):
         asking = Asking("site-start", present, view.name, dict, f"start/{view.name}", ["round:0"])
@@ -90,7 +91,7 @@ def dispatch_evaluation(
     deadline: float,
     waiting: Waiting | None = None,
 ) -> dict[str, float]:
-    """The member's scores of a candidate for round t. Raises DeadlinePassed as `dispatch_round` does."""
+    """The member's scores of a candidate for round t. Raises DeadlinePassed like `dispatch_round`."""
     run, waiting, of = run_of(member.federation), waiting or Waiting(), model[0].sha256
     log = waiting.log.at(t, member.name)
     files = {"t": t, "model": [entry.model_dump(mode="json") for entry in model]}
@@ -109,7 +110,7 @@ def dispatch_evaluation(
 
 
 def _on_site(asking: Asking, done: Callable[[], bool], deadline: float, waiting: Waiting) -> list[Fact]:
-    """Start (or find, or start again) the site's flow run; wait until `done`, for a server that is away, too."""
+    """Start, find or restart the site's flow run, and wait until `done`. Also waits for an unreachable server."""
     site = asking.site
     with get_client(sync_client=True) as client:
         asking.client = client
@@ -121,15 +122,17 @@ def _on_site(asking: Asking, done: Callable[[], bool], deadline: float, waiting:
                 if time.time() > deadline:
                     watch.give_up(client)
                     raise DeadlinePassed(
-                        f"site '{site}' was not done at the deadline; its flow run: {watch.story()}"
+                        f"site '{site}' was not finished at the deadline; its flow run: {watch.story()}"
                     )
                 watch.look(client)
-            except Exception as error:  # of the server or the store, each with kinds of its own: wait for both
+            except Exception as error:  # server and store each raise their own errors: wait for both
                 if isinstance(error, PhotonError) and not isinstance(error, StoreUnavailable):
                     raise
                 watch.away(error)
                 if time.time() > deadline + AWAY_SECONDS:
-                    raise DeadlinePassed(f"site '{site}' was not done at the deadline: {watch.story()}") from error
+                    raise DeadlinePassed(
+                        f"site '{site}' was not finished at the deadline: {watch.story()}"
+                    ) from error
             waiting.report(site, watch.failed)
             if why := waiting.pause(site, POLL_SECONDS):
-                raise PhotonError(f"site '{site}' is not waited for any more: {why}")
+                raise PhotonError(f"stopped waiting for site '{site}': {why}")

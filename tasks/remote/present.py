@@ -1,4 +1,4 @@
-"""The federation file as `photon deploy` put it on the server last: what retries and waiting rounds work with."""
+"""The federation file of the latest `photon deploy`, which retries and waiting rounds use."""
 
 import threading
 import time
@@ -23,26 +23,27 @@ from schemas.protocol import PROTOCOL_TAG, other_protocol
 from schemas.server_errors import told
 from tasks.tags import tagged
 
-LOOK_SECONDS = 5.0  # between two questions of a round that waits
+LOOK_SECONDS = 5.0  # shortest time between two requests of a waiting round
 COORDINATOR = "the coordinator"
-EDITED = "it works with the file that was deployed since it was created"
-KEPT = ContextVar("the flow run has a file of its own, which the rounds within it keep", default=False)
-PLACES = ("run", "store", "storage")  # a round that is under way keeps these, beside what all of a run keeps
+EDITED = "it uses the file that was deployed after it was created"
+KEPT = ContextVar("the flow run has its own file, which the rounds within it keep", default=False)
+PLACES = ("run", "store", "storage")  # keys that cannot change in a running round, beside those of the whole run
 
 
 def own_file(federation: Federation, where: str) -> tuple[Federation, str]:
-    """The file that this flow run works with: as given; on a retry, as its deployment has it now.
+    """The file that this flow run uses: as given, or, on a retry, the deployment's current one.
 
-    A retry's parameters are brought in line, so that the server shows what it works with.
+    A retry's parameters are updated, so that the server shows the file in use.
 
     Args:
-        where: whose Photon this is, for the messages: the coordinator, or a site.
+        federation: file that the flow run was given.
+        where: name of this process for messages: the coordinator, or a site.
 
     Returns:
-        the file, and a sentence if it is another than the flow run was given.
+        the file, and a sentence if it differs from the given one.
 
     Raises:
-        PhotonError: the deployment was made by a Photon of another protocol; it names who must upgrade.
+        PhotonError: a Photon with another protocol made the deployment; the message names which side must upgrade.
     """
     context = FlowRunContext.get()
     flow_run = context.flow_run if context else None
@@ -78,19 +79,21 @@ def _file(deployment: DeploymentResponse, where: str) -> Federation:
     try:
         return Federation.model_validate((deployment.parameters or {}).get("federation"))
     except ValueError:
-        raise PhotonError(f"{what} is of another version: its file cannot be read. Write: photon deploy") from None
+        raise PhotonError(
+            f"{what} was made by another version of Photon: its file cannot be read. Write: photon deploy FILE"
+        ) from None
 
 
 class Present:
-    """The file of a round that is under way: as given, and after an edit as its deployment has it.
+    """The file of a running round: as given, and after an edit the deployment's.
 
-    Safe to use from several threads. A flow run that was started with a file of its own, other than its
-    deployment's, keeps that. So does a round where the edit would make it another run's.
+    Thread-safe. A flow run that was started with another file than its deployment's keeps its file. A round also
+    keeps its file if the edit would change what a running round cannot change.
 
     Args:
-        federation: the file as given.
-        follow: look for edits; the round is deployed.
-        born: the run has begun, and what it began with stays.
+        federation: file that the round was given.
+        follow: flag: check for edits, because the round is deployed.
+        born: flag: the run exists, so that its frozen keys cannot change.
     """
 
     def __init__(self, federation: Federation, follow: bool = False, born: bool = True) -> None:
@@ -104,9 +107,9 @@ class Present:
             self._begin()
 
     def look(self, fresh: bool = False) -> Federation:
-        """The file as it is now; the server is asked every LOOK_SECONDS at most, or if it is to be `fresh`."""
+        """The current file. Queries the server at most every LOOK_SECONDS, or always with `fresh`."""
         if self._read is None or not self._lock.acquire(blocking=fresh):
-            return self.federation  # another thread looks
+            return self.federation  # another thread queries the server
         try:
             if fresh or time.monotonic() - self._looked > LOOK_SECONDS:
                 self._look()
@@ -116,7 +119,7 @@ class Present:
         return self.federation
 
     def _begin(self) -> None:
-        """Follow the deployment if the file is its own; a round within a run does as the run."""
+        """Follow the deployment if the given file is the deployed one. A round within a run does as the run."""
         context = FlowRunContext.get()
         inner = context is not None and context.flow_run is not None and context.flow_run.parent_task_run_id
         assert self._read is not None
@@ -136,7 +139,7 @@ class Present:
         assert self._read is not None
         try:
             deployment = self._read()
-        except Exception as error:  # of the client: the file stays what it was
+        except Exception as error:  # the client raises many kinds; the file stays as it was
             _log().debug("the deployment could not be read: %s", told(error))
             return
         raw = None if deployment is None else (deployment.parameters or {}).get("federation")
@@ -149,15 +152,15 @@ class Present:
                 return
             for key in self._fixed:
                 if getattr(edited, key) != getattr(self.federation, key):
-                    raise FederationError(f"{key} is another")
+                    raise FederationError(f"{key} has changed")
         except PhotonError as error:
-            _log().warning("the deployed file was edited, and this round keeps the one before: %s", error)
+            _log().warning("the deployed file was edited, but this round keeps its old file: %s", error)
             return
-        _log().warning("the deployed file was edited: this round continues with it")
+        _log().warning("the deployed file was edited: this round continues with the new file")
         self.federation = edited
 
     def _deployed(self, there: DeploymentResponse) -> Federation:
-        """The deployment's file, with its schedules' ends where the run's birth has put them."""
+        """The deployment's file, with the schedule ends that were fixed when the run began."""
         file = _file(there, COORDINATOR)
         check_recipe(self._run.birth(), file)
         return as_born(self._run, file)
@@ -171,7 +174,7 @@ def _log() -> Any:
 
 
 def _reader(federation: Federation) -> Callable[[], DeploymentResponse | None]:
-    """Reads this flow run's own deployment, or the rounds' one where it has none."""
+    """A function that reads this flow run's deployment, or that of the rounds if it has none."""
     context = FlowRunContext.get()
     own = context.flow_run.deployment_id if context and context.flow_run else None
 

@@ -1,4 +1,4 @@
-"""How a round waits for its sites: until all are done, or only such are left as have failed, or the deadline."""
+"""The wait of a round for its sites: until all are done, only failed ones remain, or the deadline passes."""
 
 import threading
 import time
@@ -18,14 +18,14 @@ from prefect.states import Running
 from photon_core.evidence.events import Log
 
 LOOK_SECONDS = 0.5
-SLACK_SECONDS = 15.0  # beyond a deadline, in which tasks that watch flow runs say how far those have come
+SLACK_SECONDS = 15.0  # beyond a deadline, for tasks that watch flow runs to report their states
 
 
 class Waiting:
-    """What a round and the tasks that wait for its sites tell each other. Safe to use from several threads.
+    """Messages between a round and the tasks that wait for its sites. Thread-safe.
 
     Args:
-        log: where the tasks say what they see.
+        log: event log of the tasks.
     """
 
     def __init__(self, log: Log | None = None) -> None:
@@ -36,36 +36,36 @@ class Waiting:
         self._over = False
 
     def report(self, site: str, failed: str) -> None:
-        """Of a task: how the site's flow run has failed, unless a person retries it; empty if it has not."""
+        """From a task: how the site's flow run failed, unless a manual retry follows; empty if it did not."""
         with self._changed:
             self._failed[site] = failed
 
     def failed(self) -> dict[str, str]:
-        """Site -> how its flow run has failed."""
+        """Site -> how its flow run failed."""
         with self._changed:
             return {site: how for site, how in self._failed.items() if how}
 
     def end(self, site: str, why: str) -> None:
-        """Of the round: the site is not waited for any more."""
+        """From the round: stop waiting for the site."""
         with self._changed:
             self._ended[site] = why
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nobody is."""
+        """From the round: stop waiting for all sites."""
         with self._changed:
             self._over = True
             self._changed.notify_all()
 
     def pause(self, site: str, seconds: float) -> str:
-        """Of a task: sleep; why the site is not waited for any more, empty if it is."""
+        """From a task: sleep. Returns why the wait for the site has ended; empty if it has not."""
         with self._changed:
             self._changed.wait_for(lambda: self._over or site in self._ended, seconds)
             return self._ended.get(site, "the round has ended" if self._over else "")
 
 
 class Alone(Waiting):
-    """Of one site that nothing else is waited for beside; says itself whom the round waits for, and until when."""
+    """The wait for a single site. It sets the round's state message itself."""
 
     def __init__(self, deadline: float, log: Log | None = None) -> None:
         super().__init__(log)
@@ -78,13 +78,13 @@ class Alone(Waiting):
             tell_state(text)
 
     def done(self) -> None:
-        """What was waited for has come."""
+        """The wait was successful: clear the message."""
         self.report("", "")
 
 
 @contextmanager
 def watching(log: Log) -> Iterator[Waiting]:
-    """For the tasks that wait for sites: they end when this block does, also when the round is cancelled in it."""
+    """State for tasks that wait for sites. The tasks end with the block, also if the round is cancelled in it."""
     waiting = Waiting(log)
     try:
         yield waiting
@@ -94,13 +94,13 @@ def watching(log: Log) -> Iterator[Waiting]:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a round waits; a file that is edited meanwhile changes it.
+    """Limits of a round's wait. An edit of the file changes them.
 
     Args:
-        needed: sites that must be done before the others' failures may end the wait.
+        needed: number of sites that must be done before failures of the others may end the wait.
         deadline: Unix time.
-        grace: seconds that sites which have failed are waited for after that; None for up to the deadline.
-        slack: seconds beyond the deadline that tasks have to end by themselves.
+        grace: seconds of waiting for failed sites after that; None for up to the deadline.
+        slack: seconds beyond the deadline for tasks to end by themselves.
     """
 
     needed: int
@@ -113,19 +113,19 @@ def wait_for(
     futures: Mapping[str, PrefectFuture[Any]],
     waiting: Waiting,
     limits: Callable[[], Limits],
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> tuple[list[str], str]:
     """Wait for the sites' tasks.
 
     Args:
-        futures: site -> its task; done if it has succeeded.
-        waiting: of the tasks.
-        limits: how long, as of now.
-        tell: is called with whom the round waits for and until when, whenever that changes; empty if for nobody.
+        futures: tasks by site; a site is done if its task has succeeded.
+        waiting: state shared with the tasks.
+        limits: function that returns the current limits.
+        notify: callback for a new message: failed sites that the round waits for, and until when; empty for none.
 
     Returns:
-        the sites whose tasks had not ended at the deadline, and a sentence on whom the round waited for in vain,
-        and how long; empty if for nobody.
+        the sites whose tasks had not ended at the deadline, and a sentence with the sites that the round waited
+        for in vain, and how long; empty for none.
     """
     tasks, since, message = _Tasks(futures), 0.0, ""
     while True:
@@ -137,15 +137,15 @@ def wait_for(
         since = (since or now) if hopeless else 0.0
         over = since + limit.grace if hopeless and limit.grace is not None else None
         if over is not None and now >= over:
-            tell("")
+            notify("")
             return [], _give_up(left, failed, waiting, now - since)
         end = limit.deadline if over is None else min(limit.deadline, over)
         if (text := _text({site: failed[site] for site in left if site in failed}, end)) != message:
-            tell(text)
+            notify(text)
             message = text
         tasks.pause()
     if message:
-        tell("")
+        notify("")
     return left, ""
 
 
@@ -153,7 +153,7 @@ class _Tasks:
     """The sites' tasks that have ended.
 
     Args:
-        futures: site -> its task.
+        futures: tasks by site.
     """
 
     def __init__(self, futures: Mapping[str, PrefectFuture[Any]]) -> None:
@@ -167,40 +167,40 @@ class _Tasks:
         self._changed.set()
 
     def ended(self) -> dict[str, bool]:
-        """Site -> whether it is done, of those whose task has ended."""
+        """Site -> whether it has succeeded, for sites whose task has ended."""
         for site in self._found[len(self._done) :]:
-            self._futures[site].wait()  # at once: its state is then known here
+            self._futures[site].wait()  # returns at once; its state is then known here
             self._done[site] = self._futures[site].state.is_completed()
         return self._done
 
     def pause(self) -> None:
-        """Until another task ends, and no longer than LOOK_SECONDS."""
+        """Sleep until another task ends, at most LOOK_SECONDS."""
         self._changed.wait(LOOK_SECONDS)
         self._changed.clear()
 
 
 def _give_up(left: list[str], failed: Mapping[str, str], waiting: Waiting, seconds: float) -> str:
     for site in left:
-        why = f"the quorum is met, and its flow run was {failed[site]}; waited {seconds:.0f} s for a retry"
+        why = f"the quorum is met, and its flow run ended as {failed[site]}; waited {seconds:.0f} s for a retry"
         waiting.end(site, f"{why} (rounds.grace)")
     return f"Waited {seconds:.0f} s (rounds.grace) for a retry of {', '.join(left)}"
 
 
 def _text(failed: Mapping[str, str], end: float) -> str:
-    """Whom the round waits for, and until when."""
+    """Message with the failed sites that the round waits for, and until when; empty for none."""
     if not failed:
         return ""
     until = datetime.fromtimestamp(end, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC")
     sites = "; ".join(f"{site}: {how}" for site, how in failed.items())
-    return f"waits until {until} for a retry of the flow runs that have failed: {sites}"
+    return f"waits until {until} for a retry of the failed flow runs: {sites}"
 
 
 def tell_state(text: str) -> None:
-    """Make it the message of the round's own state, which stays Running."""
+    """Make the text the message of the round's state, which stays Running."""
     try:
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run.id, Running(message=text or None))
-    except Exception as error:  # of the client: the round waits all the same
+    except Exception as error:  # the client raises many kinds; the round waits without the message
         get_run_logger().debug("the state could not be set: %r", error)
     if text:
         get_run_logger().warning("the round %s", text)

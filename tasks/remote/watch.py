@@ -1,4 +1,4 @@
-"""What a round knows of a site's flow run, and what it does when that ends badly."""
+"""A round's view of a site's flow run, and how the round reacts when that fails."""
 
 import time
 from typing import Any, Protocol
@@ -11,39 +11,40 @@ from photon_core.evidence.events import Fact, Kind
 from photon_core.formatting import printable
 from schemas.server_errors import told
 
-AUTOMATIC_RETRIES = 5  # of a site's flow run that crashed; one that failed waits for a person
+AUTOMATIC_RETRIES = 5  # for a crashed flow run of a site; a failed one waits for a manual retry
 PENDING = 3
 ERROR_LIMIT = 450  # characters
-WAITED_SECONDS = 10.0  # for an answer of the server, above which it is noted
+WAITED_SECONDS = 10.0  # longer waits for the server's answer are noted
 AGAIN = Fact(Kind.FLOW_RUN_RESTARTED)
 EDITED = Fact(Kind.FLOW_RUN_REPLACED)
-IN_VAIN = "nothing that it has committed counts"
+IN_VAIN = "it committed nothing that counts"
 
 
 class Asks(Protocol):
-    """What a site is asked for; another when the file is edited."""
+    """Request to a site, which changes when the file is edited."""
 
     def create(self) -> FlowRun:
-        """Start a flow run, or find one that is under way and does the same."""
+        """Start a flow run, or find an active one that does the same."""
 
     def runs(self) -> list[FlowRun]:
-        """All flow runs that there have been for this, oldest first."""
+        """All flow runs of this request, oldest first."""
 
     def is_stale(self, run: FlowRun) -> bool:
-        """Whether the flow run was given another file than it would be given now."""
+        """Whether the flow run was given another file than the current one."""
 
 
 class Watch:
-    """A site's flow run, and what was done about it.
+    """A site's flow run, and how its failures were handled.
 
-    One that crashed is followed by another, at once. It is not armed again: its worker tells of the crash a second
-    time some 10 s later, over whatever state came since.
+    A crashed flow run is followed by a new one at once. It is not rescheduled itself: its worker reports the crash
+    a second time about 10 s later, and overwrites any state set since.
 
     Args:
-        asks: starts the flow run, or finds the one that is to be waited for.
-        silence: seconds after which a flow run that says nothing has crashed. One that was started sends
-            heartbeats, and the server's automation says Crashed when they stop; one that a worker took, and died
-            before it was started, stays Pending: it is given PENDING times as long.
+        asks: request that starts the flow run, or finds the one to wait for.
+        silence: seconds without a sign after which a flow run counts as crashed. A started one sends heartbeats,
+            and the server's automation sets Crashed when they stop. One whose worker died before it started stays
+            Pending: its limit is PENDING times as long.
+        logger: logger of the calling task.
     """
 
     def __init__(self, asks: Asks, silence: float, logger: Any) -> None:
@@ -51,33 +52,33 @@ class Watch:
         self.run: FlowRun | None = None
         self.text = "not created"
         self.retries = 0
-        self.starts: dict[Any, int] = {}  # of each flow run: how many this process knows of
-        self.ended = False  # badly or in vain, and nobody has started it again
-        self.completed = False  # at the last look: what it has made does not count
-        self.others = False  # it is another coordinator's, of another file: left alone until it has ended
-        self.pending: tuple[Any, float] | None = None  # its Pending state, and since when by this process's clock
-        self.gone: type[Exception] | None = None  # how the server or the store fails to answer
+        self.starts: dict[Any, int] = {}  # flow run -> starts that this process knows of
+        self.ended = False  # it failed or was useless, and nobody has restarted it
+        self.completed = False  # it was Completed at the last look, and its result does not count
+        self.others = False  # it belongs to another coordinator, with another file: not touched until it ends
+        self.pending: tuple[Any, float] | None = None  # its Pending state, and its start by this process's clock
+        self.gone: type[Exception] | None = None  # error of an unreachable server or store
         self.notes: list[Fact] = []
 
     @property
     def failed(self) -> str:
-        """How the flow run has failed for good or ended in vain, unless a person retries it; else empty."""
+        """How the flow run failed for good or was useless, unless a manual retry follows; else empty."""
         return self.text if self.ended else ""
 
     def incidents(self, client: SyncPrefectClient) -> list[Fact]:
-        """What went wrong on the way."""
+        """Problems up to the result."""
         return self.notes if self.run is not None else past(client, self.asks.runs())
 
     def story(self) -> str:
-        """How the flow run is, and what has happened before."""
+        """State of the flow run, and its earlier problems."""
         return f"{self.text}; before: {'; '.join(map(str, self.notes))}" if self.notes else self.text
 
     def look(self, client: SyncPrefectClient) -> None:
-        """See how it is; follow a crashed one up, leave a failed one to a person's retry."""
+        """Update its state. Restart a crashed flow run; leave a failed one to a manual retry."""
         began = time.monotonic()
         self._look(client)
         self.gone = None
-        if (waited := time.monotonic() - began) > WAITED_SECONDS:  # the client itself tries again for a minute
+        if (waited := time.monotonic() - began) > WAITED_SECONDS:  # the client itself retries for a minute
             self._note(Fact(Kind.SERVER_SILENT, {"seconds": waited}))
 
     def _look(self, client: SyncPrefectClient) -> None:
@@ -99,13 +100,13 @@ class Watch:
             self._has_ended(state, ended(state, IN_VAIN if barren else None))
         elif self.ended:
             self.ended = False
-            self._note(AGAIN)  # by a person
+            self._note(AGAIN)  # a manual retry
         elif self._is_lost(state):
-            client.set_flow_run_state(self.run.id, Cancelled(message="no process came of it"), force=True)
+            client.set_flow_run_state(self.run.id, Cancelled(message="no process started"), force=True)
             self._follow(Fact(Kind.FLOW_RUN_LOST, {"state": state.name, "seconds": PENDING * self.silence}))
 
     def _catch_up(self, client: SyncPrefectClient, run: FlowRun, state: State) -> None:
-        """Note the failures of a flow run that a person retried before this process saw them."""
+        """Note failures of a flow run that was retried manually before this process saw them."""
         known, self.starts[run.id] = self.starts.get(run.id, 1), run.run_count
         if run.run_count > known:
             for fact in past(client, [run]):
@@ -114,7 +115,7 @@ class Watch:
                     self._note(AGAIN)
 
     def _has_ended(self, state: State, how: Fact) -> None:
-        """Follow a crashed one up; of any other, see whether there is another to wait for."""
+        """Restart a crashed flow run. For any other, look for another active one to wait for."""
         self.text = said(how)
         if not self.ended:
             self.ended = True
@@ -123,10 +124,10 @@ class Watch:
             self._follow(AGAIN)
         elif other := next((run for run in self.asks.runs() if is_under_way(run)), None):
             self.run, self.ended, self.completed, self.others = other, False, False, self.asks.is_stale(other)
-            self._note(AGAIN)  # by `photon rerun`, or another round
+            self._note(AGAIN)  # started by `photon rerun` or another round
 
     def _is_lost(self, state: State) -> bool:
-        """Whether no process came of it, by this machine's clock alone: the server's may be another."""
+        """Whether no process started, by this machine's clock only: the server's may differ."""
         if not state.is_pending():
             return False
         if self.pending is None or self.pending[0] != state.id:
@@ -134,7 +135,7 @@ class Watch:
         return time.monotonic() - self.pending[1] > PENDING * self.silence
 
     def away(self, error: Exception) -> None:
-        """Take note that the Prefect server or the store does not answer; say so once."""
+        """Note that the Prefect server or the store does not answer. Logs once an outage."""
         fact = Fact(Kind.SERVER_AWAY, {"error": told(error)[:ERROR_LIMIT]})
         self.text = str(fact)
         if self.gone is not type(error):
@@ -142,7 +143,7 @@ class Watch:
         self.gone = type(error)
 
     def give_up(self, client: SyncPrefectClient) -> None:
-        """Cancel the flow run: what it would still upload, nobody would read."""
+        """Cancel the flow run: nobody would read what it still uploads."""
         if self.run is not None:
             self.run = client.read_flow_run(self.run.id)
             assert self.run.state is not None
@@ -150,7 +151,7 @@ class Watch:
             cancel(client, self.run, "the round's deadline has passed")
 
     def _begin(self, client: SyncPrefectClient) -> None:
-        """One of an earlier try that ended without an update is followed by another at once."""
+        """Start or find the flow run. One that ended without an update in an earlier try is replaced at once."""
         known = self.asks.runs()
         self.notes = [*past(client, known), *self.notes]
         self.run = self.asks.create()
@@ -160,7 +161,7 @@ class Watch:
             self._note(AGAIN)
 
     def _follow(self, note: Fact) -> None:
-        """By another, so many times and no more; then a person's retry of the last one is waited for."""
+        """Start a new flow run, up to AUTOMATIC_RETRIES times. After that, only a manual retry continues."""
         if self.retries < AUTOMATIC_RETRIES:
             self.retries += 1
             self._ask(note)
@@ -179,12 +180,12 @@ def is_under_way(run: FlowRun) -> bool:
 
 
 def waits(run: FlowRun) -> bool:
-    """Whether no worker has taken it yet, and it has never run."""
+    """Whether the flow run has never run and no worker has taken it yet."""
     return run.state is not None and run.state.is_scheduled() and not run.run_count
 
 
 def cancel(client: SyncPrefectClient, run: FlowRun, message: str) -> None:
-    """End a flow run if it has not ended; with its process, if it has one."""
+    """End a flow run that has not ended, and its process, if any."""
     assert run.state is not None
     if not run.state.is_final():
         started = run.state.is_running() or run.state.is_pending()
@@ -193,7 +194,7 @@ def cancel(client: SyncPrefectClient, run: FlowRun, message: str) -> None:
 
 
 def past(client: SyncPrefectClient, runs: list[FlowRun]) -> list[Fact]:
-    """What went wrong before this process looked: another may have begun the round."""
+    """Problems before this process looked: another process may have begun the round."""
     facts: list[Fact] = []
     for run in runs:
         if run is not runs[0]:
@@ -215,7 +216,7 @@ def bad(state: State) -> bool:
 
 
 def ended(state: State, why: str | None = None) -> Fact:
-    """How a flow run has ended: its state, and its message on one line, which may be a traceback."""
+    """End of a flow run: its state, and its message, which may be a traceback, on one line."""
     message = printable(" ".join((state.message or "").split())) if why is None else why
     return Fact(Kind.FLOW_RUN_ENDED, {"state": state.name or "", "message": message})
 
@@ -226,6 +227,6 @@ def text(state: State) -> str:
 
 
 def said(fact: Fact) -> str:
-    """How a flow run has ended, without the beginning of the sentence."""
+    """End of a flow run, as the rest of a sentence."""
     message = fact.data["message"]
     return f"{fact.data['state']}" + (f" ({message})" if message else "")

@@ -38,7 +38,7 @@ SCREENSHOT = Path(__file__).parents[2] / "build" / "screenshots" / "round.png"
 
 
 class Notes:
-    """The federation of the page, on a server of its own."""
+    """The federation of the page, on a separate server."""
 
     def __init__(self, folder: Path, federation: Federation, environment: dict[str, str], s3: FaultProxy) -> None:
         self.folder, self.federation, self.environment, self.s3 = folder, federation, environment, s3
@@ -255,7 +255,7 @@ def test_a_site_is_rerun_before_the_round(notes: Notes, first: Any) -> None:
     rerun = "photon rerun federation.yaml --round 2 --site lyon"
     assert "attempt 1 for round 2 is committed" in notes.run(rerun)
     before = run.update_sha256(2, "lyon", 1)
-    assert "To train again: --force" in notes.run(rerun)
+    assert "To train again, add --force" in notes.run(rerun)
     assert "attempt 2 for round 2 is committed" in notes.run(f"{rerun} --force")
     notes.start_round()
     second = notes.committed(2)

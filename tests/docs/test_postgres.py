@@ -61,7 +61,7 @@ def workers(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def prepared(workers: Workers, folder: Path, count: int) -> Deployed:
-    """A federation of so many sites, deployed."""
+    """A deployed federation with this number of sites."""
     sites = tuple(f"s{number}" for number in range(count))
     sections = {"local": {"steps": 1}, "data": {"evaluation_sequences": 2}, "rounds": {"count": 1}}
     return deployed(workers, folder, sites, run=f"sites-{count}", **sections)

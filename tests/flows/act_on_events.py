@@ -1,6 +1,6 @@
 """Run by test_automations.py: a server with all its services, a federation's automations, and what they do.
 
-Prints one JSON object. A process of its own, since a process knows one Prefect server.
+Prints one JSON object. A separate process, because a process knows only one Prefect server.
 """
 
 import json
@@ -114,7 +114,7 @@ def observe(federation: Any) -> dict[str, Any]:
         scheduled = lambda: [r for r in client.read_flow_runs() if r.auto_scheduled]  # noqa: E731
         eventually(lambda: bool(scheduled()))
         return {
-            "silent": state(silent).name,
+            "dead": state(silent).name,
             "message": state(silent).message,
             "stuck": (state(stuck).name, state(stuck).message),
             "done": state(done).name,

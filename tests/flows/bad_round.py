@@ -1,4 +1,4 @@
-"""One deployed round in which every site has a failure of its own: what is done to each, and how it came out."""
+"""One deployed round in which every site has another failure: what is done to each site, and the result."""
 
 import os
 import signal

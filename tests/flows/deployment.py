@@ -1,4 +1,4 @@
-"""A deployed federation to break: a Prefect server of its own, real workers, and a hand on every process of it."""
+"""A deployed federation to break: a separate Prefect server, real workers, and access to every process."""
 
 import contextlib
 import json
@@ -228,7 +228,7 @@ class Deployed:
         return Damage(next((self.folder(site) / "data" / "text" / "train").glob("shard*")))
 
     def trainer(self, site: str, step: int = 1, but: int = 0) -> int:
-        """The process that trains the site, once it has made so many local steps; another one than `but`."""
+        """The process that trains the site, once it has done `step` local steps; another one than `but`."""
         state = self.folder(site) / "state"
         log, enough = self.log(site).resolve(), 4 * self.federation.local.batch_size * step
 
@@ -271,7 +271,7 @@ class Damage:
 
 
 def served(home: Path) -> AbstractContextManager[Workers]:
-    """A server of its own with all its services, and a worker for each of POOLS."""
+    """A separate server with all its services, and a worker for each of POOLS."""
     return serving(Server(home), POOLS)
 
 
@@ -314,7 +314,7 @@ def deployed(
 
 
 def start(module: str, *arguments: str, env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """A process of its own, in a session of its own, that writes to the log."""
+    """A separate process, in its own session, that writes to the log."""
     with log.with_suffix(".log").open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments], env=env,
@@ -323,7 +323,7 @@ def start(module: str, *arguments: str, env: dict[str, str], log: Path) -> subpr
 
 
 def eventually(look: Callable[[], T | None], what: str, seconds: float = WAIT_SECONDS, every: float = 0.05) -> T:
-    """The first answer of `look` that says something; it is asked every so many seconds."""
+    """The first answer of `look` that is not empty. It is called every `every` seconds."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         with contextlib.suppress(OSError):  # a process or a file that is gone by the time it is looked at

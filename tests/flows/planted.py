@@ -23,7 +23,7 @@ PLANTED = (*SECRETS.values(), *PROFILE.values(), *BLOCK.values(), *TRACKER.value
 
 
 def plant_in_environment(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """A profile `lab` and a key, where workers and their jobs find them; the S3 server's are there already."""
+    """A profile `lab` and a key, where workers and their jobs find them. The S3 server's already exist."""
     profile = folder / "credentials"
     profile.write_text("[lab]\n" + "".join(f"{key} = {value}\n" for key, value in PROFILE.items()))
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))

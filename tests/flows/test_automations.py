@@ -30,12 +30,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_a_silent_flow_run_has_crashed(seen: dict[str, Any]) -> None:
-    assert (seen["silent"], seen["message"]) == ("Crashed", "no heartbeat for 300 s: its process is gone")
+    assert (seen["dead"], seen["message"]) == ("Crashed", "no heartbeat for 300 s: its process is gone")
 
 
 def test_a_round_whose_process_died_before_it_was_started_has_crashed(seen: dict[str, Any]) -> None:
     """Else it would stay Pending, and who waits for it would wait for ever."""
-    assert seen["stuck"] == ["Crashed", "not started within 900 s: no process came of it"]
+    assert seen["stuck"] == ["Crashed", "not started within 900 s: no process started"]
 
 
 def test_others_have_not(seen: dict[str, Any]) -> None:
@@ -45,8 +45,8 @@ def test_others_have_not(seen: dict[str, Any]) -> None:
 def test_failed_rounds_and_sites_left_out_are_told(seen: dict[str, Any]) -> None:
     left_out, failed = (json.loads(post)["text"] for post in seen["posts"])
     assert failed == 'Photon: federated-round/acts of run:acts: Failed. 1 of 2 sites: "a" is missing'
-    told = 'Photon: acts round 7 left out site a: train: "killed" ‹!channel› [x] (https://x.example)'
-    assert left_out == f"{told:y<999}…"  # a stranger's words mention nobody, link nowhere, and end
+    told = 'Photon: acts round 7 excluded site a: train: "killed" ‹!channel› [x] (https://x.example)'
+    assert left_out == f"{told:y<999}…"  # untrusted text mentions nobody, links nowhere, and is truncated
 
 
 def test_scheduled_rounds_appear(seen: dict[str, Any]) -> None:

@@ -145,11 +145,11 @@ def edited(two: Deployed, **sections: Any) -> Deployed:
 
 
 def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed: Deploy, tmp_path: Path):
-    """Each is wrong; each is mended by file, deploy and a retry in the UI, while one round waits."""
+    """Each is wrong; each is fixed by file, deploy and a retry in the UI, while one round waits."""
     from photon_core.model.init import initial_model
 
     start = {"site": "b", "checkpoint": str(tmp_path / "nothing")}
-    bad = deployed(run="mended", start=start, local={"optimizer": {"lr": 1e30}}, deploy={"pool": ROUNDS})
+    bad = deployed(run="fixed", start=start, local={"optimizer": {"lr": 1e30}}, deploy={"pool": ROUNDS})
     a, b = (site.model_dump(mode="json") for site in bad.federation.sites)
     source = {**b["streams"][0], "source": str(tmp_path / "nothing.jsonl")}
     wrong = edited(bad, sites=[a, {**b, "state_dir": str(tmp_path / "elsewhere"), "streams": [source]}])
@@ -160,11 +160,11 @@ def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed:
     begun = edited(wrong, start={"site": "b", "checkpoint": str(tmp_path / "held")})
     begun.retry(failed)
 
-    prepared = begun.start_flow("prepare-site", "mended-b")
+    prepared = begun.start_flow("prepare-site", "fixed-b")
     diverged, unprepared = begun.site_run("a", 1, "FAILED"), begun.site_run("b", 1, "FAILED")
     assert "diverged" in diverged.state.message and begun.ended(prepared).is_failed()
     told = eventually(lambda: names_both(begun.state(started).message or ""), "the round names whom it waits for")
-    assert told.startswith("waits until 20") and " UTC for a retry of the flow runs" in told
+    assert told.startswith("waits until 20") and " UTC for a retry of the failed flow runs" in told
     mended = edited(begun, sites=[a, b], local={"optimizer": {"lr": 1e-3}})
     since = begun.state(prepared)
     mended.retry(prepared)
@@ -180,15 +180,15 @@ def test_an_edited_file_mends_lr_source_state_dir_and_start_checkpoint(deployed:
     for site, run in (("a", diverged), ("b", unprepared)):
         update = updates_of(mended.run, 1, site)[site]
         assert update.work == work_sha256(mended.federation) and update.protocol == PROTOCOL
-        assert any("the file that was deployed since" in note for note in manifest.incidents[site])
+        assert any("the file that was deployed after" in note for note in manifest.incidents[site])
         with mended.server.client() as client:
             shown = client.read_flow_run(run.id)
         assert shown.parameters["federation"] == mended.federation.model_dump(mode="json")
-        assert "the file that was deployed since" in shown.state.message
+        assert "the file that was deployed after" in shown.state.message
 
 
 def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retried(deployed: Deploy):
-    """Noise is turned on between two tries: the site that committed without it is asked again, not left out."""
+    """Noise is turned on between two tries: the site that committed without it is asked again, not excluded."""
     from flows.site import site_round
     from tasks.coordinator import open_run
     from tasks.runtime import runtime_of
@@ -208,7 +208,7 @@ def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retrie
     noisy = edited(two, update={"clip_norm": 1.0, "noise_multiplier": 0.01})
     noisy.retry(started)
     done = noisy.ended(started, since=refused)
-    assert done.is_completed() and "it works with the file that was deployed since" in done.message
+    assert done.is_completed() and "it uses the file that was deployed after" in done.message
     manifest = noisy.rounds()[1]
     assert {site: ref.attempt for site, ref in manifest.updates.items()} == {"a": 2, "b": 1}
     assert [update.noise_multiplier for update in attempts_of(noisy.run, 1, "a")] == [0.0, 0.01]
@@ -227,7 +227,7 @@ def test_a_site_that_has_failed_is_waited_for_during_grace_once_the_quorum_is_me
     assert set(manifest.updates) == {"a"}
     assert damaged.file.name in manifest.left_out["b"] and "(rounds.grace)" in manifest.left_out["b"]
     failed = two.site_run("b", 1, "FAILED")
-    two.retry(failed)  # too late: it says so, and works for nobody
+    two.retry(failed)  # too late: it reports that, and works for nobody
     assert "round 1 was committed without site 'b'" in two.ended(failed, since=failed.state).message
 
 
@@ -241,11 +241,11 @@ def folder(path: Path) -> Path:
 
 
 def test_a_site_that_never_answers_is_left_out_by_name(deployed: Deploy):
-    two = deployed("a", "nobody", run="silent", rounds={"deadline": 60, "evaluation_deadline": 20, "quorum": 1})
+    two = deployed("a", "nobody", run="mute", rounds={"deadline": 60, "evaluation_deadline": 20, "quorum": 1})
     run_round(two)
     manifest = two.rounds()[1]
     assert set(manifest.updates) == {"a"}
-    assert "was not done at the deadline; its flow run: " in manifest.left_out["nobody"]
+    assert "was not finished at the deadline; its flow run: " in manifest.left_out["nobody"]
 
 
 def test_a_forced_rerun_is_a_new_attempt_beside_the_old(deployed: Deploy):

@@ -108,7 +108,7 @@ def kill_after_commit(two: Deployed, flow_run: Any) -> None:
 
 
 def test_the_server_is_stopped_for_20_seconds(breakable: Workers, deploy: Deploy) -> None:
-    # while the server is away, no heartbeat arrives: zombie_after allows for it
+    # while the server is unreachable, no heartbeat arrives: zombie_after allows for it
     two = deploy("a", "b", run="outage", local=SLOW, rounds={"count": 1}, deploy={"zombie_after": 300})
     flow_run = two.start_round()
     both_train(two)
@@ -192,7 +192,7 @@ def kill(pid: int) -> float:
 
 
 def crashed_for_good(two: Deployed, flow_run: Any, times: int) -> None:
-    """The worker has told of the crash for the second and last time: what is set from now on stays."""
+    """The worker has reported the crash for the second and last time: a state that is set from now on is kept."""
     eventually(lambda: two.executions(flow_run) == times, f"{flow_run.name} has crashed {times} times")
     assert two.state(flow_run).is_crashed()
 

@@ -85,7 +85,8 @@ def test_a_committed_round_and_a_committed_update_are_not_done_again(prepared: C
     assert all([name for name in store.ls(folder) if name.isdigit()] == ["0001"] for folder in folders)
     assert len(run(federation)) == 3  # the count is reached: nothing more
     state = federated_round(federation, return_state=True)
-    assert state.is_completed() and state.message == "all 2 rounds are committed: raise rounds.count to go on"
+    assert state.is_completed()
+    assert state.message == "all 2 rounds are committed. To continue, raise rounds.count"
 
 
 def test_an_update_of_other_settings_does_not_count_after_an_edit_of_the_file(prepared: Callable[..., Federation]):
@@ -146,8 +147,8 @@ def test_many_sites_are_aggregated_by_regions(prepared: Callable[..., Federation
 
 
 def test_what_goes_wrong_at_sites_is_told(prepared: Callable[..., Federation]):
-    """One is left out; another committed before its shard went bad; the validation of a third is killed once, and
-    tried again although the word cancelled, here the run's name, is in the error's text."""
+    """One is excluded; another committed before its shard went bad; the validation of a third is killed once, and
+    retried although the word cancelled, here the run's name, is in the error's text."""
     from flows.site import site_round
 
     federation = prepared(("killed", "corrupt", "late"), run="cancelled-run", rounds={"count": 1, "quorum": 2})

@@ -62,5 +62,5 @@ def test_a_report_that_fails_costs_nothing(
     limit = time.monotonic() + 60
     while "no plots today" not in caplog.text and time.monotonic() < limit:
         time.sleep(0.1)
-    assert "round 1 is committed; its report could not be made" in caplog.text
+    assert "round 1 is committed; its report could not be written" in caplog.text
     assert artifacts("unreported") == []

@@ -56,7 +56,8 @@ def test_rounds_after_a_rollback_are_those_that_were_rolled_back_bit_for_bit(
     done = photon("rollback", file, "--to", "2", "--reason", "site [b] sent <b>nonsense</b>")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("round 5 is a rollback to round 2, asked for by ")
-    assert "(site [b] sent <b>nonsense</b>)\n2 of 4 rounds are left: photon run" in done.stdout
+    left = "2 of 4 rounds are left. To continue, write: photon run"
+    assert f"(site [b] sent <b>nonsense</b>)\n{left}" in done.stdout
     back = history(run_of(load_federation(file)))[5]
     assert (back.kind, back.to, back.updates, back.place) == ("rollback", 2, {}, 2)
     assert (back.model, back.optimizer, back.total_tokens) == (
@@ -107,7 +108,7 @@ def _look(file: Path) -> None:
 
 
 def _state_that_is_gone_starts_afresh_by_name(file: Path) -> None:
-    """Back to round 4, which was rolled back itself, in a flow run; a site that has lost that state says so."""
+    """Back to round 4, which was rolled back itself, in a flow run; a site that has lost that state reports it."""
     from flows.rollback import rollback
 
     federation = load_federation(file)

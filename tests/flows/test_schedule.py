@@ -37,4 +37,4 @@ def no_more(one: Deployed) -> None:
     """Pause the schedule, as the UI's switch does, and wait for a flow run that may have begun meanwhile."""
     with one.server.client() as client:
         client.pause_deployment(client.read_deployment_by_name(f"federated-round/{one.federation.run}").id)
-    eventually(lambda: not any(run.state.is_running() for run in rounds_of(one)), "no round goes on", every=0.5)
+    eventually(lambda: not any(run.state.is_running() for run in rounds_of(one)), "no round is running", every=0.5)

@@ -26,7 +26,7 @@ def test_a_changed_file_keeps_its_changes_but_for_the_rounds(tmp_path: Path) -> 
     )
     file.write_text(changed)
     with pytest.raises(
-        FederationError, match=r"is not as the demo wrote it; go on with: photon run .*federation\.yaml"
+        FederationError, match=r"is not as the demo wrote it\. To continue, write: photon run .*federation\.yaml"
     ):
         write_demo(tmp_path, 9)
     assert file.read_text() == changed

@@ -1,4 +1,4 @@
-"""photon gc as a user has it: says first, then does; what is gone is named when it is asked for."""
+"""photon gc as a user sees it: lists first, then removes; a request for a removed file names it."""
 
 from collections.abc import Callable
 from pathlib import Path

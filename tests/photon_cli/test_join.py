@@ -74,8 +74,8 @@ def test_unknown_site(write_federation: Callable[..., Path]) -> None:
         ("cuda", 8, "cuda, 8 of 8 GPUs"),
         ("auto", 9, "cuda, 8 of 9 GPUs; photon join FILE --site a --measure prints what to write"),
         ("auto", 4, "sites[a].hardware: training takes 8 GPUs of one machine, and this one shows 4."),
-        ("auto", 0, "no GPU can be used here: training takes the processors"),
-        ("cuda", 0, "the file says local.device: cuda, and no GPU can be used here"),
+        ("auto", 0, "no usable GPU on this machine: training uses the processors"),
+        ("cuda", 0, "the file says local.device: cuda, but this machine has no usable GPU"),
         ("cpu", 0, "cpu, as the file says"),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_site_declares_no_more_gpus_than_its_machine_has(
         (1, None, "amp_bf16", "cuda, 1 of 1 GPUs"),
         (8, None, "amp_bf16", "cuda, 1 of 8 GPUs; photon join FILE --site a --measure prints what to write"),
         (8, {"devices": 8, "tflops": 1, "parallel": "none"}, "fp32", "cuda, 1 of 8 GPUs"),
-        (0, None, "amp_bf16", "the file says local.precision: amp_bf16, which needs a GPU, and no GPU"),
+        (0, None, "amp_bf16", "the file says local.precision: amp_bf16, which needs a GPU, but this machine has"),
         (0, {"devices": 2, "tflops": 1, "parallel": "fsdp"}, "fp32", "sites[a].hardware: trains with FSDP"),
     ],
 )
@@ -132,7 +132,7 @@ def test_no_server(write_federation: Callable[..., Path]) -> None:
 @pytest.mark.slow
 def test_without_the_password(guarded: str, write_federation: Callable[..., Path]) -> None:
     done = photon("deploy", write_federation(), url=guarded, auth="photon:guess")
-    assert done.returncode == 1 and "does not let us in; set PREFECT_API_AUTH_STRING" in done.stderr
+    assert done.returncode == 1 and "denies access; set PREFECT_API_AUTH_STRING" in done.stderr
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_deploy_then_join(guarded: str, prepared: Callable[..., Federation], tmp
     moved = tmp_path / "fed" / "moved.yaml"
     moved.write_text(file.read_text().replace("sites/a", "elsewhere/a"))
     other = photon("join", moved, "--site", "a", "--check", "--unprepared", url=guarded)
-    assert other.returncode == 1 and "write absolute paths that hold at the site" in other.stderr
+    assert other.returncode == 1 and "Write absolute paths that are valid at the site" in other.stderr
 
     for number, who in (
         ("protocol:7", "upgrade Photon at site 'a'"),

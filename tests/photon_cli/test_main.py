@@ -55,7 +55,7 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], write_federat
 
 def test_status_before_the_first_run(write_federation: Callable[..., Path]):
     file = write_federation()
-    assert "nothing in" in photon("status", file).stdout
+    assert "no rounds in" in photon("status", file).stdout
     facts = json.loads(photon("status", file, "--json").stdout)
     assert (facts["committed"], facts["count"]) == (None, 2)
 
@@ -118,7 +118,7 @@ def test_a_run_whose_server_is_killed_goes_on_and_ends(write_federation: Callabl
     prepared = photon("prepare", file)
     assert prepared.returncode == 0
     assert re.search(
-        r"^a: for the federation file, at this site: data_tokens: [1-9]\d*$", prepared.stdout, re.MULTILINE
+        r"^a: write in the federation file, at this site: data_tokens: [1-9]\d*$", prepared.stdout, re.MULTILINE
     )
     give_database(prefect_home(file))
     process = subprocess.Popen(

@@ -34,7 +34,7 @@ def test_a_machine_without_gpus_and_a_store_in_a_folder(write_federation: Callab
     done = CliRunner().invoke(app, ["join", str(file), "--site", "a", "--measure"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert not [path for path in (file.parent / "store").rglob("*") if path.is_file()], "no probe stays"
-    assert "no GPU is used" in done.stdout and "what a product of 2048 x 2048 float32 matrices" in done.stdout
+    assert "no GPU is used" in done.stdout and "# a product of 2048 x 2048 float32 matrices" in done.stdout
     assert "then it trains with one device: the site has one device" in done.stdout
     federation = with_measured(file, done.stdout)
     hardware, link = federation.sites[0].hardware, federation.sites[0].link
@@ -56,15 +56,15 @@ def found(*gpus: str, **values: Any) -> Devices:
 def test_several_gpus_whose_peak_is_known() -> None:
     text = declaration(view_of(federation(), "a"), found(*["NVIDIA H100 80GB HBM3"] * 8), UP, DOWN)
     assert text == (
-        """# of the site a, in the place of its own hardware and link
+        """# For the site a; replace its hardware and link, if any, with these lines
     hardware:
-      nodes: 1  # machines apart are sites of their own
+      nodes: 1  # each separate machine is its own site
       devices: 8  # 8 x NVIDIA H100 80GB HBM3
-      tflops: 989.4  # its maker's peak; a product of 8192 x 8192 bfloat16 matrices reached 712.3, on the slowest
-      memory_gb: 85  # of the smallest, in 10^9 bytes
+      tflops: 989.4  # the vendor's peak; a product of 8192 x 8192 bfloat16 matrices reached 712.3, on the slowest
+      memory_gb: 85  # in 10^9 bytes, of the smallest device
     link:
       up: 1.074  # Gbit/s: 67.1 MB in 500 ms to s3://notes/rounds
-      down: 2.147  # 67.1 MB of it back in 250 ms
+      down: 2.147  # Gbit/s: 67.1 MB back in 250 ms
 # then it trains with DDP over 8 devices: training takes 0.3 GB of a device's 85 GB, of which 76.5 are used"""
     )
 
@@ -72,12 +72,12 @@ def test_several_gpus_whose_peak_is_known() -> None:
 @pytest.mark.parametrize(
     ("devices", "line"),
     [
-        (found("NVIDIA L4", reached=58e12), "tflops: 58  # what a product of 8192 x 8192 bfloat16 matrices"),
-        (found("NVIDIA H100 80GB HBM3", dtype="float32", reached=5.1e13), "tflops: 51  # what a product of 8192"),
+        (found("NVIDIA L4", reached=58e12), "tflops: 58  # a product of 8192 x 8192 bfloat16 matrices"),
+        (found("NVIDIA H100 80GB HBM3", dtype="float32", reached=5.1e13), "tflops: 51  # a product of 8192"),
         (found("NVIDIA H100 80GB HBM3", "NVIDIA L4"), "devices: 2  # 1 x NVIDIA H100 80GB HBM3, 1 x NVIDIA L4"),
-        (found("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"), "tflops: 312  # its maker's peak"),
-        (found("NVIDIA H100 80GB HBM3", "NVIDIA L4"), "tflops: 712.3  # what a product"),
-        (found(reached=1.5e7), "tflops: 0.000015  # what a product"),
+        (found("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"), "tflops: 312  # the vendor's peak"),
+        (found("NVIDIA H100 80GB HBM3", "NVIDIA L4"), "tflops: 712.3  # a product"),
+        (found(reached=1.5e7), "tflops: 0.000015  # a product"),
     ],
 )
 def test_what_is_known_of_a_device_decides_on_its_line(devices: Devices, line: str) -> None:
@@ -96,7 +96,7 @@ def test_what_would_be_refused_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--coordinator"], "--measure is for a site"), (["--site", "zebra"], "no site is named 'zebra'")],
+    [(["--coordinator"], "--measure measures a site"), (["--site", "zebra"], "no site is named 'zebra'")],
 )
 def test_only_a_site_is_measured(
     write_federation: Callable[..., Path], arguments: list[str], message: str

@@ -1,4 +1,4 @@
-"""What people do wrong at the command line: a line that says so, the documented exit code, no traceback."""
+"""Mistakes at the command line: one clear line, the documented exit code, no traceback."""
 
 import os
 import subprocess
@@ -80,7 +80,7 @@ def test_a_finished_run_starts_nothing(committed: Callable[..., Path]) -> None:
     file = committed(2)
     done = photon("run", file)
     assert done.returncode == 0, done.stderr
-    assert f"all 2 rounds are committed; to go on, raise rounds.count in {file}" in done.stdout
+    assert f"all 2 rounds are committed. To continue, raise rounds.count in {file}" in done.stdout
     assert not (file.parent / ".prefect").exists()
 
 
@@ -127,4 +127,4 @@ def test_windows_line_ends_and_a_folder_with_spaces(write_federation: Callable[.
     file = write_federation(folder="a folder with spaces")
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
     done = photon("status", file)
-    assert done.returncode == 0 and "nothing in" in done.stdout, done.stderr
+    assert done.returncode == 0 and "no rounds in" in done.stdout, done.stderr

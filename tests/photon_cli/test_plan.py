@@ -41,7 +41,7 @@ def run(*arguments: str) -> str:
 def test_tables(tmp_path: Path) -> None:
     text = run(write(tmp_path))
     assert "125,311,488 parameters, 2 of 2 sites a round, 100 local steps, 10 rounds; from what the sites" in text
-    assert "recipe none: the file names it" in text
+    assert "recipe none: named in the file" in text
     assert "adamw at the sites (lr 0.0006, moments keep), fedavg at the server (lr 1)" in text
     for part in (
         "north",
@@ -74,7 +74,7 @@ def test_it_says_which_recipe_a_published_size_gets_and_why(tmp_path: Path) -> N
     assert "published settings of model.preset: 1.3B" in json.loads(run(str(file), "--json"))["recipe_because"]
     small = said | {"local": {"batch_size": 2}}
     file.write_text(yaml.safe_dump(sections(**small, recipe="unlike-sites")))
-    assert "recipe unlike-sites: the file names it, though it was never measured at this size" in run(str(file))
+    assert "recipe unlike-sites: named in the file, although it was never measured at this size" in run(str(file))
 
 
 def test_json_is_what_the_tables_say(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_page_and_picture(tmp_path: Path) -> None:
 def test_a_fixed_micro_batch_that_does_not_fit(tmp_path: Path) -> None:
     local = {"steps": 100, "batch_size": 64}
     text = run(write(tmp_path, local=local))
-    assert "north has no room for 64 sequences at once; write micro_batch: auto" in text
-    assert "no room" not in run(write(tmp_path, local={**local, "micro_batch": "auto"}))
+    assert "north has no memory for 64 sequences at once; write micro_batch: auto" in text
+    assert "no memory" not in run(write(tmp_path, local={**local, "micro_batch": "auto"}))
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
@@ -126,7 +126,7 @@ def test_what_cannot_train_is_refused_before_anything_is_prepared(command: str, 
 def test_without_declared_hardware_it_says_what_to_write(tmp_path: Path) -> None:
     file = write(tmp_path, sites=[{k: v for k, v in site.items() if k != "hardware"} for site in SITES])
     assert "No times: write hardware: {tflops: ...} for north, south, or run a round to measure it" in run(file)
-    with pytest.raises(FederationError, match="there is no time to draw"):
+    with pytest.raises(FederationError, match="no predicted time to draw"):
         run(file, "--to", str(tmp_path / "plan.svg"))
-    with pytest.raises(FederationError, match=r"plan\.pdf: write a file that ends in \.svg or \.html"):
+    with pytest.raises(FederationError, match=r"plan\.pdf: write a file name that ends in \.svg or \.html"):
         run(file, "--to", str(tmp_path / "plan.pdf"))

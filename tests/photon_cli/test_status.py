@@ -119,7 +119,7 @@ def test_with_a_server_it_says_what_each_site_does(
     monkeypatch.setenv("PREFECT_API_URL", f"{prefect_server}/api")  # Prefect may not have been imported before
     from flows.federated_run import federated_run
 
-    monkeypatch.setattr(live, "TIMEOUT", 60.0)  # for a busy server; people are not made to wait so long
+    monkeypatch.setattr(live, "TIMEOUT", 60.0)  # for a busy server; people do not wait for it
     federation = prepared(run="watched", rounds={"count": 1}, local={"steps": 1000})
     runner = threading.Thread(target=federated_run, args=(federation,))
     runner.start()

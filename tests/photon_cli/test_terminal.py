@@ -40,7 +40,7 @@ def test_watching_is_one_screen_that_is_refreshed_until_ctrl_c(committed: Callab
     assert code == 130
     assert len([line for line in shown if "of 3 rounds" in line]) == 1, "what was there before is overwritten"
     assert [line.split()[:2] for line in shown if line.startswith(("a ", "b "))] == [["a", "no"], ["b", "no"]]
-    assert after[-1].strip() == "photon: interrupted; the same command continues where this one stopped"
+    assert after[-1].strip() == "photon: interrupted. To continue from here, run the same command again"
     assert terminal.said.rindex("\x1b[?25h") > terminal.said.rindex("\x1b[?25l"), "the cursor is back"
 
 

@@ -82,7 +82,7 @@ def die_at(call: int) -> None:
 
 
 def kills(folder: str) -> None:
-    """Aggregate and commit round 1, killed in front of the first, second, ... call, until one lives to the end.
+    """Aggregate and commit round 1, killed before the first, second, ... call, until one process reaches the end.
 
     Prints what a reader sees after each death.
     """

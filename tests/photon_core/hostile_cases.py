@@ -177,7 +177,7 @@ def _listed(path: Path) -> None:
 
 
 def _moments(**changes: Any) -> Callable[[Update], None]:
-    """Moments that are no optimizer's, or that nobody asked for."""
+    """Moments that are no optimizer's, or that are not expected."""
     entry = {"path": "m", "sha256": "a" * 64, "bytes": 8, "tensors": {}}
     return lambda u: u.manifest.update(moments=[entry | changes, entry | changes | {"path": "n"}])
 
@@ -311,7 +311,7 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
         "starts at byte",
     ),
     "plain parameters": (_codec("plain", b"\0"), "codec 'plain' is not known"),
-    "moments nobody asked for, or no optimizer's": (_moments(), "moment"),
+    "moments that are not expected, or no optimizer's": (_moments(), "moment"),
     "moments of 10^15 bytes": (_moments(bytes=10**15), "moment"),
     "moments of 400 digits": (_moments(bytes=10**400), "bytes: Input should be less than or equal to"),
     "moments of 4300 digits": (_moments(bytes=9 * 10**4299), "bytes: Input should be less than or equal to"),

@@ -1,9 +1,9 @@
-"""Rounds with two honest sites and a hostile one, a round for every hostile update; run as a process of its own.
+"""Rounds with two honest sites and a hostile one, a round for every hostile update; run as a separate process.
 
     python -m tests.photon_core.hostile_updates MODE STORE [ENDPOINT]
 
 Prints a JSON line for every case: what became of the round, and the peak of the resident memory so far, in MiB
-beyond that of the first round. As root it gives up to read files that it may not.
+beyond that of the first round. As root it drops the right to read files without permission.
 """
 
 import ctypes
@@ -153,12 +153,12 @@ def _json(manifest: dict[str, Any]) -> bytes:
 
 
 def finish(run: Run, federation: Federation, t: int) -> dict[str, Any]:
-    """The round as the flow makes it, with all three sites sampled; what trackers are told of it, too."""
+    """The round as in the flow, with all three sites sampled, including what trackers get."""
     sampled = sorted((*HONEST, EVIL))
     before = run.round(t - 1)
     candidate = aggregate_round(run, federation, t, sampled, {})
     scores = {site: {"loss": 5.0, "perplexity": math.exp(5.0), "tokens": 100.0} for site in HONEST}
-    round_log = RoundLog(sampled, scores, {EVIL: "left out"}, {"sites": 1.0, "aggregate": 0.5}, opened=time.time())
+    round_log = RoundLog(sampled, scores, {EVIL: "excluded"}, {"sites": 1.0, "aggregate": 0.5}, opened=time.time())
     manifest = commit(run, federation, candidate, round_log)
     assert Run(run.store, "run").latest() == t
     told = tracked(manifest)
@@ -175,7 +175,7 @@ def peak() -> float:
 
 
 def forget_peak() -> None:
-    """Start the high-water mark anew."""
+    """Reset the high-water mark."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -210,7 +210,7 @@ def main(name: str, url: str, endpoint: str = "") -> None:
         for site in HONEST:
             run.commit_update(honest_update(run, t, site, mode))
         attack(run, t, mode, change)
-        forget_peak()  # making the attack cost memory of its own
+        forget_peak()  # the attack's preparation needed memory, too
         try:
             found = finish(Run(run.store, "run"), federation, t)
         except Exception as error:

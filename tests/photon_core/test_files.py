@@ -99,4 +99,4 @@ def test_names_of_temporary_files_are_told_from_users_names(tmp_path: Path) -> N
     assert not any(map(TEMPORARY.fullmatch, (".a.tmp", "a.tmp", "x.hidden.tmp")))
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe" / "fifo")
-    sync_tree(tmp_path)  # what is no file is passed over, not waited for
+    sync_tree(tmp_path)  # what is no file is skipped, without a wait

@@ -96,7 +96,7 @@ class Round:
         )
 
     def holds(self, manifest: bytes) -> None:
-        """The round goes on with both honest sites, and with the other or without it by name."""
+        """The round continues with both honest sites, and with the other or without it by name."""
         candidate = self.aggregated(manifest)
         assert set(candidate.updates) - {EVIL} == set(HONEST)
         assert set(candidate.left_out) == {EVIL} - set(candidate.updates)

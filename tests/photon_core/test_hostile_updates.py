@@ -1,4 +1,4 @@
-"""Whatever one site puts into the store, the round names that site and goes on, in bounded memory; and after 100
+"""Whatever one site puts into the store, the round names that site and continues, in bounded memory; and after 100
 such rounds every later command still works. In modes that hold every pair of float32 or bfloat16, averaged moments
 or none, flat or by regions, a local disk or S3."""
 
@@ -92,7 +92,7 @@ def test_the_round_names_the_site_and_goes_on(play: Any, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", IN_MODES)
 def test_every_later_command_still_works(play: Any, mode: str) -> None:
-    """Trackers are told of every round where it is committed: tests/photon_core/hostile_updates.py."""
+    """Every round is logged to the trackers where it is committed: tests/photon_core/hostile_updates.py."""
     folder, said = play(mode).folder, {}
     for name, arguments in LATER.items():
         command = [*PHOTON, *arguments]
@@ -103,7 +103,7 @@ def test_every_later_command_still_works(play: Any, mode: str) -> None:
     rounds = len(cases_of(mode)) + 2
     assert json.loads(said["status --json"])["committed"] == rounds
     if "markup" in cases_of(mode):
-        assert "[/x]" in said["status"], "a stranger's text is shown as it is"
+        assert "[/x]" in said["status"], "untrusted text is shown unchanged"
     assert f"all {rounds} rounds are committed" in said["run"]
     assert "excluded" in (folder / "page.html").read_text()
 

@@ -1,4 +1,4 @@
-"""Point 7: what a hostile server writes into its errors is told nowhere; its kind and a real code are."""
+"""Point 7: what a hostile server writes into its errors is shown nowhere; its kind and a real code are."""
 
 import traceback
 from pathlib import Path

@@ -197,9 +197,9 @@ def test_not_a_federation_file_at_all(
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(FederationError, match="there is no such file; check the path"):
+    with pytest.raises(FederationError, match="does not exist; check the path"):
         load_federation(tmp_path / "none.yaml")
-    with pytest.raises(FederationError, match="is a folder; name the federation file in it"):
+    with pytest.raises(FederationError, match="is a folder; write the path of the federation file in it"):
         load_federation(tmp_path)
 
 
@@ -213,18 +213,18 @@ PLACES = [
      "{folder}/news/tokenizer.json"),
     ("wiki.txt", "none.txt", "32: sites[wikipedia].streams[wiki].source: '{folder}/none.txt' does not exist; "
      "write the path of .jsonl, .txt (also .gz, .zst) or .parquet files, or a URL"),
-    ("news/*.jsonl", "empty", "35: sites[wikipedia].streams[news].source: '{folder}/empty' holds no file that can "
-     "be read; put .jsonl, .txt (also .gz, .zst) or .parquet files there"),
+    ("news/*.jsonl", "empty", "35: sites[wikipedia].streams[news].source: '{folder}/empty' contains no readable "
+     "file; put .jsonl, .txt (also .gz, .zst) or .parquet files there"),
     ("news/*.jsonl", "federation.yaml", "35: sites[wikipedia].streams[news].source: '{folder}/federation.yaml' "
-     "has an ending that is not read; name .jsonl, .txt (also .gz, .zst) or .parquet files only"),
+     "has an unsupported ending; name only .jsonl, .txt (also .gz, .zst) or .parquet files"),
     ("news/*.jsonl", "empty/*", "35: sites[wikipedia].streams[news].source: '{folder}/empty/notes.md' has an "
-     "ending that is not read; name .jsonl, .txt (also .gz, .zst) or .parquet files only"),
+     "unsupported ending; name only .jsonl, .txt (also .gz, .zst) or .parquet files"),
     ("news/*.jsonl", "news/*.parquet", "35: sites[wikipedia].streams[news].source: no file matches "
      "'{folder}/news/*.parquet'; correct the pattern, or put the files there"),
-    ("papers.txt", "memory://nowhere/papers.txt", "41: sites[arxiv].streams[papers].source: nothing is at "
-     "'memory://nowhere/papers.txt'; correct the address, or put the files there"),
-    ("papers.txt", "memory://nowhere/*.txt", "41: sites[arxiv].streams[papers].source: nothing is at "
-     "'memory://nowhere/*.txt'; correct the address, or put the files there"),
+    ("papers.txt", "memory://nowhere/papers.txt", "41: sites[arxiv].streams[papers].source: "
+     "'memory://nowhere/papers.txt' does not exist; correct the address, or put the files there"),
+    ("papers.txt", "memory://nowhere/*.txt", "41: sites[arxiv].streams[papers].source: "
+     "'memory://nowhere/*.txt' does not exist; correct the address, or put the files there"),
     ("state_dir: private", "state_dir: federation.yaml", "38: sites[arxiv].state_dir: '{folder}/federation.yaml' "
      "cannot be a folder: '{folder}/federation.yaml' is a file; write another folder"),
 ]  # fmt: skip

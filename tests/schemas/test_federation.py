@@ -102,5 +102,5 @@ def test_paused_sites_do_not_count() -> None:
     assert (federation.sites_per_round, federation.quorum) == (2, 2)
     with pytest.raises(ValidationError, match=r"3 sites a round, but there are 2 that are not paused \(b are\)"):
         sample(sites=sites, rounds={"count": 5, "sites_per_round": 3})
-    with pytest.raises(ValidationError, match="all sites are paused; take 'paused' from one at least"):
+    with pytest.raises(ValidationError, match="all sites are paused; remove 'paused' from at least one"):
         sample(sites=[site("a", paused=True)])

@@ -203,7 +203,7 @@ def test_the_numbers_of_an_optimizer_that_is_not_named_go_with_it() -> None:
     "said", [{"update": {"clip_norm": 1.0, "noise_multiplier": 0.1}}, {"server": {"mean": "norm_bounded"}}]
 )
 def test_what_cannot_go_with_the_default_recipe_is_refused_with_what_to_write(said: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=r"average \(as recipe: unlike-sites has it\) .*; write keep"):
+    with pytest.raises(ValidationError, match=r"average \(from recipe: unlike-sites\) .*; write keep"):
         plain(**said)
     assert plain(**said, recipe=None, local={"steps": 20, "batch_size": 4}).local.optimizer_state == "keep"
 

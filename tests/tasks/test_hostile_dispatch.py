@@ -40,7 +40,7 @@ def test_what_is_no_update_holds_a_round_until_its_deadline_only(prefect_server:
         asked = [dispatch_round.submit(member(federation, site), 1, deadline) for site in CAUSES]
         return [str(future.state.message) for future in asked if future.wait() is None]
 
-    assert all("was not done at the deadline" in message for message in waiting())
+    assert all("was not finished at the deadline" in message for message in waiting())
     with pytest.raises(QuorumMissed) as missed:
         aggregate_round(run, federation, 1, sorted(CAUSES), {})
     assert all(table[case][1] in str(missed.value) for case in CAUSES.values())

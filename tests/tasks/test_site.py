@@ -1,4 +1,4 @@
-"""What a site's steps tell the Prefect server is a courtesy: the work does not depend on it."""
+"""A site's steps report to the Prefect server as a courtesy: the work does not depend on it."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ for step in range(1, 5):
 
 
 def test_a_training_goes_on_while_the_server_is_away(tmp_path: Path) -> None:
-    """In a process of its own, whose client gives up at once."""
+    """In a separate process, whose client does not retry."""
     server = Server(tmp_path / "server")
     server.start()
     try:
@@ -41,4 +41,4 @@ def test_a_training_goes_on_while_the_server_is_away(tmp_path: Path) -> None:
     finally:
         server.stop()
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("does not take the progress; training goes on") == 1
+    assert done.stderr.count("does not accept progress; training continues") == 1

@@ -1,4 +1,4 @@
-"""The plan of a federation on a server: worked out from the file alone."""
+"""The plan of a federation on a server: derived from the file alone."""
 
 import subprocess
 import sys

@@ -40,11 +40,11 @@ def test_the_command_refuses_what_asks_a_server(other: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "photon_cli", *MAKE.split()[1:], other], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.returncode == 2 and "--yaml asks no server" in done.stderr and not done.stdout
+    assert done.returncode == 2 and "--yaml needs no server" in done.stderr and not done.stdout
 
 
 def test_each_text_comes_back_as_it_was() -> None:
-    """YAML 1.1 has a mind of its own about no, 1e3, 0x10, 12:30 and dates."""
+    """YAML 1.1 reads no, 1e3, 0x10, 12:30 and dates in unexpected ways."""
     odd = [
         "no",
         "1e3",
@@ -105,7 +105,7 @@ def test_references_to_blocks_are_left_out_and_named() -> None:
 
 def test_a_template_elsewhere_is_refused() -> None:
     there = site("a", state_dir="/srv/{{ HOME }}")
-    with pytest.raises(FederationError, match=r"^sites\[0\]\.state_dir: holds a template .* without --yaml$"):
+    with pytest.raises(FederationError, match=r"^sites\[0\]\.state_dir: contains a template .* without --yaml$"):
         prefect_yaml(plan(sample(sites=[there])))
 
 

@@ -41,7 +41,7 @@ def test_without_a_server_or_the_block(file: Path, tmp_path: Path, prefect_serve
     assert done.returncode == 1
     assert "photon: storage.block: no Prefect server is named; set PREFECT_API_URL" in done.stderr
     done = photon(tmp_path, "status", file, url=prefect_server)
-    assert done.returncode == 2 and "storage.block: the server has no block 'secret/store'" in done.stderr
+    assert done.returncode == 2 and "storage.block: the Prefect server has no block 'secret/store'" in done.stderr
 
 
 def test_every_command_takes_them_and_leaves_them_nowhere(

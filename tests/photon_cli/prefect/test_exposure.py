@@ -1,4 +1,4 @@
-"""A server that others can reach does not start without a password, however it is told where to listen."""
+"""A server that others can reach does not start without a password, wherever its address comes from."""
 
 import os
 import socket
@@ -35,7 +35,7 @@ def test_every_other_address_needs_one(host: str) -> None:
 def server(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """photon server, which must end by itself."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    with socket.create_server(("127.0.0.1", 0)) as taken:  # if it went on after all, it would end here
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # if it continued after all, it would end here
         place = ["--port", str(taken.getsockname()[1])]
         return subprocess.run(
             [PHOTON, "server", *arguments, *place], env={**kept, "PREFECT_HOME": str(folder), **environment},

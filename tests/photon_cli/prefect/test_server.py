@@ -45,7 +45,7 @@ def test_simultaneous_requests_are_all_answered(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_open_websockets_take_no_requests_place(tmp_path: Path) -> None:
-    """Every process of a flow run holds two while it goes on."""
+    """Every process of a flow run holds two while it runs."""
     from websockets.sync.client import connect
 
     with EmbeddedServer(give_database(tmp_path)) as server, ExitStack() as sockets:

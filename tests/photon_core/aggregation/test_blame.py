@@ -33,7 +33,7 @@ ALL = sorted((*HONEST, EVIL))
 
 @contextmanager
 def descriptors(most: int) -> Iterator[None]:
-    """So many may be open beside those that are open now; with 0, none."""
+    """Limit the open files to those that are open now and `most` more; with 0, to three."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     now = len(list(Path("/proc/self/fd").iterdir())) if most else 3
     resource.setrlimit(resource.RLIMIT_NOFILE, (now + most, hard))

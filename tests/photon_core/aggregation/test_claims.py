@@ -1,5 +1,5 @@
 """Point 5: what a site claims is bounded by what can be known. One site of several lies in the store, round by
-round, and the federation goes on as without it, with the site named."""
+round, and the federation continues as without it, with the site named."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -60,11 +60,11 @@ def make_round(
     change: Change = same,
     lie: Scores | None = None,
     evil: Change | None = None,
-    **told: float,
+    **claims: float,
 ) -> RoundManifest:
-    """The hostile site's update is of `evil`, and tells `told`."""
+    """The hostile site's update is of `evil`, and claims `claims`."""
     for site in SITES:
-        own = {"change": evil or change, **told} if site == EVIL else {"change": change}
+        own = {"change": evil or change, **claims} if site == EVIL else {"change": change}
         train(run, t, site, **own)  # type: ignore[arg-type]
     candidate = aggregate_round(run, setting, t, list(SITES), {})
     evaluations = evaluate(run, candidate, lie)
@@ -170,7 +170,7 @@ def test_a_huge_change_costs_its_site_the_round_and_the_others_nothing(
 
 
 def fednova(time_limit: float | None, steps: Mapping[str, int]) -> np.ndarray:
-    """The model after a round in which the sites claim so many local steps of 5."""
+    """The model after a round in which the sites claim these numbers of local steps, of 5."""
     setting = federation(weights="fednova", guard={"tries": 0})
     sites = [{**site.model_dump(exclude_none=True), "time_limit": time_limit} for site in setting.sites]
     run, setting = start(memory()), changed(setting, sites=sites)

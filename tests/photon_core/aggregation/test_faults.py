@@ -173,7 +173,7 @@ def test_a_fault_at_every_read_and_write_never_commits_a_wrong_round(
         try:
             one_round(url(number), threads)
         except (OSError, PhotonError) as error:
-            # a changed bit is told as what it does: another hash, no safetensors file, a value that is not finite
+            # a changed bit is reported by effect: another hash, no safetensors file, a value that is not finite
             assert "on purpose" in str(error) or (mode == "changed" and isinstance(error, PhotonError))
         broken += FAULT.hits
         FAULT.arm("", 0)

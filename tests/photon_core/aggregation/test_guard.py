@@ -1,6 +1,6 @@
 """A federation that blows up without the guard and recovers with it, on the store's real path but for training.
 
-Three sites, each with a quadratic of its own: theta_k = theta - a (theta - target_k); the loss is the distance
+Three sites, each with another quadratic: theta_k = theta - a (theta - target_k); the loss is the distance
 to the targets' mean. A server learning rate beyond 2 / a diverges.
 """
 
@@ -189,14 +189,14 @@ def test_with_momentum_a_federation_recovers_from_a_blow_up() -> None:
 def test_the_first_round_is_held_against_the_model_that_it_starts_from() -> None:
     far = {"guard": {"loss_jump": None, "lr_factor": 0.1}, "lr": 20}
     blown = make_round(start(memory()), federation(**far), 1)
-    assert (blown.guard, blown.server["lr"]) == ([], 20.0), "a run from before norms were told"
+    assert (blown.guard, blown.server["lr"]) == ([], 20.0), "a run from before norms were recorded"
     saved = make_round(start(memory(), model_norm=40.0), federation(**far), 1)
     (note,) = saved.guard
     assert "the model's norm is" in note and "times its running value 40: server.lr lowered from 20 to 2," in note
 
     loss = {"guard": {"norm_factor": None}, "lr": 3.0}
     blown = make_round(start(memory()), federation(**loss), 1)
-    assert (blown.guard, blown.server["lr"]) == ([], 3.0), "updates that do not tell it"
+    assert (blown.guard, blown.server["lr"]) == ([], 3.0), "updates that do not report it"
     saved = make_round(start(memory()), federation(**loss), 1, first_loss=5.0)
     (note,) = saved.guard
     assert "above its running value by the median of 3 sites, over 1: server.lr lowered from 3 to 1.5" in note

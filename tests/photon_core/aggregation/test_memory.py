@@ -1,4 +1,4 @@
-"""Peak memory of a pass over the updates, in a process of its own: the settings' bound, however many sites."""
+"""Peak memory of a pass over the updates, in a separate process: the settings' bound, however many sites."""
 
 import os
 import subprocess
@@ -59,7 +59,7 @@ def test_peak_memory_does_not_grow_with_the_sites(tmp_path: Path, make_run: Any)
         found, mib, peak = map(int, done.stdout.split())
         assert found == sites and mib // sites == 30
         grown.append(peak)
-    # 64 MiB that are read ahead, results and files being written, threads; not 120 and 960 MiB of updates
+    # 64 MiB that are prefetched, results and files being written, threads; not 120 and 960 MiB of updates
     assert max(grown) < 128, grown
 
 

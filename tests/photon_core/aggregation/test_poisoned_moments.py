@@ -1,5 +1,5 @@
-"""Point 5: a site whose averaged moments are no honest optimizer's is left out by name, and the federation learns
-on; every honest site's are taken. Real training, in rounds through the store."""
+"""Point 5: a site whose averaged moments are no honest optimizer's is excluded by name, and the federation keeps
+learning; every honest site's are used. Real training, in rounds through the store."""
 
 import dataclasses
 import shutil
@@ -194,7 +194,7 @@ def test_poisoned_moments_are_left_out_by_name(
         for entry in manifest.moments
         for value in load_file(tmp_path / "store" / run.round_dir(2) / entry.path).values()
     )
-    assert 0 < largest < 1, "what all go on from is the others' mean"
+    assert 0 < largest < 1, "all continue from the others' mean"
 
 
 def test_a_federation_whose_moments_are_poisoned_in_every_round_learns_on(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_one_site_does_not_loosen_the_bound_where_sites_bring_moments_that_they_
 def after(
     steps: int, gradients: Callable[[int], float], betas: tuple[float, float] = BETAS
 ) -> tuple[float, float]:
-    """AdamW's moments of one number after so many gradients, from zeros."""
+    """AdamW's moments of one number after these gradients, from zeros."""
     first = second = 0.0
     for step in range(steps):
         first = betas[0] * first + (1 - betas[0]) * gradients(step)
@@ -288,7 +288,7 @@ def after(
 
 
 def hardest(betas: tuple[float, float]) -> Callable[[int], float]:
-    """Gradients whose moments reach the bound: each so many times the one before (Cauchy and Schwarz, with =)."""
+    """Gradients whose moments reach the bound: each a multiple of the one before (Cauchy-Schwarz, with =)."""
     return lambda step: (betas[1] / betas[0]) ** step
 
 
@@ -315,7 +315,7 @@ def test_gradients_that_come_next_to_the_bound_are_honest(tmp_path: Path) -> Non
 
 
 def test_other_betas_than_the_moments_were_made_with_are_no_crime(tmp_path: Path) -> None:
-    """Under betas of 0.9 and 0.999, m^2 / v reaches 53; what all go on from has it still after an edit to 0.95."""
+    """Under betas of 0.9 and 0.999, m^2 / v reaches 53; the common moments keep it after an edit to 0.95."""
     old = (0.9, 0.999)
     first, second = after(400, hardest(old), old)
     ratio = first**2 / second

@@ -51,7 +51,7 @@ def test_nesterov_is_torch_sgd(lr: float, momentum: float, start: np.ndarray, ta
 
 @pytest.mark.parametrize(("lr", "momentum"), [(0.2, 0.9), (0.7, 0.6), (1.0, 0.5)])
 def test_fedmom_is_the_published_form(lr: float, momentum: float, start: np.ndarray, targets: np.ndarray) -> None:
-    """Huo et al. 2020, by hand in float64: v starts at theta^0."""
+    """Huo et al. 2020, written out in float64: v starts at theta^0."""
     theta = v = start.astype(np.float64)
     server = Server(optimizer="fedmom", lr=lr, momentum=momentum)
     for target, found in zip(targets, steps(server, targets, start), strict=True):
@@ -121,7 +121,7 @@ def test_fedadam_is_torch_adam_without_its_correction_of_bias(
 def test_the_adaptive_ones_are_the_published_forms(
     optimizer: Any, lr: float, tau: float, betas: tuple[float, float], start: np.ndarray, targets: np.ndarray
 ) -> None:
-    """Reddi et al. 2020, Algorithm 2, by hand in float64: Delta is the mean of theta_k - theta."""
+    """Reddi et al. 2020, Algorithm 2, written out in float64: Delta is the mean of theta_k - theta."""
     x, m, v = start.astype(np.float64), np.zeros(SIZE), np.full(SIZE, tau**2)
     server = Server(optimizer=optimizer, lr=lr, tau=tau, betas=betas)
     for target, found in zip(targets, steps(server, targets, start), strict=True):

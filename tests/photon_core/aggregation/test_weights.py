@@ -95,7 +95,7 @@ def test_under_fednova_moments_metrics_and_the_manifest_have_plain_means(tmp_pat
 
 
 def test_fednova_removes_the_bias_of_uneven_work() -> None:
-    """Sites whose gradients cancel: whoever makes more steps pulls a token-weighted mean to its side."""
+    """Sites whose gradients cancel: the one with more steps pulls a token-weighted mean to its side."""
     theta, pull = np.zeros(4, np.float32), np.float32([1, -1, 2, 0.5])
     apart = [theta + np.float32(0.01 * count * sign) * pull for count, sign in ((10, 1), (40, -1))]
     steps = {"a": 10, "b": 40}

@@ -22,7 +22,7 @@ from schemas.view import view_of
 def at_site(
     request: pytest.FixtureRequest, two_streams: Federation, tmp_path: Path
 ) -> Callable[[str], Federation]:
-    """Function: the federation as a machine of the site has it; each has a disk of its own."""
+    """Function: the federation as on a machine of the site; each machine has its own disk."""
     if request.param == "s3":
         bucket, endpoint = request.getfixturevalue("s3_bucket"), request.getfixturevalue("s3_endpoint")
         place = {"shards": f"s3://{bucket}/shards", "storage": {"endpoint_url": endpoint}}

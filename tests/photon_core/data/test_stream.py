@@ -64,7 +64,7 @@ def test_shards_that_cannot_be_unpacked_are_an_error_not_a_wait(one_stream: Fede
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-        for _ in range(2):  # whoever comes second does not wait for whoever failed
+        for _ in range(2):  # the second one does not wait for the one that failed
             with pytest.raises(OSError, match="File too large"):
                 dataset.prepare_shard(0)
         with pytest.raises(OSError, match="File too large"):

@@ -1,4 +1,4 @@
-"""Trackers: what stands in each one's files after two rounds; what is missing is told before work."""
+"""Trackers: the contents of each one's files after two rounds; a missing package is reported before work."""
 
 import json
 import struct

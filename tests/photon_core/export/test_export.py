@@ -1,4 +1,4 @@
-"""Exports: transformers computes our logits and makes our ids from them, offline, in a process of its own."""
+"""Exports: transformers computes the same logits and token ids, offline, in a separate process."""
 
 import json
 import os
@@ -28,14 +28,14 @@ LOADER = """
 import json, sys
 import numpy as np, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-texts, told = json.loads(sys.argv[1]), []
+texts, results = json.loads(sys.argv[1]), []
 for folder in sys.argv[3:]:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
         np.save(folder + ".npy", model(torch.tensor(json.loads(sys.argv[2]))).logits.numpy())
     ids = [tokenizer(text)["input_ids"] for text in texts]
-    told.append([ids, [tokenizer.decode(i) for i in ids], model.generation_config.eos_token_id])
-json.dump(told, sys.stdout)
+    results.append([ids, [tokenizer.decode(i) for i in ids], model.generation_config.eos_token_id])
+json.dump(results, sys.stdout)
 """
 
 

@@ -1,4 +1,4 @@
-"""The wall-time model: the published hours of the 7B model, and the formulas on numbers done by hand."""
+"""The wall-time model: the published hours of the 7B model, and the formulas on manually computed numbers."""
 
 import pytest
 

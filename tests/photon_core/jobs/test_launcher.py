@@ -64,7 +64,7 @@ def hold_memory(report: Callable[[dict[str, Any]], None], ignore: bool = False) 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     grandchild = subprocess.Popen(["sleep", "300"])
     memory = SharedMemory(create=True, size=16)
-    (Path(tempfile.gettempdir()) / "litter").write_text("x")
+    (Path(tempfile.gettempdir()) / "leftover").write_text("x")
     report(
         {
             "pid": os.getpid(),
@@ -228,7 +228,7 @@ def test_an_error_in_on_report_ends_the_child(launcher: Launcher) -> None:
 
 
 def test_a_child_that_no_signal_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that stands in the kernel, on a dead disk: here the server that passes signals on stands still."""
+    """As one that hangs in the kernel, on a dead disk: here the server that passes signals on is stopped."""
     monkeypatch.setattr(module, "GRACE", 0.2)
     monkeypatch.setattr(module, "STUCK", 0.5)
     seen: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Checkpoints to start from: what transformers saved computes the same here; what does not fit is told by name."""
+"""Checkpoints to start from: what transformers saved computes the same here; a misfit is reported by name."""
 
 import json
 import shutil

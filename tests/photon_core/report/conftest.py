@@ -24,7 +24,7 @@ CHECK = {"expectation": "expect_column_max_to_be_between", "column": "eot_share"
 
 @pytest.fixture
 def make_record() -> Callable[..., Record]:
-    """(rounds, sites) -> the record of such a run; the last site is left out of every third round."""
+    """(rounds, sites) -> the record of such a run; every third round excludes the last site."""
 
     def make(count: int, sites: int, **changes: Any) -> Record:
         names = [f"site-{i:02d}" for i in range(sites)]

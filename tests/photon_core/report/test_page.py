@@ -1,4 +1,4 @@
-"""One page that needs nothing else, whatever the size of the run, and whatever strangers have written."""
+"""One page that needs nothing else, whatever the size of the run, and whatever untrusted text it contains."""
 
 import re
 from collections.abc import Callable

@@ -171,7 +171,7 @@ def test_litter_goes_when_it_is_old_and_its_round_is_committed(tmp_path: Path, m
 
 
 def test_finished_shards_stay_while_their_round_is_in_progress(store: Store, make_run: MakeRun) -> None:
-    """A record is no manifest: its shards are litter once the round is committed, and wait for a try before."""
+    """A record is no manifest: its shards are orphans once the round is committed; a retry may use them before."""
     run, updates = make_run(store, theta(0), {site: (theta(k), 1) for k, site in enumerate("ab")})
     interrupted = aggregate(run, 1, updates, SERVER, limits=Limits(shard_bytes=80))  # nobody commits it
     records = [file.path for file in store.walk("run/rounds/000001/finished")]

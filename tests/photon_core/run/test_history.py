@@ -1,4 +1,4 @@
-"""What was out of the ordinary in a round, as the flow run's state and the terminal tell it."""
+"""Remarks on a round, as in the flow run's state and the terminal."""
 
 from typing import Any
 

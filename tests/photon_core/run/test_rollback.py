@@ -71,7 +71,7 @@ def test_a_rollback_names_the_files_and_counters_of_its_round_and_changes_nothin
     assert (files_of(found), found.model_sha256) == (files_of(two), two.model_sha256)
     assert (found.global_step, found.total_tokens, found.updates) == (two.global_step, two.total_tokens, {})
     assert (found.place, [m.place for m in history(four)]) == (2, [0, 1, 2, 3, 4, 2])
-    assert "kind" not in four.store.read("run/rounds/000004/round.json").decode(), "what says nothing is left out"
+    assert "kind" not in four.store.read("run/rounds/000004/round.json").decode(), "defaults are omitted"
 
 
 def test_the_line_is_followed_by_state_tokens_guard_and_the_next_rounds(four: Run) -> None:
@@ -95,7 +95,7 @@ def test_the_line_is_followed_by_state_tokens_guard_and_the_next_rounds(four: Ru
 
 
 def test_the_guards_running_values_are_those_of_the_line(four: Run) -> None:
-    """Two rounds whose loss stands far above are rolled back: the next round is not judged by them."""
+    """Two rounds with a far higher loss are rolled back: the next round is not judged by them."""
     setting = federation(**SETTING, guard={"loss_jump": 0.5, "norm_factor": None})
     for t in (5, 6, 7):
         make_round(four, federation(**SETTING, guard={"tries": 0}), t, lambda change: change + np.float32(3))
@@ -198,7 +198,7 @@ def _on(store: Store) -> Run:
 
 
 def test_a_rollback_while_a_round_is_open_takes_its_number_and_its_updates_are_not_used(four: Run) -> None:
-    """Whoever commits first; the next round starts from the rollback's model, with updates of its own."""
+    """Either may commit first; the next round starts from the rollback's model, with new updates."""
     setting = federation(**SETTING)
     for site in SITES:
         train(four, 5, site, lambda change: change)
@@ -239,7 +239,7 @@ def _roll_back_late(before: Run, setting: Federation) -> None:
 
 def test_200_rounds_are_read_with_as_many_requests_each_as_20(tmp_path: Path) -> None:
     """Sampling by tokens, a site that never contributes, the guard, the commit and the report's record, each with
-    a Run of its own, as the steps of a round have: files opened and folders listed in the store, counted by the
+    a new Run, as the steps of a round have: files opened and folders listed in the store, counted by the
     interpreter itself."""
     setting = Federation.model_validate(
         federation(lr=0.5).model_dump()

@@ -1,4 +1,4 @@
-"""A run's paths and manifests: golden bytes, the chain, attempts, and what litter must not change."""
+"""A run's paths and manifests: golden bytes, the chain, attempts, and what unreferenced files must not change."""
 
 import os
 import pickle
@@ -221,7 +221,7 @@ class Counted(Store):
 
 
 def test_what_a_run_has_read_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to a bound of its own, and what was used last is kept."""
+    """Up to its own bound, and what was used last is kept."""
     store = Counted(str(tmp_path))
     run = Run(store, "run")
     assert run.round(0) is None

@@ -60,7 +60,7 @@ def test_a_site_that_leaves_does_not_reshuffle_the_others_by_tokens_either():
 
 def test_tokens_are_learnt_from_the_newest_updates(tmp_path: Path):
     run = Run(Store(str(tmp_path)), "r")
-    said = [{}, {"a": 100.0, "b": 50.0}, {"a": 300.0, "stranger": 9.0}, {"b": 0.0, "c": -1.0}]
+    said = [{}, {"a": 100.0, "b": 50.0}, {"a": 300.0, "unknown": 9.0}, {"b": 0.0, "c": -1.0}]
     for t, tokens in enumerate(said):
         refs = {
             site: UpdateRef(attempt=1, sha256="", tokens=1, weight=1, bytes=1, steps=1, metrics={TOKENS: number})
@@ -73,7 +73,7 @@ def test_tokens_are_learnt_from_the_newest_updates(tmp_path: Path):
                 previous_sha256=previous, created="", versions={},
             )
         )  # fmt: skip
-    assert member_tokens(run, SITES, 1) == dict.fromkeys(SITES, 1.0), "nobody has said anything: all alike"
+    assert member_tokens(run, SITES, 1) == dict.fromkeys(SITES, 1.0), "no site has reported any: uniform"
     assert member_tokens(run, SITES, 4) == dict.fromkeys(SITES, 50.0), "no more than the median of the others"
     registered = {"a": 300, "b": 70, "c": None, "d": 10}
     assert member_tokens(run, SITES, 4, registered) == {"a": 300.0, "b": 70.0, "c": 70.0, "d": 10.0}

@@ -129,7 +129,7 @@ def test_from_a_site(make_rounds: Rounds, tmp_path: Path) -> None:
     assert manifest.start is not None
     assert (manifest.start.kind, manifest.start.source) == ("site", "north")
     assert manifest.start.sha256 == first.sha256
-    assert str(tmp_path / "private") not in manifest.start.model_dump_json()  # of its disk it tells names only
+    assert str(tmp_path / "private") not in manifest.start.model_dump_json()  # it reveals only names of its disk
     assert site_start(run, "south") is None
 
 

@@ -57,7 +57,7 @@ def keys(made: dict[str, dict[str, str]], s3_endpoint: str) -> Iterator[dict[str
 
 
 def enforce(endpoint: str, after: str) -> None:
-    """Have moto ask its IAM, after so many requests."""
+    """Have moto ask its IAM after this number of requests."""
     url, plain = f"{endpoint}/moto-api/reset-auth", {"Content-Type": "text/plain"}
     urllib.request.urlopen(urllib.request.Request(url, after.encode(), plain)).close()
 
@@ -108,7 +108,7 @@ def test_a_403_for_a_missing_object_means_missing_where_the_list_can_tell(
         assert not store.exists(f"{RUN}/held/the")
         with pytest.raises(FileNotFoundError):
             store.read(f"{RUN}/held/the")
-    for path in ("there",) if listed else ("there", "the"):  # not missing, or nobody says so
+    for path in ("there",) if listed else ("there", "the"):  # not missing, or not reported as missing
         with pytest.raises(StoreRefused, match="HTTP 403"):
             store.read(f"{RUN}/held/{path}")
         with pytest.raises(StoreRefused, match="HTTP 403"):

@@ -26,7 +26,7 @@ def store(s3_proxy: FaultProxy, s3_bucket: str) -> Store:
 
 @pytest.fixture
 def hasty(s3_proxy: FaultProxy, s3_bucket: str) -> Store:
-    """The same place for somebody who soon gives up."""
+    """The same place with a short timeout."""
     return Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, patience=0.3)
 
 

@@ -1,4 +1,4 @@
-"""What had to be tried again is told, to whoever asks."""
+"""Retries are reported to every caller that asks."""
 
 from photon_core.store.retry import outages, patiently
 

@@ -73,13 +73,13 @@ def test_a_signature_serves_an_objects_ranges_for_a_while(
     s3_proxy.requests.clear()
     for _ in range(2):
         assert ranged(0, 5, store, "run/other") == b"other"
-        time.sleep(1.1)  # signatures tell the second
+        time.sleep(1.1)  # signatures contain the second
     first, second = s3_proxy.requests
     assert header(first, "x-amz-date") != header(second, "x-amz-date")
 
 
 def test_what_is_signed_is_what_botocore_verifies(store: Store, s3_proxy: FaultProxy) -> None:
-    """The signature of another range than the first, worked out anew from what went over the wire."""
+    """The signature of another range than the first, recomputed from what went over the wire."""
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
@@ -168,7 +168,7 @@ def test_a_server_that_sends_the_whole_object_instead_is_refused(store: Store, s
     s3_proxy.fault = lambda request: "answer"
     with pytest.raises(PhotonError, match="sends the whole object"):
         ranged(10, 20, store)
-    assert ranged(0, 50, store) == b"x" * 40  # which is what was asked for
+    assert ranged(0, 50, store) == b"x" * 40  # the requested range
 
 
 def test_the_settings_are_the_filesystems(s3_proxy: FaultProxy, store: Store) -> None:

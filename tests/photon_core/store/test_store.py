@@ -157,7 +157,7 @@ def test_fetch_and_check_name_a_damaged_file(store: Store, tmp_path: Path, store
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
 def test_fetch_waits_for_nothing_that_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    """On a shared disk, as a stranger may leave it."""
+    """On a shared disk, as another user may leave it."""
     (tmp_path / "run").mkdir()
     make(tmp_path / "run" / "shard")
     with pytest.raises(CorruptFile, match="shard is "):

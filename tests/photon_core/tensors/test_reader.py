@@ -71,7 +71,7 @@ def test_pieces_are_asked_for_as_they_are_read(store: Store, together: int) -> N
 
 
 def test_a_header_on_its_way_is_waited_for(store: Store) -> None:
-    """Read and hashed by the pool and by `verify` at once, a whole file would be told as damaged."""
+    """Read and hashed by the pool and by `verify` at once, a whole file would be reported as damaged."""
     gate = Event()
     with ThreadPoolExecutor(1) as pool, TensorReader(store, "rounds/1", write(store, 1 << 20), pool) as reader:
         (file,) = reader._files

@@ -35,13 +35,13 @@ def test_an_attempt_that_ran_out_of_memory_is_not_counted(
 
     def searching(*args: Any, **options: Any) -> Trainer:
         trainer = make_trainer(*args, **options)
-        trainer.state.auto_microbatching = True  # Composer refuses it without a GPU only when it is asked for
+        trainer.state.auto_microbatching = True  # Composer refuses it without a GPU only when it is requested
         trainer.state.callbacks.append(starve)
         return trainer
 
     monkeypatch.setattr(loop, "make_trainer", searching)
     found = train(make_job(federation, theta, tmp_path, attempt=2), silent)
-    assert starve.attempts == 1 + 2 * 5, "tried again with half the micro-batch"
+    assert starve.attempts == 1 + 2 * 5, "retried with half the micro-batch"
     assert found.steps == expected.steps and found.tokens == expected.tokens
     for key in ("samples", "samples/news", "loss/news", "loss/code", "activation_norm", "gradient_norm"):
         assert found.metrics[key] == pytest.approx(expected.metrics[key], rel=1e-4), key

@@ -99,7 +99,7 @@ def test_the_smaller_of_two_limits_counts(make_site: Make) -> None:
 def test_found_anew_after_a_training_that_ran_out_of_memory(
     make_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starved: bool
 ) -> None:
-    """Whoever shares the device may take more of it than on the day of the search."""
+    """Another process on the device may take more of it than during the search."""
     federation = make_site(micro_batch="auto")
     kept = view_of(federation, "alpha").state_dir / FILE
     real = local.run_local_steps
@@ -124,7 +124,7 @@ def test_found_anew_after_a_training_that_ran_out_of_memory(
 def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
     make_site: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process is really killed; the kernel's count is a file of ours, or no other program would be safe."""
+    """The process is really killed; the kernel's count is the test's file, or no other program would be safe."""
     federation = make_site(micro_batch="auto")
     kept, count = view_of(federation, "alpha").state_dir / FILE, tmp_path / "vmstat"
     files = [str(path) for path in initial_model(federation, tmp_path)]

@@ -1,4 +1,4 @@
-"""A site's moments on their way to the server and back, in files of any size."""
+"""A site's moments, sent to the server and back, in files of any size."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Reads samples.u32: which sample of which stream stands behind each of its numbers.
+"""Reads samples.u32: the sample and stream of each of its numbers.
 
 The numbers run over the training splits of all the site's streams, in the order of the federation file.
 """

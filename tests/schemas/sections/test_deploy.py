@@ -79,7 +79,7 @@ def test_a_dump_means_the_same(tmp_path: Path) -> None:
         ({"storage": {"endpoint_url": "minio:9000"}}, "storage.endpoint_url: 'minio:9000' is not an address"),
         (
             {"storage": {"endpoint_url": "https://me:secret@h.org"}},
-            "holds the user name or password of a URL; take it out",
+            "contains the user name or password of a URL; remove it",
         ),
         ({"storage": {"secret_key": "x"}}, "storage.secret_key: unknown key"),
         ({"storage": {"profile": "a", "block": "b/c"}}, "credentials come from one of them"),
@@ -98,7 +98,7 @@ def test_a_pool_has_one_type(tmp_path: Path) -> None:
         {**FILE["sites"][0], "pool": "shared"},
         {**FILE["sites"][0], "name": "b", "pool": "shared", "pool_type": "docker"},
     ]
-    with pytest.raises(FederationError, match=r"sites\[b\].pool_type: .*'shared' would be of type docker here"):
+    with pytest.raises(FederationError, match=r"sites\[b\].pool_type: .*'shared' would have type docker here"):
         load(tmp_path, sites=sites)
 
 

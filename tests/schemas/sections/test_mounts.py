@@ -27,7 +27,7 @@ def test_what_a_path_is_called_on_its_file_system() -> None:
 
 
 def bound(folder: Path, at: str, command: list[str]) -> subprocess.CompletedProcess[str]:
-    """A command in a mount namespace of its own, where `at` is the folder text, too."""
+    """A command in a separate mount namespace, where `at` is the folder text, too."""
     script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
     return subprocess.run(
         ["unshare", "-m", "sh", "-c", script, "sh", str(folder / "text"), str(folder / at), *command],

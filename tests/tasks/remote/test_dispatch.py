@@ -1,4 +1,4 @@
-"""A site's flow run: a missing deployment, or one of another version, is told at once; a crash with the result."""
+"""A site's flow run: a missing deployment, or another version's, is reported at once; a crash with the result."""
 
 import time
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def test_a_deployment_that_is_missing_or_of_another_version(
 
     with get_client(sync_client=True) as client:
         asking.client = client
-        refused(r"there is no deployment 'site-round/dispatched-a'\. Write: photon dep")
+        refused(r"has no deployment 'site-round/dispatched-a'\. Write: photon deploy FILE")
         apply(plan(federation))
         there = client.read_deployment_by_name("site-round/dispatched-a")
         for tag, who in (("protocol:7", "at the coordinator"), ("other", "where `photon deploy` is run")):
@@ -51,7 +51,7 @@ def test_a_deployment_that_is_missing_or_of_another_version(
         client.update_deployment(there.id, DeploymentUpdate(tags=there.tags))
         file = federation.model_dump(mode="json")
         monkeypatch.setattr(asking, "_file", lambda: file | {"zebra": 1})
-        refused(r"of another version: it does not take these parameters\. Write: photon deploy")
+        refused(r"by another version of Photon: it does not accept these parameters\. Write: photon deploy FILE")
 
 
 def test_the_same_asked_twice_is_one_flow_run_and_an_edited_file_another(

@@ -12,7 +12,7 @@ from tasks.remote.waiting import Limits, Waiting, wait_for
 
 
 class Sites:
-    """Tasks that wait for the sites a, b and c, by hand."""
+    """Tasks that wait for the sites a, b and c, controlled by the test."""
 
     def __init__(self) -> None:
         from prefect.futures import PrefectConcurrentFuture
@@ -62,7 +62,7 @@ def test_otherwise_until_the_deadline(needed: int, grace: float | None, failed: 
     for site in failed:
         sites.waiting.report(site, "Failed")
     assert sites.wait(needed, 0.3, grace) == (["b", "c"], "")
-    assert sites.told[0].startswith("waits until 20") and " UTC for a retry of the flow runs" in sites.told[0]
+    assert sites.told[0].startswith("waits until 20") and " UTC for a retry of the failed flow" in sites.told[0]
     assert all(f"{site}: Failed" in sites.told[0] for site in failed)
 
 

@@ -19,7 +19,7 @@ RUNS = count(1)
 
 
 class Rounds:
-    """Rounds of one run that ask site a for the same, each with a file of its own."""
+    """Rounds of one run that request the same of site a, each with its own file."""
 
     def __init__(self, client: Any, federation: Federation) -> None:
         self.client, self.federation = client, federation
@@ -54,7 +54,7 @@ def rounds(prefect_server: str, write_federation: Callable[..., Path]) -> Iterat
 
 
 def test_two_rounds_with_different_files_do_not_replace_each_others_flow_runs_for_ever(rounds: Rounds) -> None:
-    """`photon rerun` keeps the file that it began with, while the round follows an edit; the worker is away."""
+    """`photon rerun` keeps the file that it began with, while the round follows an edit; no worker runs."""
     for t, section in enumerate(({"rounds": {"grace": 77}}, {"local": {"optimizer": {"lr": 0.25}}}), 1):
         ours, theirs = rounds.watch(t), rounds.watch(t, **section)
         for _ in range(4):
@@ -62,7 +62,7 @@ def test_two_rounds_with_different_files_do_not_replace_each_others_flow_runs_fo
             theirs.look(rounds.client)
         assert len(ours.asks.runs()) == 2 and ours.run.id == theirs.run.id
         assert not ours.failed and not theirs.failed
-        rounds.set(theirs, Completed())  # with the other file: now ours is asked for
+        rounds.set(theirs, Completed())  # with the other file: now ours is requested
         for _ in range(3):
             ours.look(rounds.client)
         assert len(ours.asks.runs()) == 3 and ours.run.id != theirs.run.id
@@ -77,7 +77,7 @@ def test_a_flow_run_that_is_completed_in_vain_counts_as_failed_for_the_grace(rou
     assert not watch.failed  # its update may have come since the store was read
     for _ in range(2):
         watch.look(rounds.client)
-        assert watch.failed == "Completed (nothing that it has committed counts)"
+        assert watch.failed == "Completed (it committed nothing that counts)"
     assert list(map(str, watch.notes)) == [f"its flow run was {watch.failed}"] and len(watch.asks.runs()) == 1
     rounds.set(watch, Scheduled())
     watch.look(rounds.client)

@@ -57,7 +57,7 @@ def test_what_the_guard_has_lowered_leaves_less_momentum_and_the_same_step(tmp_p
 def test_a_record_whose_answer_was_lost_keeps_its_files(
     tmp_path: Path, make_run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is in the store, though its writer was told that the store is away: another coordinator may go by it."""
+    """It is in the store, although its writer saw the store as unreachable: another coordinator may use it."""
     theta = {"a": np.ones((40, 5), np.float32)}
     run, updates = make_run(Store(str(tmp_path)), theta, {"s": ({"a": theta["a"] + np.float32(0.1)}, 10)})
     plain = Store.create
@@ -76,7 +76,7 @@ def test_a_record_whose_answer_was_lost_keeps_its_files(
 
 
 def test_changes_whose_products_overflow_are_no_error(tmp_path: Path, make_run) -> None:
-    """Their pairs have no cosine, and their shards no record, which could not say so."""
+    """Their pairs have no cosine, and their shards no record, which could not express that."""
     theta = {name: np.ones(300, np.float32) for name in "abcd"}
     sites = {s: ({n: v + np.float32(size) for n, v in theta.items()}, 10) for s, size in (("x", 0.1), ("y", 5e19))}
     run, updates = make_run(Store(str(tmp_path)), theta, sites)

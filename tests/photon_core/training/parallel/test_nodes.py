@@ -63,7 +63,7 @@ def test_it_equals_two_sites_of_the_same_parts(tmp_path: Path) -> None:
     first = train(make_job(federation, theta_zero(federation), tmp_path), reports.append)
     assert reports and {"step", "steps", "loss", "tokens"} <= reports[-1].keys()
     thetas, inside = rounds(federation, tmp_path)
-    assert inside[0] == first, "what is finished is not done again"
+    assert inside[0] == first, "finished work is not repeated"
 
     sites = make_federation(tmp_path / "server", ("one", "two"), STREAMS, clip_norm=0.5)
     for node, name in ((1, "one"), (2, "two")):  # the two sites have the nodes' parts as their data
@@ -168,7 +168,7 @@ def test_a_nodes_failure_has_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
         patch.setattr(nodes_module, "train_node", kill)
         with pytest.raises(ChildFailed, match="node 2 of site 'alpha': killed by SIGKILL"):
             train(job, silent)
-    assert train(job, silent).steps == 2, "the job goes on when it is done again"
+    assert train(job, silent).steps == 2, "the job resumes when it is repeated"
     theta["norm_f.bias"][:] = np.nan
     with pytest.raises(UpdateRejected, match=r"'alpha' rejected: node \d of site 'alpha': training diverged"):
         train(make_job(federation, theta, tmp_path, attempt=2), silent)

@@ -140,7 +140,7 @@ def test_two_ranks_equal_one(compared: Compared, name: str) -> None:
 def test_the_state_that_two_ranks_leave_is_that_of_one(
     compared: Compared,
 ) -> None:
-    """Round 2 trained from it; its stream goes on in the same place for any number of ranks."""
+    """Round 2 trained from it; its stream continues at the same position for any number of ranks."""
     for _, alone, ranks in compared.values():
         one, two = (torch.load(Path(r[1].folder, "training.pt"), weights_only=True) for r in (alone, ranks))
         assert two["stream"] == one["stream"] and two["samples"] == one["samples"] and two["mix"] == one["mix"]

@@ -26,7 +26,7 @@ Make = Callable[..., Federation]
 
 
 class Interrupted(Exception):
-    """Stands for whatever ends a training between two steps."""
+    """Takes the place of anything that ends a training between two steps."""
 
 
 def make_job(federation: Federation, folder: Path, **options: Any) -> LocalJob:
@@ -138,7 +138,7 @@ def test_another_jobs_is_not_gone_on_from_and_that_is_said(
 def test_an_edited_file_costs_no_step_that_it_does_not_change(
     make_site: Make, tmp_path: Path, interrupt: Interrupt
 ) -> None:
-    """Killed, or finished and not uploaded: then the operator pauses, adds or mends something else."""
+    """Killed, or finished and not uploaded: then the operator pauses, adds or fixes something else."""
     federation = make_site(checkpoint_steps=1)
     job = make_job(federation, tmp_path)
     interrupt(job, 3)
