@@ -7,10 +7,10 @@
     evaluate theta' on every site's held-out text; if it diverged, retry ServerOpt with a lower learning rate
     commit theta'
 
-A member may be a federation. It does its part by rounds of its own (WorldLM, Algorithm 1), which is `fit` below:
+A member may be a federation. It does its part by its own rounds (WorldLM, Algorithm 1): `fit` below.
 
     B, K    <- enter with the parent's backbone B; attend over own, parent's and routed key layers K
-    for the rounds of a call:  B, K <- a round, as above, of its own members
+    for each round of a call:  B, K <- a round, as above, over its own members
     return the change of B, and K
 
 Embedded, the sites' steps are tasks of this flow run. Deployed, each site's steps are a flow run on the site's
@@ -235,7 +235,7 @@ def _regions(runtime: Runtime, federation: Federation, t: int, sampled: list[str
 def _evaluate(
     runtime: Runtime, federation: Federation, t: int, model: list[FileEntry], deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Evaluate a model of round t on all active members' held-out text. Returns scores, and why some are missing."""
+    """Evaluate a model of round t on active members' held-out text. Returns scores, and why some are missing."""
     rounds = federation.rounds
     deadline = time.time() + rounds.evaluation_deadline
     futures: dict[str, PrefectFuture] = {}

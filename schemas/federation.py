@@ -117,7 +117,7 @@ class Federation(Section):
         "empty section",
     )
     sites: list[Site] = Field(
-        description="members with data of their own; may be left out beside federations",
+        description="members that train on their own data; optional with federations",
         examples=["- {name: site-a, streams: [...]}"],
     )
     federations: list[Child] = Field(
@@ -358,7 +358,7 @@ class Federation(Section):
         return self
 
     def placed(self) -> Iterator[tuple[str, tuple[str, int], Site | Child]]:
-        """What each member is called in messages, where it stands, and its section."""
+        """The noun for each member in messages, its key in the file, and its section."""
         yield from (("site", ("sites", i), one) for i, one in enumerate(self.sites))
         yield from (("federation", ("federations", i), one) for i, one in enumerate(self.federations))
 

@@ -140,7 +140,7 @@ class ParentRef(Manifest):
 
 
 class Residual(Manifest):
-    """A key layer of one member on its way to another (photon_core/aggregation/residuals.py)."""
+    """A key layer of one member that travels to another (photon_core/aggregation/residuals.py)."""
 
     layer: Text
     origin: list[Name] = Field(
@@ -323,7 +323,7 @@ class RoundManifest(Manifest):
     entries: Count = Field(default=0, description="entries so far, this one included")
     horizon: Count = Field(default=0, description="of an entry: T of the learning-rate schedule, in steps")
     key_layers: dict[str, list[str]] = Field(
-        default_factory=dict, description="key layer -> its parameters, which have files of their own"
+        default_factory=dict, description="key layer -> its parameters, which have their own files"
     )
     attention: dict[str, Attention] = Field(
         default_factory=dict, description="key layer -> how it became the mean of this round's pool"

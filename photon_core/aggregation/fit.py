@@ -25,7 +25,7 @@ from photon_core.run.line import parent as parent_of
 from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.provenance import federation_sha256, utc_now, versions
 from photon_core.run.run import Run, model_sha256, run_of
-from photon_core.run.start import Initial
+from photon_core.run.start import Initial, from_round
 from photon_core.tensors.local import LocalTensors
 from photon_core.tensors.numerics import dots
 from photon_core.tensors.reader import TensorReader
@@ -34,7 +34,7 @@ from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs.lossless import Lossless, encode
 from photon_core.update.settings import work_sha256
 from schemas.federation import Federation
-from schemas.manifests import FileEntry, ParentRef, Residual, RoundManifest, StartRef, TensorEntry, UpdateManifest
+from schemas.manifests import FileEntry, ParentRef, Residual, RoundManifest, TensorEntry, UpdateManifest
 from schemas.protocol import PROTOCOL
 
 CHUNK = 1 << 20  # elements
@@ -97,8 +97,7 @@ def initial_of(call: Call, folder: Path) -> Initial:
     base = call.base
     files = call.parent.store.fetch_all(base.model, call.folder, folder, call.federation.aggregation.connections)
     source = f"{call.parent.store.locate(call.parent.run)} round {base.round}"
-    hashes = {"round.json": call.ref.sha256, "model": base.model_sha256}
-    return Initial(list(files), StartRef(kind="run", source=source, sha256=hashes))
+    return Initial(list(files), from_round(source, call.ref.sha256, base.model_sha256))
 
 
 def entered(run: Run, ref: ParentRef) -> RoundManifest | None:

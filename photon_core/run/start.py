@@ -173,8 +173,18 @@ def _from_run(federation: Federation, folder: Path) -> Initial:
     connections = federation.aggregation.connections
     files = _copy(other.store, other.files_dir(manifest.round), manifest.model, folder, connections)
     source = f"{other.store.url}/{other.run} round {manifest.round}"
-    hashes = {"round.json": other.round_sha256(manifest.round), "model": manifest.model_sha256}
-    return Initial(files, StartRef(kind="run", source=source, sha256=hashes))
+    return Initial(files, from_round(source, other.round_sha256(manifest.round), manifest.model_sha256))
+
+
+def from_round(source: str, round_sha256: str, model_sha256: str) -> StartRef:
+    """A round of a run as the origin of another run's model.
+
+    Args:
+        source: where the round is.
+        round_sha256: hash of its manifest.
+        model_sha256: hash of its model.
+    """
+    return StartRef(kind="run", source=source, sha256={"round.json": round_sha256, "model": model_sha256})
 
 
 def _other_round(federation: Federation) -> tuple[Run, RoundManifest]:

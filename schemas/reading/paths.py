@@ -64,9 +64,9 @@ def resolve(data: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def resolve_remote(data: dict[str, Any], url: str) -> dict[str, Any]:
-    """A copy of the mapping of a file at a URL: files of its members that are named relative to it get URLs.
+    """A copy of the mapping of a file at a URL, with URLs for members' files that it names relative to itself.
 
-    All other local places stay as they are: they are of whoever has the file on a disk.
+    All other local places remain unchanged: they belong to the machine that has the file on a disk.
     """
 
     def beside(value: Any) -> Any:

@@ -10,12 +10,12 @@ from schemas.server_errors import told
 
 
 def is_url(place: str) -> bool:
-    """Whether a place goes through fsspec as it stands (s3://..., memory://...)."""
+    """Whether a place is passed to fsspec unchanged (s3://..., memory://...)."""
     return "://" in place or "::" in place
 
 
 def local_path(place: str) -> Path | None:
-    """The place on this machine's disks; None for a remote one."""
+    """The path of a place on this machine's disks; None for a remote one."""
     for scheme in ("file://", "local://"):
         if place.startswith(scheme):
             return Path(place.removeprefix(scheme))
@@ -30,7 +30,7 @@ def read_text(place: str | os.PathLike[str], options: dict[str, Any] | None = No
         options: keyword arguments for fsspec, for a URL.
 
     Raises:
-        FederationError: it is not there, not text, or cannot be read; names the place and the remedy.
+        FederationError: it does not exist, is not text, or cannot be read; names the place and the remedy.
     """
     path = local_path(str(place))
     try:
@@ -56,13 +56,13 @@ def _download(url: str, options: dict[str, Any]) -> bytes:
             data: bytes = file.read()
     except FileNotFoundError:
         raise
-    except Exception as error:  # every filesystem has errors of its own
+    except Exception as error:  # every filesystem has its own errors
         raise FederationError(f"{url}: cannot be read ({told(error)}); check address and credentials") from None
     return data
 
 
 def protocol_problem(url: str) -> str | None:
-    """Whether fsspec knows the URL's protocol and its package is installed; nothing is contacted."""
+    """Why fsspec cannot open the URL: unknown protocol or missing package. None if it can. Contacts no server."""
     import fsspec
 
     try:

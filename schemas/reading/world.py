@@ -105,7 +105,7 @@ class _Reader:
         identity = _identity(place)
         if identity in above:
             circle = " -> ".join((*above[above.index(identity) :], identity))
-            return f"stands above this file ({circle}), and a tree has no circle; drop the member"
+            return f"is above this file ({circle}), and a tree has no cycle; drop the member"
         if identity in self._listed:
             return f"is listed in {self._listed[identity]}, and a federation has one parent; drop it from one"
         self._listed[identity] = file
@@ -123,7 +123,7 @@ def _refuse_names(file: str, federation: Federation, names: tuple[str, ...]) -> 
     for _, key, one in federation.placed():
         if one.name in names:
             path = "/".join((*names, one.name))
-            message = f"'{one.name}' stands twice on the path {path}; give it another name"
+            message = f"'{one.name}' occurs twice on the path {path}; give it another name"
             raise refusal(file, federation, (*key, "name"), message)
 
 

@@ -32,7 +32,7 @@ class Stream(Section):
 
 
 class Member(Section):
-    """What a file says of whoever takes part: of a site, and of a federation."""
+    """What a file says of each member: a site or a federation."""
 
     name: Name
     paused: bool = Field(default=False, description="if true, it takes part in no round")

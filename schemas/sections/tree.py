@@ -19,7 +19,7 @@ ENDLESS = {"rounds": {"count": None}}
 
 
 class Child(Member):
-    """A federation that is a member of this one: it has a file, a store, a run and a coordinator of its own."""
+    """A federation that is a member of this one. It has its own file, store, run and coordinator."""
 
     federation: Place | None = Field(
         default=None,
@@ -99,8 +99,8 @@ def refuse_below_parent(count: int | None, server: Server, start: Start) -> None
         )
     if server.schedule.name != "constant" and server.schedule.total_rounds is None:
         raise wrong(
-            f"{server.schedule.name} ends with rounds.count, which a federation with parent has not; write "
-            "total_rounds, or constant",
+            f"{server.schedule.name} ends with rounds.count, which a federation with parent does not have; "
+            "write total_rounds, or constant",
             *("server", "schedule", "name"),
         )
     if not start.from_seed:

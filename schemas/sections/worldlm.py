@@ -85,7 +85,7 @@ class WorldLM(Section):
         if self.temperature == 0 and self.attention == "dot":
             raise wrong("0 would keep the longest row with dot; write a number above 0", "temperature")
         if self.temperature == 0 and not self.own_row:
-            raise wrong("0 keeps the own row, which own_row: false leaves out; drop one of them", "temperature")
+            raise wrong("0 keeps the own row, which own_row: false excludes; drop one of them", "temperature")
         return self
 
 

@@ -32,7 +32,7 @@ def inner(*names: str) -> list[dict[str, Any]]:
 
 
 def tree() -> Files:
-    """A root with a site and two regions, of which one has a region of its own."""
+    """A root with a site and two regions, one of which has its own region."""
     return {
         "world": node("world", "office", federations=inner("europe", "asia")),
         "europe": node("europe", "berlin", "lyon", parent="world", federations=inner("iberia")),
@@ -92,9 +92,13 @@ def test_files_at_urls(write: Callable[[Files], str]) -> None:
     remote.pipe_file("/tree/iberia.yaml", Path("iberia.yaml").read_bytes())
     europe = load_world("world.yaml").children["europe"]
     assert europe.children["iberia"].file == "memory://tree/iberia.yaml"
-    assert europe.federation.sites[0].streams[0].source == "s.txt", "of whoever has the file on a disk"
+    assert europe.federation.sites[0].streams[0].source == "s.txt", (
+        "it belongs to the machine that has the file on a disk"
+    )
     remote.rm_file("/tree/iberia.yaml")
-    with pytest.raises(FederationError, match=r"europe\.yaml: federations\[iberia\]\.federation: nothing is at"):
+    with pytest.raises(
+        FederationError, match=r"federations\[iberia\]\.federation: 'memory.* does not exist; correct"
+    ):
         load_world("world.yaml")
 
 
@@ -144,11 +148,11 @@ WRONG: list[tuple[str, Files, str]] = [
      "world.yaml:24: federations[africa].federation: '{folder}/africa.yaml' does not exist; write the path or "
      "URL of its file, or drop it: then the member's file stays with the member"),
     ("a circle", change("iberia", federations=[{"name": "all", "federation": "europe.yaml"}]),
-     "{folder}/iberia.yaml:25: federations[all].federation: stands above this file ({folder}/europe.yaml -> "
-     "{folder}/iberia.yaml -> {folder}/europe.yaml), and a tree has no circle; drop the member"),
+     "{folder}/iberia.yaml:25: federations[all].federation: is above this file ({folder}/europe.yaml -> "
+     "{folder}/iberia.yaml -> {folder}/europe.yaml), and a tree has no cycle; drop the member"),
     ("the file itself", change("world", federations=[{"name": "all", "federation": "./world.yaml"}]),
-     "world.yaml:22: federations[all].federation: stands above this file ({folder}/world.yaml -> "
-     "{folder}/world.yaml), and a tree has no circle; drop the member"),
+     "world.yaml:22: federations[all].federation: is above this file ({folder}/world.yaml -> "
+     "{folder}/world.yaml), and a tree has no cycle; drop the member"),
     ("two parents", change("asia", federations=inner("iberia")),
      "{folder}/asia.yaml:25: federations[iberia].federation: is listed in {folder}/europe.yaml, and a federation "
      "has one parent; drop it from one"),
@@ -177,7 +181,7 @@ WRONG: list[tuple[str, Files, str]] = [
      "{folder}/europe.yaml:1: worldlm.key_layers: 0.3, but 1 in run 'world', its parent, and a tree has the same; "
      "write 1"),
     ("a name twice on a path", change("iberia", sites=[site("europe")]),
-     "{folder}/iberia.yaml:14: sites[europe].name: 'europe' stands twice on the path europe/iberia/europe; give "
+     "{folder}/iberia.yaml:14: sites[europe].name: 'europe' occurs twice on the path europe/iberia/europe; give "
      "it another name"),
     ("two runs of one name in one store", change("asia", run="iberia", store="stores/europe") |
      {"iberia": node("iberia", "porto", parent="europe") | {"store": "stores/europe"}},
@@ -190,12 +194,12 @@ WRONG: list[tuple[str, Files, str]] = [
         site("o", state_dir="photon-sites/europe/berlin")]),
      "{folder}/asia.yaml:18: sites[o].state_dir: '{folder}/photon-sites/europe/berlin' is "
      "sites[berlin].state_dir '{folder}/photon-sites/europe/berlin' of {folder}/europe.yaml; Photon writes and "
-     "removes files there: write places of which none lies in another"),
+     "removes files there: write places that do not contain each other"),
     ("a store in another's text", change("asia", sites=[{"name": "o", "streams": [
         {"name": "s", "source": "stores/europe/x.txt"}]}]),
      "{folder}/europe.yaml:2: store: '{folder}/stores/europe' holds sites[o].streams[s].source "
      "'{folder}/stores/europe/x.txt' of {folder}/asia.yaml; Photon writes and removes files there: write places "
-     "of which none lies in another"),
+     "that do not contain each other"),
     ("an end of the schedule that comes early", change("iberia", worldlm={"rounds": 2}),
      "world.yaml:11: local.schedule.total_steps: missing, and would be rounds.count x local.steps, but a round of "
      "this tree has 20 steps, not 10; write 100"),
