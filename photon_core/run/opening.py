@@ -26,6 +26,7 @@ from photon_core.tensors.shards import put_file
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest
 from schemas.sections.start import Start
+from schemas.sections.worldlm import WorldLM
 
 FROZEN = ("model", "tokenizer", "seed", "start", "key_layers")  # what makes two rounds parts of one run
 
@@ -39,22 +40,28 @@ def check_frozen(birth: RunManifest, federation: Federation, tokenizer_sha256: s
     now = federation.model_dump(mode="json")
     remedy = f"restore it, or give the changed federation a new name under run: (this run is '{birth.run}')"
     for key in FROZEN:
-        mine, then = _said(now, key), _said(birth.federation, key)
-        if key != "tokenizer" and mine != then:
-            name = "worldlm.key_layers" if key == "key_layers" else key
-            where, mine, started = _first_difference(name, mine, then)
+        then = birth.federation.get(key, Start().model_dump(mode="json"))  # older runs have no start
+        if key not in ("tokenizer", "key_layers") and now[key] != then:
+            where, mine, started = _first_difference(key, now[key], then)
             raise FederationError(f"{where} is {mine}, but the run was started with {started}: {remedy}")
+    _check_key_layers(birth, federation, remedy)
     if birth.tokenizer_sha256 != tokenizer_sha256:
         raise FederationError(
             f"tokenizer '{federation.tokenizer}' is not the one that the run was started with: {remedy}"
         )
 
 
-def _said(file: dict[str, Any], key: str) -> Any:
-    """What a file says of a frozen key. Older runs have no start, and files of no tree no key layers."""
-    if key == "key_layers":
-        return (file.get("worldlm") or {"key_layers": 0})["key_layers"]
-    return file.get(key, Start().model_dump(mode="json"))
+def _check_key_layers(birth: RunManifest, federation: Federation, remedy: str) -> None:
+    """However the file asks for them: from round 0 on each key layer has files of its own."""
+    worldlm = birth.federation.get("worldlm")
+    born = federation.model_copy(update={"worldlm": worldlm and WorldLM.model_validate(worldlm)})
+    now, then = key_layers(federation), key_layers(born)
+    if now != then:
+        names = [", ".join(layers) or "none" for layers in (now, then)]
+        raise FederationError(
+            f"worldlm.key_layers gives the key layers {names[0]}, but the run was started with {names[1]}: "
+            f"{remedy}"
+        )
 
 
 def _first_difference(key: str, mine: Any, theirs: Any) -> tuple[str, Any, Any]:

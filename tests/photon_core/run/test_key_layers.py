@@ -96,6 +96,7 @@ def test_every_parameter_may_be_of_a_key_layer(tmp_path: Path) -> None:
     ({}, None, False),
     ({}, {"key_layers": 2}, False),
     ({}, {"key_layers": 0.3, "temperature": 2}, True),
+    ({}, {"key_layers": 1}, True),
 ])  # fmt: skip
 def test_key_layers_stay_those_that_the_run_was_begun_with(
     tmp_path: Path, then: Any, now: Any, same: bool

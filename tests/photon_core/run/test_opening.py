@@ -68,9 +68,9 @@ def born(federation: Federation) -> RunManifest:
 @pytest.mark.parametrize(
     ("then", "now", "said"),
     [
-        (None, {}, "is 0.3, but the run was started with 0:"),
-        ({"key_layers": 1}, None, "is 0, but the run was started with 1:"),
-        ({"key_layers": ["blocks.0"]}, {"key_layers": 1}, r"is 1, but the run was started with \['blocks.0'\]:"),
+        (None, {}, "gives the key layers blocks.0, but the run was started with none:"),
+        ({"key_layers": 1}, None, "gives the key layers none, but the run was started with blocks.0:"),
+        ({"key_layers": ["blocks.0.attn"]}, {}, "gives the key layers blocks.0, but .* with blocks.0:"),
     ],
 )
 def test_a_run_keeps_its_key_layers(then: Any, now: Any, said: str) -> None:
@@ -82,6 +82,7 @@ def test_a_run_keeps_its_key_layers(then: Any, now: Any, said: str) -> None:
     ("then", "now"),
     [
         (None, {"key_layers": 0}),
+        ({"key_layers": ["blocks"]}, {"key_layers": 1}),
         ({}, {"attention": "mean", "temperature": 2, "residuals": "off", "weights": "tokens"}),
     ],
 )
