@@ -36,7 +36,7 @@ class Child(Member):
 
 
 class Parent(Section):
-    """The federation that this one is a member of: its rounds ask for this one's, without rounds.count."""
+    """The federation that this one is a member of. Its rounds start those of this one: rounds.count is refused."""
 
     store: Place = Field(
         description="fsspec URL or path of the parent's rounds", examples=["s3://bucket/photon-world"]
