@@ -206,7 +206,7 @@ def _wait(
 
 
 def _cancel(runtime: Runtime, one: Member, t: int) -> None:
-    """End the child processes of a member's part of round t in this process."""
+    """End the child processes of a member's part of round t that this process has started."""
     if isinstance(one, SiteMember):
         steps.cancel(runtime, one.view, t)
         return
@@ -259,11 +259,11 @@ def fit(federation: Federation, member: str, t: int, attempt: int = 1, deployed:
     """A member that is a federation does its part of its parent's round t: Fit(q) of WorldLM's Algorithm 1.
 
     Args:
-        federation: the parent's file.
-        member: the federation's name in it.
+        federation: file of the parent.
+        member: name of the federation in that file.
         t: number of the parent's round, from 1.
-        attempt: enter and train again unless a contribution of this attempt is committed.
-        deployed: have each site's own worker do its part.
+        attempt: number of the attempt; enters and trains unless its contribution is committed.
+        deployed: flag: each site's worker does its part.
     """
     child = world_of(federation, member).federation
     call = call_of(federation, member, t, attempt)
@@ -283,7 +283,7 @@ def fit_evaluate(
     """A member that is a federation has its own members evaluate a model of its parent's round t.
 
     Raises:
-        PhotonError: none of them could.
+        PhotonError: no member has scores.
     """
     child = world_of(federation, member).federation
     with tags(f"run:{child.run}"), runtime_of(child) as runtime:

@@ -31,8 +31,8 @@ from schemas.sections.worldlm import WorldLM, refuse_beside
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
 ROBUST_UPDATES = 3  # two updates have no middle one
-ENDLESS = 10**9  # rounds, more than anybody trains
-TREE: dict[str, Any] = {"worldlm": None, "federations": [], "parent": None}  # what a file without a tree has
+ENDLESS = 10**9  # more rounds than any run trains
+TREE: dict[str, Any] = {"worldlm": None, "federations": [], "parent": None}  # values in a file without a tree
 
 
 class Rounds(Section):
@@ -113,7 +113,7 @@ class Federation(Section):
     )
     worldlm: WorldLM | None = Field(
         default=None,
-        description="key layers, which each node of a tree of federations keeps; default: none; in a tree, an "
+        description="key layers, which each node of a tree of federations keeps; default: none, or in a tree an "
         "empty section",
     )
     sites: list[Site] = Field(
@@ -371,7 +371,7 @@ class Federation(Section):
 
     @model_serializer(mode="wrap")
     def _flat(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the keys of trees where they say nothing: hashes of files that have none hold this."""
+        """Without default values of a tree's keys, so that hashes of files without a tree stay the same."""
         data: dict[str, Any] = write(self)
         return {key: value for key, value in data.items() if key not in TREE or value != TREE[key]}
 
@@ -417,12 +417,12 @@ class Federation(Section):
 
     @property
     def key_layers(self) -> int | float | list[str]:
-        """What the file asks for as key layers; 0 for none."""
+        """The file's choice of key layers; 0 for none."""
         return self.worldlm.key_layers if self.worldlm else 0
 
     @property
     def total_rounds(self) -> int:
-        """Rounds in all; below a parent, where no end is known, more than anybody trains."""
+        """Total number of rounds; ENDLESS below a parent, which sets no end."""
         return self.rounds.count or ENDLESS
 
     @property

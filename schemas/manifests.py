@@ -121,10 +121,11 @@ class Attention(Manifest):
     """How one key layer of a node became a mean over a pool (photon_core/aggregation/attention.py)."""
 
     rows: list[Text] = Field(
-        max_length=LIST_LIMIT, description="own, then parent, members by name, or residuals by origin"
+        max_length=LIST_LIMIT,
+        description="names of the rows: own, then parent, members by name, or residuals by origin",
     )
     scores: list[Number] = Field(max_length=LIST_LIMIT)
-    weights: list[Number] = Field(max_length=LIST_LIMIT, description="float32, of the rows; they sum to 1")
+    weights: list[Number] = Field(max_length=LIST_LIMIT, description="float32 weights of the rows; their sum is 1")
     tau: Number
 
 
@@ -133,8 +134,8 @@ class ParentRef(Manifest):
 
     store: str = Field(description="URL of the parent's store")
     run: Name
-    round: Count = Field(description="of the parent: the one that the child contributes to")
-    sha256: Name = Field(description="hash of the round.json before it, whose model was entered with")
+    round: Count = Field(description="number of the parent's round that the child contributes to")
+    sha256: Name = Field(description="hash of the previous round's round.json, whose model the child enters with")
     member: Name = Field(description="the child's name in the parent's file")
     attempt: Count = 1
 
@@ -145,10 +146,10 @@ class Residual(Manifest):
     layer: Text
     origin: list[Name] = Field(
         max_length=LIST_LIMIT,
-        description="names down to the origin, from a member of the federation that holds it or sent it down",
+        description="path of names to the origin, from a member of the federation that holds it or sent it down",
     )
-    born: Count = Field(description="round, of the origin's own federation, in which it was picked")
-    hops: Count = Field(default=0, description="links that it has crossed")
+    born: Count = Field(description="round of the origin's federation in which it was picked")
+    hops: Count = Field(default=0, description="number of links that it has crossed")
     folder: Text = Field(description="folder of the files in the store of the round that names it")
     files: list[FileEntry]
 
@@ -174,14 +175,16 @@ class UpdateManifest(Manifest):
         default_factory=list, description="moments of the inner optimizer, if they are averaged"
     )
     key_layers: list[FileEntry] = Field(
-        default_factory=list, description="the node's key layers, whole, where the federation has any"
+        default_factory=list, description="whole key layers of the node, if the federation has any"
     )
     entry_sha256: Name = Field(
-        default="", description="hash of the model that training started from, where its key layers are the node's"
+        default="", description="hash of the model that training started from, if it holds the node's key layers"
     )
-    entry: dict[Text, Attention] = Field(default_factory=dict, description="key layer -> how it was entered with")
+    entry: dict[Text, Attention] = Field(default_factory=dict, description="key layer -> its attention at entry")
     residuals: list[Residual] = Field(
-        default_factory=list, max_length=LIST_LIMIT, description="handed up by a member that is a federation"
+        default_factory=list,
+        max_length=LIST_LIMIT,
+        description="residuals that a federation hands up to its parent",
     )
     tokens: Count = Field(description="number of trained tokens, the update's weight")
     steps: Count
@@ -271,19 +274,19 @@ class PartialManifest(UpdateManifest):
 
 
 class AttentionManifest(Manifest):
-    """rounds/<t>/attention-<inputs>.json: the weights of a round's key layers, before they are used.
+    """rounds/<t>/attention-<inputs>.json: the weights of a round's key layers, committed before their use.
 
-    Not a commit: it lets every aggregation of the same updates, on whatever machine, use the same weights.
+    It commits no round. With it, every aggregation of the same updates, on any machine, uses the same weights.
     """
 
     run: str
     round: Count
-    inputs: str = Field(description="hash of all that the weights depend on")
+    inputs: str = Field(description="hash of everything that the weights depend on")
     layers: dict[Text, Attention] = Field(description="key layer -> its weights")
 
 
 class DownManifest(Manifest):
-    """rounds/<t>/sites/<member>/down.json: the residuals that a member enters the round with, if there are any."""
+    """rounds/<t>/sites/<member>/down.json: the residuals with which a member enters the round, if any."""
 
     run: str
     round: Count
@@ -319,19 +322,21 @@ class RoundManifest(Manifest):
     )
     reason: str = Field(default="", description="reason for a round without updates, as its requester gave it")
     who: str = Field(default="", description="requester of a round without updates: a user, or a flow run")
-    parent: ParentRef | None = Field(default=None, description="of an entry: the parent's round")
-    entries: Count = Field(default=0, description="entries so far, this one included")
-    horizon: Count = Field(default=0, description="of an entry: T of the learning-rate schedule, in steps")
+    parent: ParentRef | None = Field(default=None, description="the parent's round, for an entry")
+    entries: Count = Field(default=0, description="number of entries up to this round, including it")
+    horizon: Count = Field(default=0, description="T of the learning-rate schedule, in steps, for an entry")
     key_layers: dict[str, list[str]] = Field(
         default_factory=dict, description="key layer -> its parameters, which have their own files"
     )
     attention: dict[str, Attention] = Field(
-        default_factory=dict, description="key layer -> how it became the mean of this round's pool"
+        default_factory=dict, description="key layer -> its attention over this round's pool"
     )
     up: list[Residual] = Field(default_factory=list, description="residuals for the parent")
     down: list[Residual] = Field(default_factory=list, description="residuals for the members of the next round")
-    received: list[Residual] = Field(default_factory=list, description="of an entry: residuals of the parent")
-    dropped: dict[str, Count] = Field(default_factory=dict, description="why a residual ended here -> how many")
+    received: list[Residual] = Field(default_factory=list, description="residuals from the parent, for an entry")
+    dropped: dict[str, Count] = Field(
+        default_factory=dict, description="reason -> number of residuals that ended here"
+    )
     model_sha256: str = Field(description="sha256 over the model files' hashes, in order")
     model: list[FileEntry]
     download: list[FileEntry] = Field(

@@ -1,4 +1,4 @@
-"""The steps of a federation that is a member of another (WorldLM, Fit): enter, contribute, give scores."""
+"""The steps of a federation that is a member of another (WorldLM, Fit): enter, contribute, report scores."""
 
 import tempfile
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from tasks.tags import STEP
 
 @restarted(task_run_name="enter", tags=[f"{STEP}enter"])
 def enter(runtime: Runtime, child: Federation, call: Call) -> RoundManifest:
-    """Commit the child's entry into the parent's round; opens the child's run where that is to be done."""
+    """Commit the child's entry into the parent's round. Opens the child's run if it is not open."""
     run = run_of(child)
     with runtime.log.step("enter"), tempfile.TemporaryDirectory(prefix="photon-") as name:
         folder = Path(name)
@@ -53,10 +53,10 @@ def report_scores(
     scores: Mapping[str, Mapping[str, float]],
     failures: Mapping[str, str],
 ) -> dict[str, float]:
-    """The members' scores as one, by their held-out tokens; committed in the parent's round.
+    """Commit the mean of the members' scores, weighted by held-out tokens, in the parent's round, and return it.
 
     Raises:
-        PhotonError: there are none; the text says why.
+        PhotonError: there are no scores; the message gives the reasons.
     """
     tokens = sum(one["tokens"] for one in scores.values())
     if not tokens:
@@ -69,10 +69,10 @@ def report_scores(
 
 @task(task_run_name="receive a candidate", tags=[f"{STEP}receive"], cache_policy=NO_CACHE)
 def receive(child: Federation, parent: Federation, t: int, model: list[FileEntry]) -> tuple[int, list[FileEntry]]:
-    """Copy a candidate of the parent's round t into the child's store, where the child's members can read it.
+    """Copy a candidate of the parent's round t to the child's store, where the child's members can read it.
 
     Returns:
-        the child's open round, in whose folder the files are, and the files.
+        number of the child's open round, whose folder holds the files, and the files.
     """
     above, run = run_of(parent), run_of(child)
     n = (run.latest() or 0) + 1

@@ -1,16 +1,18 @@
 """Attention over one key layer of several nodes (WorldLM, Algorithm 1, lines 5 and 17).
 
-Row 0 of the pool is the node's own layer x_0, the only query. The other rows are its parent's and its members', or
-residuals. A row is a whole key layer, its tensors flattened in the order of their names. Each row gets one weight:
+Row 0 of the pool is the node's own layer x_0, the only query. The other rows are those of its parent and members,
+or residuals. A row is a whole key layer: its tensors, flattened, in the order of their names. Each row gets one
+weight:
 
-    cosine   s_j = <x_0, x_j> / (|x_0| |x_j|)     (0 where a norm is 0)
+    cosine   s_j = <x_0, x_j> / (|x_0| |x_j|)     (0 if a norm is 0)
     dot      s_j = <x_0, x_j> / sqrt(d)           d: elements of the layer
     mean     s_j = 0
     a_j = w_j exp((s_j - max s) / tau) / sum_i w_i exp((s_i - max s) / tau)
     y   = sum_j a_j x_j
 
-The paper (Iacob et al. 2024, arXiv 2405.14446) names neither scale, normalisation nor temperature: all three are
-choices. Cosine with a temperature is the weighting of HeurFedAMP (Huang et al. 2021, arXiv 2007.03797).
+The paper (Iacob et al. 2024, arXiv 2405.14446) names neither scale, normalisation nor temperature. All three are
+choices of this project. Cosine with a temperature is the weighting of HeurFedAMP (Huang et al. 2021, arXiv
+2007.03797).
 """
 
 import math
@@ -25,17 +27,17 @@ from schemas.sections.worldlm import WorldLM
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-LEAST_SPREAD = 1e-6  # of cosines, so that equal rows have a temperature
+LEAST_SPREAD = 1e-6  # minimum spread of cosines, so that equal rows have a temperature
 
 
 def attend(rows: Sequence[str], sums: Sums, worldlm: WorldLM, shares: Sequence[float] | None = None) -> Attention:
-    """The weights of a pool, with all that they come from.
+    """The weights of a pool, with names, scores and temperature.
 
     Args:
-        rows: names of the rows, the own one first.
-        sums: of the rows; row 0 is the query.
-        worldlm: the node's settings.
-        shares: w_j; all 1 by default.
+        rows: names of the rows, the own row first.
+        sums: inner products of the rows; row 0 is the query.
+        worldlm: settings of the node.
+        shares: factors w_j; default: all 1.
     """
     found = scores(sums, worldlm)
     tau = tau_of(found, worldlm)
@@ -44,16 +46,16 @@ def attend(rows: Sequence[str], sums: Sums, worldlm: WorldLM, shares: Sequence[f
 
 
 def scores(sums: Sums, worldlm: WorldLM) -> Float64:
-    """s_j for every row."""
+    """s_j of every row."""
     if worldlm.attention == "mean":
         return np.zeros_like(sums.squares)
     return sums.cosines()[0] if worldlm.attention == "cosine" else sums.products[0] / math.sqrt(sums.elements)
 
 
 def tau_of(scores: Float64, worldlm: WorldLM) -> float:
-    """The formula's temperature: with cosine the file's in units of 1 minus the other rows' mean cosine.
+    """The temperature of the formula. With cosine, the file's is in units of 1 minus the other rows' mean cosine.
 
-    With mean it is 1, whatever the file says: all scores are equal.
+    With mean it is always 1, because all scores are equal.
     """
     if worldlm.attention == "mean":
         return 1.0
@@ -64,18 +66,18 @@ def tau_of(scores: Float64, worldlm: WorldLM) -> float:
 
 
 def token_shares(tokens: Sequence[int]) -> list[float]:
-    """w_j of the own row, then of the members: their tokens. The own row is an average member (a choice)."""
+    """w_j by tokens: of the own row, then of the members. The own row counts as an average member (a choice)."""
     return [sum(tokens) / len(tokens), *map(float, tokens)]
 
 
 def weights(scores: Float64, tau: float, shares: Sequence[float] | None = None, own_row: bool = True) -> Float32:
-    """a_j for every row, rounded to float32: all that a node's key layer depends on beside the rows themselves.
+    """a_j of every row, rounded to float32. A node's new key layer depends only on these and the rows.
 
     Args:
         scores: s_j of the pool.
         tau: temperature of the formula; 0 keeps the own row.
-        shares: w_j, above 0; all 1 by default.
-        own_row: flag: the own row takes part; it does where there is no other.
+        shares: factors w_j, above 0; default: all 1.
+        own_row: flag: the own row takes part. If it is the only row, it always does.
     """
     if len(scores) == 1 or tau == 0:
         return np.eye(1, len(scores), dtype=np.float32)[0]
@@ -87,6 +89,6 @@ def weights(scores: Float64, tau: float, shares: Sequence[float] | None = None, 
 
 
 def entropy(weights: Sequence[float]) -> float:
-    """Of a row of weights, in nats: 0 where one row has all, the logarithm of their number where all are equal."""
+    """Entropy of weights in nats: 0 if one row has all weight, the logarithm of their number if all are equal."""
     values = np.asarray([weight for weight in weights if weight > 0])
     return float(-(values * np.log(values)).sum()) + 0.0

@@ -1,8 +1,8 @@
-"""A node enters a round: each of its key layers becomes a mean over a pool (WorldLM, Algorithm 1, lines 3-6).
+"""Entry of a node into a round: its key layers become means over pools (WorldLM, Algorithm 1, lines 3-6).
 
-Row 0 of the pool is the node's own layer, row 1 its parent's; residuals follow. The mean is attention's
-(aggregation/attention.py), with all shares 1. Files of this machine become files of this machine: two passes over
-them, block by block, NumPy alone. The bits depend on the rows and the settings alone.
+Row 0 of a pool is the node's own layer, row 1 its parent's; residuals follow. The mean is that of attention
+(aggregation/attention.py), with all shares 1. Two passes, with NumPy alone, read local files block by block and
+write local files. The bits depend only on the rows and the settings.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,11 +27,11 @@ from schemas.sections.worldlm import WorldLM
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 OWN, PARENT = "own", "parent"
-PIECE = 8 * BLOCK  # elements of a row that are in memory together
+PIECE = 8 * BLOCK  # elements of a row that are in memory at a time
 
 
 class Row(NamedTuple):
-    """One row of a pool: its name, and the files that hold it, perhaps among others."""
+    """One row of a pool: its name, and the tensors of files that hold it; they may hold others, too."""
 
     name: str
     tensors: LocalTensors
@@ -42,9 +42,9 @@ class Entered:
     """The key layers that a node enters with.
 
     Args:
-        folder: where the files are.
-        files: of all key layers, layer by layer; paths relative to the folder.
-        attention: key layer -> how it was made.
+        folder: folder of the files.
+        files: files of all key layers, ordered by layer; paths relative to the folder.
+        attention: key layer -> its attention.
     """
 
     folder: Path
@@ -63,17 +63,17 @@ def enter_layers(
     folder: Path,
     max_bytes: int = SHARD_BYTES,
 ) -> Entered:
-    """Write the key layers that a node enters with: each the mean of its pool.
+    """Write the key layers that a node enters with, each of which is the mean of its pool.
 
     Args:
-        pools: key layer -> its rows, the node's own first.
+        pools: key layer -> its rows, the node's own row first.
         layers: key layer -> its parameters.
-        worldlm: the node's settings.
-        folder: where the files go, <layer>-00001-of-00001.safetensors and so on.
-        max_bytes: largest file; a larger tensor is split by rows.
+        worldlm: settings of the node.
+        folder: folder for the files, <layer>-00001-of-00001.safetensors and so on.
+        max_bytes: maximum size of a file; a larger tensor is split by rows.
 
     Raises:
-        CorruptFile: a row's files are not of the same tensors as the others', or hold NaN or infinity.
+        CorruptFile: a row has other tensors than the first, or holds NaN or infinity.
     """
     found = Entered(folder)
     for layer, rows in pools.items():
@@ -115,7 +115,7 @@ def _sums(name: str, rows: Sequence[Row]) -> Float64:
 
 
 def _mean(name: str, rows: Sequence[Row], weights: Sequence[float]) -> Float32:
-    """A whole tensor: sum_j a_j x_j, element by element, the rows in their order."""
+    """A whole tensor: sum_j a_j x_j of each element, in the order of the rows."""
     out = np.empty(rows[0].tensors.tensors[name].shape, np.float32)
     flat = out.reshape(-1)
     for start, end, piece in _pieces(name, rows):
@@ -124,7 +124,7 @@ def _mean(name: str, rows: Sequence[Row], weights: Sequence[float]) -> Float32:
 
 
 def _pieces(name: str, rows: Sequence[Row]) -> Iterator[tuple[int, int, Float32]]:
-    """A tensor's elements from start to end, of all rows side by side; each array is valid until the next."""
+    """Pieces of a tensor: start, end, and the elements of all rows. An array is valid until the next piece."""
     size = prod(rows[0].tensors.tensors[name].shape)
     buffer = np.empty((len(rows), min(size, PIECE)), np.float32)
     for start, end in pairwise([*range(0, size, PIECE), size]):

@@ -1,9 +1,9 @@
-"""Fit(q) of WorldLM's Algorithm 1, but for the rounds in it: how a federation enters and what it hands up.
+"""Fit(q) of WorldLM's Algorithm 1, without its rounds: how a federation enters, and what it contributes.
 
-    enter (lines 3-6):  B <- B_p;  K <- Attn(K, [K, K_p, residuals]); a committed round of its own chain
-    contribute:         its backbone's change, its key layers, its residuals, its members' tokens in sum
+    enter (lines 3-6):  B <- B_p;  K <- Attn(K, [K, K_p, residuals]); a committed round of the federation's chain
+    contribute:         the change of its backbone, its key layers, its residuals, the sum of its members' tokens
 
-The parent's round t reads what is committed to it; the federation's own store, rounds and file stay its own.
+The parent's round t reads the committed contribution only. The federation keeps its own store, rounds and file.
 """
 
 import math
@@ -42,12 +42,12 @@ CHUNK = 1 << 20  # elements
 
 @dataclass(frozen=True)
 class Call:
-    """A parent's round as one of its members that is a federation sees it.
+    """A parent's call of a member that is a federation, for one round.
 
     Args:
         parent: run of the parent.
         federation: file of the parent.
-        ref: names the round, the member and the attempt.
+        ref: reference to the round, the member and the attempt.
         residuals: key layers that the parent routes to the member.
         horizon: T of the learning-rate schedule, in steps.
     """
@@ -60,7 +60,7 @@ class Call:
 
     @property
     def base(self) -> RoundManifest:
-        """The parent's round before, whose model is entered with."""
+        """The parent's previous round, whose model the member enters with."""
         base = self.parent.round(self.ref.round - 1)
         if base is None:
             raise PhotonError(f"round {self.ref.round - 1} of run '{self.parent.run}' is not committed")
@@ -68,12 +68,12 @@ class Call:
 
     @property
     def folder(self) -> str:
-        """Of the files of `base`, in the parent's store."""
+        """Folder of the files of `base`, in the parent's store."""
         return self.parent.files_dir(self.ref.round - 1)
 
 
 def call_of(federation: Federation, member: str, t: int, attempt: int = 1) -> Call:
-    """The call of a member for round t of the federation that it is a member of.
+    """The call of a member for round t of its parent.
 
     Raises:
         PhotonError: round t - 1 is not committed.
@@ -93,7 +93,7 @@ def call_of(federation: Federation, member: str, t: int, attempt: int = 1) -> Ca
 
 
 def initial_of(call: Call, folder: Path) -> Initial:
-    """Round 0 of a member's run: the parent's model of the first call."""
+    """Round 0 of a member's run: the parent's model in the first call."""
     base = call.base
     files = call.parent.store.fetch_all(base.model, call.folder, folder, call.federation.aggregation.connections)
     source = f"{call.parent.store.locate(call.parent.run)} round {base.round}"
@@ -101,13 +101,13 @@ def initial_of(call: Call, folder: Path) -> Initial:
 
 
 def entered(run: Run, ref: ParentRef) -> RoundManifest | None:
-    """The newest entry of the run, if it is of this call."""
+    """The newest entry of the run, if it belongs to this call; else None."""
     found = newest_entry(run)
     return found if found is not None and found.parent == ref else None
 
 
 def newest_entry(run: Run) -> RoundManifest | None:
-    """The last entry that the latest round's model comes from, or None."""
+    """The last entry on the line of the latest round, or None."""
     at = run.latest()
     while at is not None:
         manifest = run.round(at)
@@ -120,7 +120,7 @@ def newest_entry(run: Run) -> RoundManifest | None:
 
 
 def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundManifest:
-    """Commit the federation's entry for this call; once: the committed one is returned.
+    """Commit the federation's entry for this call, and return it. Idempotent: an entry that exists is returned.
 
     Args:
         run, federation: run and file of the member.
@@ -128,15 +128,15 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
         folder: scratch space on this machine.
 
     Raises:
-        StoreConflict: another process committed a round meanwhile.
-        CorruptFile: a file is not what its manifest says.
+        StoreConflict: another process has committed a round in the meantime.
+        CorruptFile: a file does not match its manifest.
     """
     if (known := entered(run, call.ref)) is not None:
         return known
     latest = run.latest()
     own = run.round(latest) if latest is not None else None
     if own is None:
-        raise PhotonError(f"run '{run.run}' is not open yet: its first entry opens it")
+        raise PhotonError(f"run '{run.run}' has no round yet: its first entry creates round 0")
     try:
         run.commit_round(_entry(run, federation, call, own, folder))
     except StoreConflict:
@@ -148,7 +148,7 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
 
 
 def _entry(run: Run, federation: Federation, call: Call, own: RoundManifest, folder: Path) -> RoundManifest:
-    """The entry after round `own` of the member; its files are written."""
+    """The entry after round `own` of the member. Writes its files."""
     t, base = own.round + 1, call.base
     model, moments = (Place(PlaceKind.ROUND_PART, run.run, t, part=part).path for part in ("model", "moments"))
     copied = partial(copy_files, call.parent.store, call.folder)
@@ -185,7 +185,7 @@ def _entry(run: Run, federation: Federation, call: Call, own: RoundManifest, fol
 
 
 def _pools(run: Run, own: RoundManifest, call: Call, folder: Path, connections: int) -> dict[str, list[Row]]:
-    """The pool of each key layer: the federation's own, the parent's, then residuals in their order."""
+    """The pool of each key layer: the federation's own row, the parent's, then residuals in order."""
 
     def row(name: str, of: Run, place: str, entries: Sequence[FileEntry]) -> Row:
         paths = of.store.fetch_all(entries, place, folder / "fetched", connections)
@@ -200,7 +200,7 @@ def _pools(run: Run, own: RoundManifest, call: Call, folder: Path, connections: 
 
 
 def rounds_of_call(run: Run, entry: RoundManifest) -> list[RoundManifest]:
-    """The rounds that the federation has trained since it entered, the newest first."""
+    """The rounds that the federation has trained since its entry, the newest first."""
     latest = run.latest()
     assert latest is not None
     found = []
@@ -212,7 +212,7 @@ def rounds_of_call(run: Run, entry: RoundManifest) -> list[RoundManifest]:
 
 
 def rounds_to_make(run: Run, federation: Federation, entry: RoundManifest) -> Iterator[int]:
-    """Numbers of the rounds that are left of the call; each is committed when the next is asked for."""
+    """Numbers of the call's remaining rounds. Each must be committed before the next is requested."""
     count = federation.worldlm.rounds if federation.worldlm else 1
     while len(rounds_of_call(run, entry)) < count:
         latest = run.latest()
@@ -221,16 +221,17 @@ def rounds_to_make(run: Run, federation: Federation, entry: RoundManifest) -> It
 
 
 def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifest) -> UpdateManifest:
-    """Commit the federation's contribution to its parent's round; once: the committed one is returned.
+    """Commit the federation's contribution to its parent's round, and return it. Idempotent: one that exists is
+    returned.
 
     Args:
-        run, federation: the member's own.
-        call: what it was called with.
-        entry: the call's entry in the member's chain.
+        run, federation: run and file of the member.
+        call: call of the member.
+        entry: entry of the call, in the member's chain.
 
     Raises:
         PhotonError: no round was trained since the entry.
-        CorruptFile: a file is not what its manifest says.
+        CorruptFile: a file does not match its manifest.
     """
     ref, parent = call.ref, call.parent
     if (known := parent.update(ref.round, ref.member, ref.attempt)) is not None:
@@ -279,7 +280,7 @@ def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifes
 def _write_change(
     run: Run, entry: RoundManifest, last: RoundManifest, parent: Run, folder: str, shard_bytes: int
 ) -> tuple[list[FileEntry], float]:
-    """The backbone's change since the entry, as codec float32 has it, in the parent's store; and its norm."""
+    """Write the backbone's change since the entry to the parent's store, in float32. Returns files and norm."""
     before, after = backbone(entry).model, backbone(last).model
     tensors = {
         name: TensorEntry(dtype=Lossless.dtype, shape=tensor.shape) for name, tensor in all_tensors(before).items()
@@ -301,7 +302,7 @@ def _write_change(
 
 
 def _metrics(trained: Sequence[RoundManifest]) -> dict[str, float]:
-    """Metrics of the call's rounds as one training's: means over the rounds."""
+    """Training metrics of the call: means over its rounds."""
     found: dict[str, float] = {}
     for metric in reported("training"):
         values = [manifest.metrics[metric.head] for manifest in trained if metric.head in manifest.metrics]

@@ -1,7 +1,7 @@
-"""The key layers of a round: each one's mean by attention over own and members' (WorldLM, lines 16 and 17).
+"""The key layers of a round: attention over a federation's own and its members' (WorldLM, lines 16 and 17).
 
-Two streaming passes a layer: the scores, then the weighted mean. The weights are committed between them, so that a
-restart, on whatever machine, makes the same bits.
+Each layer takes two streaming passes: the scores, then the weighted mean. The weights are committed in between,
+so that a restart, on any machine, produces the same bits.
 """
 
 from collections.abc import Mapping
@@ -24,17 +24,17 @@ from schemas.sections.server import Server
 from schemas.sections.worldlm import WorldLM
 
 OWN = "own"
-MEAN = Server()  # plain averaging: key layers take no step of the server's optimizer
+MEAN = Server()  # a plain mean: the server's optimizer takes no step for key layers
 
 
 @dataclass(frozen=True)
 class KeyLayers:
-    """A round's key layers: written, not committed.
+    """The key layers of a round, written but not committed.
 
     Args:
-        files: of the layers, in the order of their names.
-        attention: layer -> how it became.
-        squares: sum of the squares of all their elements, for the model's norm.
+        files: files of the layers, ordered by layer.
+        attention: layer -> its attention.
+        squares: sum of the squares of all elements, for the model's norm.
     """
 
     files: list[FileEntry] = field(default_factory=list)
@@ -52,14 +52,14 @@ def attend_members(
     """Write the key layers of the round after `base`.
 
     Args:
-        run, base: manifest of round t-1, whose key layers the members were sent.
-        updates: of the members, checked.
-        worldlm: the federation's settings.
-        limits: of a pass.
+        run, base: run, and manifest of round t-1, whose key layers the members received.
+        updates: checked updates of the members.
+        worldlm: settings of the federation.
+        limits: limits of a pass.
 
     Raises:
-        UpdateRejected: one member's key layers are damaged or not finite; drop it and call again.
-        CorruptFile: the base's are.
+        UpdateRejected: a member's key layers are damaged or not finite. Exclude the member and call again.
+        CorruptFile: the key layers of `base` are.
     """
     attention = _committed(run, base, updates, worldlm, limits)
     files, squares = list[FileEntry](), 0.0
@@ -88,7 +88,7 @@ def _sources(
 def _committed(
     run: Run, base: RoundManifest, updates: Mapping[str, UpdateManifest], worldlm: WorldLM, limits: Limits
 ) -> dict[str, Attention]:
-    """The weights of this pool: as they are committed, else computed and committed. The first writer's count."""
+    """The committed weights of this pool; commits them if there are none. The first writer's are used."""
     hashes = {name: run.update_sha256(update.round, name, update.attempt) for name, update in updates.items()}
     asked = worldlm.model_dump(mode="json", include={"attention", "temperature", "own_row", "weights"})
     inputs = sha256_bytes(canonical_json([base.model_sha256, hashes, asked]))

@@ -1,4 +1,4 @@
-"""Parts of a model with key layers: its backbone and each of its layers. A pass reads and writes one of them."""
+"""Parts of a model with key layers: the backbone, and each key layer. A pass reads and writes one part."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManif
 
 
 def backbone(manifest: RoundManifest) -> RoundManifest:
-    """The manifest with the backbone's files alone; as it is where there are no key layers."""
+    """The manifest with the backbone's files alone; unchanged if there are no key layers."""
     if not manifest.key_layers:
         return manifest
     return manifest.model_copy(update={"model": parted(manifest.model, manifest.key_layers).backbone})
@@ -23,27 +23,27 @@ def key_layer(manifest: RoundManifest, layer: str) -> RoundManifest:
 
 
 def key_files(manifest: RoundManifest) -> list[FileEntry]:
-    """The files of all key layers, layer by layer."""
+    """The files of all key layers, ordered by layer."""
     return [file for files in parted(manifest.model, manifest.key_layers).layers.values() for file in files]
 
 
 def of_layer(update: UpdateManifest, base: RoundManifest, layer: str) -> UpdateManifest:
-    """The update as one of a key layer alone, whose values it brings as they are.
+    """The update as an update of one key layer, whose values it holds whole.
 
     Args:
-        update: checked by `check_key_layers`.
-        base: names the layers' parameters.
-        layer: the layer's name.
+        update: update that `check_key_layers` accepted.
+        base: manifest that names the layers' parameters.
+        layer: name of the layer.
     """
     files = parted(update.key_layers, base.key_layers).layers[layer]
     return update.model_copy(update={"files": files, "codec": Plain.name, "base_dtype": "F32"})
 
 
 def check_key_layers(site: str, base: RoundManifest, update: UpdateManifest) -> None:
-    """Refuse key layers that are not those of the model, before any of their bytes are read.
+    """Refuse key layers that do not match the model, before any of their bytes are read.
 
     Raises:
-        UpdateRejected: naming the site and the tensor.
+        UpdateRejected: a tensor does not match; the message names the site and the tensor.
     """
     model = all_tensors(base.model)
     expected = {name: model[name] for names in base.key_layers.values() for name in names}
@@ -62,7 +62,7 @@ def check_key_layers(site: str, base: RoundManifest, update: UpdateManifest) -> 
 def _check_residuals(
     site: str, base: RoundManifest, update: UpdateManifest, model: Mapping[str, TensorEntry]
 ) -> None:
-    """Refuse residuals that are no key layers of the model, or several of one."""
+    """Refuse residuals that are not key layers of the model, or several of one layer."""
     layers = [residual.layer for residual in update.residuals]
     if len(set(layers)) < len(layers):
         raise UpdateRejected(site, "it hands up several residuals of one key layer")

@@ -1,12 +1,12 @@
-"""Residuals: key layers that a federation's mean represents least, on their way to a member that they fit.
+"""Residuals: key layers that a federation's mean represents least, sent to a member that they fit.
 
-What the mean represents least goes up. What comes from below and fits another member goes down, at every node to
-one member, until it ends at a leaf. These are PartitionResiduals and RouteResiduals of Algorithm 1 (Iacob et al.
-2024, arXiv 2405.14446, lines 18 and 8). The paper gives no more than the names: all that they do here is a choice
-of this project. Similarity is the cosine of whole key layers.
+The key layer that the mean represents least goes up. One that comes from below and fits another member goes down,
+at each node to one member, until it reaches a leaf. These are PartitionResiduals and RouteResiduals of Algorithm 1
+(Iacob et al. 2024, arXiv 2405.14446, lines 18 and 8). The paper gives only their names, so their definitions here
+are a choice of this project. Similarity is the cosine of whole key layers.
 
-A residual's origin is a path of names. As long as it comes from below, it begins with a member of the node that
-holds it: each node that takes it puts its member's name in front, so that none has to know what is above it.
+A residual's origin is a path of names. While a residual goes up, the path begins with a member of the node that
+holds it: each node prepends its member's name. So no node needs to know the nodes above it.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -26,10 +26,10 @@ class Offer:
     """A key layer that may go to another node.
 
     Args:
-        residual: as this node names it.
-        members: cosine with each member's newest key layer; with the federation's own where it has none yet.
+        residual: residual, with the origin as this node names it.
+        members: cosine with each member's newest key layer.
         mean: cosine with the federation's new key layer; `route` does not need it.
-        from_above: flag: the parent has sent it, so that no member is on the path to its origin.
+        from_above: flag: the parent has sent it, so no member is on the path to its origin.
     """
 
     residual: Residual
@@ -39,35 +39,35 @@ class Offer:
 
     @property
     def target(self) -> str | None:
-        """The member that it fits best, lower name first; never the one that it comes from."""
+        """The member that it fits best, the lower name in a tie; never the member that it comes from."""
         via = "" if self.from_above else self.residual.origin[0]
         return max(sorted(self.members.keys() - {via}), key=lambda name: self.members[name], default=None)
 
     @property
     def best(self) -> float:
-        """Cosine with the target; -1 where there is none."""
+        """Cosine with the target; -1 if there is none."""
         return -1.0 if self.target is None else self.members[self.target]
 
     @property
     def fits_another(self) -> bool:
-        """Whether its target represents it at least as well as the mean does."""
+        """Whether its target is at least as similar to it as the mean."""
         return self.target is not None and self.best >= self.mean
 
 
 class Dropped(NamedTuple):
-    """A residual that ends here without being taken, and why."""
+    """A residual that ends at this node unused, and the reason."""
 
     residual: Residual
     why: Why
 
 
 class Partition(NamedTuple):
-    """What a round leaves of residuals, in place of those of the round before.
+    """The residuals of a round. They replace those of the previous round.
 
     Args:
-        up: for the parent; at most one a layer.
-        down: for the members; at most one a layer and member.
-        dropped: of what the members have handed up.
+        up: residuals for the parent, at most one of each layer.
+        down: residuals for the members, at most one of each layer for each member.
+        dropped: unused residuals among those that members handed up.
     """
 
     up: list[Residual]
@@ -79,12 +79,12 @@ NOTHING = Partition([], [], [])
 
 
 class Routing(NamedTuple):
-    """What is sent to the members.
+    """The residuals that are sent to the members.
 
     Args:
-        members: name -> residuals as the member names them, at most one a layer. It pools them when it enters; a
-            federation routes them, too.
-        dropped: all others.
+        members: name -> residuals for that member, at most one of each layer. The member adds them to its pools at
+            entry; a federation also routes them.
+        dropped: all other residuals.
     """
 
     members: dict[str, list[Residual]]
@@ -92,41 +92,42 @@ class Routing(NamedTuple):
 
 
 def picked(layer: str, member: str, born: int, folder: str, files: Sequence[FileEntry]) -> Residual:
-    """A member's key layer as a residual, which has crossed one link. Arguments: the fields of Residual."""
+    """A member's key layer as a residual that has crossed one link. The arguments are fields of Residual."""
     return Residual(layer=layer, origin=[member], born=born, hops=1, folder=folder, files=list(files))
 
 
 def handed_up(residual: Residual, member: str) -> Residual:
-    """A residual that a member hands up, as the node above it names it."""
+    """A residual that a member hands up, with its origin as the parent names it."""
     return residual.model_copy(update={"origin": [member, *residual.origin], "hops": residual.hops + 1})
 
 
 def row_name(residual: Residual) -> str:
-    """What a residual is called among the rows of a pool."""
+    """The name of a residual among the rows of a pool."""
     return f"{'/'.join(residual.origin)}@{residual.born}"
 
 
 def in_order(residuals: Iterable[Residual]) -> list[Residual]:
-    """By layer, origin and round: the order of a pool's rows."""
+    """Residuals in the order of a pool's rows: by layer, origin and round."""
     return sorted(residuals, key=_place)
 
 
 def partition(rows: Iterable[Offer], handed: Iterable[Offer], policy: Policy, is_root: bool) -> Partition:
-    """What of a round's key layers goes up, and what goes down (PartitionResiduals).
+    """The residuals of a round that go up, and those that go down (PartitionResiduals).
 
-    Of each layer the member's row with the lowest cosine to the mean is picked. Under `tree` it goes up, and the
-    root picks none. Under `region` it goes down if it fits another member, else nowhere.
+    Of each layer, the member's row with the lowest cosine to the mean is picked. Under `tree` it goes up, and the
+    root picks none. Under `region` it goes down if it fits another member, and is dropped otherwise.
 
-    A residual that a member hands up goes down if it fits another member, and always at the root. Else it goes up
-    under `tree`, nowhere under `region`.
+    A residual that a member hands up goes down at the root, and elsewhere if it fits another member. Otherwise it
+    goes up under `tree`, and is dropped under `region`.
 
-    Of too many, those go up that fit the mean least, and those down that fit their target most; ties by origin.
+    Over the limit, the residuals least similar to the mean go up, and those most similar to their target go down.
+    Ties are resolved by origin.
 
     Args:
-        rows: the members' own key layers, named by `picked`.
-        handed: residuals of the members that are federations, named by `handed_up`.
-        policy: the node's.
-        is_root: flag: it has no parent.
+        rows: key layers of the members, from `picked`.
+        handed: residuals of members that are federations, from `handed_up`.
+        policy: policy of the node.
+        is_root: flag: the node has no parent.
     """
     handed = list(handed)
     if policy == "off":
@@ -146,15 +147,16 @@ def partition(rows: Iterable[Offer], handed: Iterable[Offer], policy: Policy, is
 
 
 def route(offers: Iterable[Offer], taking: Iterable[str], policy: Policy) -> Routing:
-    """Which member gets which residual (RouteResiduals).
+    """The residuals that each member gets (RouteResiduals).
 
-    A residual goes to its target; nowhere, if that is not there, or if another one of the layer fits it better.
+    A residual goes to its target. It is dropped if the target takes no part in the round, or if another residual
+    of the layer fits the target better.
 
     Args:
-        offers: what `partition` has left to go down in the node's last round; in the first round of a call, what
-            the parent has sent, too.
+        offers: residuals that go down since the node's last round; in the first round of a call, also those that
+            the parent has sent.
         taking: names of the members that take part in the round.
-        policy: the node's. Under `off`, who gives none takes none.
+        policy: policy of the node. Under `off`, a node neither gives nor takes residuals.
     """
     offers, there = list(offers), set(taking)
     if policy == "off":
@@ -179,7 +181,7 @@ def _sent(residual: Residual) -> Residual:
 def _limited(
     offers: Iterable[Offer], group: Callable[[Offer], Hashable], rank: Callable[[Offer], float]
 ) -> list[Offer]:
-    """Of each group the offer of the lowest rank; ties by origin, then by round."""
+    """The offer of the lowest rank in each group; ties are resolved by origin, then by round."""
     first: dict[Hashable, Offer] = {}
     for offer in sorted(offers, key=lambda offer: (rank(offer), *_place(offer.residual))):
         first.setdefault(group(offer), offer)

@@ -1,7 +1,7 @@
-"""Residuals in a round: who gets which before the members train, and what is picked and passed on after.
+"""Residuals in a round: routed to members before they train, picked and handed up or down afterwards.
 
-Algorithm 1 of WorldLM, lines 8 (RouteResiduals) and 18 (PartitionResiduals), over the files of a store;
-aggregation/residuals.py decides.
+These are lines 8 (RouteResiduals) and 18 (PartitionResiduals) of WorldLM's Algorithm 1, applied to the files of a
+store. aggregation/residuals.py makes the decisions.
 """
 
 from collections import Counter
@@ -40,15 +40,15 @@ def has_residuals(federation: Federation, t: int) -> bool:
 
 
 def send_down(run: Run, federation: Federation, t: int, sampled: Sequence[str], limits: Limits) -> None:
-    """Commit down.json of each member that gets a residual in round t; once for each: what is committed remains.
+    """Commit down.json of each member that gets a residual in round t. Idempotent: one that exists is kept.
 
     Args:
-        run, federation, t: the round.
-        sampled: names of its members.
-        limits: of a pass.
+        run, federation, t: run, its file, and number of the round.
+        sampled: names of the sampled members.
+        limits: limits of a pass.
 
     Raises:
-        CorruptFile: the round's own key layers are damaged.
+        CorruptFile: the federation's key layers are damaged.
     """
     base = run.round(t - 1)
     assert base is not None and federation.worldlm is not None
@@ -66,13 +66,13 @@ def send_down(run: Run, federation: Federation, t: int, sampled: Sequence[str], 
 
 
 def receive(above: Run, run: Run, t: int, residuals: Iterable[Residual]) -> list[Residual]:
-    """Copies of the residuals that a parent sends, in the folder of the entry that names them."""
+    """Copy the residuals that a parent sends to the folder of the entry that names them."""
     folder = Place(PlaceKind.ROUND_PART, run.run, t, part="residuals").path
     return [_copied(above, residual, run, folder) for residual in residuals]
 
 
 def hand_up(run: Run, residuals: Iterable[Residual], parent: Run, folder: str) -> list[Residual]:
-    """Copies of what goes up, in the folder of the contribution."""
+    """Copy the residuals that go up to the folder of the contribution."""
     return [_copied(run, residual, parent, folder) for residual in residuals]
 
 
@@ -84,14 +84,14 @@ def divide(
     federation: Federation,
     limits: Limits,
 ) -> Partition:
-    """What of the members' key layers goes up and down after their mean.
+    """The residuals that go up and down after the members' mean.
 
     Args:
-        run, base: manifest of round t-1.
-        updates: of the members, aggregated.
+        run, base: run, and manifest of round t-1.
+        updates: aggregated updates of the members.
         new: key layers of round t.
-        federation: its `worldlm` has the policy.
-        limits: of a pass.
+        federation: file whose `worldlm` has the policy.
+        limits: limits of a pass.
     """
     worldlm, is_root = federation.worldlm, federation.parent is None
     handed = [
@@ -112,12 +112,12 @@ def divide(
 
 
 def counted(dropped: Iterable[Dropped]) -> dict[str, int]:
-    """Why residuals ended here -> how many."""
+    """Reason -> number of residuals that ended here."""
     return dict(sorted(Counter(one.why for one in dropped).items()))
 
 
 class _Pool:
-    """One key layer after the round: its new mean, and the members' rows."""
+    """The pool of one key layer after a round: its new mean, and the members' rows."""
 
     def __init__(
         self,
@@ -137,10 +137,10 @@ class _Pool:
         self._rows = [self._row(name) for name in self._names]
 
     def picks(self, with_members: bool) -> list[Offer]:
-        """The members' own rows as residuals.
+        """The members' rows as residuals.
 
         Args:
-            with_members: flag: the least represented one is also compared with the other members.
+            with_members: flag: the least represented row is also compared with the other members'.
         """
         sums = layer_sums(self._shapes, [self._mean, *self._rows], limits=self._limits)
         means = dict(zip(self._names, sums.cosines()[0, 1:].tolist(), strict=True))
@@ -153,7 +153,7 @@ class _Pool:
         return offers
 
     def handed(self, residuals: Sequence[Residual]) -> list[Offer]:
-        """What members have handed up, compared with all of them and with the mean."""
+        """Residuals that members have handed up, compared with all members and the mean."""
         offers = []
         for residual in residuals:
             row = Row(self._run.store, residual.folder, residual.files, residual.origin[0])
@@ -180,7 +180,7 @@ def _folder(run: Run, update: UpdateManifest) -> str:
 def _offers(
     run: Run, base: RoundManifest, residuals: Sequence[Residual], from_above: bool, limits: Limits
 ) -> list[Offer]:
-    """Residuals compared with every member's newest key layer."""
+    """Residuals, compared with every member's newest key layer."""
     offers = []
     for residual in residuals:
         own = key_layer(base, residual.layer).model
@@ -191,13 +191,13 @@ def _offers(
             try:
                 members[name] = float(layer_sums(shapes, [row, other], limits=limits).cosines()[0, 1])
             except UpdateRejected:
-                continue  # what it has left is damaged: nothing fits it
+                continue  # the member's files are damaged: no residual fits it
         offers.append(Offer(residual, members, from_above=from_above))
     return offers
 
 
 def _newest(run: Run, base: RoundManifest, layer: str) -> dict[str, Row]:
-    """Each member's newest key layer, of those that have returned one."""
+    """The newest key layer of each member that has contributed one."""
     rows = {}
     for name, last in sorted(last_updates(run, base.round).items()):
         update = run.update(last.round, name, last.attempt)

@@ -1,7 +1,7 @@
-"""The first pass over a key layer: the sums that scores and residuals' cosines are made of.
+"""The first pass over a key layer: inner products, for scores and for cosines of residuals.
 
-All rows of a pool are streamed once, piece by piece, and hashed on the way, by the threads of a pass. Memory grows
-with neither their number nor the layer's size; the bits of the sums depend on neither pieces nor threads.
+The threads of a pass stream all rows of a pool once, piece by piece, and hash them. Memory does not grow with the
+number of rows or the size of the layer. The bits of the sums do not depend on pieces or threads.
 """
 
 import math
@@ -29,12 +29,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Row(NamedTuple):
-    """One row of a pool, where a store has it.
+    """One row of a pool, in a store.
 
     Args:
-        store, folder: where the files are.
-        files: those that hold the key layer, and nothing else; paths relative to the folder.
-        member: whose they are, to be named if they are bad; empty for ours.
+        store, folder: place of the files.
+        files: files that hold the key layer and nothing else; paths relative to the folder.
+        member: name of the member that wrote them, for errors; empty for the federation's files.
     """
 
     store: Store
@@ -47,16 +47,15 @@ def layer_sums(shapes: Shapes, rows: Sequence[Row], queries: int = 1, limits: Li
     """Inner products of one key layer of several nodes.
 
     Args:
-        shapes: of the key layer's parameters, by name.
-        rows: the pool; may lie in several stores.
-        queries: number of the first rows whose products with all rows are asked for: 1 for scores; for residuals,
-            these and the federation's new layer.
-        limits: what the pass may use.
+        shapes: shapes of the key layer's parameters, by name.
+        rows: rows of the pool, which may be in several stores.
+        queries: number of first rows whose products with all rows are computed.
+        limits: limits of the pass.
 
     Raises:
-        UpdateRejected: a member's files are damaged, of other tensors, or hold NaN or infinity.
-        Doubt: they cannot be read, which may be the machine's fault or the store's.
-        CorruptFile: the same of files of ours.
+        UpdateRejected: a member's files are damaged, hold other tensors, or hold NaN or infinity.
+        Doubt: a member's files cannot be read; the cause may be this machine or the store.
+        CorruptFile: the federation's files are damaged, as above.
     """
     with ExitStack() as stack:
         team = Threads.start(stack, all(row.store.is_local for row in rows), limits)
@@ -64,7 +63,7 @@ def layer_sums(shapes: Shapes, rows: Sequence[Row], queries: int = 1, limits: Li
 
 
 class _Pool:
-    """The readers of all rows, and the one loop over them."""
+    """The readers of all rows, and the loop over them."""
 
     def __init__(self, shapes: Shapes, rows: Sequence[Row], queries: int, team: Threads, stack: ExitStack) -> None:
         self._shapes = {name: shapes[name] for name in sorted(shapes)}
@@ -100,7 +99,7 @@ class _Pool:
                 raise CorruptFile(f"a key layer in {where} is not the model's: tensor '{name[:200]}' {what}")
 
     def _piece_elements(self, limits: Limits) -> int:
-        """Elements of a piece, whole blocks, so that all that are in memory at a time fit into the limit."""
+        """Elements of a piece: whole blocks, such that all pieces in memory fit into the limit."""
         held = self._team.ahead + self._team.side_by_side + 1
         most = MOST_REMOTE_PIECE if self._team.readers else MOST_PIECE
         fit = limits.piece or min(most, limits.memory_bytes // (4 * len(self._rows) * held))
@@ -111,7 +110,7 @@ class _Pool:
             yield from cut(name, 0, math.prod(shape), elements)
 
     def _calls(self, elements: int) -> Iterator[Callable[[], Float64]]:
-        """The work on every piece."""
+        """A call for every piece, which computes its sums."""
         streams = [
             self._stream(row, reader, elements) for row, reader in zip(self._rows, self._readers, strict=True)
         ]
@@ -137,7 +136,7 @@ class _Pool:
         return found
 
     def _give_up(self) -> None:
-        """Nobody waits for what the piece that failed has not read."""
+        """Cancel the reads that a failed piece no longer needs."""
         for reader in self._readers:
             reader.give_up()
 

@@ -1,7 +1,7 @@
-"""Inner products of key layers, in bits that depend neither on pieces and threads nor on the machine.
+"""Inner products of key layers, bit-identical for any pieces, any number of threads and any machine.
 
-The product of two float32 is exact in float64. Products are added by halving in a block, blocks in pairs in a
-tensor, tensors in the order of their names in a layer: element-wise additions in a fixed order, no BLAS.
+The product of two float32 values is exact in float64. All additions are element-wise, in a fixed order, without
+BLAS: by halving within a block, by pairs of blocks within a tensor, by tensors' names within a layer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-BLOCK = 1 << 12  # elements whose products are halved together, counted from a tensor's start; a power of two
-TOGETHER = 16  # blocks that are worked on side by side, in a core's cache
+BLOCK = 1 << 12  # elements of a block, counted from a tensor's start; a power of two
+TOGETHER = 16  # blocks that are summed side by side, in a core's cache
 
 
 class Sums(NamedTuple):
-    """Of the rows of a pool, the first of which are the queries.
+    """Inner products of the rows of a pool. The first rows are the queries.
 
     Args:
-        products: an array (queries, rows) of <x_i, x_j>.
+        products: <x_i, x_j>, an array (queries, rows).
         squares: |x_j|^2 of each row.
-        elements: of a row.
+        elements: number of elements of a row.
     """
 
     products: Float64
@@ -31,7 +31,7 @@ class Sums(NamedTuple):
 
     @classmethod
     def of(cls, tensors: Iterable[Float64], elements: int) -> "Sums":
-        """Of a layer's tensors, each as `TensorSums.result` gives it, in the order of their names."""
+        """The sums of a layer from those of its tensors (`TensorSums.result`), in the order of their names."""
         first, *others = tensors
         total = first.copy()
         for values in others:
@@ -39,7 +39,7 @@ class Sums(NamedTuple):
         return cls(total[:-1], total[-1], elements)
 
     def cosines(self) -> Float64:
-        """Of each query with each row; 0 where one of them is 0."""
+        """Cosine of each query with each row; 0 if one of them is 0."""
         norms = np.sqrt(self.squares)
         scale = norms[: len(self.products), None] * norms
         found = np.divide(self.products, scale, out=np.zeros_like(scale), where=scale > 0)
@@ -47,12 +47,12 @@ class Sums(NamedTuple):
 
 
 def block_sums(rows: Sequence[Float32], queries: int = 1) -> Float64:
-    """Of each block of a piece. A row with NaN or Inf has a square that is not finite; no other row has.
+    """Sums of each block of a piece. The square of a row is not finite if, and only if, it has NaN or Inf.
 
     Args:
-        rows: the same elements of every row; they begin at a multiple of BLOCK of their tensor, and end at one or
-            with the tensor.
-        queries: number of the first rows whose products with all rows are asked for.
+        rows: elements of every row, from the same place: from a multiple of BLOCK of their tensor to another or
+            to the tensor's end.
+        queries: number of first rows whose products with all rows are computed.
 
     Returns:
         an array (blocks, queries + 1, rows): each query's products, then the squares.
@@ -70,7 +70,7 @@ def block_sums(rows: Sequence[Float32], queries: int = 1) -> Float64:
 
 
 def _halved(a: Float32, b: Float32, work: Float64) -> Float64:
-    """Sums of the products of each block: its second half is added to its first until one element is left."""
+    """Sum of the products of each block: its second half is added to its first until one element remains."""
     blocks, flat = work[: -(-a.size // BLOCK)], work.reshape(-1)
     flat[a.size : blocks.size] = 0
     length = BLOCK
@@ -83,13 +83,13 @@ def _halved(a: Float32, b: Float32, work: Float64) -> Float64:
 
 
 class TensorSums:
-    """The sum over a tensor's blocks: neighbours in pairs, then pairs; at most one sum of each size is kept."""
+    """The sum over a tensor's blocks: pairs of neighbours, then pairs of pairs. Keeps one sum of each size."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[int, Float64]] = []  # number of blocks, falling, and their sum
 
     def add(self, blocks: Float64) -> None:
-        """The next blocks, as `block_sums` gives them."""
+        """Add the next blocks, from `block_sums`."""
         for values in blocks:
             count, total = 1, values
             while self._kept and self._kept[-1][0] == count:
@@ -97,7 +97,7 @@ class TensorSums:
             self._kept.append((count, total))
 
     def result(self) -> Float64:
-        """An array (queries + 1, rows). The tensor has an element."""
+        """The sums, an array (queries + 1, rows). The tensor must not be empty."""
         found = self._kept[-1][1]
         for _, total in reversed(self._kept[:-1]):
             found = total + found

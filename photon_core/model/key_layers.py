@@ -48,7 +48,7 @@ def key_parameters(model: Model, worldlm: WorldLM) -> list[str]:
 
 
 def grouped(names: Iterable[str]) -> dict[str, list[str]]:
-    """Key layer -> its parameters, both sorted: a block's together, any other parameter as a layer of its own."""
+    """Key layer -> its parameters, both sorted. A block is one layer; any other parameter is a layer by itself."""
     layers: dict[str, list[str]] = {}
     for name in sorted(names):
         layers.setdefault(layer_of(name), []).append(name)
@@ -56,7 +56,7 @@ def grouped(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def layer_of(name: str) -> str:
-    """The block of a parameter; the parameter itself where it is in none."""
+    """The block of a parameter; the parameter itself if it is in no block."""
     return ".".join(name.split(".")[:2]) if name.startswith(BLOCK) else name
 
 

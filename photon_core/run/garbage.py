@@ -5,7 +5,7 @@ committed are never touched: updates wait there to be aggregated, and uploads ma
 from a look at a store stays right while a run goes on: later commits only add rounds, and the latest round seen
 is always kept whole. Only a rollback may name an old round's files again: it is looked for before they go.
 
-The key layers of each member's newest aggregated update stay however old they are: the member goes on from them.
+The key layers of each member's newest aggregated update are kept at any age: the member continues with them.
 """
 
 import time
@@ -89,7 +89,7 @@ def plan(
         rule: what is kept.
         now: seconds since the epoch.
         holders: round -> the one in whose folder its files are, of rounds that the rule keeps; itself if left out.
-        held: paths of files that stay, of whatever round.
+        held: paths of files to keep, of any round.
     """
     if rule.last < 1 or (rule.every is not None and rule.every < 1):
         raise PhotonError("photon gc keeps at least the latest round: --keep-last and --keep-every are 1 or more")
@@ -134,8 +134,8 @@ def remove(run: Run, plan: Plan) -> None:
     """Take away what the plan says. Stopped anywhere, it may be done again.
 
     A note of each round comes first, so that what is missing is never taken for damage. A round that a rollback
-    has gone back to since the look stays, whether that was before the note or after it; so do the key layers that
-    its members then go on from.
+    has gone back to since the look stays, whether that was before the note or after it. So do the key layers with
+    which its members then continue.
     """
     stay = _named_since(run, plan.latest)
     rounds = {t: files for t, files in plan.rounds.items() if t not in stay}
@@ -160,10 +160,10 @@ def _named_since(run: Run, latest: int) -> set[int]:
 
 
 def _held(run: Run, found: Sequence[Found], rounds: Iterable[int]) -> set[str]:
-    """Paths of the key layers that the members go on from after any of these rounds: of each one's newest update.
+    """Paths of the key layers with which members continue after any of these rounds: of their newest updates.
 
     Args:
-        found: files; all of an update's that cannot be read are held.
+        found: all files. If an update's manifest cannot be read, all of the update's files are held.
     """
     first = run.round(0)
     if first is None or not first.key_layers:

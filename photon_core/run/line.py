@@ -64,7 +64,7 @@ def rounds_left(federation: Federation, latest: RoundManifest | None) -> int:
 
 
 def progress(federation: Federation, done: int) -> str:
-    """`3 of 10 rounds`; below a parent, which asks for them, `3 rounds`."""
+    """`3 of 10 rounds`; `3 rounds` if there is a parent, which determines their number."""
     return f"{done} rounds" if federation.rounds.count is None else f"{done} of {federation.rounds.count} rounds"
 
 

@@ -1,7 +1,7 @@
 """Members: who takes part in a federation's rounds, as sampling, dispatch, gathering and limits see them.
 
-A site trains on text of its own. A federation that is a member runs rounds of its own, over its own members, in
-each round of its parent; its limit is the sum of its members' over those rounds.
+A site trains on its own text. A federation that is a member runs its own rounds, over its own members, in each
+round of its parent. Its limit is the sum of its members' limits over those rounds.
 """
 
 from collections.abc import Callable, Iterable
@@ -130,8 +130,8 @@ class FederationMember:
     """A federation as a member of another.
 
     Args:
-        federation: the one that it is a member of.
-        section: what that one's file says of it.
+        federation: parent of the member.
+        section: section of the member in the parent's file.
     """
 
     federation: Federation
@@ -152,10 +152,10 @@ class FederationMember:
         return self.section.data_tokens
 
     def world(self) -> World | None:
-        """It and all below it, of which this file is the parent; None where its file is not at hand.
+        """The tree from the member down; None if the member's file is not on this machine or at a URL.
 
         Raises:
-            FederationError: its file or one below it is wrong, or is another federation's.
+            FederationError: its file or one below it is wrong, or belongs to another federation.
         """
         place = self.section.federation
         if place is None or ((path := local_path(place)) is not None and not path.expanduser().is_file()):
@@ -165,7 +165,7 @@ class FederationMember:
         return world
 
     def check(self) -> None:
-        """Every site below it whose file is at hand; the others' federations check themselves when they enter."""
+        """Check every site below it whose file is available; the other federations check themselves at entry."""
         world = self.world()
         for _, node in world.nodes() if world else ():
             for view in active_views(node.federation):
@@ -175,7 +175,7 @@ class FederationMember:
                     raise FederationError(f"{node.file}: {error}") from None
 
     def most(self) -> Work:
-        """All that its files admit; ANY_WORK where one cannot be read here."""
+        """The limit from its files; ANY_WORK if one of them cannot be read here."""
         world = self._readable()
         return ANY_WORK if world is None else _most_of(world)
 
@@ -186,12 +186,12 @@ class FederationMember:
     def _readable(self) -> World | None:
         try:
             return self.world()
-        except FederationError:  # says nothing of the limit; `check` says what is wrong
+        except FederationError:  # gives no limit; `check` reports the error
             return None
 
 
 def _most_of(world: World) -> Work:
-    """Most work of one call by the parent: in each of its rounds that of the largest members that it samples."""
+    """Maximum work of one call by the parent: in each round, that of the largest members it can sample."""
     each = _each(world, SiteMember.most, _most_of, ANY_WORK)
     largest = sorted((work.tokens for work in each), reverse=True)[: world.federation.sites_per_round]
     tokens, steps = world.rounds * sum(largest), world.rounds * max(work.steps for work in each)
@@ -199,14 +199,14 @@ def _most_of(world: World) -> Work:
 
 
 def _least_of(world: World) -> int:
-    """Least local steps of one call."""
+    """Minimum local steps of one call."""
     return world.rounds * min(_each(world, SiteMember.least_steps, _least_of, 1))
 
 
 def _each(
     world: World, of_site: Callable[[SiteMember], T], of_world: Callable[[World], T], of_unknown: T
 ) -> list[T]:
-    """What each active member of a node has; of_unknown of one whose file is not at hand."""
+    """A value of each active member of a node; `of_unknown` for one whose file is not available."""
     inner = [child.name for child in world.federation.federations if not child.paused]
     return [
         *(of_site(SiteMember(view)) for view in active_views(world.federation)),
@@ -231,10 +231,10 @@ def member(federation: Federation, name: str) -> Member:
 
 
 def world_of(federation: Federation, name: str) -> World:
-    """A member that is a federation, with all below it.
+    """The tree from a member that is a federation down.
 
     Raises:
-        FederationError: its file is not here, or is wrong.
+        FederationError: its file is not on this machine, or is wrong.
     """
     one = member(federation, name)
     world = one.world() if isinstance(one, FederationMember) else None

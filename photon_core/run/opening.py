@@ -52,7 +52,7 @@ def check_frozen(birth: RunManifest, federation: Federation, tokenizer_sha256: s
 
 
 def _check_key_layers(birth: RunManifest, federation: Federation, remedy: str) -> None:
-    """However the file asks for them: from round 0 on each key layer has files of its own."""
+    """Refuse other key layers, however the file selects them: from round 0 on, each has its own files."""
     worldlm = birth.federation.get("worldlm")
     born = federation.model_copy(update={"worldlm": worldlm and WorldLM.model_validate(worldlm)})
     now, then = key_layers(federation), key_layers(born)
@@ -112,7 +112,7 @@ def open_run(
 
 
 def _first_round(run: Run, federation: Federation, initial: Initial) -> RoundManifest:
-    """Round 0, its files uploaded."""
+    """The manifest of round 0. Uploads its files."""
     layers = key_layers(federation)
     folder = Place(PlaceKind.ROUND_PART, run.run, 0, part="model").path
     paths = _grouped(federation, layers, initial.files) if layers else initial.files
@@ -132,7 +132,7 @@ def _first_round(run: Run, federation: Federation, initial: Initial) -> RoundMan
 
 
 def _grouped(federation: Federation, layers: dict[str, list[str]], files: list[Path]) -> list[Path]:
-    """The same model in files that hold the backbone or one key layer, in a new folder beside the old ones."""
+    """Write the model to files that hold the backbone or one key layer, in a new folder beside its files."""
     folder = Path(mkdtemp(prefix="grouped-", dir=files[0].parent))
     groups = files_of_groups(layers, parameter_shapes(federation.model))
     entries = regroup(files, groups, folder, federation.aggregation.shard_bytes)

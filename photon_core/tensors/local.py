@@ -1,4 +1,4 @@
-"""Float32 tensors in safetensors files of this machine: read in pieces of any place and size, and regrouped."""
+"""Float32 tensors in local safetensors files: reading any range of them, and regrouping them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ ITEM = 4  # bytes of an element
 
 
 class LocalTensors:
-    """The tensors that local files hold between them; nothing is read before it is asked for.
+    """The tensors that local files hold together. Data is read on request.
 
     Args:
-        files: each with what it holds, as its manifest says.
+        files: paths, each with the tensors that its manifest names.
 
     Raises:
         CorruptFile: two files claim the same tensor, rows of one are missing, or a file holds something else.
@@ -62,7 +62,7 @@ class LocalTensors:
 
 
 class _Part(NamedTuple):
-    """Elements `start` to `end` of a tensor lie in a file, from byte `place` on."""
+    """A file with elements `start` to `end` of a tensor, from byte `place` on."""
 
     start: int
     end: int
@@ -73,13 +73,13 @@ class _Part(NamedTuple):
 def regroup(
     files: Iterable[Path], groups: Mapping[str, Iterable[str]], folder: Path, max_bytes: int = SHARD_BYTES
 ) -> list[FileEntry]:
-    """Write the tensors of local files of our own making again, into files that hold those of one group each.
+    """Write the tensors of local files that Photon wrote to new files, each of which holds one group.
 
     Args:
-        files: float32 tensors.
+        files: paths of files of float32 tensors.
         groups: start of the new files' names -> the tensors of one group.
-        folder: where the new files go; the entries' paths are relative to it.
-        max_bytes: largest new file; a larger tensor is split by rows.
+        folder: folder for the new files; the entries' paths are relative to it.
+        max_bytes: maximum size of a new file; a larger tensor is split by rows.
 
     Raises:
         CorruptFile: a file is not a safetensors file of float32 tensors.

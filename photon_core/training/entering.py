@@ -1,12 +1,13 @@
-"""What a site trains from where the federation has key layers: the committed backbone, and key layers of its own.
+"""The model that a site trains from if there are key layers: the committed backbone, and the site's key layers.
 
-Its own of its newest aggregated update become a mean over themselves, the committed ones, its parent's, and what
-the parent routes to it (aggregation/entry.py). A site that has none yet begins with the committed ones.
+The site takes the key layers of its newest aggregated update. They become a mean over themselves, the committed
+ones, which are the parent's, and residuals (aggregation/entry.py). A site without such an update takes the
+committed ones.
 
-    <state_dir>/cache/entry/<run>/000007-0001/blocks.3-00001-of-00001.safetensors   what round 7 starts from
-                                              own/<sha256>   its own before, where they had to be fetched
+    <state_dir>/cache/entry/<run>/000007-0001/blocks.3-00001-of-00001.safetensors   model of round 7's start
+                                              own/<sha256>   own key layers and residuals, if fetched
 
-What lies there can be made again. Folders of rounds long past are removed.
+This folder is a cache. Folders of older rounds are removed.
 """
 
 import re
@@ -35,12 +36,12 @@ OURS = re.compile(rf"(?:{re.escape(WRITING)}[^/]+/)?{SHARD}|own/(?:[0-9a-f]{{64}
 
 @dataclass(frozen=True)
 class Entry:
-    """What a site trains from.
+    """The model that a site trains from.
 
     Args:
         files: local paths of its safetensors files.
-        sha256: hash of the model, where it has key layers.
-        attention: key layer -> how it was made, where it is not the committed one.
+        sha256: hash of the model; empty without key layers.
+        attention: key layer -> its attention; empty if the key layers are the committed ones.
     """
 
     files: list[Path]
@@ -49,14 +50,14 @@ class Entry:
 
 
 def enter(run: Run, view: SiteView, t: int, attempt: int, committed: Sequence[Path]) -> Entry:
-    """Make what a site trains from in round t. The same bits whenever it is done.
+    """Write the model that a site trains from in round t. Deterministic: every call writes the same bits.
 
     Args:
-        run, view, t, attempt: whose work.
-        committed: local paths of the files of round t - 1's model, in its order, verified.
+        run, view, t, attempt: run, site, round and attempt.
+        committed: verified local files of round t - 1's model, in its order.
 
     Raises:
-        CorruptFile: the site's own key layers are lost, or damaged, or not the model's.
+        CorruptFile: the site's own key layers are lost or damaged, or do not match the model.
     """
     base = run.round(t - 1)
     if base is None or not base.key_layers:
@@ -85,7 +86,7 @@ def _own(run: Run, view: SiteView, t: int, folder: Path) -> LocalTensors | None:
     if update is None:
         raise PhotonError(
             f"{run.store.locate(run.site_dir(last[0], view.name, last[1]))} has no update.json, though round "
-            f"{last[0]} has aggregated it: site '{view.name}' cannot go on from its key layers"
+            f"{last[0]} has aggregated it: site '{view.name}' cannot continue with its key layers"
         )
     paths = find_key_layers(view.state_dir, *last, update.key_layers)
     if paths is None:
@@ -103,7 +104,7 @@ def _row(run: Run, view: SiteView, residual: Residual, folder: Path) -> Row:
 
 
 def _attended(view: SiteView, base: RoundManifest, pools: Mapping[str, Sequence[Row]], folder: Path) -> Entered:
-    """The site's key layers, each the mean of its pool."""
+    """The site's key layers, each of which is the mean of its pool."""
     worldlm = view.federation.worldlm
     assert worldlm is not None
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ def _attended(view: SiteView, base: RoundManifest, pools: Mapping[str, Sequence[
 
 
 def _entry(base: RoundManifest, places: Mapping[str, Path], found: Entered) -> Entry:
-    """The backbone's files, then each key layer's: those that were made, else the committed ones."""
+    """The backbone's files, then those of each key layer: the entered ones, else the committed ones."""
     backbone, layers = parted(base.model, base.key_layers)
     made = parted(found.files, {layer: base.key_layers[layer] for layer in found.attention}).layers
     files: list[tuple[Path, FileEntry]] = [(places[entry.path], entry) for entry in backbone]
@@ -129,7 +130,7 @@ def _entry(base: RoundManifest, places: Mapping[str, Path], found: Entered) -> E
 
 
 def _drop_old(parent: Path, t: int) -> None:
-    """Remove what rounds before t - 1 started from; a late site may still train from that of the one before."""
+    """Remove the folders of rounds before t - 1. A late site may still train from that of round t - 1."""
     for folder in parent.iterdir() if parent.is_dir() else ():
         name = FOLDER.fullmatch(folder.name)
         if name and int(name[1]) < t - 1:

@@ -87,7 +87,7 @@ def _resolve_tree(data: dict[str, Any], absolute: Callable[[Any], Any]) -> None:
 
 
 def _resolve_key(data: dict[str, Any], section: str, key: str, place: Callable[[Any], Any]) -> None:
-    """The key's values in a list of sections, resolved; what has another shape stays for validation to name."""
+    """Resolve the key's values in a list of sections. Values of another shape remain for validation to report."""
     if isinstance(data.get(section), list):
         data[section] = [
             {**one, key: place(one[key])} if isinstance(one, dict) and key in one else one for one in data[section]
@@ -119,8 +119,8 @@ def check_paths(
 
     Args:
         federation: federation as load_federation returned it.
-        sites: names of the sites whose sources must be readable from here; all if None, none if empty. With names
-            the files of members that are federations are not checked.
+        sites: names of the sites whose sources must be readable from here; all if None, none if empty. With names,
+            the files of federations are not checked.
         file: path of the federation file, for line numbers in messages.
 
     Raises:
@@ -160,7 +160,7 @@ def check_store(federation: Federation, file: str | os.PathLike[str]) -> None:
 
 
 def file_problem(federation: Federation, place: str | None) -> str | None:
-    """What is wrong with the place of a member's federation file; None if it can be read, or is not named."""
+    """Why a member's federation file cannot be read; None if it can, or if no place is given."""
     if place is None:
         return None
     path, remedy = local_path(place), "or drop it: then the member's file stays with the member"

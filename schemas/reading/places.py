@@ -1,4 +1,4 @@
-"""Places as text, a path or a URL, and federation files at either."""
+"""Places, which are paths or URLs, and reading federation files from them."""
 
 import os
 import re
@@ -26,11 +26,11 @@ def read_text(place: str | os.PathLike[str], options: dict[str, Any] | None = No
     """The text of a federation file.
 
     Args:
-        place: path or URL.
-        options: keyword arguments for fsspec, for a URL.
+        place: path or URL of the file.
+        options: keyword arguments for fsspec, if it is a URL.
 
     Raises:
-        FederationError: it does not exist, is not text, or cannot be read; names the place and the remedy.
+        FederationError: it does not exist, is not text, or cannot be read. The message has the place and remedy.
     """
     path = local_path(str(place))
     try:

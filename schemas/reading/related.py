@@ -1,4 +1,4 @@
-"""What must hold between two federations of a tree: parent and child, and any two."""
+"""Checks of two federations of a tree: of parent and child, and of any two."""
 
 from itertools import product
 
@@ -16,12 +16,12 @@ STORE: Key = ("store",)
 
 
 def check_fit(federation: Federation, name: str, file: str, child: Federation) -> None:
-    """Refuse a federation that cannot be the member of that name.
+    """Refuse a federation that cannot be this member.
 
     Args:
-        federation: whose member.
-        name: the member's.
-        file, child: the member's file, and what is there.
+        federation: parent of the member.
+        name: name of the member.
+        file, child: path or URL of the member's file, and its content.
 
     Raises:
         FederationError: at the key of the member's file.
@@ -31,14 +31,14 @@ def check_fit(federation: Federation, name: str, file: str, child: Federation) -
 
 
 def check_apart(first_file: str, first: Federation, file: str, federation: Federation) -> None:
-    """Refuse two federations whose runs share a folder, or of which one writes where the other has a place.
+    """Refuse two federations whose runs share a folder, or one of which writes into a place of the other.
 
     Args:
-        first_file, first: one federation: its file, and what is there.
-        file, federation: the other.
+        first_file, first: path or URL of one federation's file, and its content.
+        file, federation: path or URL of the other's, and its content.
 
     Raises:
-        FederationError: at the key of one of the files.
+        FederationError: at a key of one of the files.
     """
     folder, other = (run_folder(("run",), "run", one) for one in (federation, first))
     if how := overlap(folder, other):
@@ -57,7 +57,7 @@ def check_apart(first_file: str, first: Federation, file: str, federation: Feder
 
 
 def refusal(file: str, federation: Federation, key: Key, message: str) -> FederationError:
-    """An error at a key of a file, with its line where the file is on this machine."""
+    """An error at a key of a file, with the line if the file is on this machine."""
     if local_path(file) is None:
         return FederationError(f"{file}: {dotted(key, federation.model_dump())}: {message}")
     data, lines = read_yaml(read_text(file), file)
@@ -84,7 +84,7 @@ def _other_parent(federation: Federation, name: str, child: Federation) -> tuple
 
 
 def _other_model(federation: Federation, child: Federation) -> tuple[Key, str] | None:
-    """Every key of the model counts, but for the preset that its values may come from."""
+    """The first difference between two models. The preset does not count, only its values."""
     there = f"in run '{federation.run}', its parent"
     for key in Model.model_fields:
         mine, theirs = getattr(child.model, key), getattr(federation.model, key)
@@ -101,7 +101,7 @@ def _other_model(federation: Federation, child: Federation) -> tuple[Key, str] |
 
 
 def _differ(mine: str, theirs: str) -> bool:
-    """Whether two tokenizers are known to differ; names and remote files are compared when they are loaded."""
+    """Whether two tokenizers differ as far as is known here; names and remote files are compared on loading."""
     if mine == theirs:
         return False
     paths = [local_path(one) for one in (mine, theirs) if is_tokenizer_file(one)]

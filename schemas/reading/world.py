@@ -1,8 +1,8 @@
 """A tree of federations, read from their files: WorldLM (Iacob et al. 2024, arXiv 2405.14446).
 
-A federation's file lists its members' files, and each of those names its parent. What does not fit is refused
-before any work. Model, tokenizer and key layers are the same in a tree. The seed may differ: below the root it
-draws samples and the order of text, but no parameter, since the first model is the parent's.
+A federation's file lists its members' files, and each of those names its parent. Files that do not fit are refused
+before any work starts. Model, tokenizer and key layers are the same in a tree. The seed may differ: below the root
+it determines samples and the order of text, but no parameter, because the first model is the parent's.
 """
 
 import os
@@ -21,13 +21,13 @@ from schemas.view import active_views
 
 @dataclass(frozen=True)
 class World:
-    """A federation, and those below it whose files can be read from here.
+    """A federation, and the federations below it whose files can be read from this machine.
 
     Args:
-        federation: its file.
-        file: where that is: path or URL.
-        children: name of the member -> its part of the tree. Members whose files stay with them are not among
-            them: federation.federations has all.
+        federation: content of its file.
+        file: path or URL of its file.
+        children: name of the member -> its part of the tree, without members that keep their files;
+            federation.federations has all.
     """
 
     federation: Federation
@@ -35,21 +35,21 @@ class World:
     children: Mapping[str, "World"]
 
     def nodes(self, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], "World"]]:
-        """Every node with its path, the names of members from here: this one first, then each child's part."""
+        """Every node with its path of members' names: this node first, then each child's part."""
         yield above, self
         for name, child in self.children.items():
             yield from child.nodes((*above, name))
 
     @property
     def steps(self) -> int:
-        """Most local steps that the model goes through in one round, as far as the files are here."""
+        """Maximum local steps of the model in one round, of the nodes whose files are known."""
         active, inner = set(self.federation.active), self.children.items()
         sites = [view.steps for view in active_views(self.federation)]
         return max(sites + [child.rounds * child.steps for name, child in inner if name in active], default=0)
 
     @property
     def rounds(self) -> int:
-        """Rounds of one call by its parent."""
+        """Number of rounds in one call of its parent."""
         return self.federation.worldlm.rounds if self.federation.worldlm else 1
 
 
@@ -61,10 +61,11 @@ def load_world(
     """Read and check a federation's file and all files below it.
 
     Args:
-        path, overrides, options: as for load_federation, of the first file.
+        path, overrides, options: arguments of load_federation for the first file.
 
     Raises:
-        FederationError: a file is wrong or missing, or two do not fit: file, line, key, value, remedy.
+        FederationError: a file is wrong or missing, or two do not fit. The message has file, line, key, value and
+            remedy.
     """
     federation = load_federation(path, overrides, options)
     world = _Reader().node(str(path), federation, (), (_identity(str(path)),))
@@ -75,18 +76,18 @@ def load_world(
 
 
 class _Reader:
-    """Reads the files of one tree, each once."""
+    """Reads each file of a tree once."""
 
     def __init__(self) -> None:
-        self._listed: dict[str, str] = {}  # file -> the one that lists it
+        self._listed: dict[str, str] = {}  # file -> the file that lists it
 
     def node(self, file: str, federation: Federation, names: tuple[str, ...], above: tuple[str, ...]) -> World:
         """The part of the tree that begins at a file.
 
         Args:
-            file, federation: path or URL, and what is there.
-            names: of the members on the way from the first file to this one.
-            above: the files on that way, this one among them.
+            file, federation: path or URL, and content of the file.
+            names: path of members' names from the first file to this one.
+            above: files on that path, including this one.
         """
         _refuse_names(file, federation, names)
         children = {}
@@ -101,7 +102,7 @@ class _Reader:
         return World(federation, file, children)
 
     def _listing(self, file: str, place: str, above: tuple[str, ...]) -> str | None:
-        """What is wrong with listing a file there: it is above, or listed already."""
+        """Why `file` cannot list the file at `place`: that is above it, or listed already. None if it can."""
         identity = _identity(place)
         if identity in above:
             circle = " -> ".join((*above[above.index(identity) :], identity))
@@ -113,13 +114,13 @@ class _Reader:
 
 
 def _identity(place: str) -> str:
-    """The same for all names of a file."""
+    """A place that is the same for all names of a file."""
     path = local_path(place)
     return place if path is None else os.path.realpath(path.expanduser())
 
 
 def _refuse_names(file: str, federation: Federation, names: tuple[str, ...]) -> None:
-    """Paths of names say where a residual comes from, and which member is meant."""
+    """Refuse a name that repeats on a path: such paths identify members, and the origins of residuals."""
     for _, key, one in federation.placed():
         if one.name in names:
             path = "/".join((*names, one.name))
@@ -128,7 +129,8 @@ def _refuse_names(file: str, federation: Federation, names: tuple[str, ...]) -> 
 
 
 def _refuse_horizon(world: World) -> None:
-    """The schedule's end follows from the root's own steps, unless it is written; members may make others."""
+    """Refuse a root without total_steps whose members train other numbers of steps: its schedule would end at a
+    wrong step."""
     federation, steps = world.federation, world.steps
     own, schedule = federation.local.steps, federation.local.schedule
     known = all(child.paused or child.name in world.children for child in federation.federations)

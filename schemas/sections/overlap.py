@@ -27,7 +27,7 @@ REMEDY = "Photon writes and removes files there: write places that do not contai
 
 
 class HasRun(Protocol):
-    """Where a run is: a federation file, or what it says of its parent."""
+    """The place of a run: a federation file, or its section `parent`."""
 
     @property
     def run(self) -> str: ...
@@ -90,7 +90,7 @@ def places(federation: HasPlaces) -> Iterator[Place]:
 
 
 def run_folder(key: Key, name: str, one: HasRun) -> Place:
-    """The folder of a run in its store; `key` and `name` say where a file names it."""
+    """The folder of a run in its store; `key` and `name` identify it in the file."""
     return _place(key, name, f"{one.store.rstrip('/')}/{one.run}", one.storage.endpoint_url)
 
 

@@ -23,16 +23,16 @@ class Child(Member):
 
     federation: Place | None = Field(
         default=None,
-        description="path or URL of its federation file; default: the file stays with it, and is not read here",
+        description="path or URL of its federation file; default: the member keeps it, and it is not read here",
         examples=["europe.yaml"],
     )
     data_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="prepared training tokens of all its sites, used by rounds.sampling: tokens. Default: its "
-        "claim, up to the median of the others",
+        description="prepared training tokens of all its sites, used by rounds.sampling: tokens. Default: the "
+        "member's claim, up to the median of the others",
     )
-    link: Link | None = Field(default=None, description="its link to the store, for photon plan")
+    link: Link | None = Field(default=None, description="the member's link to the store, for photon plan")
 
 
 class Parent(Section):
@@ -54,13 +54,13 @@ class Parent(Section):
 
 
 def layers(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a file's place in a tree brings: values over its preset's and recipe's, under its own.
+    """Values that follow from a file's place in a tree. They override presets; the file overrides them.
 
-    A federation with a parent trains as long as the parent asks, and averages plainly. In a tree there are key
-    layers unless the file says otherwise. With them the backbone's weights are the key layers'.
+    A federation with a parent trains whenever the parent requests it, and takes a plain mean. A tree has key
+    layers by default. With key layers, the weights of the members are the same in both means.
 
     Args:
-        data: the file's mapping, as written.
+        data: mapping of the file, as written.
     """
     child, inner = data.get("parent") is not None, bool(data.get("federations"))
     worldlm = data.get("worldlm", {} if child or inner else None)
@@ -76,11 +76,11 @@ def layers(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def refuse_below_parent(count: int | None, server: Server, start: Start) -> None:
-    """Refuse what a federation with a parent does not decide.
+    """Refuse settings that a federation with a parent does not decide.
 
     Args:
-        count: its rounds.count.
-        server, start: its sections.
+        count: rounds.count of the federation.
+        server, start: sections of its file.
 
     Raises:
         PydanticCustomError: at the key.

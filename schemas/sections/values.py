@@ -135,7 +135,7 @@ def unique(kind: str, names: Sequence[str], others: Sequence[str] = ()) -> None:
     Args:
         kind: noun for the entries, for the message.
         names: names of a list's entries, in order.
-        others: names that are in use already.
+        others: names that are already in use.
     """
     seen = {name.lower(): name for name in others}
     for index, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""The federation file's `worldlm`: key layers, which each node keeps, and how a node of the tree treats them.
+"""The federation file's `worldlm`: the key layers that each node of a tree keeps, and how they are averaged.
 
 WorldLM: Iacob et al., "Worldwide Federated Training of Language Models" (arXiv 2405.14446). Published: about 30 %
 of the blocks are key layers, the backbone's mean is unweighted. All other defaults are choices of this project.
@@ -45,12 +45,12 @@ KeyLayers = Annotated[
 
 
 class WorldLM(Section):
-    """Key layers are averaged by attention over own, parent's and members' ones; the backbone by a plain mean."""
+    """Attention averages a node's key layers with its parent's and members'; a plain mean, the backbone."""
 
     key_layers: KeyLayers = Field(
         default=0.3,
-        description="last blocks of the model that are key layers: their share, rounded to the nearest number and "
-        "at least one, as published; or their number, 0 for none; or names of parameters",
+        description="last blocks of the model that are key layers: their share (rounded, at least one block), as "
+        "published; or their number, 0 for none; or names of blocks and parameters",
         examples=[0.3, 4],
     )
     attention: Literal["cosine", "dot", "mean"] = Field(
@@ -60,24 +60,24 @@ class WorldLM(Section):
     temperature: float = Field(
         default=1.0,
         ge=0,
-        description="softness of attention. With cosine in units of 1 minus the mean cosine of the other rows: at "
-        "1 a node's own row weighs e times an average other one, 0 keeps the own row, a large value gives the "
-        "mean (a choice)",
+        description="softness of attention. With cosine, its unit is 1 minus the mean cosine of the others: at 1 "
+        "the own row has e times the weight of an average other row. 0 keeps the own row. A large value "
+        "approaches the mean (a choice)",
     )
     own_row: bool = Field(
-        default=True, description="flag: a node's own key layers take part in their mean, beside asking for it"
+        default=True, description="flag: a node's own key layers, which are the query, also take part in the mean"
     )
     residuals: Literal["off", "region", "tree"] = Field(
         default="tree",
-        description="what becomes of the member's key layers that the mean represents least: nothing; passed on "
-        "among the members; or also handed up to the parent (a choice)",
+        description="use of the member's key layers that the mean represents least: off: none; region: they go to "
+        "another member that they fit; tree: they go up to the parent, for another branch (a choice)",
     )
     rounds: int = Field(
         default=1, ge=1, description="rounds that this federation trains in each round of its parent (a choice)"
     )
     weights: Literal["uniform", "tokens"] = Field(
         default="uniform",
-        description="weights of the members in both means: uniform, as published, or tokens really trained",
+        description="weights of the members in both means: uniform, as published, or by trained tokens",
     )
 
     @model_validator(mode="after")
@@ -90,7 +90,7 @@ class WorldLM(Section):
 
 
 def refuse_beside(worldlm: WorldLM, server: Server, update: Update, aggregation: Aggregation) -> None:
-    """Refuse what other sections say of a mean that `worldlm` determines.
+    """Refuse values of other sections that contradict `worldlm`.
 
     Raises:
         PydanticCustomError: at the key.

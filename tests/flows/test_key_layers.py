@@ -45,7 +45,7 @@ def own(federation: Federation, t: int, site: str) -> dict[str, np.ndarray]:
 
 
 def alone_with(federation: Federation, site: Site) -> Federation:
-    """A flat federation of one of its sites, prepared in a folder of its own."""
+    """A flat federation of one of its sites, prepared in its own folder."""
     name = f"{federation.store}-alone-{site.name}"
     data = federation.model_dump(mode="json") | {"store": name, "sites": []}
     del data["worldlm"], data["server"]["weights"]

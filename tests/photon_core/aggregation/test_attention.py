@@ -1,4 +1,4 @@
-"""Attention over key layers: weights and means worked out by hand, and what holds for every pool."""
+"""Attention over key layers: golden weights and means, and properties of every pool."""
 
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ def mean(rows: Rows, shares: list[float]) -> Rows:
 def test_three_rows(
     kind: Kind, tau: float, shares: list[float] | None, own_row: bool, a: list[float], y: list[float]
 ) -> None:
-    """Worked out apart from this code, to six digits."""
+    """Golden values, computed independently of this code, to six digits."""
     found = weights(scores(sums(THREE), WorldLM(attention=kind)), tau, shares, own_row)
     assert found.dtype == np.float32
     assert found.tolist() == pytest.approx(a, abs=6e-7)
@@ -72,7 +72,7 @@ def test_three_rows(
     ],
 )
 def test_drift(drift: float, own: list[float]) -> None:
-    """Four rows from one start, each with a change of its own of this share of its size: the own row's weight."""
+    """Four rows from one start, each with its own change of this share of its size: the own row's weight."""
     rows = np.eye(5, dtype=np.float32)[1:] * np.float32(drift)
     rows[:, 0] = 1
     found = scores(sums(rows), WorldLM())
@@ -84,7 +84,7 @@ def test_drift(drift: float, own: list[float]) -> None:
     ("noise", "cosine"), [(0.5, 0.142), (1.0, 0.027), (3.0, 0.001), (10.0, 0.000)], ids=["0.5", "1", "3", "10"]
 )
 def test_noise(noise: float, cosine: float) -> None:
-    """The third row's weight, with noise of so many deviations of a weight: only a normalised score sees it."""
+    """The third row's weight, with `noise` standard deviations of noise: it changes only a normalised score."""
     rng = np.random.default_rng(0)
     x, n = (0.02 * rng.standard_normal((2, 1 << 12))).astype(np.float32)
     rows = np.stack([x, x, x + np.float32(noise) * n])

@@ -63,7 +63,7 @@ def read(found: Entered) -> Arrays:
     ({"temperature": 0}, (1, 0, 0), (1, 0)),
 ])  # fmt: skip
 def test_golden_values(tmp_path: Path, settings: dict[str, Any], a: Any, y: Any) -> None:
-    """Computed from the formula by hand (softmax of 1, 0, -1 over the square root of 2 or over tau)."""
+    """Computed from the formula independently (softmax of 1, 0, -1 over the square root of 2 or over tau)."""
     pool = [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)]
     rows = [row(tmp_path, f"r{k}", {"w": np.asarray(x, np.float32)}) for k, x in enumerate(pool)]
     found = enter(tmp_path / "out", rows, {"w": ["w"]}, **settings)

@@ -49,7 +49,7 @@ def test_a_number_of_blocks_or_none() -> None:
 
 
 def test_names_of_blocks_and_of_parameters() -> None:
-    """A block's name is no start of another's; a parameter outside of all blocks is a layer of its own."""
+    """A block's name is no prefix of another's; a parameter outside of all blocks is a layer by itself."""
     named = ["blocks.1", "wte.weight", "blocks.0.ffn", "norm_f"]
     found = grouped(key_parameters(SMALL.model_copy(update={"n_layers": 12}), WorldLM(key_layers=named)))
     assert list(found) == ["blocks.0", "blocks.1", "norm_f.bias", "norm_f.weight", "wte.weight"]

@@ -383,7 +383,7 @@ def test_key_layers_of_a_members_newest_update_stay_however_old_they_are(layered
 
 
 def test_so_do_those_that_a_round_which_is_kept_goes_on_from(layered: Run) -> None:
-    """A rollback to it may follow: b would go on from round 1."""
+    """A rollback to it may follow: b would continue with its key layers of round 1."""
     remove(layered, look(layered, Rule(last=1, every=3), LATER))
     assert [left(layered, t) for t in (1, 2, 4)] == [{"b"}, {"c"}, {"b"}]
 

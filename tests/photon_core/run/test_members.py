@@ -56,7 +56,7 @@ def test_a_site_s_limits_are_its_own() -> None:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Federation:
-    """A root with a site and two regions: one has a region of its own, and the other's file stays with it."""
+    """A root with a site and two regions: one has its own region, and the other keeps its file."""
     common = {"tokenizer": "bytes", "recipe": None, "model": MODEL, "local": {"steps": 10, "batch_size": 2}}
     files = {
         "world": {"rounds": {"count": 5}, "sites": [site("a")]},

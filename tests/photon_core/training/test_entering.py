@@ -178,7 +178,7 @@ def test_at_temperature_0_a_site_goes_on_from_its_own(tmp_path: Path) -> None:
 
 
 def test_a_late_joiner_and_a_site_that_was_away_enter_with_what_they_have(tmp_path: Path) -> None:
-    """Photon gc has taken all that it may, three rounds later: b goes on from its key layers of round 1."""
+    """Three rounds later, after `photon gc`, b continues with its key layers of round 1."""
     tree = Tree(tmp_path, temperature=0)
     old = tree.commit(1, "a", "b", keep=False)["b"]
     for t in (2, 3, 4):

@@ -1,4 +1,4 @@
-"""A site with key layers trains from an entry of its own, and sends the backbone encoded, the key layers whole."""
+"""A site with key layers trains from its own entry, and sends the backbone encoded and the key layers whole."""
 
 import dataclasses
 import math
@@ -171,7 +171,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     assert resumed.metrics["resumed_at_step"] == 2.0
     backbone, whole = sent(resumed, base)
     assert equal(backbone, end) and equal(whole, end)
-    assert train(job, pytest.fail) == resumed, "what is finished is not done again"
+    assert train(job, pytest.fail) == resumed, "a finished training is not repeated"
     other = train(dataclasses.replace(job, entry_sha256="another"), silent)
     assert "another" in other.entry_sha256 and "resumed_at_step" not in other.metrics
 

@@ -96,9 +96,8 @@ def test_files_at_urls(write: Callable[[Files], str]) -> None:
         "it belongs to the machine that has the file on a disk"
     )
     remote.rm_file("/tree/iberia.yaml")
-    with pytest.raises(
-        FederationError, match=r"federations\[iberia\]\.federation: 'memory.* does not exist; correct"
-    ):
+    missing = r"europe\.yaml: federations\[iberia\]\.federation: 'memory://tree/iberia\.yaml' does not exist"
+    with pytest.raises(FederationError, match=missing):
         load_world("world.yaml")
 
 
