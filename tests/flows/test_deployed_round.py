@@ -212,7 +212,7 @@ def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retrie
     manifest = noisy.rounds()[1]
     assert {site: ref.attempt for site, ref in manifest.updates.items()} == {"a": 2, "b": 1}
     assert [update.noise_multiplier for update in attempts_of(noisy.run, 1, "a")] == [0.0, 0.01]
-    assert any("was made with update.noise_multiplier 0, and the" in note for note in manifest.incidents["a"])
+    assert any("was made with update.noise_multiplier 0, but the" in note for note in manifest.incidents["a"])
     assert noisy.run.update_sha256(1, "a", 1) == plain
 
 
