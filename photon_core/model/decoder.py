@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from composer.models import ComposerModel
 from torch import Tensor, nn
+from typing_extensions import override
 
 from photon_core.model.init import initial_tensor
 from photon_core.model.meters import ActivationNorm
@@ -156,6 +157,7 @@ class PhotonModel(ComposerModel):
                 self._losses.append(losses)
         return loss
 
+    @override
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         return outputs
 
@@ -165,6 +167,7 @@ class PhotonModel(ComposerModel):
         self._losses = []
         return taken
 
+    @override
     def eval_forward(self, batch: dict[str, Tensor], outputs: Tensor | None = None) -> Tensor:
         return self.forward(batch) if outputs is None else outputs
 

@@ -2,7 +2,7 @@
 
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
@@ -15,21 +15,18 @@ from numpy.typing import NDArray
 from photon_core.hashing import Hashes
 from photon_core.store.store import Store, Writer
 from photon_core.tensors.container import make_header, tensor_bytes
-from photon_core.tensors.shards import SHARD_BYTES, shard_plan
 from schemas.manifests import FileEntry, TensorEntry
 
 
 class ShardWriter:
-    """Shards of the given tensors, under names that no other writer has.
+    """Shards of a plan, under names that no other writer has.
 
     Args:
         store: where to.
         folder: the folder of the manifest that will name the files.
         stem: start of the files' paths below it, like "model/".
-        tensors: what will be written.
-        max_bytes: largest shard, unless one row of a tensor is larger.
+        plan: what each shard holds, as `shard_plan` makes it.
         pool: threads that hash and write; without one, that happens in `write`.
-        align: elements at whose multiples tensors may be split.
         written: shards, by number, that are there already and are not written again.
     """
 
@@ -38,17 +35,14 @@ class ShardWriter:
         store: Store,
         folder: str,
         stem: str,
-        tensors: Mapping[str, TensorEntry],
-        max_bytes: int = SHARD_BYTES,
+        plan: Sequence[Mapping[str, TensorEntry]],
         pool: Executor | None = None,
-        *,
-        align: int = 1,
         written: Mapping[int, FileEntry] | None = None,
     ) -> None:
         self._store, self._folder, self._stem = store, folder, stem
         self._pool = pool
         self._nonce = uuid.uuid4().hex[:8]
-        self.plan = shard_plan(tensors, max_bytes, align)
+        self.plan = plan
         self._entries = dict(written or {})
         self._theirs = set(self._entries)  # named by a record: not to be removed
         self._todo = [number for number in range(len(self.plan)) if number not in self._entries]
@@ -190,7 +184,7 @@ class ShardWriter:
     def _finish(self) -> None:
         assert self._file is not None
         number, path = self._todo[0], self._path()
-        tensors = self.plan[number]
+        tensors = dict(self.plan[number])
         sha256, blake3 = self._hashes.hexdigests()
         size = len(make_header(tensors)) + self._filled
         file, self._file = self._file, None

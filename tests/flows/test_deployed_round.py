@@ -21,13 +21,13 @@ from tests.conftest import merge
 from tests.federations import attempts_of, updates_of
 from tests.flows.deployment import Deployed, SessionServer, eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("prefect_server")]
 ROUNDS = "test-rounds"
 Deploy = Callable[..., Deployed]
 
 
 @pytest.fixture(scope="module")
-def workers(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A worker process for each of two sites, and one for rounds. Yields site -> its work pool."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate

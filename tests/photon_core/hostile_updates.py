@@ -29,6 +29,7 @@ from photon_core.model.shapes import moment_shapes
 from photon_core.run.provenance import federation_sha256
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, TensorEntry, UpdateManifest
@@ -78,7 +79,7 @@ def settings(mode: Mode, store: str, count: int, **storage: Any) -> dict[str, An
 
 def shard(store: Store, folder: str, arrays: dict[str, Any], dtype: str) -> FileEntry:
     tensors = {name: TensorEntry(dtype=dtype, shape=array.shape) for name, array in arrays.items()}
-    with ShardWriter(store, folder, "", tensors) as writer:
+    with ShardWriter(store, folder, "", shard_plan(tensors)) as writer:
         for name in writer.order:
             writer.write(name, arrays[name].reshape(-1))
         return writer.close()[0]

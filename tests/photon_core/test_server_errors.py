@@ -22,7 +22,7 @@ from tests.s3_server import SECRETS, FaultProxy, hostile
 def endpoint(s3_proxy: FaultProxy) -> str:
     """A server that answers everything with the client's own secrets."""
     s3_proxy.answer = hostile(*SECRETS.values())
-    s3_proxy.fault = lambda request: "answer"
+    s3_proxy.fault = lambda _: "answer"
     return s3_proxy.url
 
 

@@ -107,7 +107,7 @@ class _Work:
         count = Norms(self.looked).sums.size
         finished = self._finished(shards, count + pairs.gram.size)
         writers = [
-            self._writer(prefix, {number: record.files[n] for number, record in finished.items()})
+            self._writer(prefix, plans[n], {number: record.files[n] for number, record in finished.items()})
             for n, prefix in enumerate(self.prefixes)
         ]
         missing = [number for number in range(len(shards)) if number not in finished]
@@ -222,19 +222,13 @@ class _Work:
         reader = TensorReader(self.one.run.store, folder, entries, self.team.readers, self.opened)
         return self.stack.enter_context(reader)
 
-    def _writer(self, prefix: str, written: Mapping[int, FileEntry]) -> "ShardWriter | _NoWriter":
+    def _writer(
+        self, prefix: str, plan: Sequence[Mapping[str, TensorEntry]], written: Mapping[int, FileEntry]
+    ) -> "ShardWriter | _NoWriter":
         if self.one.folder is None:
             return _NoWriter()
-        writer = ShardWriter(
-            self.one.run.store,
-            self.one.folder,
-            f"optimizer/{prefix[:-1]}-" if prefix else "model/",
-            self._like(prefix),
-            self.limits.shard_bytes,
-            self.team.writers,
-            align=self.align,
-            written=written,
-        )
+        stem = f"optimizer/{prefix[:-1]}-" if prefix else "model/"
+        writer = ShardWriter(self.one.run.store, self.one.folder, stem, plan, self.team.writers, written)
         return self.stack.enter_context(writer)
 
     def _loads(self, reader: TensorReader, pieces: Iterable[Piece], prefix: str = "") -> Iterator[Load]:
@@ -288,7 +282,7 @@ class _NoWriter:
     def keep(self, number: int) -> None:
         pass
 
-    def shard(self, number: int) -> FileEntry:
+    def shard(self, _number: int) -> FileEntry:
         raise ValueError("nothing is written")
 
     def close(self) -> list[FileEntry]:

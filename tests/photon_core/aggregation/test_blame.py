@@ -19,6 +19,7 @@ from photon_core.errors import StoreUnavailable
 from photon_core.run.garbage import Rule, look, remove
 from photon_core.run.run import ATTEMPTS_LIMIT, Run, last_true, model_sha256
 from photon_core.store.store import Store
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest, TensorEntry, UpdateManifest
@@ -88,7 +89,7 @@ def test_files_in_another_order_than_the_models_do_not_take_all_descriptors(tmp_
     files = []
     for first in range(200):
         pair = {name: TensorEntry(dtype="I32", shape=(2,)) for name in (names[399 - first], names[first])}
-        with ShardWriter(run.store, run.site_dir(1, "b", 1), f"{first}-", pair) as writer:
+        with ShardWriter(run.store, run.site_dir(1, "b", 1), f"{first}-", shard_plan(pair)) as writer:
             for name in writer.order:
                 writer.write(name, np.zeros(2, np.int32))
             files += writer.close()

@@ -20,6 +20,7 @@ from photon_core.run.run import Run
 from photon_core.store.store import Store
 from photon_core.tensors.numerics import from_bfloat16, to_bfloat16
 from photon_core.tensors.reader import TensorReader
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from photon_core.training.exchange import Theta
 from photon_core.update.codecs import lossless
@@ -58,7 +59,7 @@ def send(run: Run, t: int, site: str, start: Arrays, end: Arrays, **more: Any) -
     base = run.round(t - 1)
     assert base is not None
     tensors = {n: TensorEntry(dtype="I32", shape=a.shape) for n, a in start.items()}
-    with ShardWriter(run.store, run.site_dir(t, site, 1), "", tensors) as writer:
+    with ShardWriter(run.store, run.site_dir(t, site, 1), "", shard_plan(tensors)) as writer:
         for name in writer.order:
             writer.write(name, lossless.encode(start[name], end[name]).reshape(-1))
         files = writer.close()

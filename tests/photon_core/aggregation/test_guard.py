@@ -25,6 +25,7 @@ from photon_core.run.opening import put_files
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
 from photon_core.tensors.reader import TensorReader
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs import lossless
 from schemas.federation import Federation
@@ -51,7 +52,8 @@ def federation(optimizer_state: str = "keep", **server: Any) -> Federation:
 
 
 def write(run: Run, folder: str, stem: str, values: np.ndarray, dtype: str) -> list[FileEntry]:
-    with ShardWriter(run.store, folder, stem, {"w": TensorEntry(dtype=dtype, shape=(SIZE,))}) as writer:
+    plan = shard_plan({"w": TensorEntry(dtype=dtype, shape=(SIZE,))})
+    with ShardWriter(run.store, folder, stem, plan) as writer:
         writer.write("w", values)
         return writer.close()
 

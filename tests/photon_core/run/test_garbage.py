@@ -18,6 +18,7 @@ from photon_core.run.history import check_kept, history, ranges
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.interface import Found
 from photon_core.store.store import Store
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs import lossless
 from schemas.manifests import RoundManifest, StartManifest, TensorEntry, UpdateManifest
@@ -37,9 +38,8 @@ def upload(run: Run, t: int, site: str) -> UpdateManifest:
     """Any update for round t, committed."""
     base = run.round(t - 1)
     assert base
-    with ShardWriter(
-        run.store, run.site_dir(t, site, 1), "", {"w": TensorEntry(dtype="I32", shape=(50,))}
-    ) as writer:
+    plan = shard_plan({"w": TensorEntry(dtype="I32", shape=(50,))})
+    with ShardWriter(run.store, run.site_dir(t, site, 1), "", plan) as writer:
         writer.write("w", lossless.encode(np.zeros(50, np.float32), np.zeros(50, np.float32)))
         files = writer.close()
     update = UpdateManifest(
@@ -119,7 +119,7 @@ def test_the_model_that_a_site_uploaded_to_start_from_belongs_to_round_0(
 ) -> None:
     run, _ = make_run(Store(str(tmp_path)), theta(0), {})
     place = run.site_dir(0, "a", 1)
-    with ShardWriter(run.store, place, "", {"w": TensorEntry(dtype="F32", shape=(50,))}) as writer:
+    with ShardWriter(run.store, place, "", shard_plan({"w": TensorEntry(dtype="F32", shape=(50,))})) as writer:
         writer.write("w", theta(0)["w"])
         start = StartManifest(run="run", site="a", files=writer.close(), sha256={})
     run.store.create(f"{place}/start.json", start.model_dump_json().encode())

@@ -169,7 +169,7 @@ def test_of_rollbacks_at_once_one_commits_and_the_others_conflict(store: Store) 
     base, barrier, told = run.round(1), threading.Barrier(6), list[str]()
     assert base
 
-    def back(number: int) -> None:
+    def back() -> None:
         mine = Run(run.store, "run")
         manifest = without_updates(mine, setting, "rollback", base, 3, "the same words", "the same user")
         barrier.wait()
@@ -179,7 +179,7 @@ def test_of_rollbacks_at_once_one_commits_and_the_others_conflict(store: Store) 
         except StoreConflict:
             told.append("conflict")
 
-    threads = [threading.Thread(target=back, args=(n,)) for n in range(6)]
+    threads = [threading.Thread(target=back) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:

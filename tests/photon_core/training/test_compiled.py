@@ -23,7 +23,7 @@ from tests.photon_core.training.test_train import apply, make_job, silent, theta
 Make = Callable[..., Federation]
 
 
-def broken(module: Any, inputs: Any) -> Any:
+def broken(_module: Any, _inputs: Any) -> Any:
     raise OSError("no compiler here")
 
 

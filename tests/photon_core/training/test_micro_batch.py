@@ -104,7 +104,7 @@ def test_found_anew_after_a_training_that_ran_out_of_memory(
     kept = view_of(federation, "alpha").state_dir / FILE
     real = local.run_local_steps
 
-    def work(*args: Any) -> Any:
+    def work(*_: Any) -> Any:
         assert kept.exists()
         torch.empty(1 << 60 if starved else -1)  # torch's own errors
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from typing_extensions import override
 
 from photon_core.data.shared_memory import release
 from photon_core.data.stream import train_dataset
@@ -85,6 +86,7 @@ def uninterrupted(federation: Federation, steps: int) -> Arrays:
     local, total = federation.local, federation.schedule_steps
 
     class Rate(Callback):
+        @override
         def batch_start(self, state: Any, logger: Any) -> None:
             step = int(state.timestamp.batch)
             warmup, alpha = local.schedule.warmup_steps, local.schedule.alpha

@@ -151,7 +151,7 @@ def test_more_gpus_than_the_machine_has_are_refused(tmp_path: Path, monkeypatch:
     from photon_core.hardware import device
 
     federation = with_hardware(make_federation(tmp_path), APART.model_copy(update={"devices": 4}))
-    monkeypatch.setattr(device, "choose_device", lambda local: "cuda")
+    monkeypatch.setattr(device, "choose_device", lambda _: "cuda")
     job = LocalJob(view_of(federation, "alpha"), 1, 1, [], "0", 0)
     with pytest.raises(FederationError, match=r"takes 8 GPUs of one machine.* shows 0.*sites of their own"):
         device.check_devices(job.view, 8)
