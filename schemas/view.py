@@ -122,8 +122,8 @@ def view_of(federation: Federation, site: str) -> SiteView:
     Raises:
         FederationError: there is no such site; the message lists the existing ones.
     """
-    for view in views(federation):
-        if view.name == site:
-            return view
+    for section in federation.sites:
+        if section.name == site:
+            return SiteView(federation, section, federation.local, federation.update)
     names = ", ".join(section.name for section in federation.sites)
     raise FederationError(f"sites: no site is named '{site}'; write one of: {names}")

@@ -138,14 +138,14 @@ def site_of(one: Member) -> SiteView:
     return one.view
 
 
-def members(federation: Federation) -> list[Member]:
-    """All members, the paused ones too, in the file's order."""
-    return [SiteMember(view) for view in views(federation)]
+def members(federation: Federation) -> dict[str, Member]:
+    """All members by name, the paused ones too, in the file's order."""
+    return {view.name: SiteMember(view) for view in views(federation)}
 
 
 def active(federation: Federation) -> list[Member]:
     """The members that take part."""
-    return [one for one in members(federation) if not one.paused]
+    return [one for one in members(federation).values() if not one.paused]
 
 
 def check_members(federation: Federation) -> None:

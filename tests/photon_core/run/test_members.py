@@ -44,7 +44,7 @@ class Union:
 
 def test_sites_are_members() -> None:
     file = federation(a={}, b={"paused": True}, c={"data_tokens": 7})
-    assert [one.name for one in members(file)] == ["a", "b", "c"]
+    assert list(members(file)) == ["a", "b", "c"]
     assert [one.name for one in active(file)] == file.active == ["a", "c"]
     c = member(file, "c")
     assert (c.data_tokens, c.paused, c.round_flow, c.evaluation_flow) == (7, False, "site-round", "site-evaluate")
@@ -57,18 +57,18 @@ def test_sites_are_members() -> None:
 def test_a_site_s_limits_are_its_own() -> None:
     file = federation(a={}, b={"steps": 2}, c={"time_limit": 1.0})
     steps, tokens = file.local.steps, file.local.batch_size * file.model.max_seq_len
-    assert [one.most() for one in members(file)] == [Work(n * tokens, n) for n in (steps, 2, steps)]
-    assert [one.least_steps() for one in members(file)] == [steps, 2, -(-steps // 4)]
-    assert most_work(members(file)) == Work(steps * tokens, steps)
+    assert [one.most() for one in members(file).values()] == [Work(n * tokens, n) for n in (steps, 2, steps)]
+    assert [one.least_steps() for one in members(file).values()] == [steps, 2, -(-steps // 4)]
+    assert most_work(members(file).values()) == Work(steps * tokens, steps)
     assert most_work([member(file, "b")]) == Work(2 * tokens, 2)
 
 
 def test_a_member_of_another_kind_has_the_sum_of_its_members_limits() -> None:
     inner = federation(a={}, b={"steps": 2})
-    union = Union("europe", inner, tuple(members(inner)), rounds=3)
+    union = Union("europe", inner, tuple(members(inner).values()), rounds=3)
     steps, tokens = inner.local.steps, inner.local.batch_size * inner.model.max_seq_len
     assert union.most() == Work(3 * (steps + 2) * tokens, 3 * steps)
-    everybody: list[Member] = [union, *members(federation(c={}))]
+    everybody: list[Member] = [union, *members(federation(c={})).values()]
     assert most_work(everybody) == union.most()
 
 
