@@ -203,8 +203,7 @@ def publish(runtime: Runtime, federation: Federation, candidate: Candidate, roun
     """Commit the round and publish it as a table artifact."""
     log = runtime.log.at(candidate.t)
     with log.step("publish"):
-        round_log = replace(round_log, events=log.events())
-        manifest = commit(run_of(federation), federation, candidate, round_log)
+        manifest = commit(run_of(federation), federation, candidate, replace(round_log, events=runtime.log))
         for note in manifest.guard[len(sentences(candidate.guard)) :]:
             get_run_logger().warning("round %d: %s", candidate.t, note)
         show(runtime, federation, manifest)

@@ -19,6 +19,7 @@ from photon_core.aggregation.commit import commit
 from photon_core.aggregation.guard import blown_up, jumps, loss_trouble, norm_trouble, running, sentences
 from photon_core.aggregation.round import aggregate_round, apply_again
 from photon_core.errors import ModelDiverged, StepOverflow
+from photon_core.evidence.events import Kind, Log
 from photon_core.evidence.metrics import LARGEST_LOSS
 from photon_core.model.shapes import moment_shapes
 from photon_core.run.opening import put_files
@@ -113,21 +114,26 @@ def told(loss: float) -> dict[str, dict[str, float]]:
 
 
 def make_round(
-    run: Run, setting: Federation, t: int, change: Callable[[np.ndarray], np.ndarray] = lambda c: c, **told: float
+    run: Run,
+    setting: Federation,
+    t: int,
+    change: Callable[[np.ndarray], np.ndarray] = lambda c: c,
+    log: Log | None = None,
+    **told: float,
 ) -> RoundManifest:
     """As flows/federated_round.py does."""
     for site in SITES:
         train(run, t, site, change, **told)
-    return aggregate_and_commit(run, setting, t)
+    return aggregate_and_commit(run, setting, t, log)
 
 
-def aggregate_and_commit(run: Run, setting: Federation, t: int) -> RoundManifest:
+def aggregate_and_commit(run: Run, setting: Federation, t: int, log: Log | None = None) -> RoundManifest:
     candidate = aggregate_round(run, setting, t, list(SITES), {})
     evaluations = evaluate(run, candidate)
     while again := apply_again(run, setting, candidate, evaluations):
         candidate = again
         evaluations = evaluate(run, candidate)
-    return commit(run, setting, candidate, RoundLog(list(SITES), evaluations))
+    return commit(run, setting, candidate, RoundLog(list(SITES), evaluations, events=log or Log("run")))
 
 
 def test_a_federation_blows_up_without_the_guard_and_recovers_with_it() -> None:
@@ -225,7 +231,8 @@ def test_a_step_that_is_not_finite_is_made_smaller(tmp_path: Path) -> None:
 def test_when_the_tries_are_used_up_the_last_one_stands_and_says_so(tmp_path: Path) -> None:
     run, setting = start(tmp_path), federation(guard={"tries": 1, "lr_factor": 0.9})
     make_round(run, setting, 1)
-    manifest = make_round(run, setting, 2, lambda c: 0 * c + 600)
+    log = Log("run")
+    manifest = make_round(run, setting, 2, lambda c: 0 * c + 600, log)
     assert manifest.server["lr"] == pytest.approx(0.9)
     lowered, *left = manifest.guard
     assert "the server's step is" in lowered and lowered.endswith("and the round applied again")
@@ -233,6 +240,8 @@ def test_when_the_tries_are_used_up_the_last_one_stands_and_says_so(tmp_path: Pa
         "the server's step", "the validation loss",
     ]  # fmt: skip
     assert all(note.endswith(": no tries are left, and it stands") for note in left)
+    last = [event.kind for event in log.at(2).events()]
+    assert last == [Kind.NORM_HIGH, Kind.TRIES_ENDED, Kind.LOSS_HIGH, Kind.TRIES_ENDED]
 
 
 def test_a_model_that_no_site_could_train_from_is_not_committed_and_the_updates_stay(tmp_path: Path) -> None:
