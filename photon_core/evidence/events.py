@@ -28,7 +28,8 @@ STATE_OF = "site '{member}': the private state of round {last_round}, attempt {l
 class Kind(Enum):
     """What can happen: the stored name, the fields of its data, and how it reads, if people read it in manifests.
 
-    Every kind's data may also have `step`, the step that it happened in, and `model`, whose evaluation that was.
+    Every kind's data may also have `step`, the step that it happened in, `model`, whose evaluation that was, and
+    `node`, the number of the site's node that says it.
     """
 
     # a step of a round
@@ -43,7 +44,7 @@ class Kind(Enum):
     UPDATE_SUPERSEDED = "update.superseded", "why", "{why}: it was trained again"
     UPDATE_LATE = "update.late", "why", "{why}; its update was committed all the same"
     # local training, as a child process and the next one that goes on from it say it
-    TRAINING_NOTED = "training.noted", "text", "{text}"
+    TRAINING_NOTED = "training.noted", "text", "{text}"  # a sentence, which is what early versions have kept
     TRAINING_REPEATED = (
         "training.repeated", "",
         "site '{member}': round {round} was trained, but not uploaded, before the federation file was edited: "
@@ -136,10 +137,11 @@ class Kind(Enum):
         self.label, self.fields, self.sentence = label, frozenset(fields.split()), sentence
 
 
+KINDS = {kind.label: kind for kind in Kind}
 # what a manifest says of a site whose part came to its end all the same
 INCIDENTS = {kind for kind in Kind if kind.sentence and kind.label.partition(".")[0] not in ("guard", "site")}
 UNKEPT = {Kind.STEP_PROGRESS}  # one a second and site: listeners hear of them, the log does not keep them
-PLACE = frozenset({"step", "model"})
+PLACE = frozenset({"step", "model", "node"})
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,17 @@ class Fact:
     def __str__(self) -> str:
         """The sentence, for people; a kind without one reads as its name."""
         return _sentence(self.kind, self.data)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; the inverse is `fact_of`."""
+        return {"kind": self.kind.label, "data": dict(self.data)}
+
+
+def fact_of(record: Mapping[str, Any] | str) -> Fact:
+    """The fact of a record, or of a sentence, which is what early versions have kept."""
+    if isinstance(record, str):
+        return Fact(Kind.TRAINING_NOTED, {"text": record})
+    return Fact(KINDS[record["kind"]], record["data"])
 
 
 @dataclass(frozen=True)
@@ -186,6 +199,10 @@ class Event:
     data: Mapping[str, Any]
 
     @property
+    def fact(self) -> Fact:
+        return Fact(self.kind, self.data)
+
+    @property
     def step(self) -> tuple[str, str]:
         """The step that it happened in, and the model that the step is about; empty where there is none."""
         return str(self.data.get("step", "")), str(self.data.get("model", ""))
@@ -207,7 +224,8 @@ def _sentence(kind: Kind, data: Mapping[str, Any]) -> str:
         **{key: ", ".join(value) if isinstance(value, list) else value for key, value in data.items()},
         "message": f" ({data['message']})" if data.get("message") else "",
     }
-    return kind.sentence.format_map(words)
+    node = f"node {data['node']}: " if "node" in data else ""
+    return node + kind.sentence.format_map(words)
 
 
 Listener = Callable[[Event], None]
@@ -278,9 +296,9 @@ class Log:
         self.append(Kind.STEP_FINISHED, step=step, **model, figures=figures)
 
 
-def incidents_of(log: Log) -> list[str]:
-    """What went wrong on the way, a sentence each, of a log of one process's work alone."""
-    return [str(event) for event in log.events() if event.kind in INCIDENTS]
+def incidents_of(log: Log) -> list[Event]:
+    """What went wrong on the way, of a log of one process's work alone."""
+    return [event for event in log.events() if event.kind in INCIDENTS]
 
 
 def incidents(events: Iterable[Event]) -> dict[str, list[str]]:

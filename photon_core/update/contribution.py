@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from photon_core.evidence.events import Fact
 from schemas.manifests import FileEntry
 
 
@@ -21,7 +22,7 @@ class Contribution:
         metrics: values by name; the register is evidence/metrics.py.
         files: shards of the encoded change; paths are relative to `folder`.
         folder: private folder of the files.
-        notes: sentences for the operator.
+        notes: facts for the operator: what went wrong without ending the work.
         moments: shards of the inner optimizer's moments in `folder`; empty unless moments are averaged.
     """
 
@@ -34,5 +35,5 @@ class Contribution:
     metrics: dict[str, float]
     files: list[FileEntry]
     folder: str
-    notes: list[str] = field(default_factory=list)
+    notes: list[Fact] = field(default_factory=list)
     moments: list[FileEntry] = field(default_factory=list)

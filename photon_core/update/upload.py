@@ -33,6 +33,7 @@ def upload_update(
     contribution: Contribution,
     spans: Sequence[Span] = (),
     checks: Sequence[dict[str, Any]] = (),
+    notes: Sequence[str] = (),
 ) -> UpdateManifest:
     """Commit a site's contribution to round t.
 
@@ -44,6 +45,7 @@ def upload_update(
         contribution: result of the work.
         spans: phases of the site before this upload, for the round's timeline.
         checks: results of the data checks before training.
+        notes: sentences for the operator.
 
     Raises:
         PhotonError: the round's base model is missing, or is not the model that training started from.
@@ -77,7 +79,7 @@ def upload_update(
         steps=contribution.steps,
         metrics=contribution.metrics,
         data_sha256=data_sha256(view),
-        notes=[printable(note) for note in (*contribution.notes, *_outages(met))][:LIST_LIMIT],
+        notes=[printable(note) for note in (*notes, *_outages(met))][:LIST_LIMIT],
         spans=[*spans, Span(phase="upload", start=stopwatch.unix, seconds=stopwatch.elapsed())],
         checks=list(checks),
         versions=versions(),

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from photon_core.evidence.events import fact_of
 from photon_core.files import clear, make_folder, sync_folder, sync_tree
 from photon_core.hashing import canonical_json, sha256_file
 from photon_core.training.job import LocalJob
@@ -64,11 +65,12 @@ def find_result(state_dir: Path, round: int, attempt: int, key: str) -> Trained 
     values: dict[str, Any] = saved["trained"]
     files = [FileEntry.model_validate(entry) for entry in values.pop("files")]
     moments = [FileEntry.model_validate(entry) for entry in values.pop("moments", [])]
+    notes = [fact_of(note) for note in values.pop("notes", [])]
     for entry in (*files, *moments):
         path = folder / entry.path
         if not path.is_file() or sha256_file(path) != entry.sha256:
             return None
-    return Trained(**values, files=files, moments=moments, folder=str(folder))
+    return Trained(**values, files=files, moments=moments, notes=notes, folder=str(folder))
 
 
 def is_outdated(state_dir: Path, job: LocalJob) -> bool:
@@ -148,9 +150,10 @@ def publish(
     values = {
         field.name: getattr(trained, field.name)
         for field in dataclasses.fields(trained)
-        if field.name not in ("files", "moments", "folder")
+        if field.name not in ("files", "moments", "notes", "folder")
     }
     values["files"] = [entry.model_dump(mode="json") for entry in trained.files]
+    values["notes"] = [note.record() for note in trained.notes]
     values["moments"] = [entry.model_dump(mode="json") for entry in trained.moments]
     training_sha256 = sha256_file(written / TRAINING)
     saved = {"key": key, "run": run, "training_sha256": training_sha256, "trained": values}

@@ -28,6 +28,7 @@ from photon_core.update.codecs.registry import get_codec
 from schemas.federation import Federation
 from schemas.sections.hardware import Hardware
 from schemas.view import view_of
+from tests.photon_core.training.test_train import said
 
 Make = Callable[..., Federation]
 LONG = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": 257, "max_seq_len": 512}
@@ -151,7 +152,7 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
     tried = []
     trained = train(job, lambda _: tried.append("trying" in json.loads(kept.read_bytes())))
     assert trained.metrics["micro_batch"] == 2 and tried == [True, False, False, False, False]
-    assert trained.notes == [
+    assert said(job, trained) == [
         "site 'alpha': the kernel killed the last training for memory, which put 4 sequences through the model at "
         "once (micro_batch: auto); it is 2 from now on"
     ]
