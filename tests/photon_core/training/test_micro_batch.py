@@ -18,9 +18,8 @@ from photon_core.evidence.events import Log
 from photon_core.model.cost import training_memory
 from photon_core.model.init import initial_model, initial_tensor
 from photon_core.model.shapes import parameter_shapes
-from photon_core.training import callback as round_callback
-from photon_core.training import micro_batch, out_of_memory
-from photon_core.training import train as local
+from photon_core.training import callback, micro_batch, out_of_memory
+from photon_core.training import train as train_module
 from photon_core.training.job import LocalJob
 from photon_core.training.micro_batch import FILE, GIGABYTE, find_micro_batch, search
 from photon_core.training.train import train
@@ -103,7 +102,7 @@ def test_found_anew_after_a_training_that_ran_out_of_memory(
     """Another process on the device may take more of it than during the search."""
     federation = make_site(micro_batch="auto")
     kept = view_of(federation, "alpha").state_dir / FILE
-    real = local.run_local_steps
+    real = train_module.run_local_steps
 
     def work(*_: Any) -> Any:
         assert kept.exists()
@@ -112,12 +111,12 @@ def test_found_anew_after_a_training_that_ran_out_of_memory(
     save_file({name: initial_tensor(name, federation.model, 1) for name in parameter_shapes(federation.model)},
               tmp_path / "theta.safetensors")  # fmt: skip
     job = LocalJob(view_of(federation, "alpha"), 1, 1, [str(tmp_path / "theta.safetensors")], "0", 0)
-    monkeypatch.setattr(local, "run_local_steps", work)
+    monkeypatch.setattr(train_module, "run_local_steps", work)
     with pytest.raises(RuntimeError, match="not enough memory|can't allocate" if starved else "negative"):
         train(job, lambda _: None)
     left = json.loads(kept.read_bytes())
     assert ("micro_batch" in left) != starved and "trying" not in left
-    monkeypatch.setattr(local, "run_local_steps", real)
+    monkeypatch.setattr(train_module, "run_local_steps", real)
     # a trial said that 4 fits and training did not: the same number would not fit the next time either
     assert train(job, lambda _: None).metrics["micro_batch"] == (2 if starved else 4)
 
@@ -131,11 +130,11 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
     files = [str(path) for path in initial_model(federation, tmp_path)]
     job = LocalJob(view_of(federation, "alpha"), 1, 1, files, "0", 0)
     monkeypatch.setattr(out_of_memory, "VMSTAT", count)
-    monkeypatch.setattr(round_callback, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(callback, "REPORT_SECONDS", 0.0)
 
     def killed_in_its_first_step(kills: int) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(local, "run_local_steps", lambda *_: _die())
+            patch.setattr(train_module, "run_local_steps", lambda *_: _die())
             child = multiprocessing.get_context("fork").Process(target=train, args=(job, print))
             child.start()
             child.join()

@@ -35,10 +35,10 @@ def launcher() -> Iterator[Launcher]:
 
 def train_and_die(job: LocalJob, step: int) -> None:
     """Train until that local step, then be killed as by the kernel."""
-    from photon_core.training import callback as round_callback
+    from photon_core.training import callback
     from photon_core.training.train import train
 
-    round_callback.REPORT_SECONDS = 0.0
+    callback.REPORT_SECONDS = 0.0
 
     def report(values: dict[str, Any]) -> None:
         if values["step"] == step:

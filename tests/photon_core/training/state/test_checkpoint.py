@@ -14,7 +14,7 @@ import torch
 from photon_core.errors import UpdateRejected
 from photon_core.evidence.events import Log
 from photon_core.model.init import initial_model
-from photon_core.training import callback as round_callback
+from photon_core.training import callback
 from photon_core.training.job import LocalJob
 from photon_core.training.state.checkpoint import Checkpoints
 from photon_core.training.train import train
@@ -42,7 +42,7 @@ def silent(_: dict[str, Any]) -> None:
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalJob, int], None]:
     """Train until that local step and no further."""
-    monkeypatch.setattr(round_callback, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(callback, "REPORT_SECONDS", 0.0)
 
     def until(job: LocalJob, step: int) -> None:
         def report(values: dict[str, Any]) -> None:
