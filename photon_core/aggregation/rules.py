@@ -1,7 +1,7 @@
 """Rules: how a pass combines the members' contributions to a tensor. One rule may serve all tensors.
 
-A new rule is a subclass of `Rule` here, with its two methods. The caller that chooses it puts it into the `Rules` of
-the pass.
+A new rule is a subclass of `Rule` here, with its two methods. The caller that chooses it puts it into the `Rules`
+of the pass.
 """
 
 import math
