@@ -52,13 +52,11 @@ def upload_update(
     """
     base = run.round(t - 1)
     if base is None or base.model_sha256 != contribution.base_sha256:
-        raise PhotonError(
-            f"round {t}, site '{view.name}': trained from a model that is not the committed one of round {t - 1}"
-        )
-    folder = run.site_dir(t, view.name, contribution.attempt)
+        wrong = f"trained from a model that is not the committed one of round {t - 1}"
+        raise PhotonError(f"round {t}, site '{view.name}': {wrong}")
+    folder, place = run.site_dir(t, view.name, contribution.attempt), Path(contribution.folder)
     stopwatch = Stopwatch()
     with outages() as met:
-        place = Path(contribution.folder)
         files, moments = (
             [put_file(run.store, place / entry.path, folder, entry=entry) for entry in entries]
             for entries in (contribution.files, contribution.moments)

@@ -281,9 +281,8 @@ def train_by_nodes(
         trained = train_nodes(job, infra, report, train)
     theta, mix = Theta(job.base_files, view.federation.model), stream_hash(view)
     resumed = load_resume_state(job, folder, mix, checkpoints, infra.nodes)
-    for number, node in enumerate(trained, 1):
-        for note in node.notes:
-            resumed.log.add(note, node=number)
+    for number, note in [(number, note) for number, node in enumerate(trained, 1) for note in node.notes]:
+        resumed.log.add(note, node=number)
     with clock.phase("average"):
         average = Average(job, trained, theta)
         parameters = average.parameters()
@@ -309,14 +308,12 @@ def train_by_nodes(
         state |= {"nodes": infra.nodes, "feedback": update.feedback}
         with (written / TRAINING).open("wb") as file:
             torch.save(state, file)
-    metrics = {**average.metrics(), "seconds": time.monotonic() - started}
-    data_tokens = require_manifest(view).train_tokens
     outcome = Outcome(
         tokens=average.tokens,
         steps=average.steps,
-        metrics=metrics,
+        metrics={**average.metrics(), "seconds": time.monotonic() - started},
         scores=scores,
-        data_tokens=data_tokens,
+        data_tokens=require_manifest(view).train_tokens,
         update=update,
         moments=moments,
     )

@@ -74,6 +74,8 @@ def test_an_error_of_the_thread_that_waits_for_shards_is_one_too(
     one_stream: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with unpacking(one_stream) as dataset, full_disk():
+        with pytest.raises(OSError, match="File too large"):
+            dataset.prepare_shard(0)  # from here on it is missing, and who waits for it unpacks it
         monkeypatch.setattr(dataset, "_prepare_thread", lambda _: None)
         with pytest.raises(OSError, match="File too large"):
             list(dataset)
