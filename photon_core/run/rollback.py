@@ -113,6 +113,6 @@ def _check_size(run: Run, path: str, size: int) -> None:
     try:
         found = run.store.size(path)
     except FileNotFoundError:
-        raise CorruptFile(f"{run.store.locate(path)} is missing, though a manifest covers it") from None
+        raise CorruptFile(f"{run.store.locate(path)} is missing, although a manifest covers it") from None
     if found != size:
         raise CorruptFile(f"{run.store.locate(path)} holds {found} bytes; its manifest says {size}")

@@ -54,7 +54,7 @@ def read_header(
         length = header_length(head, file_bytes, store.locate(path), limit)
         body = store.read_range(path, 8, 8 + length)
     except FileNotFoundError:
-        raise CorruptFile(f"{store.locate(path)} is missing, though a manifest covers it") from None
+        raise CorruptFile(f"{store.locate(path)} is missing, although a manifest covers it") from None
     return head + body, parse_header(body, 8 + length, file_bytes, store.locate(path))
 
 

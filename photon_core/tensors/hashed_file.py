@@ -138,7 +138,7 @@ class HashedFile:
         size = self.store.size(self.path)
         if size != self.entry.bytes:
             raise CorruptFile(f"{name} holds {size} bytes; its manifest says {self.entry.bytes}")
-        if self._check.found() != self._check.expected:
+        if self._check.hexdigest() != self._check.expected:
             raise CorruptFile(
                 f"{name} does not have the {self._check.name} that its manifest says: it was changed or damaged"
             )

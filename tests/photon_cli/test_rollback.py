@@ -16,7 +16,7 @@ from tests.photon_cli.test_mistakes import assert_refused, photon
     ("3", 2, "round 3 is the latest of run 'tiny'; write --to 0 to 2"),
     ("4", 2, "round 4 of run 'tiny' is not committed; write --to 0 to 2"),
     ("1", 1, "round 1's model was removed by photon gc"),
-    ("2", 1, "model/2.safetensors is missing, though a manifest covers it"),
+    ("2", 1, "model/2.safetensors is missing, although a manifest covers it"),
 ])  # fmt: skip
 def test_a_round_that_is_not_there(to: str, code: int, message: str, committed: Callable[..., Path]) -> None:
     file = committed(3)

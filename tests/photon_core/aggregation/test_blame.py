@@ -63,7 +63,7 @@ def test_no_site_is_blamed_where_no_descriptor_is_left(tmp_path: Path) -> None:
 def test_a_store_that_is_away_is_nobodys_fault_and_one_sites_object_is_its_own(
     s3_proxy: FaultProxy, s3_bucket: str
 ) -> None:
-    run, federation = opened(Store(f"s3://{s3_bucket}/x", endpoint_url=s3_proxy.url, patience=0.2))
+    run, federation = opened(Store(f"s3://{s3_bucket}/x", endpoint_url=s3_proxy.url, retry_seconds=0.2))
     s3_proxy.fault = lambda request: "503" if request.method == "GET" else None
     with pytest.raises(StoreUnavailable):
         aggregate_round(Run(run.store, "run"), federation, 1, ALL, {})
