@@ -192,7 +192,7 @@ def test_places_without_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match=r"holds tensors such as 'encoder.weight': it is neither"):
         Checkpoint(str(tmp_path), MODEL, {})
     (tmp_path / "other.safetensors").write_bytes(b"not safetensors at all")
-    with pytest.raises(FederationError, match="no safetensors file of 22 bytes"):
+    with pytest.raises(FederationError, match="is not a safetensors file of 22 bytes"):
         Checkpoint(str(tmp_path), MODEL, {})
 
 
