@@ -252,7 +252,7 @@ class RemoteFiles:
     def _no_bucket(self) -> PhotonError:
         bucket = self.root.partition("/")[0]
         return PhotonError(
-            f"{self.protocol}://{self.root}: there is no bucket '{bucket}'; create it, or correct `store`"
+            f"{self.protocol}://{self.root}: there is no bucket '{bucket}'; create it, or correct the file's store"
         )
 
     def _create_if_absent(self, path: str, data: bytes) -> bool:

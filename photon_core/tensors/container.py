@@ -122,7 +122,7 @@ def make_header(tensors: Mapping[str, TensorEntry]) -> bytes:
 
 
 def make_metadata(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
-    """A file's `__metadata__`: by split tensor, its first row in this file, the row after its last, and all rows."""
+    """A file's `__metadata__`: for a split tensor its first row here, the row after its last, and all rows."""
     rows = {name: [*tensor.rows, tensor.shape[0]] for name, tensor in tensors.items() if tensor.rows}
     return {"format": "pt"} | ({"rows": json.dumps(rows, separators=(",", ":"))} if rows else {})
 
