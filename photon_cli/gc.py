@@ -47,5 +47,5 @@ def _show(found: Plan) -> None:
     print(f"kept whole: round {ranges(found.kept)}, and everything that is not committed yet")
     for t, files in sorted(found.rounds.items()):
         print(f"round {t}: {len(files)} files, {amount(sum(file.bytes for file in files))}")
-    for file in found.litter:
+    for file in found.orphans:
         print(f"unreferenced: {file.path}, {amount(file.bytes)}")

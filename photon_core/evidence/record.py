@@ -37,7 +37,7 @@ class Record:
 
     run: str
     url: str
-    birth: RunManifest | None
+    run_manifest: RunManifest | None
     rounds: list[RoundManifest]
     updates: dict[str, UpdateManifest] = field(default_factory=dict)
     last_sha256: str = ""
@@ -61,7 +61,7 @@ class Record:
     @property
     def federation(self) -> dict[str, Any]:
         """The federation file as first run, without the secrets that files of older versions may hold."""
-        return redacted(self.birth.federation) if self.birth else {}
+        return redacted(self.run_manifest.federation) if self.run_manifest else {}
 
     @property
     def sites(self) -> list[str]:
@@ -97,7 +97,7 @@ def read_record(run: Run, count: int | None = None, last: int | None = None) -> 
     return Record(
         run=run.run,
         url=f"{run.store.url}/{run.run}",
-        birth=run.birth(),
+        run_manifest=run.run_manifest(),
         rounds=rounds,
         updates=there,
         last_sha256=run.round_sha256(len(rounds) - 1) if rounds else "",

@@ -263,7 +263,7 @@ def test_a_site_is_rerun_before_the_round(notes: Notes, first: Any) -> None:
     assert attempts == {"berlin": [1], "lyon": [1, 2], "porto": [1], "turin": [1]}
     assert run.update_sha256(2, "lyon", 1) == before and second.updates["lyon"].attempt == 2
     late = commands.run(rerun, notes.folder, notes.environment)
-    assert late.returncode == 4 and "round 2 of run 'notes' is committed" in late.stderr
+    assert late.returncode == 4 and "round 2 of run 'notes' is already committed" in late.stderr
 
 
 def test_the_ui_shows_a_node_for_each_site(notes: Notes, first: Any, browser: "Browser") -> None:

@@ -39,7 +39,7 @@ def test_its_rounds_say_what_they_said(federation: Federation) -> None:
     guard, left_out, incident = remarks(history(run_of(federation))[2])
     assert guard.startswith("Guard: the server's step is 0.1914, 1.23 times its running value")
     assert guard.endswith("server.lr lowered from 1 to 0.5, and the round applied again")
-    assert left_out.startswith("Left out: b (validate: ") and "shard.00000.mds.zstd: missing" in left_out
+    assert left_out.startswith("Excluded: b (validate: ") and "shard.00000.mds.zstd: missing" in left_out
     assert incident == f"a: site 'a': {LOST}"
 
 

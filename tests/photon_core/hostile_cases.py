@@ -233,7 +233,7 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     ),
     "wrong base": (_set(base_sha256="e" * 64), "starts from model eeeeeeeeeeeeeeee"),
     "wrong previous": (_set(previous_sha256="e" * 64), "follows a manifest of round"),
-    "another site's": (_set(site="a"), "speaks of run, round, site, attempt ('run', "),
+    "another site's": (_set(site="a"), "names run, round, site, attempt ('run', "),
     "unknown codec": (_set(codec="\x1b[2Jpickle"), "codec '?[2Jpickle' is not known"),
     "codec without its block": (_set(codec="int8"), "codec 'int8' is not known"),
     "codec of endless blocks": (

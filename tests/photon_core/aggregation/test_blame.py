@@ -157,7 +157,7 @@ def test_garbage_collection_and_status_pass_over_what_strangers_leave(tmp_path: 
     (rounds / "000777").mkdir()
     (rounds / "000777/round.json").write_bytes(b"{}")
     found = look(Run(run.store, "run"), Rule(1, None, 0.0), now=time.time() + 1e6)
-    of_x = [file.path for file in found.litter if "/x/" in file.path]
+    of_x = [file.path for file in found.orphans if "/x/" in file.path]
     assert of_x == [f"run/rounds/000001/sites/x/0001/{ours}"]
     remove(run, found)
 

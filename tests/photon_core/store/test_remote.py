@@ -26,13 +26,8 @@ def store(s3_proxy: FaultProxy, s3_bucket: str) -> Store:
 
 @pytest.fixture
 def hasty(s3_proxy: FaultProxy, s3_bucket: str) -> Store:
-<<<<<<< HEAD
     """The same place with a short timeout."""
     return Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, retry_seconds=0.3)
-=======
-    """The same place for somebody who soon gives up."""
-    return Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, retry_seconds=0.3)
->>>>>>> 2b48d36 (Words of the store and of the loose files: retries, timeouts, existing objects; one message for each error)
 
 
 @pytest.fixture
