@@ -126,5 +126,5 @@ def _state_that_is_gone_starts_afresh_by_name(file: Path) -> None:
     last = run(file)[9]
     assert last.place == 5
     (note,) = last.incidents[site]
-    assert "is missing or damaged: optimizer state and data stream start afresh" in note
+    assert "is missing or damaged; optimizer state and data position are reset" in note
     assert last.updates[site].metrics["state_lost"] == 1.0

@@ -143,7 +143,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bits(
     assert (alpha.tokens, alpha.steps) == (beta.tokens, beta.steps)
     steps = [step for _, step in kills if step is not None]
     assert alpha.notes == [
-        f"site 'alpha': the local checkpoint at step {step} of 10 was gone on from after an interruption"
+        f"site 'alpha': resumed from the local checkpoint at step {step} of 10 after an interruption"
         for step in steps
     ]
     assert alpha.metrics.get("resumed_at_step") == (steps[-1] if steps else None)

@@ -120,7 +120,7 @@ def test_another_number_of_nodes_starts_afresh_and_says_so(tmp_path: Path) -> No
     one = with_hardware(federation, None)
     second = train(make_job(one, thetas[1], tmp_path, 2), silent)
     assert second.metrics["state_lost"] == 1.0
-    assert "another number of nodes that train apart (2, now 1)" in second.notes[0]
+    assert "another number of independent nodes (2, now 1)" in second.notes[0]
     back = train(make_job(federation, thetas[1], tmp_path, 3), silent)
     assert back.metrics["state_lost"] == 1.0
     assert "(1, now 2)" in back.notes[0] and back.notes[1].startswith("node 1: site 'alpha': the private state")
