@@ -22,7 +22,7 @@ def collect(
     try:
         seconds = float(duration(orphan_age))
     except ValueError as error:
-        raise FederationError(f"--litter-age '{orphan_age}' {error}") from None
+        raise FederationError(f"--orphan-age '{orphan_age}' {error}") from None
     run = run_of(federation)
     with display(quiet) as show:
         show.activity("gc", f"listing {run.store.url}")

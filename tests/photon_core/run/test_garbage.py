@@ -129,11 +129,11 @@ def test_the_model_that_a_site_uploaded_to_start_from_belongs_to_round_0(
     assert ({t: len(files) for t, files in found.rounds.items()}, found.orphans) == ({0: 2}, [])
 
 
-def test_litter_goes_when_it_is_old_and_its_round_is_committed(tmp_path: Path, make_run: MakeRun) -> None:
+def test_orphans_go_when_they_are_old_and_their_round_is_committed(tmp_path: Path, make_run: MakeRun) -> None:
     run, _ = make_run(Store(str(tmp_path)), theta(0), {})
     go_on(run, 1)
     rounds = tmp_path / "run" / "rounds"
-    litter = [
+    orphans = [
         rounds / "000001/model/00001-of-00001-0a1b2c3d.safetensors",
         rounds / "000001/sites/c/0001/00001-of-00002.safetensors",
         rounds / f"000001/model/.{'0' * 32}.tmp",
@@ -147,16 +147,16 @@ def test_litter_goes_when_it_is_old_and_its_round_is_committed(tmp_path: Path, m
         rounds / "000001/sites/a/evaluation-0123456789abcdef.json",
         tmp_path / "other-run/rounds/000001/model/x.safetensors",
     ]
-    for path in litter + others:
+    for path in orphans + others:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"12345")
     assert look(run, Rule()).files == []
-    for path in litter[:3] + others:
+    for path in orphans[:3] + others:
         os.utime(path, (1, 1))
     found = look(run, Rule())
-    assert [file.path for file in found.orphans] == sorted(str(p.relative_to(tmp_path)) for p in litter[:3])
+    assert [file.path for file in found.orphans] == sorted(str(p.relative_to(tmp_path)) for p in orphans[:3])
     remove(run, found)
-    assert [path.exists() for path in litter] == [False] * 3 + [True]
+    assert [path.exists() for path in orphans] == [False] * 3 + [True]
     assert all(path.exists() for path in others)
     assert run.removed(1) is None
 
@@ -285,7 +285,7 @@ def test_a_users_files_in_the_store_stay(tmp_path: Path, make_run: MakeRun) -> N
     assert [path.read_bytes() for path in mine] == [b"mine"] * len(mine)
 
 
-def test_the_ten_thousandth_attempt_of_a_kept_round_is_no_litter(tmp_path: Path, make_run: MakeRun) -> None:
+def test_the_ten_thousandth_attempt_of_a_kept_round_is_no_orphan(tmp_path: Path, make_run: MakeRun) -> None:
     """Its folder's name has five digits (A5): what update.json there names stays as long as its round."""
     run, _ = make_run(Store(str(tmp_path)), theta(0), {})
     go_on(run, 1)

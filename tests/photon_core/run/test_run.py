@@ -79,7 +79,7 @@ def test_a_run_grows(store: Store) -> None:
         again.commit_round(round_manifest(2, run.round_sha256(1), created="later"))
 
 
-def test_litter_is_no_round(store: Store) -> None:
+def test_other_files_are_no_round(store: Store) -> None:
     run = Run(store, "run")
     commit_rounds(run, 2)
     store.create("run/rounds/000002/sites/a/0001/update-00001.safetensors", b"half an update")
