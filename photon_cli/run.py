@@ -46,7 +46,7 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
     """
     check_paths(federation, sites=[], file=file)  # raw text may be removed once it is prepared
     check_overlap(federation)
-    birth, latest = run_of(federation).birth(), newest(run_of(federation))
+    birth, latest = run_of(federation).run_manifest(), newest(run_of(federation))
     if birth is not None:
         check_frozen(birth, federation, load_tokenizer(federation.tokenizer).sha256)
         check_recipe(birth, federation)

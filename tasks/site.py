@@ -220,7 +220,7 @@ def _log_path(view: SiteView) -> Path:
 
 
 def _birth(federation: Federation) -> RunManifest:
-    birth = run_of(federation).birth()
+    birth = run_of(federation).run_manifest()
     if birth is None:
         raise PhotonError(f"run '{federation.run}' is not open yet; start its first round, which opens it")
     return birth

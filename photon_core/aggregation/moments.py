@@ -205,7 +205,7 @@ class _Sources:
 
     def cancel(self) -> None:
         for reader in self._readers.values():
-            reader.give_up()
+            reader.cancel()
 
     def _stream(self, kind: str, site: str) -> Iterator[Load]:
         team = self._team

@@ -121,7 +121,7 @@ class EarlyUpload:
 
     def __init__(self, view: SiteView, t: int, attempt: int) -> None:
         run = run_of(view.federation)
-        self._store = Store(run.store.url, **view.federation.storage.store_options(), patience=0.0)
+        self._store = Store(run.store.url, **view.federation.storage.store_options(), retry_seconds=0.0)
         self._folder = run.site_dir(t, view.name, attempt)
         self._pool = ThreadPoolExecutor(THREADS, "early-upload")
         self._under_way: list[Future[None]] = []

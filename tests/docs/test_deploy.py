@@ -262,7 +262,7 @@ def test_a_site_is_rerun_before_the_round(notes: Notes) -> None:
     assert attempts == {"berlin": [1], "lyon": [1, 2], "porto": [1], "turin": [1]}
     assert run.update_sha256(2, "lyon", 1) == before and second.updates["lyon"].attempt == 2
     late = commands.run(rerun, notes.folder, notes.environment)
-    assert late.returncode == 4 and "round 2 of run 'notes' is committed" in late.stderr
+    assert late.returncode == 4 and "round 2 of run 'notes' is already committed" in late.stderr
 
 
 @pytest.mark.usefixtures("first")

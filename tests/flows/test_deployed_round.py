@@ -128,7 +128,7 @@ def goes_back_in_the_ui(two: Deployed) -> None:
     """The deployment `rollback` commits round 2, which is round 0 again, and names its flow run."""
     started = two.start_round("rollback", to=0, reason="site b was broken")
     ended = two.ended(started)
-    assert ended.is_completed() and ended.message.startswith("round 2 is a rollback to round 0, asked for by ")
+    assert ended.is_completed() and ended.message.startswith("round 2 is a rollback to round 0, requested by ")
     first, _, back = two.rounds()
     assert (back.model, back.to, back.reason) == (first.model, 0, "site b was broken")
     assert back.who.endswith(f"Prefect flow run {started.id}")

@@ -218,7 +218,7 @@ def test_no_secret_comes_into_store_server_logs_or_report(
     s3_proxy.answer = hostile(*HOSTILE)
     s3_proxy.fault = lambda request: "answer" if request.method == "PUT" and "/sites/b/" in request.path else None
     first = two.ended(two.start_round())
-    assert first.is_completed() and "Left out: b" in first.message and "HTTP 400" in first.message
+    assert first.is_completed() and "Excluded: b" in first.message and "HTTP 400" in first.message
     assert set(two.rounds()[1].updates) == {"a"}
     s3_proxy.fault = lambda _: None
     looked, bad = set(), []

@@ -93,7 +93,7 @@ def make_run(store: Store, federation: Federation, mode: Mode) -> Run:
         federation_sha256=federation_sha256(federation), tokenizer_sha256=load_tokenizer("bytes").sha256,
         versions={},
     )  # fmt: skip
-    run.create_birth(birth)
+    run.create_run(birth)
     model = [shard(store, run.round_dir(0), THETA, "F32")]
     rounded = write_rounded(run, 0, model, 1 << 20) if mode.dtype == "bfloat16" else []
     run.commit_round(

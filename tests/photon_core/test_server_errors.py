@@ -35,7 +35,7 @@ def silent(error: BaseException) -> str:
 
 def test_of_the_store(endpoint: str, s3_bucket: str) -> None:
     run = Run(Store(f"s3://{s3_bucket}/x", endpoint_url=endpoint), "r")
-    for work in (run.birth, lambda: run.store.ls("r"), lambda: run.store.create("r/a", b"x")):
+    for work in (run.run_manifest, lambda: run.store.ls("r"), lambda: run.store.create("r/a", b"x")):
         with pytest.raises(OSError) as caught:
             work()
         assert "HTTP 400" in silent(caught.value)

@@ -173,7 +173,7 @@ class _Work:
     def _cancel(self) -> None:
         """Cancel all reads: a piece has failed, and no thread may wait for what it has not read."""
         for reader in (self.base, self.state, *self.sites.values()):
-            reader.give_up()
+            reader.cancel()
 
     def _compute(
         self, tensor: str, theta: Load, encoded: Sequence[Load], state: Sequence[Load], out: Float32, pairs: bool

@@ -138,7 +138,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def store_at(url: str) -> Store:
-    return Store(url, single_writer=True, patience=0) if "://" in url else Store(url)
+    return Store(url, single_writer=True, retry_seconds=0) if "://" in url else Store(url)
 
 
 def one_round(url: str, threads: int) -> RoundManifest:

@@ -151,7 +151,7 @@ def test_a_federation_blows_up_without_the_guard_and_recovers_with_it() -> None:
     for manifest in acted:
         lr = 3.0 * 0.5**manifest.lowered
         assert manifest.server["lr"] == lr
-        assert f"to {lr:g}, and the round applied again" in manifest.guard[-1]
+        assert f"aggregation is retried with server.lr {lr:g} (was " in manifest.guard[-1]
         assert "the validation loss is" in manifest.guard[0]
     assert all(manifest.server["lr"] == 3.0 for manifest in manifests if not manifest.guard)
 
@@ -200,14 +200,14 @@ def test_the_first_round_is_held_against_the_model_that_it_starts_from() -> None
     assert (blown.guard, blown.server["lr"]) == ([], 20.0), "a run from before norms were recorded"
     saved = make_round(start(memory(), model_norm=40.0), federation(**far), 1)
     (note,) = saved.guard
-    assert "the model's norm is" in note and "times its running value 40: server.lr lowered from 20 to 2," in note
+    assert "the model's norm is" in note and "running value 40: aggregation is retried with server.lr 2 " in note
 
     loss = {"guard": {"norm_factor": None}, "lr": 3.0}
     blown = make_round(start(memory()), federation(**loss), 1)
     assert (blown.guard, blown.server["lr"]) == ([], 3.0), "updates that do not report it"
     saved = make_round(start(memory()), federation(**loss), 1, first_loss=5.0)
     (note,) = saved.guard
-    assert "above its running value by the median of 3 sites, over 1: server.lr lowered from 3 to 1.5" in note
+    assert "by the median of 3 sites, over 1: aggregation is retried with server.lr 1.5 (was 3)" in note
     assert saved.metrics["loss"] < 5 < blown.metrics["loss"]
 
 
@@ -235,11 +235,11 @@ def test_when_the_tries_are_used_up_the_last_one_stands_and_says_so(tmp_path: Pa
     manifest = make_round(run, setting, 2, lambda c: 0 * c + 600, log)
     assert manifest.server["lr"] == pytest.approx(0.9)
     lowered, *left = manifest.guard
-    assert "the server's step is" in lowered and lowered.endswith("and the round applied again")
+    assert "the server's step is" in lowered and lowered.endswith("is retried with server.lr 0.9 (was 1)")
     assert [note.partition(" is ")[0] for note in left] == [
         "the server's step", "the validation loss",
     ]  # fmt: skip
-    assert all(note.endswith(": no tries are left, and it stands") for note in left)
+    assert all(note.endswith(": no retries left; committed as is") for note in left)
     last = [event.kind for event in log.at(2).events()]
     assert last == [Kind.NORM_HIGH, Kind.TRIES_ENDED, Kind.LOSS_HIGH, Kind.TRIES_ENDED]
 

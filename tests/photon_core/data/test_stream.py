@@ -282,5 +282,5 @@ def test_unprepared_site_says_what_to_run(make_federation: Callable[..., Federat
         lambda: train_dataset(view_of(federation, "s"), 1),
         lambda: valid_sequences(view_of(federation, "s"), 1),
     ):
-        with pytest.raises(DataError, match=r"data\.json: not there.*run photon prepare --site s"):
+        with pytest.raises(DataError, match=r"data\.json: does not exist.*run photon prepare --site s"):
             function()

@@ -64,7 +64,7 @@ def test_a_step_that_is_started_again_says_anew_and_a_committed_update_is_not_sa
     }
     b.append(Kind.UPDATE_COMMITTED, bytes=1)
     b.append(Kind.UPDATE_LATE, why="not done in time")
-    assert incidents(b.events()) == {"b": ["not done in time; its update was committed all the same"]}
+    assert incidents(b.events()) == {"b": ["not done in time; its update was committed nevertheless"]}
 
 
 def test_a_step_that_fails_says_how_and_what_is_not_kept_is_heard() -> None:

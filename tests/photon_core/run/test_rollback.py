@@ -119,7 +119,7 @@ def test_what_cannot_be_gone_back_to_is_refused_by_name(four: Run, to: int, mess
 
 
 def test_an_unknown_run_and_a_damaged_round_are_refused(four: Run, tmp_path: Path) -> None:
-    with pytest.raises(FederationError, match=r"run 'other' has no rounds in .*; correct run: or store:"):
+    with pytest.raises(FederationError, match=r"run 'other' has no rounds in .*; correct the file's run or"):
         roll_back(Run(four.store, "other"), federation(), 0)
     two = four.round(2)
     assert two is not None
@@ -185,7 +185,7 @@ def test_of_rollbacks_at_once_one_commits_and_the_others_conflict(store: Store) 
     for thread in threads:
         thread.join()
     assert sorted(told) == ["committed", *["conflict"] * 5]
-    with pytest.raises(FederationError, match="round 3, the latest of run 'run', is the model of round 1 already"):
+    with pytest.raises(FederationError, match="round 3, the latest of run 'run', already has the model of round"):
         roll_back(fresh(run), setting, 1)
 
 

@@ -21,13 +21,13 @@ MIB = 1 << 20
 
 @pytest.fixture
 def store(s3_proxy: FaultProxy, s3_bucket: str) -> Store:
-    return Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, patience=20.0)
+    return Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, retry_seconds=20.0)
 
 
 @pytest.fixture
 def hasty(s3_proxy: FaultProxy, s3_bucket: str) -> Store:
     """The same place with a short timeout."""
-    return Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, patience=0.3)
+    return Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, retry_seconds=0.3)
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_a_server_that_does_not_know_if_none_match_is_refused(store: Store, s3_p
     body = b"<Error><Code>NotImplemented</Code><Message>A header you provided</Message></Error>"
     s3_proxy.answer = BUSY.replace(b"503 Service Unavailable", b"501 Not Implemented") % (len(body), body)
     s3_proxy.fault = lambda request: "answer" if "if-none-match" in request.headers.lower() else None
-    with pytest.raises(PhotonError, match="does not know If-None-Match"):
+    with pytest.raises(PhotonError, match="does not support If-None-Match"):
         store.create("run/run.json", b"mine")
 
 

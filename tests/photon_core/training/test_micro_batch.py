@@ -152,8 +152,8 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
     trained = train(job, lambda _: tried.append("trying" in json.loads(kept.read_bytes())))
     assert trained.metrics["micro_batch"] == 2 and tried == [True, False, False, False, False]
     assert said(job, trained) == [
-        "site 'alpha': the kernel killed the last training for memory, which put 4 sequences through the model at "
-        "once (micro_batch: auto); it is 2 from now on"
+        "site 'alpha': the kernel killed the last training, which ran out of memory with 4 sequences in the model "
+        "at once (micro_batch: auto); the micro-batch is now 2"
     ]
     count.write_text("oom_kill 9\n")
     assert find_micro_batch(view_of(federation, "alpha"), kept.parent, 1, log) == 2 and not log.events(), (

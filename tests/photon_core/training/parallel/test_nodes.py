@@ -121,7 +121,7 @@ def test_another_number_of_nodes_starts_afresh_and_says_so(tmp_path: Path) -> No
     job = make_job(one, thetas[1], tmp_path, 2)
     second = train(job, silent)
     assert second.metrics["state_lost"] == 1.0
-    assert "another number of nodes that train apart (2, now 1)" in said(job, second)[0]
+    assert "another number of independent nodes (2, now 1)" in said(job, second)[0]
     job = make_job(federation, thetas[1], tmp_path, 3)
     back = train(job, silent)
     assert back.metrics["state_lost"] == 1.0
@@ -156,5 +156,5 @@ def test_more_gpus_than_the_machine_has_are_refused(tmp_path: Path, monkeypatch:
     federation = with_hardware(make_federation(tmp_path), APART.model_copy(update={"devices": 4}))
     monkeypatch.setattr(device, "choose_device", lambda _: "cuda")
     job = LocalJob(view_of(federation, "alpha"), 1, 1, [], "0", 0)
-    with pytest.raises(FederationError, match=r"takes 8 GPUs of one machine.* shows 0.*sites of their own"):
+    with pytest.raises(FederationError, match=r"takes 8 GPUs of one machine.* shows 0.*its own site"):
         device.check_devices(job.view, 8)

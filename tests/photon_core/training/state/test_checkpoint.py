@@ -127,8 +127,8 @@ def test_another_jobs_is_not_gone_on_from_and_that_is_said(
     interrupt(dataclasses.replace(job, base_sha256="1"), 3)
     moved = train(job, silent)
     assert said(job, moved) == [
-        "site 'alpha': the local checkpoint at step 3 is of another federation file, base model or run: the "
-        "round's training starts afresh"
+        "site 'alpha': the local checkpoint at step 3 is of another federation file, base model or run; training "
+        "of this round restarts"
     ]
     assert "resumed_at_step" not in moved.metrics
     interrupt(dataclasses.replace(job, attempt=2), 3)
@@ -185,8 +185,8 @@ def test_text_prepared_anew_starts_the_round_afresh(make_site: Make, tmp_path: P
     make_site(150, checkpoint_steps=2)
     trained = train(job, silent)
     assert said(job, trained) == [
-        "site 'alpha': the local checkpoint at step 2 of 5 belongs to another mix of streams: the round's "
-        "training starts afresh"
+        "site 'alpha': the local checkpoint at step 2 of 5 was saved with other streams or proportions; training "
+        "of this round restarts"
     ]
     assert len(np.fromfile(Path(trained.folder, "samples.u32"), "<u4")) == 20
 
