@@ -111,6 +111,7 @@ def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
     from composer.optim import CosineAnnealingWithWarmupScheduler
     from streaming import Stream, StreamingDataset
     from torch.utils.data import DataLoader
+    from typing_extensions import override
 
     from photon_core.model.decoder import PhotonModel, initial_decoder
     from photon_core.training.optimizer.build import make_optimizer
@@ -120,6 +121,7 @@ def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
             return torch.from_numpy(super().__getitem__(index)["tokens"].astype("int64"))
 
     class Save(Callback):
+        @override
         def batch_end(self, state: State, logger: Logger) -> None:
             step = state.timestamp.batch.value
             if step in spec.save_after:

@@ -33,7 +33,7 @@ def federate(
     federation: Federation,
     launcher: "Launcher",
     work: Path,
-    after: Callable[[Run, RoundManifest], None] = lambda run, manifest: None,
+    after: Callable[[Run, RoundManifest], None] = lambda _run, _manifest: None,
 ) -> Run:
     """Run all rounds, with every site in each. `after` is called with each committed round, in order."""
     from photon_core.aggregation.candidate import RoundLog

@@ -143,7 +143,7 @@ def site(federation: Federation, folder: Path) -> float:
 
     from photon_core.model.init import initial_tensor
     from photon_core.model.shapes import parameter_shapes
-    from photon_core.training import callback as round_callback
+    from photon_core.training import callback
     from photon_core.training.job import LocalJob
     from photon_core.training.train import train
 
@@ -153,7 +153,7 @@ def site(federation: Federation, folder: Path) -> float:
         {name: initial_tensor(name, federation.model, 1) for name in parameter_shapes(federation.model)}, theta
     )
     seen: list[tuple[float, dict[str, Any]]] = []
-    round_callback.REPORT_SECONDS = 0.0  # a report after every step
+    callback.REPORT_SECONDS = 0.0  # a report after every step
     job = LocalJob(view_of(federation, SITE), 1, 1, [str(theta)], "0", 0)
     train(job, lambda report: seen.append((time.perf_counter(), report)))
     (start, first), (end, last) = seen[WARM - 1], seen[-1]

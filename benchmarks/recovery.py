@@ -95,12 +95,12 @@ def one_round(federation: Deployed, t: int, kind: str, steps: int) -> float:
     return committed.stat().st_mtime - at
 
 
-def nothing(federation: Deployed, t: int, step: int) -> float:
+def nothing(federation: Deployed, _t: int, step: int) -> float:
     federation.trainer("failing", step)
     return time.time()
 
 
-def trainer(federation: Deployed, t: int, step: int) -> float:
+def trainer(federation: Deployed, _t: int, step: int) -> float:
     return kill(federation.trainer("failing", step))
 
 
@@ -109,7 +109,7 @@ def process(federation: Deployed, t: int, step: int) -> float:
     return kill(federation.process_of(federation.site_run("failing", t, "RUNNING")))
 
 
-def exception(federation: Deployed, t: int, step: int) -> float:
+def exception(federation: Deployed, t: int, _step: int) -> float:
     damaged = federation.damage("failing")
     at = failed(federation, "failing", t)
     damaged.mend()

@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 import numpy as np
 from fsspec.spec import AbstractFileSystem
+from typing_extensions import override
 
 from benchmarks.updates import Shapes, commit_base, commit_update, site_name
 from photon_core.hashing import Hashes
@@ -67,6 +68,7 @@ class SyntheticFileSystem(AbstractFileSystem):
     kept: dict[str, bytes] = {}  # noqa: RUF012
     written = 0
 
+    @override
     def info(self, path: str, **options: Any) -> dict[str, Any]:
         path = self._strip_protocol(path)
         size = self.made[path][2] if path in self.made else len(self.kept[path]) if path in self.kept else None
@@ -74,6 +76,7 @@ class SyntheticFileSystem(AbstractFileSystem):
             raise FileNotFoundError(path)
         return {"name": path, "size": size, "type": "file"}
 
+    @override
     def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
         below = self._strip_protocol(path) + "/"
         names = {
@@ -81,11 +84,13 @@ class SyntheticFileSystem(AbstractFileSystem):
         }
         return sorted(names)
 
+    @override
     def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         path = self._strip_protocol(path)
         self.info(path)
         return Bytes(*self.made[path]) if path in self.made else io.BytesIO(self.kept[path])
 
+    @override
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         with self.open(path) as file:
             file.seek(start or 0)
@@ -94,13 +99,16 @@ class SyntheticFileSystem(AbstractFileSystem):
             file.readinto(buffer)
             return bytes(buffer)
 
+    @override
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
         path = self._strip_protocol(path)
         self.kept[path] = bytes(value)
 
+    @override
     def put_file(self, lpath: str, rpath: str, *args: Any, **options: Any) -> None:
         SyntheticFileSystem.written += Path(lpath).stat().st_size
 
+    @override
     def rm_file(self, path: str) -> None:
         self.kept.pop(self._strip_protocol(path), None)
 

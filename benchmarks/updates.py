@@ -10,6 +10,7 @@ import numpy as np
 from photon_core.model.shapes import parameter_shapes
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs.registry import get_codec
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
@@ -104,7 +105,7 @@ def commit_update(run: Run, site: str, number: int, codec: str, files: list[File
 def _write(
     store: Store, folder: str, stem: str, tensors: dict[str, TensorEntry], shapes: Shapes, content: Any
 ) -> list[FileEntry]:
-    with ShardWriter(store, folder, stem, tensors) as writer:
+    with ShardWriter(store, folder, stem, shard_plan(tensors)) as writer:
         for name in writer.order:
             for count in _counts(int(np.prod(shapes[name]))):
                 writer.write(name, content(count).reshape(-1))

@@ -22,7 +22,7 @@ UNDER_WAY = [StateType.PENDING, StateType.RUNNING]
 LIVE = [*UNDER_WAY, StateType.SCHEDULED, StateType.PAUSED]
 
 
-def cancel_sites(flow: Any, flow_run: FlowRun, state: State) -> None:
+def cancel_sites(_flow: Any, flow_run: FlowRun, _state: State) -> None:
     """Hook: cancel every flow run of the federation's sites that has not ended.
 
     Cancels nothing while another round of the run is running: all rounds of a run share their sites' flow runs.

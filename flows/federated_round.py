@@ -39,7 +39,7 @@ from photon_core.evidence.events import Kind
 from photon_core.evidence.metrics import show
 from photon_core.run.birth import as_born, as_entered
 from photon_core.run.history import remarks
-from photon_core.run.members import Member, SiteMember, active, member, world_of
+from photon_core.run.members import Member, SiteMember, active, member, members, world_of
 from photon_core.run.run import run_of
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest
@@ -161,20 +161,19 @@ def _train(
 def _ask(t: int, sampled: list[str], present: Present, opened: float, waiting: Waiting) -> SiteFutures:
     """Dispatch each site's part to the site's worker."""
     federation, futures = present.federation, SiteFutures()
-    deadline = opened + federation.rounds.deadline
+    deadline, known = opened + federation.rounds.deadline, members(federation)
     for site in sampled:
-        one = member(federation, site)
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{site}"):
-            asked = dispatch.dispatch_round.submit(one, t, deadline, present=present, waiting=waiting)
+            asked = dispatch.dispatch_round.submit(known[site], t, deadline, present=present, waiting=waiting)
             futures[site] = {"round": asked}
     return futures
 
 
 def _submit(runtime: Runtime, federation: Federation, t: int, sampled: list[str]) -> SiteFutures:
     """Submit each member's part to this flow run."""
-    futures = SiteFutures()
+    futures, known = SiteFutures(), members(federation)
     for name in sampled:
-        one = member(federation, name)
+        one = known[name]
         with tags(f"run:{federation.run}", f"round:{t}", f"site:{name}"):
             if isinstance(one, SiteMember):
                 futures[name] = site_steps(runtime, one.view, t)

@@ -21,4 +21,5 @@ def outlive_leases() -> None:
 def _maintain(
     lease_id: UUID, lease_duration: float, raise_on_lease_renewal_failure: bool = False
 ) -> AbstractContextManager[None]:
+    del raise_on_lease_renewal_failure  # which Prefect's engine sets
     return maintain_concurrency_lease(lease_id, lease_duration, raise_on_lease_renewal_failure=False)

@@ -57,7 +57,7 @@ def read(name: str) -> Record:
         if not store:
             raise FederationError(f"'{name}' is not a run; write a federation file, or <store>/<run>")
         record = read_record(Run(Store(store), run))
-    if record.birth is None:
+    if record.run_manifest is None:
         raise FederationError(f"{record.url}: no run exists here; write a federation file, or <store>/<run>")
     return record
 

@@ -22,7 +22,7 @@ def collect(
     try:
         seconds = float(duration(orphan_age))
     except ValueError as error:
-        raise FederationError(f"--litter-age '{orphan_age}' {error}") from None
+        raise FederationError(f"--orphan-age '{orphan_age}' {error}") from None
     run = run_of(federation)
     with display(quiet) as show:
         show.activity("gc", f"listing {run.store.url}")
@@ -47,5 +47,5 @@ def _show(found: Plan) -> None:
     print(f"kept whole: round {ranges(found.kept)}, and everything that is not committed yet")
     for t, files in sorted(found.rounds.items()):
         print(f"round {t}: {len(files)} files, {amount(sum(file.bytes for file in files))}")
-    for file in found.litter:
+    for file in found.orphans:
         print(f"unreferenced: {file.path}, {amount(file.bytes)}")

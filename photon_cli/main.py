@@ -171,15 +171,16 @@ def gc(
         int | None, typer.Option("--keep-every", min=1, help="also keep every M-th round", metavar="M")
     ] = None,
     orphan_age: Annotated[
-        str, typer.Option("--litter-age", help="remove unreferenced files older than this, such as 12h or 1d")
+        str, typer.Option("--orphan-age", help="remove unreferenced files older than this, such as 12h or 1d")
     ] = "1d",
+    old_name: Annotated[str | None, typer.Option("--litter-age", hidden=True)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would be removed")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Remove the tensors of old rounds and unreferenced files from the store. All manifests are kept."""
     from photon_cli.gc import collect
 
-    collect(_federation(file), last, every, orphan_age, dry_run, quiet)
+    collect(_federation(file), last, every, old_name or orphan_age, dry_run, quiet)
 
 
 @app.command()

@@ -75,7 +75,7 @@ def _committed(federation: Federation) -> list[RoundManifest]:
     try:
         take_credentials(federation)
         run = reachable(federation)
-        check_recipe(run.birth(), federation)
+        check_recipe(run.run_manifest(), federation)
         return history(run)
     except (FederationError, CorruptFile):
         raise

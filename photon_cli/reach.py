@@ -20,7 +20,7 @@ def reachable(federation: Federation) -> Run:
     run = run_of(federation)
     if not run.store.is_local:
         try:
-            store = Store(federation.store, **federation.storage.store_options(), patience=SECONDS)
+            store = Store(federation.store, **federation.storage.store_options(), retry_seconds=SECONDS)
             store.exists(Place(PlaceKind.RUN_JSON, run.run).path)
         except StoreUnavailable as error:
             raise StoreUnavailable(

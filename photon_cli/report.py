@@ -30,7 +30,7 @@ def report(federation: Federation, to: Path | None, quiet: bool) -> None:
 
         run = run_of(federation)
         record = read_record(run, federation.rounds.count)
-        if record.birth is None:
+        if record.run_manifest is None:
             raise PhotonError(f"run '{run.run}' has no rounds in {run.store.url} yet. Write: photon run")
         show.activity("report", "drawing")
         page = render(record)

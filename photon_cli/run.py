@@ -46,7 +46,7 @@ def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: 
     """
     check_paths(federation, sites=[], file=file)  # raw text may be removed once it is prepared
     check_overlap(federation)
-    birth, latest = run_of(federation).birth(), newest(run_of(federation))
+    birth, latest = run_of(federation).run_manifest(), newest(run_of(federation))
     if birth is not None:
         check_frozen(birth, federation, load_tokenizer(federation.tokenizer).sha256)
         check_recipe(birth, federation)
@@ -125,7 +125,7 @@ def show_result(federation: Federation, file: Path) -> None:
 def ending_children(process: "Runtime") -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP first end the children, so that nothing waits for them, then this process."""
 
-    def handler(number: int, frame: FrameType | None) -> None:
+    def handler(_number: int, _frame: FrameType | None) -> None:
         for sign in signals:
             signal.signal(sign, signal.SIG_IGN)  # one signal is enough: the shutdown is bounded in time
         threading.Thread(target=process.shutdown, name="photon-shutdown").start()

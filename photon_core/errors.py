@@ -1,4 +1,4 @@
-"""Every failure has a name: what users and operators see when something is wrong."""
+"""The errors of Photon: one class for each kind of failure that users and operators see."""
 
 from photon_core.formatting import printable
 from schemas.errors import FederationError, PhotonError
@@ -24,30 +24,30 @@ __all__ = [
 
 
 class DataError(PhotonError):
-    """A site's text or shards cannot be used: unreadable, corrupt, or refused by an expectation."""
+    """A site's text or shards cannot be used: they are unreadable, corrupt, or fail an expectation."""
 
 
 class StoreConflict(PhotonError):
-    """Another writer committed first. The committed content stands; ours is litter."""
+    """Another writer committed first. The committed content is kept; this writer's files are unreferenced."""
 
 
 class StoreUnavailable(PhotonError):
-    """The store's server was away, or too busy, for longer than a step waits. Trying later may do."""
+    """The store's server was unreachable or busy for longer than a step waits. A later retry may succeed."""
 
 
 class StoreRefused(PhotonError):
-    """The store's server does not let these credentials do it, or there are none."""
+    """The store's server does not permit the call with these credentials, or there are no credentials."""
 
 
 class CorruptFile(PhotonError):
-    """A file's bytes do not match the hash or size in the manifest that covers it, or are no manifest."""
+    """A file does not match the hash or size in the manifest that covers it, or is not a valid manifest."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message, 2000))
 
 
 class Unreadable(CorruptFile):
-    """The file system does not let its bytes be read: permissions, or something else stands at its place."""
+    """The file system refuses to read the file: permissions, or something that is not a file has its name."""
 
 
 class UpdateRejected(PhotonError):
@@ -69,11 +69,11 @@ class UpdateRejected(PhotonError):
 
 
 class NotFinite(PhotonError):
-    """The mean of all updates is NaN or infinite, and the pass was not to look at single ones."""
+    """The mean of all updates is NaN or infinite, and the pass does not look at single updates."""
 
 
 class QuorumMissed(PhotonError):
-    """Fewer sites committed an update than the quorum asks for."""
+    """Fewer sites committed an update than the quorum requires."""
 
 
 class ChildFailed(PhotonError):
@@ -81,20 +81,20 @@ class ChildFailed(PhotonError):
 
 
 class Cancelled(ChildFailed):
-    """A child process was ended because somebody asked for it."""
+    """A child process was stopped on request."""
 
 
 class Killed(ChildFailed):
-    """A child process was ended from outside: kill -9, a kernel short of memory, the end of its fork server."""
+    """A child process was killed from outside: kill -9, a kernel out of memory, the end of its fork server."""
 
 
 class DeadlinePassed(ChildFailed):
-    """A child process was ended because its time was up."""
+    """A child process was stopped at its deadline."""
 
 
 class ModelDiverged(PhotonError):
-    """A round's new model has no finite validation loss, so that the next round's training could not begin."""
+    """A round's new model has no finite validation loss, so the next round cannot train from it."""
 
 
 class StepOverflow(PhotonError):
-    """The server's step makes the model infinite, though the updates are finite."""
+    """The server optimizer's step makes the model infinite, although the updates are finite."""

@@ -1,7 +1,7 @@
-"""Files that are whole or not there, and on the disk before anything relies on them.
+"""Atomic, durable files: a file is whole or absent, and on the disk before anything relies on it.
 
-Every file is written under a temporary name, flushed to the disk, and then given its own: by rename() where it
-takes an older one's place, by link() where the first writer's stays.
+Every file is written under a temporary name and flushed to the disk. It then gets its final name: by rename()
+where it replaces an older file, by link() where the first writer's file is kept.
 """
 
 import fcntl
@@ -21,25 +21,25 @@ BLOCK = 1 << 20
 
 
 def temporary_name(target: Path) -> Path:
-    """A name beside the target that no other writer has."""
+    """A unique name in the target's folder."""
     return target.with_name(f".{uuid.uuid4().hex}.tmp")
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o644, once: bool = False) -> None:
-    """A file of these bytes; the rest as `whole_file`."""
+    """Write a file of these bytes, with the options of `whole_file`."""
     with whole_file(path, mode=mode, once=once) as file:
         file.write(data)
 
 
 @contextmanager
 def whole_file(path: Path, *, mode: int = 0o644, once: bool = False) -> Iterator[BinaryIO]:
-    """A new file, open for writing. At the end of the block it is durable under its name; after an error in the
-    block there is nothing new.
+    """A new file, open for writing. At the end of the block it is durable under its name. An error in the block
+    leaves nothing new.
 
     Args:
-        path: its name; the folder is there.
-        mode: its permissions, before the umask.
-        once: leave a file that is there; else the new one takes its place.
+        path: name of the file, in an existing folder.
+        mode: permissions, before the umask.
+        once: flag: keep an existing file, which the new one replaces otherwise.
 
     Raises:
         FileExistsError: with `once`, another file has the name.
@@ -62,7 +62,7 @@ def whole_file(path: Path, *, mode: int = 0o644, once: bool = False) -> Iterator
 
 
 def _rename(source: Path, target: Path, inode: int) -> None:
-    """Give a file its name; as `link_once`, where the answer is lost: asked again, the server knows no source."""
+    """Rename a file. A lost answer is a success, as in `link_once`: the repeated request finds no source."""
     try:
         source.replace(target)
     except FileNotFoundError:
@@ -71,14 +71,14 @@ def _rename(source: Path, target: Path, inode: int) -> None:
 
 
 def link_once(source: Path, target: Path) -> None:
-    """Give a file a second name, which nothing has yet.
+    """Give a file a second name, which must be free.
 
-    An NFS client whose answer is lost asks again, and is told that its own link is in the way: a name that holds
-    the source's content is a success.
+    An NFS client whose answer was lost repeats the request, and the server refuses because of the client's own
+    link. So a name that holds the source's content is a success.
 
     Raises:
         FileExistsError: something else has the name.
-        OSError: the disk knows no such links, or has failed.
+        OSError: the disk does not support hard links, or has failed.
     """
     try:
         os.link(source, target)
@@ -89,10 +89,10 @@ def link_once(source: Path, target: Path) -> None:
 
 def _holds_the_same(target: Path, source: Path) -> bool:
     try:
-        there, ours = target.lstat(), source.lstat()
-        if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+        existing, ours = target.lstat(), source.lstat()
+        if (existing.st_dev, existing.st_ino) == (ours.st_dev, ours.st_ino):
             return True
-        if not stat.S_ISREG(there.st_mode) or there.st_size != ours.st_size:
+        if not stat.S_ISREG(existing.st_mode) or existing.st_size != ours.st_size:
             return False
         with target.open("rb") as first, source.open("rb") as second:
             while (block := first.read(BLOCK)) == second.read(BLOCK):
@@ -104,10 +104,10 @@ def _holds_the_same(target: Path, source: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder and its parents, their entries on the disk.
+    """Create the folder and its parents, durably.
 
     Raises:
-        PhotonError: a file stands there.
+        PhotonError: a file has its name.
     """
     if folder.is_dir():
         return
@@ -115,7 +115,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(exist_ok=True)
     except FileExistsError:
-        raise PhotonError(f"{folder} is a file; a folder must stand there") from None
+        raise PhotonError(f"{folder} is a file; a folder is needed in its place") from None
     sync_folder(folder.parent)
 
 
@@ -144,7 +144,7 @@ def _sync(path: Path, flags: int = 0) -> None:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the exclusive advisory lock of an existing folder; waits for it."""
+    """Hold the exclusive advisory lock of an existing folder, after waiting for it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -154,9 +154,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path, ours: re.Pattern[str]) -> bool:
-    """Remove a folder's files whose path below it matches, and then every folder that is empty.
+    """Remove a folder's files whose relative path matches, and then every empty folder.
 
-    Links are never followed; what does not match stays, with the folders that it is in.
+    Links are never followed. What does not match is kept, with its folders.
 
     Returns:
         Whether the folder is gone.
@@ -174,9 +174,9 @@ def clear(folder: Path, ours: re.Pattern[str]) -> bool:
 
 
 def remove_listed(root: Path, paths: list[str]) -> None:
-    """Remove these files below a folder, then the folders that are empty without them; the folder itself stays.
+    """Remove these files below a folder, then the subfolders that this leaves empty.
 
-    A file that a link leads to, out of the folder, is not the one that was listed, and stays.
+    A file that a link outside the folder leads to is not the listed file, and is kept.
     """
     inside = root.resolve()
     for name in paths:

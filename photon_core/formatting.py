@@ -1,4 +1,4 @@
-"""Text for people, each kind in one way everywhere: counts, bytes, seconds, and what strangers wrote."""
+"""Text for people, in one form everywhere: counts, bytes, seconds, and untrusted text."""
 
 NOTHING = "-"
 
@@ -14,7 +14,7 @@ def amount(size: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """340 ms, 4.2 s, 42 s, 3 min 20 s, 16 min, 5 h 7 min, 6.2 days; a dash if not known."""
+    """340 ms, 4.2 s, 42 s, 3 min 20 s, 16 min, 5 h 7 min, 6.2 days; a dash if unknown."""
     if seconds is None:
         return NOTHING
     if 0 < seconds < 1:
@@ -41,14 +41,14 @@ def _scaled(number: float, units: tuple[str, ...], largest: str) -> str:
 
 
 def printable(text: str, limit: int = 1000, lines: bool = False) -> str:
-    """A text that may repeat what a stranger wrote, fit for logs, terminals and manifests.
+    """A text that may quote untrusted input, fit for logs, terminals and manifests.
 
     Args:
-        lines: keep line breaks.
+        lines: flag: keep line breaks.
     """
     return "".join(c if c.isprintable() or (lines and c == "\n") else "?" for c in text[:limit])
 
 
 def unmarked(text: str) -> str:
-    """The same for what draws HTML, Markdown or a chat's own marks, and escapes nothing."""
+    """`printable`, for what renders HTML, Markdown or a chat's markup without escaping."""
     return printable(text).replace("<", "‹").replace(">", "›").replace("](", "] (")

@@ -1,4 +1,4 @@
-"""Hashes and the canonical form of JSON: what manifests, chains and comparisons rest on."""
+"""Hashes and canonical JSON, on which manifests, chains and comparisons rely."""
 
 import hashlib
 import json
@@ -11,17 +11,17 @@ BLOCK = 1 << 20
 
 
 class Digest(Protocol):
-    """A hash of bytes as they pass."""
+    """An incremental hash."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> Any: ...
     def hexdigest(self) -> str: ...
 
 
 class Hashes:
-    """Both hashes that a manifest has of a file, of its bytes as they pass.
+    """Both hashes that a manifest has of a file, computed incrementally.
 
-    The sha256 names the content. The blake3, of 256 bits and as strong, is what readers compare: sha256 in
-    hardware takes 0.56 ns a byte of one core, more than reading and averaging together, blake3 0.2 ns.
+    The sha256 names the content. Readers compare the blake3, which also has 256 bits and is as strong: sha256 in
+    hardware takes 0.56 ns a byte on one core, more than reading and averaging together, blake3 0.2 ns.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,10 @@ class Hashes:
 
 
 class Check:
-    """The hash that proves a file's bytes, as they pass: blake3 where the manifest gives it, else sha256.
+    """The hash that verifies a file, computed incrementally: blake3 where the manifest gives it, else sha256.
 
     Args:
-        sha256, blake3: of the file's manifest entry; blake3 may be empty.
+        sha256, blake3_digest: expected hashes, from the file's manifest entry; blake3_digest may be empty.
     """
 
     def __init__(self, sha256: str, blake3_digest: str) -> None:
@@ -51,12 +51,12 @@ class Check:
     def update(self, data: bytes | bytearray | memoryview) -> None:
         self._digest.update(data)
 
-    def found(self) -> str:
+    def hexdigest(self) -> str:
         return self._digest.hexdigest()
 
 
 def canonical_json(obj: Any) -> bytes:
-    """One spelling of a JSON value: sorted keys, no spaces, UTF-8.
+    """The one spelling of a JSON value: sorted keys, no spaces, UTF-8.
 
     Raises:
         ValueError: for NaN or infinity, which JSON cannot hold.

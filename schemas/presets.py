@@ -85,7 +85,7 @@ def _stretch(size: dict[str, Any], how: dict[str, Any], batch: Any, steps: Any) 
         how["rounds"]["count"] = -(-total // steps)
 
 
-def _fedmom(size: dict[str, Any]) -> dict[str, Any]:
+def _fedmom(_size: dict[str, Any]) -> dict[str, Any]:
     """The tech report's tables: values common to all sizes."""
     return {
         "local": {"optimizer": {"name": "adamw", "betas": [0.9, 0.95]}, "schedule": {"name": "cosine"}},
@@ -93,7 +93,7 @@ def _fedmom(size: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _diloco(size: dict[str, Any]) -> dict[str, Any]:
+def _diloco(_size: dict[str, Any]) -> dict[str, Any]:
     """DiLoCo: AdamW inside, Nesterov outside, 500 local steps."""
     return {
         "local": {"steps": 500, "optimizer": {"name": "adamw"}, "optimizer_state": "keep"},
@@ -101,7 +101,7 @@ def _diloco(size: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _local_sgd(size: dict[str, Any]) -> dict[str, Any]:
+def _local_sgd(_size: dict[str, Any]) -> dict[str, Any]:
     """Local SGD's outer loop (Stich 2018): parameters are averaged, and nothing else is kept."""
     return {
         "local": {"optimizer_state": "reset"},

@@ -127,9 +127,9 @@ def view_of(federation: Federation, site: str) -> SiteView:
     Raises:
         FederationError: there is no such site; the message lists the existing ones.
     """
-    for view in views(federation):
-        if view.name == site:
-            return view
+    for section in federation.sites:
+        if section.name == site:
+            return SiteView(federation, section, federation.local, federation.update)
     names = ", ".join(section.name for section in federation.sites)
     inner = any(child.name == site for child in federation.federations)
     problem = f"'{site}' is a federation, not a site" if inner else f"no site is named '{site}'"

@@ -82,8 +82,8 @@ def open_round(runtime: Runtime, federation: Federation, t: int | None) -> int |
         if run.round(t) is None and not rounds_left(federation, run.round(t - 1)):
             return None
         _remember(t)
-    if _is_retry() and (birth := run_of(federation).birth()) is not None:  # its file may have been edited since
-        check_frozen(birth, federation, load_tokenizer(federation.tokenizer).sha256)
+    if _is_retry() and (first := run_of(federation).run_manifest()) is not None:  # its file may have been edited
+        check_frozen(first, federation, load_tokenizer(federation.tokenizer).sha256)
     if not _is_retry() or run_of(federation).round(t) is None:
         check_open(federation, t)
     return t
@@ -212,8 +212,7 @@ def publish(runtime: Runtime, federation: Federation, candidate: Candidate, roun
     """Commit the round and publish it as a table artifact."""
     log = runtime.log.at(candidate.t)
     with log.step("publish"):
-        round_log = replace(round_log, events=log.events())
-        manifest = commit(run_of(federation), federation, candidate, round_log)
+        manifest = commit(run_of(federation), federation, candidate, replace(round_log, events=runtime.log))
         for note in manifest.guard[len(sentences(candidate.guard)) :]:
             get_run_logger().warning("round %d: %s", candidate.t, note)
         show(runtime, federation, manifest)

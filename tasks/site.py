@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +135,7 @@ def train(runtime: Runtime, view: SiteView, t: int, attempt: int = 1) -> "Traine
                 with phase(log, "upload"):
                     early.wait()
         for note in trained.notes:
-            log.append(Kind.TRAINING_NOTED, step="train", text=note)
+            log.add(note, step="train")
         _note_restart(log, "train")
         for text in incidents(log.events()).get(view.name, []):
             logger.warning(text)
@@ -165,9 +165,8 @@ def upload(
     with log.step("upload") as out, phase(log, "upload"):
         _note_restart(log, "upload")
         events = log.events()
-        trained = replace(trained, notes=incidents(events).get(view.name, []))
-        spans = spans_of(events).get(view.name, [])
-        manifest = upload_update(run_of(view.federation), view, t, trained, spans, checks)
+        spans, notes = spans_of(events).get(view.name, []), incidents(events).get(view.name, [])
+        manifest = upload_update(run_of(view.federation), view, t, trained, spans, checks, notes)
         out.update(bytes=sum(entry.bytes for entry in (*manifest.files, *manifest.key_layers)))
         log.append(Kind.UPDATE_COMMITTED, bytes=out["bytes"])
 
@@ -221,7 +220,7 @@ def _log_path(view: SiteView) -> Path:
 
 
 def _birth(federation: Federation) -> RunManifest:
-    birth = run_of(federation).birth()
+    birth = run_of(federation).run_manifest()
     if birth is None:
         raise PhotonError(f"run '{federation.run}' is not open yet; start its first round, which opens it")
     return birth

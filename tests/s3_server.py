@@ -52,7 +52,7 @@ class FaultProxy:
         self.requests: list[Request] = []
         self.broken: list[Request] = []
         self.answer = b""
-        self.fault: Callable[[Request], Fault] = lambda request: None
+        self.fault: Callable[[Request], Fault] = lambda _: None
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -61,7 +61,7 @@ class FaultProxy:
         end: list[float] = []
         turns = faults or ("503", "reset")
 
-        def fault(request: Request) -> Fault:
+        def fault(_: Request) -> Fault:
             end.append(end[0] if end else time.monotonic() + seconds)
             return turns[len(end) % len(turns)] if time.monotonic() < end[0] else None
 
@@ -181,12 +181,19 @@ def hostile(key: str, secret: str) -> bytes:
     return f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
+@contextlib.contextmanager
+def credentials() -> Iterator[None]:
+    """The server's, in the environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SECRETS.items():
             patch.setenv(name, value)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    with credentials():
         yield from serve(strip=False)
 
 

@@ -8,7 +8,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 COLUMNS, ROWS = 120, 40
@@ -74,35 +74,53 @@ class Terminal:
         return bool(found)
 
 
+class _Page:
+    """The lines of a terminal and its cursor."""
+
+    def __init__(self) -> None:
+        self.lines, self.row, self.column = [""], 0, 0
+
+    def write(self, text: str) -> None:
+        line, end = self.lines[self.row].ljust(self.column), self.column + len(text)
+        self.lines[self.row] = line[: self.column] + text + line[end:]
+        self.column = end
+
+    def to(self, row: int, column: int) -> None:
+        self.row, self.column = max(0, row), max(0, column)
+        self.lines += [""] * (self.row + 1 - len(self.lines))
+
+    def erase(self, from_column: int) -> None:
+        self.lines[self.row] = self.lines[self.row][:from_column]
+
+    def erase_below(self) -> None:
+        self.erase(self.column)
+        del self.lines[self.row + 1 :]
+
+
+# What moves the cursor or erases, by the character or by the sequence without its number, which is 1 if left out.
+STEPS: dict[str, Callable[[_Page, int], None]] = {
+    "\r": lambda page, _: page.to(page.row, 0),
+    "\n": lambda page, _: page.to(page.row + 1, page.column),
+    "\b": lambda page, _: page.to(page.row, page.column - 1),
+    "\x1b[A": lambda page, amount: page.to(page.row - amount, page.column),
+    "\x1b[B": lambda page, amount: page.to(page.row + amount, page.column),
+    "\x1b[C": lambda page, amount: page.to(page.row, page.column + amount),
+    "\x1b[K": lambda page, number: page.erase(0 if number == 2 else page.column),
+    "\x1b[J": lambda page, _: page.erase_below(),
+}
+
+
 def screen(said: str) -> list[str]:
     """What a terminal shows of it, for the sequences that our commands use; any other is an error."""
-    lines, row, column = [""], 0, 0
+    page = _Page()
     for part in PART.finditer(said):
         text, private, number, letter = part[0], part[1], part[2] or "", part[3]
-        amount = int(number) if number.isdecimal() else 1
-        if text == "\r":
-            column = 0
-        elif text == "\n":
-            row += 1
-            lines += [""] * (row + 1 - len(lines))
-        elif text == "\b":
-            column = max(0, column - 1)
+        if step := STEPS.get(f"\x1b[{letter}" if letter else text):
+            step(page, int(number) if number.isdecimal() else 1)
         elif letter is None and not text.startswith(("\x1b", "\x07")):
-            lines[row] = lines[row].ljust(column)[:column] + text + lines[row][column + len(text) :]
-            column += len(text)
-        elif letter == "A":
-            row = max(0, row - amount)
-        elif letter == "B":
-            row += amount
-            lines += [""] * (row + 1 - len(lines))
-        elif letter == "C":
-            column += amount
-        elif letter == "K":
-            lines[row] = "" if number == "2" else lines[row][:column]
-        elif letter == "J":
-            lines[row:] = [lines[row][:column]]
+            page.write(text)
         else:
             assert letter is None or letter in "mt" or private, f"not known: {text!r}"
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return lines
+    while page.lines and not page.lines[-1].strip():
+        page.lines.pop()
+    return page.lines

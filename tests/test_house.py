@@ -44,7 +44,6 @@ PAIRS = 10  # functions that take a federation and a site
 LONG = {  # functions over LINES, with their lines: may only shrink
 }
 WIDE = {  # functions over PARAMETERS, with their number: may only shrink
-    "photon_core/tensors/writer.py:ShardWriter.__init__": 8,
 }
 
 # What only photon_core/run/paths.py may write: a folder or an object of a run.

@@ -27,7 +27,7 @@ def main(clients: int, parameters: int, rounds: int) -> None:
     client = ClientApp()
 
     @client.train()
-    def train(message: Message, context: Context) -> Message:
+    def train(message: Message, _context: Context) -> Message:
         arrays = [array + np.float32(1e-3) for array in message.content["arrays"].to_numpy_ndarrays()]
         content = RecordDict(
             {"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1, "train_loss": 0.0})}
@@ -39,7 +39,7 @@ def main(clients: int, parameters: int, rounds: int) -> None:
     final: list[float] = []
 
     @server.main()
-    def serve(grid: Grid, context: Context) -> None:
+    def serve(grid: Grid, _context: Context) -> None:
         sizes = [BLOCK] * (parameters // BLOCK) + ([parameters % BLOCK] if parameters % BLOCK else [])
         arrays = ArrayRecord([np.zeros(size, np.float32) for size in sizes])
         strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)

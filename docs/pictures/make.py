@@ -71,7 +71,7 @@ def picture(page: "Page", name: str, url: str, ready: "Callable[[Page], dict[str
     print(f"{target}: {size // 1000} kB")
 
 
-def _still(page: "Page") -> dict[str, Any]:
+def _still(_page: "Page") -> dict[str, Any]:
     return {}
 
 

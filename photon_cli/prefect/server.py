@@ -41,6 +41,7 @@ def begin_immediate(
     configuration: Any, session: Any, with_for_update: bool = False
 ) -> AbstractAsyncContextManager[Any]:
     """Begin a transaction that holds the write lock from the start."""
+    del with_for_update  # as the caller has it
     return _begin_as_asked(configuration, session, with_for_update=True)
 
 

@@ -7,7 +7,7 @@ from photon_core.aggregation.aggregate import Aggregate
 from photon_core.aggregation.key_layers import KeyLayers
 from photon_core.aggregation.moments import Moments
 from photon_core.aggregation.residuals import NOTHING, Partition
-from photon_core.evidence.events import Event, Fact
+from photon_core.evidence.events import Fact, Log
 from schemas.manifests import FileEntry, UpdateManifest
 from schemas.sections.server import Server
 
@@ -73,7 +73,8 @@ class RoundLog:
         not_evaluated: reasons by site, for the sites without scores.
         seconds: duration by phase of the round.
         opened: Unix time at which the round was opened.
-        events: events of the round that the coordinator's process has seen.
+        events: event log of the coordinator's process; the commit appends what the guard and the bounds of claims
+            find last.
     """
 
     sampled: list[str]
@@ -81,4 +82,4 @@ class RoundLog:
     not_evaluated: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     opened: float = 0.0
-    events: list[Event] = field(default_factory=list)
+    events: Log = field(default_factory=lambda: Log(""))

@@ -37,11 +37,11 @@ def stream_names(federation: Federation) -> dict[str, list[str]]:
     return {site.name: [stream.name for stream in site.streams] for site in federation.sites}
 
 
-def excessive(federation: Federation, evaluations: Scores) -> dict[str, list[str]]:
-    """site -> a sentence, for each site that claims more evaluated tokens than are possible."""
+def excessive(federation: Federation, evaluations: Scores) -> dict[str, Fact]:
+    """site -> the fact, for each site that claims more evaluated tokens than are possible."""
     most = most_evaluated(federation)
     return {
-        site: [str(Fact(Kind.CLAIM_BOUNDED, {"tokens": scores["tokens"], "most": most}))]
+        site: Fact(Kind.CLAIM_BOUNDED, {"tokens": scores["tokens"], "most": most})
         for site, scores in evaluations.items()
         if scores["tokens"] > most
     }

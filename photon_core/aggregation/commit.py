@@ -32,7 +32,13 @@ def commit(run: Run, federation: Federation, candidate: Candidate, log: RoundLog
     before = run.round(candidate.t - 1)
     assert before is not None
     updates, evaluations = candidate.updates, believed(federation, log.evaluations)
-    site_spans, clocks = timeline(updates, spans_of(log.events), log.opened)
+    event_log, last = log.events.at(candidate.t), last_facts(run, federation, candidate, log.evaluations)
+    for fact in last:
+        event_log.add(fact)
+    for site, claim in excessive(federation, log.evaluations).items():
+        event_log.at(candidate.t, site).add(claim)
+    events = event_log.events()
+    site_spans, clocks = timeline(updates, spans_of(events), log.opened)
     tokens = sum(update.tokens for update in updates.values())
     weights, t = candidate.result.weights, candidate.t
     references = {site: reference(run, update, weights[site]) for site, update in updates.items()}
@@ -58,10 +64,10 @@ def commit(run: Run, federation: Federation, candidate: Candidate, log: RoundLog
         earlier=earlier(run, t, references),
         left_out=candidate.left_out,
         partials=candidate.result.partials,
-        incidents=_incidents(updates, incidents(log.events), excessive(federation, log.evaluations)),
+        incidents=_incidents(updates, incidents(events)),
         server=candidate.server.model_dump(mode="json"),
         lowered=candidate.lowered,
-        guard=sentences([*candidate.guard, *last_facts(run, federation, candidate, log.evaluations)]),
+        guard=sentences([*candidate.guard, *last]),
         global_step=before.global_step + max(update.steps for update in updates.values()),
         total_tokens=before.total_tokens + tokens,
         behind=before.behind,
@@ -85,14 +91,9 @@ def _written(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds") if at else ""
 
 
-def _incidents(
-    updates: Mapping[str, UpdateManifest], *coordinator: Mapping[str, list[str]]
-) -> dict[str, list[str]]:
+def _incidents(updates: Mapping[str, UpdateManifest], seen: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """Notes by site: those of the coordinator, also about excluded sites, then those of the site itself."""
-    by_site: dict[str, list[str]] = {}
-    for seen in coordinator:
-        for site, notes in seen.items():
-            by_site.setdefault(site, []).extend(notes)
+    by_site = {site: list(notes) for site, notes in seen.items()}
     for site, update in updates.items():
         by_site.setdefault(site, []).extend(printable(note, 300) for note in update.notes[:NOTES_LIMIT])
     return {site: notes for site, notes in by_site.items() if notes}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from photon_core.run.run import Run
 from photon_core.tensors.numerics import to_bfloat16
 from photon_core.tensors.reader import TensorReader
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from schemas.manifests import FileEntry, TensorEntry
 
@@ -25,7 +26,7 @@ def write_rounded(run: Run, t: int, model: Sequence[FileEntry], max_shard_bytes:
     folder = run.round_dir(t)
     with TensorReader(run.store, folder, model) as reader:
         tensors = {name: TensorEntry(dtype="BF16", shape=tensor.shape) for name, tensor in reader.tensors.items()}
-        with ShardWriter(run.store, folder, "download/", tensors, max_shard_bytes) as writer:
+        with ShardWriter(run.store, folder, "download/", shard_plan(tensors, max_shard_bytes)) as writer:
             for name in writer.order:
                 for values in reader.chunks(name, CHUNK_ELEMENTS):
                     writer.write(name, to_bfloat16(values))

@@ -29,7 +29,7 @@ from photon_core.run.start import Initial, from_round
 from photon_core.tensors.local import LocalTensors
 from photon_core.tensors.numerics import dots
 from photon_core.tensors.reader import TensorReader
-from photon_core.tensors.shards import all_tensors, copy_files, put_file
+from photon_core.tensors.shards import all_tensors, copy_files, put_file, shard_plan
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs.lossless import Lossless, encode
 from photon_core.update.settings import work_sha256
@@ -285,11 +285,11 @@ def _write_change(
     tensors = {
         name: TensorEntry(dtype=Lossless.dtype, shape=tensor.shape) for name, tensor in all_tensors(before).items()
     }
-    squares = 0.0
+    squares, plan = 0.0, shard_plan(tensors, shard_bytes)
     with (
         TensorReader(run.store, run.files_dir(entry.round), before) as old,
         TensorReader(run.store, run.files_dir(last.round), after) as new,
-        ShardWriter(parent.store, folder, "", tensors, shard_bytes) as writer,
+        ShardWriter(parent.store, folder, "", plan) as writer,
     ):
         for name in writer.order:
             for theta, theta_k in zip(old.chunks(name, CHUNK), new.chunks(name, CHUNK), strict=True):

@@ -7,7 +7,7 @@ from photon_core.aggregation.attempts import newest_update
 from photon_core.aggregation.blame import Suspects
 from photon_core.aggregation.checks import check_counts
 from photon_core.errors import UpdateRejected
-from photon_core.run.members import FederationMember, Member, member
+from photon_core.run.members import FederationMember, Member, members
 from photon_core.run.run import Run
 from photon_core.update.settings import check_settings
 from schemas.federation import Federation
@@ -31,11 +31,12 @@ def gather(
         rejected: reasons of the members whose update is known to be bad.
     """
     reasons, updates, suspects = {**left_out, **(rejected or {})}, {}, Suspects(run, t)
+    known = members(federation)
     for site in sampled:
         if site in (rejected or {}):
             continue
         try:
-            one = member(federation, site)
+            one = known[site]
             update = suspects.read(site, partial(newest_update, run, one, t))
             if update is None:
                 reasons.setdefault(site, "no update was committed")

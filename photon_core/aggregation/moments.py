@@ -39,7 +39,7 @@ from photon_core.store.open_ranges import OpenRanges
 from photon_core.tensors.container import SENT_AS
 from photon_core.tensors.numerics import dots, from_bfloat16, to_bfloat16
 from photon_core.tensors.reader import Load, Piece, TensorReader, cut
-from photon_core.tensors.shards import all_tensors, check_files
+from photon_core.tensors.shards import all_tensors, check_files, shard_plan
 from photon_core.tensors.writer import ShardWriter
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, TensorEntry, UpdateManifest
@@ -166,7 +166,8 @@ def _writer(run: Run, t: int, kind: str, spec: MomentSpec, shard_bytes: int, tea
     """The writer of one kind of moments. Each kind has its own files, to be read and written in parallel."""
     own = {name: shape for name, shape in spec.shapes.items() if _kind(name) == kind}
     tensors = {name: TensorEntry(dtype=SENT_AS[spec.dtype], shape=shape) for name, shape in own.items()}
-    return ShardWriter(run.store, run.round_dir(t), f"{FOLDER}{kind}-", tensors, shard_bytes, team.writers)
+    plan = shard_plan(tensors, shard_bytes)
+    return ShardWriter(run.store, run.round_dir(t), f"{FOLDER}{kind}-", plan, team.writers)
 
 
 class _Sources:
@@ -216,7 +217,7 @@ class _Sources:
 
     def cancel(self) -> None:
         for reader in self._readers.values():
-            reader.give_up()
+            reader.cancel()
 
     def _stream(self, kind: str, site: str) -> Iterator[Load]:
         team = self._team

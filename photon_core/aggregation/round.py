@@ -76,7 +76,7 @@ def aggregate_region(
     """
     updates, _ = gather(run, federation, t, sampled, {}, rejected)
     groups, reasons = regions(federation.aggregation, sampled), dict[str, str]()
-    most, limits = most_work(members(federation)), Limits.of(federation.aggregation)
+    most, limits = most_work(members(federation).values()), Limits.of(federation.aggregation)
     suspects = Suspects(run, t)
     while True:
         try:
@@ -160,7 +160,7 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
         QuorumMissed: too few updates are usable.
     """
     t, updates, left_out = candidate.t, dict(candidate.updates), dict(candidate.left_out)
-    most, suspects = most_work(members(federation)), Suspects(run, t)
+    most, suspects = most_work(members(federation).values()), Suspects(run, t)
     limits = Limits.of(federation.aggregation)
     lr_scale = candidate.server.guard.lr_factor**candidate.lowered
     while len(updates) >= federation.quorum:

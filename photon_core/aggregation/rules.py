@@ -1,13 +1,15 @@
 """Rules: how a pass combines the members' contributions to a tensor. One rule may serve all tensors.
 
-A new rule is a class here with the two methods of `Rule`. The caller that chooses it puts it into the `Rules` of
-the pass.
+A new rule is a subclass of `Rule` here, with its two methods. The caller that chooses it puts it into the `Rules`
+of the pass.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
+
+from typing_extensions import override
 
 from photon_core.aggregation.means import Float32, median, trimmed_mean, weighted_mean
 from photon_core.aggregation.weights import Shares
@@ -38,7 +40,7 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class WeightedMean:
+class WeightedMean(Rule):
     """The sum of each row times its share.
 
     Args:
@@ -49,11 +51,13 @@ class WeightedMean:
     shares: tuple[float, ...]
     theta: float | None = None
 
+    @override
     def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
         if self.theta is None:
             return weighted_mean(rows[1:], self.shares, out, scratch[1:])
         return weighted_mean(rows, (self.theta, *self.shares), out, scratch)
 
+    @override
     def record(self) -> dict[str, Any]:
         return {"rule": "mean", **asdict(self)}
 
@@ -65,26 +69,30 @@ class WeightedMean:
 
 
 @dataclass(frozen=True)
-class Median:
+class Median(Rule):
     """The median over the members, element by element; all members count equally."""
 
+    @override
     def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
         return median(rows[1:], out)
 
+    @override
     def record(self) -> dict[str, Any]:
         return {"rule": "median"}
 
 
 @dataclass(frozen=True)
-class TrimmedMean:
+class TrimmedMean(Rule):
     """The mean over the members without the least and the largest share `trim`, element by element; all members
     count equally."""
 
     trim: float
 
+    @override
     def __call__(self, rows: Float32, out: Float32, scratch: Float32) -> Float32:
         return trimmed_mean(rows[1:], self.trim, out)
 
+    @override
     def record(self) -> dict[str, Any]:
         return {"rule": "trimmed", **asdict(self)}
 

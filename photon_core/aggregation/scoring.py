@@ -78,7 +78,7 @@ class _Pool:
 
     def sums(self, limits: Limits) -> Sums:
         elements = self._piece_elements(limits)
-        results = self._stack.enter_context(closing(self._team.results(self._calls(elements), self._give_up)))
+        results = self._stack.enter_context(closing(self._team.results(self._calls(elements), self._cancel)))
         tensors = {name: TensorSums() for name, shape in self._shapes.items() if math.prod(shape)}
         for piece, found in zip(self._pieces(elements), results, strict=True):
             tensors[piece.name].add(found)
@@ -135,10 +135,10 @@ class _Pool:
                 raise CorruptFile(f"tensor '{tensor}' of the key layer in {where} holds NaN or Inf")
         return found
 
-    def _give_up(self) -> None:
+    def _cancel(self) -> None:
         """Cancel the reads that a failed piece no longer needs."""
         for reader in self._readers:
-            reader.give_up()
+            reader.cancel()
 
 
 def _at_fault(row: Row) -> AbstractContextManager[None]:

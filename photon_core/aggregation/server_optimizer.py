@@ -52,7 +52,7 @@ class ServerOptimizer:
 
 
 def fedavg(
-    theta: Float32, mean: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32
+    theta: Float32, mean: Float32, g: Float32, _state: Sequence[Float32], server: Server, out: Float32
 ) -> Float32:
     """theta <- theta - lr g, written as the two-sided interpolation from theta to the mean.
 
@@ -87,7 +87,7 @@ def nesterov(
 
 
 def fedadagrad(
-    theta: Float32, mean: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32
+    theta: Float32, _mean: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32
 ) -> Float32:
     """v <- v + g^2, in the step of `_adaptive`."""
     np.multiply(g, g, out=out)
@@ -96,7 +96,7 @@ def fedadagrad(
 
 
 def fedyogi(
-    theta: Float32, mean: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32
+    theta: Float32, _mean: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32
 ) -> Float32:
     """v <- v - (1 - b2) g^2 sign(v - g^2), in the step of `_adaptive`."""
     v = state[1]
@@ -110,7 +110,7 @@ def fedyogi(
 
 
 def fedadam(
-    theta: Float32, mean: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32
+    theta: Float32, _mean: Float32, g: Float32, state: Sequence[Float32], server: Server, out: Float32
 ) -> Float32:
     """v <- b2 v + (1 - b2) g^2, in the step of `_adaptive`."""
     v = state[1]
@@ -143,7 +143,7 @@ def _adaptive(theta: Float32, g: Float32, state: Sequence[Float32], server: Serv
     return np.subtract(theta, out, out=out)
 
 
-def _zero(server: Server) -> float:
+def _zero(_server: Server) -> float:
     return 0.0
 
 

@@ -1,4 +1,4 @@
-"""Raw documents of a stream, one at a time: .jsonl, .txt and .parquet, also packed, from any fsspec URL."""
+"""Raw documents of a stream, one at a time: .jsonl, .txt and .parquet, also compressed, from any fsspec URL."""
 
 import json
 import zlib
@@ -11,17 +11,17 @@ from photon_core.errors import DataError
 from photon_core.store.retry import connection_errors
 from schemas.server_errors import told
 
-MAX_RECORD = 1 << 30  # bytes of one document; more would not be one
+MAX_RECORD = 1 << 30  # bytes of one document
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document as its file gives it.
+    """One document as its file holds it.
 
     Attributes:
-        text: the text; None or another type where the file holds no text, for the checks to find.
-        file: path or URL of its file.
-        line: its line or row, from 1.
+        text: text of the document; None or another type where the file holds no text, which the checks count.
+        file: path or URL of the file.
+        line: line or row in the file, from 1.
     """
 
     text: Any
@@ -33,13 +33,13 @@ def read_file(file: SourceFile, text_key: str, digest: Any = None) -> Iterator[D
     """The documents of one file.
 
     Args:
-        file: one of those that `list_files` finds.
-        text_key: the key (.jsonl) or column (.parquet) that holds the text. A .txt file is one document.
-        digest: a hashlib object that all the file's raw bytes go through.
+        file: source file, from `list_files`.
+        text_key: key (.jsonl) or column (.parquet) that holds the text. A .txt file is one document.
+        digest: hashlib object that is updated with all raw bytes of the file.
 
     Raises:
-        DataError: it is missing, unreadable, truncated, no JSON, or without that key; the text names file and
-            line. A null, an empty text or a number under the key is no error: the checks count those.
+        DataError: the file is missing, unreadable, truncated, not JSON, or lacks the key; the message names file
+            and line. A null, an empty text or a number under the key is not an error: the checks count those.
     """
     if file.kind == ".parquet":
         if digest is not None:
@@ -68,15 +68,15 @@ def _read_lines(file: SourceFile, text_key: str, content: BinaryIO) -> Iterator[
         try:
             record = json.loads(text)
         except ValueError as error:
-            raise DataError(f"{file.name}:{line}: no JSON ({error})") from error
+            raise DataError(f"{file.name}:{line}: not JSON ({error}); write one JSON object a line") from error
         except RecursionError:
-            raise DataError(f"{file.name}:{line}: JSON nested too deep") from None
+            raise DataError(f"{file.name}:{line}: JSON nested too deeply") from None
         if not isinstance(record, dict):
-            raise DataError(f"{file.name}:{line}: a line holds one JSON object, and this is {_name(record)}")
+            raise DataError(f"{file.name}:{line}: is {_name(record)}; write one JSON object a line")
         if text_key not in record:
             raise DataError(
                 f"{file.name}:{line}: no key '{text_key}'; the keys are "
-                f"{', '.join(map(repr, record)) or 'none'} (set text_key of the stream)"
+                f"{', '.join(map(repr, record)) or 'none'} (set the stream's text_key)"
             )
         yield Document(record[text_key], file.name, line)
 
@@ -114,7 +114,7 @@ def _read_parquet(file: SourceFile, text_key: str) -> Iterator[Document]:
             if text_key not in names:
                 raise DataError(
                     f"{file.name}: no column '{text_key}'; the columns are {', '.join(map(repr, names))} "
-                    "(set text_key of the stream)"
+                    "(set the stream's text_key)"
                 )
             for batch in table.iter_batches(batch_size=256, columns=[text_key]):
                 for value in batch.column(0).to_pylist():

@@ -1,4 +1,4 @@
-"""Great Expectations: a suite file run over one row of features."""
+"""Great Expectations: a suite file, run over one row of features."""
 
 import json
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ FOLDER = Path(schemas.__path__[0]) / "expectations"
 
 @dataclass(frozen=True)
 class Check:
-    """What one expectation found.
+    """The result of one expectation.
 
     Attributes:
-        expectation: Great Expectations' name for it.
-        column: the feature it looked at.
-        observed: the feature's value.
-        limit: what was allowed: the expectation's own numbers, by name.
-        success: whether the value is within it.
+        expectation: name of the expectation in Great Expectations.
+        column: name of the feature.
+        observed: value of the feature.
+        limit: allowed values: the expectation's numbers, by name.
+        success: whether the value is allowed.
     """
 
     expectation: str
@@ -37,10 +37,10 @@ class CheckResult:
     """The results of a suite, in the suite's order.
 
     Attributes:
-        suite: its name.
-        checks: one for every expectation.
-        notes: what was put right on the way.
-        remedies: column -> what the suite says of it: what is wrong, and what to do.
+        suite: name of the suite.
+        checks: results, one for each expectation.
+        notes: sentences about what was repaired.
+        remedies: column -> the suite's note: what is wrong, and what to do.
     """
 
     suite: str
@@ -57,10 +57,10 @@ class ExpectationFailed(DataError):
     """A site's documents or shards do not meet the federation's expectations.
 
     Args:
-        site: the site that stops.
-        failed: the expectations that were not met.
-        where: what was looked at, such as "stream 'news'".
-        details: more about a column, such as the place of its first offender and the remedy.
+        site: name of the site that stops.
+        failed: failed expectations.
+        where: label of the data, such as "stream 'news'".
+        details: column -> details, such as the place of the first offender and the remedy.
     """
 
     def __init__(self, site: str, failed: list[Check], where: str, details: dict[str, str]) -> None:
@@ -80,10 +80,10 @@ class ExpectationFailed(DataError):
 
 
 def load_suite(name: str, folder: Path = FOLDER) -> dict[str, Any]:
-    """A suite from its file, in Great Expectations' own JSON form.
+    """A suite from its file, in Great Expectations' JSON format.
 
     Raises:
-        DataError: it is missing or no suite.
+        DataError: the file is missing or not a suite.
     """
     path = folder / f"{name}.json"
     try:
@@ -92,26 +92,26 @@ def load_suite(name: str, folder: Path = FOLDER) -> dict[str, Any]:
             if not isinstance(expectation["kwargs"]["column"], str) or not isinstance(expectation["type"], str):
                 raise ValueError("'type' and 'column' are texts")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: no expectation suite ({error!r})") from error
+        raise DataError(f"{path}: not an expectation suite ({error!r})") from error
     if not suite["expectations"]:
-        raise DataError(f"{path}: an expectation suite without expectations checks nothing")
+        raise DataError(f"{path}: the expectation suite has no expectations; write at least one")
     return dict(suite)
 
 
 def run_suite(
     suite: dict[str, Any], features: Features, parameters: dict[str, Any], notes: list[str] | None = None
 ) -> CheckResult:
-    """Every expectation of a suite, over one row whose columns are the features.
+    """Run every expectation of a suite over one row whose columns are the features.
 
     Args:
-        suite: as `load_suite` gives it.
-        features: the row.
-        parameters: what {"$PARAMETER": name} in the suite stands for.
-        notes: for the result.
+        suite: loaded suite, from `load_suite`.
+        features: values of the row by column.
+        parameters: values of {"$PARAMETER": name} in the suite.
+        notes: extra notes for the result.
 
     Raises:
-        DataError: the suite has an expectation, column or parameter that does not exist, or one that gave no
-            result: nothing is passed over in silence.
+        DataError: the suite names an expectation, column or parameter that does not exist, or an expectation
+            gives no result: nothing is skipped without an error.
     """
     _refuse_unknown(suite, features, parameters)
     outcomes = _validate(suite, features, parameters)
@@ -124,8 +124,9 @@ def run_suite(
             raise DataError(f"suite '{suite['name']}': {kind} of column {column} gave no result ({reason})")
         limit = {k: v for k, v in outcome["kwargs"].items() if k not in ("column", "batch_id")}
         checks.append(Check(kind, column, features[column], limit, bool(outcome["success"])))
-    said = {e["kwargs"]["column"]: str((e.get("meta") or {}).get("notes", "")) for e in suite["expectations"]}
-    return CheckResult(suite["name"], checks, notes or [], {column: text for column, text in said.items() if text})
+    hints = {e["kwargs"]["column"]: str((e.get("meta") or {}).get("notes", "")) for e in suite["expectations"]}
+    remedies = {column: text for column, text in hints.items() if text}
+    return CheckResult(suite["name"], checks, notes or [], remedies)
 
 
 def _refuse_unknown(suite: dict[str, Any], features: Features, parameters: dict[str, Any]) -> None:
@@ -138,16 +139,17 @@ def _refuse_unknown(suite: dict[str, Any], features: Features, parameters: dict[
         kind, kwargs = expectation["type"], expectation["kwargs"]
         where = f"suite '{suite['name']}': {kind}"
         if kind not in known:
-            raise DataError(f"{where} is no expectation that Great Expectations knows")
+            raise DataError(f"{where} is not an expectation of Great Expectations; correct its name")
         if kwargs["column"] not in features:
-            raise DataError(f"{where}: no column '{kwargs['column']}'; there are {', '.join(features)}")
+            raise DataError(f"{where}: no column '{kwargs['column']}'; the columns are {', '.join(features)}")
         if (kind, kwargs["column"]) in seen:
-            raise DataError(f"{where} of column {kwargs['column']} is there twice; keep one")
+            raise DataError(f"{where} of column {kwargs['column']} occurs twice; keep one")
         seen.add((kind, kwargs["column"]))
         for value in kwargs.values():
             if isinstance(value, dict) and value.get("$PARAMETER") not in parameters:
                 raise DataError(
-                    f"{where}: no parameter '{value.get('$PARAMETER')}'; there are {', '.join(parameters)}"
+                    f"{where}: no parameter '{value.get('$PARAMETER')}'; the parameters are "
+                    f"{', '.join(parameters)}"
                 )
 
 
@@ -164,7 +166,7 @@ def _validate(
     from great_expectations.exceptions import GreatExpectationsError
 
     config = DataContextConfig(
-        # its default makes a temporary folder for a web page, and leaves it there
+        # the default creates a temporary folder for a web page and never removes it
         store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
         progress_bars=ProgressBarsConfig(globally=False, metric_calculations=False),
         analytics_enabled=False,
@@ -176,7 +178,7 @@ def _validate(
     try:
         expectations = gx.ExpectationSuite(name=suite["name"], expectations=suite["expectations"])
         report = batch.validate(expectations, expectation_parameters=parameters)
-    except (GreatExpectationsError, ValueError) as error:  # ValueError: arguments that it does not have
+    except (GreatExpectationsError, ValueError) as error:  # ValueError: unknown arguments
         raise DataError(f"suite '{suite['name']}': {error}") from error
     outcomes = {}
     for result in report.to_json_dict()["results"]:

@@ -1,4 +1,4 @@
-"""What the checks look at: a few numbers computed in NumPy from all of a stream's documents or a site's shards."""
+"""The features that the checks look at: numbers from all documents of a stream or all shards of a site."""
 
 import hashlib
 from array import array
@@ -15,12 +15,12 @@ from schemas.view import SiteView
 
 
 def text_bytes(document: Document) -> bytes | None:
-    """A document's text as UTF-8, or None if it is no text. Half surrogates, which JSON can hold, become '?'."""
+    """A document's text as UTF-8, or None if it has none. Lone surrogates, which JSON can hold, become '?'."""
     return document.text.encode(errors="replace") if isinstance(document.text, str) else None
 
 
 def text_hash(data: bytes, seed: int) -> int:
-    """64 bits of a text's hash, keyed by the seed: decides the document's split, finds its duplicates."""
+    """64 bits of a text's hash, keyed by the seed. It decides the document's split and finds duplicates."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
 
 
@@ -29,8 +29,8 @@ class DocumentFeatures:
     """Counts over a stream's raw documents. Memory: 8 bytes a document.
 
     Attributes:
-        seed: of the hashes.
-        first: column -> where its first (or largest) offender is, as 'file:line'.
+        seed: key of the hashes.
+        first: column -> place of the first (or largest) offender, as 'file:line'.
     """
 
     seed: int
@@ -69,7 +69,7 @@ class DocumentFeatures:
         return np.unique(np.frombuffer(self._hashes, np.uint64)) if self._hashes else np.empty(0, np.uint64)
 
     def row(self) -> Features:
-        """The row that the documents suite looks at."""
+        """The row for the documents suite."""
         texts = len(self._hashes)
         return {
             "documents": self.documents,
@@ -82,11 +82,11 @@ class DocumentFeatures:
 
 
 def shard_features(view: SiteView, manifest: DataManifest, eot: int) -> Features:
-    """The row that the shards suite looks at, from every token of every stream and split; one shard in memory.
+    """The row for the shards suite, from every token of every stream and split, with one shard in memory.
 
     Args:
-        view: whose shards.
-        manifest: the site's data manifest, whose files were verified.
+        view: site of the shards.
+        manifest: data manifest of the site, whose files are verified.
         eot: id of the end-of-text token.
 
     Raises:

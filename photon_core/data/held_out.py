@@ -11,7 +11,7 @@ from schemas.view import SiteView
 def valid_sequences(view: SiteView, limit: int) -> NDArray[np.int64]:
     """At most `limit` held-out sequences, shape (n, T), spread evenly over the site's streams and shards.
 
-    The same sequences each time. Reads only the shards it needs, one at a time, without shared memory.
+    The sequences are the same in each call. Only the needed shards are read, one at a time, without shared memory.
 
     Raises:
         DataError: the site is not prepared, or a shard cannot be read.
@@ -21,10 +21,10 @@ def valid_sequences(view: SiteView, limit: int) -> NDArray[np.int64]:
     counts = [sum(shard.samples for shard in shards) for shards in indices]
     blocks = [np.empty((0, manifest.sequence_length), np.int64)]
     for shards, count, share in zip(indices, counts, even_shares(counts, limit), strict=True):
-        wanted = np.arange(share) * count // max(share, 1)
+        chosen = np.arange(share) * count // max(share, 1)
         start = 0
         for shard in shards:
-            rows = wanted[(wanted >= start) & (wanted < start + shard.samples)] - start
+            rows = chosen[(chosen >= start) & (chosen < start + shard.samples)] - start
             start += shard.samples
             if len(rows):
                 blocks.append(read_shard(shard)[1][rows].astype(np.int64))
@@ -32,7 +32,7 @@ def valid_sequences(view: SiteView, limit: int) -> NDArray[np.int64]:
 
 
 def valid_counts(view: SiteView, limit: int) -> dict[str, int]:
-    """How many of `valid_sequences` come from each stream, in their order there."""
+    """Number of `valid_sequences` from each stream, in their order."""
     counts = [sum(shard.samples for shard in shards) for shards in _valid_indices(view)]
     names = [stream.name for stream in view.streams]
     return dict(zip(names, even_shares(counts, limit), strict=True))
@@ -43,10 +43,10 @@ def _valid_indices(view: SiteView) -> list[list[Shard]]:
 
 
 def even_shares(counts: list[int], limit: int) -> list[int]:
-    """How many to take of each, so that the shares sum to the limit and differ as little as they can."""
+    """The number to take from each, so that the numbers sum to the limit and differ as little as possible."""
     shares = [0] * len(counts)
     left = min(limit, sum(counts))
-    # the smallest first: what they cannot give, the others do
+    # the smallest first: the others give what these lack
     for place, i in enumerate(sorted(range(len(counts)), key=lambda i: (counts[i], i))):
         shares[i] = min(counts[i], left // (len(counts) - place))
         left -= shares[i]

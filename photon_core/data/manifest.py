@@ -1,4 +1,4 @@
-"""data.json: reading what `photon prepare` committed at a site."""
+"""data.json, the manifest of a site's prepared data, which `photon prepare` commits: reading it."""
 
 from pydantic import ValidationError
 
@@ -11,11 +11,11 @@ NAME = "data.json"
 
 
 def load_manifest(view: SiteView) -> DataManifest | None:
-    """The site's data manifest, or None when its data is not prepared.
+    """The site's data manifest, or None if the site is not prepared.
 
     Raises:
-        DataError: data.json is there but is not a data manifest.
-        FederationError: it is another site's.
+        DataError: data.json exists but is not a data manifest.
+        FederationError: data.json is another site's.
     """
     path = view.data_dir / NAME
     try:
@@ -26,16 +26,16 @@ def load_manifest(view: SiteView) -> DataManifest | None:
 
 
 def data_manifest(content: bytes, name: str, site: str) -> DataManifest:
-    """The data manifest that these bytes are.
+    """Parse a data manifest.
 
     Args:
-        content: of data.json.
-        name: where it is, for messages.
-        site: whose.
+        content: bytes of data.json.
+        name: label of the file for errors.
+        site: name of the expected site.
 
     Raises:
-        DataError: they are none.
-        FederationError: they are another site's, such as one of another federation with the same folder.
+        DataError: the bytes are not a data manifest.
+        FederationError: the manifest is another site's, such as one of another federation with the same folder.
     """
     try:
         manifest = DataManifest.model_validate_json(content)
@@ -48,8 +48,8 @@ def data_manifest(content: bytes, name: str, site: str) -> DataManifest:
         ) from error
     if manifest.site != site:
         raise FederationError(
-            f"{name}: is the data of site '{manifest.site[:80]}', not of '{site}', and stays; write a state_dir "
-            "and shards of the site's own, or remove it"
+            f"{name}: is the data of site '{manifest.site[:80]}', not of '{site}', and is kept; write another "
+            f"state_dir and shards for site '{site}', or remove it"
         )
     return manifest
 
@@ -63,14 +63,14 @@ def require_manifest(view: SiteView) -> DataManifest:
     manifest = load_manifest(view)
     if manifest is None:
         raise DataError(
-            f"{view.data_dir / NAME}: not there, so site '{view.name}' has no prepared data; "
+            f"{view.data_dir / NAME}: does not exist, so site '{view.name}' has no prepared data; "
             f"run photon prepare --site {view.name}"
         )
     return manifest
 
 
 def data_sha256(view: SiteView) -> str:
-    """Hash of data.json's bytes: how an update names the data that it was trained on.
+    """Hash of data.json's bytes, by which an update names the data that it was trained on.
 
     Raises:
         DataError: the site is not prepared.

@@ -1,8 +1,8 @@
-"""Reading our own MDS shards with numpy alone: no streaming, no torch, no shared memory.
+"""Reading Photon's MDS shards with NumPy alone: without streaming, torch and shared memory.
 
 Source of the layout: streaming/base/format/mds/writer.py, `MDSWriter.encode_joint_shard`: number of samples
-and offsets as uint32, the columns as JSON, then the samples. Our columns have fixed sizes (id, tokens), so
-that the samples of a shard are one array.
+and offsets as uint32, the columns as JSON, then the samples. Photon's columns (id, tokens) have fixed sizes, so
+the samples of a shard are one array.
 """
 
 import json
@@ -20,7 +20,7 @@ DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a split, as its index describes it."""
+    """One shard of a split, as the index describes it."""
 
     path: Path
     raw_bytes: int
@@ -31,7 +31,7 @@ class Shard:
 
     @property
     def raw_path(self) -> Path:
-        """Where streaming keeps its decompressed copy, beside the compressed file."""
+        """Path of streaming's decompressed copy, beside the compressed file."""
         return self.path.with_suffix("")
 
 
@@ -39,23 +39,25 @@ def read_index(folder: Path) -> list[Shard]:
     """The shards of a split, in order.
 
     Raises:
-        DataError: index.json is missing, damaged, or describes other columns than ours.
+        DataError: index.json is missing, damaged, or describes other columns than Photon's.
     """
     path = folder / "index.json"
     try:
         shards = json.loads(path.read_bytes())["shards"]
         return [_shard(folder, info) for info in shards]
     except FileNotFoundError:
-        raise DataError(f"{path}: not there; run photon prepare again") from None
+        raise DataError(f"{path}: does not exist; run photon prepare again") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: not an index of our shards ({error!r}); run photon prepare again") from error
+        raise DataError(
+            f"{path}: not an index of Photon's shards ({error!r}); run photon prepare again"
+        ) from error
 
 
 def read_shard(shard: Shard) -> tuple[NDArray[np.uint32], NDArray[Any]]:
     """A shard's ids, shape (samples,), and tokens, shape (samples, sequence length), uint16 or uint32.
 
     Raises:
-        DataError: the file is missing, cannot be decompressed, or has another length than its index says.
+        DataError: the file is missing, cannot be decompressed, or has another length than in the index.
     """
     import zstandard
 
@@ -66,10 +68,10 @@ def read_shard(shard: Shard) -> tuple[NDArray[np.uint32], NDArray[Any]]:
         raise DataError(f"{shard.path}: cannot be read ({error}); run photon prepare again") from error
     row = np.dtype([("id", "<u4"), ("tokens", DTYPES[shard.dtype], (shard.sequence_length,))])
     start = len(raw) - row.itemsize * shard.samples
-    # the header says where the samples start; all else follows from their fixed size
+    # the header gives the start of the samples; everything else follows from their fixed size
     head = np.frombuffer(raw, "<u4", count=min(2, len(raw) // 4)).tolist()
     if len(raw) != shard.raw_bytes or head != [shard.samples, start]:
-        raise DataError(f"{shard.path}: unpacked, it is not the shard of its index; run photon prepare again")
+        raise DataError(f"{shard.path}: is not the shard that index.json describes; run photon prepare again")
     rows = np.frombuffer(raw, dtype=row, count=shard.samples, offset=start)
     return rows["id"], rows["tokens"]
 

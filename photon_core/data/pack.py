@@ -1,4 +1,4 @@
-"""Second pass over a stream: tokenise in batches, pack to fixed sequences, write MDS shards of both splits."""
+"""Second pass over a stream: tokenise in batches, pack into fixed-length sequences, write MDS shards."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +20,11 @@ SHARD_BYTES = 1 << 26
 
 
 class Split:
-    """One split being written: documents are joined, each ended by end-of-text, and cut to sequences.
+    """Writer of one split: documents are joined, each followed by end-of-text, and cut into sequences.
 
     Attributes:
-        documents: written so far.
-        sequences: written so far; also the next sequence's id.
+        documents: number of documents so far.
+        sequences: number of sequences so far, and the next sequence's id.
     """
 
     def __init__(self, folder: Path, sequence_length: int, dtype: str, eot: int) -> None:
@@ -32,8 +32,8 @@ class Split:
 
         Args:
             folder: new folder of the split.
-            sequence_length: tokens a sequence, T.
-            dtype: of the tokens in the shards, 'uint16' or 'uint32'.
+            sequence_length: number of tokens a sequence, T.
+            dtype: token dtype in the shards, 'uint16' or 'uint32'.
             eot: id of the end-of-text token.
         """
         from streaming import MDSWriter
@@ -55,7 +55,7 @@ class Split:
 
     @property
     def dropped_tokens(self) -> int:
-        """Tokens after the last whole sequence; they are in no shard."""
+        """Number of tokens after the last full sequence; they are in no shard."""
         return self._tokens
 
     def add(self, ids: NDArray[np.uint32]) -> None:
@@ -65,7 +65,7 @@ class Split:
         self._tokens += len(ids) + 1
 
     def flush(self) -> None:
-        """Write every sequence that is full."""
+        """Write all full sequences."""
         if self._tokens < self._length:
             return
         joined = np.concatenate(self._waiting)
@@ -77,7 +77,7 @@ class Split:
         self._tokens = len(joined) - whole
 
     def finish(self) -> None:
-        """Write what is full, the last shard and the index."""
+        """Write all full sequences, the last shard and the index."""
         self.flush()
         self._writer.finish()
 
@@ -93,23 +93,23 @@ def pack_stream(
 ) -> dict[str, Split]:
     """Write the train and valid splits of a stream below `folder`, which does not exist yet.
 
-    A document's split follows from the hash of its text and the seed, so exact duplicates share a split and the
-    order of documents does not matter. At least one distinct text is in each split.
+    A document's split follows from the hash of its text and the seed. So exact duplicates share a split, and the
+    order of documents does not matter. Each split has at least one distinct text.
 
     Args:
-        files: the raw files, already looked through once.
+        files: raw files, which the first pass has read.
         text_key: key or column of the text.
-        tokenizer: of the federation.
-        folder: where.
-        features: of the same documents, from the first pass.
-        federation: the file, for the tokens a sequence and the share of documents held out.
-        progress: called with the number of documents done.
+        tokenizer: tokenizer of the federation.
+        folder: output folder.
+        features: features of the same documents, from the first pass.
+        federation: federation file, for the sequence length and the held-out share.
+        progress: callback with the number of documents done.
 
     Returns:
-        'train' and 'valid', finished.
+        The finished splits 'train' and 'valid'.
 
     Raises:
-        DataError: a file is unreadable, or fewer than two distinct texts are there.
+        DataError: a file is unreadable, or the stream has fewer than two distinct texts.
     """
     bound = split_bound(features.distinct(), federation.data.validation_share, files[0].name)
     dtype = "uint16" if tokenizer.size <= 1 << 16 else "uint32"
@@ -135,8 +135,8 @@ def split_bound(distinct: NDArray[np.uint64], share: float, where: str) -> int:
 
     Args:
         distinct: hashes of the distinct texts, sorted, shape (n,).
-        share: of documents to hold out.
-        where: what errors call the stream.
+        share: held-out share of documents.
+        where: label of the stream for errors.
 
     Raises:
         DataError: there are fewer than two distinct texts, so that no split is possible.
@@ -159,7 +159,7 @@ def _batches(files: list[SourceFile], text_key: str) -> Iterator[list[bytes]]:
         for document in read_file(file, text_key):
             data = text_bytes(document)
             if data is None or not data.strip():
-                continue  # only if the suite was changed to allow them: there is nothing to learn from
+                continue  # possible only if the suite was changed to allow it; there is nothing to learn
             batch.append(data)
             size += len(data)
             if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_BYTES:

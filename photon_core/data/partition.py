@@ -1,10 +1,10 @@
 """PartitionStream (Photon, Algorithm 1): a site's prepared streams cut into disjoint, complete parts, one a node.
 
     <state_dir>/nodes/2/data/<stream>/train/   node 2's part: whole shards are links to the site's, pieces copies
-    <state_dir>/nodes/2/data/data.json         written last; names the site's data that it is a part of
+    <state_dir>/nodes/2/data/data.json         written last; its settings_sha256 covers the site's data
 
-A node's folder is laid out as a site's own, so that whatever trains a site trains a node from it. Held-out text is
-not cut: the site evaluates.
+A node's folder has the layout of a site's, so that the code that trains a site trains a node. Held-out text is not
+cut, because the site evaluates.
 """
 
 import json
@@ -27,12 +27,12 @@ from photon_core.hashing import canonical_json, sha256_bytes
 from schemas.manifests import DataManifest, StreamData
 from schemas.view import SiteView
 
-FORMAT = 1  # of the parts below; a new one has every site cut again
+FORMAT = 1  # of the parts below; with a new format every site is cut again
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Samples of one of a stream's shards: number `shard`, from `start` to before `stop`."""
+    """Samples `start` to `stop` (exclusive) of a stream's shard number `shard`."""
 
     shard: int
     start: int
@@ -40,16 +40,16 @@ class Piece:
 
 
 def deal(counts: list[int], nodes: int) -> list[list[Piece]]:
-    """Deal a stream's shards to the nodes in turn, as whole as they can be: parts differ by a sample at most.
+    """Deal a stream's shards to the nodes in turn, with few cuts; parts differ by at most one sample.
 
-    Text that lies together goes to different nodes, as far as shards allow; at most nodes - 1 cuts are made.
+    Neighbouring text goes to different nodes as far as shards allow. At most nodes - 1 shards are cut.
 
     Args:
-        counts: samples of each shard.
-        nodes: among how many.
+        counts: number of samples of each shard.
+        nodes: number of nodes.
 
     Returns:
-        for each node its pieces, in the stream's order; together every sample once.
+        The pieces of each node, in the stream's order; together every sample once.
     """
     total = sum(counts)
     left = even_shares([total] * nodes, total)
@@ -68,7 +68,7 @@ def deal(counts: list[int], nodes: int) -> list[list[Piece]]:
 
 
 def partition(view: SiteView, nodes: int) -> None:
-    """Have every node's part on the disk; nothing where it is, and of the site's data as they are now.
+    """Write every node's part to the disk, unless it exists and was cut from the site's current data.
 
     Raises:
         DataError: the site is not prepared, or a stream has fewer sequences than there are nodes.
@@ -108,12 +108,12 @@ def partition(view: SiteView, nodes: int) -> None:
 
 
 def site_numbers(view: SiteView, nodes: int, node: int, numbers: Any) -> NDArray[np.uint32]:
-    """The site's numbers of samples (see trail.py) that a node knows by numbers of its own.
+    """Convert a node's sample numbers into the site's (see training/callback.py).
 
     Args:
-        view: whose.
-        nodes, node: the node, the first being 1, and how many there are.
-        numbers: of samples, as the node's samples.u32 holds them.
+        view: site of the nodes.
+        nodes, node: number of nodes, and the node's number from 1.
+        numbers: sample numbers from the node's samples.u32.
     """
     table, start = [], 0
     for stream in view.streams:
@@ -136,8 +136,8 @@ def _dealt(view: SiteView, stream: str, nodes: int) -> list[list[Piece]]:
     counts = [shard.samples for shard in read_index(view.split_dir(stream, "train"))]
     if sum(counts) < nodes:
         raise DataError(
-            f"site '{view.name}', stream '{stream}': {sum(counts)} sequences cannot be shared by {nodes} nodes; "
-            "give it more text, or write fewer hardware.nodes"
+            f"site '{view.name}', stream '{stream}': {sum(counts)} sequences are too few for {nodes} nodes; "
+            "give the stream more text, or write fewer hardware.nodes"
         )
     return deal(counts, nodes)
 
@@ -160,12 +160,12 @@ def _write(source: Path, pieces: list[Piece], target: Path) -> None:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
 
 
 def _cut(source: Path, piece: Piece, target: Path) -> list[dict[str, Any]]:
-    """A piece of a shard as a shard of its own; returns its entries of the index."""
+    """Write a piece of a shard as a separate shard, and return its index entries."""
     from streaming import MDSWriter
 
     shard = read_index(source)[piece.shard]

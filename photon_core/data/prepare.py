@@ -1,4 +1,4 @@
-"""Text to validated, tokenised, packed MDS shards, at the site that owns the text."""
+"""Preparation: text to validated, tokenised, packed MDS shards, at the site that owns the text."""
 
 import hashlib
 import importlib.metadata
@@ -34,27 +34,27 @@ from schemas.view import SiteView
 
 __all__ = ["load_manifest", "prepare_site"]
 
-FORMAT = 1  # of the shards and records below; a new one makes every site prepare again
+FORMAT = 1  # of the shards and records below; with a new format every site prepares again
 Progress = Callable[[str, int, int], None]
 
 
 def prepare_site(view: SiteView, progress: Progress | None = None) -> DataManifest:
-    """Prepare all streams of a site; does nothing where that is done, and continues where it was interrupted.
+    """Prepare all streams of a site. Idempotent; an interrupted preparation resumes.
 
-    New shards are built beside the old ones, which stay usable until all of the new are whole (see replace.py).
+    New shards are built beside the old ones, which stay usable until all new shards are whole (see replace.py).
 
     Args:
-        view: which site; its sources are read and its private folder is written.
-        progress: called with (what, documents done, documents in all or 0 when not yet known).
+        view: site to prepare; its sources are read and its private folder is written.
+        progress: callback with (label, documents done, all documents or 0 if unknown).
 
     Returns:
         The manifest, as committed in data.json.
 
     Raises:
-        FederationError: no such tokenizer, the tokenizer does not fit the model's vocabulary, or places of
-            the file overlap or are another site's.
-        DataError: a source is missing or unreadable, or too small, or files that are not ours are in the way;
-            ExpectationFailed for texts that are refused.
+        FederationError: the tokenizer does not exist or does not fit the model's vocabulary, or paths of the file
+            overlap or are another site's.
+        DataError: a source is missing, unreadable or too small, or foreign files are in the way;
+            ExpectationFailed for refused texts.
     """
     federation = view.federation
     tokenizer = load_tokenizer(federation.tokenizer)
@@ -80,19 +80,19 @@ def prepare_site(view: SiteView, progress: Progress | None = None) -> DataManife
         places = (root, aside(root))
         streams: dict[str, tuple[Path, StreamRecord]] = {}
         for stream in view.streams:
-            found = _kept(view, stream.name, plans[stream.name], places)
-            if found is None:
-                record = _make(view, stream, tokenizer, plans[stream.name], progress or _silent)
-                found = (places[1], record)
-            streams[stream.name] = found
-        made = _assemble(view, tokenizer, streams, settings)
-        replace(root, made.model_dump_json(indent=1).encode() + b"\n")
+            finished = _kept(view, stream.name, plans[stream.name], places)
+            if finished is None:
+                record = _make(view, stream, tokenizer, plans[stream.name], progress or _no_progress)
+                finished = (places[1], record)
+            streams[stream.name] = finished
+        manifest = _assemble(view, tokenizer, streams, settings)
+        replace(root, manifest.model_dump_json(indent=1).encode() + b"\n")
         publish(view)
-        return made
+        return manifest
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    """No progress wanted."""
+def _no_progress(what: str, done: int, total: int) -> None:
+    pass
 
 
 def _settings(view: SiteView, stream: Stream, tokenizer: Tokenizer) -> str:
@@ -132,14 +132,14 @@ def _finished(view: SiteView, settings: str) -> DataManifest | None:
             verify_files(view, manifest)
             return manifest
     except DataError:
-        pass  # a damaged manifest is made again
+        pass  # a damaged manifest is regenerated
     except CorruptFile:
         pass  # so is a damaged stream
     return None
 
 
 def _kept(view: SiteView, stream: str, settings: str, places: Iterable[Path]) -> tuple[Path, StreamRecord] | None:
-    """The first of the places where the stream is finished, with these settings and whole; and its record."""
+    """The first place where the stream is finished, undamaged and of these settings, and its record; or None."""
     cache = VerifiedFiles(view.cache_dir / "verified.json")
     for place in places:
         try:
@@ -205,8 +205,8 @@ def _refuse_empty(site: str, stream: Stream, splits: dict[str, Split]) -> None:
         if split.sequences == 0:
             raise DataError(
                 f"site '{site}', stream '{stream.name}': the {name} split has {split.documents} documents and "
-                f"{split.dropped_tokens} tokens, less than one sequence; give it more text, a shorter "
-                "model.max_seq_len, or another data.validation_share"
+                f"{split.dropped_tokens} tokens, less than one sequence; give the stream more text, or write a "
+                "shorter model.max_seq_len or another data.validation_share"
             )
 
 

@@ -30,8 +30,8 @@ def check_documents(view: SiteView, stream: str, features: DocumentFeatures) -> 
     """Run the documents suite on a stream's features.
 
     Raises:
-        ExpectationFailed: with site, expectation, column, observed value and place.
-        DataError: the suite itself is wrong.
+        ExpectationFailed: an expectation is not met; the message names site, expectation, column, value and place.
+        DataError: the suite is wrong.
     """
     parameters = {
         "max_document_bytes": view.federation.data.max_document_bytes,
@@ -51,20 +51,19 @@ def check_shards(view: SiteView, tokenizer_sha256: str) -> CheckResult:
     """Verify the site's shards and run the shards suite on them.
 
     Args:
-        view: whose shards; the federation's numbers are the limits.
-        tokenizer_sha256: the federation's tokenizer, as its run manifest names it.
+        view: site of the shards; the federation file has the limits.
+        tokenizer_sha256: hash of the federation's tokenizer, from the run manifest.
 
     Raises:
-        FederationError: the site's places overlap, where links lead.
+        FederationError: the site's folders overlap after links are resolved.
         DataError: the site is not prepared, or not for the streams of the federation file.
         CorruptFile: a file is missing, truncated or corrupt.
-        ExpectationFailed: with site, expectation, column and observed value.
+        ExpectationFailed: an expectation is not met; the message names site, expectation, column and value.
     """
-    check_overlap(view.federation, [view.name], look=False)  # the text need not be there any more
+    check_overlap(view.federation, [view.name], look=False)  # the text need not exist any more
     stage(view)
     manifest = require_manifest(view)
-    wanted = [stream.name for stream in view.streams]
-    missing = [name for name in wanted if name not in manifest.streams]
+    missing = [stream.name for stream in view.streams if stream.name not in manifest.streams]
     if missing:
         raise DataError(
             f"site '{view.name}': stream '{missing[0]}' is in the federation file but not prepared; "

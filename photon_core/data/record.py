@@ -1,4 +1,4 @@
-"""stream.json: what preparation notes about one finished stream, so that an interrupted one can continue."""
+"""stream.json: the record of one finished stream, from which an interrupted preparation resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ NAME = "stream.json"
 
 
 class StreamRecord(BaseModel):
-    """One finished stream. The folder that holds it is whole: it was renamed into place with all its files."""
+    """One finished stream. It is written last into its folder, so the folder is whole."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,18 +34,18 @@ def read_record(folder: Path) -> StreamRecord:
     """The record of a finished stream.
 
     Raises:
-        DataError: there is none, or it is damaged.
+        DataError: the record is missing or damaged.
     """
     path = folder / NAME
     try:
         return StreamRecord.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        reason = "not there" if isinstance(error, FileNotFoundError) else "damaged"
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else "is damaged"
         raise DataError(f"{path}: {reason}; run photon prepare again") from error
 
 
 def file_entries(folder: Path, stream: str, splits: tuple[str, ...] = ("train", "valid")) -> list[FileEntry]:
-    """Entries of a stream's shards and indices, with paths as data.json has them: <stream>/<split>/<file>."""
+    """Entries of a stream's shards and indices, with the paths of data.json: <stream>/<split>/<file>."""
     entries = []
     for split in splits:
         shards = [shard.path for shard in read_index(folder / split)]
@@ -55,7 +55,7 @@ def file_entries(folder: Path, stream: str, splits: tuple[str, ...] = ("train", 
 
 
 def stream_data(folder: Path, stream: str, record: StreamRecord, sequence_length: int) -> StreamData:
-    """How data.json describes the stream; its files are those of the record and the record itself."""
+    """The stream's entry in data.json; its files are those of the record and the record itself."""
     return StreamData(
         documents=record.train_documents + record.valid_documents,
         tokens=(record.train_sequences + record.valid_sequences) * sequence_length,

@@ -1,12 +1,12 @@
-"""A folder of prepared data is replaced whole: built aside, then put in its place, data.json last.
+"""Replacing a folder of prepared data as a whole: new data are built aside, then moved into place, data.json last.
 
-    <data>/.photon              Photon made this folder, and nothing foreign was in it then
-    <data>/.next/<stream>/...   what is being prepared, copied or cut
-    <data>/.next/data.json      all of it is on the disk: from here on it takes the old data's place
+    <data>/.photon              Photon created this folder, and it held nothing foreign then
+    <data>/.next/<stream>/...   the new data while they are prepared, copied or cut
+    <data>/.next/data.json      the new data are complete and on the disk: from now on they replace the old data
 
-Stopped before .next/data.json is there, the old data are as they were; stopped after it, the next `finish` goes
-on. What is removed or replaced is what data.json or a stream.json names, nothing else: a folder may hold files of
-its owner's, and those stay.
+An interruption before .next/data.json exists leaves the old data unchanged. After a later one, the next `finish`
+continues. Only files that data.json or a stream.json names are removed or replaced: the folder may hold files of
+its owner, which are kept.
 """
 
 import os
@@ -28,29 +28,29 @@ MARK = b"Photon made this folder.\n"
 LISTED = re.compile(rf"[^/]+/(train|valid)/[^/]+|[^/]+/{re.escape(record.NAME)}")
 SHARD = r"(part-\d+-\d+\.)?shard\.\d+\.mds"
 NEEDED = re.compile(rf"[^/]+/(train|valid)/(index\.json|{SHARD}(\.zstd)?)|[^/]+/{re.escape(record.NAME)}")
-BUILT = re.compile(  # of a stream, while it is built aside
+BUILT = re.compile(  # files of a stream while it is built aside
     rf"(train|valid)/(\.cut/)?(index\.json|{SHARD}(\.zstd)?)|{re.escape(record.NAME)}|([^/]+/)*{TEMPORARY.pattern}"
 )
 OURS = re.compile(rf"[^/]+/({BUILT.pattern})|{re.escape(NAME)}|{TEMPORARY.pattern}")
 
 
 def claim(folder: Path) -> bool:
-    """Make a folder, and mark it as ours; one that held anything before gets no mark.
+    """Create a folder and mark it as Photon's. A folder that already holds something gets no mark.
 
     Returns:
-        Whether it has one.
+        Whether the folder has the mark.
     """
     make_folder(folder)
-    found = list(folder.iterdir())
-    if all(TEMPORARY.fullmatch(path.name) for path in found):  # none, or of a claim that was cut off
-        for path in found:
+    content = list(folder.iterdir())
+    if all(TEMPORARY.fullmatch(path.name) for path in content):  # empty, or left by an interrupted claim
+        for path in content:
             path.unlink(missing_ok=True)
         write_whole(folder / MARKER, MARK)
     return is_ours(folder)
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether Photon made the folder."""
+    """Whether Photon created the folder."""
     try:
         return (folder / MARKER).read_bytes() == MARK
     except OSError:
@@ -58,51 +58,51 @@ def is_ours(folder: Path) -> bool:
 
 
 def aside(root: Path) -> Path:
-    """The folder where what will take the place of the data in `root` is built.
+    """The folder in which new data for `root` are built.
 
     Raises:
-        DataError: there is one that Photon did not make.
+        DataError: there is a folder of that name that Photon did not create.
     """
     folder = root / NEXT
     if folder.is_symlink() or not claim(folder):
-        raise DataError(f"{folder}: is needed, and Photon did not make it; move it away")
+        raise DataError(f"{folder}: Photon needs this folder and did not create it; move it away")
     return folder
 
 
 def empty_stream(root: Path, stream: str) -> Path:
-    """An empty folder aside for a stream's new shards, which does not exist yet.
+    """A path for a stream's new shards, where nothing exists any more.
 
     Raises:
-        DataError: files that are not ours are in it.
+        DataError: the folder holds files that are not Photon's.
     """
     aside(root)
     folder = root / NEXT / stream
     if not clear(folder, BUILT):
-        raise DataError(f"{folder}: holds files that Photon did not make; move them away")
+        raise DataError(f"{folder}: holds files that Photon did not create; move them away")
     return folder
 
 
 def drop_aside(root: Path) -> None:
-    """Remove what was built aside and is not wanted."""
+    """Remove data that were built aside and are not used."""
     folder = root / NEXT
     if is_ours(folder) and not folder.is_symlink():
         clear(folder, OURS)
-        if [path.name for path in folder.iterdir()] == [MARKER]:  # the last to go: else what is left is nobody's
+        if [path.name for path in folder.iterdir()] == [MARKER]:  # the last: without it the rest is not Photon's
             (folder / MARKER).unlink()
             folder.rmdir()
 
 
 def check_free(root: Path, streams: Iterable[str]) -> None:
-    """Refuse to build what could not take its place, before any work.
+    """Refuse, before any work, to build data that could not be moved into place.
 
     Raises:
-        DataError: a file that no record of ours names has a name that a stream's files need.
+        DataError: a file that none of Photon's records names has a name that a stream needs.
     """
     known = recorded(root)
     if (root / NAME).exists() and NAME not in known:
         raise DataError(
-            f"{root / NAME}: not a data manifest, in a folder that Photon did not make; move it away, or write "
-            "another state_dir"
+            f"{root / NAME}: not a data manifest, and in a folder that Photon did not create; move it away, or "
+            "write another state_dir"
         )
     known |= set(_unpacked(known))
     for stream in streams:
@@ -112,34 +112,36 @@ def check_free(root: Path, streams: Iterable[str]) -> None:
             name = path.relative_to(root).as_posix()
             if NEEDED.fullmatch(name) and name not in known:
                 raise DataError(
-                    f"{path}: no data.json or stream.json of Photon's names it, and the stream '{stream}' needs "
-                    "its name; move it away, or give the stream another name"
+                    f"{path}: has a name that stream '{stream}' needs, but no data.json or stream.json of Photon "
+                    "lists it; move it away, or give the stream another name"
                 )
 
 
 def _check_folder(folder: Path, root: Path) -> None:
-    """Refuse a stream's folder into which files that were built aside cannot be renamed; it need not exist."""
+    """Refuse a stream's folder into which files from aside cannot be renamed. The folder need not exist."""
     if not folder.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{folder}: is a link out of {root}; make it a folder")
+        raise DataError(f"{folder}: is a link out of {root}; replace it by a folder")
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise DataError(f"{folder}: is a file, and a stream needs a folder there; move it away")
+        raise DataError(f"{folder}: is a file, but a stream needs a folder of this name; move it away")
     if folder.stat().st_dev != root.stat().st_dev:
-        raise DataError(f"{folder}: is another disk than {root}; make it a folder, or mount the disk at {root}")
+        raise DataError(
+            f"{folder}: is on another disk than {root}; replace it by a folder, or mount the disk at {root}"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"{folder}: cannot be written; change its permissions")
+        raise DataError(f"{folder}: is not writable; change its permissions")
 
 
 def replace(root: Path, content: bytes) -> None:
-    """Put what was built aside in its place; call it under the folder's lock.
+    """Move data that were built aside into place. The caller holds the folder's lock.
 
     Args:
-        root: the data's folder.
-        content: of the new data.json. Files that it names and that are not aside are in their place already.
+        root: folder of the data.
+        content: bytes of the new data.json. Files that it names and that are not aside must be in place.
 
     Raises:
-        DataError, CorruptFile: it cannot take its place; the old data are as they were.
+        DataError, CorruptFile: the data cannot be moved into place; the old data are unchanged.
     """
     manifest = _manifest(content, root / NAME)
     check_listed(manifest, str(root / NAME))
@@ -150,24 +152,24 @@ def replace(root: Path, content: bytes) -> None:
 
 
 def check_listed(manifest: DataManifest, where: str) -> None:
-    """Refuse a data manifest whose files are not a stream's, where a stream's are.
+    """Refuse a data manifest that names other files than a stream's.
 
     Raises:
-        CorruptFile: naming the first.
+        CorruptFile: the manifest names such a file; the message names the first.
     """
     for path in _entries(manifest):
         if not LISTED.fullmatch(path) or ".." in path.split("/") or path.startswith("."):
-            raise CorruptFile(f"{where} names '{path[:200]}', which is no file of a stream")
+            raise CorruptFile(f"{where} names '{path[:200]}', which is not a file of a stream")
 
 
 def is_cut_off(root: Path) -> bool:
-    """Whether a replacement has begun, and is not done."""
+    """Whether a replacement was interrupted."""
     folder = root / NEXT
     return not folder.is_symlink() and is_ours(folder) and (folder / NAME).is_file()
 
 
 def finish(root: Path) -> None:
-    """Go on with a replacement that was cut off; nothing where there is none. Call it under the folder's lock."""
+    """Complete an interrupted replacement, if there is one. The caller holds the folder's lock."""
     folder = root / NEXT
     if not is_cut_off(root):
         return
@@ -188,13 +190,13 @@ def finish(root: Path) -> None:
 
 
 def recorded(root: Path) -> set[str]:
-    """Paths below `root` that its data.json, or a stream.json in it, names; these records, too."""
-    found, records = set[str](), set[str]()
+    """Paths below `root` that its data.json or a stream.json names, and these records themselves."""
+    listed, records = set[str](), set[str]()
     try:
-        found.update(_entries(DataManifest.model_validate_json((root / NAME).read_bytes())))
+        listed.update(_entries(DataManifest.model_validate_json((root / NAME).read_bytes())))
         records.add(NAME)
     except (OSError, ValidationError):
-        if is_ours(root):  # damaged
+        if is_ours(root):  # Photon's, but damaged
             records.add(NAME)
     for path in root.glob(f"*/{record.NAME}"):
         try:
@@ -203,10 +205,10 @@ def recorded(root: Path) -> set[str]:
             continue
         stream = path.parent.name
         own = {entry.path for entry in files if entry.path.startswith(f"{stream}/")}
-        if own:  # else somebody's copy of another stream's folder
-            found |= own
+        if own:  # otherwise it is a copy of another stream's folder
+            listed |= own
             records.add(f"{stream}/{record.NAME}")
-    return records | {path for path in found if LISTED.fullmatch(path) and ".." not in path.split("/")}
+    return records | {path for path in listed if LISTED.fullmatch(path) and ".." not in path.split("/")}
 
 
 def _manifest(content: bytes, path: Path) -> DataManifest:
@@ -221,5 +223,5 @@ def _entries(manifest: DataManifest) -> list[str]:
 
 
 def _unpacked(known: Iterable[str]) -> list[str]:
-    """Where streaming unpacks these files, of those that are shards: beside them."""
+    """Paths of the copies that streaming unpacks beside these shards."""
     return [path.removesuffix(".zstd") for path in known if path.endswith(".mds.zstd")]

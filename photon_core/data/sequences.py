@@ -1,6 +1,6 @@
-"""The dataset that training reads: streaming's own, with token ids in the type that torch wants.
+"""The dataset that training reads: streaming's, with token ids in torch's index type.
 
-Importing this module imports streaming and torch: only processes that train do so.
+Importing this module imports streaming and torch: only training processes import it.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,30 +14,29 @@ from streaming.base.dataset import _ShardState
 class Sequences(StreamingDataset):
     """Packed sequences: each sample is {"tokens": int64 array (T,), "id": int}.
 
-    The id is the sample's number in the dataset, over all its streams in the order of the federation file. What
-    the shards hold is its number in its stream, which is ambiguous when there are several; photon_core.data.trail
-    finds the one from the other.
+    The id is the sample's number in the dataset, over all its streams in the order of the federation file. Shards
+    hold the number in the stream, which is ambiguous if there are several streams.
 
     An error of the threads that unpack shards (a full disk) is raised where the samples are read. In streaming
-    0.13 it ends the epoch in silence, or leaves whoever reads or closes the dataset waiting for ever, because a
-    shard whose unpacking failed stays one that is being prepared.
+    0.13 it ends the epoch without an error, or blocks the reader of the dataset for ever, because a shard whose
+    unpacking failed remains in the state of being prepared.
     """
 
     _failure: BaseException | None = None
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
-        """One sample by its number in the dataset, tokens widened to int64 (shards hold uint16 or uint32)."""
+        """One sample by its number in the dataset, with int64 tokens (shards hold uint16 or uint32)."""
         sample = super().get_item(sample_id, retry)
         return {"tokens": sample["tokens"].astype(np.int64), "id": int(sample_id)}
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Unpack a shard. One that fails is missing again: whoever waits for it tries, and sees the error."""
+        """Unpack a shard. After a failure it is missing again, so a waiting thread retries and gets the error."""
         try:
             super().prepare_shard(shard_id, blocking)
         except BaseException:
             self._shard_states[shard_id] = _ShardState.REMOTE
             if hasattr(self, "_event"):
-                self._event.set()  # what streaming's threads look at before they wait on
+                self._event.set()  # streaming's threads check it before they continue to wait
             raise
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

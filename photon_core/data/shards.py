@@ -1,9 +1,9 @@
-"""A site's prepared shards in a place of its own (`sites[].shards`), from which each of its machines copies them.
+"""A site's prepared shards in a place that its machines share (`sites[].shards`) and copy them from.
 
-    <shards>/0001-1a2b3c4d5e6f7a8b/<stream>/{train,valid}/...   what `photon prepare` made, named by its manifest
+    <shards>/0001-1a2b3c4d5e6f7a8b/<stream>/{train,valid}/...   shards of `photon prepare`, named by their manifest
     <shards>/0001-1a2b3c4d5e6f7a8b/data.json                    written last
 
-The newest folder with a data.json counts. Nothing is overwritten: text that was prepared anew is a new folder.
+The newest folder with a data.json counts. Nothing is overwritten: text that is prepared again gets a new folder.
 """
 
 import re
@@ -26,10 +26,10 @@ MANIFEST_LIMIT = 256 << 20  # bytes; 200 for each shard of 64 MB
 
 
 def available(view: SiteView) -> DataManifest | None:
-    """The manifest of what the site has prepared, here or in its place for shards; None where it has not.
+    """The manifest of the site's prepared data, in its place for shards or on this machine; None without data.
 
     Raises:
-        DataError: there is one, and it is damaged.
+        DataError: the manifest is damaged.
         StoreUnavailable, StoreRefused: the place for shards cannot be read.
     """
     place = _place(view)
@@ -41,22 +41,22 @@ def available(view: SiteView) -> DataManifest | None:
 
 
 def check_owner(view: SiteView) -> None:
-    """Refuse, before any work, a place for shards, or a state_dir, that holds another site's.
+    """Refuse, before any work, a place for shards or a state_dir with another site's data.
 
     Raises:
-        FederationError: it does.
+        FederationError: it holds another site's data.
         StoreUnavailable, StoreRefused: the place for shards cannot be read.
     """
-    with suppress(DataError):  # damaged: made again
+    with suppress(DataError):  # damaged data are regenerated
         available(view)
         load_manifest(view)
 
 
 def publish(view: SiteView) -> None:
-    """Put the site's prepared shards into its place for them; nothing where the file names none, or it has them.
+    """Upload the site's prepared shards to its place for shards, if the file names one and it lacks them.
 
     Raises:
-        StoreUnavailable, StoreRefused: they cannot be written.
+        StoreUnavailable, StoreRefused: the shards cannot be written.
     """
     place = _place(view)
     if place is None:
@@ -66,7 +66,7 @@ def publish(view: SiteView) -> None:
     newest = _newest(place)
     if newest is not None and newest[1] == content:
         return
-    # the same folder again after an upload that was cut off
+    # after an interrupted upload this is the same folder again
     number = int(newest[0].partition("-")[0]) + 1 if newest is not None else 1
     folder = f"{number:04d}-{sha256_bytes(content)[:16]}"
     for entry in _entries(data_manifest(content, str(root / NAME), view.name)):
@@ -76,18 +76,18 @@ def publish(view: SiteView) -> None:
     try:
         place.create(f"{folder}/{NAME}", content)
     except StoreConflict:
-        pass  # another machine of the site put the same there
+        pass  # another machine of the site has uploaded the same
 
 
 def stage(view: SiteView) -> None:
-    """Have the newest shards of the site's place for them in its state_dir, every file verified by its hash.
+    """Copy the newest shards from the site's place for shards to its state_dir, and verify every file by its hash.
 
-    Nothing where the file names no such place, or nothing is there yet. What is damaged here is copied again. What
-    was here stays usable until all is copied, and a replacement that was cut off goes on (see replace.py).
+    Does nothing if the file names no such place, or if it is empty. Damaged local files are copied again. The old
+    local shards stay usable until all are copied, and an interrupted replacement is completed (see replace.py).
 
     Raises:
-        CorruptFile: a file is missing there, or is not the one that its manifest covers.
-        DataError: the manifest there is damaged.
+        CorruptFile: a file is missing in the place, or is not the one that the manifest covers.
+        DataError: the manifest in the place is damaged.
         StoreUnavailable, StoreRefused: the place cannot be read.
     """
     root = view.data_dir
@@ -122,12 +122,12 @@ def _place(view: SiteView) -> Store | None:
     shards = view.section.shards
     if shards is None:
         return None
-    # only this site writes there, and under names that hold a hash: no server needs to know If-None-Match for it
+    # only this site writes there, under names that hold a hash, so the server need not support If-None-Match
     return Store(shards, single_writer=True, **view.options(shards))
 
 
 def _newest(place: Store) -> tuple[str, bytes] | None:
-    """The newest folder that is whole, and its data.json."""
+    """The newest complete folder, and its data.json."""
     for folder in sorted(filter(FOLDER.fullmatch, place.ls("")), key=_number, reverse=True):
         try:
             return folder, place.read(f"{folder}/{NAME}", MANIFEST_LIMIT)
@@ -153,13 +153,13 @@ def _is_here(path: Path, entry: FileEntry, cache: VerifiedFiles) -> bool:
 
 
 def _copy(place: Store, folder: str, entry: FileEntry, root: Path, downloads: Path) -> None:
-    found = place.fetch(entry, folder, downloads)  # refuses a path that would leave its folder
+    local = place.fetch(entry, folder, downloads)  # refuses a path that would leave the folder
     target = root / entry.path
     if not target.parent.resolve().is_relative_to(root.resolve()):
         raise CorruptFile(f"{place.locate(folder)} names '{entry.path}', outside its own folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     if place.is_local:
-        with found.open("rb") as source, whole_file(target) as copy:
+        with local.open("rb") as source, whole_file(target) as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
     else:
-        found.replace(target)
+        local.replace(target)

@@ -1,4 +1,4 @@
-"""What streaming's datasets keep in shared memory: one name a data set, and nothing left behind."""
+"""Shared memory of streaming's datasets: distinct names for each dataset, and nothing left behind."""
 
 import os
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @contextmanager
 def shared_memory_lock() -> Iterator[None]:
-    """Hold the machine-wide lock around taking and giving back names under /dev/shm.
+    """Hold the machine-wide lock for allocating and releasing names under /dev/shm.
 
-    The lock is on the folder itself: it leaves no file behind and ends with its process. Under a launcher
-    only each node's first rank takes it, because the other ranks wait for that one inside the constructor.
+    The lock is on the folder itself: it leaves no file behind and ends with its process. Under a launcher only the
+    first rank of each node takes it, because the other ranks wait for that one inside the constructor.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         yield
@@ -28,10 +28,10 @@ def shared_memory_lock() -> Iterator[None]:
 
 @contextmanager
 def free_prefixes_only() -> Iterator[None]:
-    """Have streaming take a number of which nothing at all is left under /dev/shm.
+    """Make streaming allocate a number under which /dev/shm holds nothing.
 
-    It looks for the first free number for each of its names and takes the greatest of these, under which a killed
-    process may have left some other name: FileExistsError, for every dataset from then on.
+    By itself, streaming looks for the first free number of each of its names and takes the greatest of these. If a
+    killed process has left another name under that number, every later dataset fails with FileExistsError.
     """
     from streaming.base.shared import prefix
 
@@ -45,16 +45,16 @@ def free_prefixes_only() -> Iterator[None]:
 
 
 def shm_prefix(dataset: Any) -> str:
-    """What the names of the dataset's own files under /dev/shm begin with, such as '000003_'."""
+    """The prefix of the dataset's names under /dev/shm, such as '000003_'."""
     return f"{dataset._shm_prefix_int:06d}_"
 
 
 def release(dataset: Any, whole: bool = True) -> None:
-    """Give back the dataset's names under /dev/shm and its lock files. It must not be iterated again.
+    """Release the dataset's names under /dev/shm and its lock files. It must not be iterated again.
 
     Args:
-        dataset: of this process.
-        whole: all of its names; else only those that this process has made, another rank having made the rest.
+        dataset: dataset of this process.
+        whole: flag: release all names; otherwise only those that this process, and no other rank, has created.
     """
     from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK
     from streaming.base.shared import SharedArray, SharedMemory, SharedScalar
@@ -67,14 +67,14 @@ def release(dataset: Any, whole: bool = True) -> None:
         for memory in memories:
             if isinstance(memory, SharedMemory):
                 _unlink(memory.created_shms)
-                # its exit handler would unlink the names again, which by then may be another dataset's
+                # the exit handler would unlink the names again, which may belong to another dataset by then
                 memory.created_shms.clear()
         if not whole:
             return
         for path in SHARED_MEMORY.glob(prefix + "*"):
             path.unlink(missing_ok=True)
         for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
-            # left there, they would make every later dataset look for a higher number
+            # otherwise every later dataset would have to look for a higher number
             (Path(dataset._filelock_root) / f"{prefix}{name}").unlink(missing_ok=True)
 
 

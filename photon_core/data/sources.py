@@ -1,4 +1,4 @@
-"""A stream's raw files: which there are, what they looked like, and how their bytes are read."""
+"""A stream's raw files: listing them, their fingerprints, and reading their bytes."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -21,8 +21,12 @@ class SourceFile:
     """One raw file of a stream.
 
     Attributes:
-        name: path or URL, as errors show it.
-        fingerprint: changes when the file does (size and time, or the server's own tag).
+        name: path or URL for messages.
+        kind: file ending without compression, such as .jsonl.
+        packed: ending of the compression, or empty.
+        fingerprint: values that change with the file (size and time, or the server's tag).
+        filesystem: fsspec filesystem of the file.
+        path: path on that filesystem.
     """
 
     name: str
@@ -38,10 +42,10 @@ def list_files(source: str, options: Mapping[str, Any] | None = None) -> list[So
 
     Args:
         source: path or fsspec URL of a file, a glob, or a folder (all its .jsonl, .txt and .parquet files).
-        options: keyword arguments of its filesystem.
+        options: keyword arguments of the filesystem.
 
     Raises:
-        DataError: no file is there, or a file has an ending that we cannot read.
+        DataError: there is no file, or a file has an unknown ending.
     """
     import fsspec
 
@@ -51,11 +55,11 @@ def list_files(source: str, options: Mapping[str, Any] | None = None) -> list[So
         files = [_describe(filesystem, p) for p in sorted(paths)]
     except DataError:
         raise
-    except Exception as error:  # each filesystem has errors of its own
+    except Exception as error:  # each filesystem raises its own errors
         raise DataError(f"{source}: cannot be listed ({told(error)})") from None
     if not files:
         raise DataError(
-            f"{source}: no file is there; write a path, glob or URL of {' '.join(KINDS)} files, "
+            f"{source}: no file found; write a path, glob or URL of {' '.join(KINDS)} files, "
             f"the first two also with {' or '.join(PACKED)}"
         )
     return files
@@ -63,14 +67,14 @@ def list_files(source: str, options: Mapping[str, Any] | None = None) -> list[So
 
 @contextmanager
 def open_file(file: SourceFile, digest: Any = None) -> Iterator[BinaryIO]:
-    """The file's content, unpacked, as a buffered stream.
+    """The file's content, decompressed, as a buffered stream.
 
     Args:
-        file: which.
-        digest: a hashlib object; it has had all raw bytes of the file once the content was read to its end.
+        file: source file.
+        digest: hashlib object that is updated with all raw bytes of the file by the end of the block.
 
     Raises:
-        DataError: the file cannot be opened. Errors in the packed bytes come while reading, as EOFError,
+        DataError: the file cannot be opened. Errors in the compressed bytes are raised while reading, as EOFError,
             OSError, zlib.error or zstandard.ZstdError.
     """
     try:
@@ -86,12 +90,12 @@ def open_file(file: SourceFile, digest: Any = None) -> Iterator[BinaryIO]:
 
 
 def filesystem_open(file: SourceFile) -> Any:
-    """The file's raw bytes, as fsspec gives them."""
+    """The file's raw bytes, opened with fsspec."""
     return file.filesystem.open(file.path, "rb")
 
 
 def hash_file(file: SourceFile, digest: Any) -> None:
-    """Give all raw bytes of the file to a hashlib object."""
+    """Update a hashlib object with all raw bytes of the file."""
     with filesystem_open(file) as raw:
         while chunk := raw.read(CHUNK):
             digest.update(chunk)
@@ -120,8 +124,8 @@ def _describe(filesystem: Any, path: str) -> SourceFile:
     kind = _kind(path)
     if kind is None:
         raise DataError(
-            f"{name}: not an ending that we read; those are {' '.join(KINDS)}, "
-            f"the first two also with {' or '.join(PACKED)}"
+            f"{name}: unknown file ending; Photon reads {' '.join(KINDS)}, the first two also with "
+            f"{' or '.join(PACKED)}"
         )
     if local:
         stat = Path(path).stat()
@@ -134,7 +138,7 @@ def _describe(filesystem: Any, path: str) -> SourceFile:
 
 
 class _Tapped(io.RawIOBase):
-    """A stream that hashes what is read through it, if asked to; remote ones become Python's own kind."""
+    """A raw stream that hashes what is read, if there is a digest. It gives remote files the io interface."""
 
     def __init__(self, raw: Any, digest: Any = None) -> None:
         self._raw = raw
@@ -152,7 +156,7 @@ class _Tapped(io.RawIOBase):
 
 
 class _Zstandard(io.RawIOBase):
-    """A zstd stream that notices its own truncation, which zstandard's own reader does not."""
+    """A zstd stream that raises an error if it is truncated; zstandard's reader does not."""
 
     def __init__(self, raw: Any) -> None:
         import zstandard

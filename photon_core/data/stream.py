@@ -1,4 +1,4 @@
-"""What training and evaluation read: the site's streams merged, and its held-out sequences."""
+"""The training dataset of a site: its streams, merged and shuffled."""
 
 import time
 from collections.abc import Callable
@@ -22,17 +22,17 @@ def train_dataset(
 ) -> "Sequences":
     """The site's training sequences: all its streams, mixed by their proportions or repeats, shuffled by the seed.
 
-    A sample is {"tokens": int64 array (T,), "id": int}; the id is its number among the samples of all streams,
-    in the order of the federation file (see photon_core.data.trail). An epoch has as many samples as the streams
-    together, or as their repeats make. The order of samples depends on the seed, the streams, their weights and
-    their shards alone: see `stream_hash`. The dataset holds names under /dev/shm until `release` gives them back.
+    A sample is {"tokens": int64 array (T,), "id": int}; the id is its number among the samples of all streams, in
+    the order of the federation file. An epoch has as many samples as the streams together, or as their repeats
+    make. The order of samples depends on the seed, the streams, their weights and their shards alone: see
+    `stream_hash`. The dataset holds names under /dev/shm until `release`.
 
     Args:
-        view: whose.
-        seed: of the shuffle.
-        ranks: processes that share each batch, of which this is one; all of them see all samples, in the same
-            order as one process alone, and each takes its share of every batch.
-        wait: returns when all of them have called it.
+        view: site of the data.
+        seed: shuffle seed.
+        ranks: number of processes that share each batch, including this one; every process sees all samples, in
+            the same order as a single process, and takes its share of every batch.
+        wait: barrier function: it returns when all these processes have called it.
 
     Raises:
         DataError: the site is not prepared.
@@ -54,7 +54,7 @@ def train_dataset(
         try:
             # mosaicml/streaming#884: two datasets constructed at once take the same names
             with shared_memory_lock(), free_prefixes_only():
-                wait()  # all look for free names, and the first rank has the lock now
+                wait()  # the first rank has the lock now, before any rank looks for free names
                 return Sequences(
                     streams=streams,
                     batch_size=view.local.batch_size,
@@ -64,22 +64,22 @@ def train_dataset(
                     replication=ranks if ranks > 1 else None,
                 )
         except FileExistsError:
-            # another program's dataset, which does not know our lock
-            if attempt == CONSTRUCTOR_TRIES - 1 or ranks > 1:  # the others are in the constructor, and wait
+            # a dataset of another program, which does not use this lock
+            if attempt == CONSTRUCTOR_TRIES - 1 or ranks > 1:  # other ranks already wait in the constructor
                 raise
             time.sleep(0.05)
     raise AssertionError("unreachable")
 
 
 def _weight(stream: StreamSection) -> dict[str, float]:
-    """How streaming weighs the stream: absolutely by its repeat, or by its proportion among the site's."""
+    """Streaming's weight of the stream: its repeat, or its proportion among the site's streams."""
     return {"proportion": stream.proportion} if stream.repeat is None else {"repeat": stream.repeat}
 
 
 def stream_hash(view: SiteView) -> str:
-    """Hash of everything but the seed that the order of samples depends on: streams, proportions, shards.
+    """Hash of everything except the seed that the order of samples depends on: streams, weights, shards.
 
-    Keep it beside the stream's state: a state saved under another hash must not be continued.
+    It is kept beside the stream's state: training must not resume from a state with another hash.
 
     Raises:
         DataError: the site is not prepared, or its data lacks one of its streams.

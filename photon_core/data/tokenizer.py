@@ -17,12 +17,12 @@ CHOICES = "'bytes', a path to a tokenizer.json, or a Hugging Face name such as E
 
 
 class Tokenizer(ABC):
-    """What preparation needs of a tokenizer.
+    """The interface of a tokenizer.
 
     Attributes:
         size: one more than the largest id; the model's vocab_size must be at least that.
-        eot: id of the end-of-text token, which stands after every document and nowhere else.
-        sha256: hash of what defines the tokenizer: equal hashes give equal ids.
+        eot: id of the end-of-text token, which follows every document and occurs nowhere else.
+        sha256: hash of the tokenizer's definition: equal hashes give equal ids.
     """
 
     size: int
@@ -31,11 +31,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text, without special tokens, whatever the text says."""
+        """The ids of each text, never with special tokens, even if the text spells them."""
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; bytes that are not UTF-8 become U+FFFD."""
+        """The text of the ids; bytes that are not UTF-8 become U+FFFD."""
 
 
 class ByteTokenizer(Tokenizer):
@@ -57,30 +57,32 @@ class FileTokenizer(Tokenizer):
     """A Hugging Face tokenizer, from the bytes of its tokenizer.json.
 
     Attributes:
-        content: those bytes.
-        end_of_text: the token whose id is `eot`.
+        content: bytes of the tokenizer.json.
+        end_of_text: token with the id `eot`.
     """
 
     def __init__(self, content: bytes, where: str) -> None:
         """Read a tokenizer.json.
 
         Args:
-            content: the file's bytes; their hash is the tokenizer's.
-            where: what errors call the file.
+            content: bytes of the file; their hash is the tokenizer's.
+            where: label of the file for errors.
 
         Raises:
-            FederationError: it is no tokenizer, or it has none of the known end-of-text tokens.
+            FederationError: the file is not a tokenizer, or has none of the known end-of-text tokens.
         """
         from tokenizers import Tokenizer as HuggingFace
 
         try:
             inner: Any = HuggingFace.from_buffer(content)
         except Exception as error:  # the library raises bare Exception
-            raise FederationError(f"tokenizer: {where} is no tokenizer.json: {error}; write {CHOICES}") from error
-        # a tokenizer.json may ask for truncation; we want every token of a document
+            raise FederationError(
+                f"tokenizer: {where} is not a tokenizer.json: {error}; write {CHOICES}"
+            ) from error
+        # a tokenizer.json may request truncation, but every token of a document is needed
         inner.no_truncation()
         inner.no_padding()
-        # a document that spells out a special token must not be able to end itself
+        # a document that spells a special token must not end itself
         inner.encode_special_tokens = True
         end = next((name for name in END_OF_TEXT if inner.token_to_id(name) is not None), None)
         if end is None:
@@ -108,7 +110,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
         spec: 'bytes', a path to a tokenizer.json (or its folder), or a Hugging Face name.
 
     Raises:
-        FederationError: there is no such tokenizer; the text says what to write.
+        FederationError: there is no such tokenizer; the message lists what can be written.
     """
     if spec == "bytes":
         return ByteTokenizer()
@@ -117,7 +119,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
         path = path / "tokenizer.json"
     if path.is_file():
         return FileTokenizer(path.read_bytes(), str(path))
-    # Hugging Face names are 'name' or 'owner/name'; anything else was meant as a path
+    # Hugging Face names are 'name' or 'owner/name'; anything else is meant as a path
     if spec.endswith(".json") or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise FederationError(f"tokenizer: there is no file '{spec}'; write {CHOICES}")
     return FileTokenizer(_download(spec), spec)
@@ -131,6 +133,6 @@ def _download(name: str) -> bytes:
         return Path(hf_hub_download(name, "tokenizer.json")).read_bytes()
     except Exception as error:  # network, HTTP and cache errors of several libraries
         raise FederationError(
-            f"tokenizer: '{name}' is no file here and Hugging Face did not give it ({told(error)}); "
-            f"write {CHOICES}"
+            f"tokenizer: '{name}' is not a file on this machine, and the download from Hugging Face failed "
+            f"({told(error)}); write {CHOICES}"
         ) from None

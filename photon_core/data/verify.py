@@ -1,4 +1,4 @@
-"""Whether the shards at a site are the ones that its manifest covers."""
+"""Verification of a site's shards against its data manifest."""
 
 import json
 from pathlib import Path
@@ -14,19 +14,19 @@ Seen = dict[str, list[int | str]]  # path -> size, modification time in ns, sha2
 
 
 def verify_files(view: SiteView, manifest: DataManifest) -> list[str]:
-    """Compare every file of data.json by size and hash, and drop unpacked copies that are damaged.
+    """Compare every file of data.json by size and hash, and remove damaged unpacked copies.
 
-    A file that was verified before and whose size and modification time are unchanged is not read again.
+    A file that was verified before, with the same size and modification time, is not read again.
 
     Args:
-        view: whose data.
-        manifest: the site's data manifest.
+        view: site of the data.
+        manifest: data manifest of the site.
 
     Returns:
-        What was put right: unpacked copies removed (streaming unpacks them again).
+        Notes on removed unpacked copies (streaming unpacks them again).
 
     Raises:
-        CorruptFile: a file is missing, truncated or corrupt; the text names it and what to do.
+        CorruptFile: a file is missing, truncated or corrupt; the message names the file and the remedy.
     """
     root = view.data_dir
     cache = VerifiedFiles(view.cache_dir / "verified.json")
@@ -44,9 +44,9 @@ def check_entries(root: Path, files: list[FileEntry], cache: "VerifiedFiles", si
     """Compare files below `root` with their entries.
 
     Raises:
-        CorruptFile: for the first that differs.
+        CorruptFile: a file differs; the message names the first.
     """
-    remedy = f"(site '{site}', stream '{stream}'); run photon prepare --site {site} to make it again"
+    remedy = f"(site '{site}', stream '{stream}'); run photon prepare --site {site} to regenerate it"
     for entry in files:
         path = root / entry.path
         if not path.resolve().is_relative_to(root.resolve()):
@@ -72,13 +72,13 @@ def _check_unpacked(folder: Path, cache: "VerifiedFiles") -> list[str]:
 
 
 class VerifiedFiles:
-    """Which files had which hash, by size and modification time, kept in a small JSON file."""
+    """Cache of file hashes by size and modification time, in a small JSON file."""
 
     def __init__(self, path: Path) -> None:
         """Read the cache; a missing or damaged one is empty.
 
         Args:
-            path: of the JSON file.
+            path: path of the JSON file.
         """
         self._path = path
         self._changed = False
@@ -88,7 +88,7 @@ class VerifiedFiles:
             self._seen = {}
 
     def matches(self, path: Path, sha256: str) -> bool:
-        """Whether the file has that hash; read only when it changed since it was last read."""
+        """Whether the file has that hash. The file is read only if it has changed since it was last read."""
         stat = path.stat()
         key = str(path.absolute())
         seen = self._seen.get(key)

@@ -1,5 +1,5 @@
 """What a run records about itself: events, timelines, metrics, experiment trackers, the record that reports read.
 
 Here: facts in a fixed form.
-Not here: pages and pictures made of them (report/).
+Not here: pages and pictures of them (report/).
 """

@@ -14,22 +14,22 @@ from photon_core.run.run import Run, model_sha256
 from schemas.manifests import FileEntry
 
 EVALUATION_LIMIT = 65_536  # bytes
-SCORE_LIMIT = 1e15  # of a metric with a bound; beyond it a mean over the sites might not be finite
+SCORE_LIMIT = 1e15  # largest value of a metric with a bound; beyond it a mean over the sites might not be finite
 
 
 def commit_evaluation(run: Run, t: int, site: str, model: list[FileEntry], scores: dict[str, float]) -> None:
-    """Put a site's scores of a candidate for round t at the site's place in the store."""
+    """Commit a site's scores of a candidate for round t in the site's folder of the store. Idempotent."""
     try:
         run.commit(_place(run, t, site, model), canonical_json(scores) + b"\n")
     except StoreConflict:
-        pass  # evaluated before: the model and the held-out text are the same
+        pass  # already evaluated, with the same model and held-out text
 
 
 def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str, float] | None:
-    """The site's committed scores of a candidate, by the register's names. None while there are none.
+    """The site's committed scores of a candidate, by the register's names; None if there are none.
 
     Raises:
-        CorruptFile: one is missing, not registered, not finite, negative or too large.
+        CorruptFile: a score is missing, not registered, not finite, negative or too large.
     """
     place = _place(run, t, site, model)
     data = run.read(place, EVALUATION_LIMIT)
@@ -41,7 +41,7 @@ def evaluation(run: Run, t: int, site: str, model: list[FileEntry]) -> dict[str,
         scores = {}
     required = sorted(metric.head for metric in reported("evaluation") if metric.required)
     if not scores.keys() >= set(required) or not all(_possible(name, value) for name, value in scores.items()):
-        raise CorruptFile(f"{run.store.locate(place.path)} does not hold the numbers {', '.join(required)}")
+        raise CorruptFile(f"{run.store.locate(place.path)} does not hold valid numbers {', '.join(required)}")
     return scores
 
 

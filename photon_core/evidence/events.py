@@ -1,8 +1,8 @@
-"""What happens in a run, as typed events: whoever acts appends them to a log, and sentences are made from them.
+"""Typed events of a run: each actor appends its events to a log, and sentences for people are rendered from them.
 
-A `Fact` is what has happened. An `Event` is a fact with its place: who says it, in which run and round, about
-which member, and when. `Kind` is the one list of what can happen: a new kind is a new line there. Data holds what
-JSON takes. Sentences are made when a manifest, a log message or a page needs them.
+A `Fact` is something that has happened. An `Event` is a fact with its place: the actor, run, round, member and
+time. `Kind` lists everything that can happen: a new kind is one more line there. Data holds JSON values. Sentences
+are rendered when a manifest, a log message or a page needs them.
 """
 
 import threading
@@ -18,7 +18,7 @@ from photon_core.evidence.metrics import find
 from schemas.server_errors import told
 
 COORDINATOR = "coordinator"
-STEPS = {  # how a step is called in a sentence
+STEPS = {  # names of the steps in sentences
     "validate": "validation", "train": "local training", "upload": "the upload", "evaluate": "evaluation",
 }  # fmt: skip
 
@@ -26,9 +26,10 @@ STATE_OF = "site '{member}': the private state of round {last_round}, attempt {l
 
 
 class Kind(Enum):
-    """What can happen: the stored name, the fields of its data, and how it reads, if people read it in manifests.
+    """The kinds of events: stored name, fields of the data, and the sentence, if people read it in manifests.
 
-    Every kind's data may also have `step`, the step that it happened in, and `model`, whose evaluation that was.
+    The data of every kind may also have `step`, the step of the event, `model`, the evaluated model, and `node`,
+    the number of the site's node that reports it.
     """
 
     # a step of a round
@@ -41,56 +42,56 @@ class Kind(Enum):
     # an update
     UPDATE_COMMITTED = "update.committed", "bytes", ""
     UPDATE_SUPERSEDED = "update.superseded", "why", "{why}: it was trained again"
-    UPDATE_LATE = "update.late", "why", "{why}; its update was committed all the same"
-    # local training, as a child process and the next one that goes on from it say it
-    TRAINING_NOTED = "training.noted", "text", "{text}"
+    UPDATE_LATE = "update.late", "why", "{why}; its update was committed nevertheless"
+    # local training: appended by a child process, and by the next one that resumes from it
+    TRAINING_NOTED = "training.noted", "text", "{text}"  # a sentence, as early versions kept it
     TRAINING_REPEATED = (
         "training.repeated", "",
-        "site '{member}': round {round} was trained, but not uploaded, before the federation file was edited: "
-        "it is trained anew",
+        "site '{member}': round {round} was trained, but not uploaded, before the federation file was edited; "
+        "training of this round restarts",
     )  # fmt: skip
     CHECKPOINT_RESUMED = (
         "checkpoint.resumed", "at steps",
-        "site '{member}': the local checkpoint at step {at} of {steps} was gone on from after an interruption",
+        "site '{member}': resumed from the local checkpoint at step {at} of {steps} after an interruption",
     )  # fmt: skip
     CHECKPOINT_FOREIGN = (
         "checkpoint.foreign", "at",
-        "site '{member}': the local checkpoint at step {at} is of another federation file, base model or run: "
-        "the round's training starts afresh",
+        "site '{member}': the local checkpoint at step {at} is of another federation file, base model or run; "
+        "training of this round restarts",
     )  # fmt: skip
     CHECKPOINT_OF_OTHER_STREAMS = (
         "checkpoint.of_other_streams", "at steps",
-        "site '{member}': the local checkpoint at step {at} of {steps} belongs to another mix of streams: "
-        "the round's training starts afresh",
+        "site '{member}': the local checkpoint at step {at} of {steps} was saved with other streams or "
+        "proportions; training of this round restarts",
     )  # fmt: skip
     CHECKPOINT_FAILED = "checkpoint.failed", "error", "a local checkpoint could not be written: {error}"
     STATE_LOST = (
         "state.lost", "last_round last_attempt",
-        "{state_of} is missing or damaged: optimizer state and data stream start afresh",
+        "{state_of} is missing or damaged; optimizer state and data position are reset",
     )  # fmt: skip
     STATE_OF_OTHER_NODES = (
         "state.of_other_nodes", "last_round last_attempt before now",
-        "{state_of} belongs to another number of nodes that train apart ({before}, now {now}): optimizer state "
-        "and data stream start afresh",
+        "{state_of} was saved with another number of independent nodes ({before}, now {now}); optimizer state and "
+        "data position are reset",
     )  # fmt: skip
     STATE_OF_OTHER_STREAMS = (
         "state.of_other_streams", "last_round last_attempt",
-        "{state_of} belongs to another mix of streams: the data stream begins a new epoch",
+        "{state_of} was saved with other streams or proportions; the data stream starts a new epoch",
     )  # fmt: skip
     STATE_OF_OTHER_OPTIMIZER = (
         "state.of_other_optimizer", "last_round last_attempt before now",
-        "{state_of} belongs to the optimizer {before}: the state of {now} starts afresh",
+        "{state_of} was saved with the optimizer {before}; the state of {now} is reset",
     )  # fmt: skip
     MICRO_BATCH_LOWERED = (
         "micro_batch.lowered", "failed found",
-        "site '{member}': the kernel killed the last training for memory, which put {failed} sequences through "
-        "the model at once (micro_batch: auto); it is {found} from now on",
+        "site '{member}': the kernel killed the last training, which ran out of memory with {failed} sequences in "
+        "the model at once (micro_batch: auto); the micro-batch is now {found}",
     )  # fmt: skip
-    COMPILE_FAILED = "compile.failed", "error", "torch.compile failed, training went on without: {error}"
-    # a site's flow run, as the coordinator sees it, or itself
+    COMPILE_FAILED = "compile.failed", "error", "torch.compile failed, so training continued without it: {error}"
+    # a site's flow run, as the coordinator or the flow run itself sees it
     FLOW_RUN_ENDED = "flow_run.ended", "state message", "{where}its flow run was {state}{message}"
     FLOW_RUN_RESTARTED = "flow_run.restarted", "", "{where}it was started again"
-    FLOW_RUN_REPLACED = "flow_run.replaced", "", "{where}the file was edited: it was asked again"
+    FLOW_RUN_REPLACED = "flow_run.replaced", "", "{where}the file was edited, so a new flow run was started"
     FLOW_RUN_LOST = (
         "flow_run.lost", "state seconds", "{where}it was started again after being {state} for {seconds:g} s",
     )  # fmt: skip
@@ -99,13 +100,13 @@ class Kind(Enum):
     SERVER_AWAY = "server.away", "error", "{where}the Prefect server or the store does not answer ({error})"
     STORE_AWAY = (
         "store.away", "seconds tries causes",
-        "the store was away for {seconds:.0f} s of the upload: {tries} tries failed ({causes})",
+        "the store was unreachable for {seconds:.0f} s of the upload: {tries} tries failed ({causes})",
     )  # fmt: skip
     CLAIM_BOUNDED = (
         "claim.bounded", "tokens most",
-        "it claims {tokens:.15g} evaluated tokens; at most {most} are possible, and count",
+        "it claims {tokens:.15g} evaluated tokens; only {most} are possible, and count",
     )  # fmt: skip
-    # what the guard finds wrong with a candidate for a round, who says otherwise, and what it does
+    # the guard: a problem with a round's candidate, the sites that contradict it, and the guard's action
     NORM_HIGH = (
         "guard.norm", "metric norm times usual",
         "{watched} is {norm:.4g}, {times:.3g} times its running value {usual:.4g}",
@@ -124,30 +125,35 @@ class Kind(Enum):
     )  # fmt: skip
     LR_LOWERED = (
         "guard.lr_lowered", "before after",
-        "server.lr lowered from {before:g} to {after:g}, and the round applied again",
+        "aggregation is retried with server.lr {after:g} (was {before:g})",
     )  # fmt: skip
-    UPDATES_DROPPED = "guard.dropped", "sites", "the round applied again without {sites}"
-    TRIES_ENDED = "guard.ended", "", "no tries are left, and it stands"
+    UPDATES_DROPPED = "guard.dropped", "sites", "aggregation is retried without {sites}"
+    TRIES_ENDED = "guard.ended", "", "no retries left; committed as is"
     # the round
-    SITE_EXCLUDED = "site.excluded", "reason", "site '{member}' is left out of round {round}: {reason}"
+    SITE_EXCLUDED = "site.excluded", "reason", "site '{member}' is excluded from round {round}: {reason}"
     ROUND_PUBLISHED = "round.published", "", ""
 
     def __init__(self, label: str, fields: str, sentence: str) -> None:
         self.label, self.fields, self.sentence = label, frozenset(fields.split()), sentence
 
 
-# what a manifest says of a site whose part came to its end all the same
+KINDS = {kind.label: kind for kind in Kind}
+# problems that a site recovered from, which the round's manifest lists
 INCIDENTS = {kind for kind in Kind if kind.sentence and kind.label.partition(".")[0] not in ("guard", "site")}
-UNKEPT = {Kind.STEP_PROGRESS}  # one a second and site: listeners hear of them, the log does not keep them
-PLACE = frozenset({"step", "model"})
+UNKEPT = {Kind.STEP_PROGRESS}  # one a second and site: sent to the listeners, but not kept in the log
+PLACE = frozenset({"step", "model", "node"})
 
 
 @dataclass(frozen=True)
 class Fact:
     """Something that has happened.
 
+    Args:
+        kind: kind of the fact.
+        data: values of the kind's fields.
+
     Raises:
-        TypeError: the data are not what the kind has.
+        TypeError: the data do not have the kind's fields.
     """
 
     kind: Kind
@@ -158,8 +164,19 @@ class Fact:
             raise TypeError(f"{self.kind.label} has {sorted(self.kind.fields)}, not {sorted(self.data)}")
 
     def __str__(self) -> str:
-        """The sentence, for people; a kind without one reads as its name."""
+        """The sentence for people; the stored name if the kind has no sentence."""
         return _sentence(self.kind, self.data)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; the inverse is `fact_of`."""
+        return {"kind": self.kind.label, "data": dict(self.data)}
+
+
+def fact_of(record: Mapping[str, Any] | str) -> Fact:
+    """The fact of a record, or of a sentence, which is what early versions have kept."""
+    if isinstance(record, str):
+        return Fact(Kind.TRAINING_NOTED, {"text": record})
+    return Fact(KINDS[record["kind"]], record["data"])
 
 
 @dataclass(frozen=True)
@@ -167,12 +184,12 @@ class Event:
     """A fact with its place.
 
     Args:
-        kind, data: of the fact.
-        actor: who says it: the coordinator, or site:<name>.
-        run: the run's name.
+        kind, data: kind and data of the fact.
+        actor: coordinator, or site:<name>.
+        run: name of the run.
         round: number of the round; 0 before the first.
-        member: the site that it is about; empty for the whole round.
-        attempt: of the site's update; 0 where none is meant.
+        member: name of the site; empty for the whole round.
+        attempt: number of the site's attempt; 0 if none is meant.
         time: Unix time in seconds by the actor's clock.
     """
 
@@ -186,12 +203,16 @@ class Event:
     data: Mapping[str, Any]
 
     @property
+    def fact(self) -> Fact:
+        return Fact(self.kind, self.data)
+
+    @property
     def step(self) -> tuple[str, str]:
-        """The step that it happened in, and the model that the step is about; empty where there is none."""
+        """The step of the event, and the evaluated model; each is empty where there is none."""
         return str(self.data.get("step", "")), str(self.data.get("model", ""))
 
     def __str__(self) -> str:
-        """The sentence, for people; a kind without one reads as its name."""
+        """The sentence for people; the stored name if the kind has no sentence."""
         return _sentence(self.kind, {**self.data, "member": self.member, "round": self.round})
 
 
@@ -207,21 +228,22 @@ def _sentence(kind: Kind, data: Mapping[str, Any]) -> str:
         **{key: ", ".join(value) if isinstance(value, list) else value for key, value in data.items()},
         "message": f" ({data['message']})" if data.get("message") else "",
     }
-    return kind.sentence.format_map(words)
+    node = f"node {data['node']}: " if "node" in data else ""
+    return node + kind.sentence.format_map(words)
 
 
 Listener = Callable[[Event], None]
 
 
 class Log:
-    """The events of a process's part in a run, in the order in which they were appended. Safe to use from threads.
+    """The events of one process in a run, in the order in which they were appended. Safe to use from threads.
 
-    `at` and `by` give the same log with another place, which whatever is appended there gets.
+    `at` and `by` return the same log with another place, which all events that are appended there get.
 
     Args:
-        run: the run's name.
-        actor: who appends.
-        listeners: are called with every event, in the thread that appends it.
+        run: name of the run.
+        actor: actor of the appended events.
+        listeners: callbacks for each event, in the thread that appends it.
     """
 
     def __init__(self, run: str, actor: str = COORDINATOR, listeners: Sequence[Listener] = ()) -> None:
@@ -231,23 +253,23 @@ class Log:
         self._events: list[Event] = []
 
     def at(self, t: int, member: str = "", attempt: int = 0) -> "Log":
-        """The log at a place: a round, and the site that what follows is about."""
-        there = copy(self)
-        there.round, there.member, there.attempt = t, member, attempt
-        return there
+        """The log at another place: a round, and the site of the following events."""
+        log = copy(self)
+        log.round, log.member, log.attempt = t, member, attempt
+        return log
 
     def by(self, actor: str) -> "Log":
-        """The log as another actor's."""
-        there = copy(self)
-        there.actor = actor
-        return there
+        """The log for another actor."""
+        log = copy(self)
+        log.actor = actor
+        return log
 
     def append(self, kind: Kind, **data: Any) -> Event:
-        """Say that something has happened, now and here."""
+        """Append an event at the log's place, with the current time."""
         return self.add(Fact(kind, data))
 
     def add(self, fact: Fact, **more: Any) -> Event:
-        """Append a fact that somebody found; `more` is its step."""
+        """Append an existing fact; `more` is its step and model."""
         data = {**fact.data, **more}
         place = (self.actor, self.run, self.round, self.member, self.attempt)
         event = Event(fact.kind, *place, time.time(), data)
@@ -259,15 +281,15 @@ class Log:
         return event
 
     def events(self) -> list[Event]:
-        """What has happened here so far: of the round and, if the log is at a member, of that one alone."""
+        """The events at the log's place so far: of its round and, if it is at a member, of this member."""
         with self._lock:
             events = list(self._events)
         return [event for event in events if event.round == self.round and self.member in ("", event.member)]
 
     @contextmanager
     def step(self, step: str, **model: str) -> Iterator[dict[str, float]]:
-        """Append that a step has started, and has finished (with the figures that the block put into the dict) or
-        failed (with the error)."""
+        """Append the start of a step, and at the end of the block that it has finished (with the figures that the
+        block has put into the dict) or failed (with the error)."""
         figures: dict[str, float] = {}
         self.append(Kind.STEP_STARTED, step=step, **model)
         try:
@@ -278,22 +300,23 @@ class Log:
         self.append(Kind.STEP_FINISHED, step=step, **model, figures=figures)
 
 
-def incidents_of(log: Log) -> list[str]:
-    """What went wrong on the way, a sentence each, of a log of one process's work alone."""
-    return [str(event) for event in log.events() if event.kind in INCIDENTS]
+def incidents_of(log: Log) -> list[Event]:
+    """Problems that were recovered from, from the log of a single process's work."""
+    return [event for event in log.events() if event.kind in INCIDENTS]
 
 
 def incidents(events: Iterable[Event]) -> dict[str, list[str]]:
-    """Site -> what went wrong on the way to a result that came all the same, a sentence each.
+    """Site -> problems that were recovered from, as sentences.
 
-    A step that is started again says anew, and what is in a committed update's manifest is not said twice.
+    A step that is started again replaces its earlier sentences. Those that a committed update's manifest holds are
+    not repeated.
     """
-    found: dict[str, dict[tuple[str, str], list[str]]] = {}
+    texts: dict[str, dict[tuple[str, str], list[str]]] = {}
     for event in events:
         if event.kind is Kind.STEP_STARTED:
-            found.get(event.member, {}).pop(event.step, None)
+            texts.get(event.member, {}).pop(event.step, None)
         elif event.kind is Kind.UPDATE_COMMITTED:
-            found.pop(event.member, None)
+            texts.pop(event.member, None)
         elif event.kind in INCIDENTS:
-            found.setdefault(event.member, {}).setdefault(event.step, []).append(str(event))
-    return {site: [text for said in steps.values() for text in said] for site, steps in found.items() if steps}
+            texts.setdefault(event.member, {}).setdefault(event.step, []).append(str(event))
+    return {site: [text for step in steps.values() for text in step] for site, steps in texts.items() if steps}

@@ -17,18 +17,18 @@ LOGGERS = {
 def make_loggers(
     sections: list[LoggerSection], folder: Path, key: str = "local.loggers", first: bool = True
 ) -> list[Any]:
-    """Composer's own loggers, as the federation file lists them.
+    """Composer's loggers, in the order of the federation file.
 
     Args:
-        sections: of the file.
-        folder: where those that write files put them, unless their options say otherwise.
-        key: where they stand in the file, for the message.
-        first: whether this is the first rank; the others write no file.
+        sections: sections of the file.
+        folder: default folder of loggers that write files.
+        key: configuration key of the sections, for messages.
+        first: flag: first rank; other ranks write no file.
 
     Raises:
-        PhotonError: a logger's package is not installed, or its options are not the logger's.
+        PhotonError: a logger's package is not installed, or the logger does not accept its options.
     """
-    made = []
+    loggers = []
     for section in sections:
         if section.name == "file" and not first:
             continue
@@ -42,7 +42,7 @@ def make_loggers(
         elif section.name == "mlflow":
             options.setdefault("tracking_uri", f"sqlite:///{(folder / 'mlflow.db').absolute()}")
         try:
-            made.append(getattr(composer.loggers, LOGGERS[section.name])(**options))
+            loggers.append(getattr(composer.loggers, LOGGERS[section.name])(**options))
         except (ImportError, TypeError) as error:
             raise PhotonError(f"{key}: cannot start '{section.name}': {error}") from error
-    return made
+    return loggers

@@ -1,7 +1,7 @@
-"""The register of metrics: name, unit, who reports it, how several values become one, what it is for people.
+"""The register of metrics: name, unit, reporter, how several values are combined, meaning for people.
 
-A metric is one entry here. Aggregation, the nodes of a site, trackers, tables, the checks of what sites claim and
-the table in docs/concepts.md read it; the value is computed where the work is done. Names are stored and stay.
+A metric is one entry here. Aggregation, the nodes of a site, trackers, tables, the checks of sites' claims and the
+table in docs/concepts.md read it. Its value is computed where the work is done. Names are stored and never change.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,21 +24,21 @@ PLAIN: Mapping[How, Callable[[Sequence[float]], float]] = {"sum": sum, "max": ma
 
 @dataclass(frozen=True)
 class Metric:
-    """One number.
+    """A metric.
 
     Args:
-        name: as stored. It may end with `[/<stream>]` (also one for each stream, of several) or `/<site>` (only
-            one for each).
-        unit: of its values; empty for norms and cosines.
-        meaning: what it is, for people.
-        nodes: how the values of nodes that train independently become their site's; dropped if left out.
-        sites: how the sites' values become the round's, under the same name; none if left out.
-        bound: limit of what a site can claim: the largest loss, or the held-out tokens (aggregation/claims.py).
-        required: of every update, or evaluation; one without it is refused.
-        column: head of its column in the tables of rounds; it has none if left out.
+        name: stored name. It may end with `[/<stream>]` (also one value for each of several streams) or `/<site>`
+            (only one value for each site).
+        unit: unit of the values; empty for norms and cosines.
+        meaning: meaning for people.
+        nodes: rule that combines the values of independent nodes into their site's; without it they are dropped.
+        sites: rule that combines the sites' values into the round's, under the same name; without it none does.
+        bound: limit of a site's claim: the largest loss, or the held-out tokens (aggregation/claims.py).
+        required: flag: an update, or evaluation, without it is refused.
+        column: head of the column in the tables of rounds; without it there is no column.
         form: format of a value in tables.
-        watched: name that the guard gives it; the guard compares these with their running values.
-        fact: value in a round's manifest, of what the manifest holds elsewhere than in its `metrics`.
+        watched: name in the guard's sentences; the guard compares metrics with such a name with running values.
+        fact: function that reads the value from a round's manifest, if it is not among the manifest's `metrics`.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Metric:
 
 
 METRICS: Mapping[By, Sequence[Metric]] = {
-    "training": (  # a site, of its local steps: `metrics` of its update
+    "training": (  # reported by a site about its local steps: `metrics` of its update
         Metric("train_loss", "nats", "mean over the local steps", nodes="tokens", sites="weights", bound="loss",
                required=True, column="train loss", form=".3f"),
         Metric("first_loss", "nats", "first local step, which is the old global model's loss", nodes="tokens",
@@ -107,21 +107,21 @@ METRICS: Mapping[By, Sequence[Metric]] = {
         Metric("state_lost", "1", "private state lost", nodes="max"),
         Metric("stream_restarted", "1", "data stream restarted", nodes="max"),
     ),
-    "evaluation": (  # a site, of a new global model: its scores
+    "evaluation": (  # reported by a site about a new global model: its scores
         Metric("loss[/<stream>]", "nats", "new global model on the site's held-out text", sites="tokens",
                bound="loss", required=True),
         Metric("perplexity", "", "exponential of the site's `loss`", required=True, column="validation perplexity",
                form=".2f"),
         Metric("tokens[/<stream>]", "tokens", "held-out tokens in the mean `loss`", bound="tokens", required=True),
     ),
-    "round": (  # follows from several numbers of the sites: `metrics` of the round
+    "round": (  # computed from several numbers of the sites: `metrics` of the round
         Metric("perplexity[/<stream>]", "", "exponential of the round's `loss`", form=".2f"),
         Metric("loss_before[/<stream>]", "nats", "mean `valid_loss` of the sites that trained, by `valid_tokens`"),
         Metric("perplexity_before[/<stream>]", "", "exponential of `loss_before`", form=".2f"),
         Metric("loss_after[/<stream>]", "nats", "new global model on the held-out text of the same sites"),
         Metric("perplexity_after[/<stream>]", "", "exponential of `loss_after`", form=".2f"),
     ),
-    "coordinator": (  # what the coordinator finds itself
+    "coordinator": (  # measured by the coordinator itself
         Metric("pseudo_gradient_norm", "", "norm of the sites' mean change"),
         Metric("step_norm", "", "norm of the server's step from the old model", watched="the server's step"),
         Metric("model_norm", "", "norm of the new model", watched="the model's norm"),
@@ -151,8 +151,8 @@ def find(name: str, *by: By) -> Metric | None:
     """The metric of a stored name.
 
     Args:
-        name: as stored, with its stream or site.
-        by: who may report it, in the order in which they are asked; anybody if left out.
+        name: stored name, with its stream or site.
+        by: possible reporters, in the order of the search; by default all.
     """
     for who in by or METRICS:
         metric = REGISTER.get((who, name.partition("/")[0]))
@@ -162,7 +162,7 @@ def find(name: str, *by: By) -> Metric | None:
 
 
 def show(name: str, value: float) -> str:
-    """A value as tables and messages have it."""
+    """A value in the format of tables and messages."""
     metric = find(name)
     return format(value, metric.form if metric else Metric.form)
 

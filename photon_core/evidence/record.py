@@ -1,4 +1,4 @@
-"""What a report is made of: the manifests of a run, and the few sums over them that are shown."""
+"""The record that a report reads: the manifests of a run, and a few sums over them."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,21 +23,21 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Record:
-    """A run as its store has it.
+    """A run in its store.
 
     Args:
-        run: its name.
-        url: its folder in the store.
-        birth: run.json, None before the run is born.
-        rounds: every committed round, from 0; none before the run is born.
-        updates: the sites' updates of the last trained round.
+        run: name of the run.
+        url: URL of the run's folder in the store.
+        run_manifest: run.json; None before the run has started.
+        rounds: manifests of all committed rounds, from 0.
+        updates: manifests of the sites' updates in the last trained round.
         last_sha256: hash of the last round's round.json.
-        count: rounds that the federation file asks for.
+        count: number of rounds in the federation file.
     """
 
     run: str
     url: str
-    birth: RunManifest | None
+    run_manifest: RunManifest | None
     rounds: list[RoundManifest]
     updates: dict[str, UpdateManifest] = field(default_factory=dict)
     last_sha256: str = ""
@@ -50,22 +50,22 @@ class Record:
 
     @property
     def trained(self) -> list[RoundManifest]:
-        """The rounds in which sites trained the latest model: all of the line but round 0."""
+        """The rounds in which sites trained the latest model: the line without round 0."""
         return self.line[1:]
 
     @property
     def tried(self) -> list[RoundManifest]:
-        """Every round in which sites trained, whether it was rolled back or not."""
+        """Every round in which sites trained, also if it was rolled back."""
         return [manifest for manifest in self.rounds[1:] if manifest.kind == "train"]
 
     @property
     def federation(self) -> dict[str, Any]:
-        """The federation file as first run, without the secrets that files of older versions may hold."""
-        return redacted(self.birth.federation) if self.birth else {}
+        """The federation file of the run's start, without secrets that files of older versions may hold."""
+        return redacted(self.run_manifest.federation) if self.run_manifest else {}
 
     @property
     def sites(self) -> list[str]:
-        """Every site of the file, in its order, then those that only rounds know."""
+        """Every site of the file, in its order, then sites that occur in rounds only."""
         names = dict.fromkeys(str(site["name"]) for site in self.federation.get("sites", []))
         for manifest in self.rounds:
             names |= dict.fromkeys([*manifest.sampled, *sorted(manifest.evaluations)])
@@ -78,12 +78,12 @@ class Record:
 
 
 def read_record(run: Run, count: int | None = None, last: int | None = None) -> Record:
-    """Everything that a report shows, from the store.
+    """Read everything that a report shows from the store.
 
     Args:
-        run: the run.
-        count: rounds that the federation file asks for.
-        last: the newest round that is read; the latest committed one if left out.
+        run: run to read.
+        count: number of rounds in the federation file.
+        last: newest round to read; by default the latest committed one.
 
     Raises:
         PhotonError: a round is missing, or a manifest is damaged.
@@ -93,13 +93,13 @@ def read_record(run: Run, count: int | None = None, last: int | None = None) -> 
     latest, places = (trained[0].round, trained[0].updates) if trained else (0, {})
     with ThreadPoolExecutor(READERS) as pool:
         updates = pool.map(lambda site: _update(run, latest, site, places[site].attempt), places)
-        there = {update.site: update for update in updates if update is not None}
+        committed = {update.site: update for update in updates if update is not None}
     return Record(
         run=run.run,
         url=f"{run.store.url}/{run.run}",
-        birth=run.birth(),
+        run_manifest=run.run_manifest(),
         rounds=rounds,
-        updates=there,
+        updates=committed,
         last_sha256=run.round_sha256(len(rounds) - 1) if rounds else "",
         count=count,
     )
@@ -108,22 +108,23 @@ def read_record(run: Run, count: int | None = None, last: int | None = None) -> 
 def _update(run: Run, t: int, site: str, attempt: int) -> UpdateManifest | None:
     try:
         return run.update(t, site, attempt)
-    except (CorruptFile, StoreRefused, OSError):  # the round's manifest still has what counts
+    except (CorruptFile, StoreRefused, OSError):  # the round's manifest still has the important values
         return None
 
 
 def traffic(record: Record) -> list[tuple[float, float]]:
-    """Bytes that this run has moved and that data-parallel training would have, summed up to each round.
+    """Bytes that this run has transferred, and that data-parallel training would have, summed up to each round.
 
-    This run: every sampled site downloads the round before (its model, rounded where they fetch that, and averaged
-    moments, if any) and uploads its update; both are counted, as stored. Data-parallel training of the same steps
-    over the same K sites synchronises float32 gradients of N parameters at every step; with the ring all-reduce,
-    which moves the least, every site then sends 2 (K - 1) / K * 4 N bytes a step, so K sites send
+    This run: every sampled site downloads the round before (its model, in bfloat16 where the file requests it, and
+    averaged moments, if any) and uploads its update. Both are counted with their stored sizes. Data-parallel
+    training of the same steps over the same K sites synchronises float32 gradients of N parameters at every step.
+    With the ring all-reduce, which transfers the least, every site sends 2 (K - 1) / K * 4 N bytes a step, so K
+    sites send
 
         2 (K - 1) * 4 N * H     bytes a round of H local steps
 
-    (Patarasuk and Yuan, 2009, https://doi.org/10.1016/j.jpdc.2008.09.002). H is the largest number of steps that a
-    site made; K the sites whose updates were aggregated.
+    (Patarasuk and Yuan, 2009, https://doi.org/10.1016/j.jpdc.2008.09.002). H is the largest number of steps of a
+    site; K is the number of sites whose updates were aggregated.
     """
     sums, ours, theirs = [], 0.0, 0.0
     for before, manifest in pairwise(record.rounds):
@@ -137,7 +138,7 @@ def traffic(record: Record) -> list[tuple[float, float]]:
 
 
 def busy(manifest: RoundManifest, site: str) -> float | None:
-    """Seconds from the opening of a round until the site's update was there; None if that is not known."""
+    """Seconds from the opening of a round until the site's update was committed; None if unknown."""
     ends = [span.start + span.seconds for span in manifest.spans.get(site, []) if span.phase != "evaluate"]
     if ends and site in manifest.updates:
         return max(ends)
@@ -146,7 +147,7 @@ def busy(manifest: RoundManifest, site: str) -> float | None:
 
 
 def series(rounds: Sequence[RoundManifest], name: str) -> list[tuple[int, float]]:
-    """(round, value) of a metric, of the rounds that have it."""
+    """(round, value) of a metric, for the rounds that have it."""
     return [(m.round, m.metrics[name]) for m in rounds if name in m.metrics]
 
 

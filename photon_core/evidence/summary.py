@@ -7,13 +7,13 @@ from schemas.manifests import RoundManifest
 
 
 def columns() -> list[tuple[By, Metric]]:
-    """The metrics that have a column, of those that a site reports."""
+    """The metrics that sites report and that have a column."""
     sites: tuple[By, ...] = ("training", "evaluation")
     return [(by, metric) for by in sites for metric in reported(by) if metric.column]
 
 
 def summary(manifest: RoundManifest) -> list[dict[str, Any]]:
-    """One row a sampled or evaluated site: what it did in this round."""
+    """One row for each sampled or evaluated site: its part in the round."""
     rows = []
     for site in sorted({*manifest.sampled, *manifest.evaluations, *manifest.not_evaluated, *manifest.paused}):
         update = manifest.updates.get(site)
@@ -35,7 +35,7 @@ def summary(manifest: RoundManifest) -> list[dict[str, Any]]:
 
 
 def whole(manifest: RoundManifest) -> dict[str, Any]:
-    """The row of a round's sites together: the metrics' columns hold the round's."""
+    """The row of the whole round, with the round's values of the metrics."""
     return {
         "round": manifest.round,
         "tokens": sum(update.tokens for update in manifest.updates.values()),

@@ -1,9 +1,9 @@
-"""What each site did when: gathered where it happens, and put on the coordinator's clock for the round's manifest.
+"""The timeline of a round: the spans of all sites, on the coordinator's clock.
 
-A site says when its steps began by its own clock, which may be wrong; how long they took is right whatever the
-clock says. The coordinator knows by its own clock when the round was opened and when the site's part ended. So a
-site's spans are moved together, by the least amount that puts them between the two, and the round's manifest says
-by how much: a clock that is right, or off by less than the slack there is, moves nothing.
+A site reports the starts of its steps by its own clock, which may be wrong. Their durations are right in any case.
+The coordinator knows by its own clock when the round was opened and when the site's part ended. So a site's spans
+are shifted together by the smallest offset that puts them between the two, and the round's manifest names the
+offset. If the spans already fit, they are not shifted.
 """
 
 import math
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from photon_core.evidence.events import Event, Kind, Log
 from schemas.manifests import Span, UpdateManifest
 
-WHOLE = "round"  # the phase of the coordinator's own wait for all that a site does elsewhere before aggregation
+WHOLE = "round"  # phase of the coordinator's wait for everything that a remote site does before aggregation
 LIMIT = 100  # spans of a site in a round
 LONGEST = 1e9  # seconds
 PHASE_LIMIT = 40  # characters
@@ -37,12 +37,12 @@ def append_spans(log: Log, *spans: Span) -> None:
 
 
 def spans_of(events: Iterable[Event]) -> dict[str, list[Span]]:
-    """Site -> the phases that ended, failed ones too."""
-    found: dict[str, list[Span]] = {}
+    """Site -> the phases that have ended, also the failed ones."""
+    spans: dict[str, list[Span]] = {}
     for event in events:
         if event.kind is Kind.PHASE_ENDED:
-            found.setdefault(event.member, []).append(Span.model_validate(event.data))
-    return found
+            spans.setdefault(event.member, []).append(Span.model_validate(event.data))
+    return spans
 
 
 class Stopwatch:
@@ -59,7 +59,7 @@ class Stopwatch:
         return time.monotonic() - self._clock
 
     def split(self, first: str, last: str, seconds: float) -> list[Span]:
-        """Two spans from the beginning until now, of which the last took so many seconds; one if it took none."""
+        """Two spans from the start until now, of which the last took `seconds`; one span if `seconds` is 0."""
         whole = self.elapsed()
         rest = whole - min(seconds, whole)
         head = Span(phase=first, start=self.unix, seconds=rest)
@@ -73,12 +73,12 @@ def timeline(
     """Every site's spans of a round on the coordinator's clock.
 
     Args:
-        updates: what the sites have committed.
-        own: what the coordinator's process saw itself, by site; of a site that works elsewhere, the whole of it.
-        opened: when the round began, Unix time; 0 if that is not known.
+        updates: committed updates by site.
+        own: spans that the coordinator's process measured, by site; of a remote site, its whole part.
+        opened: Unix time at which the round was opened; 0 if unknown.
 
     Returns:
-        The spans by site, and the seconds that a site's own had to be moved by, where they had to.
+        The spans by site, and the offset in seconds of each site whose spans were shifted.
     """
     spans: dict[str, list[Span]] = {}
     clocks: dict[str, float] = {}
@@ -89,7 +89,7 @@ def timeline(
         if whole and site in updates:
             begin, end = whole[0].start, max(span.start + span.seconds for span in whole)
             placed, moved = place(updates[site].spans, begin, end)
-            if placed:  # none: the site did its part before this opening of the round, or says nothing
+            if placed:  # none if the site did its part before this opening of the round, or reports no spans
                 spans[site] = [_moved(span, begin - opened) for span in placed]
                 spans[site] += [_moved(span, -opened) for span in seen if span.phase != WHOLE]
                 if moved:
@@ -104,17 +104,16 @@ def _moved(span: Span, seconds: float) -> Span:
 
 
 def place(spans: Sequence[Span], begin: float, end: float) -> tuple[list[Span], float]:
-    """Spans as seconds after `begin`, moved together where the site's clock is off.
+    """Spans as seconds after `begin`, shifted together if the site's clock is off.
 
     Args:
-        spans: by the site's clock, Unix time. What cannot be (not finite, negative, too many, a phase that is no
-            name) is dropped: a wrong timeline costs nobody the round.
-        begin, end: Unix time by the coordinator's clock: none can have begun before the one, or ended after the
-            other.
+        spans: spans by the site's clock, Unix time. Impossible ones (not finite, negative, too many, with an
+            invalid phase name) are dropped: a wrong timeline must not cost the site its update.
+        begin, end: limits of the spans, Unix time by the coordinator's clock.
 
     Returns:
-        The spans in the order of their starts, none if they are longer than there was time; and the seconds that
-        they were moved by, 0 where they fit.
+        The spans in the order of their starts, none if they do not fit between the limits; and their offset in
+        seconds, 0 if they were not shifted.
     """
     good = sorted((span for span in spans[:LIMIT] if _possible(span)), key=lambda span: span.start)
     if not good:

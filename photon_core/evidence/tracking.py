@@ -1,4 +1,4 @@
-"""A committed round's metrics into the trackers, through Composer's own loggers. Child processes only."""
+"""Logging a committed round's metrics to the trackers, through Composer's loggers. Child processes only."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from schemas.sections.trackers import Tracker
 
 
 def log_round(federation: Federation, manifest: RoundManifest) -> None:
-    """Log a round under the run's name, its number as the step. Doing it again logs the same again.
+    """Log a round under the run's name, with its number as the step. A repetition logs the same values again.
 
     Raises:
         PhotonError: a tracker cannot be started.
@@ -22,7 +22,7 @@ def log_round(federation: Federation, manifest: RoundManifest) -> None:
     from composer.loggers import Logger
     from torch.nn import Linear
 
-    # Composer's loggers ask its State for a run's name, and a State for a model
+    # Composer's loggers need its State for the run's name, and a State needs a model
     state = State(rank_zero_seed=0, run_name=federation.run, model=Linear(1, 1), device=DeviceCPU())
     for tracker in federation.trackers:
         folder = Path(tracker.folder or "photon-trackers")
@@ -38,7 +38,7 @@ def log_round(federation: Federation, manifest: RoundManifest) -> None:
 
 
 def _options(tracker: Tracker, run: str, folder: Path) -> dict[str, Any]:
-    """The file's options over ours: every round goes to the same run of the tracker."""
+    """The file's options over Photon's defaults, by which every round is logged to the same run of the tracker."""
     options = dict(tracker.options)
     if tracker.name == "mlflow":
         ours: dict[str, Any] = {"experiment_name": "photon", "resume": True, "log_system_metrics": False}

@@ -73,7 +73,7 @@ def open_committed(federation: Federation, t: int | None) -> tuple[Run, RoundMan
         PhotonError: the round is not committed.
     """
     run = run_of(federation)
-    birth, latest = run.birth(), run.latest()
+    birth, latest = run.run_manifest(), run.latest()
     if birth is None or latest is None:
         raise PhotonError(f"run '{federation.run}' has no rounds in {run.store.url} yet. Write: photon run")
     tokenizer = load_tokenizer(federation.tokenizer)

@@ -1,5 +1,5 @@
 """A site's hardware: devices, parallelism (DDP or FSDP), exchange time, measurements.
 
-Here: what a site can do, and how its devices share a step.
-Not here: processes that do it (training/parallel/) and predictions (plan/).
+Here: what a site can compute, and how its devices share a step.
+Not here: the processes that train (training/parallel/) and predictions (plan/).
 """

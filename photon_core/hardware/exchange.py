@@ -1,16 +1,16 @@
-"""Photon's wall-time model: rounds of local steps and one exchange, by the way in which sites exchange.
+"""Photon's wall-time model: rounds of local steps and one exchange, for each topology of the exchange.
 
 K sites, tau local steps a round, nu steps a second, S bytes of model, B bytes a second of the slowest link, zeta
 bytes a second that the server aggregates, T rounds (arXiv 2411.02908, section on wall time; wording unverified):
 
     T_local = tau / nu
-    T_comm  = K S / B                 parameter server: all through the server's link
-              (K - 1) S / B           all-reduce: everyone sends to everyone else
+    T_comm  = K S / B                 parameter server: everything through the server's link
+              (K - 1) S / B           all-reduce: each site sends to every other site
               2 S (K - 1) / (K B)     ring all-reduce: every site sends and receives 2 (K - 1) pieces of S / K
     T_agg   = K S / zeta
     total   = T (T_local + T_comm + T_agg)
 
-Data-parallel training is the same with tau = 1 and a gradient in the place of the model.
+Data-parallel training is the case tau = 1, with a gradient in place of the model.
 """
 
 from typing import Literal, get_args
@@ -23,10 +23,10 @@ def communication_seconds(topology: Topology, sites: int, size: float, bandwidth
     """T_comm of one exchange.
 
     Args:
-        topology: how the sites exchange.
-        sites: K.
-        size: S, bytes.
-        bandwidth: B, bytes a second.
+        topology: topology of the exchange.
+        sites: number of sites, K.
+        size: bytes of the model, S.
+        bandwidth: bytes a second of the slowest link, B.
     """
     if topology == "parameter server":
         return sites * size / bandwidth
@@ -36,9 +36,9 @@ def communication_seconds(topology: Topology, sites: int, size: float, bandwidth
 
 
 def bytes_sent(topology: Topology, sites: int, size: float) -> float:
-    """Bytes that all sites (and the server) together send in one exchange.
+    """Bytes that all sites and the server together send in one exchange.
 
-    A parameter server gets S from every site and sends S to every site.
+    A parameter server receives S from every site and sends S to every site.
     """
     if topology == "parameter server":
         return 2 * sites * size

@@ -1,6 +1,7 @@
-"""What a site's devices and its link to the store do, measured: for `photon join --measure`.
+"""Measuring a site's devices and its link to the store, for `photon join --measure`.
 
-Each in a child process (`in_child`): CUDA must not be touched in the caller's, and what hangs can be ended.
+Each measurement runs in a child process (`in_child`): the caller's process must not touch CUDA, and a child that
+hangs can be killed.
 """
 
 import multiprocessing
@@ -28,24 +29,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GPU_SIZE, CPU_SIZE = 8192, 2048  # rows and columns of the matrices
-PRODUCT_SECONDS = 1.0  # of products, after the first ones
-LINK_SECONDS = 10.0  # each way, at most
-FIRST, MOST = 2**20, 2**27  # bytes of a probe
-ENOUGH_SECONDS = 1.0  # a probe that took so long is long enough
+PRODUCT_SECONDS = 1.0  # s of products, after the first one
+LINK_SECONDS = 10.0  # s each way, at most
+FIRST, MOST = 2**20, 2**27  # bytes of the first and of the largest probe
+ENOUGH_SECONDS = 1.0  # s of a probe that is large enough
 GRACE = 5.0  # s that a child has to end by itself
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What trains on this machine.
+    """The devices of this machine that train.
 
     Args:
-        gpus: their names; none where the processors train.
-        memory: bytes of the smallest GPU, or of the machine that the processors may use.
-        dtype: of the matrices that were multiplied, as local.precision has it: bfloat16 or float32.
-        size: their rows and columns.
-        reached: FLOP/s of their product, on the slowest GPU or on all processors together.
-        processors: that this process may use.
+        gpus: names of the GPUs; none where the processors train.
+        memory: bytes of the smallest GPU, or of the memory that the processors may use.
+        dtype: dtype of the multiplied matrices, by local.precision: bfloat16 or float32.
+        size: number of rows and columns of the matrices.
+        reached: FLOP/s of the product, on the slowest GPU or on all processors together.
+        processors: number of processors that this process may use.
     """
 
     gpus: tuple[str, ...]
@@ -58,7 +59,7 @@ class Devices:
 
 @dataclass(frozen=True)
 class Transfer:
-    """So many bytes in so many seconds."""
+    """The size of a transfer in bytes, and its duration in seconds."""
 
     size: int
     seconds: float
@@ -70,16 +71,21 @@ class Transfer:
 
 
 def in_child(function: Callable[..., T], seconds: float, *args: Any) -> T:
-    """What the function returns in a fresh process; it and its arguments can be pickled. From the main thread.
+    """Call the function in a new process and return its result. To be called from the main thread.
+
+    Args:
+        function: picklable function.
+        seconds: time limit.
+        args: picklable arguments.
 
     Raises:
-        PhotonError: as the function raised it.
-        ChildFailed: it raised something else, took more than so many seconds, or was killed.
+        PhotonError: the function raised it.
+        ChildFailed: the function raised another error, exceeded the time limit, or was killed.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_answer, args=(there, function, args), daemon=True)
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it while it only imports
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the child while it imports
     child.start()
     signal.signal(signal.SIGINT, interrupt)
     there.close()
@@ -87,13 +93,13 @@ def in_child(function: Callable[..., T], seconds: float, *args: Any) -> T:
         if not here.poll(seconds):
             child.kill()
             raise ChildFailed(
-                f"{function.__name__} took more than {seconds:.0f} s: a driver or a server hangs; see to it, and "
-                "measure again, or write hardware and link by hand"
+                f"{function.__name__} took more than {seconds:.0f} s: a driver or a server hangs; fix it and "
+                "measure again, or write hardware and link without measuring"
             )
         kind, value = here.recv()
     except EOFError:
         child.join(GRACE)
-        raise ChildFailed(f"{function.__name__} was ended (exit code {child.exitcode})") from None
+        raise ChildFailed(f"{function.__name__} was killed or ended (exit code {child.exitcode})") from None
     finally:
         child.join(GRACE)
         child.kill()
@@ -112,14 +118,14 @@ def _answer(channel: Connection, function: Callable[..., Any], args: tuple[Any, 
         with suppress(OSError):
             channel.send(("error", portable(error)))
     channel.close()
-    os._exit(0)  # what a hanging library has started waits for nobody
+    os._exit(0)  # without waiting for threads of a library that hangs
 
 
 def measure_devices(local: Local) -> Devices:
-    """The devices that the file's local.device means here, and what a matrix product reaches on them.
+    """The devices that local.device selects on this machine, and the speed of a matrix product on them.
 
     Raises:
-        ChildFailed: a GPU is there, and cannot be used.
+        ChildFailed: an installed GPU cannot be used.
     """
     import torch
 
@@ -134,10 +140,10 @@ def measure_devices(local: Local) -> Devices:
     for number, gpu in enumerate(known):
         try:
             rates.append(_product(f"cuda:{number}", dtype, GPU_SIZE))
-        except RuntimeError as error:  # torch's own, for too little memory as for a device that is not free
+        except RuntimeError as error:  # torch raises it both for too little memory and for a device in use
             raise ChildFailed(
                 f"GPU {number} ({gpu.name}) cannot multiply two matrices of {GPU_SIZE} x {GPU_SIZE} "
-                f"({str(error).splitlines()[0]}); look at nvidia-smi for what else runs on it, and measure again"
+                f"({str(error).splitlines()[0]}); look at nvidia-smi for other programs on it, and measure again"
             ) from None
     names, memory = tuple(gpu.name for gpu in known), min(gpu.total_memory for gpu in known)
     return Devices(names, memory, str(dtype).removeprefix("torch."), GPU_SIZE, min(rates), processors)
@@ -156,12 +162,12 @@ def _product(device: str, dtype: "torch.dtype", size: int) -> float:
             torch.cuda.synchronize(device)
         if end is not None:
             fastest = min(fastest, time.perf_counter() - started)
-        end = end or time.monotonic() + PRODUCT_SECONDS  # the first one pays for start-up, and does not count
+        end = end or time.monotonic() + PRODUCT_SECONDS  # the first product includes start-up and does not count
     return 2.0 * size**3 / fastest
 
 
 def _machine_memory() -> int:
-    """Bytes of the machine, or of the control group that this process is in, if that is less."""
+    """Bytes of the machine's memory, or of this process's control group if that is less."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):  # no such file, or no limit
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
@@ -169,19 +175,19 @@ def _machine_memory() -> int:
 
 
 def measure_link(store: Store, folder: str) -> tuple[Transfer, Transfer]:
-    """Write a probe and read it back; larger ones while that goes fast. Nothing of it stays.
+    """Write a probe and read it back, with larger probes while the link is fast. All probes are removed.
 
     Args:
-        store: where.
-        folder: of the probes, in which the site may write.
+        store: store to probe.
+        folder: probe folder, in which the site may write.
 
     Returns:
-        up and down.
+        The transfers up and down.
 
     Raises:
-        StoreUnavailable: not even the first probe went through in time.
-        StoreRefused: the store does not let us.
-        CorruptFile: what came back is shorter.
+        StoreUnavailable: not even the first probe was transferred in time.
+        StoreRefused: the store does not permit it.
+        CorruptFile: the probe that was read back has another size.
     """
     paths: list[str] = []
     try:
@@ -189,39 +195,39 @@ def measure_link(store: Store, folder: str) -> tuple[Transfer, Transfer]:
         return up, _read(store, path, up.size)
     except OSError as error:
         raise StoreRefused(
-            f"{store.url} cannot be written and read ({told(error)}); correct its address, or who may write there"
+            f"{store.url} cannot be written and read ({told(error)}); correct its address or its permissions"
         ) from None
     finally:
         for path in paths:
-            with suppress(Exception):  # a site may be allowed to write and not to remove: then it is litter
+            with suppress(Exception):  # a site may have no permission to remove: `photon gc` removes the file
                 store.discard(path)
 
 
 def _write(store: Store, folder: str, paths: list[str]) -> tuple[str, Transfer]:
-    """The last probe that was written in time, and its path; `paths` get all that were begun."""
-    block, size, found = os.urandom(FIRST), FIRST, None
+    """The path of the last probe that was written in time, and its transfer. All started probes go to `paths`."""
+    block, size, last = os.urandom(FIRST), FIRST, None
     with _at_most(LINK_SECONDS):
-        while found is None or (found[1].seconds < ENOUGH_SECONDS and found[1].size < MOST):
+        while last is None or (last[1].seconds < ENOUGH_SECONDS and last[1].size < MOST):
             paths.append(f"{folder}/{probe_name()}")
             started = time.perf_counter()
             with store.open_write(paths[-1]) as file:
                 for _ in range(size // FIRST):
                     file.write(block)
-            found = paths[-1], Transfer(size, time.perf_counter() - started)
-            size = min(MOST, size * min(16, max(2, int(2 * ENOUGH_SECONDS / found[1].seconds))))
-    if found is None:
+            last = paths[-1], Transfer(size, time.perf_counter() - started)
+            size = min(MOST, size * min(16, max(2, int(2 * ENOUGH_SECONDS / last[1].seconds))))
+    if last is None:
         raise _too_slow(store, "written", "up")
-    return found
+    return last
 
 
 def _read(store: Store, path: str, size: int) -> Transfer:
-    """As much of the probe as came back in time."""
+    """The transfer of the part of the probe that was read back in time."""
     done, started = 0, time.perf_counter()
     with _at_most(LINK_SECONDS), store.open_read(path) as file:
         while block := file.read(FIRST):
             done += len(block)
         if done != size:
-            raise CorruptFile(f"{store.locate(path)} was written with {size} bytes, and {done} came back")
+            raise CorruptFile(f"{store.locate(path)} was written with {size} bytes, but {done} were read back")
     if not done:
         raise _too_slow(store, "read back", "down")
     return Transfer(done, time.perf_counter() - started)
@@ -231,17 +237,17 @@ def _too_slow(store: Store, done: str, key: str) -> StoreUnavailable:
     least = FIRST * 8e-9 / LINK_SECONDS
     return StoreUnavailable(
         f"{store.url}: {amount(FIRST)} were not {done} in {LINK_SECONDS:.0f} s; the link has less than "
-        f"{least:.2g} Gbit/s, or the store is busy: measure again, or write link: {{{key}: ...}} by hand"
+        f"{least:.2g} Gbit/s, or the store is busy: measure again, or write link: {{{key}: ...}} without measuring"
     )
 
 
 class _TimeUp(BaseException):
-    """No Exception, so that nobody on the way takes it for an error that trying again could mend."""
+    """A BaseException, so that no retry on the way catches it as a transient error."""
 
 
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """The block ends after so many seconds, wherever it is; in a process's main thread only."""
+    """End the block after `seconds`, at any point. In a process's main thread only."""
 
     def end(*_: object) -> None:
         raise _TimeUp

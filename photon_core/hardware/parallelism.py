@@ -1,8 +1,8 @@
 """HasInfra (Photon, Algorithm 1): how a site's devices train together. Pure functions of the federation file.
 
-With fast links between the nodes, one job: DDP, or FSDP where parameters, gradients, optimizer state and
-activations do not fit one device by the estimate of memory.py. With slow links the nodes train apart, each on a
-part of the site's stream, and are averaged at the site.
+With fast links between the nodes, the site trains as one job: DDP, or FSDP where parameters, gradients, optimizer
+state and activations do not fit one device by the estimate of model/cost.py. With slow links the nodes train
+independently, each on a part of the site's stream, and are averaged at the site.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from schemas.presets import OURS
 from schemas.sections.hardware import Hardware
 from schemas.view import SiteView
 
-FREE = 0.9  # of a device's memory; the rest is the allocator's and the libraries'
-HIDDEN = 2 / 3  # of a step is its backward pass, behind which DDP hides its exchange of gradients
-# Nodes train apart where their devices would otherwise wait for each other for more of a step than this. Less
-# waiting is cheaper than what averaging once a round instead of at every step costs in perplexity for each token.
+FREE = 0.9  # usable share of a device's memory; the rest is for the allocator and the libraries
+HIDDEN = 2 / 3  # share of a step that is its backward pass, with which DDP overlaps its exchange of gradients
+# Nodes train independently if their devices would otherwise wait for each other for a larger share of a step. A
+# smaller share costs less than averaging once a round instead of at every step costs in perplexity a token.
 MOST_WAITING = 0.5
 TRAINS_ON = {"none": "one device", "ddp": "DDP", "fsdp": "FSDP", "federation": "a federation inside the site"}
 
@@ -28,13 +28,13 @@ Kind = Literal["none", "ddp", "fsdp", "federation"]
 
 @dataclass(frozen=True)
 class Infra:
-    """How a site trains.
+    """How a site's devices train together.
 
     Args:
-        kind: none (one device), ddp, fsdp, or federation (each node apart).
-        ranks: devices that train together as one job: of the site, or of each node of a federation.
-        nodes: that train apart; 1 unless it is a federation.
-        reason: why, for people.
+        kind: kind of parallelism: none (one device), ddp, fsdp, or federation (nodes train independently).
+        ranks: number of devices of one job: of the site, or of each node of a federation.
+        nodes: number of nodes that train independently; 1 unless it is a federation.
+        reason: reason for the choice, for people.
     """
 
     kind: Kind
@@ -48,31 +48,32 @@ class Infra:
 
 
 def choose_infra(view: SiteView) -> Infra:
-    """How this site's devices train together, and why; what the file says in hardware.parallel counts."""
+    """How this site's devices train together, and why. A value of hardware.parallel other than auto decides."""
     hardware = view.hardware
     if hardware is None:
         return Infra("none", 1, 1, "the site declares no hardware")
     if hardware.parallel == "federation":
-        return Infra("federation", hardware.devices, hardware.nodes, "hardware.parallel says so")
+        return Infra("federation", hardware.devices, hardware.nodes, "hardware.parallel is federation")
     if hardware.parallel != "auto":
         ranks = 1 if hardware.parallel == "none" else hardware.all_devices
-        return Infra(hardware.parallel, ranks, 1, "hardware.parallel says so")
+        return Infra(hardware.parallel, ranks, 1, f"hardware.parallel is {hardware.parallel}")
     if hardware.all_devices == 1:
         return Infra("none", 1, 1, "the site has one device")
     if hardware.nodes > 1:
         waiting = waiting_share(view, hardware)
-        said = f"at {hardware.interconnect:g} Gbit/s the nodes would wait {waiting:.0%} of the time for each other"
         if waiting > MOST_WAITING:
-            return Infra("federation", hardware.devices, hardware.nodes, said)
+            speed = f"{hardware.interconnect:g} Gbit/s"
+            reason = f"at {speed} the nodes would wait {waiting:.0%} of the time for each other"
+            return Infra("federation", hardware.devices, hardware.nodes, reason)
     kind, reason = _one_job(view, hardware)
     return Infra(kind, hardware.all_devices, 1, reason)
 
 
 def check_infra(view: SiteView) -> Infra:
-    """`choose_infra`, of a site that can train so.
+    """`choose_infra`, for a site whose settings permit it.
 
     Raises:
-        FederationError: it cannot; the text says what to write instead.
+        FederationError: the settings do not permit it; the message says what to write instead.
     """
     infra, local = choose_infra(view), view.local
     job = job_infra(view)
@@ -85,10 +86,12 @@ def check_infra(view: SiteView) -> Infra:
     if job.kind != "fsdp":
         return infra
     if local.device == "cpu":
-        raise FederationError(f"{where}, which needs GPUs, but local.device is cpu; write parallel: ddp, or cuda")
+        raise FederationError(
+            f"{where}, which needs GPUs, but local.device is cpu; write parallel: ddp, or local.device: cuda"
+        )
     if local.optimizer.name == "muon":
         ours = view.federation.recipe == OURS
-        of = f" (of recipe: {OURS}, which a file gets that names no other)" if ours else ""
+        of = f" (of recipe: {OURS}, the default)" if ours else ""
         instead = "recipe: diloco, or recipe: null with local.steps" if ours else "local.optimizer.name: adamw"
         raise FederationError(
             f"{where}, but Muon{of} needs whole matrices and FSDP cuts them; write {instead}, or parallel: ddp on "
@@ -96,46 +99,49 @@ def check_infra(view: SiteView) -> Infra:
         )
     if local.proximal is not None:
         raise FederationError(
-            f"{where}, which knows no local.proximal; drop it, or write parallel: ddp on devices that hold the "
-            "model"
+            f"{where}, which does not support local.proximal; drop it, or write parallel: ddp on devices that "
+            "hold the model"
         )
     if local.compile:
-        raise FederationError(f"{where}, which is not compiled; drop local.compile, and other sites' GPUs compile")
+        raise FederationError(
+            f"{where}, which cannot be compiled; drop local.compile (other sites' GPUs still compile)"
+        )
     return infra
 
 
-def check_gpus(site: str, wanted: int, found: int) -> None:
+def check_gpus(site: str, needed: int, available: int) -> None:
     """Refuse to train on more GPUs than a machine has.
 
     Raises:
-        FederationError: it has fewer.
+        FederationError: the machine has fewer.
     """
-    if found < wanted:
+    if available < needed:
         raise FederationError(
-            f"sites[{site}].hardware: training takes {wanted} GPUs of one machine, and this one shows {found}. A "
-            "job over several machines is not supported: write the machines as sites of their own, or the devices "
-            "that are there"
+            f"sites[{site}].hardware: training takes {needed} GPUs of one machine, and this one shows "
+            f"{available}. A job over several machines is not supported: write each machine as its own site, or "
+            "the number of devices that this machine has"
         )
 
 
 def check_processors(view: SiteView) -> None:
-    """Refuse to train with FSDP where no GPU can be used.
+    """Refuse to train with FSDP on a machine without usable GPU.
 
     Raises:
-        FederationError: the site trains so.
+        FederationError: the site trains with FSDP.
     """
     job = job_infra(view)
     if job.kind == "fsdp":
         raise FederationError(
-            f"sites[{view.name}].hardware: trains with FSDP ({job.reason}), which needs GPUs, and none can be "
-            "used here; look at nvidia-smi, or write parallel: ddp to train on the processors"
+            f"sites[{view.name}].hardware: trains with FSDP ({job.reason}), which needs GPUs, but this machine "
+            "has no usable GPU; look at nvidia-smi, or write parallel: ddp to train on the processors"
         )
 
 
 def waiting_share(view: SiteView, hardware: Hardware) -> float:
-    """Share of a step of one job over all nodes that its devices wait for the exchange of gradients.
+    """Share of a step for which the devices of one job over all nodes wait for the exchange of gradients.
 
-    A ring all-reduce of float32 gradients between the nodes, less what hides behind the backward pass.
+    The exchange is a ring all-reduce of float32 gradients between the nodes, less its overlap with the backward
+    pass.
     """
     if hardware.interconnect is None:
         return 0.0
@@ -153,17 +159,17 @@ def _one_job(view: SiteView, hardware: Hardware) -> tuple[Kind, str]:
     if view.local.device == "cpu":
         return "ddp", "processors share the machine's memory, and FSDP needs GPUs"
     if hardware.memory_gb is None:
-        return "ddp", "hardware.memory_gb is not given, so the model is taken to fit one device"
+        return "ddp", "hardware.memory_gb is not given, so the model is assumed to fit one device"
     needed, room = _needed(view, hardware), FREE * hardware.memory_gb
-    said = f"training takes {needed:.1f} GB of a device's {hardware.memory_gb:g} GB, of which {room:.1f} are used"
-    return ("ddp" if needed <= room else "fsdp"), said
+    memory = f"a device's {hardware.memory_gb:g} GB, of which {room:.1f} are used"
+    return ("ddp" if needed <= room else "fsdp"), f"training takes {needed:.1f} GB of {memory}"
 
 
 def _needed(view: SiteView, hardware: Hardware) -> float:
-    """10^9 bytes of one device, the model whole on it, with the file's micro-batch; with one sequence if auto."""
+    """10^9 bytes of one device with the whole model and the file's micro-batch (one sequence if it is auto)."""
     local = view.local
     given = view.micro_batch
-    share = -(-local.batch_size // hardware.all_devices)  # of the first devices, where it does not come out even
+    share = -(-local.batch_size // hardware.all_devices)  # the largest one, if the batch is not divided evenly
     size = 1 if given == "auto" else min(given or share, share)
     name, proximal = local.optimizer.name, local.proximal is not None
     model = view.federation.model
@@ -171,6 +177,6 @@ def _needed(view: SiteView, hardware: Hardware) -> float:
 
 
 def job_infra(view: SiteView) -> Infra:
-    """How each job of the site trains: the site's one, or one node's of a federation inside the site."""
+    """How each job of the site trains: its only job, or a node's job of a federation inside the site."""
     infra = choose_infra(view)
     return choose_infra(view.node(1)) if infra.kind == "federation" else infra

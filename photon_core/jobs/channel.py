@@ -1,6 +1,6 @@
-"""Messages between the launcher and one of its children: pickles with a length before each, over a socket.
+"""Messages between the launcher and one of its children: length-prefixed pickles over a socket.
 
-Both ends are our own processes on one machine, parent and child; nothing from elsewhere is ever unpickled.
+Both ends are Photon's processes on one machine, parent and child. Nothing from elsewhere is ever unpickled.
 """
 
 import pickle
@@ -14,10 +14,10 @@ HEADER = struct.Struct("!Q")
 
 
 def readable(descriptors: Iterable[int], timeout: float | None = None) -> set[int]:
-    """Those that have something to read, or whose other end is gone. Not select(): it ends at descriptor 1023.
+    """The descriptors that have input, or whose peer is gone. Not select(): it ends at descriptor 1023.
 
     Args:
-        timeout: seconds to wait for the first of them; for ever if None.
+        timeout: maximum seconds to wait for the first of them; no limit if None.
     """
     poll = select.poll()
     for descriptor in descriptors:
@@ -26,7 +26,7 @@ def readable(descriptors: Iterable[int], timeout: float | None = None) -> set[in
 
 
 class ChannelClosed(Exception):
-    """The other end is gone."""
+    """The peer is gone."""
 
 
 class Channel:
@@ -37,15 +37,15 @@ class Channel:
         self._buffer = bytearray()
 
     def send(self, message: Any) -> None:
-        """Send one message; blocks while the other end does not read."""
+        """Send one message. Blocks while the peer does not read."""
         body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         self._socket.sendall(HEADER.pack(len(body)) + body)
 
     def receive(self, timeout: float) -> Any:
-        """The next message, or None when none was complete within `timeout` seconds.
+        """The next message, or None if none is complete within `timeout` seconds.
 
         Raises:
-            ChannelClosed: the other end closed its socket or died.
+            ChannelClosed: the peer has closed its socket or died.
         """
         while not self._complete():
             if not readable([self._socket.fileno()], timeout):

@@ -1,4 +1,4 @@
-"""What a forked child does: cut its ties, run one function, send back its result or its error."""
+"""The main function of a forked child: detach, run one function, send back its result or its error."""
 
 import ctypes
 import inspect
@@ -24,14 +24,17 @@ PR_SET_PDEATHSIG = 1
 
 
 def run_child(folder: Path, channel: int, log: str, threads: int, server: int) -> int:
-    """Run the job that `folder` holds and answer over `channel`; returns the exit code.
+    """Run the job in `folder` and answer over `channel`.
 
     Args:
-        folder: the child's own TMPDIR, with the request in it.
+        folder: TMPDIR of the child, with the request in it.
         channel: descriptor of the stream socket to the launcher.
-        log: file that standard output and error are appended to.
-        threads: intra-operation threads of torch.
-        server: the fork server's process id; the child dies with it.
+        log: file to which standard output and error are appended.
+        threads: number of intra-operation threads of torch.
+        server: process id of the fork server; the child dies with it.
+
+    Returns:
+        The exit code.
     """
     os.setsid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -50,7 +53,7 @@ def run_child(folder: Path, channel: int, log: str, threads: int, server: int) -
         pickle.dumps(message)
     except BaseException as error:
         message = ("error", portable(error))
-        with suppress(OSError):  # the log may be on the very disk that is full
+        with suppress(OSError):  # the log may be on the full disk that caused the error
             _print(error)
     answer.send(message)
     for output in (sys.stdout, sys.stderr):
@@ -89,12 +92,12 @@ def _call(folder: Path, report: Callable[[dict[str, Any]], None]) -> Any:
 def _takes_report(function: Callable[..., Any]) -> bool:
     try:
         return "report" in inspect.signature(function).parameters
-    except ValueError:  # some functions written in C do not tell their parameters
+    except ValueError:  # some functions written in C do not expose their parameters
         return False
 
 
 def _print(error: BaseException) -> None:
-    """Into the log, with the lines that led to it; what a server has written into it stays out."""
+    """Print the error with its traceback into the log, but never a server's own text."""
     if foreign(error):
         traceback.print_tb(error.__traceback__)
         print(f"{type(error).__name__}: {cause(error)}", file=sys.stderr)
@@ -103,13 +106,13 @@ def _print(error: BaseException) -> None:
 
 
 def portable(error: BaseException) -> Exception:
-    """The error as it can cross to the launcher: ours as they are, others by name, text and last lines."""
+    """The error in a form that the launcher can unpickle: a PhotonError as it is, others as text and traceback."""
     if isinstance(error, PhotonError):
         try:
             copy = pickle.loads(pickle.dumps(error))
             if type(copy) is type(error) and str(copy) == str(error):
                 return error
-        except Exception:  # falls through to the plain form below
+        except Exception:  # not picklable: use the plain form below
             pass
     lines = "".join(traceback.format_tb(error.__traceback__, limit=-3)).rstrip()
     return ChildFailed(f"{type(error).__name__}: {told(error)}\n{lines}")

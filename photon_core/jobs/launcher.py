@@ -1,6 +1,6 @@
 """Runs functions in child processes of a fork server that has imported composer once. Never imports torch.
 
-A child costs some hundredths of a second to start instead of the ten that importing composer takes, and its
+A child starts in some hundredths of a second, instead of the ten seconds that importing composer takes. Its
 memory, its signals and its CUDA context end with it.
 """
 
@@ -25,11 +25,11 @@ from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed
 from photon_core.jobs.channel import Channel, ChannelClosed
 from photon_core.jobs.child import REQUEST
 from photon_core.jobs.scratch import create_scratch
-from photon_core.jobs.sharing import connect, heard, last_words, start_process
+from photon_core.jobs.sharing import connect, exit_report, next_message, start_process
 
-GRACE = 5.0  # seconds between SIGTERM and SIGKILL
-STUCK = 30.0  # seconds of SIGKILL after which a child is left to its fate: it stands in a dead disk or driver
-TICK = 0.25  # seconds between looks at the clock while a child is silent
+GRACE = 5.0  # s between SIGTERM and SIGKILL
+STUCK = 30.0  # s of SIGKILL after which a child is abandoned: it hangs in a dead disk or driver
+TICK = 0.25  # s between checks of deadline and cancellation while a child sends nothing
 
 T = TypeVar("T")
 
@@ -55,10 +55,10 @@ class Launcher:
     """Child processes from one fork server, at most `slots` at once. Safe to use from several threads.
 
     Args:
-        slots: children at once; one for each core if left out. Above one, each child gets one thread.
+        slots: maximum number of children at once; by default one for each core. Above one, each child gets one
+            thread.
         preload: modules that the fork server imports before it serves.
-        shared: socket of a fork server that is there already (see sharing.py); one of our own is started if it
-            cannot be had.
+        shared: socket of a shared fork server (see sharing.py); if it cannot be used, the launcher starts its own.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Launcher:
         self._closed = False
         self._ready = False
         self._failure: str | None = None
-        self._broken = False  # the fork server: it cannot import what it is to have
+        self._broken = False  # the fork server could not import its modules
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._scratch: Path | None = None
@@ -93,14 +93,14 @@ class Launcher:
         self.shutdown()
 
     def warm(self) -> None:
-        """Start the fork server in the background, or attach to the shared one, if not done; returns at once."""
+        """Start the fork server in the background, or attach to the shared one. Idempotent; returns at once."""
         with self._changed:
             if self._closed:
                 raise Cancelled("the launcher has been shut down")
             if self._control is not None:
                 return
             self._failure, self._broken, self._ready = None, False, False
-            if self._server is not None:  # one that has died by itself
+            if self._server is not None:  # it has died by itself
                 self._server.wait()
                 self._server = None
             if not self._attach():
@@ -136,10 +136,10 @@ class Launcher:
         threading.Thread(target=self._listen, args=(control,), daemon=True, name="photon-launcher").start()
 
     def _listen(self, control: socket.socket) -> None:
-        """Take in what the server says, until it is gone."""
+        """Handle the server's messages until it is gone."""
         while True:
-            data = heard(control)
-            ending = "" if data else last_words(self._server, self._scratch)
+            data = next_message(control)
+            ending = "" if data else exit_report(self._server, self._scratch)
             with self._changed:
                 if data:
                     self._take(json.loads(data))
@@ -176,32 +176,32 @@ class Launcher:
         log_path: str | Path | None = None,
         on_start: Callable[[], None] = lambda: None,
     ) -> T:
-        """Call `function()` in a child process and return what it returns. Blocks.
+        """Call `function()` in a child process, wait, and return its result.
 
         Args:
-            function: a function of a module, with its picklable arguments bound by functools.partial. If it has
-                a parameter `report` still, that is a function that passes a dict to `on_report` here.
-            label: names the job in messages and for `cancel`.
-            timeout: seconds that this call may take, waiting for a free slot included.
-            on_report: called in this thread with every report.
+            function: function of a module, with picklable arguments bound by functools.partial. If a parameter
+                `report` is left, the child passes a function that sends a dict to `on_report`.
+            label: name of the job in messages and for `cancel`.
+            timeout: maximum seconds of this call, including the wait for a free slot.
+            on_report: callback for each report, in this thread.
             log_path: file to which the child's standard output and error are appended.
-            on_start: called here when a slot is free and the child is about to start.
+            on_start: callback when a slot is free and the child is about to start.
 
         Raises:
-            PhotonError: as the function raised it.
-            ChildFailed: the function raised something else, or the child was killed.
+            PhotonError: the function raised it.
+            ChildFailed: the function raised another error, or the child was killed.
             Cancelled: `cancel` or `shutdown` ended it.
-            DeadlinePassed: `timeout` seconds have passed; the child and its children have been ended.
+            DeadlinePassed: the timeout has passed; the child and its own children have been ended.
         """
         deadline = time.monotonic() + timeout if timeout is not None else None
         call = pickle.dumps(function)
         with self._slot(label, deadline) as job:
             on_start()
             answer = self._try(job, call, deadline, on_report, log_path)
-            if answer is None and self._forsaken(job):
+            if answer is None and self._abandoned(job):
                 answer = self._try(job, call, deadline, on_report, log_path)
         if answer is None:
-            raise self._epitaph(job)
+            raise self._exit_error(job)
         if answer[0] == "error":
             raise answer[1]
         result: T = answer[1]
@@ -225,11 +225,11 @@ class Launcher:
         finally:
             channel.close()
             self._end(job)
-            if job.ended or job.pid is None:  # else the server removes it, if the child ever ends
+            if job.ended or job.pid is None:  # else the server removes the folder when the child ends
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _forsaken(self, job: _Job) -> bool:
-        """Whether the shared server ended before it took the job on: then it is for one of our own to do."""
+    def _abandoned(self, job: _Job) -> bool:
+        """Whether the shared server ended before it started the job. The launcher's own server then runs it."""
         with self._changed:
             if self._shared is None or self._server is not None or job.pid is not None or job.cancelled:
                 return False
@@ -265,7 +265,7 @@ class Launcher:
                 self._changed.notify_all()
 
     def _start_job(self, job: _Job, call: bytes, log_path: str | Path | None) -> tuple[Channel, Path] | None:
-        """Ask the server for a child; None when there is no server any more."""
+        """Request a child from the server; None if the server is gone."""
         with self._changed:
             scratch, control = self._scratch, self._control
         if scratch is None or control is None:
@@ -300,10 +300,10 @@ class Launcher:
         deadline: float | None,
         on_report: Callable[[dict[str, Any]], None] | None,
     ) -> tuple[str, Any] | None:
-        """Pass reports on until the answer comes; None when the child ended without one."""
+        """Forward reports until the answer comes; None if the child ended without one."""
         while True:
             _check_deadline(job, deadline)
-            over = job.ended or job.cancelled  # looked at before the last read, so that no answer is lost
+            over = job.ended or job.cancelled  # checked before the last read, so that no answer is lost
             try:
                 message = channel.receive(0 if over else TICK)
             except ChannelClosed:
@@ -318,34 +318,36 @@ class Launcher:
                 return message
 
     def _end(self, job: _Job) -> None:
-        """Wait until the child is gone and its leavings are removed; one that lingers is killed, then given up."""
-        give_up = time.monotonic() + GRACE
+        """Wait until the child is gone and its files are removed; kill it after GRACE, abandon it after STUCK."""
+        kill_at = time.monotonic() + GRACE
         number = signal.SIGTERM
         with self._changed:
             if not job.sent:
                 return
             finishing = self._changed.wait_for(lambda: job.ended, 0.5)
             if not finishing and job.pid is None and not self._ready:
-                job.cancelled = True  # the server has not forked it yet: it will be ended when it is
+                job.cancelled = True  # the server has not forked it yet, and ends it as soon as it does
                 return
-            while not finishing and time.monotonic() < give_up + STUCK:
+            while not finishing and time.monotonic() < kill_at + STUCK:
                 self._signal(job, number)
                 finishing = self._changed.wait_for(lambda: job.ended, 0.5)
-                if time.monotonic() > give_up:
+                if time.monotonic() > kill_at:
                     number = signal.SIGKILL
 
     def _signal(self, job: _Job, number: signal.Signals) -> None:
-        """Signal the job's process group, by way of the server, which knows whether it still exists."""
+        """Signal the job's process group through the server, which knows whether it still exists."""
         if self._control is not None:
             with suppress(OSError):
                 self._control.send(json.dumps({"op": "kill", "job": job.number, "signal": number}).encode())
 
-    def _epitaph(self, job: _Job) -> ChildFailed:
-        """What a job without an answer died of."""
+    def _exit_error(self, job: _Job) -> ChildFailed:
+        """The error of a job that ended without an answer."""
         if job.cancelled:
             return Cancelled(f"{job.label}: cancelled")
         if job.pid and not job.ended:
-            return ChildFailed(f"{job.label}: process {job.pid} outlives SIGKILL: a disk or a GPU's driver hangs")
+            return ChildFailed(
+                f"{job.label}: process {job.pid} did not exit after SIGKILL; a disk or GPU driver hangs"
+            )
         if job.exit_code is None:
             kind = ChildFailed if self._broken else Killed
             return kind(f"{job.label}: the fork server has ended. {self._failure or ''}".rstrip())
@@ -353,10 +355,14 @@ class Launcher:
             name = signal.Signals(-job.exit_code).name
             hint = " (out of memory?)" if name == "SIGKILL" else ""
             return Killed(f"{job.label}: killed by {name}{hint}")
-        return ChildFailed(f"{job.label}: ended with exit code {job.exit_code} and no answer; see its log")
+        return ChildFailed(f"{job.label}: exited with code {job.exit_code} and without an answer; see its log")
 
     def cancel(self, label: str) -> int:
-        """End every job of this name, running or waiting; its `run` raises Cancelled. Returns how many."""
+        """End every running or waiting job of this label; its `run` raises Cancelled.
+
+        Returns:
+            Number of jobs.
+        """
         with self._changed:
             jobs = [job for job in self._jobs.values() if job.label == label]
             self._cancel(jobs)
@@ -376,7 +382,7 @@ class Launcher:
         self._changed.notify_all()
 
     def shutdown(self) -> None:
-        """End all children and the fork server, and wait until they are gone. Final."""
+        """End all children and the fork server, and wait until they are gone. No job can be run afterwards."""
         with self._changed:
             self._closed = True
             self._cancel(list(self._jobs.values()))
@@ -388,7 +394,7 @@ class Launcher:
                 control.shutdown(socket.SHUT_RDWR)
         if server is not None:
             if not ready:
-                server.kill()  # it is still importing, and has no children
+                server.kill()  # it still imports, and has no children
             try:
                 server.wait(GRACE)
             except subprocess.TimeoutExpired:
@@ -400,4 +406,4 @@ class Launcher:
 
 def _check_deadline(job: _Job, deadline: float | None) -> None:
     if deadline is not None and time.monotonic() > deadline:
-        raise DeadlinePassed(f"{job.label}: ended because its time was up")
+        raise DeadlinePassed(f"{job.label}: stopped at its deadline")

@@ -1,8 +1,8 @@
-"""Temporary folders and shared memory of child processes, and their removal when nobody else can do it.
+"""Temporary folders and shared memory of child processes, and their removal after a child was killed.
 
-A child that is killed cannot clean up. So every child works in a folder of its own (its TMPDIR), and writes
-down there which shared-memory files it has created, with their inode numbers, because streaming takes the
-smallest free number as a file's name: a name alone may belong to somebody else by the time it is removed.
+A killed child cannot clean up. So every child works in its own folder (its TMPDIR), and records there which
+shared-memory files it has created, with their inode numbers. The name alone does not suffice: streaming takes the
+smallest free number as a file's name, which may belong to another process by the time of the removal.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ PREFIX = "photon-scratch-"
 
 
 def create_scratch() -> tuple[Path, int]:
-    """A new scratch folder and the descriptor of its lock, held for as long as any process has it open.
+    """A new scratch folder, and the descriptor of its lock, which is held as long as any process has it open.
 
     Returns:
-        the folder, and a file descriptor to be inherited by the fork server alone.
+        The folder, and a file descriptor that only the fork server may inherit.
     """
     sweep_scratch()
     while True:
@@ -34,16 +34,16 @@ def create_scratch() -> tuple[Path, int]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
             return folder, lock
-        os.close(lock)  # it was swept before the lock was ours
+        os.close(lock)  # another process swept it before this one had the lock
 
 
 def sweep_scratch() -> None:
-    """Remove the scratch folders, and the shared memory named in them, of launchers that no longer live."""
+    """Remove the scratch folders of dead launchers, and the shared memory that is recorded in them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}{os.getuid()}-*"):
         with contextlib.suppress(OSError):
-            found = folder.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-                continue  # anybody may make a link of such a name
+            info = folder.lstat()
+            if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+                continue  # another user may create a link of such a name
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,10 +58,10 @@ def remove_job(folder: Path, forget: Callable[[str], None] | None = None) -> Non
     """Remove a dead child's shared memory and its folder.
 
     Args:
-        folder: the child's TMPDIR.
-        forget: called with the name of every shared-memory file that the child had not removed itself.
+        folder: TMPDIR of the child.
+        forget: callback with the name of each shared-memory file that the child has not removed itself.
     """
-    for ledger in folder.rglob(f"{LEDGER}*"):  # its own, and those of the processes that it has started
+    for ledger in folder.rglob(f"{LEDGER}*"):  # the child's, and those of processes that it started
         for name, inode in _ledger(ledger).items():
             path = SHARED_MEMORY / name.lstrip("/")
             with contextlib.suppress(OSError):
@@ -74,9 +74,9 @@ def remove_job(folder: Path, forget: Callable[[str], None] | None = None) -> Non
 
 
 def keep_ledger(folder: Path, name: str = LEDGER) -> None:
-    """From now on write down which shared-memory files this process creates and removes, in `folder`.
+    """From now on record in `folder` which shared-memory files this process creates and removes.
 
-    The resource tracker's functions are the one place that every creation and removal passes through.
+    Every creation and removal calls the resource tracker's functions.
     """
     ledger = (folder / name).open("a", buffering=1)
     register, unregister = resource_tracker.register, resource_tracker.unregister
@@ -97,7 +97,7 @@ def keep_ledger(folder: Path, name: str = LEDGER) -> None:
 
 
 def _ledger(path: Path) -> dict[str, int]:
-    """Names and inodes of the shared-memory files that were created and not removed."""
+    """Names and inodes of shared-memory files that were created and not removed."""
     left: dict[str, int] = {}
     with contextlib.suppress(OSError):
         for line in path.read_text().splitlines():

@@ -1,12 +1,12 @@
 """The fork server: a process that has imported composer once and forks a child for every job.
 
-Started by sharing.py as `python -c`, so that it never sees the __main__ of the program that launches. Why not
-multiprocessing's own: it imports __main__ again in every child, hands the parent no signals or exit codes
-of grandchildren, and leaves shared memory behind when a child is killed. It must never touch CUDA: a context
-does not survive a fork.
+sharing.py starts it as `python -c`, so that it never sees the __main__ of the launching program. The fork server
+of multiprocessing does not suffice: it imports __main__ again in every child, gives the parent no signals or exit
+codes of grandchildren, and leaves shared memory behind when a child is killed. The server must never touch CUDA: a
+context does not survive a fork.
 
-It speaks with launchers over SOCK_SEQPACKET sockets, in JSON. One that is gone, on purpose or not, takes its
-children with it.
+It exchanges JSON messages with launchers over SOCK_SEQPACKET sockets. When a launcher is gone, for any reason, its
+children are killed.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from photon_core.jobs.scratch import remove_job
 from photon_core.jobs.sharing import ENVIRONMENT
 
 MESSAGE_BYTES = 1 << 16
-KEPT = {*ENVIRONMENT, "PYTHONPATH"}  # variables of the server's own that its children keep
+KEPT = {*ENVIRONMENT, "PYTHONPATH"}  # variables of the server that its children inherit
 
 
 class _Client:
-    """A launcher: its socket and, once known, its scratch folder and that folder's lock, held by being open."""
+    """A launcher: its socket and, once known, its scratch folder and the folder's lock, held while it is open."""
 
     def __init__(self, control: socket.socket, lock: int = -1, scratch: Path | None = None) -> None:
         self.control = control
@@ -40,8 +40,8 @@ class _Client:
         self.scratch = scratch
         self.gone = False
 
-    def tell(self, **message: Any) -> None:
-        # one that is gone is noticed at the next read; one that does not read must not hold up the others
+    def send(self, **message: Any) -> None:
+        # a launcher that is gone is noticed at the next read; one that does not read must not block the others
         with contextlib.suppress(OSError):
             self.control.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
 
@@ -49,7 +49,7 @@ class _Client:
         return [descriptor for descriptor in (self.control.fileno(), self.lock) if descriptor >= 0]
 
     def close(self) -> None:
-        """Remove the scratch folder, then let go of its lock."""
+        """Remove the scratch folder, then release its lock."""
         if self.scratch is not None:
             shutil.rmtree(self.scratch, ignore_errors=True)
         if self.lock >= 0:
@@ -65,12 +65,12 @@ class _Child:
 
 
 class _Server:
-    """Serves one launcher, or all that come to a listening socket for as long as its lifeline is open.
+    """Serves one launcher, or all that connect to a listening socket while its lifeline is open.
 
     Args:
         client: the only launcher; None for a shared server.
-        listener: of a shared server.
-        lifeline: of a shared server: a pipe whose other end closes when no more launchers are to be served.
+        listener: listening socket of a shared server.
+        lifeline: pipe of a shared server; the server accepts no more launchers when its other end closes.
         held: further descriptors that children must not inherit.
     """
 
@@ -90,9 +90,9 @@ class _Server:
         self.inherited = set(os.environ) - KEPT
 
     def preload(self, modules: list[str]) -> bool:
-        """Import the modules one by one; False when nobody waits any more or an import has failed."""
+        """Import the modules one by one. False if nobody waits any more, or an import fails."""
         for module in modules:
-            if self.forsaken():
+            if self.abandoned():
                 return False
             try:
                 importlib.import_module(module)
@@ -100,34 +100,34 @@ class _Server:
                 text = f"cannot import {module}:\n{traceback.format_exc(limit=-3)}"
                 print(text, flush=True)
                 for client in self.clients:
-                    client.tell(op="failed", text=text)
+                    client.send(op="failed", text=text)
                 return False
         gc.collect()
-        gc.freeze()  # keeps the pages of what was imported shared between the children
+        gc.freeze()  # keeps the memory pages of imported modules shared between the children
         return True
 
-    def forsaken(self) -> bool:
-        """Whether the only launcher is gone, or the shared server's lifeline is cut."""
+    def abandoned(self) -> bool:
+        """Whether the only launcher is gone, or the shared server's lifeline is closed."""
         if self.lifeline is not None:
             return bool(readable([self.lifeline], 0))
         control = self.clients[0].control
         return bool(readable([control.fileno()], 0)) and not control.recv(1, socket.MSG_PEEK)
 
     def serve(self) -> None:
-        """Until the last client is gone and no other can come."""
+        """Serve until the last client is gone and no other can connect."""
         os.set_blocking(self.wake_write, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # composer has put a handler of its own there
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # composer has installed its own handler
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
-        resource_tracker.ensure_running()  # one for all, and outside the process groups that are killed
+        resource_tracker.ensure_running()  # one for all children, outside the process groups that are killed
         for client in self.clients:
-            client.tell(op="ready", pid=os.getpid())
+            client.send(op="ready", pid=os.getpid())
         while self.clients or self.listener is not None:
             self.turn()
 
     def turn(self) -> None:
-        """Wait for something to happen, and see to it."""
+        """Wait for the next event and handle it."""
         present = {client.control.fileno(): client for client in self.clients if not client.gone}
         doors = [self.listener.fileno()] if self.listener is not None else []
         lines = [self.lifeline] if self.lifeline is not None else []
@@ -137,23 +137,23 @@ class _Server:
             self.reap()
         for descriptor, client in present.items():
             if descriptor in ready and not self.serve_one(client):
-                self.leave(client)
+                self.drop(client)
         if self.listener is not None and self.listener.fileno() in ready:
-            with contextlib.suppress(OSError):  # it has changed its mind
+            with contextlib.suppress(OSError):  # the launcher has already disconnected
                 self.clients.append(_Client(self.listener.accept()[0]))
         if self.lifeline in ready:
-            self.close_door()
+            self.stop_accepting()
 
-    def close_door(self) -> None:
-        """Take no more launchers."""
+    def stop_accepting(self) -> None:
+        """Accept no more launchers."""
         if self.listener is not None and self.lifeline is not None:
             self.listener.close()
             os.close(self.lifeline)
             self.listener = self.lifeline = None
 
     def serve_one(self, client: _Client) -> bool:
-        """`handle`; what goes wrong with one launcher's message (no memory or descriptor for its child, or no
-        message at all) ends that launcher's jobs, and nobody else's."""
+        """`handle`, where an error (no memory or descriptor for a child, an invalid message) ends the jobs of this
+        launcher only. False when the launcher must be dropped."""
         try:
             return self.handle(client)
         except Exception:
@@ -161,7 +161,7 @@ class _Server:
             return False
 
     def handle(self, client: _Client) -> bool:
-        """Handle one message; False when the launcher has gone."""
+        """Handle one message. False if the launcher is gone."""
         try:
             data, descriptors, _, _ = socket.recv_fds(client.control, MESSAGE_BYTES, 1)
         except OSError:
@@ -171,7 +171,7 @@ class _Server:
         message = json.loads(data)
         if message["op"] == "hello":
             client.lock, client.scratch = descriptors[0], Path(message["scratch"])
-            client.tell(op="ready", pid=os.getpid())
+            client.send(op="ready", pid=os.getpid())
         elif message["op"] == "start":
             self.start(client, message, descriptors[0])
         elif message["op"] == "kill":
@@ -190,7 +190,7 @@ class _Server:
         finally:
             os.close(channel)
         self.children[pid] = _Child(client, message["job"], folder)
-        client.tell(op="started", job=message["job"], pid=pid)
+        client.send(op="started", job=message["job"], pid=pid)
 
     def _become_child(self, message: dict[str, Any], folder: Path, channel: int, server: int) -> NoReturn:
         code = 1
@@ -199,7 +199,7 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for descriptor in self.descriptors():
                 os.close(descriptor)
-            for name in self.inherited:  # the launcher's environment counts, not the server's
+            for name in self.inherited:  # a child has the launcher's environment, not the server's
                 os.environ.pop(name, None)
             from photon_core.jobs.child import run_child
 
@@ -210,53 +210,54 @@ class _Server:
             os._exit(code)
 
     def descriptors(self) -> list[int]:
-        """What a child must not keep open, lest the server, or a launcher, seem to be still alive."""
-        found = [self.wake_read, self.wake_write, *self.held]
+        """Descriptors that the child must close, so that peers see EOF when the server or a launcher dies."""
+        own = [self.wake_read, self.wake_write, *self.held]
         if self.listener is not None:
-            found.append(self.listener.fileno())
+            own.append(self.listener.fileno())
         if self.lifeline is not None:
-            found.append(self.lifeline)
-        return [*found, *(descriptor for client in self.clients for descriptor in client.descriptors())]
+            own.append(self.lifeline)
+        return [*own, *(descriptor for client in self.clients for descriptor in client.descriptors())]
 
     def reap(self) -> None:
-        """Bury the children that have ended: the rest of their group, their shared memory, their folder."""
+        """Clean up after all children that have ended."""
         for pid in list(self.children):
-            # WNOWAIT keeps the number reserved until the group that bears it is gone
+            # WNOWAIT keeps the process id reserved until its group is gone
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
-            self.bury(pid)
+            self.clean_up(pid)
 
-    def bury(self, pid: int) -> None:
+    def clean_up(self, pid: int) -> None:
+        """Kill the rest of a child's group, wait for the child, remove its shared memory and folder, report it."""
         child = self.children.pop(pid)
         _kill_group(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         remove_job(child.folder, forget=lambda name: resource_tracker.unregister(name, "shared_memory"))
-        child.client.tell(op="exited", job=child.job, status=os.waitstatus_to_exitcode(status))
+        child.client.send(op="exited", job=child.job, status=os.waitstatus_to_exitcode(status))
         if child.client.gone:
-            self.part(child.client)
+            self.forget(child.client)
 
-    def leave(self, client: _Client) -> None:
-        """A launcher has gone: kill its children, which are buried as they die."""
+    def drop(self, client: _Client) -> None:
+        """Kill the children of a launcher that is gone. `reap` cleans up as they die."""
         client.gone = True
         for pid, child in self.children.items():
             if child.client is client:
                 _kill_group(pid, signal.SIGKILL)
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)  # it may not have a group of its own yet
-        self.part(client)
+                    os.kill(pid, signal.SIGKILL)  # it may not lead a group yet
+        self.forget(client)
 
-    def part(self, client: _Client) -> None:
-        """Forget a launcher that has gone, once no child of its is left."""
+    def forget(self, client: _Client) -> None:
+        """Close the connection of a launcher that is gone, once it has no children left."""
         if not any(child.client is client for child in self.children.values()):
             self.clients.remove(client)
             client.close()
 
     def close(self) -> None:
-        """End everything, whatever has happened."""
+        """End everything, also after an error."""
         for client in list(self.clients):
-            self.leave(client)
+            self.drop(client)
         for pid in list(self.children):
-            self.bury(pid)
+            self.clean_up(pid)
         resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
@@ -275,7 +276,7 @@ def _run(server: _Server, modules: list[str], scratch: Path) -> NoReturn:
             server.close()
             shutil.rmtree(scratch, ignore_errors=True)
         finally:
-            os._exit(0)  # atexit hooks of what was imported have nothing to do here
+            os._exit(0)  # without the atexit hooks of the imported modules
 
 
 def main(control: int, lock: int, scratch: str, modules: list[str]) -> None:
@@ -283,23 +284,23 @@ def main(control: int, lock: int, scratch: str, modules: list[str]) -> None:
 
     Args:
         control: descriptor of the SOCK_SEQPACKET socket to the launcher.
-        lock: descriptor of the scratch folder's lock, held by being open.
-        scratch: the launcher's scratch folder, removed at the end.
-        modules: names of the modules to import ahead.
+        lock: descriptor of the scratch folder's lock, held while it is open.
+        scratch: scratch folder of the launcher, removed at the end.
+        modules: names of the modules to preload.
     """
     client = _Client(socket.socket(fileno=control), lock, Path(scratch))
     _run(_Server(client), modules, Path(scratch))
 
 
 def main_shared(listener: int, lifeline: int, lock: int, scratch: str, modules: list[str]) -> None:
-    """Serve every launcher that connects; after the lifeline is cut only those that are there.
+    """Serve every launcher that connects; after the lifeline has closed, only those that are connected.
 
     Args:
         listener: descriptor of the listening SOCK_SEQPACKET socket.
-        lifeline: descriptor of the reading end of a pipe on which nothing is ever written.
-        lock: descriptor of the lock of the server's own scratch folder, held by being open.
-        scratch: the server's own scratch folder, with its socket; removed at the end.
-        modules: names of the modules to import ahead.
+        lifeline: descriptor of the reading end of a pipe to which nothing is ever written.
+        lock: descriptor of the lock of the server's scratch folder, held while it is open.
+        scratch: scratch folder of the server, with its socket; removed at the end.
+        modules: names of the modules to preload.
     """
     server = _Server(listener=socket.socket(fileno=listener), lifeline=lifeline, held=(lock,))
     _run(server, modules, Path(scratch))

@@ -1,7 +1,7 @@
-"""How a fork server is started: one for a launcher alone, or one beside a worker that many launchers share.
+"""Starting a fork server: for one launcher alone, or beside a worker and shared by many launchers.
 
-A shared one spares every flow process the seconds that importing composer takes. Its socket lies in a folder that
-only this user can enter. Light: the processes that launch import this.
+A shared server saves every flow process the seconds that importing composer takes. Its socket is in a folder that
+only this user can enter. Imports stay light, because launching processes import this module.
 """
 
 import json
@@ -19,11 +19,11 @@ from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.jobs.scratch import create_scratch
 from photon_core.jobs.telemetry import OFF
 
-VARIABLE = "PHOTON_FORK_SERVER"  # the socket of the shared server that a launcher may attach itself to
+VARIABLE = "PHOTON_FORK_SERVER"  # socket of a shared server that launchers may use
 SOCKET = "socket"
 IDENTITY = "identity.json"
 BACKLOG = 128
-GRACE = 5.0  # seconds for a shared server whose clients are gone to end
+GRACE = 5.0  # s that a shared server has to end after its last client
 ENVIRONMENT = {
     **OFF,
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() must not initialise CUDA
@@ -31,7 +31,7 @@ ENVIRONMENT = {
 
 
 def start_process(call: str, descriptors: Sequence[int], log: Path) -> subprocess.Popen[bytes]:
-    """A new interpreter that makes this call of photon_core.jobs.server, in a session of its own."""
+    """A new interpreter, in its own session, that makes this call of photon_core.jobs.server."""
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-c", f"from photon_core.jobs import server; server.{call}"],
@@ -44,20 +44,20 @@ def start_process(call: str, descriptors: Sequence[int], log: Path) -> subproces
         )
 
 
-def heard(control: socket.socket) -> bytes:
-    """What a fork server says next; nothing once it is gone."""
+def next_message(control: socket.socket) -> bytes:
+    """The fork server's next message; empty if the server is gone."""
     for _ in range(2):
         try:
             return control.recv(1 << 16)
-        except ConnectionResetError:  # it ended with something unread: what it said before is still to come
+        except ConnectionResetError:  # it ended with unread input; its last messages still follow
             continue
         except OSError:
             break
     return b""
 
 
-def last_words(server: subprocess.Popen[bytes] | None, scratch: Path | None) -> str:
-    """How a launcher's own fork server ended, and the end of its log."""
+def exit_report(server: subprocess.Popen[bytes] | None, scratch: Path | None) -> str:
+    """The exit code of a launcher's own fork server, and the end of its log."""
     if server is None or scratch is None:
         return ""
     text = ""
@@ -70,13 +70,13 @@ def last_words(server: subprocess.Popen[bytes] | None, scratch: Path | None) -> 
 
 @contextmanager
 def serve(preload: Sequence[str]) -> Iterator[dict[str, str]]:
-    """A fork server that other processes attach to, for the length of the block.
+    """A shared fork server, for the length of the block.
 
     Args:
-        preload: modules that it imports before it serves.
+        preload: modules that the server imports before it serves.
 
     Yields:
-        the environment variable that tells a launcher of it; it may be used at once.
+        The environment variable by which launchers find the server. It may be used at once.
     """
     process, lifeline, environment = _start(preload)
     try:
@@ -85,21 +85,21 @@ def serve(preload: Sequence[str]) -> Iterator[dict[str, str]]:
         os.close(lifeline)
         try:
             process.wait(GRACE)
-        except subprocess.TimeoutExpired:  # a client is still there; its children die with the server
+        except subprocess.TimeoutExpired:  # a client still runs; its children die with the server
             process.kill()
             process.wait()
 
 
 def serve_beside(preload: Sequence[str]) -> dict[str, str]:
-    """A fork server that lives as long as this process, also when that becomes another program by os.exec.
+    """A shared fork server that runs as long as this process, even if os.exec makes it another program.
 
-    When this process ends the server takes no more clients, and ends with the last of those that it has.
+    When this process ends, the server accepts no more clients, and ends with its last one.
 
     Args:
-        preload: modules that it imports before it serves.
+        preload: modules that the server imports before it serves.
 
     Returns:
-        the environment variable that tells a launcher of it; it may be used at once.
+        The environment variable by which launchers find the server. It may be used at once.
     """
     _, lifeline, environment = _start(preload)
     os.set_inheritable(lifeline, True)
@@ -122,7 +122,7 @@ def _start(preload: Sequence[str]) -> tuple[subprocess.Popen[bytes], int, dict[s
 
 
 def connect(path: Path) -> socket.socket | None:
-    """A connection to the shared server at this socket; None if it is not there, not ours, or of other code."""
+    """A connection to the shared server at this socket; None if it is gone, another user's, or runs other code."""
     try:
         with _short_path(path) as name:
             if json.loads(Path(name).with_name(IDENTITY).read_text()) != identity():
@@ -139,11 +139,11 @@ def connect(path: Path) -> socket.socket | None:
 
 
 def identity() -> str:
-    """Hash of the interpreter and of our own code: a server that has imported other code serves nobody here."""
+    """Hash of the interpreter and of Photon's code. A server that has imported other code must not be used."""
     files = []
     for package in (photon_core, schemas):
         for path in sorted(Path(package.__path__[0]).rglob("*.py")):
-            with suppress(FileNotFoundError):  # an editor may be at work
+            with suppress(FileNotFoundError):  # an editor may be replacing it
                 status = path.stat()
                 files.append([str(path), status.st_size, status.st_mtime_ns])
     return sha256_bytes(canonical_json([sys.prefix, sys.version, files]))
@@ -151,16 +151,16 @@ def identity() -> str:
 
 @contextmanager
 def _short_path(path: Path) -> Iterator[str]:
-    """A name for a socket that fits into the 108 bytes that the kernel allows, by way of its open folder.
+    """A name for a socket within the 108 bytes that the kernel allows: a path through its open folder.
 
     Raises:
-        PermissionError: others can enter the folder, or it is another user's.
+        PermissionError: other users can enter the folder, or it is another user's.
     """
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         status = os.fstat(folder)
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise PermissionError(f"{path.parent} is not a folder that only this user can enter")
+            raise PermissionError(f"other users can enter {path.parent}; it must be this user's, with mode 0700")
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
         os.close(folder)

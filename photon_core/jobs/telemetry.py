@@ -1,4 +1,4 @@
-"""Nothing that Photon starts sends usage data: the one table of the settings that turn it off."""
+"""The settings that turn off usage data in everything that Photon starts, in one table."""
 
 import os
 
@@ -9,10 +9,10 @@ OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MOSAICML_PLATFORM": "false",  # Composer would log every training to its maker's platform
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "WANDB_ERROR_REPORTING": "false",  # crash reports; a run goes to W&B where `trackers` says so
+    "WANDB_ERROR_REPORTING": "false",  # crash reports; runs are sent to W&B only if `trackers` names it
 }
 
 
 def telemetry_off() -> None:
-    """Turn it off in this process and in all that it starts; before any of these libraries is imported."""
+    """Turn off usage data in this process and its children. Call it before any of these libraries is imported."""
     os.environ.update(OFF)

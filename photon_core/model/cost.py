@@ -1,7 +1,7 @@
-"""What training a model costs a device: FLOPs a token and bytes by what takes them, from the shape, without torch.
+"""The cost of training a model on a device: FLOPs a token, and bytes by purpose, from the shape, without torch.
 
-The plan, the choice between DDP and FSDP, and the first guess of the micro-batch share it. What an allocator adds
-on top (fragments, the CUDA context, the libraries' own work space) is not in it: leave a tenth of a device free.
+The plan, the choice between DDP and FSDP, and the first guess of the micro-batch use it. It does not include what
+an allocator adds (fragments, the CUDA context, the libraries' workspaces): leave a tenth of a device free.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from schemas.sections.model import Model
 
 # TFLOP/s in dense bfloat16, by NVIDIA; the first that a device's name contains
 PEAKS = {"H100": 989.4, "H200": 989.4, "A100": 312.0, "GB200": 2500.0, "B200": 2250.0}
-OTHERS = ("PCIe", "NVL", "MIG")  # cards of lower clocks, and parts of a GPU
+OTHERS = ("PCIe", "NVL", "MIG")  # cards with lower clocks, and partitions of a GPU
 
 Precision = Literal["fp32", "amp_bf16"]
 FLOAT, BFLOAT, INDEX = 4, 2, 8  # bytes
@@ -24,12 +24,12 @@ class Memory:
     """Bytes on one device.
 
     Args:
-        parameters, gradients: float32, whatever the precision of the arithmetic.
-        optimizer: its state.
-        copies: under amp_bf16 the matrices in bfloat16; with shards what is gathered for the units at work; with
-            DDP the gradients' second copy in its buckets; with FedProx theta.
-        activations: what the forward pass keeps for the backward pass.
-        transient: the largest buffers of a moment: the logits and their gradient, or those of one block.
+        parameters, gradients: bytes of each, in float32 for every precision of the arithmetic.
+        optimizer: bytes of the optimizer's state.
+        copies: bytes of copies: under amp_bf16 the matrices in bfloat16; with shards the units that are gathered;
+            with DDP the gradients in its buckets; with FedProx theta.
+        activations: bytes that the forward pass keeps for the backward pass.
+        transient: bytes of the largest short-lived buffers: the logits and their gradient, or those of one block.
     """
 
     parameters: int
@@ -60,18 +60,18 @@ def training_memory(
     the hidden matrices where AdamW has two moments.
 
     Activations follow Korthikanti et al. 2022 (Reducing Activation Recomputation, section 4.1): their
-    s b h (34 + 5 a s / h) bytes a block in 16 bits, less the 2 for dropout masks that we have none of, and less
-    5 a s / h because fused attention keeps one float32 a head and position in place of the scores. Autocast leaves
-    the residual stream, which the two norms of a block keep, in float32.
+    s b h (34 + 5 a s / h) bytes a block in 16 bits, less 2 because there are no dropout masks, and less 5 a s / h
+    because fused attention keeps one float32 a head and position in place of the scores. Autocast leaves the
+    residual stream, which the two norms of a block keep, in float32.
 
     Args:
-        model: the shape.
+        model: shape of the model.
         micro_batch: sequences that go through the model at once.
-        precision: of the arithmetic.
-        optimizer: adamw or muon.
-        shards: devices that FSDP spreads parameters, gradients and optimizer state over; 1 for none or DDP.
-        ddp: whether it is DDP.
-        proximal: whether FedProx keeps theta beside the model; FSDP knows none.
+        precision: precision of the arithmetic.
+        optimizer: name of the optimizer: adamw or muon.
+        shards: number of devices over which FSDP spreads parameters, gradients and optimizer state, or 1.
+        ddp: flag: DDP.
+        proximal: flag: FedProx keeps theta beside the model (never with FSDP).
     """
     shapes = parameter_shapes(model)
     sizes = {name: prod(shape) for name, shape in shapes.items()}
@@ -83,7 +83,7 @@ def training_memory(
     if shards > 1:
         block = sum(size for name, size in sizes.items() if name.startswith("blocks.0."))
         root = total - model.n_layers * block
-        copies = 2 * element * (root + 2 * block)  # at work and fetched ahead; parameters and gradients
+        copies = 2 * element * (root + 2 * block)  # the current and the prefetched block; parameters and gradients
     else:
         copies = (BFLOAT * matrices if precision == "amp_bf16" else 0) + FLOAT * total * (ddp + proximal)
     tokens = micro_batch * model.max_seq_len
@@ -98,7 +98,7 @@ def training_memory(
 
 
 def _activations(model: Model, element: int) -> int:
-    """Bytes a token that are kept: of every block, and of the last norm and the head below the logits."""
+    """Bytes a token that the forward pass keeps: of every block, the last norm, and the head without logits."""
     width, inner = model.d_model, model.d_model * model.expansion_ratio
     norms = 2 * (FLOAT * width + 2 * FLOAT)  # input, and each row's mean and deviation
     attention = element * (width + 3 * width + width) + FLOAT * model.n_heads  # input; q, k, v; output
@@ -113,7 +113,7 @@ def _block_gradients(model: Model, element: int) -> int:
 
 
 def peak_tflops(device: str) -> float | None:
-    """A GPU's peak in dense bfloat16, in 10^12 FLOP/s, by its name; None if it is not known here."""
+    """A GPU's peak in dense bfloat16, in 10^12 FLOP/s, by its name; None if unknown."""
     if any(other in device for other in OTHERS):
         return None
     return next((peak for name, peak in PEAKS.items() if name in device), None)
@@ -122,9 +122,9 @@ def peak_tflops(device: str) -> float | None:
 def flops_per_token(model: Model) -> float:
     """Floating-point operations of training on one token: 6 N + 12 L d T.
 
-    Chowdhery et al. 2022 (PaLM), appendix B: 6 for each parameter that is multiplied with (forward and backward;
-    the tied embedding counts once, as the head, and positions are only added), and 12 L H Q T for attention, whose
-    causal half is not taken off.
+    Chowdhery et al. 2022 (PaLM), appendix B: 6 for each parameter that takes part in a multiplication (forward and
+    backward; the tied embedding counts once, as the head, and positions are only added), and 12 L H Q T for
+    attention, without a discount for the causal mask.
     """
     multiplied = parameter_count(model) - model.max_seq_len * model.d_model
     return 6.0 * multiplied + 12.0 * model.n_layers * model.d_model * model.max_seq_len

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from composer.models import ComposerModel
 from torch import Tensor, nn
+from typing_extensions import override
 
 from photon_core.model.init import initial_tensor
 from photon_core.model.meters import ActivationNorm
@@ -38,7 +39,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with a GELU between, (B, T, d) -> (B, T, d)."""
+    """Two layers with a GELU between them, (B, T, d) -> (B, T, d)."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -73,11 +74,11 @@ class Decoder(nn.Module):
         self.norm_f = nn.LayerNorm(model.d_model)
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Composer asks it: what FSDP gathers as one."""
+        """Whether FSDP gathers the module as one unit. Composer calls it."""
         return isinstance(module, Block)
 
     def forward(self, tokens: Tensor, norms: bool = False) -> Any:
-        """The logits; with `norms` also the sum over tokens of the last block's output's Euclidean norm."""
+        """The logits; with `norms` also the Euclidean norms of the last block's outputs, summed over tokens."""
         x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -86,20 +87,20 @@ class Decoder(nn.Module):
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean cross-entropy (nats) of predicting each token but the first from those before it.
+    """Mean cross-entropy (nats) of predicting each token except the first from those before it.
 
     Args:
-        logits: (B, T, vocabulary).
-        tokens: (B, T), int64.
+        logits: scores (B, T, vocabulary).
+        tokens: token ids (B, T), int64.
     """
     targets = F.pad(tokens[:, 1:], (0, 1), value=IGNORED)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def losses_by_sample(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """`next_token_loss`, bit for bit, and beside it the mean loss of every sample, (B,), without a gradient."""
+    """`next_token_loss`, bit for bit, and the mean loss of every sample, (B,), without a gradient."""
     targets = F.pad(tokens[:, 1:], (0, 1), value=IGNORED)
-    scores = F.log_softmax(logits.flatten(0, 1), -1)  # what cross_entropy does, in two
+    scores = F.log_softmax(logits.flatten(0, 1), -1)  # cross_entropy in two steps
     loss = F.nll_loss(scores, targets.flatten(), ignore_index=IGNORED)
     each = F.nll_loss(scores.detach(), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return loss, each.view(tokens.shape).sum(1) / (tokens.shape[1] - 1)
@@ -108,10 +109,10 @@ def losses_by_sample(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 def score(
     decoder: Decoder, tokens: Tensor, norms: bool, by_sample: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A training step's forward pass, down to the loss; what is compiled is this.
+    """A training step's forward pass, including the loss. This is what torch.compile compiles.
 
     Returns:
-        the loss; the sum of activation norms, if `norms`; every sample's loss, (B,), if `by_sample`.
+        The loss; the sum of activation norms, if `norms`; every sample's loss, (B,), if `by_sample`.
     """
     logits, norm = decoder(tokens, True) if norms else (decoder(tokens), None)
     if not by_sample:
@@ -121,15 +122,15 @@ def score(
 
 
 class PhotonModel(ComposerModel):
-    """The decoder as Composer wants it; a batch is {"tokens": int64 (B, T), "id": int64 (B,)}.
+    """The decoder with Composer's interface; a batch is {"tokens": int64 (B, T), "id": int64 (B,)}.
 
-    A batch that has "empty" is there for other ranks' sake: nothing is measured of it.
+    A batch with the key "empty" only keeps this rank in step with the others: nothing of it is measured.
 
     Args:
-        decoder: what is trained.
-        by_sample: keep each sample's loss, until `take_losses`.
-        activations: told of the activations' norms.
-        score: the forward pass, if not plain `score`.
+        decoder: decoder to train.
+        by_sample: flag: keep each sample's loss until `take_losses`.
+        activations: meter of the activations' norms.
+        score: forward pass, such as a compiled one.
     """
 
     def __init__(
@@ -147,8 +148,8 @@ class PhotonModel(ComposerModel):
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """The batch's loss."""
-        tokens, wanted = batch["tokens"], (self._activations is not None, self._losses is not None)
-        loss, norms, losses = self._score(self.decoder, tokens, *wanted)
+        tokens, measured = batch["tokens"], (self._activations is not None, self._losses is not None)
+        loss, norms, losses = self._score(self.decoder, tokens, *measured)
         if not batch.get("empty"):
             if self._activations is not None and norms is not None:
                 self._activations.add(norms, tokens.numel())
@@ -156,6 +157,7 @@ class PhotonModel(ComposerModel):
                 self._losses.append(losses)
         return loss
 
+    @override
     def loss(self, outputs: Tensor, batch: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         return outputs
 
@@ -165,19 +167,20 @@ class PhotonModel(ComposerModel):
         self._losses = []
         return taken
 
+    @override
     def eval_forward(self, batch: dict[str, Tensor], outputs: Tensor | None = None) -> Tensor:
         return self.forward(batch) if outputs is None else outputs
 
 
 def empty_decoder(model: Model, device: str = "cpu") -> Decoder:
-    """A decoder whose parameters hold arbitrary numbers: nothing is drawn only to be overwritten."""
+    """A decoder with uninitialised parameters, so that no numbers are drawn only to be overwritten."""
     with torch.device("meta"):
         decoder = Decoder(model)
     return decoder if device == "meta" else decoder.to_empty(device=device)
 
 
 def load_decoder(model: Model, tensors: dict[str, Tensor], device: str = "cpu") -> Decoder:
-    """A decoder with these parameters, copied into memory of its own.
+    """A decoder with a copy of these parameters.
 
     Raises:
         RuntimeError: names or shapes are not the model's.
@@ -188,6 +191,6 @@ def load_decoder(model: Model, tensors: dict[str, Tensor], device: str = "cpu") 
 
 
 def initial_decoder(model: Model, seed: int) -> Decoder:
-    """The decoder with theta^0."""
+    """The decoder with the initial model theta^0."""
     tensors = {name: torch.from_numpy(initial_tensor(name, model, seed)) for name in parameter_shapes(model)}
     return load_decoder(model, tensors)

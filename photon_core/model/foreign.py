@@ -1,4 +1,4 @@
-"""A checkpoint to start from: safetensors of our own or of a Hugging Face GPT-2, checked by its headers first."""
+"""A checkpoint to start from: safetensors of Photon or of a Hugging Face GPT-2, checked by its headers first."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from schemas.sections.model import Model
 DTYPES = ("F32", "F16", "BF16")
 SUFFIX = ".safetensors"
 JSON_LIMIT = 8 << 20  # bytes of config.json and of the index
-MASKS = (".attn.bias", ".attn.masked_bias")  # buffers that old GPT-2 checkpoints hold beside the parameters
+MASKS = (".attn.bias", ".attn.masked_bias")  # buffers beside the parameters in old GPT-2 checkpoints
 HEAD = "lm_head.weight"
 AGAIN = "save the checkpoint again, or write the path of another"
 NEAR_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python")
@@ -31,7 +31,7 @@ NEAR_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python")
 
 @dataclass(frozen=True)
 class Target:
-    """What a checkpoint's tensor becomes."""
+    """The parameter of the model that a checkpoint's tensor becomes."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,19 +39,19 @@ class Target:
 
 
 class Checkpoint:
-    """The tensors of a checkpoint, each of which is one of the model's. Only headers are read to find that out.
+    """The tensors of a checkpoint, matched with the model's parameters by the files' headers alone.
 
     Args:
         place: path or fsspec URL of a .safetensors file, or of a folder of them (with an index and config.json
             where Hugging Face wrote it).
-        model: the federation file's.
-        options: of the store (endpoint_url, ...), for an s3:// place.
+        model: model section of the federation file.
+        options: storage options (endpoint_url, ...), for an s3:// place.
 
     Attributes:
-        notes: what the operator should know, a sentence each.
+        notes: sentences for the operator.
 
     Raises:
-        FederationError: it is not this model's; the text names the tensor and both shapes.
+        FederationError: the checkpoint is not this model's; the message names the tensor and both shapes.
     """
 
     def __init__(self, place: str, model: Model, options: dict[str, Any]) -> None:
@@ -65,14 +65,14 @@ class Checkpoint:
         self._targets = self._match([info for _, infos in self._files for info in infos])
 
     def write(self, folder: Path) -> tuple[list[Path], dict[str, str]]:
-        """Write the model as our safetensors shards, float32; a few tensors are in memory at a time.
+        """Write the model as Photon's safetensors shards, in float32, with a few tensors in memory at a time.
 
         Returns:
-            the shards, and the sha256 of every file that they come from, by name.
+            The shards, and the sha256 of every source file by name.
 
         Raises:
             FederationError: a tensor holds NaN or infinity, or the head is not the embedding.
-            CorruptFile: a file ended early.
+            CorruptFile: a file ends early.
         """
         plan = self._plan()
         hashes: dict[str, str] = {}
@@ -82,23 +82,27 @@ class Checkpoint:
             with path.open("wb") as sink:
                 sink.write(make_header(shard))
                 for name in shard:
-                    found, array = next(arrays)
-                    assert found == name
+                    source, array = next(arrays)
+                    assert source == name
                     sink.write(np.ascontiguousarray(array).data)
             paths.append(path)
-        next(arrays, None)  # what follows the last tensor counts for its file's hash
+        next(arrays, None)  # bytes after the last tensor belong to its file's hash
         return paths, hashes
 
     def _names(self) -> list[str]:
-        """The folder's safetensors files. A folder with pickles alone is told so."""
-        there = self._store.ls("")
-        if "model.safetensors" in there:
+        """The folder's safetensors files.
+
+        Raises:
+            FederationError: there is none; the message names a pickle if the folder holds only pickles.
+        """
+        listing = self._store.ls("")
+        if "model.safetensors" in listing:
             return ["model.safetensors"]
-        if "model.safetensors.index.json" in there:
+        if "model.safetensors.index.json" in listing:
             return self._indexed("model.safetensors.index.json")
-        names = [name for name in there if name.endswith(SUFFIX)]
+        names = [name for name in listing if name.endswith(SUFFIX)]
         if not names:
-            pickles = [name for name in there if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+            pickles = [name for name in listing if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
             raise FederationError(
                 f"start.checkpoint: there is no {SUFFIX} file in '{self.place}'"
                 + (f"; {pickles[0]} is a pickle, which may run code: convert it to safetensors" if pickles else "")
@@ -114,15 +118,20 @@ class Checkpoint:
         return sorted(set(places.values()))
 
     def _json(self, name: str) -> dict[str, Any]:
-        """A JSON object beside the tensors. Raises FileNotFoundError."""
+        """A JSON object beside the tensors.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FederationError: the file is not a JSON object.
+        """
         try:
-            found = json.loads(self._store.read(name, JSON_LIMIT))
+            value = json.loads(self._store.read(name, JSON_LIMIT))
         except (ValueError, RecursionError) as error:
             reason = str(error)
         else:
-            if isinstance(found, dict):
-                return found
-            reason = "no object"
+            if isinstance(value, dict):
+                return value
+            reason = "not an object"
         raise FederationError(f"start.checkpoint: '{self._store.locate(name)}' is not JSON ({reason}); {AGAIN}")
 
     def _header(self, name: str) -> list[TensorInfo]:
@@ -132,36 +141,37 @@ class Checkpoint:
             raise FederationError(f"start.checkpoint: there is no file '{self._store.locate(name)}'") from None
 
     def _match(self, infos: list[TensorInfo]) -> dict[str, Target]:
-        """The checkpoint's name -> what it becomes, every parameter of the model once."""
+        """The checkpoint's name -> its target; every parameter of the model occurs once."""
         names = {info.name for info in infos}
         if twice := sorted(name for name, count in Counter(info.name for info in infos).items() if count > 1):
             raise FederationError(
                 f"start.checkpoint: the tensor '{twice[0][:200]}' is in two files of '{self.place}'; write the "
                 "path of one checkpoint"
             )
-        wanted = self._wanted(names)
+        expected = self._expected(names)
         for info in infos:
             if info.name == HEAD or info.name.endswith(MASKS):
                 continue
-            self._check(info, wanted)
-        if missing := sorted(wanted.keys() - names):
-            shape = list(wanted[missing[0]].shape)
+            self._check(info, expected)
+        if missing := sorted(expected.keys() - names):
+            shape = list(expected[missing[0]].shape)
             raise FederationError(
-                f"start.checkpoint: '{self.place}' has no tensor '{missing[0]}', which the file's model has as "
-                f"{shape} ({len(missing)} missing){self._shape_of(infos)}"
+                f"start.checkpoint: '{self.place}' has no tensor '{missing[0]}', which the file's model has with "
+                f"shape {shape} ({len(missing)} missing){self._depths(infos)}; correct the file's model section, "
+                "or write another checkpoint"
             )
-        return wanted
+        return expected
 
-    def _wanted(self, names: set[str]) -> dict[str, Target]:
-        """Names and shapes as this kind of checkpoint has them, for the file's model."""
+    def _expected(self, names: set[str]) -> dict[str, Target]:
+        """The names and shapes that this kind of checkpoint has for the file's model."""
         if any(name.startswith("blocks.") for name in names):
             return {name: Target(name, shape) for name, shape in parameter_shapes(self.model).items()}
         prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
         if f"{prefix}wte.weight" not in names or f"{prefix}wpe.weight" not in names:
             shown = ", ".join(f"'{name[:60]}'" for name in sorted(names)[:3])
             raise FederationError(
-                f"start.checkpoint: '{self.place}' holds tensors such as {shown}: it is neither a model of ours "
-                "nor of GPT-2's shape; write another checkpoint"
+                f"start.checkpoint: '{self.place}' holds tensors such as {shown}: it is neither a Photon model "
+                "nor a GPT-2; write another checkpoint"
             )
         self._check_config()
         return {
@@ -169,16 +179,17 @@ class Checkpoint:
             for name, place in gpt2_places(self.model).items()
         }
 
-    def _check(self, info: TensorInfo, wanted: dict[str, Target]) -> None:
-        if info.name not in wanted:
+    def _check(self, info: TensorInfo, expected: dict[str, Target]) -> None:
+        if info.name not in expected:
             raise FederationError(
                 f"start.checkpoint: '{self.place}' has a tensor '{info.name[:200]}' of shape {list(info.shape)}, "
-                "which the file's model has not; correct model: or write another checkpoint"
+                "which the file's model lacks; correct the file's model section, or write another checkpoint"
             )
-        if info.shape != wanted[info.name].shape:
+        if info.shape != expected[info.name].shape:
             raise FederationError(
                 f"start.checkpoint: tensor '{info.name}' of '{self.place}' has shape {list(info.shape)}, but the "
-                f"file's model needs {list(wanted[info.name].shape)}; correct model: or write another checkpoint"
+                f"file's model needs {list(expected[info.name].shape)}; correct the file's model section, or "
+                "write another checkpoint"
             )
         if info.dtype not in DTYPES:
             raise FederationError(
@@ -186,21 +197,21 @@ class Checkpoint:
                 f"write a checkpoint in one of {', '.join(DTYPES)}"
             )
 
-    def _shape_of(self, infos: list[TensorInfo]) -> str:
-        """What the checkpoint's names tell of its depth, for the message."""
+    def _depths(self, infos: list[TensorInfo]) -> str:
+        """The number of blocks of the checkpoint and of the model, for a message."""
         layers = {part for info in infos for part in info.name.split(".") if part.isdecimal()}
         return f"; the checkpoint has {len(layers)} blocks, model.n_layers is {self.model.n_layers}"
 
     def _check_config(self) -> None:
-        """What shapes do not show: heads, activation, epsilon. Without a config.json it is taken as right."""
+        """Check what shapes do not show: heads, activation, epsilon. A missing config.json is only a note."""
         try:
             config = self._json("config.json")
         except FileNotFoundError:
             self.notes.append(
-                "the checkpoint has no config.json: its heads and activation are taken as the model's"
+                "the checkpoint has no config.json: Photon assumes the model's number of heads and activation"
             )
             return
-        wanted = {
+        settings = {
             "model_type": ("gpt2", "gpt2"),
             "n_head": (self.model.n_heads, 12),
             "layer_norm_epsilon": (EPSILON, 1e-5),
@@ -208,16 +219,17 @@ class Checkpoint:
             "scale_attn_weights": (True, True),
             "scale_attn_by_inverse_layer_idx": (False, False),
         }
-        for key, (value, default) in wanted.items():
+        for key, (value, default) in settings.items():
             if config.get(key, default) != value:
                 raise FederationError(
                     f"start.checkpoint: config.json of '{self.place}' has {key} {config.get(key, default)!r}, but "
-                    f"the file's model has {value!r}; correct model: or write another checkpoint"
+                    f"the file's model has {value!r}; correct the file's model section, or write another "
+                    "checkpoint"
                 )
         activation = config.get("activation_function", "gelu_new")
         if activation in NEAR_GELU:
             self.notes.append(
-                f"the checkpoint was trained with {activation}; the model goes on with the exact GELU"
+                f"the checkpoint was trained with {activation}; the model continues with the exact GELU"
             )
         elif activation != "gelu":
             raise FederationError(
@@ -226,7 +238,7 @@ class Checkpoint:
             )
 
     def _plan(self) -> list[dict[str, TensorEntry]]:
-        """Our shards, in the order in which the checkpoint's tensors come."""
+        """Photon's shards, in the order of the checkpoint's tensors."""
         plan: list[dict[str, TensorEntry]] = []
         filled = 0
         shapes = parameter_shapes(self.model)
@@ -243,8 +255,8 @@ class Checkpoint:
         return info.name in self._targets
 
     def _read(self, hashes: dict[str, str]) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Every tensor of the model, in order; the files' hashes are complete when it ends."""
-        same: dict[str, str] = {}  # of the head and the embedding, which are one
+        """Every tensor of the model, in order. The files' hashes are complete when it ends."""
+        tied: dict[str, str] = {}  # hashes of the head and the embedding, which must be equal
         for file, infos in self._files:
             digest = hashlib.sha256()
             with self._store.open_read(file) as source:
@@ -252,21 +264,22 @@ class Checkpoint:
                 for info in infos:
                     data = _take(source, info.end - info.start, digest)
                     if info.name == HEAD or info.name.endswith("wte.weight"):
-                        same[info.name] = hashlib.sha256(data).hexdigest()
+                        tied[info.name] = hashlib.sha256(data).hexdigest()
                     if not self._is_kept(info):
                         continue
                     array = _float32(data, info)
                     if not np.isfinite(array).all():
                         raise FederationError(
-                            f"start.checkpoint: tensor '{info.name}' of '{self.place}' holds NaN or infinity"
+                            f"start.checkpoint: tensor '{info.name}' of '{self.place}' holds NaN or infinity; "
+                            "write another checkpoint"
                         )
                     target = self._targets[info.name]
                     yield target.name, array.T if target.transposed else array
             hashes[file] = digest.hexdigest()
-        if HEAD in same and len(set(same.values())) > 1:
+        if HEAD in tied and len(set(tied.values())) > 1:
             raise FederationError(
-                f"start.checkpoint: '{HEAD}' of '{self.place}' is not its embedding; the model's are one (tied): "
-                "write another checkpoint"
+                f"start.checkpoint: '{HEAD}' of '{self.place}' differs from its embedding, but the model ties "
+                "them; write another checkpoint"
             )
 
 
@@ -276,7 +289,7 @@ def _take(source: BinaryIO, count: int, digest: Any) -> bytearray:
     while done < count:
         read = source.readinto(view[done:])  # type: ignore[attr-defined]
         if not read:
-            raise CorruptFile(f"start.checkpoint: a file ended {count - done} bytes early")
+            raise CorruptFile(f"start.checkpoint: a file ends {count - done} bytes early; download it again")
         done += read
     digest.update(data)
     return data

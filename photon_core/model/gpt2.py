@@ -1,8 +1,8 @@
-"""Our model in GPT-2's terms, and back: names, transpositions, config.json.
+"""Photon's model in GPT-2's terms, and back: names, transpositions, config.json.
 
 Hugging Face's GPT-2 computes what photon_core/model/decoder.py does (learned positions, pre-norm blocks, biases,
-tied embeddings), but keeps the blocks' matrices as (in, out), where torch.nn.Linear and we have (out, in).
-Its `activation_function` is "gelu" for ours, the exact one; GPT-2 itself was trained with "gelu_new".
+tied embeddings), but keeps the blocks' matrices as (in, out), where torch.nn.Linear and Photon have (out, in).
+Its `activation_function` is "gelu", the exact one, for Photon's models; GPT-2 itself was trained with "gelu_new".
 """
 
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ BLOCK = {
     "ffn.down_proj": "mlp.c_proj",
 }
 PREFIX = "transformer."
-EPSILON = 1e-5  # of our layer norms: torch's default
+EPSILON = 1e-5  # of the decoder's layer norms: torch's default
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where GPT-2 keeps one of our tensors.
+    """The place of one of Photon's tensors in a GPT-2 checkpoint.
 
     Args:
-        name: there.
-        shape: there.
-        transposed: the matrix is the transpose of ours.
+        name: name in GPT-2.
+        shape: shape in GPT-2.
+        transposed: flag: GPT-2 has the transpose of Photon's matrix.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Place:
 
 
 def gpt2_places(model: Model) -> dict[str, Place]:
-    """Our name -> its place in a GPT-2 checkpoint, for every parameter of the model."""
+    """Photon's name -> its place in a GPT-2 checkpoint, for every parameter of the model."""
     places = {}
     for name, shape in parameter_shapes(model).items():
         part, _, kind = name.rpartition(".")
@@ -48,13 +48,13 @@ def gpt2_places(model: Model) -> dict[str, Place]:
             continue
         _, layer, inner = part.split(".", 2)
         transposed = len(shape) == 2
-        there = shape[::-1] if transposed else shape
-        places[name] = Place(f"{PREFIX}h.{layer}.{BLOCK[inner]}.{kind}", there, transposed)
+        place = f"{PREFIX}h.{layer}.{BLOCK[inner]}.{kind}"
+        places[name] = Place(place, shape[::-1] if transposed else shape, transposed)
     return places
 
 
 def gpt2_config(model: Model, end_of_text: int) -> dict[str, Any]:
-    """config.json of the model for transformers."""
+    """The model's config.json for the transformers library."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

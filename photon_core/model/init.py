@@ -1,9 +1,9 @@
-"""theta^0, a function of the seed and the model's shape alone: every machine makes the same bytes.
+"""The initial model theta^0, a function of seed and shape alone: every machine makes the same bytes.
 
 The scheme is llm-foundry's default for MPT (`kaiming_normal_`, fan_in, relu): matrices and embeddings normal
 with deviation sqrt(2 / fan_in), projections into the residual stream divided by sqrt(2 n_layers), biases 0,
-norms 1. Numbers come from NumPy, tensor by tensor, each from a generator named after the tensor, because
-torch's depend on the processor's vector width.
+norms 1. NumPy draws the numbers, with a generator for each tensor that is seeded with its name: torch's numbers
+depend on the processor's vector width.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ def initial_tensor(name: str, model: Model, seed: int) -> NDArray[np.float32]:
     """One parameter of theta^0.
 
     Args:
-        name: as in `parameter_shapes`.
-        model: the shape.
-        seed: the federation's seed.
+        name: parameter name, as in `parameter_shapes`.
+        model: shape of the model.
+        seed: seed of the federation.
     """
     shape = parameter_shapes(model)[name]
     if name.endswith("bias"):
@@ -45,7 +45,7 @@ def initial_tensor(name: str, model: Model, seed: int) -> NDArray[np.float32]:
 
 
 def initial_model(federation: Federation, folder: Path) -> list[Path]:
-    """Write theta^0 as safetensors shards into `folder`; at most one shard is in memory at a time."""
+    """Write theta^0 as safetensors shards into `folder`, with at most one shard in memory at a time."""
     from safetensors.numpy import save_file
 
     from photon_core.tensors.container import make_metadata

@@ -1,4 +1,4 @@
-"""The model's parameters by name and shape, without torch: what the start, the plan and the checks share."""
+"""The model's parameters by name and shape, without torch, for the start, the plan and the checks."""
 
 from collections.abc import Collection
 
@@ -48,19 +48,19 @@ def parameter_count(model: Model) -> int:
 
 
 def is_hidden_matrix(name: str) -> bool:
-    """Whether the parameter is a matrix between two hidden layers: no embedding, bias or norm."""
+    """Whether the parameter is a matrix between two hidden layers, not an embedding, bias or norm."""
     return name.startswith("blocks.") and name.endswith(("Wqkv.weight", "_proj.weight"))
 
 
 def moment_shapes(model: Model, optimizer: str, apart: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what the inner optimizer keeps between two steps, its step count aside.
+    """Name -> shape of the inner optimizer's moments, its state between two steps except the step count.
 
-    <moment>.<parameter>, the moments being exp_avg and exp_avg_sq under adamw; momentum of the hidden matrices
-    under muon, which leaves the others to adamw.
+    Names are <moment>.<parameter>. The moments are exp_avg and exp_avg_sq with adamw. With muon, hidden matrices
+    have momentum instead, and adamw updates the others.
 
     Args:
-        model, optimizer: of the federation file.
-        apart: parameters that are left out.
+        model, optimizer: sections of the federation file.
+        apart: parameters that are excluded.
     """
     shapes = {}
     for name, shape in parameter_shapes(model).items():

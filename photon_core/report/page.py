@@ -118,7 +118,7 @@ def render_page(
 
 def lead(record: Record) -> str:
     """The run in one or two sentences."""
-    if not record.birth:
+    if not record.run_manifest:
         return f"Nothing has happened yet: {record.url} has no run of this name."
     model, local = record.federation["model"], record.federation["local"]
     shape = f"{model['n_layers']} layers of width {model['d_model']}"
@@ -169,7 +169,7 @@ def notes(record: Record) -> list[str]:
     texts = [f"{_capital(sentence(m))}." for m in record.rounds if m.kind != "train"][-3:]
     if not record.trained:
         first = ["No round is committed yet. Figures and tables appear with the first one."]
-        return texts or (first if record.birth else [])
+        return texts or (first if record.run_manifest else [])
     last = record.trained[-1]
     texts += [f"Round {last.round} excluded {site}: {why}" for site, why in sorted(last.left_out.items())[:5]]
     if len(last.left_out) > 5:
@@ -265,7 +265,7 @@ def _earlier(timed: Sequence[RoundManifest], shown: Sequence[RoundManifest]) -> 
 
 
 def _yaml(record: Record) -> str:
-    if not record.birth:
+    if not record.run_manifest:
         return ""
     import yaml
 

@@ -168,7 +168,8 @@ def seconds(value: float | None) -> str:
 
 def version_table(record: Record) -> Table:
     """The coordinator's versions, and different versions at the sites."""
-    ours = record.rounds[-1].versions if record.rounds else (record.birth.versions if record.birth else {})
+    newest = record.rounds[-1] if record.rounds else record.run_manifest
+    ours = newest.versions if newest else {}
     rows = [Row((name, version, _others(record, name, version))) for name, version in ours.items()]
     if not any(row.cells[2] for row in rows):
         return Table(("package", "version"), [Row(row.cells[:2]) for row in rows], words=True, title="Versions")
@@ -186,10 +187,10 @@ def _others(record: Record, name: str, version: str) -> str:
 def hash_table(record: Record) -> Table:
     """The hashes of the run's inputs and results."""
     rows = []
-    if record.birth:
+    if record.run_manifest:
         rows += [
-            Row(("federation file", record.birth.federation_sha256)),
-            Row(("tokenizer", record.birth.tokenizer_sha256)),
+            Row(("federation file", record.run_manifest.federation_sha256)),
+            Row(("tokenizer", record.run_manifest.tokenizer_sha256)),
         ]
     if record.rounds:
         last = record.rounds[-1]
@@ -198,7 +199,7 @@ def hash_table(record: Record) -> Table:
             Row((f"model of round {last.round}", last.model_sha256)),
             Row((f"manifest of round {last.round}, which covers all earlier ones", record.last_sha256)),
         ]
-        if last.federation_sha256 != (record.birth.federation_sha256 if record.birth else ""):
+        if last.federation_sha256 != (record.run_manifest.federation_sha256 if record.run_manifest else ""):
             rows.append(Row((f"federation file at round {last.round}", last.federation_sha256)))
     rows += [Row((f"data of {site}", update.data_sha256)) for site, update in sorted(record.updates.items())]
     return Table(("what", "sha256"), rows, words=True, title="Hashes")

@@ -1,4 +1,4 @@
-"""What a run has had since its birth (run.json): its recipe, and where its learning-rate schedules end."""
+"""What a run keeps from its start (run.json): its recipe, and the ends of its learning-rate schedules."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from schemas.federation import Federation
 from schemas.manifests import RoundManifest, RunManifest
 from schemas.presets import apply_preset
 
-# What a recipe brings. The schedule's warm-up and end are not among it: they follow from the run's length.
+# The keys that a recipe sets, without the schedule's warm-up and end, which follow from the run's length.
 BROUGHT = (
     *("local.steps", "local.optimizer", "local.optimizer_state", "local.clip_norm"),
     *("local.schedule.name", "local.schedule.alpha"),
@@ -19,48 +19,48 @@ BROUGHT = (
 )
 
 
-def check_recipe(birth: RunManifest | None, federation: Federation) -> None:
-    """Refuse a file that gets another recipe than its run was born with, where that changes how it learns.
+def check_recipe(first: RunManifest | None, federation: Federation) -> None:
+    """Refuse a file with another recipe than its run started with, if that changes how the model learns.
 
-    A recipe is a set of defaults. A run keeps its own for good; each key of it may be changed by the file.
+    A recipe is a set of defaults. A run always keeps its own; the file may change single keys of it.
 
     Raises:
-        FederationError: with the line to write.
+        FederationError: the recipe is another; the message has the line to write.
     """
-    if birth is None or (then := birth.federation.get("recipe")) == federation.recipe:
+    if first is None or (then := first.federation.get("recipe")) == federation.recipe:
         return
     now = federation.model_dump(mode="json")
-    changed = [key for key in BROUGHT if _at(birth.federation, key) not in (None, _at(now, key))]
+    changed = [key for key in BROUGHT if _at(first.federation, key) not in (None, _at(now, key))]
     if changed:
         raise FederationError(
-            f"recipe: run '{birth.run}' was begun with recipe: {then or 'null'}, and this file gets recipe: "
-            f"{federation.recipe or 'null'}, which changes {', '.join(changed)}; to go on as before write "
-            f"`recipe: {then or 'null'}`, and beside it the keys that are to change on purpose"
+            f"recipe: run '{first.run}' started with recipe: {then or 'null'}, but this file has recipe: "
+            f"{federation.recipe or 'null'}, which changes {', '.join(changed)}; to continue unchanged, write "
+            f"`recipe: {then or 'null'}`, and beside it only the keys that you want to change"
         )
 
 
 def as_born(run: Run, federation: Federation) -> Federation:
-    """The file with its schedules' ends where the run's birth has put them, unless the file itself says where.
+    """The file with the schedules' ends of the run's start, unless the file itself sets them.
 
-    The ends are T of the local schedule, in steps, and the last round of the server's. Raising rounds.count later
-    moves neither, nor does changing local.steps, or local.batch_size, by which recipe: photon stretches T: no
-    step's learning rate becomes another than it was.
+    The ends are T of the local schedule, in steps, and the last round of the server's. A larger rounds.count moves
+    neither end. Nor does another local.steps, or another local.batch_size, by which recipe: photon stretches T. So
+    no step's learning rate changes afterwards.
 
     Raises:
-        FederationError: a warm-up does not fit into them.
+        FederationError: a warm-up does not fit before the end.
     """
-    birth = run.birth()
-    if birth is None:
+    first = run.run_manifest()
+    if first is None:
         return federation
     ends: dict[str, dict[str, int]] = {}
-    count, length = _at(birth.federation, "rounds.count"), _at(birth.federation, "local.steps")
-    steps = _at(birth.federation, "local.schedule.total_steps") or (count * length if count and length else None)
+    count, length = _at(first.federation, "rounds.count"), _at(first.federation, "local.steps")
+    steps = _at(first.federation, "local.schedule.total_steps") or (count * length if count and length else None)
     local, server = federation.local.schedule, federation.server.schedule
     needs_end = local.name != "constant" or local.warmup_steps is None  # a share of T
     brought = local.total_steps in (None, _recipes_end(federation))
     if needs_end and brought and steps not in (None, federation.schedule_steps):
         ends["local"] = {"total_steps": steps}
-    rounds = _at(birth.federation, "server.schedule.total_rounds") or count
+    rounds = _at(first.federation, "server.schedule.total_rounds") or count
     if server.name != "constant" and server.total_rounds is None and rounds not in (None, federation.rounds.count):
         ends["server"] = {"total_rounds": rounds}
     return _with_ends(federation, ends) if ends else federation
@@ -74,7 +74,7 @@ def as_entered(federation: Federation, entry: RoundManifest) -> Federation:
 
 
 def _recipes_end(federation: Federation) -> int | None:
-    """T as the file's preset and recipe bring it, whatever the file itself says; None if they bring none."""
+    """T by the file's preset and recipe, without the file's own value; None if they set none."""
     data = federation.model_dump(mode="json")
     del data["local"]["schedule"]["total_steps"]
     end = _at(apply_preset(data), "local.schedule.total_steps")
@@ -91,13 +91,13 @@ def _with_ends(federation: Federation, ends: dict[str, dict[str, int]]) -> Feder
         first = error.errors()[0]
         where = ".".join(map(str, first.get("ctx", {}).get("at", first["loc"])))
         raise FederationError(
-            f"{where}: {first['msg']}; this run's schedules end where they did at its birth"
+            f"{where}: {first['msg']}; the ends of a run's schedules are those of its start"
         ) from None
 
 
 def _at(data: dict[str, Any], key: str) -> Any:
     """The value at a dotted key; None in a run that is older than the key."""
-    here: Any = data
+    value: Any = data
     for part in key.split("."):
-        here = here.get(part) if isinstance(here, dict) else None
-    return here
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

@@ -1,9 +1,9 @@
-"""What of a run's tensors may go, and taking it away: old rounds, and litter that no manifest names.
+"""Garbage collection: find and delete tensor files that are no longer needed, of old rounds and unreferenced ones.
 
-Manifests (JSON) always stay, so that the chain of rounds, `photon status` and reports go on. Rounds that are not
-committed are never touched: updates wait there to be aggregated, and uploads may be going on. What is decided
-from a look at a store stays right while a run goes on: later commits only add rounds, and the latest round seen
-is always kept whole. Only a rollback may name an old round's files again: it is looked for before they go.
+Manifests (JSON) are always kept, so that the chain of rounds, `photon status` and reports continue to work. Rounds
+that are not committed are never touched: they hold updates to be aggregated, and uploads may be running. A plan
+made from a listing of the store stays valid while the run continues: later commits only add rounds, and the latest
+listed round is kept whole. Only a rollback can name an old round's files again, so it is checked before a removal.
 
 The key layers of each member's newest aggregated update are kept at any age: the member continues with them.
 """
@@ -30,17 +30,17 @@ THREADS = 8  # removals at a time
 
 @dataclass(frozen=True)
 class Rule:
-    """What is kept.
+    """The retention rule.
 
     Args:
-        last: the newest so many committed rounds, at least 1.
-        every: also every round whose number is a multiple of this.
-        litter_seconds: age from which a file of ours that no manifest names goes.
+        last: number of newest committed rounds to keep, at least 1.
+        every: divisor: rounds whose number is a multiple of it are kept, too.
+        orphan_seconds: age from which Photon's unreferenced files are removed.
     """
 
     last: int = 3
     every: int | None = None
-    litter_seconds: float = DAY
+    orphan_seconds: float = DAY
 
     def keeps(self, t: int, latest: int) -> bool:
         return t > latest - self.last or bool(self.every and t % self.every == 0)
@@ -48,23 +48,23 @@ class Rule:
 
 @dataclass(frozen=True)
 class Plan:
-    """What may go.
+    """The files to remove.
 
     Args:
-        latest: the last committed round.
-        kept: committed rounds whose tensors all stay.
-        rounds: those whose tensors go, with the files that are still there.
-        litter: files that no manifest names, under the names that uploads and aggregations give.
+        latest: latest committed round.
+        kept: committed rounds of which all tensors are kept.
+        rounds: existing files by round, of the rounds whose tensors are removed.
+        orphans: unreferenced files, with names that uploads and aggregations give.
     """
 
     latest: int
     kept: list[int]
     rounds: dict[int, list[Found]] = field(default_factory=dict)
-    litter: list[Found] = field(default_factory=list)
+    orphans: list[Found] = field(default_factory=list)
 
     @property
     def files(self) -> list[Found]:
-        return [*(file for files in self.rounds.values() for file in files), *self.litter]
+        return [*(file for files in self.rounds.values() for file in files), *self.orphans]
 
     @property
     def bytes(self) -> int:
@@ -80,22 +80,22 @@ def plan(
     holders: Mapping[int, int] | None = None,
     held: Collection[str] = (),
 ) -> Plan:
-    """What may go. Looks at nothing but its arguments.
+    """The plan. A pure function.
 
     Args:
-        found: every file of the run's folder.
-        named: path -> the committed round, or the latest of several, whose manifests cover the file.
+        found: all files of the run's folder.
+        named: path -> the latest committed round whose manifests cover the file.
         committed: numbers of the committed rounds, ascending, at least one.
-        rule: what is kept.
-        now: seconds since the epoch.
-        holders: round -> the one in whose folder its files are, of rounds that the rule keeps; itself if left out.
+        rule: retention rule.
+        now: current time, seconds since the epoch.
+        holders: round -> the round whose folder holds its files, of rounds that the rule keeps; default: itself.
         held: paths of files to keep, of any round.
     """
     if rule.last < 1 or (rule.every is not None and rule.every < 1):
         raise PhotonError("photon gc keeps at least the latest round: --keep-last and --keep-every are 1 or more")
     latest, gone = committed[-1], removed_rounds(found)
     kept = {t for t in committed if rule.keeps(t, latest)}
-    back = {holder for t, holder in (holders or {}).items() if holder != t and t in kept}  # rolled back to
+    back = {holder for t, holder in (holders or {}).items() if holder != t and t in kept}  # targets of rollbacks
     result = Plan(latest, [t for t in committed if t in kept | back and t not in gone])
     for file in found:
         place = place_at(file.path)
@@ -105,21 +105,21 @@ def plan(
             covering = named[file.path]
             if covering not in back and (covering in gone or covering not in kept):
                 result.rounds.setdefault(place.t, []).append(file)
-        elif _is_litter(place) and file.path not in named and now - file.modified >= rule.litter_seconds:
-            result.litter.append(file)
+        elif _may_be_orphan(place) and file.path not in named and now - file.modified >= rule.orphan_seconds:
+            result.orphans.append(file)
     return result
 
 
-def _is_litter(place: Place) -> bool:
-    """Whether a file of a round has a name that only our own code gives to what no manifest names yet."""
+def _may_be_orphan(place: Place) -> bool:
+    """Whether a file has a name that Photon gives only to files that no manifest names yet."""
     return place.kind in SHARDS or bool(TEMPORARY.fullmatch(place.path.rpartition("/")[2]))
 
 
 def look(run: Run, rule: Rule, now: float | None = None) -> Plan:
-    """The plan for a run as its store is now; reads manifests only.
+    """The plan for a run from the current content of its store. Reads manifests only.
 
     Raises:
-        PhotonError: nothing is committed yet, or the chain of rounds is broken.
+        PhotonError: no round is committed yet, or the chain of rounds is broken.
     """
     latest = run.latest()
     if latest is None:
@@ -131,31 +131,31 @@ def look(run: Run, rule: Rule, now: float | None = None) -> Plan:
 
 
 def remove(run: Run, plan: Plan) -> None:
-    """Take away what the plan says. Stopped anywhere, it may be done again.
+    """Remove the files of the plan. Idempotent; may be interrupted anywhere.
 
-    A note of each round comes first, so that what is missing is never taken for damage. A round that a rollback
-    has gone back to since the look stays, whether that was before the note or after it. So do the key layers with
+    A note of each round is written first, so that missing files are never mistaken for damage. A round is kept if
+    a rollback has returned to it since the listing, both before and after the note. So are the key layers with
     which its members then continue.
     """
-    stay = _named_since(run, plan.latest)
-    rounds = {t: files for t, files in plan.rounds.items() if t not in stay}
+    kept = _named_since(run, plan.latest)
+    rounds = {t: files for t, files in plan.rounds.items() if t not in kept}
     for t, files in rounds.items():
         size = sum(file.bytes for file in files)
         note = RemovalManifest(run=run.run, round=t, files=len(files), bytes=size, created=utc_now())
         try:
             run.record_removal(note)
         except StoreConflict:
-            pass  # another collection, or an earlier one that was stopped
-    stay |= _named_since(run, plan.latest)
+            pass  # a concurrent collection, or an earlier one that was interrupted
+    kept |= _named_since(run, plan.latest)
     held = _held(run, plan.files, range(plan.latest + 1, (run.latest() or 0) + 1))
-    files = [file for t, found in rounds.items() if t not in stay for file in found if file.path not in held]
+    files = [file for t, found in rounds.items() if t not in kept for file in found if file.path not in held]
     with ThreadPoolExecutor(THREADS, "gc") as pool:
-        for _ in pool.map(lambda file: run.store.discard(file.path), [*files, *plan.litter]):
+        for _ in pool.map(lambda file: run.store.discard(file.path), [*files, *plan.orphans]):
             pass
 
 
 def _named_since(run: Run, latest: int) -> set[int]:
-    """Rounds whose files a round committed after `latest` names."""
+    """Rounds whose files are named by a round that was committed after `latest`."""
     return {run.holder(t) for t in range(latest + 1, (run.latest() or 0) + 1)}
 
 
@@ -186,7 +186,7 @@ def _held(run: Run, found: Sequence[Found], rounds: Iterable[int]) -> set[str]:
 
 
 def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
-    """Path -> the latest round whose manifests cover it. Rounds without data, or uncommitted, are passed over."""
+    """Path -> the latest round whose manifests cover it. Rounds without data, or not committed, are skipped."""
     with_data = {place.t for f in found if f.path.endswith(DATA) and (place := place_at(f.path))}
     named: dict[str, int] = {}
 
@@ -203,17 +203,17 @@ def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
                 cover(of, (f"{folder}/{entry.path}" for entry in entries))
         except StoreUnavailable:
             raise
-        except (Unreadable, StoreRefused, OSError):  # it may be a manifest: all beside it stays
+        except (Unreadable, StoreRefused, OSError):  # it may be a manifest: everything beside it is kept
             beside = file.path.rpartition("/")[0]
             cover(t, (other.path for other in found if other.path.startswith(f"{beside}/")))
-        except PhotonError:  # no manifest: what lies beside it is litter
+        except PhotonError:  # not a manifest: the files beside it are unreferenced
             if place.kind is PlaceKind.ROUND_JSON:
                 raise
     return named
 
 
 def _covered(run: Run, place: Place) -> Iterator[tuple[int, str, list[FileEntry]]]:
-    """Of the manifest at this place, if it is one: the round, the folder, the files that it covers."""
+    """The round, the folder and the files that the manifest at this place covers, if it is a manifest."""
     t, site = place.t, place.site
     if place.kind is PlaceKind.ROUND_JSON and (manifest := run.round(t)):
         yield run.holder(t), run.files_dir(t), files_of(manifest)

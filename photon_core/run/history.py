@@ -1,4 +1,4 @@
-"""The committed rounds of a run, read in parallel, and what they say in sentences."""
+"""The committed rounds of a run, read in parallel, and their remarks as sentences."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,31 +14,31 @@ from schemas.manifests import (
     RoundManifest,
 )
 
-READERS = 16  # manifests read at the same time: a store far away answers each in some 50 ms
+READERS = 16  # concurrent reads of manifests: a distant store answers each in some 50 ms
 
 
 def history(run: Run, last: int | None = None) -> list[RoundManifest]:
-    """Every committed round, from 0 to `last`, or to the latest if left out.
+    """Every committed round, from 0 to `last`, by default to the latest.
 
     Raises:
-        PhotonError: a manifest that the latest one follows is missing or changed.
+        PhotonError: an earlier round's manifest is missing or changed.
     """
     latest = run.latest() if last is None else last
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(run.round, range(0 if latest is None else latest + 1)))
-    rounds = [manifest for manifest in found if manifest is not None]
-    if len(rounds) != len(found):
-        t = found.index(None)
-        raise PhotonError(f"{run.store.url}: round {t} of run '{run.run}' is missing, but round {latest} is there")
+        manifests = list(pool.map(run.round, range(0 if latest is None else latest + 1)))
+    rounds = [manifest for manifest in manifests if manifest is not None]
+    if len(rounds) != len(manifests):
+        t = manifests.index(None)
+        raise PhotonError(f"{run.store.url}: round {t} of run '{run.run}' is missing, but round {latest} exists")
     return rounds
 
 
 def remarks(manifest: RoundManifest) -> list[str]:
-    """What was out of the ordinary in a round, a line each: the guard, who is missing and why, what went on."""
+    """Everything unusual in a round, a line each: the guard, excluded sites, paused sites, incidents."""
     return [
         *([sentence(manifest)] if manifest.kind != "train" else []),
         *(f"Guard: {note}" for note in manifest.guard),
-        *(f"Left out: {site} ({reason})" for site, reason in sorted(manifest.left_out.items())),
+        *(f"Excluded: {site} ({reason})" for site, reason in sorted(manifest.left_out.items())),
         *([f"Paused: {', '.join(manifest.paused)}"] if manifest.paused else []),
         *(f"{site}: {'; '.join(notes)}" for site, notes in sorted(manifest.incidents.items())),
         *(f"Not evaluated: {site} ({reason})" for site, reason in sorted(manifest.not_evaluated.items())),
@@ -46,10 +46,10 @@ def remarks(manifest: RoundManifest) -> list[str]:
 
 
 def check_kept(run: Run, t: int) -> None:
-    """Refuse to read the tensors of a round that garbage collection took, or of one that names them.
+    """Refuse to read the tensors of a round if garbage collection has removed the files that it names.
 
     Raises:
-        PhotonError: it did; which rounds are kept is in the message.
+        PhotonError: they were removed; the message lists the kept rounds.
     """
     note = run.removed(run.holder(t))
     if note is None:
@@ -73,6 +73,6 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def removed_rounds(found: Iterable[Found]) -> set[int]:
-    """Rounds whose tensors `photon gc` has taken, by the files of a run."""
+    """Rounds whose tensors `photon gc` has removed, by the files of a run."""
     places = (place_at(file.path) for file in found)
     return {place.t for place in places if place and place.kind is PlaceKind.REMOVED}

@@ -1,8 +1,8 @@
-"""The rounds that a model comes from. After a rollback from round 4 to 2, round 6 comes from 0, 1, 2 and 6.
+"""The line of rounds that a model comes from: after a rollback from round 4 to 2, that of round 6 is 0, 1, 2, 6.
 
-A run's rounds are one chain of commits, and a rollback is a link of it like any other. Whatever looks back at how
-the model was trained (site states, sampling, guard, curves) follows the line instead: it passes over a round
-without updates, and over all that this round has left behind.
+A run's rounds are one chain of commits, and a rollback is a link of it like any other. Code that looks back at how
+the model was trained (site states, sampling, guard, curves) follows the line instead: the line skips a round
+without updates, and all rounds that it rolled back.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,27 +14,27 @@ from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import LastUpdate, RoundManifest, UpdateRef
 
-TOKENS = "data_tokens"  # the metric of an update that tells how many tokens a site has prepared for training
+TOKENS = "data_tokens"  # metric of an update: number of tokens that a site has prepared for training
 
 
 def line(run: Run, t: int) -> Iterator[RoundManifest]:
-    """The trained rounds that round t's model comes from, the newest first, down to round 0; read one by one.
+    """The trained rounds that round t's model comes from, from the newest down to round 0, read one by one.
 
     Raises:
-        PhotonError: one of them is missing.
+        PhotonError: a round is missing.
     """
     at: int | None = t
     while at is not None:
         manifest = run.round(at)
         if manifest is None:
-            raise PhotonError(f"{run.store.url}: round {at} of run '{run.run}' is missing, but round {t} is there")
+            raise PhotonError(f"{run.store.url}: round {at} of run '{run.run}' is missing, but round {t} exists")
         if manifest.kind == "train":
             yield manifest
         at = parent(manifest)
 
 
 def place_of(run: Run, t: int) -> int:
-    """What round t, which is not committed, would be among the trained rounds that its model comes from."""
+    """The place that round t, which is not committed yet, will have among the trained rounds of its line."""
     before = run.round(t - 1) if t > 0 else None
     return t if before is None else before.place + 1
 
@@ -47,19 +47,19 @@ def parent(manifest: RoundManifest) -> int | None:
 
 
 def on_line(rounds: Sequence[RoundManifest]) -> list[RoundManifest]:
-    """The same of all rounds from 0 to the last, read before; the oldest first."""
-    found: list[RoundManifest] = []
+    """The line of the last of these rounds, the oldest first. `rounds` are all rounds from 0 on."""
+    trained: list[RoundManifest] = []
     at = rounds[-1].round if rounds else None
     while at is not None:
         manifest = rounds[at]
         if manifest.kind == "train":
-            found.append(manifest)
+            trained.append(manifest)
         at = parent(manifest)
-    return found[::-1]
+    return trained[::-1]
 
 
 def rounds_left(federation: Federation, latest: RoundManifest | None) -> int:
-    """Rounds that are still to be trained. A rollback gives those that it has left behind back to rounds.count."""
+    """Number of rounds that are still to be trained. Rounds that were rolled back do not count as trained."""
     return max(0, federation.total_rounds - (latest.place if latest else 0))
 
 
@@ -69,27 +69,31 @@ def progress(federation: Federation, done: int) -> str:
 
 
 def last_number(federation: Federation, latest: RoundManifest | None) -> int:
-    """Number of the round with which rounds.count is reached: larger than that after a rollback."""
+    """Number of the round that completes rounds.count; it is larger than rounds.count after a rollback."""
     return (latest.round if latest else 0) + rounds_left(federation, latest)
 
 
 def newest(run: Run) -> RoundManifest | None:
-    """The latest committed round's manifest. Raises CorruptFile as `Run.latest` does."""
+    """The latest committed round's manifest, or None.
+
+    Raises:
+        CorruptFile: its link to the round before is broken.
+    """
     latest = run.latest()
     return None if latest is None else run.round(latest)
 
 
 def sentence(manifest: RoundManifest) -> str:
-    """A round without updates in words: what it is, who asked for it, and why."""
+    """A round without updates in words: what it is, who requested it, and why."""
     why = f" ({printable(manifest.reason, 300)})" if manifest.reason else ""
-    by = f", asked for by {printable(manifest.who, 100)}" if manifest.who else ""
+    by = f", requested by {printable(manifest.who, 100)}" if manifest.who else ""
     return f"round {manifest.round} is a {manifest.kind} to round {manifest.to}{by}{why}"
 
 
 def last_updates(run: Run, t: int) -> dict[str, LastUpdate]:
-    """site -> its newest aggregated update on the line of round t, this one included.
+    """site -> its newest aggregated update on the line of round t, which includes round t.
 
-    One manifest is read, and more only of a run whose rounds do not yet say what was earlier.
+    One manifest is read; more only in old runs, whose manifests do not name earlier updates.
     """
     found: dict[str, LastUpdate] = {}
     for manifest in line(run, t):
@@ -107,10 +111,10 @@ def last_updates(run: Run, t: int) -> dict[str, LastUpdate]:
 
 
 def earlier(run: Run, t: int, updates: Mapping[str, UpdateRef]) -> dict[str, LastUpdate]:
-    """What round t's manifest says of sites that have no update in it, or one that does not say their tokens."""
-    found = last_updates(run, t - 1)
-    untold = {site for site, update in updates.items() if not _tokens(update)}
-    return {s: one for s, one in found.items() if s not in updates or (s in untold and one.data_tokens)}
+    """Earlier updates for round t's manifest, of sites that have no update in it, or one without tokens."""
+    last = last_updates(run, t - 1)
+    unknown = {site for site, update in updates.items() if not _tokens(update)}
+    return {s: one for s, one in last.items() if s not in updates or (s in unknown and one.data_tokens)}
 
 
 def _add(found: dict[str, LastUpdate], site: str, older: LastUpdate) -> None:

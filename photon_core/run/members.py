@@ -1,4 +1,4 @@
-"""Members: who takes part in a federation's rounds, as sampling, dispatch, gathering and limits see them.
+"""Members of a federation: the interface by which sampling, dispatch, gathering and limits see who takes part.
 
 A site trains on its own text. A federation that is a member runs its own rounds, over its own members, in each
 round of its parent. Its limit is the sum of its members' limits over those rounds.
@@ -20,7 +20,7 @@ from schemas.sections.tree import Child
 from schemas.view import SiteView, active_views, view_of, views
 
 T = TypeVar("T")
-FEDNOVA_FACTOR = 4.0  # of its steps in the file that a site with a time limit may say it has not made
+FEDNOVA_FACTOR = 4.0  # a site with a time limit counts with at least 1/FEDNOVA_FACTOR of its steps in the file
 
 
 class Work(NamedTuple):
@@ -30,13 +30,13 @@ class Work(NamedTuple):
     steps: int
 
 
-# More than anybody trains in a round: more tokens would drown the others' weights, and the largest count of steps
-# moves everyone's learning-rate schedule.
+# More than any site trains in a round. More tokens would outweigh all other sites, and the largest number of steps
+# moves the learning-rate schedule of all sites.
 ANY_WORK = Work(tokens=10**15, steps=10**9)
 
 
 class Party(Protocol):
-    """Who brings updates to a federation: a member, or a site's view of itself."""
+    """A source of updates: a member, or a site's view of itself."""
 
     @property
     def name(self) -> str:
@@ -45,7 +45,7 @@ class Party(Protocol):
 
     @property
     def federation(self) -> Federation:
-        """The file, whose settings the updates are of."""
+        """The federation file whose settings the updates have."""
         ...
 
 
@@ -54,34 +54,38 @@ class Member(Party, Protocol):
 
     @property
     def paused(self) -> bool:
-        """Whether it takes part in no round."""
+        """Whether the member takes part in no round."""
         ...
 
     @property
     def data_tokens(self) -> int | None:
-        """Training tokens registered in the file: its weight where members are sampled by them."""
+        """Training tokens registered in the file: the weight for `rounds.sampling: tokens`."""
         ...
 
     @property
     def round_flow(self) -> str:
-        """The flow that it is asked for a contribution with; its deployment is <flow>/<run>-<name>."""
+        """The flow that requests a contribution; its deployment is <flow>/<run>-<name>."""
         ...
 
     @property
     def evaluation_flow(self) -> str:
-        """The flow that it is asked for the scores of a candidate with."""
+        """The flow that requests the scores of a candidate."""
         ...
 
     def check(self) -> None:
-        """Raises FederationError if it could not do its part as the file has it."""
+        """Check that the member can train with the file's settings.
+
+        Raises:
+            FederationError: it cannot.
+        """
         ...
 
     def most(self) -> Work:
-        """Most work that it can have done in a round."""
+        """Maximum work of the member in a round."""
         ...
 
     def least_steps(self) -> int:
-        """Least local steps that its update counts as where FedNova divides by them."""
+        """Minimum number of local steps by which FedNova divides the member's update."""
         ...
 
 
@@ -113,14 +117,14 @@ class SiteMember:
         check_infra(self.view)
 
     def most(self) -> Work:
-        """All its steps; of a site whose nodes train independently, each node's."""
+        """All steps of the site; the tokens are those of all nodes if they train independently."""
         steps = self.view.steps
         sequences = choose_infra(self.view).nodes * steps * self.view.local.batch_size
         return Work(sequences * self.federation.model.max_seq_len, steps)
 
     def least_steps(self) -> int:
-        """Those of the file; of a site with a time limit, which may make fewer, a FEDNOVA_FACTOR-th of them: a lie
-        multiplies its change by no more."""
+        """The steps of the file. A site with a time limit may make fewer, so for it 1/FEDNOVA_FACTOR of them: a
+        false claim multiplies its change by at most FEDNOVA_FACTOR."""
         steps = self.view.steps
         return steps if self.view.time_limit is None else ceil(steps / FEDNOVA_FACTOR)
 
@@ -216,14 +220,18 @@ def _each(
 
 @dataclass(frozen=True)
 class Named:
-    """A member by its name alone, of a file that may not have it any more."""
+    """A member by its name alone, which the file may no longer contain."""
 
     name: str
     federation: Federation
 
 
 def member(federation: Federation, name: str) -> Member:
-    """The member of that name. Raises FederationError if there is none."""
+    """The member of that name.
+
+    Raises:
+        FederationError: there is none.
+    """
     for section in federation.federations:
         if section.name == name:
             return FederationMember(federation, section)
@@ -252,24 +260,29 @@ def site_of(one: Member) -> SiteView:
     return one.view
 
 
-def members(federation: Federation) -> list[Member]:
-    """All members, the paused ones too, in the file's order: sites, then federations."""
-    inner = [FederationMember(federation, section) for section in federation.federations]
-    return [*map(SiteMember, views(federation)), *inner]
+def members(federation: Federation) -> dict[str, Member]:
+    """All members by name, with the paused ones, in the file's order: sites, then federations."""
+    everybody: list[Member] = [SiteMember(view) for view in views(federation)]
+    everybody += [FederationMember(federation, section) for section in federation.federations]
+    return {one.name: one for one in everybody}
 
 
 def active(federation: Federation) -> list[Member]:
     """The members that take part."""
-    return [one for one in members(federation) if not one.paused]
+    return [one for one in members(federation).values() if not one.paused]
 
 
 def check_members(federation: Federation) -> None:
-    """Raises FederationError if one that takes part could not do its part as the file has it."""
+    """Check that all active members can train with the file's settings.
+
+    Raises:
+        FederationError: a member cannot.
+    """
     for one in active(federation):
         one.check()
 
 
 def most_work(members: Iterable[Member]) -> Work:
-    """Most work that any of them can have done in a round."""
+    """Maximum work of any of these members in a round."""
     each = [one.most() for one in members]
     return Work(max(work.tokens for work in each), max(work.steps for work in each))

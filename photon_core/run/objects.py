@@ -1,6 +1,6 @@
-"""The objects of a run: the one call that creates each of them, and the one that reads it.
+"""The objects of a run: the only call that creates them, and the only call that reads them.
 
-An object is small, never changes once it exists, and counts: a manifest, a site's scores, a report. What signs or
+An object is small, immutable and part of the record: a manifest, a site's scores, a report. Code that signs or
 verifies objects belongs here.
 """
 
@@ -30,7 +30,7 @@ class Objects:
     Args:
         store: store of the run.
         run: name of the run, the first folder of its paths.
-        cache: folder on this machine that keeps what is read, for later processes.
+        cache: folder on this machine that keeps read objects for later processes.
     """
 
     def __init__(self, store: Store, run: str, cache: Path | None = None) -> None:
@@ -44,20 +44,24 @@ class Objects:
         return type(self), (self.store, self.run, self._cache)
 
     def commit(self, place: Place, data: bytes) -> None:
-        """Create an object: every one that counts, whatever it holds. Raises StoreConflict when it exists."""
+        """Create an object. All objects are created by this call.
+
+        Raises:
+            StoreConflict: the object exists.
+        """
         self.store.create(place.path, data)
 
     def read(self, place: Place, limit: int = MANIFEST_LIMIT) -> bytes | None:
-        """Read an object: every one that counts. None while it does not exist.
+        """Read an object; None if it does not exist. All objects are read by this call.
 
         Raises:
-            CorruptFile: it is larger than `limit` bytes.
+            CorruptFile: the object is larger than `limit` bytes.
         """
         path = place.path
         with self._lock:
             data = self._known.pop(path, None)
             if data is not None:
-                self._known[path] = data  # the last to be forgotten
+                self._known[path] = data  # now the last to be forgotten
                 return data
         try:
             data = self._fetch(path, limit)
@@ -74,15 +78,15 @@ class Objects:
         return self.store.exists(place.path)
 
     def files(self) -> list[Found]:
-        """Every file in the rounds' folders that Photon can have named, with those that it did not make."""
-        found = ((file, place_at(file.path)) for file in self.store.walk(self.run))
-        return [file for file, place in found if place and place.run == self.run and _is_possible(file.path)]
+        """Every file in the rounds' folders whose name is valid in a store, also if Photon did not create it."""
+        places = ((file, place_at(file.path)) for file in self.store.walk(self.run))
+        return [file for file, place in places if place and place.run == self.run and _is_possible(file.path)]
 
     def load(self, kind: type[AnyManifest], place: Place, limit: int = MANIFEST_LIMIT) -> AnyManifest | None:
-        """A manifest, or None while it does not exist.
+        """A manifest; None if it does not exist.
 
         Raises:
-            CorruptFile: what lies there is none, or is larger than `limit` bytes.
+            CorruptFile: the object is not a manifest, or larger than `limit` bytes.
         """
         data = self.read(place, limit)
         if data is None:
@@ -96,9 +100,14 @@ class Objects:
             raise CorruptFile(text) from None
 
     def commit_manifest(self, place: Place, manifest: Manifest) -> None:
-        """Create a manifest. Raises StoreConflict when it exists."""
+        """Create a manifest.
+
+        Raises:
+            StoreConflict: the manifest exists.
+            PhotonError: the manifest is too large to be read again.
+        """
         data = manifest_bytes(manifest)
-        if len(data) > MANIFEST_LIMIT:  # nobody would read it, and nothing is ever overwritten
+        if len(data) > MANIFEST_LIMIT:  # no reader would accept it, and nothing is ever overwritten
             where = self.store.locate(place.path)
             raise PhotonError(f"{where} would hold {len(data)} bytes; at most {MANIFEST_LIMIT} are read")
         self.commit(place, data)
@@ -116,7 +125,7 @@ class Objects:
             return kept.read_bytes()
         except FileNotFoundError:
             data = self.store.read(path, limit)
-        self._cache.mkdir(parents=True, exist_ok=True)  # whoever cleans temporary folders may have been here
+        self._cache.mkdir(parents=True, exist_ok=True)  # a cleaner of temporary folders may have removed it
         part = kept.with_name(f"{kept.name}.{uuid.uuid4().hex}")
         part.write_bytes(data)
         part.replace(kept)
@@ -124,12 +133,12 @@ class Objects:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """A manifest as it is written: canonical JSON and a newline."""
+    """The bytes of a manifest in the store: canonical JSON and a newline."""
     return canonical_json(manifest.model_dump(mode="json")) + b"\n"
 
 
 def _is_possible(path: str) -> bool:
-    """Whether Photon can have written a file of this name; no other is touched, nor shown."""
+    """Whether the path is valid in a store. Other files are neither touched nor shown."""
     try:
         check_path(path)
     except PhotonError:

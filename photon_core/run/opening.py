@@ -1,4 +1,4 @@
-"""What a round is, whoever carries it out: where it starts, who has contributed, how it is committed."""
+"""Opening a run: creating run.json and round 0, and checking that a federation file belongs to the run."""
 
 from collections.abc import Callable, Iterable
 from math import sqrt
@@ -28,24 +28,29 @@ from schemas.manifests import FileEntry, RoundManifest, RunManifest
 from schemas.sections.start import Start
 from schemas.sections.worldlm import WorldLM
 
-FROZEN = ("model", "tokenizer", "seed", "start", "key_layers")  # what makes two rounds parts of one run
+FROZEN = ("model", "tokenizer", "seed", "start", "key_layers")  # keys that must be the same in all rounds of a run
 
 
-def check_frozen(birth: RunManifest, federation: Federation, tokenizer_sha256: str) -> None:
-    """Refuse a federation file that is not the same run's any more.
+def check_frozen(first: RunManifest, federation: Federation, tokenizer_sha256: str) -> None:
+    """Refuse a federation file whose frozen keys differ from those of the run's start.
+
+    Args:
+        first: manifest of the run, with the file that it started with.
+        federation: current file.
+        tokenizer_sha256: hash of the current file's tokenizer.
 
     Raises:
-        FederationError: naming the key, both values and the remedy.
+        FederationError: a key differs; the message names the key, both values and the remedy.
     """
     now = federation.model_dump(mode="json")
-    remedy = f"restore it, or give the changed federation a new name under run: (this run is '{birth.run}')"
+    remedy = f"restore it, or write another name under run: (this run is '{first.run}')"
     for key in FROZEN:
-        then = birth.federation.get(key, Start().model_dump(mode="json"))  # older runs have no start
+        then = first.federation.get(key, Start().model_dump(mode="json"))  # older runs have no start
         if key not in ("tokenizer", "key_layers") and now[key] != then:
             where, mine, started = _first_difference(key, now[key], then)
             raise FederationError(f"{where} is {mine}, but the run was started with {started}: {remedy}")
-    _check_key_layers(birth, federation, remedy)
-    if birth.tokenizer_sha256 != tokenizer_sha256:
+    _check_key_layers(first, federation, remedy)
+    if first.tokenizer_sha256 != tokenizer_sha256:
         raise FederationError(
             f"tokenizer '{federation.tokenizer}' is not the one that the run was started with: {remedy}"
         )
@@ -65,7 +70,7 @@ def _check_key_layers(birth: RunManifest, federation: Federation, remedy: str) -
 
 
 def _first_difference(key: str, mine: Any, theirs: Any) -> tuple[str, Any, Any]:
-    """The key at which two values of a federation file differ, and both values there."""
+    """The first key at which two values of a federation file differ, and both values."""
     if isinstance(mine, dict) and isinstance(theirs, dict):
         below = next((k for k in mine if mine[k] != theirs.get(k)), None)
         if below is not None:
@@ -76,18 +81,19 @@ def _first_difference(key: str, mine: Any, theirs: Any) -> tuple[str, Any, Any]:
 def open_run(
     run: Run, federation: Federation, tokenizer_sha256: str, initial_model: Callable[[], Initial]
 ) -> RunManifest:
-    """Create run.json and round 0 (the initial model) where they are missing; check that they are this run's.
+    """Create run.json and round 0 (the initial model) if they are missing, and check that they match the file.
 
-    Safe to call from many processes at once: the store's commit lets one of them win.
+    Many processes may call it at once: the store's commit lets one of them win.
 
     Raises:
-        FederationError: the model to start from is not the file's; nothing was created.
+        FederationError: the file is not this run's, or the model to start from is not the file's. In the latter
+            case nothing was created.
     """
-    birth = run.birth()
-    if birth is None:
+    first = run.run_manifest()
+    if first is None:
         check_start(federation)
         try:
-            run.create_birth(
+            run.create_run(
                 RunManifest(
                     run=federation.run,
                     created=utc_now(),
@@ -98,17 +104,17 @@ def open_run(
                 )
             )
         except StoreConflict:
-            pass  # another coordinator was first; the check below says whether it means the same run
-        birth = run.birth()
-        assert birth is not None
-    check_frozen(birth, federation, tokenizer_sha256)
-    check_recipe(birth, federation)
+            pass  # another coordinator was first; check_frozen below compares its file
+        first = run.run_manifest()
+        assert first is not None
+    check_frozen(first, federation, tokenizer_sha256)
+    check_recipe(first, federation)
     if run.round(0) is None:
         try:
             run.commit_round(_first_round(run, federation, initial_model()))
         except StoreConflict:
-            pass  # the other's theta^0 has the same origin, and stands
-    return birth
+            pass  # another process has committed theta^0, from the same origin
+    return first
 
 
 def _first_round(run: Run, federation: Federation, initial: Initial) -> RoundManifest:
@@ -140,7 +146,7 @@ def _grouped(federation: Federation, layers: dict[str, list[str]], files: list[P
 
 
 def _norm(paths: Iterable[Path]) -> float:
-    """Euclidean norm of the model in these files of float32 tensors: the guard's first running value."""
+    """Euclidean norm of the model in these float32 files: the guard's first running value."""
     squares = 0.0
     for path in paths:
         with path.open("rb") as file:
@@ -151,5 +157,5 @@ def _norm(paths: Iterable[Path]) -> float:
 
 
 def put_files(run: Run, folder: str, paths: Iterable[Path], prefix: str = "") -> list[FileEntry]:
-    """Upload local safetensors files under content-addressed names, so that no two writers ever share one."""
+    """Upload local safetensors files under names that hold their hashes, so that no two writers share a name."""
     return [put_file(run.store, path, folder, prefix) for path in paths]

@@ -1,7 +1,7 @@
-"""Every path of a run in its store: a place is written as a path here, and a path is read back as a place.
+"""All paths of a run in its store: a place is written as a path, and a path is read back as a place.
 
-Nested runs have a place: the name of a run may be `<run>/members/<member>`, for a federation inside a federation.
-Nothing opens such a run yet.
+The name of a run may be `<run>/members/<member>`, for a federation inside a federation. Nothing opens such a run
+yet.
 """
 
 import re
@@ -20,18 +20,18 @@ _MEAN = _REGION + "/{attempt}"
 
 
 class PlaceKind(Enum):
-    """The kinds of places, each with its path. Where a path could be of two kinds, the first one holds."""
+    """The kinds of places, each with its path. A path that matches two kinds is of the first one."""
 
     RUN = "{run}"
-    RUN_JSON = "{run}/run.json"  # the run is begun
+    RUN_JSON = "{run}/run.json"  # the run has started
     ROUNDS = "{run}/rounds"
     ROUND = _ROUND
     ROUND_JSON = _ROUND + "/round.json"  # the round is committed
     ROUND_PART = _ROUND + "/{part}"
     ROUND_SHARD = _ROUND + "/{part}/{shard}"
-    REMOVED = _ROUND + "/removed.json"  # photon gc has taken the tensors away
+    REMOVED = _ROUND + "/removed.json"  # photon gc has removed the tensors
     REPORT = _ROUND + "/report.html"
-    FINISHED = _ROUND + "/finished/{work}/{number}.json"  # a shard that an interrupted aggregation has made
+    FINISHED = _ROUND + "/finished/{work}/{number}.json"  # a finished shard of an aggregation
     ATTENTION = _ROUND + "/attention-{work}.json"  # weights of the key layers of some updates
     SITE = _SITE
     EVALUATION = _SITE + "/evaluation-{content}.json"
@@ -47,12 +47,12 @@ class PlaceKind(Enum):
     PARTIAL = _MEAN + "/partial.json"  # the region's mean is committed
     COSINES = _MEAN + "/cosines-{content}.json"
     MEAN_SHARD = _MEAN + "/{part}/{shard}"
-    OTHER = _ROUND + "/{rest}"  # whatever else lies in a round's folder
+    OTHER = _ROUND + "/{rest}"  # any other file in a round's folder
 
 
 STEM = r"[a-z_]+(?:\.[0-9]+|\.weight|\.bias)?"  # of a shard's name: a kind of moments, or a key layer
 SHARDS = {PlaceKind.ROUND_SHARD, PlaceKind.UPDATE_SHARD, PlaceKind.MEAN_SHARD, PlaceKind.DOWN_SHARD}
-WIDTHS = {"t": 6, "attempt": 4, "region": 4, "number": 5}  # least digits of numbers
+WIDTHS = {"t": 6, "attempt": 4, "region": 4, "number": 5}  # minimum digits of numbers
 PARTS = {
     "run": rf"{NAME.pattern}(?:/members/{NAME.pattern})*",
     "site": NAME.pattern,
@@ -67,18 +67,18 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Place:
-    """A folder or a file of a run. The arguments that its kind's path does not hold are left out.
+    """A folder or a file of a run. Arguments that do not occur in the kind's path keep their defaults.
 
     Args:
-        kind: what lies there.
+        kind: kind of the place.
         run: name of the run.
         t: number of the round.
         site: name of the site.
         attempt: number of the site's or region's attempt, from 1.
         region: number of the region, from 1.
-        inputs: 16 digits of the hash of what a region's mean is made from.
-        content: 16 digits of the hash of the model that was evaluated, or of the means that were compared.
-        work: 32 digits of the hash of what an aggregation, or its attention, is made from.
+        inputs: 16 digits of the hash of a region's inputs.
+        content: 16 digits of the hash of the evaluated model, or of the compared means.
+        work: 32 digits of the hash of the inputs of an aggregation, or of its attention.
         number: number of the shard, from 1.
         part: one of the folders of shards.
         shard: name of a tensor file.
@@ -101,7 +101,7 @@ class Place:
 
     @property
     def path(self) -> str:
-        """Relative to the store.
+        """The path relative to the store.
 
         Raises:
             PhotonError: an argument cannot be part of a path.
@@ -121,7 +121,7 @@ class Place:
 
 
 def place_at(path: str) -> Place | None:
-    """The place of a path, relative to the store; None for a path that no run has."""
+    """The place of a path that is relative to the store; None if no run has such a path."""
     for kind, pattern in _PATTERNS.items():
         if match := pattern.fullmatch(path):
             parts: dict[str, Any] = match.groupdict()

@@ -1,4 +1,4 @@
-"""What every commit says of its making: when, from which federation file, with which versions."""
+"""Provenance that every commit records: time, federation file, versions."""
 
 import platform
 from datetime import UTC, datetime
@@ -11,9 +11,9 @@ PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "prefect", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what shapes the result, read from the installed packages without importing them."""
-    found = {"photon": _version("photon-prefect"), "python": platform.python_version()}
-    return found | {package: _version(package) for package in PACKAGES}
+    """Versions of the packages that determine the result, read from their metadata without importing them."""
+    own = {"photon": _version("photon-prefect"), "python": platform.python_version()}
+    return own | {package: _version(package) for package in PACKAGES}
 
 
 def _version(package: str) -> str:
@@ -32,5 +32,5 @@ def utc_now() -> str:
 
 
 def precise_now() -> str:
-    """The same to the microsecond: no two commits have it in common."""
+    """The time to the microsecond, so that no two commits have the same."""
     return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,6 +1,6 @@
-"""A committed round without updates: it names the files and counters of an earlier round, and nothing is trained.
+"""Rollback: a committed round without updates that names the files and counters of an earlier round.
 
-A rollback is one: the next round starts from round N again, and all that came after N stays where it is.
+After a rollback to round N, the next round starts from round N again. All later rounds remain in the store.
 """
 
 import getpass
@@ -18,37 +18,37 @@ from schemas.manifests import RoundManifest
 from schemas.secrets import has_secret
 
 REASON_LIMIT = 500  # characters
-CARRIED = (  # what the next round needs of the one before it
+CARRIED = (  # what a round needs from the round before it
     *("model_sha256", "model", "download", "optimizer", "moments", "moment_sizes", "moment_ratio", "server"),
     *("global_step", "total_tokens", "entries", "key_layers"),
 )
 
 
 def user() -> str:
-    """The operating system's name for whoever runs this process."""
+    """The name of the operating system's user that runs this process."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a container's user may have no name
         return f"uid {os.getuid()}"
 
 
 def roll_back(run: Run, federation: Federation, to: int, reason: str = "", who: str = "") -> RoundManifest:
-    """Commit the next round as round `to` again: its model, server optimizer and moments. Nothing is removed.
+    """Commit the next round with the model, server optimizer and moments of round `to`. Nothing is removed.
 
-    A round that is open at that moment ends in a conflict: its number is taken, and its updates start from a model
+    A round that is open at that time ends in a conflict: its number is taken, and its updates start from a model
     that the next round does not have.
 
     Raises:
-        FederationError: there is no such run or round, it is the model that the run is at anyway, or the reason
-            holds a secret.
-        PhotonError: photon gc has removed the round's tensors; the message names the rounds that are kept.
-        CorruptFile: a file of the round is missing or cut.
-        StoreConflict: another round was committed at the same moment, and stands.
+        FederationError: there is no such run or round, the run already has this model, or the reason holds a
+            secret.
+        PhotonError: photon gc has removed the round's tensors; the message lists the kept rounds.
+        CorruptFile: a file of the round is missing or truncated.
+        StoreConflict: another round was committed at the same time, and is kept.
     """
     if has_secret(reason):
         raise FederationError(
-            "the reason holds a secret by its form (a password, a signed URL, a token), which every site could "
-            "read; write it without"
+            "the reason looks like it holds a secret (a password, a signed URL, a token), which every site could "
+            "read; write a reason without it"
         )
     base, latest = _choose(run, to)
     manifest = without_updates(run, federation, "rollback", base, latest.round + 1, reason, who)
@@ -56,12 +56,11 @@ def roll_back(run: Run, federation: Federation, to: int, reason: str = "", who: 
         run.commit_round(manifest)
     except StoreConflict:
         raise StoreConflict(
-            f"round {manifest.round} of run '{run.run}' was committed by another in the meantime, and stands; "
-            "nothing was rolled back. Look at photon status, and write the command again"
+            f"round {manifest.round} of run '{run.run}' was committed by another process at the same time, and is "
+            "kept; nothing was rolled back. Look at photon status, and repeat the command"
         ) from None
-    check_kept(
-        run, manifest.round
-    )  # photon gc may have taken them since: then another rollback is needed, and can be
+    # if photon gc has removed the files since the check above, the run needs another rollback, which is possible
+    check_kept(run, manifest.round)
     return manifest
 
 
@@ -87,21 +86,21 @@ def without_updates(
 
 
 def _choose(run: Run, to: int) -> tuple[RoundManifest, RoundManifest]:
-    """The round to go back to and the latest one, both committed; the first one's files are whole in size."""
+    """The target of the rollback, whose files have the right sizes, and the latest round. Both are committed."""
     latest = newest(run)
     if latest is None:
         raise FederationError(
-            f"run '{run.run}' has no rounds in {run.store.url}: there is nothing to roll back; correct run: "
-            "or store:"
+            f"run '{run.run}' has no rounds in {run.store.url}: there is nothing to roll back; correct the file's "
+            "run or store"
         )
     base = run.round(to) if 0 <= to < latest.round else None
     if base is None:
         at = f"is the latest of run '{run.run}'" if to == latest.round else f"of run '{run.run}' is not committed"
-        choice = f"write --to 0 to {latest.round - 1}" if latest.round else "there is none before it"
+        choice = f"write --to 0 to {latest.round - 1}" if latest.round else "there is no earlier round"
         raise FederationError(f"round {to} {at}; {choice}")
     if run.holder(to) == run.holder(latest.round):
         raise FederationError(
-            f"round {latest.round}, the latest of run '{run.run}', is the model of round {to} already"
+            f"round {latest.round}, the latest of run '{run.run}', already has the model of round {to}"
         )
     check_kept(run, to)
     for entry in files_of(base):
@@ -111,8 +110,8 @@ def _choose(run: Run, to: int) -> tuple[RoundManifest, RoundManifest]:
 
 def _check_size(run: Run, path: str, size: int) -> None:
     try:
-        found = run.store.size(path)
+        actual = run.store.size(path)
     except FileNotFoundError:
-        raise CorruptFile(f"{run.store.locate(path)} is missing, though a manifest covers it") from None
-    if found != size:
-        raise CorruptFile(f"{run.store.locate(path)} holds {found} bytes; its manifest says {size}")
+        raise CorruptFile(f"{run.store.locate(path)} is missing, although a manifest covers it") from None
+    if actual != size:
+        raise CorruptFile(f"{run.store.locate(path)} holds {actual} bytes; its manifest says {size}")

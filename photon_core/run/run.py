@@ -1,9 +1,8 @@
-"""A run in the store: its manifests by name, the chain of its rounds, and which updates a site has committed.
-
-A round without updates has no files of its own: its round.json names those of another round, in that one's folder.
+"""A run in the store: its manifests by name, the chain of its rounds, and the committed updates of its sites.
 
 Round 0 holds the initial model. The sites of round t start from the model of round t-1 and write under
-rounds/<t>/sites; rounds/<t>/model is the result.
+rounds/<t>/sites; rounds/<t>/model is the result. A round without updates (a rollback) has no files: its round.json
+names the files in another round's folder.
 """
 
 import itertools
@@ -33,8 +32,8 @@ from schemas.manifests import (
 
 ATTEMPTS_LIMIT = 9999  # of a site in a round
 START_LIMIT = 16 << 20  # bytes
-UPDATE_LIMIT = 1 << 20  # bytes of an update's manifest beyond four times those of the round that it follows
-RUNS_LIMIT = 16  # runs that a process keeps
+UPDATE_LIMIT = 1 << 20  # bytes of an update's manifest, beyond four times the manifest of the round before
+RUNS_LIMIT = 16  # runs that a process keeps in memory
 
 
 class Run(Objects):
@@ -49,29 +48,35 @@ class Run(Objects):
     def site_dir(self, t: int, site: str, attempt: int) -> str:
         return Place(PlaceKind.ATTEMPT, self.run, t, site, attempt).path
 
-    def birth(self) -> RunManifest | None:
-        """run.json, or None before the run is born."""
+    def run_manifest(self) -> RunManifest | None:
+        """run.json; None before the run has started."""
         return self.load(RunManifest, Place(PlaceKind.RUN_JSON, self.run))
 
-    def create_birth(self, manifest: RunManifest) -> None:
-        """Commit run.json. Raises StoreConflict when the run is born already."""
+    def create_run(self, manifest: RunManifest) -> None:
+        """Commit run.json.
+
+        Raises:
+            StoreConflict: the run has already started.
+        """
         self._same("run", manifest.run, self.run)
         self.commit_manifest(Place(PlaceKind.RUN_JSON, self.run), manifest)
 
     def round(self, t: int) -> RoundManifest | None:
-        """Round t's manifest, or None while it is not committed."""
+        """Round t's manifest; None if it is not committed."""
         place = self._round_json(t)
         manifest = self.load(RoundManifest, place)
         if manifest and (manifest.run, manifest.round) != (self.run, t):
-            raise CorruptFile(f"{place.path} speaks of run '{manifest.run}', round {manifest.round}")
+            raise CorruptFile(
+                f"{place.path} names run '{manifest.run}', round {manifest.round}: not those of its path"
+            )
         return manifest
 
     def files_dir(self, t: int) -> str:
-        """The folder of the files that round t names: its own, or that of the round that it goes back to."""
+        """The folder of the files that round t names: its own, or that of the round that it rolls back to."""
         return self.round_dir(self.holder(t))
 
     def holder(self, t: int) -> int:
-        """The round in whose folder round t's files are; t itself while it is not committed."""
+        """The round whose folder holds round t's files; t itself if it is not committed."""
         manifest = self.round(t)
         while manifest and manifest.to is not None:
             t = manifest.to
@@ -79,7 +84,7 @@ class Run(Objects):
         return t
 
     def round_sha256(self, t: int) -> str:
-        """Hash of round.json's bytes: what the next round and its updates name as their previous.
+        """Hash of round.json's bytes, which the next round and its updates name as `previous_sha256`.
 
         Raises:
             PhotonError: round t is not committed.
@@ -93,11 +98,11 @@ class Run(Objects):
         """The last committed round, or None. Its link to the round before is verified.
 
         Raises:
-            CorruptFile: the round before is missing, or another one than it names.
+            CorruptFile: the round before is missing, or is not the one that the last round names.
         """
         top = self._folders() - 1
-        near = next((t for t in (top, top - 1) if t >= 0 and self.round(t)), None)  # sites begin the next round
-        if near is None and self.round(0):  # and a stranger may have made more folders
+        near = next((t for t in (top, top - 1) if t >= 0 and self.round(t)), None)  # the next one may be open
+        if near is None and self.round(0):  # an untrusted writer may have created more folders
             near = last_true(lambda t: self.round(t) is not None, 0, top)
         if near is not None and (manifest := self.round(near)):
             self._check_link(manifest)
@@ -107,7 +112,7 @@ class Run(Objects):
         """Commit round.json.
 
         Raises:
-            StoreConflict: the round is committed already.
+            StoreConflict: the round is already committed.
             PhotonError: the manifest does not follow from the round before, or contradicts itself.
         """
         self._same("run", manifest.run, self.run)
@@ -117,50 +122,60 @@ class Run(Objects):
         self.commit_manifest(self._round_json(manifest.round), manifest)
 
     def commit_update(self, manifest: UpdateManifest) -> None:
-        """Commit update.json. Raises StoreConflict when this attempt is committed already."""
+        """Commit update.json.
+
+        Raises:
+            StoreConflict: this attempt is already committed.
+        """
         self._same("run", manifest.run, self.run)
         self.commit_manifest(self._update_json(manifest.round, manifest.site, manifest.attempt), manifest)
 
     def update(self, t: int, site: str, attempt: int) -> UpdateManifest | None:
-        """One attempt's update manifest, or None while it is not committed.
+        """One attempt's update manifest; None if it is not committed.
 
         Raises:
-            CorruptFile: it is not a manifest, or speaks of another update than its place says.
+            CorruptFile: it is not a manifest, or names another update than its path.
         """
         place = self._update_json(t, site, attempt)
-        # a stranger wrote it: it names the same tensors as the round, so it cannot be much longer
+        # it is untrusted, and names the same tensors as the round, so it cannot be much longer
         limit = UPDATE_LIMIT + 4 * len(self.read(self._round_json(t - 1)) or b"") if t else UPDATE_LIMIT
         manifest = self.load(UpdateManifest, place, min(limit, MANIFEST_LIMIT))
         if manifest:
-            found = (manifest.run, manifest.round, manifest.site, manifest.attempt)
-            if found != (self.run, t, site, attempt):
-                raise CorruptFile(
-                    f"{place.path} speaks of run, round, site, attempt {found!r}: not those of its place"
-                )
+            named = (manifest.run, manifest.round, manifest.site, manifest.attempt)
+            if named != (self.run, t, site, attempt):
+                raise CorruptFile(f"{place.path} names run, round, site, attempt {named!r}: not those of its path")
         return manifest
 
     def update_sha256(self, t: int, site: str, attempt: int) -> str:
-        """Hash of update.json's bytes. Raises PhotonError when it is not committed."""
+        """Hash of update.json's bytes.
+
+        Raises:
+            PhotonError: the attempt is not committed.
+        """
         data = self.read(self._update_json(t, site, attempt))
         if data is None:
             raise PhotonError(f"attempt {attempt} of site '{site}' for round {t} is not committed")
         return sha256_bytes(data)
 
     def start(self, site: str, attempt: int) -> StartManifest | None:
-        """A model that a site holds and the run may start from, or None while it is not committed.
+        """The manifest of a site's checkpoint that the run may start from; None if it is not committed.
 
         Raises:
-            CorruptFile: it is not a manifest, or speaks of another place than its own.
+            CorruptFile: it is not a manifest, or names another place than its path.
         """
         place = self._start_json(site, attempt)
         manifest = self.load(StartManifest, place, START_LIMIT)
         if manifest and (manifest.run, manifest.site, manifest.attempt) != (self.run, site, attempt):
             where = self.store.locate(place.path)
-            raise CorruptFile(f"{where} speaks of another run, site or attempt than its place says")
+            raise CorruptFile(f"{where} names another run, site or attempt than its path")
         return manifest
 
     def commit_start(self, manifest: StartManifest) -> None:
-        """Commit start.json. Raises StoreConflict when this attempt is committed already."""
+        """Commit start.json.
+
+        Raises:
+            StoreConflict: this attempt is already committed.
+        """
         self._same("run", manifest.run, self.run)
         self.commit_manifest(self._start_json(manifest.site, manifest.attempt), manifest)
 
@@ -182,35 +197,47 @@ class Run(Objects):
         self.commit_manifest(Place(PlaceKind.DOWN, self.run, manifest.round, manifest.member), manifest)
 
     def partial(self, mean: Place) -> PartialManifest | None:
-        """The partial aggregate of a place (aggregation/tree.py), or None while it is not committed."""
+        """The partial aggregate of a region (aggregation/tree.py); None if it is not committed."""
         return self.load(PartialManifest, replace(mean, kind=PlaceKind.PARTIAL))
 
     def partial_sha256(self, mean: Place) -> str:
-        """Hash of partial.json's bytes. Raises PhotonError when it is not committed."""
+        """Hash of partial.json's bytes.
+
+        Raises:
+            PhotonError: the partial aggregate is not committed.
+        """
         data = self.read(replace(mean, kind=PlaceKind.PARTIAL))
         if data is None:
             raise PhotonError(f"there is no partial aggregate in {self.store.locate(mean.path)}")
         return sha256_bytes(data)
 
     def commit_partial(self, mean: Place, manifest: PartialManifest) -> None:
-        """Commit partial.json. Raises StoreConflict when it is there."""
+        """Commit partial.json.
+
+        Raises:
+            StoreConflict: it exists.
+        """
         self._same("run", manifest.run, self.run)
         self.commit_manifest(replace(mean, kind=PlaceKind.PARTIAL), manifest)
 
     def removed(self, t: int) -> RemovalManifest | None:
-        """The note that `photon gc` took round t's tensors away; None while they are there."""
+        """The note that `photon gc` has removed round t's tensors; None if it has not."""
         return self.load(RemovalManifest, Place(PlaceKind.REMOVED, self.run, t))
 
     def record_removal(self, manifest: RemovalManifest) -> None:
-        """Write that note, before anything is removed. Raises StoreConflict when it is there."""
+        """Write the note of a removal, before anything is removed.
+
+        Raises:
+            StoreConflict: the note exists.
+        """
         self._same("run", manifest.run, self.run)
         self.commit_manifest(Place(PlaceKind.REMOVED, self.run, manifest.round), manifest)
 
     def committed_attempt(self, t: int, site: str) -> int:
-        """The last of the site's committed attempts, which follow each other from 1 on; 0 if there are none.
+        """The last of the site's committed attempts, which are numbered from 1 without a gap; 0 if there are none.
 
         Raises:
-            CorruptFile: there are more than anybody makes.
+            CorruptFile: there are too many.
         """
 
         def committed(attempt: int) -> bool:
@@ -223,9 +250,9 @@ class Run(Objects):
         return last
 
     def _folders(self) -> int:
-        """How many rounds have a folder, from 0 on without a gap: no round is committed beyond them."""
-        there = {place.t for place in self.children(Place(PlaceKind.ROUNDS, self.run), PlaceKind.ROUND)}
-        return next(t for t in itertools.count() if t not in there)
+        """Number of rounds with a folder, from 0 on without a gap. No round is committed beyond them."""
+        existing = {place.t for place in self.children(Place(PlaceKind.ROUNDS, self.run), PlaceKind.ROUND)}
+        return next(t for t in itertools.count() if t not in existing)
 
     def _round_json(self, t: int) -> Place:
         return Place(PlaceKind.ROUND_JSON, self.run, t)
@@ -245,7 +272,7 @@ class Run(Objects):
             )
 
     def _check_to(self, manifest: RoundManifest) -> None:
-        """A round without updates names the files of a committed round, all of them and no others."""
+        """Check that a round without updates names exactly the files of a committed round."""
         if manifest.to is not None:
             base = self.round(manifest.to)
             if base is None or files_of(base) != files_of(manifest):
@@ -253,16 +280,18 @@ class Run(Objects):
                     f"round {manifest.round} does not name the files of a committed round {manifest.to}"
                 )
 
-    def _same(self, what: str, found: str, expected: str) -> None:
-        if found != expected:
-            raise PhotonError(f"the manifest's {what} is '{found}', but '{expected}' belongs there")
+    def _same(self, what: str, actual: str, expected: str) -> None:
+        if actual != expected:
+            raise PhotonError(f"the manifest's {what} is '{actual}', but '{expected}' is expected")
 
 
 def last_true(holds: Callable[[int], bool], low: int, limit: int) -> int:
-    """The last number, `limit` at most, before one where something ends to hold; asks for few of them.
+    """The last number up to `limit` for which a predicate holds, found by doubling and bisection.
 
     Args:
-        holds: whether it holds for a number; it does for `low`.
+        holds: predicate, true up to some number and false beyond it.
+        low: number for which it holds.
+        limit: largest number to try.
     """
     step = 1
     while low + step <= limit and holds(low + step):
@@ -275,37 +304,37 @@ def last_true(holds: Callable[[int], bool], low: int, limit: int) -> int:
 
 
 def files_of(manifest: RoundManifest) -> list[FileEntry]:
-    """Everything that the next round may read of a round."""
+    """All files of a round that the next round may read."""
     return [*manifest.model, *manifest.download, *manifest.optimizer, *manifest.moments]
 
 
 def model_sha256(files: Sequence[FileEntry]) -> str:
     """Hash of a model: sha256 over its files' hashes, in order, each as 64 hexadecimal digits and a newline.
 
-    File names do not count: the same tensors in the same shards are the same model.
+    File names are not part of it: the same tensors in the same shards are the same model.
     """
     return sha256_bytes("".join(f"{file.sha256}\n" for file in files).encode())
 
 
 def run_of(federation: Federation, store: str | None = None, run: str | None = None) -> Run:
-    """The federation's run in its store: in one process the same one, which knows what it has read.
+    """The federation's run in its store. One process always gets the same object, which caches what it has read.
 
     Args:
-        federation: its storage options are taken.
-        store, run: another store or run than the federation's own.
+        federation: federation file, with the storage options.
+        store, run: store and name of another run than the federation's.
     """
     options = federation.storage.store_options()
-    found = Run(Store(store or federation.store, **options), run or federation.run)
-    key = (found.store.url, json.dumps(options, sort_keys=True, default=repr), found.run)
+    result = Run(Store(store or federation.store, **options), run or federation.run)
+    key = (result.store.url, json.dumps(options, sort_keys=True, default=repr), result.run)
     with _lock:
-        found = _runs[key] = _runs.pop(key, found)
+        result = _runs[key] = _runs.pop(key, result)
         while len(_runs) > RUNS_LIMIT:
             del _runs[next(iter(_runs))]
-    return found
+    return result
 
 
 def forget_runs() -> None:
-    """Drop what this process knows of runs: of stores that were emptied under it, or after a fork."""
+    """Clear this process's cache of runs, for stores that were emptied under it, and after a fork."""
     global _lock
     _lock = threading.Lock()
     _runs.clear()
@@ -313,4 +342,4 @@ def forget_runs() -> None:
 
 _runs: dict[tuple[str, str, str], Run] = {}
 _lock = threading.Lock()
-os.register_at_fork(after_in_child=forget_runs)  # a lock of the parent's threads may be held for ever
+os.register_at_fork(after_in_child=forget_runs)  # a thread of the parent may have held the lock

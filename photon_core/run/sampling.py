@@ -1,4 +1,4 @@
-"""Which sites take part in a round: K of P, without replacement (Photon, Algorithm 1, line 4)."""
+"""Sampling of the members of a round: K of P, without replacement (Photon, Algorithm 1, line 4)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import log
@@ -18,11 +18,11 @@ def sample_members(
 ) -> list[str]:
     """The K sites of round t, in the order of their names.
 
-    Ranks every site by a hash of (seed, round, name) and takes the first K. Each subset is equally likely,
-    every machine finds the same one, and a site that joins or leaves does not reshuffle the others.
+    All sites are ranked by a hash of (seed, round, name), and the first K are taken. Each subset is equally
+    likely, every machine computes the same one, and a site that joins or leaves does not reshuffle the others.
 
     With weights the hash is a number u, uniform in (0, 1), and the rank is by -log(u) / weight (Efraimidis and
-    Spirakis 2006): as if the K were drawn one after the other, each in proportion to its weight among those left.
+    Spirakis 2006): as if the K were drawn one after the other, each in proportion to its weight among the rest.
 
     Raises:
         ValueError: there are fewer than k sites.
@@ -39,10 +39,10 @@ def sample_members(
 
 
 def sampled_members(run: Run, federation: Federation, t: int) -> list[str]:
-    """The members of round t, as the file says; paused ones are never among them.
+    """The sampled members of round t, without paused ones.
 
     They are drawn for the round's place among the trained rounds that its model comes from: after a rollback from
-    round 4 to 2, round 6 asks the members that round 3 has asked.
+    round 4 to 2, round 6 samples the members that round 3 has sampled.
     """
     names, weights = [one.name for one in active(federation)], None
     if federation.rounds.sampling == "tokens":
@@ -53,14 +53,14 @@ def sampled_members(run: Run, federation: Federation, t: int) -> list[str]:
 def member_tokens(
     run: Run, names: Sequence[str], t: int, registered: Mapping[str, int | None] | None = None
 ) -> dict[str, float]:
-    """Tokens that each member has prepared: as the federation file has registered them; of one without, as its
-    newest aggregated update before round t says, up to the median of the others (see `data_tokens`)."""
+    """Tokens that each member has prepared. The federation file's registration counts. For a member without one,
+    its newest aggregated update before round t counts, up to the median of the others (see `data_tokens`)."""
     registered = registered or {}
-    said = last_updates(run, t - 1) if t > 0 and run.round(t - 1) else {}
+    last = last_updates(run, t - 1) if t > 0 and run.round(t - 1) else {}
     claimed = {
-        name: said[name].data_tokens
+        name: last[name].data_tokens
         for name in names
-        if name in said and said[name].data_tokens > 0 and not registered.get(name)
+        if name in last and last[name].data_tokens > 0 and not registered.get(name)
     }
     return data_tokens(names, registered, claimed)
 
@@ -68,18 +68,18 @@ def member_tokens(
 def data_tokens(
     names: Sequence[str], registered: Mapping[str, int | None], claimed: Mapping[str, float]
 ) -> dict[str, float]:
-    """Tokens that each member counts as where members are sampled by them; all alike while nobody's are known.
+    """Each member's weight for sampling by tokens; equal weights while no member's tokens are known.
 
     Args:
-        names: of the members.
-        registered: tokens in the federation file, which count.
-        claimed: tokens that the members claim; no more of it counts than the median of the others' numbers.
+        names: names of the members.
+        registered: tokens in the federation file, which always count.
+        claimed: tokens that the members claim; they count up to the median of the others' numbers.
     """
     known = {name: float(registered.get(name) or claimed.get(name, 0.0)) for name in names}
     known = {name: tokens for name, tokens in known.items() if tokens > 0}
-    found = {}
+    bounded = {}
     for name, tokens in known.items():
         others = [known[other] for other in known if other != name]
-        found[name] = tokens if registered.get(name) or not others else min(tokens, median(others))
-    usual = median(found.values()) if found else 1.0
-    return {name: found.get(name, usual) for name in names}
+        bounded[name] = tokens if registered.get(name) or not others else min(tokens, median(others))
+    usual = median(bounded.values()) if bounded else 1.0
+    return {name: bounded.get(name, usual) for name in names}

@@ -1,4 +1,4 @@
-"""Where theta^0 comes from (InitModel): the seed, a checkpoint, another run's round, or one site's checkpoint."""
+"""The origin of theta^0 (InitModel): the seed, a checkpoint, another run's round, or one site's checkpoint."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -24,16 +24,16 @@ from schemas.sections.start import Start
 from schemas.view import SiteView
 
 CHUNK = 4 << 20  # elements
-ATTEMPTS = 100  # most of a site's at the run's start
+ATTEMPTS = 100  # maximum attempts of a site at the run's start
 
 
 @dataclass(frozen=True)
 class Initial:
-    """theta^0.
+    """The initial model theta^0.
 
     Args:
         files: safetensors files on this machine.
-        start: where it came from; None for the seed.
+        start: origin of the model; None for the seed.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -41,12 +41,12 @@ class Initial:
 
 
 def check_start(federation: Federation) -> None:
-    """Look, before any work, whether there is a model of the right shape to start from. Reads headers only.
+    """Check, before any work, that there is a model of the right shape to start from. Reads headers only.
 
-    A site's checkpoint is looked at by the site.
+    The site itself checks a site's checkpoint.
 
     Raises:
-        FederationError: there is none; the text names the tensor and both shapes, or what else is wrong.
+        FederationError: there is none; the message names the tensor and both shapes, or another reason.
         PhotonError: photon gc has removed the model of the round to start from.
     """
     start = federation.start
@@ -57,12 +57,12 @@ def check_start(federation: Federation) -> None:
 
 
 def make_initial(federation: Federation, folder: Path) -> Initial:
-    """Write theta^0 into a folder of the coordinator's, whatever it comes from.
+    """Write theta^0, from any origin, into a folder of the coordinator.
 
     Raises:
-        FederationError: it is not of the file's model.
+        FederationError: the model is not the file's.
         PhotonError: the site has not uploaded its checkpoint.
-        CorruptFile: a file is not what the manifest that covers it says.
+        CorruptFile: a file is not the one that its manifest covers.
     """
     start = federation.start
     if start.from_seed:
@@ -80,15 +80,15 @@ def make_initial(federation: Federation, folder: Path) -> Initial:
 
 
 def upload_start(view: SiteView, folder: Path) -> StartManifest:
-    """At a site: convert its checkpoint, put it at the site's own place of round 0, and commit that.
-
-    Safe to repeat: what is committed stands.
+    """At a site: convert its checkpoint, upload it to the site's folder of round 0, and commit it. Idempotent.
 
     Args:
-        folder: scratch space on this machine.
+        view: site with the checkpoint.
+        folder: scratch folder on this machine.
 
     Raises:
         FederationError: the checkpoint is not of the file's model.
+        StoreConflict: the site has committed another checkpoint at the same time.
     """
     run = run_of(view.federation)
     committed = site_start(run, view.name, view.federation.start)
@@ -117,30 +117,32 @@ def upload_start(view: SiteView, folder: Path) -> StartManifest:
         pass
     committed = site_start(run, view.name, view.federation.start)
     if committed is None:
-        raise StoreConflict(f"site '{view.name}' has committed another checkpoint meanwhile; try again")
+        raise StoreConflict(
+            f"site '{view.name}' has committed another checkpoint at the same time; run the flow again"
+        )
     return committed
 
 
 def site_start(run: Run, site: str, start: Start | None = None) -> StartManifest | None:
-    """The newest model that a site has committed to start from; of this section of the file, if it is given.
+    """The newest checkpoint that a site has committed to start from; with `start`, only one of this section.
 
     Raises:
         CorruptFile: it is not a manifest.
     """
-    found = (m for m in reversed(site_starts(run, site)) if start is None or m.asked in ("", _asked(start)))
-    return next(found, None)
+    matches = (m for m in reversed(site_starts(run, site)) if start is None or m.asked in ("", _asked(start)))
+    return next(matches, None)
 
 
 def site_starts(run: Run, site: str) -> list[StartManifest]:
-    """All models that a site has committed to start from, by attempt: another where the file's start was edited.
+    """All checkpoints that a site has committed to start from, by attempt. Each edit of `start` makes another.
 
     Raises:
         CorruptFile: one of them is not a manifest.
     """
-    found: list[StartManifest] = []
-    while len(found) < ATTEMPTS and (manifest := run.start(site, len(found) + 1)):
-        found.append(manifest)
-    return found
+    starts: list[StartManifest] = []
+    while len(starts) < ATTEMPTS and (manifest := run.start(site, len(starts) + 1)):
+        starts.append(manifest)
+    return starts
 
 
 def _asked(start: Start) -> str:
@@ -148,7 +150,7 @@ def _asked(start: Start) -> str:
 
 
 def _from_site(federation: Federation, folder: Path) -> Initial:
-    """A site's model crosses a trust boundary: names, shapes, types and numbers are checked."""
+    """theta^0 from a site's checkpoint. It is untrusted: names, shapes, types and numbers are checked."""
     run, site = run_of(federation), federation.start.site
     assert site is not None
     manifest = site_start(run, site, federation.start)
@@ -157,12 +159,14 @@ def _from_site(federation: Federation, folder: Path) -> Initial:
     place = run.site_dir(0, site, manifest.attempt)
     _check_shapes(manifest.files, federation.model, f"start.site: the checkpoint of '{site}'")
     tensors = len(all_tensors(manifest.files))
-    check_files(manifest.files, 2 * tensors)  # before any is read: the model's size bounds that of every file
+    check_files(manifest.files, 2 * tensors)  # before any read: the model's size bounds the size of every file
     files = _copy(run.store, place, manifest.files, folder, federation.aggregation.connections)
     with TensorReader(run.store, place, manifest.files) as reader:
         for name in reader.tensors:
             if not all(np.isfinite(chunk).all() for chunk in reader.chunks(name, CHUNK)):
-                raise FederationError(f"start.site: tensor '{name}' of '{site}' holds NaN or infinity")
+                raise FederationError(
+                    f"start.site: tensor '{name}' of '{site}' holds NaN or infinity; write another checkpoint"
+                )
     hashes = {printable(name): sha256 for name, sha256 in manifest.sha256.items()}
     notes = [printable(note) for note in manifest.notes]
     return Initial(files, StartRef(kind="site", source=site, sha256=hashes, notes=notes))
@@ -188,54 +192,55 @@ def from_round(source: str, round_sha256: str, model_sha256: str) -> StartRef:
 
 
 def _other_round(federation: Federation) -> tuple[Run, RoundManifest]:
-    """The round that the file starts from, of the same model and tokenizer."""
+    """The round that the file starts from, which must have the same model and tokenizer."""
     from photon_core.data.tokenizer import load_tokenizer
 
     start = federation.start
     assert start.run is not None
     other = run_of(federation, start.store, start.run)
-    birth, latest = other.birth(), other.latest()
-    if birth is None or latest is None:
+    first, latest = other.run_manifest(), other.latest()
+    if first is None or latest is None:
         raise FederationError(
-            f"start.run: there is no run '{start.run}' with rounds in {other.store.url}; correct run: or store:"
+            f"start.run: there is no run '{start.run}' with rounds in {other.store.url}; correct start.run or "
+            "start.store"
         )
     t = latest if start.round is None else start.round
     manifest = other.round(t)
     if manifest is None:
         raise FederationError(f"start.round: round {t} of run '{start.run}' is not committed; write 0 to {latest}")
     check_kept(other, t)
-    theirs, ours = birth.federation["model"], federation.model.model_dump(mode="json")
+    theirs, ours = first.federation["model"], federation.model.model_dump(mode="json")
     for key in ours:
         if key != "preset" and theirs.get(key) != ours[key]:
             raise FederationError(
                 f"start.run: the model of run '{start.run}' has {key} {theirs.get(key)}, this file's has "
-                f"{ours[key]}; write its model:"
+                f"{ours[key]}; write the model section of that run"
             )
     _check_shapes(manifest.model, federation.model, f"start.run: round {t} of run '{start.run}'")
-    if birth.tokenizer_sha256 != load_tokenizer(federation.tokenizer).sha256:
+    if first.tokenizer_sha256 != load_tokenizer(federation.tokenizer).sha256:
         raise FederationError(
             f"start.run: run '{start.run}' has another tokenizer than '{federation.tokenizer}'; "
-            "write its tokenizer"
+            "write the tokenizer of that run"
         )
     return other, manifest
 
 
 def _check_shapes(files: list[FileEntry], model: Model, what: str) -> None:
-    expected, found = parameter_shapes(model), all_tensors(files)
-    for name in sorted(expected.keys() | found.keys()):
-        there = f"{found[name].dtype} {list(found[name].shape)}" if name in found else "absent"
+    expected, tensors = parameter_shapes(model), all_tensors(files)
+    for name in sorted(expected.keys() | tensors.keys()):
+        actual = f"{tensors[name].dtype} {list(tensors[name].shape)}" if name in tensors else "absent"
         needed = f"F32 {list(expected[name])}" if name in expected else "absent"
-        if there != needed:
+        if actual != needed:
             raise FederationError(
-                f"{what}: tensor '{name[:200]}' is {there}, but the file's model has it {needed}"
+                f"{what}: tensor '{name[:200]}' is {actual}, but by the file's model it must be {needed}"
             )
 
 
 def _copy(store: Store, place: str, entries: list[FileEntry], folder: Path, connections: int) -> list[Path]:
-    """Copies of a manifest's files on this machine, verified."""
+    """Verified copies of a manifest's files on this machine."""
     paths = []
-    for number, found in enumerate(store.fetch_all(entries, place, folder / "fetched", connections), 1):
+    for number, fetched in enumerate(store.fetch_all(entries, place, folder / "fetched", connections), 1):
         path = folder / f"{number:05d}-of-{len(entries):05d}.safetensors"
-        shutil.copyfile(found, path)
+        shutil.copyfile(fetched, path)
         paths.append(path)
     return paths

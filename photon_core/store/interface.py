@@ -1,4 +1,4 @@
-"""What a backend of a store offers: files written whole, files read in ranges, lists with sizes and ages."""
+"""The interface of a store's backend: files written whole, files read in ranges, lists with sizes and ages."""
 
 import os
 import re
@@ -10,17 +10,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-HIDDEN = "."  # temporary files and probes start with it; listings leave them out
+HIDDEN = "."  # temporary files and probes start with it; listings omit them
 TEMPORARY = re.compile(r"\.(probe-[0-9a-f]{32}|[0-9a-f]{32}\.tmp)")
 
 
 def probe_name() -> str:
-    """A fresh name for a file that tries a store out and goes at once; should it stay, `photon gc` takes it."""
+    """A new name for a file that probes a store and is removed at once; `photon gc` removes one that remains."""
     return f"{HIDDEN}probe-{uuid.uuid4().hex}"
 
 
 class Writer(ABC):
-    """A binary file, written from front to back: whole on `close`, not there after `discard` or an error."""
+    """A binary file, written sequentially: whole after `close`, absent after `discard` or an error."""
 
     @abstractmethod
     def write(self, data: bytes | bytearray | memoryview) -> int: ...
@@ -35,7 +35,7 @@ class Writer(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Drop what was written; after `close` there is nothing to drop."""
+        """Drop what was written. After `close` this does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -53,9 +53,9 @@ class Found(NamedTuple):
     """A file of a store.
 
     Args:
-        path: relative to the store.
-        bytes: its size.
-        modified: seconds since the epoch.
+        path: path relative to the store.
+        bytes: size.
+        modified: time of the last change, seconds since the epoch.
     """
 
     path: str
@@ -66,7 +66,7 @@ class Found(NamedTuple):
 def walk_local(root: Path, path: str) -> list[Found]:
     """Plain files below root/path, sorted by path.
 
-    What vanishes while it looks was another's temporary file; where a stranger lets nobody look, nothing is found.
+    A file that vanishes during the walk was another writer's temporary file. Unreadable folders are skipped.
     """
     found = []
     for folder, _, names in os.walk(root / path):
@@ -81,7 +81,7 @@ def walk_local(root: Path, path: str) -> list[Found]:
 
 
 def walk_remote(infos: Mapping[str, Mapping[str, Any]], root: str) -> list[Found]:
-    """The same from what fsspec's `find(detail=True)` answered for a folder below `root`."""
+    """`walk_local`, from the answer of fsspec's `find(detail=True)` for a folder below `root`."""
     below = root.strip("/") + "/"
     found = []
     for name, info in infos.items():
@@ -92,7 +92,7 @@ def walk_remote(infos: Mapping[str, Mapping[str, Any]], root: str) -> list[Found
 
 
 def _modified(info: Mapping[str, Any]) -> float:
-    """A file without a known time counts as new."""
+    """Seconds since the epoch. A file without a known time counts as new."""
     for key in ("LastModified", "mtime", "updated", "created"):
         value = info.get(key)
         if isinstance(value, str):
@@ -105,9 +105,13 @@ def _modified(info: Mapping[str, Any]) -> float:
 
 
 class Ranges(Protocol):
-    """A file read in ranges, by several threads side by side."""
+    """A file read in ranges, by several threads at once."""
 
     def read_into(self, views: Sequence[memoryview], start: int) -> int:
-        """Bytes from `start` on, one view after the other; how many: fewer only where the file ends before."""
+        """Fill one view after the other with the bytes from `start` on.
+
+        Returns:
+            Number of bytes; fewer than fit only where the file ends before.
+        """
 
     def close(self) -> None: ...

@@ -1,8 +1,7 @@
-"""Files of a store on a local disk: whole or not at all, created once, durable before anyone sees them.
+"""Files of a store on a local disk: whole or absent, created once, durable before they are visible.
 
-Looking first and writing after lets several racing writers win. Here every file is written under a
-temporary name, flushed to the disk, and then linked into place: link() fails when the name is taken, so
-one writer wins.
+With a check before the write, several racing writers could win. Here every file is written under a temporary name,
+flushed to the disk, and then linked into place: link() fails when the name is taken, so one writer wins.
 """
 
 import errno
@@ -18,11 +17,11 @@ from photon_core.files import link_once, make_folder, sync_folder, temporary_nam
 from photon_core.store.interface import Writer
 
 ITS_OWN = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
-HIDDEN = "."  # temporary files and probes start with it; listings leave them out
+HIDDEN = "."  # temporary files and probes start with it; listings omit them
 
 
 class LocalWriter(Writer):
-    """A file being written under a temporary name; it appears, whole, when closed."""
+    """A file written under a temporary name; it appears, whole, on `close`."""
 
     def __init__(self, target: Path) -> None:
         make_folder(target.parent)
@@ -53,7 +52,7 @@ class LocalWriter(Writer):
         sync_folder(self._target.parent)
 
     def discard(self) -> None:
-        """Drop what was written; after `close` there is nothing to drop."""
+        """Drop what was written. After `close` this does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -61,7 +60,7 @@ class LocalWriter(Writer):
 
 
 class LocalRanges:
-    """A file's ranges, into memory that the caller brings."""
+    """A file's ranges, read into the caller's memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -93,10 +92,10 @@ class LocalFiles:
         with self.open_read(path) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(start)
-            return file.read(max(0, min(end, size) - start))  # no buffer for what is not there
+            return file.read(max(0, min(end, size) - start))  # no buffer for bytes beyond the file's end
 
     def open_read(self, path: str) -> BinaryIO:
-        """A plain file only: on a shared disk a stranger may leave a pipe, a device or a link to one."""
+        """Open a plain file only: on a shared disk, anybody may leave a pipe, a device or a link to one."""
         try:
             descriptor = os.open(self.root / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -127,7 +126,7 @@ class LocalFiles:
             raise
 
     def _refuse(self, path: str, error: OSError) -> None:
-        """Raises Unreadable where the error is of this one place."""
+        """Raise Unreadable if the error concerns this one path, not the disk."""
         if error.errno in ITS_OWN:
             raise Unreadable(f"{self.root / path} cannot be read: {error.strerror}") from None
 
@@ -142,7 +141,7 @@ class LocalFiles:
             file.write(data)
 
     def put(self, local_path: Path, path: str) -> None:
-        """The file itself under a second name where the disk can, else a copy."""
+        """Link the file itself where the disk supports it, else copy it."""
         target = self.root / path
         make_folder(target.parent)
         with local_path.open("rb") as source:
@@ -150,8 +149,8 @@ class LocalFiles:
             try:
                 link_once(local_path, target)
             except FileExistsError:
-                raise StoreConflict(f"{target} is there already") from None
-            except OSError:  # another disk, or one without links
+                raise StoreConflict(f"{target} already exists") from None
+            except OSError:  # another disk, or one without hard links
                 with LocalWriter(target) as file:
                     shutil.copyfileobj(source, file, 1 << 20)
         sync_folder(target.parent)
@@ -167,9 +166,9 @@ def _link(temporary: Path, target: Path) -> None:
     try:
         link_once(temporary, target)
     except FileExistsError:
-        raise StoreConflict(f"{target} was created by another writer; its content stands") from None
+        raise StoreConflict(f"{target} already exists (written by another process); it is kept") from None
     except OSError as error:
         raise PhotonError(
-            f"cannot link {target} into place ({error.strerror}); a local store needs a disk with hard links "
-            "(not FAT or some network mounts): move the store, or use s3://"
+            f"cannot link {target} into place ({error.strerror}); a local store needs a disk with hard links, "
+            "which FAT and some network mounts lack: move the store to another disk, or use s3://"
         ) from error

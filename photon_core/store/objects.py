@@ -1,7 +1,7 @@
 """Objects read in ranges and written in parts, so that a broken connection costs one part and not the file.
 
-A part that fails is sent again; the object appears, whole, with the last call. Parts that were never
-completed are not seen by anyone (a bucket's lifecycle rule removes them, docs/store.md).
+A failed part is sent again. The object appears, whole, with the last call. Parts of uploads that were never
+completed are invisible (a bucket's lifecycle rule removes them, docs/store.md).
 """
 
 import io
@@ -19,18 +19,18 @@ ReadInto = Callable[[Sequence[memoryview], int], int]
 
 
 class Call(Protocol):
-    """Calls a method of S3's API for one object, patiently; `patience` in seconds, or the store's own."""
+    """Calls a method of S3's API for one object, with retries for `retry_seconds`, or the store's."""
 
-    def __call__(self, method: str, patience: float | None = None, **arguments: Any) -> Any: ...
+    def __call__(self, method: str, retry_seconds: float | None = None, **arguments: Any) -> Any: ...
 
 
 class ObjectWriter(Writer):
-    """An object being written; it appears, whole, when closed.
+    """An object that is written in parts; it appears, whole, on `close`.
 
     Args:
         call: S3's API for this object.
-        size: bytes of the object of that name now; None if there is none.
-        only_new: ask the server not to replace an object (If-None-Match).
+        size: function that returns the bytes of the existing object of that name; None if there is none.
+        only_new: flag: the server must not replace an object (If-None-Match).
     """
 
     def __init__(self, call: Call, size: Callable[[], int | None], only_new: bool) -> None:
@@ -49,7 +49,11 @@ class ObjectWriter(Writer):
         return len(data)
 
     def close(self) -> None:
-        """Make it appear. Raises StoreConflict when another object has its name."""
+        """Make the object appear.
+
+        Raises:
+            StoreConflict: another object has its name.
+        """
         if not self._open:
             return
         try:
@@ -67,14 +71,14 @@ class ObjectWriter(Writer):
         self._buffer = bytearray()
 
     def discard(self) -> None:
-        """Drop what was written; after `close` there is nothing to drop."""
+        """Drop what was written. After `close` this does nothing."""
         if not self._open:
             return
         self._open = False
         self._buffer = bytearray()
         if self._upload:
-            with suppress(OSError, PhotonError):  # a server that is away keeps invisible parts
-                self._call("abort_multipart_upload", patience=0, UploadId=self._upload)
+            with suppress(OSError, PhotonError):  # an unreachable server keeps the invisible parts
+                self._call("abort_multipart_upload", retry_seconds=0, UploadId=self._upload)
 
     def _send(self, count: int) -> None:
         if not self._upload:
@@ -93,24 +97,25 @@ class ObjectWriter(Writer):
             code = error_code(error)
             if code not in ("NoSuchUpload", "PreconditionFailed", "412"):
                 raise
-            # the answer to an earlier try was lost: it cannot be done because it is done
+            # perhaps an earlier try succeeded and its answer was lost
             if self._size() != size:
                 raise StoreConflict("the name was taken by another writer") from None
 
 
 class ObjectReader(io.RawIOBase):
-    """An object read from front to back in ranges, each of which is asked for again when it breaks.
+    """An object read sequentially, in ranges that are requested again when they fail.
 
     Args:
-        read_into: fills views with the bytes from a position on; how many, fewer where the object ends before.
+        read_into: function that fills views with the bytes from a position on, and returns their number: fewer
+            than fit where the object ends before.
     """
 
     def __init__(self, read_into: ReadInto) -> None:
         self._read_into = read_into
         self._at = 0
-        self._start = 0  # of the block at hand
+        self._start = 0  # of the current block
         self._memory = self._block = memoryview(b"")
-        self._ended = False  # the block at hand is the last
+        self._ended = False  # the current block is the last
 
     def readable(self) -> bool:
         return True
@@ -123,7 +128,7 @@ class ObjectReader(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_END:
-            raise io.UnsupportedOperation("the end is not known before it is read")
+            raise io.UnsupportedOperation("the end is unknown until it is read")
         self._at = offset if whence == io.SEEK_SET else self._at + offset
         return self._at
 
@@ -144,10 +149,10 @@ class ObjectReader(io.RawIOBase):
 
 
 class ObjectRanges:
-    """An object's ranges, each a request of its own, so that several connections bring it.
+    """An object's ranges, each a separate request, so that several connections can fetch it.
 
     Args:
-        read_into: fills views with the bytes from a position on; how many, fewer where the object ends before.
+        read_into: function that fills views, as for ObjectReader.
     """
 
     def __init__(self, read_into: ReadInto) -> None:

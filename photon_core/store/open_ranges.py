@@ -1,4 +1,4 @@
-"""Files of a store that are open for reading in ranges: so many at a time, however many are asked for."""
+"""A pool of a store's files that are open for reading in ranges, with a limit on their number."""
 
 import resource
 import threading
@@ -10,21 +10,21 @@ from pathlib import Path
 
 from photon_core.store.interface import Ranges
 
-SHARE = 4  # of the descriptors that the process may still open, one in so many
+SHARE = 4  # the pool takes 1/SHARE of the descriptors that the process may still open
 
 
 @dataclass
 class _Open:
     ranges: Ranges
     users: int = 0
-    ended: bool = False  # to be closed by its last user
+    ended: bool = False  # its last user closes it
 
 
 class OpenRanges:
-    """Safe to use from several threads. The file that was used longest ago is closed first, none while it is read.
+    """Open files, for several threads. The least recently used one is closed first, but none while it is read.
 
     Args:
-        most: files open at a time, beyond those that are being read.
+        most: maximum number of open files; files that are being read may exceed it.
     """
 
     def __init__(self, most: int | None = None) -> None:
@@ -40,8 +40,8 @@ class OpenRanges:
         """The file's ranges, for the block.
 
         Args:
-            key: of the file.
-            opened: opens it, if it is not open.
+            key: key of the file.
+            opened: function that opens the file, called if it is not open.
         """
         with self._lock:
             file = self._files.get(key)
@@ -59,7 +59,7 @@ class OpenRanges:
                     file.ranges.close()
 
     def close(self, key: object) -> None:
-        """Close the file, if it is open; once nobody reads from it."""
+        """Close the file if it is open, as soon as nobody reads from it."""
         with self._lock:
             if (file := self._files.pop(key, None)) is not None:
                 self._end(file)

@@ -1,8 +1,8 @@
-"""Files of a store behind fsspec: S3 and its like, Google's storage, and memory for tests.
+"""Files of a store behind fsspec: S3 and compatible servers, Google Cloud Storage, and memory for tests.
 
-Create-only rests on the server (If-None-Match). Some S3 servers take the header and ignore it, so the first
-commit of a process tries it out on a throw-away object and refuses a server that lets both writers win.
-Every call has a time of its own and is repeated, patiently, while the server is away.
+Create-only writes rely on the server (If-None-Match). Some S3 servers accept the header and ignore it, so the
+first commit of a process probes the server with a temporary object, and refuses it if both writers win.
+Every call has a timeout, and is retried with backoff while the server is unreachable.
 """
 
 import io
@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO, TypeVar, cast
 from photon_core.errors import FederationError, PhotonError, StoreConflict
 from photon_core.store.interface import HIDDEN, Found, Writer, probe_name, walk_remote
 from photon_core.store.objects import ObjectRanges, ObjectReader, ObjectWriter
-from photon_core.store.retry import PATIENCE, patiently
+from photon_core.store.retry import RETRY_SECONDS, retry
 from photon_core.store.s3 import S3Client
 from schemas.server_errors import error_code
 
@@ -30,24 +30,24 @@ CONDITIONAL = S3 | {"gs", "gcs"}  # protocols whose pipe_file(mode="create") ask
 MEMORY_LOCK = Lock()
 CALL_SECONDS = 300.0  # for one request: a part of 16 MiB through a link of 0.5 Mbit/s
 DENIED = {"AccessDenied", "403"}  # HTTP 403; the latter where the answer has no body
-BRIEFLY = 5.0  # s; for what may also be left undone
+BRIEFLY = 5.0  # s; for calls that may also fail
 CLIENT = {
     "connect_timeout": 10,
     "read_timeout": 30,  # of silence
     "max_pool_connections": 256,  # as many as aggregation.connections can be
-    "retries": {"total_max_attempts": 1, "mode": "standard"},  # the repeating is ours, with one end to it
+    "retries": {"total_max_attempts": 1, "mode": "standard"},  # retry() repeats, with one time limit
 }
 _LOCK = Lock()
 # of this process; fsspec would keep one for each thread, with its connections
 _filesystems: dict[str, tuple[Any, S3Client]] = {}
-_proven: set[str] = set()  # places whose server was seen to honour If-None-Match
+_proven: set[str] = set()  # places whose server has passed the probe of If-None-Match
 
 
 class SpoolWriter(Writer):
-    """A file of another kind of server being written: at first without a name in TMPDIR, sent whole when closed.
+    """A file for servers other than S3: written to an unnamed file in TMPDIR, sent whole on `close`.
 
     Args:
-        send: sends what the local file of this path holds; it may be called again.
+        send: function that sends the content of a local path; it may be called more than once.
     """
 
     def __init__(self, send: Callable[[str], None]) -> None:
@@ -67,7 +67,7 @@ class SpoolWriter(Writer):
                 self._send(f"/dev/fd/{file.fileno()}")
 
     def discard(self) -> None:
-        """Drop what was written; after `close` there is nothing to drop."""
+        """Drop what was written. After `close` this does nothing."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
@@ -77,18 +77,18 @@ class RemoteFiles:
     """A store's prefix on an fsspec filesystem. Paths are relative to it and already checked.
 
     Args:
-        url: where.
-        single_writer: accept a server without create-only writes.
-        patience: seconds that the server may be away in one call.
-        options: for fsspec.
+        url: URL of the prefix.
+        single_writer: flag: accept a server without create-only writes.
+        retry_seconds: time limit of a call's retries.
+        options: options of fsspec.
     """
 
     def __init__(
-        self, url: str, *, single_writer: bool = False, patience: float = PATIENCE, **options: Any
+        self, url: str, *, single_writer: bool = False, retry_seconds: float = RETRY_SECONDS, **options: Any
     ) -> None:
         self.protocol = url.split("://", 1)[0]
         self.fs, self._s3, self.root, self._place = _open(url, self.protocol, options)
-        self._patience = patience
+        self._retry_seconds = retry_seconds
         self._single_writer = single_writer
 
     def _full(self, path: str) -> str:
@@ -98,11 +98,12 @@ class RemoteFiles:
         """A file's name within its bucket."""
         return self._full(path).partition("/")[2]
 
-    def _do(self, verb: str, path: str, call: Callable[..., T], patience: float | None = None) -> T:
-        """`call(timeout=...)`, patiently."""
+    def _do(self, verb: str, path: str, call: Callable[..., T], retry_seconds: float | None = None) -> T:
+        """`call(timeout=...)`, with retries."""
         limit = {"timeout": CALL_SECONDS} if self._s3 is not None else {}
         what = f"{verb} {self.protocol}://{self._full(path)}"
-        return patiently(lambda: call(**limit), what, self._patience if patience is None else patience)
+        seconds = self._retry_seconds if retry_seconds is None else retry_seconds
+        return retry(lambda: call(**limit), what, seconds)
 
     def read(self, path: str) -> bytes:
         full = self._full(path)
@@ -129,7 +130,7 @@ class RemoteFiles:
         return ObjectRanges(partial(self._read_into, path))
 
     def _read_into(self, path: str, views: Sequence[memoryview], start: int) -> int:
-        """Fill the views with the bytes from `start` on; how many, fewer where the file ends before."""
+        """As Ranges.read_into."""
         if self._s3 is not None:
             return self._fetch(path, partial(self._s3.read_into, self._full(path), views, start))
         data = memoryview(self.read_range(path, start, start + sum(map(len, views))))
@@ -142,15 +143,15 @@ class RemoteFiles:
 
     def _fetch(self, path: str, call: Callable[[], T]) -> T:
         what = f"read {self.protocol}://{self._full(path)}"
-        return patiently(partial(self._or_missing, path, call), what, self._patience)
+        return retry(partial(self._or_missing, path, call), what, self._retry_seconds)
 
     def size(self, path: str) -> int:
         look = partial(self._or_missing, path, partial(self.fs.info, self._full(path)))
         return int(self._do("look at", path, look)["size"])
 
     def _or_missing(self, path: str, call: Callable[..., T], **limit: Any) -> T:
-        """`call(**limit)`. S3 answers 403 and not 404 for a missing object where its right to be listed hangs on a
-        condition, as in the policy of docs/store.md: then the list says whether the object is there."""
+        """`call(**limit)`. S3 answers 403 instead of 404 for a missing object where the permission to list depends
+        on a condition, as in the policy of docs/store.md. Then a listing shows whether the object exists."""
         try:
             return call(**limit)
         except Exception as error:
@@ -159,7 +160,7 @@ class RemoteFiles:
             raise FileNotFoundError(self._full(path)) from None
 
     def _unlisted(self, path: str) -> bool:
-        """Whether the server lists what begins like this path, and not the object itself."""
+        """Whether the server's listing of this path's prefix lacks the object itself."""
         bucket, _, key = self._full(path).partition("/")
         try:
             first = self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1, timeout=CALL_SECONDS)
@@ -207,7 +208,7 @@ class RemoteFiles:
         else:
             self._probe(path)
             free = self._create_if_absent(path, data)
-        # A repeated try may meet the object that an earlier one, whose answer was lost, created.
+        # A retry may find the object that an earlier try created, if that try's answer was lost.
         if not free and self.read(path) != data:
             raise self._conflict(path)
 
@@ -225,7 +226,7 @@ class RemoteFiles:
 
         bucket, _, key = self._full(path).partition("/")
 
-        def call(method: str, patience: float | None = None, **arguments: Any) -> Any:
+        def call(method: str, retry_seconds: float | None = None, **arguments: Any) -> Any:
             def once(**limit: Any) -> Any:
                 try:
                     return self.fs.call_s3(method, Bucket=bucket, Key=key, **arguments, **limit)
@@ -234,7 +235,7 @@ class RemoteFiles:
                         raise self._no_bucket() from None
                     raise
 
-            return self._do(f"write ({method})", path, once, patience)
+            return self._do(f"write ({method})", path, once, retry_seconds)
 
         def size() -> int | None:
             return self.size(path) if self.exists(path) else None
@@ -246,16 +247,16 @@ class RemoteFiles:
             self._do("remove", path, lambda **limit: self.fs.rm_file(self._full(path), **limit), BRIEFLY)
 
     def _conflict(self, path: str) -> StoreConflict:
-        return StoreConflict(f"{self._full(path)} was created by another writer; its content stands")
+        return StoreConflict(f"{self._full(path)} already exists (written by another process); it is kept")
 
     def _no_bucket(self) -> PhotonError:
         bucket = self.root.partition("/")[0]
         return PhotonError(
-            f"{self.protocol}://{self.root}: there is no bucket '{bucket}'; create it, or correct store:"
+            f"{self.protocol}://{self.root}: there is no bucket '{bucket}'; create it, or correct the file's store"
         )
 
     def _create_if_absent(self, path: str, data: bytes) -> bool:
-        """Whether this call created the object (False: it was there)."""
+        """Whether this call created the object (False: it existed)."""
 
         def create(**limit: Any) -> None:
             self.fs.pipe_file(self._full(path), data, mode="create", **limit)
@@ -271,39 +272,43 @@ class RemoteFiles:
             if code in ("PreconditionFailed", "412"):
                 return False
             if code in ("NotImplemented", "501"):
-                raise self._careless("does not know") from None
+                raise self._unsafe("does not support") from None
             raise
         return True
 
-    def _careless(self, verb: str) -> PhotonError:
+    def _unsafe(self, verb: str) -> PhotonError:
         return PhotonError(
             f"the server of {self.protocol}://{self.root} {verb} If-None-Match, so two writers could both commit; "
-            "use one that honours it, or write storage: {single_writer: true} when nothing else ever writes to "
-            "this run"
+            "use a server that honours it, or write storage: {single_writer: true} if only one process ever "
+            "writes to this run"
         )
 
     def _probe(self, path: str) -> None:
-        """Refuse a server that lets a second create-only write through."""
+        """Refuse a server that accepts a second create-only write.
+
+        Raises:
+            PhotonError: the server, or its protocol, has no create-only writes.
+        """
         if self._place in _proven:
             return
         if self.protocol not in CONDITIONAL:
             raise PhotonError(
-                f"a store on {self.protocol}:// cannot create files only if absent; use a local folder, "
-                "s3:// or gs://, or pass single_writer=True when nothing else ever writes to this run"
+                f"a store on {self.protocol}:// has no create-only writes; use a local folder, s3:// or gs://, or "
+                "write storage: {single_writer: true} if only one process ever writes to this run"
             )
-        # beside what is about to be committed: a site may write nowhere else
+        # beside the object to be committed: a site may write nowhere else
         probe = f"{path.rpartition('/')[0]}/{probe_name()}"
         self._create_if_absent(probe, b"first")
         second = self._create_if_absent(probe, b"second")
         with suppress(OSError, PhotonError):  # a site may write but not delete
             self.remove(probe)
         if second:
-            raise self._careless("ignores")
+            raise self._unsafe("ignores")
         _proven.add(self._place)
 
 
 def _open(url: str, protocol: str, options: dict[str, Any]) -> tuple[Any, S3Client | None, str, str]:
-    """The filesystem, who reads from it if it is S3, the root on it, and what they are known by here."""
+    """The filesystem, its S3 client if it is S3, the root on it, and their key in this process."""
     import fsspec
 
     key = f"{os.getpid()} {protocol} {json.dumps(options, sort_keys=True, default=repr)}"

@@ -1,8 +1,8 @@
-"""Calls to a server that may be away for a while: tried again with growing pauses, and never without an end.
+"""Retries with backoff and a time limit, for calls to a server.
 
-An object store answers 503 when it is busy, and connections break. Both pass. What does not pass (no
-credentials, no permission, no such bucket) is told at once. Messages carry the server's error code, never
-its text, which on some servers repeats the access key.
+An object store answers 503 when it is busy, and connections break. Both pass. What does not pass (no credentials,
+no permission, no such bucket) is raised at once. Messages carry the server's error code, never its text, which on
+some servers repeats the access key.
 """
 
 import random
@@ -19,35 +19,35 @@ from schemas.server_errors import cause, error_code, http_status, quiet
 
 T = TypeVar("T")
 
-PATIENCE = 120.0  # s that a server may be away before a step gives up; the step itself is tried again later
+RETRY_SECONDS = 120.0  # s that a server may be unreachable before a step fails; the step itself is retried later
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # s
 BUSY = {429, 500, 502, 503, 504}
 PASSING = {
     *("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException"),
-    *("ConditionalRequestConflict", "OperationAborted"),  # another writer is at it: whoever asks again learns more
+    *("ConditionalRequestConflict", "OperationAborted"),  # another writer is active: a retry shows who won
 }
 REFUSED = {401, 403}
 
 
-def patiently(call: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
-    """The call's result, after as many tries as fit into `patience` seconds of pauses and failures.
+def retry(call: Callable[[], T], what: str, seconds: float = RETRY_SECONDS) -> T:
+    """The call's result, after as many tries as fit into the time limit.
 
     Args:
-        call: harmless to repeat. It must end by itself, within a time of its own.
-        what: a few words for messages: what is done, where.
-        patience: seconds; 0 tries once.
+        call: idempotent function. It must end by itself: each call has its own timeout.
+        what: label for messages: what is done, where.
+        seconds: time limit of all tries and pauses together; 0 tries once.
 
     Raises:
-        StoreUnavailable: the server was away for so long.
-        StoreRefused: the server does not let us, or there are no credentials.
-        OSError: whatever else the call raised (FileNotFoundError, FileExistsError, ...).
+        StoreUnavailable: the server was unreachable or busy until the time limit.
+        StoreRefused: the server does not permit it, or there are no credentials.
+        OSError: anything else that the call raised (FileNotFoundError, FileExistsError, ...).
     """
     start, tries, last = time.monotonic(), 0, ""
     while True:
         try:
             result = call()
-            if tries and (told := _outages.get()) is not None:
-                told.append(Outage(tries, time.monotonic() - start, last))
+            if tries and (log := _outages.get()) is not None:
+                log.append(Outage(tries, time.monotonic() - start, last))
             return result
         except Exception as error:
             tries += 1
@@ -55,24 +55,24 @@ def patiently(call: Callable[[], T], what: str, patience: float = PATIENCE) -> T
             if refusal := refused(error):
                 raise StoreRefused(
                     f"{what}: refused ({refusal}); check the credentials (environment, profile or block) and what "
-                    "the bucket's policy lets them do"
+                    "the bucket's policy permits them"
                 ) from None
             if not passing(error):
                 if (plain := quiet(error)) is error:
                     raise
                 raise plain from None
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries) * random.uniform(0.5, 1.0)
-            if time.monotonic() - start + pause > patience:
+            if time.monotonic() - start + pause > seconds:
                 raise StoreUnavailable(
-                    f"{what}: the server did not do it in {tries} tries over {time.monotonic() - start:.0f} s "
-                    f"({cause(error)}). Nothing half-written is committed; when it is back, run again"
+                    f"{what}: the server failed in {tries} tries over {time.monotonic() - start:.0f} s "
+                    f"({cause(error)}). Nothing incomplete is committed. When the server is back, run again"
                 ) from None
         time.sleep(pause)
 
 
 @dataclass(frozen=True)
 class Outage:
-    """A call that failed so many times, for so many seconds, before it was done; and what the last failure was."""
+    """A call that failed before it succeeded: failures, seconds until success, and the last failure's cause."""
 
     tries: int
     seconds: float
@@ -84,7 +84,7 @@ _outages: ContextVar[list[Outage] | None] = ContextVar("_outages", default=None)
 
 @contextmanager
 def outages() -> Iterator[list[Outage]]:
-    """What this thread's calls had to be tried again for within the block."""
+    """The outages that this thread's calls survive within the block; the list grows as they happen."""
     found: list[Outage] = []
     token = _outages.set(found)
     try:
@@ -94,7 +94,7 @@ def outages() -> Iterator[list[Outage]]:
 
 
 def passing(error: BaseException) -> bool:
-    """Whether an error may be gone at the next try."""
+    """Whether an error is transient: a retry may succeed."""
     if (status := http_status(error)) is not None:
         return status in BUSY or error_code(error) in PASSING
     if isinstance(error, FileExistsError | FileNotFoundError | PermissionError):
@@ -103,7 +103,7 @@ def passing(error: BaseException) -> bool:
 
 
 def refused(error: BaseException) -> str:
-    """Why the server, or the client for want of credentials, refuses; empty for every other error."""
+    """Why the server refuses, or the client for lack of credentials; empty for every other error."""
     status = http_status(error)
     if status in REFUSED and error_code(error) != "RequestTimeTooSkewed":
         return f"{error_code(error) or 'no code'}, HTTP {status}"
@@ -116,8 +116,8 @@ def refused(error: BaseException) -> str:
 
 
 def connection_errors(*more: type[BaseException]) -> tuple[type[BaseException], ...]:
-    """`more`, and the errors of broken connections in those clients that are imported already."""
-    wanted = {
+    """`more`, and the errors of broken connections in all clients that are already imported."""
+    names = {
         "botocore.exceptions": (
             *("HTTPClientError", "ConnectionError", "ChecksumError", "IncompleteReadError"),
             *("FlexibleChecksumError",),
@@ -128,6 +128,6 @@ def connection_errors(*more: type[BaseException]) -> tuple[type[BaseException], 
         "urllib3.exceptions": ("HTTPError",),
         "fsspec.exceptions": ("FSTimeoutError",),
     }
-    modules = {name: sys.modules[name] for name in wanted if name in sys.modules}
-    found = [getattr(m, cls) for name, m in modules.items() for cls in wanted[name] if hasattr(m, cls)]
-    return (*more, *found)
+    modules = {name: sys.modules[name] for name in names if name in sys.modules}
+    errors = [getattr(m, cls) for name, m in modules.items() for cls in names[name] if hasattr(m, cls)]
+    return (*more, *errors)

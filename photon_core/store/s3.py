@@ -1,8 +1,8 @@
-"""The bytes of objects on S3, fetched by the thread that wants them into memory that it brings.
+"""Reads of S3 objects, each by the calling thread into the caller's memory.
 
-s3fs passes every byte through the one event loop of its process. This is botocore's own client beside it, made of
-the same settings: endpoint, credentials and profiles, region, certificates and proxies are found as there, and
-requests are signed in their headers, so that no address is a secret.
+s3fs passes every byte through the one event loop of its process. This is botocore's client beside it, made from
+the same settings: endpoint, credentials and profiles, region, certificates and proxies. Requests are signed in
+their headers, so that no address is a secret.
 """
 
 import os
@@ -19,50 +19,53 @@ from photon_core.errors import PhotonError
 from photon_core.store.retry import BUSY
 from schemas.server_errors import error_code
 
-STEP = 1 << 20  # bytes between two looks at what has come
-LOOK = 5.0  # s between two looks for answers that take too long
-KEPT = 60.0  # s that a signature serves other ranges of the object; servers take it for 15 minutes
+STEP = 1 << 20  # bytes a read of an answer
+LOOK = 5.0  # s between two checks for answers that take too long
+KEPT = 60.0  # s that a signature serves other ranges of the object; servers accept it for 15 minutes
 OBJECTS = 1024  # whose signatures are kept
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
 
 class S3Client:
-    """Reads objects; for any number of threads, and again after a fork.
+    """Reads objects, for any number of threads, and also after a fork.
 
     Args:
-        fs: the s3fs filesystem whose settings are taken.
-        seconds: for one request.
+        fs: s3fs filesystem with the settings.
+        seconds: timeout of a request.
     """
 
     def __init__(self, fs: Any, seconds: float) -> None:
         self._fs, self._seconds = fs, seconds
-        self._made: _Made | None = None
+        self._client: _Client | None = None
 
     def read(self, path: str) -> bytes:
         """A whole object."""
-        made = self._mine()
-        with made.clock.limit(made.get(path), self._seconds) as answer:
+        client = self._of_process()
+        with client.clock.limit(client.get(path), self._seconds) as answer:
             return bytes(answer.body.read())
 
     def read_into(self, path: str, views: Sequence[memoryview], start: int) -> int:
-        """Bytes from `start` on, into one view after the other; how many: fewer only where the object ends before.
+        """Fill one view after the other with the bytes from `start` on.
+
+        Returns:
+            Number of bytes; fewer than fit only where the object ends before.
 
         Raises:
-            OSError: as s3fs raises for the server's answer.
-            PhotonError: the server sends other bytes than those that were asked for.
+            OSError: the error of s3fs for the server's answer.
+            PhotonError: the server sends other bytes than requested.
         """
-        wanted = sum(map(len, views))
-        if not wanted:
+        expected = sum(map(len, views))
+        if not expected:
             return 0
-        made = self._mine()
+        client = self._of_process()
         try:
-            found = made.get(path, f"bytes={start}-{start + wanted - 1}")
+            response = client.get(path, f"bytes={start}-{start + expected - 1}")
         except OSError as error:
             if error_code(error) in ("InvalidRange", "416"):  # the object ends before
                 return 0
             raise
-        with made.clock.limit(found, self._seconds) as answer:
-            length = _length(answer, path, start, wanted)
+        with client.clock.limit(response, self._seconds) as answer:
+            length = _length(answer, path, start, expected)
             done = 0
             for view in views:
                 at, end = 0, min(len(view), length - done)
@@ -71,15 +74,15 @@ class S3Client:
                 done += end
         return done
 
-    def _mine(self) -> "_Made":
-        """This process's: connections of the process that it was forked from are not its own."""
-        made = self._made
-        if made is None or made.process != os.getpid():
+    def _of_process(self) -> "_Client":
+        """This process's client: a forked process must not use its parent's connections."""
+        client = self._client
+        if client is None or client.process != os.getpid():
             with _lock:
-                made = self._made
-                if made is None or made.process != os.getpid():
-                    made = self._made = _Made(self._fs)
-        return made
+                client = self._client
+                if client is None or client.process != os.getpid():
+                    client = self._client = _Client(self._fs)
+        return client
 
 
 class _Answer(NamedTuple):
@@ -88,29 +91,29 @@ class _Answer(NamedTuple):
     length: str
 
 
-class _Made:
-    """botocore's client of one process. Making and signing a request costs it more than the bytes do: what is
-    signed for an object is sent again for its other ranges, which are no part of what is signed."""
+class _Client:
+    """botocore's client of one process. Making and signing a request costs it more than the bytes do. So a signed
+    request for an object is sent again for its other ranges: the signature does not cover the range."""
 
     def __init__(self, fs: Any) -> None:
         self.process, self.clock = os.getpid(), _Clock()
-        self._client, self._arguments = _make(fs), fs.req_kw
+        self._client, self._arguments = _botocore_client(fs), fs.req_kw
         self._send = self._client._endpoint.http_session.send
         self._signed: dict[str, tuple[float, Any]] = {}
-        self._asked = threading.local()
+        self._requested = threading.local()
         self._client.meta.events.register("before-send.s3.GetObject", self._sending)
 
     def get(self, path: str, range: str = "") -> _Answer:
         """A range of an object, or all of it."""
         until, request = self._signed.get(path, (0.0, None))
         if range and time.monotonic() < until:
-            answer = self._again(request, range)
+            answer = self._reuse(request, range)
             if answer is not None:
                 return answer
-        return self._anew(path, range)
+        return self._sign(path, range)
 
-    def _again(self, request: Any, range: str) -> _Answer | None:
-        """None for an answer that is none of what is asked for: asked anew, the error gets its name."""
+    def _reuse(self, request: Any, range: str) -> _Answer | None:
+        """Reuse a signed request. None if the server does not accept it; signing again raises a typed error."""
         from botocore.awsrequest import AWSPreparedRequest
         from botocore.exceptions import ClientError
         from botocore.response import StreamingBody
@@ -118,23 +121,24 @@ class _Made:
         headers = request.headers.copy()
         headers["Range"] = range
         answer = self._send(AWSPreparedRequest("GET", request.url, headers, None, True, request.context))
-        status, found = answer.status_code, answer.headers
+        status, headers = answer.status_code, answer.headers
         if status == 206:
-            length = found.get("Content-Length", "")
-            return _Answer(StreamingBody(answer.raw, length or None), found.get("Content-Range", ""), length)
+            length = headers.get("Content-Length", "")
+            return _Answer(StreamingBody(answer.raw, length or None), headers.get("Content-Range", ""), length)
         answer.raw.close()
-        if status in BUSY:  # not to be asked again at once
+        if status in BUSY:  # a busy server must not get a second request at once
             code = {"Code": HTTPStatus(status).phrase.replace(" ", "")}
             error = {"Error": code, "ResponseMetadata": {"HTTPStatusCode": status}}
             raise ClientError(error, "GetObject")
         return None
 
-    def _anew(self, path: str, range: str) -> _Answer:
+    def _sign(self, path: str, range: str) -> _Answer:
+        """Sign and send a new request, and keep the signed one for the object's other ranges."""
         from botocore.exceptions import ClientError
         from s3fs.errors import translate_boto_error
 
         bucket, _, key = path.partition("/")
-        self._asked.range, self._asked.request = range, None
+        self._requested.range, self._requested.request = range, None
         self._signed.pop(path, None)
         signed = time.monotonic()
         try:
@@ -144,19 +148,19 @@ class _Made:
         if range:
             if len(self._signed) >= OBJECTS:
                 self._signed.clear()
-            self._signed[path] = signed + KEPT, self._asked.request
+            self._signed[path] = signed + KEPT, self._requested.request
         length = answer["ResponseMetadata"]["HTTPHeaders"].get("content-length", "")
         return _Answer(answer["Body"], answer.get("ContentRange", ""), length)
 
     def _sending(self, request: Any, **_: Any) -> None:
-        """Called by botocore with a request that is signed."""
-        if self._asked.range:
-            request.headers["Range"] = self._asked.range
-            self._asked.request = request
+        """Called by botocore with each signed request before it is sent."""
+        if self._requested.range:
+            request.headers["Range"] = self._requested.range
+            self._requested.request = request
 
 
 class _Clock:
-    """Ends answers that come too slowly, however often a byte of them arrives."""
+    """The time limit of a whole answer: it also ends one whose bytes trickle in without a read timeout."""
 
     def __init__(self) -> None:
         self._answers: dict[int, tuple[float, Any]] = {}
@@ -165,9 +169,9 @@ class _Clock:
 
     @contextmanager
     def limit(self, answer: _Answer, seconds: float) -> Iterator[_Answer]:
-        """Whoever waits for more of an answer after so many seconds meets its end.
+        """Cut the answer's connection after `seconds`, so that a waiting reader meets its end.
 
-        Its connection is kept if all of it is read, else closed.
+        The connection is kept if the answer is read completely, else closed.
         """
         with answer.body as raw:
             with self._lock:
@@ -192,11 +196,11 @@ class _Clock:
                 idle = not self._answers
                 late = [raw for end, raw in self._answers.values() if end < time.monotonic()]
                 for raw in late:
-                    with suppress(Exception):  # it has ended by itself
+                    with suppress(Exception):  # the answer has ended by itself
                         raw.connection.sock.shutdown(socket.SHUT_RDWR)
 
 
-def _make(fs: Any) -> Any:
+def _botocore_client(fs: Any) -> Any:
     from botocore import UNSIGNED
     from botocore.config import Config
     from botocore.session import Session
@@ -214,23 +218,23 @@ def _make(fs: Any) -> Any:
     return Session(**fs.kwargs).create_client("s3", config=Config(**config), **given)
 
 
-def _length(answer: _Answer, path: str, start: int, wanted: int) -> int:
-    """Bytes of the body, which is the range that was asked for, or what there is of it."""
-    found = RANGE.fullmatch(answer.range)
-    if found is None:  # the whole object, though a range was asked for
-        first, length = 0, int(answer.length or wanted + 1)
+def _length(answer: _Answer, path: str, start: int, requested: int) -> int:
+    """Bytes of the body: the requested range, or the part of it that exists."""
+    match = RANGE.fullmatch(answer.range)
+    if match is None:  # the whole object instead of the range
+        first, length = 0, int(answer.length or requested + 1)
     else:
-        first, length = int(found[1]), int(found[2]) + 1 - int(found[1])
-    if first != start or not 0 < length <= wanted:
+        first, length = int(match[1]), int(match[2]) + 1 - int(match[1])
+    if first != start or not 0 < length <= requested:
         raise PhotonError(
-            f"read s3://{path}: the server was asked for bytes {start} to {start + wanted - 1} and sends "
-            f"{answer.range[:80] or 'the whole object'}; a store needs a server that knows ranges"
+            f"read s3://{path}: bytes {start} to {start + requested - 1} were requested, and the server sends "
+            f"{answer.range[:80] or 'the whole object'}; a store needs a server that supports range requests"
         )
     return length
 
 
 def _some(body: Any, view: memoryview, length: int) -> int:
-    """Bytes of the body that came into the view."""
+    """Number of the body's bytes that were read into the view."""
     from botocore.exceptions import IncompleteReadError
 
     count = int(body.readinto(view))

@@ -1,8 +1,8 @@
-"""Where rounds live, and the commit rule: a folder, s3:// or memory:// behind one small interface.
+"""The store of all rounds, and its commit rule: a folder, s3:// or memory:// behind one small interface.
 
-Nothing in a store is ever overwritten. Data files are written under fresh names and are litter until a
-manifest names them; a manifest is created only if absent, whole or not at all (`Store.create`), so that of
-racing writers exactly one wins. That single call is every commit of a federation.
+Nothing in a store is ever overwritten. Data files are written under new names and are unreferenced until a
+manifest names them. A manifest is created only if absent, whole or not at all (`Store.create`), so that exactly
+one of racing writers wins. That single call is every commit of a federation.
 """
 
 import re
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 PATH_LIMIT = 800  # bytes
-FIRST = 1 << 20  # bytes of a small file that are asked for first: a server's answer needs a buffer of its size
-KEY_LIMIT = 1024  # bytes of an object's name on S3, the store's own prefix included
+FIRST = 1 << 20  # bytes of a small file's first request: a server's answer needs a buffer of its size
+KEY_LIMIT = 1024  # bytes of an object's name on S3, with the store's prefix
 
 
 def _nothing() -> None:
@@ -36,10 +36,10 @@ class Store:
     """A prefix on a filesystem. Every path is relative to it, with forward slashes, and cannot leave it.
 
     Args:
-        url: a folder, file://, s3://, gs:// or memory:// URL.
-        storage_options: for fsspec (endpoint_url, ...); credentials come from the environment.
-            single_writer=True accepts a server without create-only writes, for runs that nothing else writes
-            to.
+        url: folder, or file://, s3://, gs:// or memory:// URL.
+        storage_options: options of fsspec (endpoint_url, ...); credentials come from the environment.
+            single_writer=True accepts a server without create-only writes, for runs with only one writing
+            process. retry_seconds limits the retries of a call.
     """
 
     def __init__(self, url: str, **storage_options: Any) -> None:
@@ -69,7 +69,11 @@ class Store:
         return f"{self.url}/{check_path(path)}"
 
     def _path(self, path: str) -> str:
-        """The path itself, when it can be one here. Raises PhotonError."""
+        """The path itself, if it is valid in this store.
+
+        Raises:
+            PhotonError: it leaves the store or is too long.
+        """
         check_path(path)
         files = self._files
         if isinstance(files, RemoteFiles) and _bytes(files.key(path)) > KEY_LIMIT:
@@ -83,8 +87,8 @@ class Store:
         """A small file's bytes.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            CorruptFile: it is larger than `limit` bytes.
+            FileNotFoundError: the file does not exist.
+            CorruptFile: the file is larger than `limit` bytes.
         """
         self._path(path)
         if limit is None:
@@ -98,7 +102,7 @@ class Store:
         return data
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
-        """Bytes start to end of a file; fewer where it ends before."""
+        """Bytes start to end of a file; fewer where the file ends before."""
         return self._files.read_range(self._path(path), start, end)
 
     def open_read(self, path: str) -> BinaryIO:
@@ -106,7 +110,7 @@ class Store:
         return self._files.open_read(self._path(path))
 
     def open_ranges(self, path: str) -> Ranges:
-        """A file for reading in ranges, by several threads side by side."""
+        """A file for reading in ranges, by several threads at once."""
         return self._files.open_ranges(self._path(path))
 
     def size(self, path: str) -> int:
@@ -117,11 +121,11 @@ class Store:
         return self._files.exists(self._path(path))
 
     def ls(self, path: str) -> list[str]:
-        """Names of a folder's children, sorted, temporary ones left out; [] where there is no such folder."""
+        """Names of a folder's children, sorted, without temporary ones; [] where there is no such folder."""
         return self._files.ls(self._path(path) if path else "")
 
     def walk(self, path: str) -> list[Found]:
-        """Every file below a folder, temporary ones too, sorted by path."""
+        """Every file below a folder, with temporary ones, sorted by path."""
         self._path(path)
         files = self._files
         return walk_local(files.root, path) if isinstance(files, LocalFiles) else files.walk(path)
@@ -129,40 +133,40 @@ class Store:
     def create(self, path: str, data: bytes) -> None:
         """Commit: the file appears whole, if and only if it was absent.
 
-        On object stores, finding exactly these bytes there already is success: it may be one's own retry.
+        On object stores, exactly these bytes under the name are a success: they may be from an earlier try.
 
         Raises:
-            StoreConflict: it was there; the content there stands.
+            StoreConflict: the file exists; its content is kept.
         """
         self._files.create(self._path(path), data)
 
     def put(self, local_path: str | Path, path: str) -> None:
-        """Upload a finished data file under a fresh name. On the same disk it is linked, not copied: the
-        caller never writes to `local_path` again.
+        """Upload a finished data file under a new name. On the same disk it is linked, not copied: the caller
+        must never write to `local_path` again.
 
         Raises:
-            StoreConflict: the name is taken (told on local disks only).
+            StoreConflict: the name is taken (a race is noticed on local disks only).
         """
         self._files.put(Path(local_path), self._path(path))
 
     def open_write(self, path: str) -> Writer:
-        """Write a data file under a fresh name, in pieces; nobody sees it before it is whole."""
+        """Write a data file under a new name, in pieces; it is invisible until it is whole."""
         return self._files.open_write(self._path(path))
 
     def discard(self, path: str) -> None:
-        """Remove one's own data file that no manifest names, or one that `photon gc` collects. Nothing else."""
+        """Remove the caller's own unreferenced file, or a file that `photon gc` collects. Nothing else."""
         self._files.remove(self._path(path))
 
     def fetch(self, entry: "FileEntry", folder: str, cache_dir: Path) -> Path:
         """A local path of the file that a manifest covers, its size and hash verified.
 
         Args:
-            entry: the file, as in the manifest.
-            folder: the manifest's folder in the store; `entry.path` is relative to it.
-            cache_dir: where downloads are kept, by hash, to be reused.
+            entry: manifest entry of the file.
+            folder: folder of the manifest in the store; `entry.path` is relative to it.
+            cache_dir: download cache, by hash.
 
         Raises:
-            CorruptFile: its bytes are not those that the manifest covers.
+            CorruptFile: the file's bytes are not those that the manifest covers.
         """
         path = self._path(f"{folder}/{check_path(entry.path)}")
         if isinstance(self._files, LocalFiles):
@@ -182,7 +186,7 @@ class Store:
     def fetch_all(
         self, entries: "Sequence[FileEntry]", folder: str, cache_dir: Path, connections: int
     ) -> list[Path]:
-        """`fetch` of every file of a manifest, so many side by side."""
+        """`fetch` of every file of a manifest, up to `connections` at a time."""
         with ThreadPoolExecutor(max(1, min(connections, len(entries))), "fetch") as pool:
             return list(pool.map(lambda entry: self.fetch(entry, folder, cache_dir), entries))
 
@@ -190,11 +194,11 @@ class Store:
         """Read a file that a manifest covers, in bounded memory, and compare its size and hash.
 
         Args:
-            entry, folder: as for `fetch`.
-            beat: called with every block; what it raises ends the reading.
+            entry, folder: file and its manifest's folder, as for `fetch`.
+            beat: callback after each block; what it raises ends the reading.
 
         Raises:
-            CorruptFile: it is missing, or its bytes are not those that the manifest covers.
+            CorruptFile: the file is missing, or its bytes are not those that the manifest covers.
         """
         path = self._path(f"{folder}/{check_path(entry.path)}")
         check, size = Check(entry.sha256, entry.blake3), 0
@@ -210,7 +214,7 @@ class Store:
         check, size = Check(entry.sha256, entry.blake3), 0
         with whole_file(target) as sink:
             with _named(self.locate(path)), self.open_read(path) as source:
-                # never more than the manifest promises: a huge file ends here, not on a full disk
+                # never more than the manifest states: a huge file is refused before it fills the disk
                 while size <= entry.bytes and (block := source.read(BLOCK)):
                     sink.write(block)
                     check.update(block)
@@ -219,7 +223,7 @@ class Store:
 
 
 class _named:
-    """Missing files become CorruptFile: a manifest covers them, so they have to be there."""
+    """Turns a missing file into CorruptFile: a manifest covers it, so it must exist."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -231,14 +235,14 @@ class _named:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, FileNotFoundError):
-            raise CorruptFile(f"{self.name} is missing, though a manifest covers it") from error
+            raise CorruptFile(f"{self.name} is missing, although a manifest covers it") from error
 
 
 def check_path(path: str) -> str:
-    """The path itself, when it stays inside the store.
+    """The path itself, if it stays inside the store.
 
     Raises:
-        PhotonError: it is empty, absolute, or holds '..', '.', an empty part, a backslash or a control
+        PhotonError: the path is empty, absolute, or holds '..', '.', an empty part, a backslash or a control
             character.
     """
     parts = path.split("/")
@@ -268,9 +272,9 @@ def _verify(local: Path, entry: "FileEntry", name: str) -> None:
 def _compare(size: int, check: Check, entry: "FileEntry", name: str) -> None:
     if size != entry.bytes:
         raise CorruptFile(f"{name} holds {size} bytes (or more); its manifest says {entry.bytes}")
-    if check.found() != check.expected:
+    if check.hexdigest() != check.expected:
         raise CorruptFile(
-            f"{name} has {check.name} {check.found()[:16]}...; its manifest says {check.expected[:16]}..."
+            f"{name} has {check.name} {check.hexdigest()[:16]}...; its manifest says {check.expected[:16]}..."
         )
 
 

@@ -1,8 +1,8 @@
-"""The safetensors container: its header, checked.
+"""The safetensors container: its header, read, checked and written.
 
 A file is an 8-byte little-endian length, that many bytes of JSON {name: {dtype, shape, data_offsets}}, and
 the tensors' bytes, without gaps (https://github.com/huggingface/safetensors, "Format"). Headers come from
-other sites, so they are read with limits and every number in them is checked before it is used.
+other sites. So they are read with limits, and every number in them is checked before it is used.
 """
 
 import json
@@ -21,7 +21,7 @@ DTYPE_BYTES = {
     **{"F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1},
 }
 NUMPY_DTYPES = {"F32": "<f4", "I32": "<i4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "I8": "|i1", "U8": "|u1"}
-SENT_AS = {"float32": "F32", "bfloat16": "BF16"}  # by the federation file's names
+SENT_AS = {"float32": "F32", "bfloat16": "BF16"}  # keys: names in the federation file
 HEADER_LIMIT = 8 << 20  # bytes; a 256 MiB shard's header is some kB
 
 
@@ -40,22 +40,22 @@ class TensorInfo:
 def read_header(
     store: Store, path: str, file_bytes: int, limit: int = HEADER_LIMIT
 ) -> tuple[bytes, dict[str, TensorInfo]]:
-    """A safetensors file's header: its raw bytes (length included) and the tensors, in the order of the data.
+    """A safetensors file's header: its raw bytes (with the length) and the tensors, in the order of the data.
 
     Args:
-        store, path: the file.
-        file_bytes: its size, as the manifest says.
-        limit: most bytes of the header.
+        store, path: store and path of the file.
+        file_bytes: file size, from the manifest.
+        limit: maximum bytes of the header.
 
     Raises:
-        CorruptFile: it is missing, or its header is not one of a file of this size.
+        CorruptFile: the file is missing, or its header is invalid for a file of this size.
     """
     try:
         head = store.read_range(path, 0, 8)
         length = header_length(head, file_bytes, store.locate(path), limit)
         body = store.read_range(path, 8, 8 + length)
     except FileNotFoundError:
-        raise CorruptFile(f"{store.locate(path)} is missing, though a manifest covers it") from None
+        raise CorruptFile(f"{store.locate(path)} is missing, although a manifest covers it") from None
     return head + body, parse_header(body, 8 + length, file_bytes, store.locate(path))
 
 
@@ -93,15 +93,21 @@ def tensors_of(path: Path) -> dict[str, TensorEntry]:
 
 
 def header_limit(names: Iterable[str]) -> int:
-    """Most bytes of a header of tensors of these names, generously: names may be escaped, metadata added."""
+    """Maximum bytes of a header of tensors with these names. It leaves room for escaped names and metadata."""
     return min(HEADER_LIMIT, 65536 + sum(512 + 6 * len(name) for name in names))
 
 
 def header_length(head: bytes, file_bytes: int, file: str, limit: int = HEADER_LIMIT) -> int:
-    """The JSON's length from a file's first 8 bytes. Raises CorruptFile when it cannot be one."""
+    """The JSON's length, from a file's first 8 bytes.
+
+    Raises:
+        CorruptFile: the length is impossible for the file's size, or exceeds the limit.
+    """
     length = int.from_bytes(head, "little")
     if len(head) < 8 or not 2 <= length <= min(limit, file_bytes - 8):
-        raise CorruptFile(f"{file} is no safetensors file of {file_bytes} bytes: its header claims {length} bytes")
+        raise CorruptFile(
+            f"{file} is not a safetensors file of {file_bytes} bytes: its header claims {length} bytes"
+        )
     return length
 
 
@@ -109,13 +115,13 @@ def parse_header(body: bytes, data_start: int, file_bytes: int, file: str) -> di
     """The tensors that a header's JSON describes, in the order of the data.
 
     Args:
-        body: the JSON.
+        body: JSON of the header.
         data_start: offset of the first tensor's first byte in the file.
         file_bytes: size of the file; the tensors must fill it exactly.
         file: name for messages.
 
     Raises:
-        CorruptFile: anything in it is not as the format says.
+        CorruptFile: anything in it violates the format.
     """
     try:
         entries = json.loads(body, object_pairs_hook=_unique)
@@ -137,7 +143,7 @@ def parse_header(body: bytes, data_start: int, file_bytes: int, file: str) -> di
 
 
 def make_header(tensors: Mapping[str, TensorEntry]) -> bytes:
-    """The header of a file that holds these tensors one after the other, length included."""
+    """The header, with its length, of a file that holds these tensors in this order."""
     entries: dict[str, Any] = {"__metadata__": make_metadata(tensors)}
     position = 0
     for name, tensor in tensors.items():
@@ -150,28 +156,32 @@ def make_header(tensors: Mapping[str, TensorEntry]) -> bytes:
 
 
 def make_metadata(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
-    """A file's `__metadata__`: of a tensor that several files share, first row, first beyond, and rows in all."""
+    """A file's `__metadata__`: for a split tensor its first row here, the row after its last, and all rows."""
     rows = {name: [*tensor.rows, tensor.shape[0]] for name, tensor in tensors.items() if tensor.rows}
     return {"format": "pt"} | ({"rows": json.dumps(rows, separators=(",", ":"))} if rows else {})
 
 
 def tensor_bytes(tensor: TensorEntry) -> int:
-    """Bytes of what the file holds of a tensor."""
+    """Bytes of the part of a tensor that the file holds."""
     return math.prod(tensor.held) * DTYPE_BYTES[tensor.dtype]
 
 
 def check_held(promised: Mapping[str, TensorEntry], infos: Mapping[str, TensorInfo], file: str) -> None:
-    """Raises CorruptFile when a file's header does not describe what its manifest says."""
+    """Compare a file's header with its manifest.
+
+    Raises:
+        CorruptFile: the header describes other tensors than the manifest.
+    """
     expected = {name: (tensor.dtype, tensor.held) for name, tensor in promised.items()}
     if {info.name: (info.dtype, info.shape) for info in infos.values()} != expected:
         raise CorruptFile(f"{file} holds other tensors than its manifest says")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
-    return found
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return mapping
 
 
 def _info(name: str, entry: Any, data_start: int, file: str) -> TensorInfo:
@@ -191,5 +201,5 @@ def _info(name: str, entry: Any, data_start: int, file: str) -> TensorInfo:
 
 
 def _sizes(values: Any) -> TypeGuard[list[int]]:
-    """A list of whole numbers that can be sizes (bool is no number here, though Python thinks so)."""
+    """Whether it is a list of integers that can be sizes (bool is a subclass of int, and not accepted)."""
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**62 for v in values)

@@ -1,4 +1,4 @@
-"""One safetensors file of a store, hashed as its bytes pass."""
+"""One safetensors file of a store, hashed while it is read."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
@@ -12,40 +12,40 @@ from photon_core.tensors.container import check_held, header_limit, read_header
 from schemas.manifests import FileEntry
 
 BLOCK = 1 << 20
-STEP = 1 << 18  # bytes of a file on a disk that are read and then hashed while a core's cache still has them
+STEP = 1 << 18  # bytes of a local file that are read at once and hashed while they are in a core's cache
 
 
 class HashedFile:
-    """One safetensors file, hashed as long as it is asked for from front to back.
+    """One safetensors file, hashed as long as it is requested sequentially.
 
-    Ranges may be read by several threads; who has read waits for its turn to hash. A pool starts its jobs in
-    the order that they were given, so the one that is waited for is always at work.
+    Several threads may read ranges. After a read, a thread waits for its turn to hash. A pool starts its jobs in
+    the order of submission, so the job that others wait for is always running.
 
     Args:
-        store, path: the file.
-        entry: what its manifest says of it.
-        opened: the files that are open, of several readers.
+        store, path: store and path of the file.
+        entry: manifest entry of the file.
+        opened: pool of open files, shared by several readers.
     """
 
     def __init__(self, store: Store, path: str, entry: FileEntry, opened: OpenRanges) -> None:
         self.store, self.path, self.entry, self._opened = store, check_path(path), entry, opened
         self.verified = False
-        self._steps = store.is_local  # read and hashed in small steps; from a server, in requests side by side
+        self._steps = store.is_local  # a local file is read and hashed in small steps, a remote one in requests
         self._opening: Future[None] | None = None
         self._starts: dict[str, int] = {}
         self._check = Check(entry.sha256, entry.blake3)
         self._turn = Condition()
         self._position = 0  # hashed so far
-        self._planned = 0  # asked for, from front to back
-        self._broken = False  # something was not read: nobody's turn comes any more
+        self._planned = 0  # requested so far, sequentially
+        self._broken = False  # a range was not read: no later turn to hash can come
 
     def prepare(self, pool: Executor | None) -> None:
-        """Have the header read."""
+        """Prefetch the header."""
         if pool and not self._starts and not self._opening:
             self._opening = pool.submit(self._open)
 
     def plan(self, name: str, offset: int, size: int) -> tuple[int, bool]:
-        """Where the bytes from `offset` into a tensor begin, and whether they are the next to be hashed."""
+        """The position in the file of a tensor's bytes from `offset` on, and whether they are the next to hash."""
         self._be_open()
         start = self._starts[name] + offset
         in_turn = start == self._planned
@@ -54,7 +54,7 @@ class HashedFile:
         return start, in_turn
 
     def read_into(self, views: Sequence[memoryview], start: int, in_turn: bool) -> None:
-        """Fill the views from byte `start` on; hash them, in their turn."""
+        """Fill the views from byte `start` on, and hash them if they are in turn."""
         try:
             if in_turn and self._steps and self._wait_for(start):
                 for view in views:
@@ -68,7 +68,7 @@ class HashedFile:
             if in_turn and self._wait_for(start):
                 self._hash(views)
         except BaseException:
-            self.give_up()
+            self.cancel()
             raise
 
     def _read(self, views: Sequence[memoryview], start: int) -> None:
@@ -78,19 +78,24 @@ class HashedFile:
             raise CorruptFile(f"{self.store.locate(self.path)} ends before byte {self.entry.bytes}")
 
     def _wait_for(self, start: int) -> bool:
-        """Until all before `start` is hashed; whether that will ever be."""
+        """Wait until everything before `start` is hashed. False if that cannot happen any more."""
         if self._position != start:
             with self._turn:
                 self._turn.wait_for(lambda: self._broken or self._position == start)
         return not self._broken
 
-    def give_up(self) -> None:
-        """Some of what was asked for is not read: nobody waits to hash any more, and `verify` reads all again."""
+    def cancel(self) -> None:
+        """End all waits for a turn to hash: a requested range is not read. `verify` then reads the whole file."""
         with self._turn:
             self._broken = True
             self._turn.notify_all()
 
     def verify(self) -> None:
+        """Read and hash the whole file, unless it is already verified.
+
+        Raises:
+            CorruptFile: the bytes are not those of the manifest.
+        """
         if self.verified:
             return
         self._be_open()
@@ -107,7 +112,7 @@ class HashedFile:
         self._opened.close(self)
 
     def _be_open(self) -> None:
-        """Have the header read, by whoever has begun to: two would hash it twice."""
+        """Read the header, or wait for the job that reads it: two threads would hash it twice."""
         if self._opening:
             self._opening.result()
         if not self._starts:
@@ -126,7 +131,7 @@ class HashedFile:
         self._passed(self._position + sum(map(len, views)))
 
     def _passed(self, position: int) -> None:
-        """All before is hashed."""
+        """Record that everything before `position` is hashed."""
         with self._turn:
             self._position = position
             self._turn.notify_all()
@@ -138,7 +143,7 @@ class HashedFile:
         size = self.store.size(self.path)
         if size != self.entry.bytes:
             raise CorruptFile(f"{name} holds {size} bytes; its manifest says {self.entry.bytes}")
-        if self._check.found() != self._check.expected:
+        if self._check.hexdigest() != self._check.expected:
             raise CorruptFile(
                 f"{name} does not have the {self._check.name} that its manifest says: it was changed or damaged"
             )

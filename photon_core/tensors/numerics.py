@@ -1,4 +1,4 @@
-"""Inner products of float32 arrays of any length, to float64's precision: what norms and cosines are made of."""
+"""Inner products of float32 arrays in float64 precision, for norms and cosines; rounding to bfloat16."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,12 @@ DOT = 1 << 12  # elements of a partial inner product: few enough that BLAS start
 
 
 def dots(a: Float32, b: Float32) -> Float64:
-    """The inner products of rows: float32 over short runs, float64 over those, and alone where float32 overflows.
+    """The inner products of rows. Short runs are summed in float32 and their sums in float64. A row whose float32
+    sum overflows is summed in float64 throughout.
 
     Args:
-        a: an array (K, n).
-        b: the same, or one row for all.
+        a: array (K, n).
+        b: second operand: an array (K, n), or one row (n,) for all.
     """
     whole = a.shape[1] - a.shape[1] % DOT
     values: Float64 = np.vecdot(a[:, whole:], b[..., whole:]).astype(np.float64)
@@ -35,11 +36,11 @@ def to_bfloat16(values: Float32) -> NDArray[np.uint16]:
     np.add(rounded, np.uint32(0x7FFF), out=rounded)
     np.add(rounded, bits, out=rounded)
     np.right_shift(rounded, np.uint32(16), out=rounded)
-    found = rounded.astype(np.uint16)
-    over = (found & np.uint16(0x7FFF)) > LARGEST_BFLOAT16
+    halves = rounded.astype(np.uint16)
+    over = (halves & np.uint16(0x7FFF)) > LARGEST_BFLOAT16
     if over.any():
-        found[over] = (found[over] & np.uint16(0x8000)) | np.uint16(LARGEST_BFLOAT16)
-    return found
+        halves[over] = (halves[over] & np.uint16(0x8000)) | np.uint16(LARGEST_BFLOAT16)
+    return halves
 
 
 def from_bfloat16(halves: NDArray[np.uint16], out: Float32) -> Float32:

@@ -1,4 +1,4 @@
-"""Reading sharded safetensors piece by piece: bounded memory, pieces on their way ahead, hashed as they pass."""
+"""Reading sharded safetensors piece by piece: in bounded memory, prefetched, and hashed while read."""
 
 import math
 from collections import deque
@@ -21,7 +21,7 @@ from schemas.manifests import FileEntry, TensorEntry
 LINE = 64  # bytes of a cache line
 Array = NDArray[Any]
 Load = Callable[[], Array]
-Spans = Mapping[str, tuple[int, int]]  # of tensors, the first element and the first beyond
+Spans = Mapping[str, tuple[int, int]]  # by tensor, the first element and the one after the last
 
 
 class Piece(NamedTuple):
@@ -36,15 +36,15 @@ class TensorReader:
     """The tensors of the files that a manifest covers.
 
     Args:
-        store: where they are.
-        folder: the manifest's folder; the entries' paths are relative to it.
-        entries: the files.
-        pool: threads that read and hash ahead; without one, reading happens when asked.
-        opened: the files that are open, of several readers together; of this one alone if left out.
+        store: store of the files.
+        folder: folder of the manifest; the entries' paths are relative to it.
+        entries: manifest entries of the files.
+        pool: threads that prefetch and hash; without a pool, the caller reads.
+        opened: pool of open files, shared by several readers; by default this reader has its own.
 
     Raises:
-        CorruptFile: two files claim the same tensor, or rows of one are missing. Every method raises it, naming
-            the file, for bytes that are not those the manifest covers.
+        CorruptFile: two files claim the same tensor, or rows of a tensor are missing. Every method raises it, with
+            the file's name, for bytes that are not those that the manifest covers.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class TensorReader:
                 self._parts.setdefault(name, []).append(_Part(*span(tensor), number))
 
     def pieces(self, name: str, elements: int) -> list[Piece]:
-        """A tensor cut into pieces of at most so many elements; none for an empty tensor."""
+        """A tensor in pieces of at most `elements` elements; none for an empty tensor."""
         return list(cut(name, 0, math.prod(self.tensors[name].shape), elements))
 
     def chunks(self, name: str, elements: int) -> Iterator[Array]:
-        """A tensor's elements, flat, at most so many at a time; each array is valid until the next."""
+        """A tensor's elements, flat, in arrays of at most `elements`; each array is valid until the next."""
         return self.stream(self.pieces(name, elements))
 
     def stream(self, pieces: Iterable[Piece], prefix: str = "", ahead: int = 1, keep: int = 0) -> Iterator[Array]:
-        """Pieces in order, as `loads` gives them, each of them read."""
+        """The arrays of the pieces, in order, with the arguments of `loads`."""
         with closing(self.loads(pieces, prefix, ahead, keep)) as loads:
             for load in loads:
                 yield load()
@@ -81,68 +81,72 @@ class TensorReader:
     def loads(
         self, pieces: Iterable[Piece], prefix: str = "", ahead: int = 1, keep: int = 0, together: int = 0
     ) -> Generator[Load, None, None]:
-        """For every piece, in order, what is to be called for it once, by any thread; all are called in order.
+        """One function for each piece, in order, that returns its array. Call each once, in this order, from any
+        thread.
 
-        Without a pool, who calls it reads. Each array is valid, and the caller's to change, until `keep` + 1 more
-        are asked for. Read in the order of the files, every byte is read once, and hashed on the way.
+        Without a pool, the call reads. Each array is valid, and the caller may change it, until `keep` + 1 more
+        pieces are requested. In the order of the files, every byte is read once, and hashed while read.
 
         Args:
-            pieces: what to read; asked for as it is read.
-            prefix: put before the pieces' names.
-            ahead: jobs of the pool, side by side, beyond the one whose pieces are asked for.
-            keep: pieces that stay valid beside the newest.
+            pieces: pieces to read, drawn from the iterable as reading proceeds.
+            prefix: prefix of the pieces' tensor names.
+            ahead: number of concurrent prefetch jobs, beyond the one whose pieces are requested.
+            keep: number of pieces that remain valid beside the newest.
             together: bytes of small pieces that one job reads, in one request where they are neighbours.
         """
         ahead, together = (ahead, together) if self._pool else (0, 0)
         groups = self._groups(pieces, prefix, together)
         buffers = [_aligned(0) for _ in range(ahead + keep + 1)]
         coming: deque[list[Load]] = deque()
-        under_way: deque[Future[None]] = deque(maxlen=len(buffers))
-        asked = 0
+        running: deque[Future[None]] = deque(maxlen=len(buffers))
+        requested = 0
         try:
             while True:
                 while len(coming) <= ahead and (group := next(groups, None)):
-                    place = asked % len(buffers)
+                    place = requested % len(buffers)
                     if len(buffers[place]) < group.end:
                         buffers[place] = _aligned(group.end)
                     buffer = buffers[place]
                     arrays = [buffer[at : at + self._bytes(piece, prefix)] for piece, at in group.places]
                     fill: Callable[[], None] = partial(self._fill, self._plan(group, prefix, arrays))
                     if self._pool:
-                        under_way.append(self._pool.submit(fill))
-                        fill = under_way[-1].result
+                        running.append(self._pool.submit(fill))
+                        fill = running[-1].result
                     dtypes = [NUMPY_DTYPES[self.tensors[prefix + piece.name].dtype] for piece, _ in group.places]
                     coming.append([partial(_filled, fill, a.view(d)) for a, d in zip(arrays, dtypes, strict=True)])
-                    asked += 1
+                    requested += 1
                 if not coming:
                     return
                 yield from coming.popleft()
         except BaseException:
-            self.give_up()  # another stream may wait for the turn of what is not read any more
-            for job in under_way:
+            self.cancel()  # another stream may wait to hash after bytes that are never read
+            for job in running:
                 job.cancel()
             raise
         finally:
-            for job in under_way:
+            for job in running:
                 if not job.cancelled():
-                    job.exception()  # it uses the file: let it end before anyone closes
+                    job.exception()  # the job uses the file: it must end before the file is closed
 
-    def give_up(self) -> None:
-        """Nobody waits any more for what is not read; `verify` reads again."""
+    def cancel(self) -> None:
+        """End all waits for ranges that will not be read. `verify` then reads the files again."""
         for file in self._files:
-            file.give_up()
+            file.cancel()
 
     def verify(self, parts: Spans | None = None) -> None:
-        """Every file's hash is the manifest's; files that were not read in order are read again for it.
+        """Check that every file has the manifest's hash. Files that were not read in order are read again.
 
         Args:
-            parts: only the files that hold something of these elements of tensors.
+            parts: elements of tensors; only the files that hold some of them are checked.
+
+        Raises:
+            CorruptFile: a file's bytes are not those of the manifest.
         """
         for file in self._holding(parts):
             file.verify()
 
     def verified(self, parts: Spans) -> bool:
-        """Whether all files that hold something of these elements of tensors are known to be whole."""
+        """Whether all files that hold some of these elements are already verified."""
         return all(file.verified for file in self._holding(parts))
 
     def close(self) -> None:
@@ -162,7 +166,7 @@ class TensorReader:
         return DTYPE_BYTES[self.tensors[name].dtype]
 
     def _groups(self, pieces: Iterable[Piece], prefix: str, together: int) -> Iterator["_Group"]:
-        """What is read by one job each: a piece, or as many as fit into so many bytes."""
+        """The groups of pieces that one job reads each: one piece, or as many as fit into `together` bytes."""
         group: _Group | None = None
         for piece in pieces:
             size = self._bytes(piece, prefix)
@@ -177,7 +181,7 @@ class TensorReader:
             yield group
 
     def _plan(self, group: "_Group", prefix: str, arrays: Sequence[NDArray[np.uint8]]) -> list["_Read"]:
-        """What to read from which files, in order; called in the order of the pieces."""
+        """The reads of a group, in order. Call it in the order of the groups."""
         reads: list[_Read] = []
         for (piece, _), array in zip(group.places, arrays, strict=True):
             name, at = prefix + piece.name, 0
@@ -220,14 +224,14 @@ class _Part(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Pieces that are read by one job, each with its place in the job's memory, and where the last one ends."""
+    """Pieces that one job reads, each with its offset in the job's buffer, and the end of the last one."""
 
     places: list[tuple[Piece, int]]
     end: int
 
 
 class _Read(NamedTuple):
-    """Bytes of a file from `start` on, into one view after the other."""
+    """A read of a file's bytes from `start` on, into one view after the other."""
 
     file: HashedFile
     start: int
@@ -240,12 +244,12 @@ class _Read(NamedTuple):
 
 
 def cut(name: str, start: int, end: int, elements: int) -> Iterator[Piece]:
-    """Elements `start` to `end` of a tensor in pieces of at most so many."""
+    """Elements `start` to `end` of a tensor in pieces of at most `elements`."""
     return (Piece(name, at, min(at + elements, end)) for at in range(start, end, elements))
 
 
 def span(tensor: TensorEntry) -> tuple[int, int]:
-    """First element of what a file holds of a tensor, and the first beyond."""
+    """The first element that a file holds of a tensor, and the one after the last."""
     row = math.prod(tensor.shape[1:])
     return (0, math.prod(tensor.shape)) if tensor.rows is None else (tensor.rows[0] * row, tensor.rows[1] * row)
 
@@ -259,7 +263,7 @@ def _overlap(file: Mapping[str, TensorEntry], parts: Spans) -> bool:
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
-    """Bytes that begin where a cache line does."""
+    """Uninitialised bytes, aligned to a cache line."""
     raw = np.empty(size + LINE, np.uint8)
     start = -raw.ctypes.data % LINE
     return raw[start : start + size]

@@ -1,4 +1,4 @@
-"""Shards, the safetensors files that hold a model between them: which tensors share one, writing, uploading."""
+"""Shards, the safetensors files that together hold a model: the plan of their tensors, writing, uploading."""
 
 import math
 import re
@@ -20,25 +20,25 @@ from schemas.manifests import FileEntry, TensorEntry
 LEAST_SHARD = 1 << 20  # bytes; aggregation.shard_mib is 1 or more
 
 SHARD_BYTES = 256 << 20
-SUFFIX = re.compile(r"-[0-9a-f]{8,16}$")  # of a file's name: what makes it its writer's alone
-WRITE = 1 << 18  # bytes that are written and then hashed while a core's cache still has them
+SUFFIX = re.compile(r"-[0-9a-f]{8,16}$")  # of a file's name: the part that is unique to its writer
+WRITE = 1 << 18  # bytes that are written at once and hashed while they are in a core's cache
 
 
 def put_file(
     store: Store, path: Path, folder: str, prefix: str = "", entry: FileEntry | None = None, stem: str = ""
 ) -> FileEntry:
-    """Upload a file, unless the store has it: no two writers ever share a name, and the same bytes go up once.
+    """Upload a file, unless the store has it. The name holds the hash, so the same bytes are uploaded once.
 
     Args:
-        path: the file, finished.
-        folder: where it goes.
-        prefix: of its path in the manifest, which stands above `folder`.
-        entry: what was found of it when it was written; looked at anew if left out. Should the file have changed
-            since, whoever reads it from the store is told.
+        path: local path of the finished file.
+        folder: target folder in the store.
+        prefix: path of `folder` relative to the manifest, with a trailing slash.
+        entry: known entry of the file; by default it is read from the file. If the file has changed since then,
+            every reader of the uploaded file raises CorruptFile.
         stem: start of its name in the store; the file's own by default.
 
     Raises:
-        CorruptFile: the store has a file of that name and another size.
+        CorruptFile: the store has a file of that name with another size.
     """
     entry = entry or file_entry(path, "")
     name = f"{stem or path.stem}-{entry.sha256[:16]}.safetensors"
@@ -52,7 +52,7 @@ def put_file(
             pass  # the same bytes, from another process of this site
         size = store.size(place)
     if size != entry.bytes:
-        raise CorruptFile(f"{store.locate(place)} holds {size} bytes where {entry.bytes} belong; remove it")
+        raise CorruptFile(f"{store.locate(place)} holds {size} bytes; {entry.bytes} are expected. Remove it")
     return entry.model_copy(update={"path": prefix + name})
 
 
@@ -82,13 +82,13 @@ def copy_files(
 def write_shard(
     path: Path, name: str, shard: Mapping[str, TensorEntry], tensor: Callable[[str], NDArray[Any]]
 ) -> FileEntry:
-    """Write a file of a plan, hashed on the way.
+    """Write a file of a plan, and hash it while writing.
 
     Args:
-        path: of the new file.
-        name: its path relative to the manifest.
-        shard: what it holds.
-        tensor: gives a whole tensor, in the bits of its dtype; asked for one at a time, in the shard's order.
+        path: local path of the new file.
+        name: path in the manifest.
+        shard: tensors of the file by name.
+        tensor: function that returns a whole tensor, in the bits of its dtype; called in the shard's order.
     """
     header = make_header(shard)
     hashes, size = Hashes().update(header), len(header)
@@ -138,12 +138,12 @@ def write_shards(
 def shard_plan(
     tensors: Mapping[str, TensorEntry], max_bytes: int = SHARD_BYTES, align: int = 1
 ) -> list[dict[str, TensorEntry]]:
-    """What each file holds: sorted names, filled greedily. A tensor larger than a file is split by rows.
+    """The tensors of each file: sorted names, filled greedily. A tensor larger than a file is split by rows.
 
     Args:
-        tensors: whole ones.
-        max_bytes: largest file, its header apart, unless the least rows that may stand alone are larger.
-        align: tensors are split at multiples of so many elements.
+        tensors: whole tensors by name.
+        max_bytes: maximum file size without the header; a file of the fewest aligned rows may exceed it.
+        align: number of elements at whose multiples tensors may be split.
     """
     plan: list[dict[str, TensorEntry]] = []
     filled = 0
@@ -159,7 +159,7 @@ def shard_plan(
 
 
 def _parts(tensor: TensorEntry, max_bytes: int, align: int) -> list[TensorEntry]:
-    """The tensor, or its rows in parts of at most so many bytes; two neighbours do not fit into one file."""
+    """The tensor, or its rows in parts of at most `max_bytes`. Two neighbouring parts never fit into one file."""
     size = tensor_bytes(tensor)
     if size <= max_bytes or not tensor.shape or tensor.shape[0] == 1:
         return [tensor]
@@ -175,14 +175,14 @@ def _parts(tensor: TensorEntry, max_bytes: int, align: int) -> list[TensorEntry]
 
 
 def file_entry(path: Path, name: str) -> FileEntry:
-    """The manifest entry of a local safetensors file of our own making.
+    """The manifest entry of a local safetensors file that Photon has written.
 
     Args:
-        path: the file.
-        name: its path relative to the manifest.
+        path: local path of the file.
+        name: path in the manifest.
 
     Raises:
-        CorruptFile: it is not a safetensors file.
+        CorruptFile: the file is not a safetensors file.
     """
     tensors = tensors_of(path)
     sha256, blake3 = file_hashes(path)
@@ -193,46 +193,46 @@ def all_tensors(entries: Sequence[FileEntry]) -> dict[str, TensorEntry]:
     """The whole tensors of a list of files, by name.
 
     Raises:
-        CorruptFile: two files hold the same, or the files' parts of a tensor, in their order, are not all of it.
+        CorruptFile: two files hold the same tensor, or the parts of a split tensor are incomplete or out of order.
     """
     return whole_tensors((entry.path, entry.tensors) for entry in entries)
 
 
 def whole_tensors(files: Iterable[tuple[str, Mapping[str, TensorEntry]]]) -> dict[str, TensorEntry]:
-    """The same of files by name, each with what it holds."""
-    found: dict[str, TensorEntry] = {}
+    """The same of files by name, each with its tensors."""
+    whole: dict[str, TensorEntry] = {}
     reached: dict[str, int] = {}  # rows of the split tensors so far
     for path, tensors in files:
         for name, tensor in tensors.items():
-            if name in found and (tensor.rows is None or name not in reached):
+            if name in whole and (tensor.rows is None or name not in reached):
                 raise CorruptFile(f"tensor '{name[:200]}' is in two files, one of them '{path[:200]}'")
             if tensor.rows is None:
-                found[name] = tensor
+                whole[name] = tensor
                 continue
-            whole = TensorEntry(dtype=tensor.dtype, shape=tensor.shape)
+            one = TensorEntry(dtype=tensor.dtype, shape=tensor.shape)
             start, end = tensor.rows
-            if found.setdefault(name, whole) != whole or reached.get(name, 0) != start or end <= start:
+            if whole.setdefault(name, one) != one or reached.get(name, 0) != start or end <= start:
                 raise CorruptFile(f"the rows of tensor '{name[:200]}' in '{path[:200]}' are not the next ones")
             reached[name] = end
     for name, end in reached.items():
-        if found[name].shape[:1] != (end,):
+        if whole[name].shape[:1] != (end,):
             raise CorruptFile(f"the files do not hold all rows of tensor '{name[:200]}'")
-    return found
+    return whole
 
 
 def check_files(entries: Sequence[FileEntry], pieces: int) -> None:
-    """Refuse files that no update consists of, before a byte of them is read.
+    """Refuse files that cannot be an update's, before a byte of them is read.
 
     Args:
-        entries: whose tensors are known to be the model's.
-        pieces: most files that the tensors fill, however few of their bytes a file holds.
+        entries: manifest entries, whose tensors are known to be the model's.
+        pieces: maximum number of files that the tensors can fill, however small the files are.
 
     Raises:
-        PhotonError: naming the file.
+        PhotonError: a file's size, path or hash is impossible, or there are too many files.
     """
     size = sum(tensor_bytes(tensor) for entry in entries for tensor in entry.tensors.values())
     if len(entries) > (most := pieces + size // LEAST_SHARD):
-        raise PhotonError(f"it brings {len(entries)} files; its tensors fill at most {most}")
+        raise PhotonError(f"it has {len(entries)} files; its tensors fill at most {most}")
     for entry in entries:
         check_path(entry.path)
         if not all(SHA256.fullmatch(digest) for digest in (entry.sha256, entry.blake3 or entry.sha256)):

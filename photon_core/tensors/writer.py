@@ -1,8 +1,8 @@
-"""Writing sharded safetensors piece by piece: bounded memory, written and hashed behind the caller's back."""
+"""Writing sharded safetensors piece by piece: in bounded memory, written and hashed in the background."""
 
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
@@ -15,22 +15,19 @@ from numpy.typing import NDArray
 from photon_core.hashing import Hashes
 from photon_core.store.store import Store, Writer
 from photon_core.tensors.container import make_header, tensor_bytes
-from photon_core.tensors.shards import SHARD_BYTES, shard_plan
 from schemas.manifests import FileEntry, TensorEntry
 
 
 class ShardWriter:
-    """Shards of the given tensors, under names that no other writer has.
+    """Writes the shards of a plan, under unique names.
 
     Args:
-        store: where to.
-        folder: the folder of the manifest that will name the files.
-        stem: start of the files' paths below it, like "model/".
-        tensors: what will be written.
-        max_bytes: largest shard, unless one row of a tensor is larger.
-        pool: threads that hash and write; without one, that happens in `write`.
-        align: elements at whose multiples tensors may be split.
-        written: shards, by number, that are there already and are not written again.
+        store: target store.
+        folder: folder of the manifest that will name the files.
+        stem: start of the files' paths in the manifest, such as "model/".
+        plan: contents of each shard, from `shard_plan`.
+        pool: threads that hash and write; without a pool, `write` does.
+        written: existing shards, by number, which are not written again.
     """
 
     def __init__(
@@ -38,44 +35,41 @@ class ShardWriter:
         store: Store,
         folder: str,
         stem: str,
-        tensors: Mapping[str, TensorEntry],
-        max_bytes: int = SHARD_BYTES,
+        plan: Sequence[Mapping[str, TensorEntry]],
         pool: Executor | None = None,
-        *,
-        align: int = 1,
         written: Mapping[int, FileEntry] | None = None,
     ) -> None:
         self._store, self._folder, self._stem = store, folder, stem
         self._pool = pool
         self._nonce = uuid.uuid4().hex[:8]
-        self.plan = shard_plan(tensors, max_bytes, align)
+        self.plan = plan
         self._entries = dict(written or {})
-        self._theirs = set(self._entries)  # named by a record: not to be removed
+        self._kept = set(self._entries)  # a record names them: they must not be removed
         self._todo = [number for number in range(len(self.plan)) if number not in self._entries]
         self._due = [
             (name, tensor_bytes(part)) for number in self._todo for name, part in self.plan[number].items()
         ]
         self._due = [(name, size) for name, size in self._due if size]
-        self._left = self._due[0][1] if self._due else 0  # bytes of the tensor at hand, or its part, still to come
+        self._left = self._due[0][1] if self._due else 0  # bytes still to come of the current tensor, or part
         self._file: Writer | None = None
         self._hashes = Hashes()
         self._filled = 0  # tensor bytes of the open shard
         self._buffers = [bytearray(), bytearray()]
         self._pending: Future[None] | None = None
         self._closing: dict[int, Future[None]] = {}
-        self._leaving: deque[Future[None]] = deque()  # of these, the ones that nobody has waited for
+        self._leaving: deque[Future[None]] = deque()  # those of `_closing` that nobody has waited for
         self._skip_empty()
 
     @property
     def order(self) -> list[str]:
-        """The tensors in the order that they must be written in."""
+        """Names of the tensors, in the order in which they must be written."""
         return list(dict.fromkeys(name for shard in self.plan for name in shard))
 
     def write(self, name: str, values: NDArray[Any]) -> None:
-        """The next elements, flat, of the tensor whose turn it is. The array is the caller's again at once.
+        """Write the next elements, flat, of the current tensor. The caller may reuse the array at once.
 
         Raises:
-            ValueError: it is another tensor's turn, or the tensor is full.
+            ValueError: another tensor is due, or the tensor is full.
         """
         due = self._due[0][0] if self._due else ""
         room = sum((size for _, size in takewhile(lambda part: part[0] == due, self._due[1:])), self._left)
@@ -89,13 +83,13 @@ class ShardWriter:
             if not self._left:
                 del self._due[0]
                 self._left = self._due[0][1] if self._due else 0
-            self._behind(partial(self._append, data))
+            self._in_background(partial(self._append, data))
 
     def close(self) -> list[FileEntry]:
-        """The files, in order, durable.
+        """The entries of all files, in order, once they are durable.
 
         Raises:
-            ValueError: something was not written.
+            ValueError: a tensor is incomplete.
         """
         if self._due:
             self.discard()
@@ -104,7 +98,7 @@ class ShardWriter:
         return [self.shard(number) for number in range(len(self.plan))]
 
     def shard(self, number: int) -> FileEntry:
-        """A shard that was written whole, once it is durable."""
+        """The entry of a complete shard, once it is durable."""
         if number not in self._entries:
             self._wait()
         if number in self._closing:
@@ -112,11 +106,11 @@ class ShardWriter:
         return self._entries[number]
 
     def keep(self, number: int) -> None:
-        """A record names this shard: `discard` leaves it."""
-        self._theirs.add(number)
+        """Except this shard, which a record names, from `discard`."""
+        self._kept.add(number)
 
     def discard(self) -> None:
-        """Remove what was written and not kept: no manifest names it."""
+        """Remove all shards that were written and not kept: no manifest names them."""
         with suppress(Exception):
             self._wait()
         for closing in self._closing.values():
@@ -124,8 +118,8 @@ class ShardWriter:
         if self._file is not None:
             self._file.discard()
             self._file = None
-        for number in self._entries.keys() - self._theirs:
-            with suppress(Exception):  # litter at worst
+        for number in self._entries.keys() - self._kept:
+            with suppress(Exception):  # at worst an unreferenced file remains
                 self._store.discard(f"{self._folder}/{self._entries.pop(number).path}")
 
     def __enter__(self) -> Self:
@@ -143,9 +137,9 @@ class ShardWriter:
         np.copyto(np.frombuffer(view, values.dtype), values)
         return view
 
-    def _behind(self, work: Callable[[], None]) -> None:
+    def _in_background(self, work: Callable[[], None]) -> None:
         self._wait()
-        while len(self._leaving) > 1:  # some stores hold a shard in TMPDIR until it is sent
+        while len(self._leaving) > 1:  # some stores keep a shard in TMPDIR until it is sent
             self._leaving.popleft().result()
         if self._pool:
             self._pending = self._pool.submit(work)
@@ -190,12 +184,12 @@ class ShardWriter:
     def _finish(self) -> None:
         assert self._file is not None
         number, path = self._todo[0], self._path()
-        tensors = self.plan[number]
+        tensors = dict(self.plan[number])
         sha256, blake3 = self._hashes.hexdigests()
         size = len(make_header(tensors)) + self._filled
         file, self._file = self._file, None
         del self._todo[0]
-        if self._pool:  # the disk flushes it while the next shard is made
+        if self._pool:  # the disk flushes the file while the next shard is made
             self._closing[number] = self._pool.submit(file.close)
             self._leaving.append(self._closing[number])
         else:

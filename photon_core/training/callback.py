@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from composer import Callback, Logger, State
+from typing_extensions import override
 
 from photon_core.errors import UpdateRejected
 from photon_core.model.decoder import PhotonModel
@@ -107,9 +108,11 @@ class RoundCallback(Callback):
         self.seconds_before = progress.seconds
         self.started = self.reported = 0.0
 
+    @override
     def fit_start(self, state: State, logger: Logger) -> None:
         self.started = self.reported = time.monotonic()
 
+    @override
     def batch_start(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
         for group, peak in zip(state.optimizers[0].param_groups, self.peaks, strict=True):
@@ -117,12 +120,14 @@ class RoundCallback(Callback):
         if logger.destinations:
             logger.log_metrics({"learning_rate": rate})
 
+    @override
     def before_train_batch(self, state: State, logger: Logger) -> None:
         """Reset the meters. Composer's own search for a micro-batch restarts a batch that ran out of memory."""
         if self.meters.losses is not None:
             self.meters.model.take_losses()
         self.meters.activations.take()
 
+    @override
     def batch_end(self, state: State, logger: Logger) -> None:
         loss, now = state.total_loss_dict["loss/train/total"], time.monotonic()
         self._count(state, loss)

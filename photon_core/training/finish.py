@@ -11,6 +11,7 @@ import torch
 from blake3 import blake3
 
 from photon_core.errors import UpdateRejected
+from photon_core.evidence.events import incidents_of
 from photon_core.evidence.metrics import find
 from photon_core.run.sampling import TOKENS
 from photon_core.training.exchange import Theta, Written, post_process, write_update
@@ -52,7 +53,6 @@ class Outcome:
         data_tokens: tokens that the site has prepared for training.
         update: update on the site's disk.
         moments: files of the optimizer's moments, if the sites average them.
-        notes: sentences for the operator.
     """
 
     tokens: int
@@ -62,7 +62,6 @@ class Outcome:
     data_tokens: int
     update: Written
     moments: list[FileEntry]
-    notes: list[str]
 
 
 def as_trained(job: LocalJob, resumed: Resumed, outcome: Outcome, seconds: dict[str, float]) -> Trained:
@@ -77,7 +76,8 @@ def as_trained(job: LocalJob, resumed: Resumed, outcome: Outcome, seconds: dict[
     Raises:
         UpdateRejected: a metric is not finite, or larger than a manifest can hold.
     """
-    for note in outcome.notes:
+    notes = incidents_of(resumed.log)
+    for note in notes:
         print(note)
     sampled_by_tokens = job.view.federation.rounds.sampling == "tokens"
     metrics = {
@@ -102,7 +102,7 @@ def as_trained(job: LocalJob, resumed: Resumed, outcome: Outcome, seconds: dict[
         files=outcome.update.files,
         folder="",
         seconds=seconds,
-        notes=outcome.notes,
+        notes=[note.fact for note in notes],
         moments=outcome.moments,
         key_layers=outcome.update.key_layers,
         entry_sha256=job.entry_sha256,

@@ -219,7 +219,6 @@ class _LocalSteps:
             data_tokens=self.data_tokens,
             update=self.update,
             moments=self.moments,
-            notes=incidents_of(self.resumed.log),
         )
 
 
@@ -278,14 +277,14 @@ def _checkpoint(
         "parameters": parameters,
         "progress": asdict(resumed.progress),
         "trail": torch.from_numpy(np.fromfile(trail, np.uint8)),
-        "notes": incidents_of(resumed.log),
+        "notes": [event.fact.record() for event in incidents_of(resumed.log)],
         "metrics": resumed.metrics,
     }
     try:
         checkpoints.write(saved)
     except (OSError, RuntimeError) as error:
         fact = Fact(Kind.CHECKPOINT_FAILED, {"error": str(error)})
-        if str(fact) not in incidents_of(resumed.log):
+        if fact not in [event.fact for event in incidents_of(resumed.log)]:
             resumed.log.add(fact)
 
 

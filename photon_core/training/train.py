@@ -61,7 +61,7 @@ def train(job: LocalJob, report: Callable[[dict[str, Any]], None]) -> Trained:
                 notes = incidents_of(log)
                 for note in notes:
                     print(note)
-                trained = replace(trained, notes=[*notes, *trained.notes])
+                trained = replace(trained, notes=[*(note.fact for note in notes), *trained.notes])
                 trained = publish(
                     folder, written, trained, job.key, job.resume, job.view.federation.run, job.behind
                 )

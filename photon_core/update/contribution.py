@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from photon_core.evidence.events import Fact
 from schemas.manifests import Attention, FileEntry
 
 
@@ -22,7 +23,7 @@ class Contribution:
         metrics: values by name; the register is evidence/metrics.py.
         files: shards of the encoded change, without key layers; paths are relative to `folder`.
         folder: private folder of the files.
-        notes: sentences for the operator.
+        notes: facts for the operator: what went wrong without ending the work.
         moments: shards of the inner optimizer's moments in `folder`; empty unless moments are averaged.
         key_layers: shards of the whole key layers in `folder`; empty if there are none.
         entry_sha256: hash of the model that the work started from, if its key layers are the member's own.
@@ -38,7 +39,7 @@ class Contribution:
     metrics: dict[str, float]
     files: list[FileEntry]
     folder: str
-    notes: list[str] = field(default_factory=list)
+    notes: list[Fact] = field(default_factory=list)
     moments: list[FileEntry] = field(default_factory=list)
     key_layers: list[FileEntry] = field(default_factory=list)
     entry_sha256: str = ""

@@ -33,6 +33,7 @@ def upload_update(
     contribution: Contribution,
     spans: Sequence[Span] = (),
     checks: Sequence[dict[str, Any]] = (),
+    notes: Sequence[str] = (),
 ) -> UpdateManifest:
     """Commit a site's contribution to round t.
 
@@ -44,15 +45,15 @@ def upload_update(
         contribution: result of the work.
         spans: phases of the site before this upload, for the round's timeline.
         checks: results of the data checks before training.
+        notes: sentences for the operator.
 
     Raises:
         PhotonError: the round's base model is missing, or is not the model that training started from.
     """
     base = run.round(t - 1)
     if base is None or base.model_sha256 != contribution.base_sha256:
-        raise PhotonError(
-            f"round {t}, site '{view.name}': trained from a model that is not the committed one of round {t - 1}"
-        )
+        wrong = f"trained from a model that is not the committed one of round {t - 1}"
+        raise PhotonError(f"round {t}, site '{view.name}': {wrong}")
     stopwatch = Stopwatch()
     with outages() as met:
         files, moments, key_layers = _put_files(run, view, t, contribution)
@@ -75,7 +76,7 @@ def upload_update(
         steps=contribution.steps,
         metrics=contribution.metrics,
         data_sha256=data_sha256(view),
-        notes=[printable(note) for note in (*contribution.notes, *_outages(met))][:LIST_LIMIT],
+        notes=[printable(note) for note in (*notes, *_outages(met))][:LIST_LIMIT],
         spans=[*spans, Span(phase="upload", start=stopwatch.unix, seconds=stopwatch.elapsed())],
         checks=list(checks),
         versions=versions(),
@@ -128,7 +129,7 @@ class EarlyUpload:
 
     def __init__(self, view: SiteView, t: int, attempt: int) -> None:
         run = run_of(view.federation)
-        self._store = Store(run.store.url, **view.federation.storage.store_options(), patience=0.0)
+        self._store = Store(run.store.url, **view.federation.storage.store_options(), retry_seconds=0.0)
         self._folder = run.site_dir(t, view.name, attempt)
         self._pool = ThreadPoolExecutor(THREADS, "early-upload")
         self._under_way: list[Future[None]] = []

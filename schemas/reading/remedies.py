@@ -1,7 +1,7 @@
 """A message for one of Pydantic's findings: what is wrong with the value, what to write instead."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
 from types import NoneType
@@ -37,35 +37,17 @@ def remedy(place: Names, details: ErrorDetails, missing: Sequence[str] = ()) -> 
         details: finding of Pydantic.
         missing: required keys that are missing in its section.
     """
-    kind, value, ctx = details["type"], details["input"], details.get("ctx", {})
-    field = _fields().get(place)
-    such_as = f" such as {_example(field)}" if _example(field) else ""
+    kind, value, field = details["type"], details["input"], _fields().get(place)
     if kind == "extra_forbidden":
         return _unknown(place, missing)
     if kind == "missing":
-        return _missing(field, such_as) + (f", or recipe: {OURS}" if place == ("local", "steps") else "")
+        return _missing(field) + (f", or recipe: {OURS}" if place == ("local", "steps") else "")
     if value is None:
-        return _empty(field, such_as)
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{shown(value)} is not a section; write its keys below it, indented{_keys(field)}"
-    if kind in ("list_type", "tuple_type"):
-        return f"{shown(value)} is not a list; write {_example(field) or 'each entry on its own line, after - '}"
-    if kind in ("too_long", "too_short"):
-        return f"has {ctx.get('actual_length')} entries; write {_example(field)}"
-    if kind == "literal_error":
-        return _choice(value, field)
-    if kind == "string_type":
-        quoted = f"a value{such_as}" if isinstance(value, dict | list) else f"it in quotes: '{shown(value)}'"
-        return f"{shown(value)} is not text; write {quoted}"
-    if kind.startswith("int_"):
-        return f"{shown(value)} is not a whole number; write a number{such_as or ' such as 10'}"
-    if kind.startswith(("float_", "finite_number")):
-        return f"{shown(value)} is not a number; write a number{such_as or ' such as 0.1'}"
-    if kind in LIMITS:
-        limit, words = LIMITS[kind]
-        edge = float(ctx[limit])
-        return f"{shown(value)} is out of range; write a number {words} {int(edge) if edge.is_integer() else edge}"
-    message = str(ctx.get("error", details["msg"]))
+        return _empty(field)
+    for start, words in REMEDIES.items():
+        if kind.startswith(start):
+            return words(details, field)
+    message = str(details.get("ctx", {}).get("error", details["msg"]))
     # 'wrong' (schemas/sections/values.py) has a complete message, which may omit the value
     return message if kind == "wrong" or isinstance(value, dict | list) else f"{shown(value)} {message}"
 
@@ -118,6 +100,11 @@ def _example(field: FieldInfo | None) -> str:
     return str(field.examples[0]) if field is not None and field.examples else ""
 
 
+def _such_as(field: FieldInfo | None, otherwise: str = "") -> str:
+    example = _example(field) or otherwise
+    return f" such as {example}" if example else ""
+
+
 def _keys(field: FieldInfo | None) -> str:
     section = _section(field.annotation) if field is not None else None
     return f": {', '.join(section.model_fields)}" if section else ""
@@ -140,24 +127,59 @@ def _unknown(place: Names, missing: Sequence[str]) -> str:
     return f"unknown key; the keys here are {', '.join(here)}"
 
 
-def _missing(field: FieldInfo | None, such_as: str) -> str:
+def _missing(field: FieldInfo | None) -> str:
     if field is not None and get_origin(field.annotation) is tuple:
         return f"takes two numbers; write {_example(field)}"
     section = _section(field.annotation) if field is not None else None
-    if section and not such_as:
+    if section and not _example(field):
         needed = [name for name, below in section.model_fields.items() if below.is_required()]
         return f"missing; write the section with at least {', '.join(needed)}"
     about = f" ({field.description})" if field is not None and field.description else ""
-    return f"missing{about}; write a value{such_as}"
+    return f"missing{about}; write a value{_such_as(field)}"
 
 
-def _empty(field: FieldInfo | None, such_as: str) -> str:
-    keys = "" if such_as else _keys(field)
-    wanted = f"its keys below it, indented{keys}" if keys else f"a value{such_as}"
+def _empty(field: FieldInfo | None) -> str:
+    keys = "" if _example(field) else _keys(field)
+    wanted = f"its keys below it, indented{keys}" if keys else f"a value{_such_as(field)}"
     return f"is empty; write {wanted}{'' if field is None or field.is_required() else ', or drop the key'}"
 
 
-def _choice(value: Any, field: FieldInfo | None) -> str:
+def _not_a_section(details: ErrorDetails, field: FieldInfo | None) -> str:
+    return f"{shown(details['input'])} is not a section; write its keys below it, indented{_keys(field)}"
+
+
+def _not_a_list(details: ErrorDetails, field: FieldInfo | None) -> str:
+    instead = _example(field) or "each entry on its own line, after - "
+    return f"{shown(details['input'])} is not a list; write {instead}"
+
+
+def _count_of_entries(details: ErrorDetails, field: FieldInfo | None) -> str:
+    return f"has {details['ctx']['actual_length']} entries; write {_example(field)}"
+
+
+def _not_text(details: ErrorDetails, field: FieldInfo | None) -> str:
+    value = details["input"]
+    instead = f"a value{_such_as(field)}" if isinstance(value, dict | list) else f"it in quotes: '{shown(value)}'"
+    return f"{shown(value)} is not text; write {instead}"
+
+
+def _not_whole(details: ErrorDetails, field: FieldInfo | None) -> str:
+    return f"{shown(details['input'])} is not a whole number; write a number{_such_as(field, '10')}"
+
+
+def _not_a_number(details: ErrorDetails, field: FieldInfo | None) -> str:
+    return f"{shown(details['input'])} is not a number; write a number{_such_as(field, '0.1')}"
+
+
+def _out_of_range(details: ErrorDetails, _field: FieldInfo | None) -> str:
+    limit, words = LIMITS[details["type"]]
+    edge = float(details["ctx"][limit])
+    edge = int(edge) if edge.is_integer() else edge
+    return f"{shown(details['input'])} is out of range; write a number {words} {edge}"
+
+
+def _choice(details: ErrorDetails, field: FieldInfo | None) -> str:
+    value = details["input"]
     choices = list(_choices(field.annotation)) if field is not None else []
     near = get_close_matches(str(value).lower(), [c.lower() for c in choices], n=1, cutoff=LIKE)
     meant = next((c for c in choices if near and c.lower() == near[0]), None)
@@ -172,3 +194,20 @@ def _choices(annotation: Any) -> Iterator[str]:
             yield arg
         else:
             yield from _choices(arg)
+
+
+REMEDIES: dict[str, Callable[[ErrorDetails, FieldInfo | None], str]] = {  # by the start of Pydantic's kind
+    "model_type": _not_a_section,
+    "model_attributes_type": _not_a_section,
+    "dict_type": _not_a_section,
+    "list_type": _not_a_list,
+    "tuple_type": _not_a_list,
+    "too_long": _count_of_entries,
+    "too_short": _count_of_entries,
+    "literal_error": _choice,
+    "string_type": _not_text,
+    "int_": _not_whole,
+    "float_": _not_a_number,
+    "finite_number": _not_a_number,
+    **dict.fromkeys(LIMITS, _out_of_range),
+}

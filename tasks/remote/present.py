@@ -162,7 +162,7 @@ class Present:
     def _deployed(self, there: DeploymentResponse) -> Federation:
         """The deployment's file, with the schedule ends that were fixed when the run began."""
         file = _file(there, COORDINATOR)
-        check_recipe(self._run.birth(), file)
+        check_recipe(self._run.run_manifest(), file)
         return as_born(self._run, file)
 
 

@@ -30,7 +30,7 @@ from tests.s3_server import SECRETS, FaultProxy
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("prefect_server")]
 PAGE = "docs/deploy.md"
 SITES = ("berlin", "lyon", "porto", "turin")
 BLOCK = {"aws_access_key_id": "AKIAFROMTHEBLOCK0001", "aws_secret_access_key": "out/of+a/block"}
@@ -84,9 +84,7 @@ def bucket(s3_endpoint: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def notes(
-    bucket: str, s3_endpoint: str, prefect_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Notes]:
+def notes(bucket: str, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notes]:
     """What the page's first nine commands make."""
     folder = tmp_path_factory.mktemp("notes")
     proxy = FaultProxy(s3_endpoint)
@@ -208,7 +206,7 @@ def first(notes: Notes) -> Any:
     return notes.committed(1)
 
 
-def test_ten_commands(notes: Notes) -> None:
+def test_ten_commands() -> None:
     lines = "\n".join(commands.blocks(PAGE)).splitlines()
     assert [int(line.split("#")[1]) for line in lines if re.search(r" # \d+$", line)] == list(range(1, 11))
 
@@ -250,7 +248,8 @@ def test_credentials_come_from_the_block_and_are_seen_nowhere(notes: Notes, firs
         assert not [text for text in texts if secret in text]
 
 
-def test_a_site_is_rerun_before_the_round(notes: Notes, first: Any) -> None:
+@pytest.mark.usefixtures("first")
+def test_a_site_is_rerun_before_the_round(notes: Notes) -> None:
     run = run_of(notes.federation)
     rerun = "photon rerun federation.yaml --round 2 --site lyon"
     assert "attempt 1 for round 2 is committed" in notes.run(rerun)
@@ -263,10 +262,11 @@ def test_a_site_is_rerun_before_the_round(notes: Notes, first: Any) -> None:
     assert attempts == {"berlin": [1], "lyon": [1, 2], "porto": [1], "turin": [1]}
     assert run.update_sha256(2, "lyon", 1) == before and second.updates["lyon"].attempt == 2
     late = commands.run(rerun, notes.folder, notes.environment)
-    assert late.returncode == 4 and "round 2 of run 'notes' is committed" in late.stderr
+    assert late.returncode == 4 and "round 2 of run 'notes' is already committed" in late.stderr
 
 
-def test_the_ui_shows_a_node_for_each_site(notes: Notes, first: Any, browser: "Browser") -> None:
+@pytest.mark.usefixtures("first")
+def test_the_ui_shows_a_node_for_each_site(notes: Notes, browser: "Browser") -> None:
     notes.start_round()
     newest = {"sort": "EXPECTED_START_TIME_DESC", "flows": {"name": {"any_": ["federated-round"]}}, "limit": 1,
               "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}  # fmt: skip

@@ -14,7 +14,7 @@ def test_the_pages_commands_run(write_federation: Callable[..., Path]):
 
     file = write_federation()
     federation = load_federation(file)
-    run_of(federation).create_birth(
+    run_of(federation).create_run(
         RunManifest(
             run=federation.run, created="2026-01-01T00:00:00+00:00", federation=federation.model_dump(mode="json"),
             federation_sha256=federation_sha256(federation), tokenizer_sha256="0" * 64, versions={},

@@ -12,7 +12,7 @@ from tests.docs import commands
 from tests.flows.deployment import POOLS, Deployed, Server, Workers, deployed, eventually, serving
 from tests.postgres import postgres
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.usefixtures("prefect_server")]
 SECONDS = 900.0
 ROLE, DATABASE, EXPORT, START = commands.commands("docs/deploy.md")[10:14]
 
@@ -53,7 +53,7 @@ class OnPostgres(Server):
 
 
 @pytest.fixture(scope="module")
-def workers(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     """One for the rounds and one for all sites, which share the session's fork server."""
     home = tmp_path_factory.mktemp("on-postgres")
     with postgres() as administrator, serving(OnPostgres(home, administrator), POOLS[:2]) as workers:

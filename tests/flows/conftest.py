@@ -7,16 +7,16 @@ import pytest
 
 from tests.flows.deployment import Deployed, Workers, deployed, served
 from tests.flows.planted import plant_in_environment
+from tests.s3_server import credentials
 
 
 @pytest.fixture(scope="module")
-def breakable(
-    prefect_server: str, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Workers]:
+def breakable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     """Training is forked from the session's fork server, as beside a worker that `photon join` has started; the
     environment holds the S3 server's credentials, and what tests/flows/planted.py plants there."""
+    request.getfixturevalue("prefect_server")  # with which the fork server comes
     home = tmp_path_factory.mktemp("breakable")
-    with pytest.MonkeyPatch.context() as patch:
+    with credentials(), pytest.MonkeyPatch.context() as patch:
         plant_in_environment(tmp_path_factory.mktemp("planted"), patch)
         with served(home) as workers:
             yield workers

@@ -56,4 +56,4 @@ def test_a_corrupt_update_is_left_out_by_name(bad: BadRound) -> None:
     assert set(bad.manifest.updates) == set(SITES) - {"corrupt"}
     reason = bad.manifest.left_out["corrupt"]
     assert ".safetensors" in reason
-    assert f"Left out: corrupt ({reason})" in bad.message and reason in bad.table
+    assert f"Excluded: corrupt ({reason})" in bad.message and reason in bad.table

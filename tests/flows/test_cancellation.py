@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
-def test_a_site_is_cancelled_with_the_last_round_that_waits_for_it(prefect_server: str) -> None:
+def test_a_site_is_cancelled_with_the_last_round_that_waits_for_it() -> None:
     from prefect import flow, task
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelling, Completed, Pending, Running
@@ -18,7 +18,7 @@ def test_a_site_is_cancelled_with_the_last_round_that_waits_for_it(prefect_serve
 
         def started(name: str, **more: Any) -> Any:
             parameters = {"federation": {"run": "twice"}}
-            named = flow(lambda federation: None, name=name)
+            named = flow(lambda federation: federation, name=name)
             return client.create_flow_run(
                 named, parameters=parameters, tags=["run:twice"], state=Running(), **more
             )

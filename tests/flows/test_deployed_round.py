@@ -21,13 +21,13 @@ from tests.conftest import merge
 from tests.federations import attempts_of, updates_of
 from tests.flows.deployment import Deployed, SessionServer, eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("prefect_server")]
 ROUNDS = "test-rounds"
 Deploy = Callable[..., Deployed]
 
 
 @pytest.fixture(scope="module")
-def workers(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A worker process for each of two sites, and one for rounds. Yields site -> its work pool."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
@@ -128,7 +128,7 @@ def goes_back_in_the_ui(two: Deployed) -> None:
     """The deployment `rollback` commits round 2, which is round 0 again, and names its flow run."""
     started = two.start_round("rollback", to=0, reason="site b was broken")
     ended = two.ended(started)
-    assert ended.is_completed() and ended.message.startswith("round 2 is a rollback to round 0, asked for by ")
+    assert ended.is_completed() and ended.message.startswith("round 2 is a rollback to round 0, requested by ")
     first, _, back = two.rounds()
     assert (back.model, back.to, back.reason) == (first.model, 0, "site b was broken")
     assert back.who.endswith(f"Prefect flow run {started.id}")
@@ -212,7 +212,7 @@ def test_an_update_of_other_settings_is_made_again_when_a_failed_round_is_retrie
     manifest = noisy.rounds()[1]
     assert {site: ref.attempt for site, ref in manifest.updates.items()} == {"a": 2, "b": 1}
     assert [update.noise_multiplier for update in attempts_of(noisy.run, 1, "a")] == [0.0, 0.01]
-    assert any("was made with update.noise_multiplier 0, and the" in note for note in manifest.incidents["a"])
+    assert any("was made with update.noise_multiplier 0, but the" in note for note in manifest.incidents["a"])
     assert noisy.run.update_sha256(1, "a", 1) == plain
 
 

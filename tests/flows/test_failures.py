@@ -22,7 +22,7 @@ Deploy = Callable[..., Deployed]
 SLOW = {"steps": 1500, "checkpoint_steps": 50}  # some seconds, so that a training is caught at work
 
 
-def test_a_round_cancelled_and_then_killed_three_times(breakable: Workers, deploy: Deploy) -> None:
+def test_a_round_cancelled_and_then_killed_three_times(deploy: Deploy) -> None:
     two = deploy("a", "b", run="killed", local=SLOW, rounds={"count": 2})
     cancelled(two)
     flow_run = two.start_round()
@@ -127,7 +127,7 @@ def test_the_server_is_stopped_for_20_seconds(breakable: Workers, deploy: Deploy
 
 
 def test_two_rounds_at_once_and_s3_cut_and_away_for_20_seconds(
-    breakable: Workers, deploy: Deploy, s3_bucket: str, s3_proxy: FaultProxy, s3_endpoint: str
+    deploy: Deploy, s3_bucket: str, s3_proxy: FaultProxy
 ) -> None:
     storage = {"store": f"s3://{s3_bucket}/x", "storage": {"endpoint_url": s3_proxy.url}}
     two = deploy("a", "b", run="race", local=SLOW, rounds={"count": 1}, **storage)
@@ -218,9 +218,9 @@ def test_no_secret_comes_into_store_server_logs_or_report(
     s3_proxy.answer = hostile(*HOSTILE)
     s3_proxy.fault = lambda request: "answer" if request.method == "PUT" and "/sites/b/" in request.path else None
     first = two.ended(two.start_round())
-    assert first.is_completed() and "Left out: b" in first.message and "HTTP 400" in first.message
+    assert first.is_completed() and "Excluded: b" in first.message and "HTTP 400" in first.message
     assert set(two.rounds()[1].updates) == {"a"}
-    s3_proxy.fault = lambda request: None
+    s3_proxy.fault = lambda _: None
     looked, bad = set(), []
     for name, data in kept(two, server.home, tmp_path, s3_bucket):
         looked.add(name.rpartition("/")[2])

@@ -9,7 +9,8 @@ import flows.federated_round  # noqa: F401  as the process of a round's flow run
 
 
 @pytest.mark.slow
-def test_a_round_goes_on_when_the_restarted_server_does_not_know_its_lease(prefect_server: str) -> None:
+@pytest.mark.usefixtures("prefect_server")
+def test_a_round_goes_on_when_the_restarted_server_does_not_know_its_lease() -> None:
     """As Prefect's engine does around a deployed flow: the server answers the renewal with 410 Gone."""
     from prefect import flow_engine
 

@@ -55,7 +55,7 @@ def test_rounds_after_a_rollback_are_those_that_were_rolled_back_bit_for_bit(
 
     done = photon("rollback", file, "--to", "2", "--reason", "site [b] sent <b>nonsense</b>")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("round 5 is a rollback to round 2, asked for by ")
+    assert done.stdout.startswith("round 5 is a rollback to round 2, requested by ")
     left = "2 of 4 rounds are left. To continue, write: photon run"
     assert f"(site [b] sent <b>nonsense</b>)\n{left}" in done.stdout
     back = history(run_of(load_federation(file)))[5]
@@ -104,7 +104,7 @@ def _look(file: Path) -> None:
     kept = photon("gc", file, "--keep-last", "3", "--dry-run").stdout
     assert "kept whole: round 2, 5 to 7," in kept, "round 2's files are those of round 5"
     done = photon("rerun", file, "--round", "5", "--site", "a")
-    assert done.returncode == 4 and "round 5 of run 'tiny' is committed" in done.stderr
+    assert done.returncode == 4 and "round 5 of run 'tiny' is already committed" in done.stderr
 
 
 def _state_that_is_gone_starts_afresh_by_name(file: Path) -> None:
@@ -113,9 +113,9 @@ def _state_that_is_gone_starts_afresh_by_name(file: Path) -> None:
 
     federation = load_federation(file)
     state = rollback(federation, 4, "the other way was better", return_state=True)
-    assert state.is_completed() and state.message.startswith("round 8 is a rollback to round 4, asked for by ")
+    assert state.is_completed() and state.message.startswith("round 8 is a rollback to round 4, requested by ")
     with pytest.raises(
-        FederationError, match="round 8, the latest of run 'tiny', is the model of round 4 already"
+        FederationError, match="round 8, the latest of run 'tiny', already has the model of round 4"
     ):
         rollback(federation, 4)
     site = history(run_of(federation))[4].sampled[0]
@@ -126,5 +126,5 @@ def _state_that_is_gone_starts_afresh_by_name(file: Path) -> None:
     last = run(file)[9]
     assert last.place == 5
     (note,) = last.incidents[site]
-    assert "is missing or damaged: optimizer state and data stream start afresh" in note
+    assert "is missing or damaged; optimizer state and data position are reset" in note
     assert last.updates[site].metrics["state_lost"] == 1.0

@@ -5,14 +5,12 @@ from typing import Any
 
 import pytest
 
-from tests.flows.deployment import Deployed, Workers, eventually
+from tests.flows.deployment import Deployed, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_a_scheduled_round_advances_the_model_by_exactly_one(
-    breakable: Workers, deploy: Callable[..., Deployed]
-) -> None:
+def test_a_scheduled_round_advances_the_model_by_exactly_one(deploy: Callable[..., Deployed]) -> None:
     one = deploy("a", run="clock", rounds={"count": 9}, deploy={"schedule": "* * * * *"})
     run_at_once = one.start_round()  # somebody is impatient: the two do not get in each other's way
     scheduled: Any = eventually(lambda: first_scheduled(one), "the schedule's first flow run has ended")

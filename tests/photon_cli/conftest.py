@@ -24,7 +24,7 @@ def committed(write_federation: Callable[..., Path]) -> Callable[..., Path]:
         file = write_federation(**sections)
         federation = load_federation(file)
         run = run_of(federation)
-        run.create_birth(
+        run.create_run(
             RunManifest(
                 run=federation.run, created="2026-01-01T00:00:00+00:00",
                 federation=federation.model_dump(mode="json"),

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from photon_cli.gc import collect
+from photon_cli.main import app
 from photon_cli.status import show_status
 from photon_core.errors import FederationError, PhotonError
 from photon_core.export.export import open_committed
@@ -55,5 +57,12 @@ def test_gc_says_first_then_does(file: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_an_age_is_a_duration(file: Path) -> None:
-    with pytest.raises(FederationError, match="--litter-age 'soon' is not a duration"):
+    with pytest.raises(FederationError, match="--orphan-age 'soon' is not a duration"):
         collect(load_federation(file), 1, None, "soon", dry_run=True, quiet=True)
+
+
+@pytest.mark.parametrize("option", ["--orphan-age", "--litter-age"])  # the latter is the name of earlier versions
+def test_both_names_of_the_age_are_read(option: str, file: Path) -> None:
+    done = CliRunner().invoke(app, ["gc", str(file), option, "soon"])
+    assert isinstance(done.exception, FederationError) and "'soon' is not a duration" in str(done.exception)
+    assert "--litter-age" not in CliRunner().invoke(app, ["gc", "--help"]).output

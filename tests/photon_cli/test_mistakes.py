@@ -68,7 +68,7 @@ def test_what_no_site_could_do_is_not_deployed(
         ("3", "a", "round 3: the file has 2 rounds; raise rounds.count"),
         ("2", "x", "no site is named 'x'; write one of: a, b, c"),
         ("2", "c", "round 2 samples 1 of 3 sites, and 'c' is not among them: it would not use the update. "
-         "It asks a"),
+         "Round 2 samples: a"),
     ],
 )  # fmt: skip
 def test_work_that_no_round_asks_for(t: str, site: str, problem: str, committed: Callable[..., Path]) -> None:

@@ -132,9 +132,7 @@ def test_links_are_resolved_where_the_site_is(
         assert contents(folder) == before
 
 
-def test_prepare_leaves_what_it_did_not_make(
-    write_federation: Callable[..., Path], photon: Photon, tmp_path: Path
-) -> None:
+def test_prepare_leaves_what_it_did_not_make(write_federation: Callable[..., Path], photon: Photon) -> None:
     """Through a first preparation, a changed text, a stream of another name and a failure."""
     file = write_federation(sites=("a",))
     root = file.parent / "sites/a/data"

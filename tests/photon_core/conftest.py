@@ -8,16 +8,18 @@ import pytest
 
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs import lossless
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
 from tests.federations import updates_of
-from tests.s3_server import serve
+from tests.s3_server import credentials, serve
 
 
 @pytest.fixture(scope="session")
-def careless_s3_endpoint(s3_endpoint: str) -> Iterator[str]:
-    yield from serve(strip=True)
+def careless_s3_endpoint() -> Iterator[str]:
+    with credentials():
+        yield from serve(strip=True)
 
 
 def s3_store(endpoint: str, **options: Any) -> Store:
@@ -51,7 +53,7 @@ def store(request: pytest.FixtureRequest) -> Store:
 def _write(store: Store, folder: str, stem: str, arrays: dict[str, Any], max_bytes: int) -> list[FileEntry]:
     names = {"float32": "F32", "int32": "I32"}
     tensors = {n: TensorEntry(dtype=names[str(a.dtype)], shape=a.shape) for n, a in arrays.items()}
-    with ShardWriter(store, folder, stem, tensors, max_bytes) as writer:
+    with ShardWriter(store, folder, stem, shard_plan(tensors, max_bytes)) as writer:
         for name in writer.order:
             if arrays[name].size:
                 writer.write(name, arrays[name].reshape(-1))

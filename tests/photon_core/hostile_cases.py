@@ -233,7 +233,7 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     ),
     "wrong base": (_set(base_sha256="e" * 64), "starts from model eeeeeeeeeeeeeeee"),
     "wrong previous": (_set(previous_sha256="e" * 64), "follows a manifest of round"),
-    "another site's": (_set(site="a"), "speaks of run, round, site, attempt ('run', "),
+    "another site's": (_set(site="a"), "names run, round, site, attempt ('run', "),
     "unknown codec": (_set(codec="\x1b[2Jpickle"), "codec '?[2Jpickle' is not known"),
     "codec without its block": (_set(codec="int8"), "codec 'int8' is not known"),
     "codec of endless blocks": (
@@ -292,7 +292,7 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "endless shape": (_tensor(shape=[1] * 100_000), "shape: Tuple should have at most 16 items"),
     "other dtype": (_tensor(dtype="F32"), "'norm_f.bias' is F32"),
     "truncated": (lambda u: u.__dict__.update(shard=u.shard[:-100]), "ends before byte"),
-    "emptied": (lambda u: u.__dict__.update(shard=b""), "no safetensors file"),
+    "emptied": (lambda u: u.__dict__.update(shard=b""), "is not a safetensors file"),
     "longer": (lambda u: u.__dict__.update(shard=u.shard + b"x"), "bytes; its manifest says"),
     "one bit": (
         lambda u: u.__dict__.update(shard=u.shard[:-9] + bytes([u.shard[-9] ^ 1]) + u.shard[-8:]),
@@ -319,7 +319,7 @@ CASES: dict[str, tuple[Callable[[Update], None], str]] = {
     "path of many bytes": (_file(path="/".join(["漢" * 80] * 5)), "is not a path inside the store"),
     "many files without tensors": (
         lambda u: u.manifest["files"].extend({**u.file, "path": f"{n}", "tensors": {}} for n in range(40)),
-        "it brings 41 files; its tensors fill at most",
+        "it has 41 files; its tensors fill at most",
     ),
     "many attempts": (_attempts, "is not a manifest"),
     "rounds far away": (_far_rounds, "claims 6 trained steps"),

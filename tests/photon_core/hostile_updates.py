@@ -29,6 +29,7 @@ from photon_core.model.shapes import moment_shapes
 from photon_core.run.provenance import federation_sha256
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, RunManifest, TensorEntry, UpdateManifest
@@ -78,7 +79,7 @@ def settings(mode: Mode, store: str, count: int, **storage: Any) -> dict[str, An
 
 def shard(store: Store, folder: str, arrays: dict[str, Any], dtype: str) -> FileEntry:
     tensors = {name: TensorEntry(dtype=dtype, shape=array.shape) for name, array in arrays.items()}
-    with ShardWriter(store, folder, "", tensors) as writer:
+    with ShardWriter(store, folder, "", shard_plan(tensors)) as writer:
         for name in writer.order:
             writer.write(name, arrays[name].reshape(-1))
         return writer.close()[0]
@@ -92,7 +93,7 @@ def make_run(store: Store, federation: Federation, mode: Mode) -> Run:
         federation_sha256=federation_sha256(federation), tokenizer_sha256=load_tokenizer("bytes").sha256,
         versions={},
     )  # fmt: skip
-    run.create_birth(birth)
+    run.create_run(birth)
     model = [shard(store, run.round_dir(0), THETA, "F32")]
     rounded = write_rounded(run, 0, model, 1 << 20) if mode.dtype == "bfloat16" else []
     run.commit_round(

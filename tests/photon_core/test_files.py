@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from photon_core import files as durable
+from photon_core import files
 from photon_core.errors import StoreConflict
 from photon_core.files import TEMPORARY, sync_tree, whole_file, write_whole
 from photon_core.store.store import Store
@@ -95,7 +95,7 @@ def test_writers_without_a_lock_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_names_of_temporary_files_are_told_from_users_names(tmp_path: Path) -> None:
-    assert TEMPORARY.fullmatch(durable.temporary_name(tmp_path / "a").name)
+    assert TEMPORARY.fullmatch(files.temporary_name(tmp_path / "a").name)
     assert not any(map(TEMPORARY.fullmatch, (".a.tmp", "a.tmp", "x.hidden.tmp")))
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe" / "fifo")

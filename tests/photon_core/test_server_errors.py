@@ -22,7 +22,7 @@ from tests.s3_server import SECRETS, FaultProxy, hostile
 def endpoint(s3_proxy: FaultProxy) -> str:
     """A server that answers everything with the client's own secrets."""
     s3_proxy.answer = hostile(*SECRETS.values())
-    s3_proxy.fault = lambda request: "answer"
+    s3_proxy.fault = lambda _: "answer"
     return s3_proxy.url
 
 
@@ -35,7 +35,7 @@ def silent(error: BaseException) -> str:
 
 def test_of_the_store(endpoint: str, s3_bucket: str) -> None:
     run = Run(Store(f"s3://{s3_bucket}/x", endpoint_url=endpoint), "r")
-    for work in (run.birth, lambda: run.store.ls("r"), lambda: run.store.create("r/a", b"x")):
+    for work in (run.run_manifest, lambda: run.store.ls("r"), lambda: run.store.create("r/a", b"x")):
         with pytest.raises(OSError) as caught:
             work()
         assert "HTTP 400" in silent(caught.value)

@@ -13,12 +13,12 @@ from schemas.federation import Federation
 from tests.photon_core.hostile_cases import CASES, ON_DISK
 from tests.photon_core.hostile_updates import MODES, attack, make_run, settings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 MODE = MODES["float32, flat, on a disk"]
 CAUSES = {"a": "a file of 1 TiB", "b": "the manifest is a folder", "c": "no manifest"}
 
 
-def test_what_is_no_update_holds_a_round_until_its_deadline_only(prefect_server: str, tmp_path: Path) -> None:
+def test_what_is_no_update_holds_a_round_until_its_deadline_only(tmp_path: Path) -> None:
     from prefect import flow
 
     from flows.deploy.apply import apply

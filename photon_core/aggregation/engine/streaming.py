@@ -103,7 +103,7 @@ class _Work:
         count = Norms(self.looked).sums.size
         finished = self._finished(shards, count + pairs.gram.size)
         writers = [
-            self._writer(prefix, {number: record.files[n] for number, record in finished.items()})
+            self._writer(prefix, plans[n], {number: record.files[n] for number, record in finished.items()})
             for n, prefix in enumerate(self.prefixes)
         ]
         missing = [number for number in range(len(shards)) if number not in finished]
@@ -169,7 +169,7 @@ class _Work:
     def _cancel(self) -> None:
         """Cancel all reads: a piece has failed, and no thread may wait for what it has not read."""
         for reader in (self.base, self.state, *self.sites.values()):
-            reader.give_up()
+            reader.cancel()
 
     def _compute(
         self, tensor: str, theta: Load, encoded: Sequence[Load], state: Sequence[Load], out: Float32, pairs: bool
@@ -218,19 +218,13 @@ class _Work:
         reader = TensorReader(self.one.run.store, folder, entries, self.team.readers, self.opened)
         return self.stack.enter_context(reader)
 
-    def _writer(self, prefix: str, written: Mapping[int, FileEntry]) -> "ShardWriter | _NoWriter":
+    def _writer(
+        self, prefix: str, plan: Sequence[Mapping[str, TensorEntry]], written: Mapping[int, FileEntry]
+    ) -> "ShardWriter | _NoWriter":
         if self.one.folder is None:
             return _NoWriter()
-        writer = ShardWriter(
-            self.one.run.store,
-            self.one.folder,
-            f"optimizer/{prefix[:-1]}-" if prefix else f"model/{self.one.stem}",
-            self._like(prefix),
-            self.limits.shard_bytes,
-            self.team.writers,
-            align=self.align,
-            written=written,
-        )
+        stem = f"optimizer/{prefix[:-1]}-" if prefix else f"model/{self.one.stem}"
+        writer = ShardWriter(self.one.run.store, self.one.folder, stem, plan, self.team.writers, written)
         return self.stack.enter_context(writer)
 
     def _loads(self, reader: TensorReader, pieces: Iterable[Piece], prefix: str = "") -> Iterator[Load]:
@@ -284,7 +278,7 @@ class _NoWriter:
     def keep(self, number: int) -> None:
         pass
 
-    def shard(self, number: int) -> FileEntry:
+    def shard(self, _number: int) -> FileEntry:
         raise ValueError("nothing is written")
 
     def close(self) -> list[FileEntry]:

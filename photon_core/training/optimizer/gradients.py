@@ -6,6 +6,7 @@ import torch
 from composer import Callback, Logger, State
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
+from typing_extensions import override
 
 
 class Gradients(Callback):
@@ -26,6 +27,7 @@ class Gradients(Callback):
         self.theta = theta
         self.norm = torch.zeros(())  # of the last step, before clipping
 
+    @override
     def after_train_batch(self, state: State, logger: Logger) -> None:
         model = state.model
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]

@@ -37,7 +37,6 @@ from photon_core.data.manifest import require_manifest
 from photon_core.data.partition import partition, site_numbers
 from photon_core.data.stream import stream_hash
 from photon_core.errors import ChildFailed, CorruptFile, DataError, FederationError, Killed, UpdateRejected
-from photon_core.evidence.events import incidents_of
 from photon_core.evidence.metrics import PLAIN, find
 from photon_core.hardware.device import check_devices, choose_device
 from photon_core.hardware.parallelism import Infra
@@ -257,9 +256,6 @@ class Average:
                 combined[name] = PLAIN[how](values)
         return combined
 
-    def notes(self) -> list[str]:
-        return [f"node {number}: {note}" for number, node in enumerate(self.trained, 1) for note in node.notes]
-
     def _mean(self, of_nodes: list[np.ndarray[Any, np.dtype[np.float32]]]) -> torch.Tensor:
         rows = np.stack([array.reshape(-1) for array in of_nodes])
         mean = weighted_mean(rows, self.weights, np.empty(rows.shape[1], np.float32), np.empty_like(rows))
@@ -292,6 +288,8 @@ def train_by_nodes(
         trained = train_nodes(job, infra, report, train)
     theta, mix = Theta(job.base_files, view.federation.model), stream_hash(view)
     resumed = load_resume_state(job, folder, mix, checkpoints, infra.nodes)
+    for number, note in [(number, note) for number, node in enumerate(trained, 1) for note in node.notes]:
+        resumed.log.add(note, node=number)
     with clock.phase("average"):
         average = Average(job, trained, theta)
         parameters = average.parameters()
@@ -317,16 +315,13 @@ def train_by_nodes(
         state |= {"nodes": infra.nodes, "feedback": update.feedback}
         with (written / TRAINING).open("wb") as file:
             torch.save(state, file)
-    metrics = {**average.metrics(), "seconds": time.monotonic() - started}
-    data_tokens = require_manifest(view).train_tokens
     outcome = Outcome(
         tokens=average.tokens,
         steps=average.steps,
-        metrics=metrics,
+        metrics={**average.metrics(), "seconds": time.monotonic() - started},
         scores=scores,
-        data_tokens=data_tokens,
+        data_tokens=require_manifest(view).train_tokens,
         update=update,
         moments=moments,
-        notes=[*incidents_of(resumed.log), *average.notes()],
     )
     return as_trained(job, resumed, outcome, clock.seconds)

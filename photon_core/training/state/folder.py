@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from photon_core.evidence.events import fact_of
 from photon_core.files import clear, make_folder, sync_folder, sync_tree
 from photon_core.hashing import canonical_json, sha256_file
 from photon_core.training.job import LocalJob
@@ -75,6 +76,7 @@ def _written(trained: Trained) -> dict[str, Any]:
     """As trained.json has it: without its folder, and without key layers where there are none."""
     values = {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained)}
     values.pop("folder")
+    values["notes"] = [note.record() for note in trained.notes]
     for name in FILES:
         values[name] = [entry.model_dump(mode="json") for entry in values[name]]
     values["entry"] = {layer: one.model_dump(mode="json") for layer, one in trained.entry.items()}
@@ -85,7 +87,8 @@ def _read(values: dict[str, Any], folder: Path) -> Trained:
     """The inverse of `_written`; early ones have no moments."""
     found = {name: [FileEntry.model_validate(entry) for entry in values.get(name, [])] for name in FILES}
     entry = {layer: Attention.model_validate(one) for layer, one in values.get("entry", {}).items()}
-    return Trained(**{**values, **found, "entry": entry}, folder=str(folder))
+    notes = [fact_of(note) for note in values.get("notes", [])]
+    return Trained(**{**values, **found, "entry": entry, "notes": notes}, folder=str(folder))
 
 
 def find_key_layers(state_dir: Path, round: int, attempt: int, entries: Sequence[FileEntry]) -> list[Path] | None:

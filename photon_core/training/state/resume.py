@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from photon_core.evidence.events import Kind, Log
+from photon_core.evidence.events import Kind, Log, fact_of
 from photon_core.training.callback import Progress
 from photon_core.training.job import LocalJob
 from photon_core.training.state.checkpoint import Checkpoints
@@ -57,8 +57,8 @@ def load_resume_state(job: LocalJob, folder: Path, mix: str, checkpoints: Checkp
     if saved := checkpoints.read(log):
         at = {"at": saved["progress"]["steps"], "steps": job.view.steps}
         if saved["state"]["mix"] == mix:
-            for text in saved["notes"]:
-                log.append(Kind.TRAINING_NOTED, text=text)
+            for note in saved["notes"]:
+                log.add(fact_of(note))
             log.append(Kind.CHECKPOINT_RESUMED, **at)
             return Resumed(
                 saved["state"],

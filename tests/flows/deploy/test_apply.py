@@ -12,7 +12,7 @@ from photon_core.errors import FederationError
 from schemas.federation import Federation
 from schemas.view import view_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 DEPLOY: dict[str, Any] = {"schedule": "0 0 1 1 *", "notify": {"block": "webhook/hook"}}
 
 
@@ -25,7 +25,7 @@ def changed(federation: Federation, **sections: Any) -> Federation:
 
 
 @pytest.fixture
-def client(prefect_server: str) -> Iterator[Any]:
+def client() -> Iterator[Any]:
     from prefect.blocks.webhook import Webhook
     from prefect.client.orchestration import get_client
 
@@ -109,7 +109,7 @@ def test_prune_removes_this_runs_and_nothing_else(load: Callable[..., Federation
     assert verbs(apply(plan(other))) == {"unchanged"}
 
 
-def test_names_of_others_are_refused(load: Callable[..., Federation], client: Any) -> None:
+def test_names_of_others_are_refused(load: Callable[..., Federation]) -> None:
     apply(plan(load(("b-c",), run="a")))
     with pytest.raises(FederationError, match=r"'site-round/a-b-c' exists and does not belong to this run"):
         apply(plan(load(("c",), run="a-b")))
@@ -152,7 +152,7 @@ def test_a_pool_that_a_person_made_is_one_runs_too(load: Callable[..., Federatio
     apply(plan(load(("ulm",), run="four", pools={"ulm": "photon-ulm"})))
 
 
-def test_a_coordinators_pool_is_no_sites(load: Callable[..., Federation], client: Any) -> None:
+def test_a_coordinators_pool_is_no_sites(load: Callable[..., Federation]) -> None:
     """A worker that serves the pool for the rounds would train, too."""
     apply(plan(load(("a",), run="head")))
     moved = {"deploy": {"pool": "elsewhere"}}

@@ -110,7 +110,7 @@ def test_a_template_elsewhere_is_refused() -> None:
 
 
 @pytest.fixture
-def client(prefect_server: str) -> Iterator[Any]:
+def client() -> Iterator[Any]:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -148,6 +148,7 @@ def lasting(value: Any) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
 def test_prefect_deploys_the_same(client: Any, tmp_path: Path) -> None:
     from flows.deploy.apply import apply
 
@@ -165,6 +166,7 @@ def test_prefect_deploys_the_same(client: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
 def test_no_secret_reaches_the_deployments(client: Any, tmp_path: Path) -> None:
     from prefect.blocks.system import Secret
 

@@ -225,13 +225,14 @@ def test_sites_may_each_send_in_a_codec_of_their_own(
 def _update(
     run: Run, t: int, site: str, theta: Arrays, theta_k: Arrays, codec_name: str = "float32"
 ) -> UpdateManifest:
+    from photon_core.tensors.shards import shard_plan
     from photon_core.tensors.writer import ShardWriter
 
     base = run.round(t - 1)
     assert base is not None
     codec = get_codec(codec_name)
     tensors = {n: TensorEntry(dtype=codec.dtype, shape=codec.shape(a.shape)) for n, a in theta.items()}
-    with ShardWriter(run.store, run.site_dir(t, site, 1), "", tensors) as writer:
+    with ShardWriter(run.store, run.site_dir(t, site, 1), "", shard_plan(tensors)) as writer:
         for name in writer.order:
             if theta[name].size and isinstance(codec, Lossless):
                 writer.write(name, codec.encode(theta[name], theta_k[name]).reshape(-1))
@@ -266,19 +267,19 @@ def _file(update: UpdateManifest, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 BAD: dict[str, tuple[Callable[[UpdateManifest], dict[str, Any]], str]] = {
-    "base": (lambda u: {"base_sha256": "e" * 64}, "starts from model eeeeeeeeeeeeeeee, but round 0's model is"),
+    "base": (lambda _: {"base_sha256": "e" * 64}, "starts from model eeeeeeeeeeeeeeee, but round 0's model is"),
     "previous": (
-        lambda u: {"previous_sha256": "e" * 64},
+        lambda _: {"previous_sha256": "e" * 64},
         "follows a manifest of round 0 that is not the committed one",
     ),
-    "run": (lambda u: {"run": "other"}, "an update of run 'other'"),
-    "round": (lambda u: {"round": 2}, "round 2, site 'site1', not of round 1"),
-    "site": (lambda u: {"site": "site0"}, "site 'site0', not of round 1"),
-    "no tokens": (lambda u: {"tokens": 0}, "claims 0 trained tokens"),
-    "negative tokens": (lambda u: {"tokens": -5}, "claims -5 trained tokens"),
-    "endless tokens": (lambda u: {"tokens": 10**18}, "claims 1000000000000000000 trained tokens"),
-    "codec": (lambda u: {"codec": "zip"}, "codec 'zip' is not known"),
-    "no files": (lambda u: {"files": []}, "has no tensor 'a.bias' (5 missing)"),
+    "run": (lambda _: {"run": "other"}, "an update of run 'other'"),
+    "round": (lambda _: {"round": 2}, "round 2, site 'site1', not of round 1"),
+    "site": (lambda _: {"site": "site0"}, "site 'site0', not of round 1"),
+    "no tokens": (lambda _: {"tokens": 0}, "claims 0 trained tokens"),
+    "negative tokens": (lambda _: {"tokens": -5}, "claims -5 trained tokens"),
+    "endless tokens": (lambda _: {"tokens": 10**18}, "claims 1000000000000000000 trained tokens"),
+    "codec": (lambda _: {"codec": "zip"}, "codec 'zip' is not known"),
+    "no files": (lambda _: {"files": []}, "has no tensor 'a.bias' (5 missing)"),
     "files twice": (lambda u: {"files": u.files * 2}, "is in two files"),
     "shape": (lambda u: _tensor(u, "z", shape=(50, 1)), "'z' has shape [50, 1], the model's is [1, 50]"),
     "dtype": (lambda u: _tensor(u, "z", dtype="F32"), "'z' is F32; its codec writes I32"),

@@ -19,6 +19,7 @@ from photon_core.errors import StoreUnavailable
 from photon_core.run.garbage import Rule, look, remove
 from photon_core.run.run import ATTEMPTS_LIMIT, Run, last_true, model_sha256
 from photon_core.store.store import Store
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest, TensorEntry, UpdateManifest
@@ -63,7 +64,7 @@ def test_no_site_is_blamed_where_no_descriptor_is_left(tmp_path: Path) -> None:
 def test_a_store_that_is_away_is_nobodys_fault_and_one_sites_object_is_its_own(
     s3_proxy: FaultProxy, s3_bucket: str
 ) -> None:
-    run, federation = opened(Store(f"s3://{s3_bucket}/x", endpoint_url=s3_proxy.url, patience=0.2))
+    run, federation = opened(Store(f"s3://{s3_bucket}/x", endpoint_url=s3_proxy.url, retry_seconds=0.2))
     s3_proxy.fault = lambda request: "503" if request.method == "GET" else None
     with pytest.raises(StoreUnavailable):
         aggregate_round(Run(run.store, "run"), federation, 1, ALL, {})
@@ -88,7 +89,7 @@ def test_files_in_another_order_than_the_models_do_not_take_all_descriptors(tmp_
     files = []
     for first in range(200):
         pair = {name: TensorEntry(dtype="I32", shape=(2,)) for name in (names[399 - first], names[first])}
-        with ShardWriter(run.store, run.site_dir(1, "b", 1), f"{first}-", pair) as writer:
+        with ShardWriter(run.store, run.site_dir(1, "b", 1), f"{first}-", shard_plan(pair)) as writer:
             for name in writer.order:
                 writer.write(name, np.zeros(2, np.int32))
             files += writer.close()
@@ -157,7 +158,7 @@ def test_garbage_collection_and_status_pass_over_what_strangers_leave(tmp_path: 
     (rounds / "000777").mkdir()
     (rounds / "000777/round.json").write_bytes(b"{}")
     found = look(Run(run.store, "run"), Rule(1, None, 0.0), now=time.time() + 1e6)
-    of_x = [file.path for file in found.litter if "/x/" in file.path]
+    of_x = [file.path for file in found.orphans if "/x/" in file.path]
     assert of_x == [f"run/rounds/000001/sites/x/0001/{ours}"]
     remove(run, found)
 

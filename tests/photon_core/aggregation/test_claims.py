@@ -82,7 +82,7 @@ def test_tokens_and_losses_of_an_evaluation_have_bounds() -> None:
         told = manifest.evaluations[EVIL]
         assert told == {"loss": 0.0, "perplexity": 1.0, "tokens": MOST}
         assert manifest.incidents[EVIL] == [
-            f"it claims 1e+15 evaluated tokens; at most {MOST} are possible, and count"
+            f"it claims 1e+15 evaluated tokens; only {MOST} are possible, and count"
         ]
         honest = manifest.evaluations["a"]["loss"]
         assert manifest.metrics["loss"] == pytest.approx(2 * 120 * honest / (2 * 120 + MOST))
@@ -166,7 +166,7 @@ def test_a_huge_change_costs_its_site_the_round_and_the_others_nothing(
         assert manifest.model_sha256 == expected.model_sha256
         if t > 1:
             assert "over 10 times the sites' median" in manifest.left_out[EVIL]
-            assert f"the round applied again without {EVIL}" in manifest.guard[0]
+            assert f"aggregation is retried without {EVIL}" in manifest.guard[0]
 
 
 def fednova(time_limit: float | None, steps: Mapping[str, int]) -> np.ndarray:

@@ -11,6 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from typing_extensions import override
 
 from photon_core.aggregation.aggregate import aggregate
 from photon_core.aggregation.engine.inputs import Limits
@@ -65,25 +66,31 @@ class Faulty(MemoryFileSystem):
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
 
+    @override
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         return super()._strip_protocol(path.removeprefix("faulty://"))
 
+    @override
     def info(self, path: str, **kwargs: Any) -> Any:
         return FAULT.call(lambda: MemoryFileSystem.info(self, path, **kwargs))
 
+    @override
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
         return FAULT.call(lambda: MemoryFileSystem.ls(self, path, detail, **kwargs))
 
+    @override
     def cat_file(self, path: str, start: Any = None, end: Any = None, **kwargs: Any) -> bytes:
         def read() -> bytes:
             return MemoryFileSystem.cat_file(self, path, start, end)
 
         return FAULT.call(read, (lambda: other(read())) if path.endswith(".safetensors") else None)
 
+    @override
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> Any:
         return FAULT.call(lambda: MemoryFileSystem.pipe_file(self, path, value, mode))
 
+    @override
     def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
         FAULT.call(lambda: MemoryFileSystem.pipe_file(self, rpath, Path(lpath).read_bytes()))
 
@@ -92,7 +99,7 @@ class FaultyOs:
     """The system's calls, some of which break. Nothing is flushed to the disk: no power is cut here."""
 
     def __getattr__(self, name: str) -> Any:
-        call: Any = (lambda descriptor: None) if name == "fsync" else getattr(os, name)
+        call: Any = (lambda _: None) if name == "fsync" else getattr(os, name)
         if name not in ("open", "preadv", "write", "fsync", "link"):
             return call
         return lambda *args, **kwargs: FAULT.call(lambda: call(*args, **kwargs), self._changed(name, *args))
@@ -131,7 +138,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def store_at(url: str) -> Store:
-    return Store(url, single_writer=True, patience=0) if "://" in url else Store(url)
+    return Store(url, single_writer=True, retry_seconds=0) if "://" in url else Store(url)
 
 
 def one_round(url: str, threads: int) -> RoundManifest:

@@ -19,12 +19,14 @@ from photon_core.aggregation.commit import commit
 from photon_core.aggregation.guard import blown_up, jumps, loss_trouble, norm_trouble, running, sentences
 from photon_core.aggregation.round import aggregate_round, apply_again
 from photon_core.errors import ModelDiverged, StepOverflow
+from photon_core.evidence.events import Kind, Log
 from photon_core.evidence.metrics import LARGEST_LOSS
 from photon_core.model.shapes import moment_shapes
 from photon_core.run.opening import put_files
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
 from photon_core.tensors.reader import TensorReader
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs import lossless
 from schemas.federation import Federation
@@ -51,7 +53,8 @@ def federation(optimizer_state: str = "keep", **server: Any) -> Federation:
 
 
 def write(run: Run, folder: str, stem: str, values: np.ndarray, dtype: str) -> list[FileEntry]:
-    with ShardWriter(run.store, folder, stem, {"w": TensorEntry(dtype=dtype, shape=(SIZE,))}) as writer:
+    plan = shard_plan({"w": TensorEntry(dtype=dtype, shape=(SIZE,))})
+    with ShardWriter(run.store, folder, stem, plan) as writer:
         writer.write("w", values)
         return writer.close()
 
@@ -111,21 +114,26 @@ def told(loss: float) -> dict[str, dict[str, float]]:
 
 
 def make_round(
-    run: Run, setting: Federation, t: int, change: Callable[[np.ndarray], np.ndarray] = lambda c: c, **told: float
+    run: Run,
+    setting: Federation,
+    t: int,
+    change: Callable[[np.ndarray], np.ndarray] = lambda c: c,
+    log: Log | None = None,
+    **told: float,
 ) -> RoundManifest:
     """As flows/federated_round.py does."""
     for site in SITES:
         train(run, t, site, change, **told)
-    return aggregate_and_commit(run, setting, t)
+    return aggregate_and_commit(run, setting, t, log)
 
 
-def aggregate_and_commit(run: Run, setting: Federation, t: int) -> RoundManifest:
+def aggregate_and_commit(run: Run, setting: Federation, t: int, log: Log | None = None) -> RoundManifest:
     candidate = aggregate_round(run, setting, t, list(SITES), {})
     evaluations = evaluate(run, candidate)
     while again := apply_again(run, setting, candidate, evaluations):
         candidate = again
         evaluations = evaluate(run, candidate)
-    return commit(run, setting, candidate, RoundLog(list(SITES), evaluations))
+    return commit(run, setting, candidate, RoundLog(list(SITES), evaluations, events=log or Log("run")))
 
 
 def test_a_federation_blows_up_without_the_guard_and_recovers_with_it() -> None:
@@ -143,7 +151,7 @@ def test_a_federation_blows_up_without_the_guard_and_recovers_with_it() -> None:
     for manifest in acted:
         lr = 3.0 * 0.5**manifest.lowered
         assert manifest.server["lr"] == lr
-        assert f"to {lr:g}, and the round applied again" in manifest.guard[-1]
+        assert f"aggregation is retried with server.lr {lr:g} (was " in manifest.guard[-1]
         assert "the validation loss is" in manifest.guard[0]
     assert all(manifest.server["lr"] == 3.0 for manifest in manifests if not manifest.guard)
 
@@ -192,14 +200,14 @@ def test_the_first_round_is_held_against_the_model_that_it_starts_from() -> None
     assert (blown.guard, blown.server["lr"]) == ([], 20.0), "a run from before norms were recorded"
     saved = make_round(start(memory(), model_norm=40.0), federation(**far), 1)
     (note,) = saved.guard
-    assert "the model's norm is" in note and "times its running value 40: server.lr lowered from 20 to 2," in note
+    assert "the model's norm is" in note and "running value 40: aggregation is retried with server.lr 2 " in note
 
     loss = {"guard": {"norm_factor": None}, "lr": 3.0}
     blown = make_round(start(memory()), federation(**loss), 1)
     assert (blown.guard, blown.server["lr"]) == ([], 3.0), "updates that do not report it"
     saved = make_round(start(memory()), federation(**loss), 1, first_loss=5.0)
     (note,) = saved.guard
-    assert "above its running value by the median of 3 sites, over 1: server.lr lowered from 3 to 1.5" in note
+    assert "by the median of 3 sites, over 1: aggregation is retried with server.lr 1.5 (was 3)" in note
     assert saved.metrics["loss"] < 5 < blown.metrics["loss"]
 
 
@@ -223,14 +231,17 @@ def test_a_step_that_is_not_finite_is_made_smaller(tmp_path: Path) -> None:
 def test_when_the_tries_are_used_up_the_last_one_stands_and_says_so(tmp_path: Path) -> None:
     run, setting = start(tmp_path), federation(guard={"tries": 1, "lr_factor": 0.9})
     make_round(run, setting, 1)
-    manifest = make_round(run, setting, 2, lambda c: 0 * c + 600)
+    log = Log("run")
+    manifest = make_round(run, setting, 2, lambda c: 0 * c + 600, log)
     assert manifest.server["lr"] == pytest.approx(0.9)
     lowered, *left = manifest.guard
-    assert "the server's step is" in lowered and lowered.endswith("and the round applied again")
+    assert "the server's step is" in lowered and lowered.endswith("is retried with server.lr 0.9 (was 1)")
     assert [note.partition(" is ")[0] for note in left] == [
         "the server's step", "the validation loss",
     ]  # fmt: skip
-    assert all(note.endswith(": no tries are left, and it stands") for note in left)
+    assert all(note.endswith(": no retries left; committed as is") for note in left)
+    last = [event.kind for event in log.at(2).events()]
+    assert last == [Kind.NORM_HIGH, Kind.TRIES_ENDED, Kind.LOSS_HIGH, Kind.TRIES_ENDED]
 
 
 def test_a_model_that_no_site_could_train_from_is_not_committed_and_the_updates_stay(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from photon_core.aggregation.scoring import Row, layer_sums
 from photon_core.aggregation.sums import BLOCK, Sums, TensorSums, block_sums
 from photon_core.errors import CorruptFile, UpdateRejected
 from photon_core.store.store import Store
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from schemas.manifests import TensorEntry
 
@@ -30,7 +31,7 @@ def put(store: Store, folder: str, values: Arrays, member: str = "", max_bytes: 
     tensors = {
         name: TensorEntry(dtype=DTYPES[str(value.dtype)], shape=value.shape) for name, value in values.items()
     }
-    with ShardWriter(store, folder, "blocks.3-", tensors, max_bytes) as writer:
+    with ShardWriter(store, folder, "blocks.3-", shard_plan(tensors, max_bytes)) as writer:
         for name in writer.order:
             if values[name].size:
                 writer.write(name, values[name].reshape(-1))

@@ -167,7 +167,7 @@ def test_killed_between_any_two_steps_it_goes_on(
     assert files() == seen
 
 
-def test_a_partial_that_was_cut_off_is_litter(
+def test_a_partial_that_was_cut_off_is_an_orphan(
     tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any
 ) -> None:
     run, updates = make_run(Store(str(tmp_path)), theta, sites)

@@ -112,17 +112,17 @@ def test_digest_is_of_the_raw_bytes(tmp_path: Path) -> None:
 GOOD = lines(["good"])
 ZIPPED = gzip.compress(GOOD, mtime=0)  # the same bytes in every process that collects these tests
 BAD_FILES: list[tuple[str, bytes, str]] = [
-    ("a.jsonl", GOOD + b"{no json\n", r"a\.jsonl:2: no JSON"),
-    ("a.jsonl", GOOD + b'{"text": "cut', r"a\.jsonl:2: no JSON"),
-    ("a.jsonl", GOOD + b'"text"\n', r"a\.jsonl:2: a line holds one JSON object, and this is a text"),
-    ("a.jsonl", b"[1]\n", r"a\.jsonl:1: a line holds one JSON object, and this is a list"),
-    ("a.jsonl", b"null\n", r"a\.jsonl:1: a line holds one JSON object, and this is null"),
-    ("a.jsonl", b"7\n", r"a\.jsonl:1: a line holds one JSON object, and this is a number"),
-    ("a.jsonl", b"true\n", r"a\.jsonl:1: a line holds one JSON object, and this is a truth value"),
-    ("a.jsonl", GOOD + b'{"body": "x"}\n', r"a\.jsonl:2: no key 'text'; the keys are 'body' \(set text_key"),
+    ("a.jsonl", GOOD + b"{no json\n", r"a\.jsonl:2: not JSON"),
+    ("a.jsonl", GOOD + b'{"text": "cut', r"a\.jsonl:2: not JSON"),
+    ("a.jsonl", GOOD + b'"text"\n', r"a\.jsonl:2: is a text; write one JSON object a line"),
+    ("a.jsonl", b"[1]\n", r"a\.jsonl:1: is a list; write one JSON object a line"),
+    ("a.jsonl", b"null\n", r"a\.jsonl:1: is null; write one JSON object a line"),
+    ("a.jsonl", b"7\n", r"a\.jsonl:1: is a number; write one JSON object a line"),
+    ("a.jsonl", b"true\n", r"a\.jsonl:1: is a truth value; write one JSON object a line"),
+    ("a.jsonl", GOOD + b'{"body": "x"}\n', r"a\.jsonl:2: no key 'text'; the keys are 'body' \(set the stream"),
     ("a.jsonl", b"{}\n", r"a\.jsonl:1: no key 'text'; the keys are none"),
     ("a.jsonl", GOOD + b'{"text": "\xff"}\n', r"a\.jsonl:2: not UTF-8 \(byte 10 is 0xff\)"),
-    ("a.jsonl", b"[" * 200_000 + b"\n", r"a\.jsonl:1: JSON nested too deep"),
+    ("a.jsonl", b"[" * 200_000 + b"\n", r"a\.jsonl:1: JSON nested too deeply"),
     ("a.txt", b"latin \xe9", r"a\.txt:1: not UTF-8 \(byte 6 is 0xe9\); convert the file"),
     ("a.txt.gz", gzip.compress(b"text" * 999, mtime=0)[:-9], r"a\.txt\.gz:1: unreadable or truncated"),
     ("a.jsonl.gz", gzip.compress(GOOD * 999, mtime=0)[:40], r"a\.jsonl\.gz:\d+: unreadable or truncated"),
@@ -132,8 +132,8 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("a.jsonl.zst", b"plain text", r"a\.jsonl\.zst:1: unreadable or truncated"),
     ("a.parquet", b"PAR1 not really", r"a\.parquet:1: unreadable parquet"),
     ("a.parquet", b"", r"a\.parquet:1: unreadable parquet"),
-    ("a.csv", b"text\nx\n", r"a\.csv: not an ending that we read; those are \.jsonl \.txt \.parquet"),
-    ("a.parquet.gz", b"", r"a\.parquet\.gz: not an ending that we read"),
+    ("a.csv", b"text\nx\n", r"a\.csv: unknown file ending; Photon reads \.jsonl \.txt \.parquet"),
+    ("a.parquet.gz", b"", r"a\.parquet\.gz: unknown file ending"),
 ]
 
 
@@ -146,7 +146,7 @@ def test_bad_file_is_named_with_its_line(tmp_path: Path, name: str, content: byt
 
 def test_missing_parquet_column_is_named(tmp_path: Path) -> None:
     parquet(tmp_path / "a.parquet", ["x"], key="body")
-    with pytest.raises(DataError, match=r"no column 'text'; the columns are 'body', 'other' \(set text_key"):
+    with pytest.raises(DataError, match=r"no column 'text'; the columns are 'body', 'other' \(set the stream"):
         list(read_documents(str(tmp_path / "a.parquet"), "text"))
 
 
@@ -162,7 +162,7 @@ def test_corrupt_parquet_page_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["gone.jsonl", "*.jsonl", "memory://nowhere/*.txt", "."])
 def test_no_file_is_an_error(tmp_path: Path, source: str) -> None:
-    with pytest.raises(DataError, match="no file is there; write a path, glob or URL"):
+    with pytest.raises(DataError, match="no file found; write a path, glob or URL"):
         list_files(source if "://" in source else str(tmp_path / source))
 
 

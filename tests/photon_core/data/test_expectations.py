@@ -34,9 +34,9 @@ def test_observed_limit_and_order() -> None:
 @pytest.mark.parametrize(
     ("expectation", "message"),
     [
-        (at_most(2, kind="expect_column_max_to_be_betwen"), "is no expectation that Great Expectations knows"),
-        (at_most(2, column="c"), "no column 'c'; there are a, b"),
-        (at_most({"$PARAMETER": "limt"}), "no parameter 'limt'; there are limit"),
+        (at_most(2, kind="expect_column_max_to_be_betwen"), "is not an expectation of Great Expectations"),
+        (at_most(2, column="c"), "no column 'c'; the columns are a, b"),
+        (at_most({"$PARAMETER": "limt"}), "no parameter 'limt'; the parameters are limit"),
         (at_most("many"), "suite 'mine'"),
         ({"type": KIND, "kwargs": {"column": "a", "maximum": 2}}, "suite 'mine'"),
         (at_most(2, column="b"), "expect_column_max_to_be_between of column b gave no result"),
@@ -48,7 +48,7 @@ def test_nothing_is_passed_over(expectation: dict[str, Any], message: str) -> No
 
 
 def test_the_same_expectation_twice_is_refused() -> None:
-    with pytest.raises(DataError, match="is there twice"):
+    with pytest.raises(DataError, match="occurs twice"):
         run_suite(suite(at_most(2), at_most(3)), ROW, {})
 
 
@@ -56,7 +56,7 @@ def test_the_same_expectation_twice_is_refused() -> None:
 def test_what_is_no_suite_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "mine.json").write_text(content)
-    with pytest.raises(DataError, match=r"mine\.json: (no|an) expectation suite"):
+    with pytest.raises(DataError, match=r"mine\.json: (not an|the) expectation suite"):
         load_suite("mine", tmp_path)
 
 

@@ -54,11 +54,11 @@ def test_streaming_reads_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"index\.json: not there"),
-        ("", r"index\.json: not an index of our shards"),
-        ("{}", "not an index of our shards"),
-        ('{"shards": [{}]}', "not an index of our shards"),
-        ('{"shards": 3}', "not an index of our shards"),
+        (None, r"index\.json: does not exist"),
+        ("", r"index\.json: not an index of Photon's shards"),
+        ("{}", "not an index of Photon's shards"),
+        ('{"shards": [{}]}', "not an index of Photon's shards"),
+        ('{"shards": 3}', "not an index of Photon's shards"),
     ],
 )
 def test_damaged_index_is_named(tmp_path: Path, content: str | None, message: str) -> None:
@@ -71,7 +71,7 @@ def test_damaged_index_is_named(tmp_path: Path, content: str | None, message: st
 def test_other_columns_are_refused(tmp_path: Path) -> None:
     rows = np.zeros((2, 4), "uint16")
     write(tmp_path / "a", "uint16", rows, id="uint32", text="str", tokens="ndarray:uint16:4")
-    with pytest.raises(DataError, match="not an index of our shards"):
+    with pytest.raises(DataError, match="not an index of Photon's shards"):
         read_index(tmp_path / "a")
 
 
@@ -79,7 +79,7 @@ def test_names_cannot_leave_the_folder(tmp_path: Path) -> None:
     write(tmp_path / "a", "uint16", np.zeros((2, 4), "uint16"))
     index = tmp_path / "a" / "index.json"
     index.write_text(index.read_text().replace("shard.00000.mds.zstd", "../shard.00000.mds.zstd"))
-    with pytest.raises(DataError, match="not an index of our shards"):
+    with pytest.raises(DataError, match="not an index of Photon's shards"):
         read_index(tmp_path / "a")
 
 
@@ -98,5 +98,5 @@ def test_shard_of_another_index_is_noticed(tmp_path: Path) -> None:
     write(tmp_path / "b", "uint16", np.zeros((40, 20), "uint16"))
     (a,), (b,) = read_index(tmp_path / "a"), read_index(tmp_path / "b")
     a.path.write_bytes(b.path.read_bytes())
-    with pytest.raises(DataError, match=r"not the shard of its index|cannot be read"):
+    with pytest.raises(DataError, match=r"is not the shard that index\.json describes|cannot be read"):
         read_shard(a)

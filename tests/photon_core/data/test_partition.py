@@ -74,7 +74,7 @@ def test_it_is_cut_again_when_the_data_change_and_only_then(tmp_path: Path) -> N
     assert manifest.stat().st_mtime_ns == first
     partition(make(tmp_path, 40), 3)
     assert manifest.stat().st_mtime_ns != first
-    with pytest.raises(DataError, match=r"stream 'news': 40 sequences cannot be shared by 41 nodes"):
+    with pytest.raises(DataError, match=r"stream 'news': 40 sequences are too few for 41 nodes"):
         partition(view, 41)
 
 

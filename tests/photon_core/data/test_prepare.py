@@ -79,11 +79,11 @@ def test_ids_run_through_the_training_split(two_streams: Federation) -> None:
 
 def test_twice_does_nothing_the_second_time(two_streams: Federation) -> None:
     steps: list[str] = []
-    first = prepare_site(view_of(two_streams, "s"), lambda what, done, total: steps.append(what))
+    first = prepare_site(view_of(two_streams, "s"), lambda what, *_: steps.append(what))
     assert steps
     before = files_below(view_of(two_streams, "s").data_dir)
     steps.clear()
-    assert prepare_site(view_of(two_streams, "s"), lambda what, done, total: steps.append(what)) == first
+    assert prepare_site(view_of(two_streams, "s"), lambda what, *_: steps.append(what)) == first
     assert steps == []
     assert files_below(view_of(two_streams, "s").data_dir) == before
 
@@ -129,7 +129,7 @@ def test_damage_is_repaired_by_preparing_again(two_streams: Federation, damage: 
 
 
 def _prepare_and_die(federation: Federation, moment: str) -> None:
-    def die(what: str, done: int, total: int) -> None:
+    def die(what: str, _done: int, _total: int) -> None:
         if what.startswith(moment):
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -204,7 +204,7 @@ def test_wide_vocabulary_needs_uint32(
     tokenizer = load_tokenizer("bytes")
     tokenizer.size = 70_000
     tokenizer.eot = 69_999
-    monkeypatch.setattr("photon_core.data.prepare.load_tokenizer", lambda spec: tokenizer)
+    monkeypatch.setattr("photon_core.data.prepare.load_tokenizer", lambda _: tokenizer)
     manifest = prepare_site(view_of(federation, "s"))
     (shard,) = read_index(view_of(federation, "s").split_dir("a", "train"))
     assert shard.dtype == "uint32"
@@ -284,7 +284,7 @@ def test_vocabulary_that_is_too_small(two_streams: Federation) -> None:
 
 
 def test_a_stream_that_leaves_the_file_leaves_the_disk(
-    tmp_path: Path, two_streams: Federation, make_federation: Callable[..., Federation]
+    two_streams: Federation, make_federation: Callable[..., Federation]
 ) -> None:
     prepare_site(view_of(two_streams, "s"))
     prepare_site(view_of(make_federation({"one": two_streams.sites[0].streams[0].source}), "s"))

@@ -73,9 +73,7 @@ def test_what_was_prepared_anew_counts_and_the_old_stays_there(
     assert [name.partition("-")[0] for name in place_of(first).ls("")] == ["0001", "0002"]
 
 
-def test_an_upload_that_was_cut_off_is_not_seen_and_goes_on(
-    at_site: Callable[[str], Federation], tmp_path: Path
-) -> None:
+def test_an_upload_that_was_cut_off_is_not_seen_and_goes_on(at_site: Callable[[str], Federation]) -> None:
     first, second = at_site("first"), at_site("second")
     prepare_site(view_of(first, "s"))
     place = place_of(first)
@@ -142,9 +140,7 @@ def test_without_such_a_place_nothing_is_copied(two_streams: Federation) -> None
     assert available(view_of(two_streams, "s")) is None
 
 
-def test_what_a_machines_owner_has_put_beside_the_shards_stays(
-    at_site: Callable[[str], Federation], tmp_path: Path
-) -> None:
+def test_what_a_machines_owner_has_put_beside_the_shards_stays(at_site: Callable[[str], Federation]) -> None:
     """While the shards are copied, and copied again because the text has changed."""
     first, second = at_site("first"), at_site("second")
     prepare_site(view_of(first, "s"))

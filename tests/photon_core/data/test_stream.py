@@ -3,8 +3,8 @@
 import multiprocessing
 import resource
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,7 @@ def test_an_epoch_is_every_sample_once(one_stream: Federation) -> None:
 
 @pytest.mark.timeout(120)
 def test_shards_that_cannot_be_unpacked_are_an_error_not_a_wait(one_stream: Federation) -> None:
-    """The kernel refuses to write, as it does when a disk is full; anyone may ask it to."""
-    dataset = train_dataset(view_of(one_stream, "s"), 1)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    with unpacking(one_stream) as dataset, full_disk():
         for _ in range(2):  # the second one does not wait for the one that failed
             with pytest.raises(OSError, match="File too large"):
                 dataset.prepare_shard(0)
@@ -71,10 +67,52 @@ def test_shards_that_cannot_be_unpacked_are_an_error_not_a_wait(one_stream: Fede
             list(dataset)
         with pytest.raises(OSError, match="File too large"):
             list(dataset)
+
+
+@pytest.mark.timeout(120)
+def test_an_error_of_the_thread_that_waits_for_shards_is_one_too(
+    one_stream: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with unpacking(one_stream) as dataset, full_disk():
+        with pytest.raises(OSError, match="File too large"):
+            dataset.prepare_shard(0)  # from here on it is missing, and who waits for it unpacks it
+        monkeypatch.setattr(dataset, "_prepare_thread", lambda _: None)
+        with pytest.raises(OSError, match="File too large"):
+            list(dataset)
+
+
+@pytest.mark.timeout(120)
+def test_a_reader_that_cannot_unpack_a_shard_ends_the_threads(one_stream: Federation) -> None:
+    with unpacking(one_stream) as dataset:
+        next(iter(dataset))
+        for unpacked in view_of(one_stream, "s").split_dir("a", "train").glob("*.mds"):
+            unpacked.unlink()
+        with full_disk(), pytest.raises(OSError, match="File too large"):
+            dataset.prepare_shard(0)
+        with pytest.raises(RuntimeError, match="Background thread failed"):
+            dataset.get_item(0)
+
+
+@contextmanager
+def unpacking(federation: Federation) -> Iterator[Any]:
+    """The site's dataset, which must be able to end."""
+    dataset = train_dataset(view_of(federation, "s"), 1)
+    try:
+        yield dataset
+        dataset._iterator.exit()
+    finally:
+        release(dataset)
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """The kernel refuses to write, as it does when a disk is full; anyone may ask it to."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        dataset._iterator.exit()
-        release(dataset)
 
 
 def test_order_follows_from_the_seed(one_stream: Federation) -> None:
@@ -244,5 +282,5 @@ def test_unprepared_site_says_what_to_run(make_federation: Callable[..., Federat
         lambda: train_dataset(view_of(federation, "s"), 1),
         lambda: valid_sequences(view_of(federation, "s"), 1),
     ):
-        with pytest.raises(DataError, match=r"data\.json: not there.*run photon prepare --site s"):
+        with pytest.raises(DataError, match=r"data\.json: does not exist.*run photon prepare --site s"):
             function()

@@ -74,8 +74,8 @@ def test_truncation_in_the_file_is_ignored(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("gone.json", None, "there is no file '.*gone.json'; write 'bytes', a path"),
-        ("broken.json", "{", "is no tokenizer.json"),
-        ("other.json", json.dumps({"a": 1}), "is no tokenizer.json"),
+        ("broken.json", "{", "is not a tokenizer.json"),
+        ("other.json", json.dumps({"a": 1}), "is not a tokenizer.json"),
     ],
 )
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path, name: str, content: str | None, message: str) -> None:
@@ -94,5 +94,5 @@ def test_no_end_of_text_is_refused(tmp_path: Path) -> None:
 def test_unreachable_name_says_what_to_write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FederationError, match="'nobody/nothing' is no file here and Hugging Face did not give it"):
+    with pytest.raises(FederationError, match="'nobody/nothing' is not a file on this machine, and the download"):
         load_tokenizer("nobody/nothing")

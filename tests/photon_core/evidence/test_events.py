@@ -1,13 +1,14 @@
 """The log of events: one list of kinds, sentences made of facts, and what a step that starts again replaces."""
 
 import json
+import pickle
 import threading
 from dataclasses import asdict
 from string import Formatter
 
 import pytest
 
-from photon_core.evidence.events import UNKEPT, Event, Fact, Kind, Log, incidents
+from photon_core.evidence.events import UNKEPT, Event, Fact, Kind, Log, fact_of, incidents
 
 
 def test_every_kind_is_defined_once_and_its_sentence_needs_no_more_than_its_fields() -> None:
@@ -34,6 +35,14 @@ def test_an_event_has_its_place_and_is_json() -> None:
     assert written["kind"] == "step.restarted" and written["data"] == {"step": "upload", "count": 2}
 
 
+def test_a_fact_is_read_back_from_its_record_and_a_sentence_is_one() -> None:
+    lost = Fact(Kind.STATE_LOST, {"last_round": 3, "last_attempt": 1, "node": 2})
+    assert fact_of(json.loads(json.dumps(lost.record()))) == pickle.loads(pickle.dumps(lost)) == lost
+    said = str(Log("run").at(4, "a").add(lost))
+    assert said.startswith("node 2: site 'a': the private state of round 3, attempt 1 is missing or damaged")
+    assert str(fact_of("what an early version has kept")) == "what an early version has kept"
+
+
 def test_sentences_of_an_evaluation_say_so() -> None:
     ended = {"state": "Crashed", "message": ""}
     assert str(Fact(Kind.FLOW_RUN_ENDED, ended)) == "its flow run was Crashed"
@@ -55,7 +64,7 @@ def test_a_step_that_is_started_again_says_anew_and_a_committed_update_is_not_sa
     }
     b.append(Kind.UPDATE_COMMITTED, bytes=1)
     b.append(Kind.UPDATE_LATE, why="not done in time")
-    assert incidents(b.events()) == {"b": ["not done in time; its update was committed all the same"]}
+    assert incidents(b.events()) == {"b": ["not done in time; its update was committed nevertheless"]}
 
 
 def test_a_step_that_fails_says_how_and_what_is_not_kept_is_heard() -> None:

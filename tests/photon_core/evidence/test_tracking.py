@@ -134,8 +134,8 @@ def test_a_tracker_that_is_not_installed_is_told_before_work(tmp_path: Path) -> 
     with pytest.raises(FederationError) as told:
         check_trackers(tracking(tmp_path, "wandb"))
     assert str(told.value) == (
-        "trackers: 'wandb' needs the package wandb>=0.19,<0.30, which is not installed here; "
-        "write pip install 'wandb>=0.19,<0.30', or drop it"
+        "trackers: 'wandb' needs the package wandb>=0.19,<0.30, which is not installed on this machine; "
+        "run pip install 'wandb>=0.19,<0.30', or drop the tracker"
     )
 
 

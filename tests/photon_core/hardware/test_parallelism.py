@@ -118,15 +118,15 @@ def test_waiting_by_hand() -> None:
 def test_the_file_overrides_the_choice(parallel: str, ranks: int, nodes: int) -> None:
     infra = choose_infra(view_of(federation("7B", {**H100, "nodes": 2, "parallel": parallel}), "a"))
     assert (infra.kind, infra.ranks, infra.nodes) == (parallel, ranks, nodes)
-    assert infra.reason == "hardware.parallel says so" and str(infra).endswith(": hardware.parallel says so")
+    assert infra.reason == f"hardware.parallel is {parallel}" and str(infra).endswith(f": {infra.reason}")
 
 
 @pytest.mark.parametrize(
     ("local", "message"),
     [
         ({"optimizer": MUON}, r"trains with FSDP.*Muon needs whole matrices.*write local.optimizer.name: adamw"),
-        ({"proximal": 0.1}, r"trains with FSDP.*knows no local.proximal; drop it"),
-        ({"compile": True}, r"trains with FSDP.*not compiled; drop local.compile"),
+        ({"proximal": 0.1}, r"trains with FSDP.*does not support local.proximal; drop it"),
+        ({"compile": True}, r"trains with FSDP.*cannot be compiled; drop local.compile"),
         ({"batch_size": 4}, r"on 8 devices, but local.batch_size is 4.*at least one sequence a device"),
     ],
 )
@@ -148,7 +148,7 @@ def test_fsdp_is_refused_where_no_gpu_can_be_used_and_ddp_is_not() -> None:
     check_processors(view_of(federation("125M", H100), "a"))
     nodes = {**H100, "nodes": 2, "parallel": "federation"}
     for hardware in (H100, nodes):
-        with pytest.raises(FederationError, match=r"trains with FSDP .* none can be used here; .*parallel: ddp"):
+        with pytest.raises(FederationError, match=r"trains with FSDP .* no usable GPU; .*parallel: ddp"):
             check_processors(view_of(federation("7B", hardware), "a"))
 
 

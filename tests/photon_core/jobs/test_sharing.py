@@ -18,7 +18,7 @@ import pytest
 
 from photon_core.errors import ChildFailed
 from photon_core.jobs.launcher import Launcher
-from photon_core.jobs.sharing import VARIABLE, connect, heard, serve
+from photon_core.jobs.sharing import VARIABLE, connect, next_message, serve
 from tests.processes import alive, wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -226,4 +226,4 @@ def test_a_server_that_ends_before_it_has_read_all_is_still_heard() -> None:
         ours.send(b"a job")
         theirs.send(b"cannot import")
         theirs.close()
-        assert [heard(ours), heard(ours)] == [b"cannot import", b""]
+        assert [next_message(ours), next_message(ours)] == [b"cannot import", b""]

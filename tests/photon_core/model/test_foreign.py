@@ -124,19 +124,20 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"transformer.wte.weight": np.zeros((33, 24), np.float32)},
         {},
         "tensor 'transformer.wte.weight' of '{place}' has shape [33, 24], but the file's model needs [31, 24]; "
-        "correct model: or write another checkpoint",
+        "correct the file's model section, or write another checkpoint",
     ),
     (
         {"transformer.h.1.ln_1.weight": None},
         {},
-        "'{place}' has no tensor 'transformer.h.1.ln_1.weight', which the file's model has as [24] (1 missing); "
-        "the checkpoint has 2 blocks, model.n_layers is 2",
+        "'{place}' has no tensor 'transformer.h.1.ln_1.weight', which the file's model has with shape [24] "
+        "(1 missing); the checkpoint has 2 blocks, model.n_layers is 2; correct the file's model section, or "
+        "write another checkpoint",
     ),
     (
         {"transformer.h.2.ln_1.weight": NAN},
         {},
-        "'{place}' has a tensor 'transformer.h.2.ln_1.weight' of shape [24], which the file's model has not; "
-        "correct model: or write another checkpoint",
+        "'{place}' has a tensor 'transformer.h.2.ln_1.weight' of shape [24], which the file's model lacks; "
+        "correct the file's model section, or write another checkpoint",
     ),
     (
         {"transformer.ln_f.bias": np.zeros(24, np.int32)},
@@ -146,19 +147,24 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {},
         {"n_head": 4},
-        "config.json of '{place}' has n_head 4, but the file's model has 3; correct model: or write another "
-        "checkpoint",
+        "config.json of '{place}' has n_head 4, but the file's model has 3; correct the file's model section, or "
+        "write another checkpoint",
     ),
     (
         {},
         {"activation_function": "relu"},
         "config.json of '{place}' has the activation 'relu', but the model has GELU; write another checkpoint",
     ),
-    ({"transformer.ln_f.bias": NAN}, {}, "tensor 'transformer.ln_f.bias' of '{place}' holds NaN or infinity"),
+    (
+        {"transformer.ln_f.bias": NAN},
+        {},
+        "tensor 'transformer.ln_f.bias' of '{place}' holds NaN or infinity; write another checkpoint",
+    ),
     (
         {"lm_head.weight": np.zeros((31, 24), np.float32)},
         {},
-        "'lm_head.weight' of '{place}' is not its embedding; the model's are one (tied): write another checkpoint",
+        "'lm_head.weight' of '{place}' differs from its embedding, but the model ties them; write another "
+        "checkpoint",
     ),
 ]
 
@@ -176,7 +182,7 @@ def test_what_does_not_fit_is_told(
 def test_gelu_new_is_taken_and_told(saved: Path, tmp_path: Path) -> None:
     place = broken(saved, tmp_path / "new", {}, activation_function="gelu_new")
     assert Checkpoint(place, MODEL, {}).notes == [
-        "the checkpoint was trained with gelu_new; the model goes on with the exact GELU"
+        "the checkpoint was trained with gelu_new; the model continues with the exact GELU"
     ]
 
 
@@ -192,7 +198,7 @@ def test_places_without_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FederationError, match=r"holds tensors such as 'encoder.weight': it is neither"):
         Checkpoint(str(tmp_path), MODEL, {})
     (tmp_path / "other.safetensors").write_bytes(b"not safetensors at all")
-    with pytest.raises(FederationError, match="no safetensors file of 22 bytes"):
+    with pytest.raises(FederationError, match="is not a safetensors file of 22 bytes"):
         Checkpoint(str(tmp_path), MODEL, {})
 
 
@@ -204,7 +210,7 @@ def test_places_without_a_checkpoint(tmp_path: Path) -> None:
             "{",
             r"config\.json' is not JSON \(Expecting property name.*\); save the checkpoint again, or",
         ),
-        ("config.json", "[1]", r"config\.json' is not JSON \(no object\)"),
+        ("config.json", "[1]", r"config\.json' is not JSON \(not an object\)"),
         ("config.json", b"\xff", r"config\.json' is not JSON \('utf-8' codec can't"),
         ("model.safetensors.index.json", "{}", r"index\.json' has no weight_map; save the checkpoint again, or"),
         ("model.safetensors.index.json", '{"weight_map": {"wte": 7}}', r"index\.json' has no weight_map"),

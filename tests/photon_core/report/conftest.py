@@ -43,7 +43,7 @@ def make_record() -> Callable[..., Record]:
             run="made", created="2026-01-01T00:00:00", federation=_federation(names), federation_sha256="f" * 64,
             tokenizer_sha256="0" * 64, versions=VERSIONS,
         )  # fmt: skip
-        values: dict[str, Any] = {"run": "made", "url": "/store/made", "birth": birth, "rounds": manifests,
+        values: dict[str, Any] = {"run": "made", "url": "/store/made", "run_manifest": birth, "rounds": manifests,
                                   "updates": updates, "last_sha256": "e" * 64, "count": count + 1}  # fmt: skip
         return Record(**values | changes)
 

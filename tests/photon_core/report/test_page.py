@@ -55,8 +55,8 @@ def test_200_rounds_of_16_sites_in_a_store_are_a_page_under_3_megabytes(
     make_record: Callable[..., Record], tmp_path: Path
 ):
     made, run = make_record(200, 16), Run(Store(str(tmp_path)), "made")
-    assert made.birth is not None
-    run.create_birth(made.birth)
+    assert made.run_manifest is not None
+    run.create_run(made.run_manifest)
     for t, manifest in enumerate(made.rounds):
         linked = {
             "model_sha256": model_sha256(manifest.model),
@@ -93,7 +93,7 @@ def test_it_says_what_went_wrong(make_record: Callable[..., Record]):
 
 
 def test_a_run_that_is_not_born_has_a_page(make_record: Callable[..., Record]):
-    assert "Nothing has happened yet" in render(make_record(0, 2, birth=None, rounds=[], updates={}))
+    assert "Nothing has happened yet" in render(make_record(0, 2, run_manifest=None, rounds=[], updates={}))
 
 
 def test_manifests_without_spans_have_curves_and_no_timeline(make_record: Callable[..., Record]):
@@ -105,12 +105,12 @@ def test_manifests_without_spans_have_curves_and_no_timeline(make_record: Callab
 
 def test_domains_that_are_not_the_sites_have_curves_of_their_own(make_record: Callable[..., Record]):
     plain = make_record(3, 2)
-    assert plain.birth is not None and 'id="domains"' not in render(plain)
+    assert plain.run_manifest is not None and 'id="domains"' not in render(plain)
     sites = [{"name": site, "streams": [{"name": "news"}, {"name": "code"}]} for site in plain.sites]
-    birth = plain.birth.model_copy(update={"federation": plain.federation | {"sites": sites}})
+    birth = plain.run_manifest.model_copy(update={"federation": plain.federation | {"sites": sites}})
     domains = {"perplexity/news": 9.5, "perplexity/code": 3.25}
     told = [m.model_copy(update={"metrics": m.metrics | (domains if m.round else {})}) for m in plain.rounds]
-    page = render(make_record(3, 2, birth=birth, rounds=told))
+    page = render(make_record(3, 2, run_manifest=birth, rounds=told))
     assert 'id="domains"' in page and "By domain: news 9.5, code 3.25" in page
 
 

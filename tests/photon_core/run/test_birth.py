@@ -35,7 +35,7 @@ def test_a_born_run_that_the_rule_would_change_is_refused_with_the_line_to_write
     rewrite(file, recipe=...)
     with pytest.raises(FederationError, match="write `recipe: null`, and beside it") as refused:
         CliRunner().invoke(app, [command, str(file)], catch_exceptions=False)
-    assert "this file gets recipe: unlike-sites, which changes local.optimizer, local.optimizer_state" in str(
+    assert "this file has recipe: unlike-sites, which changes local.optimizer, local.optimizer_state" in str(
         refused.value
     )
     rewrite(file, recipe=None)

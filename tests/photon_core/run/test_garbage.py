@@ -19,6 +19,7 @@ from photon_core.run.run import Run, model_sha256
 from photon_core.store.interface import Found
 from photon_core.store.store import Store
 from photon_core.tensors.container import NUMPY_DTYPES
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs import lossless
 from schemas.manifests import (
@@ -46,9 +47,8 @@ def upload(run: Run, t: int, site: str) -> UpdateManifest:
     """Any update for round t, committed."""
     base = run.round(t - 1)
     assert base
-    with ShardWriter(
-        run.store, run.site_dir(t, site, 1), "", {"w": TensorEntry(dtype="I32", shape=(50,))}
-    ) as writer:
+    plan = shard_plan({"w": TensorEntry(dtype="I32", shape=(50,))})
+    with ShardWriter(run.store, run.site_dir(t, site, 1), "", plan) as writer:
         writer.write("w", lossless.encode(np.zeros(50, np.float32), np.zeros(50, np.float32)))
         files = writer.close()
     update = UpdateManifest(
@@ -102,7 +102,7 @@ def test_old_rounds_go_and_the_run_goes_on(old_run: Run) -> None:
     found = look(old_run, Rule(last=2, every=3), LATER)
     assert found.kept == [0, 3, 4, 5]
     assert {t: len(files) for t, files in found.rounds.items()} == {1: 4, 2: 4}
-    assert found.litter == []
+    assert found.orphans == []
     assert found.bytes == sum(f.bytes for f in found.files) > 8 * 200
     remove(old_run, found)
     assert data(old_run) == {0: 1, 3: 4, 4: 4, 5: 4, 6: 3}
@@ -128,21 +128,21 @@ def test_the_model_that_a_site_uploaded_to_start_from_belongs_to_round_0(
 ) -> None:
     run, _ = make_run(Store(str(tmp_path)), theta(0), {})
     place = run.site_dir(0, "a", 1)
-    with ShardWriter(run.store, place, "", {"w": TensorEntry(dtype="F32", shape=(50,))}) as writer:
+    with ShardWriter(run.store, place, "", shard_plan({"w": TensorEntry(dtype="F32", shape=(50,))})) as writer:
         writer.write("w", theta(0)["w"])
         start = StartManifest(run="run", site="a", files=writer.close(), sha256={})
     run.store.create(f"{place}/start.json", start.model_dump_json().encode())
     go_on(run, 1)
     assert look(run, Rule(last=2), LATER).files == []
     found = look(run, Rule(last=1), LATER)
-    assert ({t: len(files) for t, files in found.rounds.items()}, found.litter) == ({0: 2}, [])
+    assert ({t: len(files) for t, files in found.rounds.items()}, found.orphans) == ({0: 2}, [])
 
 
-def test_litter_goes_when_it_is_old_and_its_round_is_committed(tmp_path: Path, make_run: MakeRun) -> None:
+def test_orphans_go_when_they_are_old_and_their_round_is_committed(tmp_path: Path, make_run: MakeRun) -> None:
     run, _ = make_run(Store(str(tmp_path)), theta(0), {})
     go_on(run, 1)
     rounds = tmp_path / "run" / "rounds"
-    litter = [
+    orphans = [
         rounds / "000001/model/00001-of-00001-0a1b2c3d.safetensors",
         rounds / "000001/sites/c/0001/00001-of-00002.safetensors",
         rounds / f"000001/model/.{'0' * 32}.tmp",
@@ -156,16 +156,16 @@ def test_litter_goes_when_it_is_old_and_its_round_is_committed(tmp_path: Path, m
         rounds / "000001/sites/a/evaluation-0123456789abcdef.json",
         tmp_path / "other-run/rounds/000001/model/x.safetensors",
     ]
-    for path in litter + others:
+    for path in orphans + others:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"12345")
     assert look(run, Rule()).files == []
-    for path in litter[:3] + others:
+    for path in orphans[:3] + others:
         os.utime(path, (1, 1))
     found = look(run, Rule())
-    assert [file.path for file in found.litter] == sorted(str(p.relative_to(tmp_path)) for p in litter[:3])
+    assert [file.path for file in found.orphans] == sorted(str(p.relative_to(tmp_path)) for p in orphans[:3])
     remove(run, found)
-    assert [path.exists() for path in litter] == [False] * 3 + [True]
+    assert [path.exists() for path in orphans] == [False] * 3 + [True]
     assert all(path.exists() for path in others)
     assert run.removed(1) is None
 
@@ -183,7 +183,7 @@ def test_finished_shards_stay_while_their_round_is_in_progress(store: Store, mak
     go_on(run, 1, updates)  # in one file: another result, of the same updates
     found = look(run, Rule(last=1), LATER)
     left = [f"run/rounds/000001/{entry.path}" for entry in (*again.model, *again.optimizer)]
-    assert [file.path for file in found.litter] == sorted(left)
+    assert [file.path for file in found.orphans] == sorted(left)
     remove(run, found)
     assert [file.path for file in store.walk("run/rounds/000001/finished")] == records
     go_on(run, 2)
@@ -197,7 +197,7 @@ def test_an_update_that_is_no_manifest_covers_nothing(tmp_path: Path, make_run: 
     folder.mkdir(parents=True)
     (folder / "update.json").write_text("{")
     (folder / "00001-of-00001.safetensors").write_bytes(b"x")
-    assert [file.path for file in look(run, Rule(), LATER).litter] == [
+    assert [file.path for file in look(run, Rule(), LATER).orphans] == [
         "run/rounds/000001/sites/evil/0001/00001-of-00001.safetensors"
     ]
 
@@ -253,7 +253,7 @@ def test_the_latest_round_is_never_in_the_plan(last: int, every: int | None) -> 
     gone = {int(file.path.split("/")[2]) for file in found.files}
     kept = {t for t in range(11) if t > 10 - last or (every and t % every == 0)}
     assert set(found.kept) == kept and gone == set(range(11)) - kept and 10 not in gone
-    assert not found.litter
+    assert not found.orphans
 
 
 def test_a_file_that_a_later_round_names_too_is_kept_with_it() -> None:
@@ -294,7 +294,7 @@ def test_a_users_files_in_the_store_stay(tmp_path: Path, make_run: MakeRun) -> N
     assert [path.read_bytes() for path in mine] == [b"mine"] * len(mine)
 
 
-def test_the_ten_thousandth_attempt_of_a_kept_round_is_no_litter(tmp_path: Path, make_run: MakeRun) -> None:
+def test_the_ten_thousandth_attempt_of_a_kept_round_is_no_orphan(tmp_path: Path, make_run: MakeRun) -> None:
     """Its folder's name has five digits (A5): what update.json there names stays as long as its round."""
     run, _ = make_run(Store(str(tmp_path)), theta(0), {})
     go_on(run, 1)
@@ -303,7 +303,7 @@ def test_the_ten_thousandth_attempt_of_a_kept_round_is_no_litter(tmp_path: Path,
     first.rename(last)
     update = last / "update.json"
     update.write_text(update.read_text().replace('"attempt":1,', '"attempt":10000,'))
-    assert look(Run(run.store, "run"), Rule(), LATER).litter == []
+    assert look(Run(run.store, "run"), Rule(), LATER).orphans == []
 
 
 def with_layers(run: Run, t: int, site: str) -> UpdateManifest:
@@ -323,7 +323,7 @@ def with_layers(run: Run, t: int, site: str) -> UpdateManifest:
 
 
 def write(run: Run, folder: str, stem: str, name: str, dtype: str) -> list[FileEntry]:
-    with ShardWriter(run.store, folder, stem, {name: TensorEntry(dtype=dtype, shape=(4,))}) as writer:
+    with ShardWriter(run.store, folder, stem, [{name: TensorEntry(dtype=dtype, shape=(4,))}]) as writer:
         writer.write(name, np.zeros(4, NUMPY_DTYPES[dtype]))
         return writer.close()
 

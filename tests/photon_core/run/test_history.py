@@ -26,7 +26,7 @@ def test_every_kind_in_this_order():
         incidents={"a": ["started twice", "slow"]}, not_evaluated={"b": "away"},
     )  # fmt: skip
     assert remarks(strange) == [
-        "Guard: applied again", "Left out: a (late)", "Left out: b (crashed)", "Paused: c, d",
+        "Guard: applied again", "Excluded: a (late)", "Excluded: b (crashed)", "Paused: c, d",
         "a: started twice; slow", "Not evaluated: b (away)",
     ]  # fmt: skip
     columns = ("site", "left out", "not evaluated", "incidents")

@@ -35,7 +35,7 @@ def federation(**sites: dict[str, Any]) -> Federation:
 
 def test_sites_are_members() -> None:
     file = federation(a={}, b={"paused": True}, c={"data_tokens": 7})
-    assert [one.name for one in members(file)] == ["a", "b", "c"]
+    assert list(members(file)) == ["a", "b", "c"]
     assert [one.name for one in active(file)] == file.active == ["a", "c"]
     c = member(file, "c")
     assert (c.data_tokens, c.paused, c.round_flow, c.evaluation_flow) == (7, False, "site-round", "site-evaluate")
@@ -48,9 +48,9 @@ def test_sites_are_members() -> None:
 def test_a_site_s_limits_are_its_own() -> None:
     file = federation(a={}, b={"steps": 2}, c={"time_limit": 1.0})
     steps, tokens = file.local.steps, file.local.batch_size * file.model.max_seq_len
-    assert [one.most() for one in members(file)] == [Work(n * tokens, n) for n in (steps, 2, steps)]
-    assert [one.least_steps() for one in members(file)] == [steps, 2, -(-steps // 4)]
-    assert most_work(members(file)) == Work(steps * tokens, steps)
+    assert [one.most() for one in members(file).values()] == [Work(n * tokens, n) for n in (steps, 2, steps)]
+    assert [one.least_steps() for one in members(file).values()] == [steps, 2, -(-steps // 4)]
+    assert most_work(members(file).values()) == Work(steps * tokens, steps)
     assert most_work([member(file, "b")]) == Work(2 * tokens, 2)
 
 

@@ -32,7 +32,7 @@ def test_a_manifest_that_nobody_would_read_is_not_committed(tmp_path: Path) -> N
 def test_no_round_asks_for_a_paused_site(make_rounds: Callable[..., tuple[Federation, Run]]) -> None:
     federation, _ = make_rounds(sites=[site("north"), site("south", paused=True)])
     check_asked(member(federation, "north"), 2)
-    with pytest.raises(FederationError, match=r"site 'south' is paused.* take its 'paused' out of the file"):
+    with pytest.raises(FederationError, match=r"site 'south' is paused.* remove its 'paused' from the file"):
         check_asked(member(federation, "south"), 2)
 
 
@@ -53,7 +53,7 @@ def test_an_update_that_its_round_did_not_use(
     if used is None:
         return check_in_time(run, update)
     with pytest.raises(
-        StoreConflict, match=f"attempt {attempt} of site '{name}' .* was committed {used} meanwhile"
+        StoreConflict, match=f"attempt {attempt} of site '{name}' .* was committed {used}; it is ignored"
     ):
         check_in_time(run, update)
 

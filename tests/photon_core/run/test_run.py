@@ -60,16 +60,16 @@ def test_names_cannot_leave_their_folder(name: str) -> None:
 
 def test_a_run_grows(store: Store) -> None:
     run = Run(store, "run")
-    assert run.birth() is None
+    assert run.run_manifest() is None
     assert run.latest() is None
     assert run.round(0) is None
     born = RunManifest(
         run="run", created="c", federation={"a": 1}, federation_sha256="f", tokenizer_sha256="t", versions={}
     )
-    run.create_birth(born)
-    assert run.birth() == born
+    run.create_run(born)
+    assert run.run_manifest() == born
     with pytest.raises(StoreConflict):
-        Run(store, "run").create_birth(born.model_copy(update={"created": "later"}))
+        Run(store, "run").create_run(born.model_copy(update={"created": "later"}))
     commit_rounds(run, 3)
     again = Run(store, "run")
     assert again.latest() == 2
@@ -79,7 +79,7 @@ def test_a_run_grows(store: Store) -> None:
         again.commit_round(round_manifest(2, run.round_sha256(1), created="later"))
 
 
-def test_litter_is_no_round(store: Store) -> None:
+def test_other_files_are_no_round(store: Store) -> None:
     run = Run(store, "run")
     commit_rounds(run, 2)
     store.create("run/rounds/000002/sites/a/0001/update-00001.safetensors", b"half an update")
@@ -166,7 +166,7 @@ def test_manifests_speak_of_their_place_and_are_whole(tmp_path: Path) -> None:
         with pytest.raises(CorruptFile, match=f"{attempt:04d}/update.json"):
             run.update(1, "a", attempt)
     store.create("run/rounds/000001/round.json", manifest_bytes(round_manifest(2, "")))
-    with pytest.raises(CorruptFile, match="speaks of run 'run', round 2"):
+    with pytest.raises(CorruptFile, match="names run 'run', round 2: not those of its path"):
         run.round(1)
 
 

@@ -164,7 +164,7 @@ def test_nothing_is_created_for_a_start_that_does_not_fit(make_rounds: Rounds, t
     with pytest.raises(FederationError, match=r"there is no \.safetensors file"):
         started(federation, tmp_path, checkpoint=str(tmp_path / "nothing"))
     new = Federation.model_validate({**federation.model_dump(), "run": "next"})
-    assert run_of(new).birth() is None
+    assert run_of(new).run_manifest() is None
     check_start(new)
 
 
@@ -172,7 +172,7 @@ def test_from_the_seed_the_manifest_is_as_ever(make_rounds: Rounds, tmp_path: Pa
     federation, _ = make_rounds()
     _, run, manifest = started(federation, tmp_path)
     assert manifest.start is None
-    birth = run.birth()
+    birth = run.run_manifest()
     assert birth is not None
     before = birth.model_copy(update={"federation": {k: v for k, v in birth.federation.items() if k != "start"}})
     from photon_core.run.opening import check_frozen

@@ -104,7 +104,7 @@ def test_a_403_for_a_missing_object_means_missing_where_the_list_can_tell(
     s3_proxy.fault = fault
     if listed:
         run = Run(store, RUN)
-        assert run.birth() is None and run.round(3) is None and run.committed_attempt(3, "berlin") == 0
+        assert run.run_manifest() is None and run.round(3) is None and run.committed_attempt(3, "berlin") == 0
         assert not store.exists(f"{RUN}/held/the")
         with pytest.raises(FileNotFoundError):
             store.read(f"{RUN}/held/the")

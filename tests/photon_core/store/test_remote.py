@@ -21,13 +21,13 @@ MIB = 1 << 20
 
 @pytest.fixture
 def store(s3_proxy: FaultProxy, s3_bucket: str) -> Store:
-    return Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, patience=20.0)
+    return Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, retry_seconds=20.0)
 
 
 @pytest.fixture
 def hasty(s3_proxy: FaultProxy, s3_bucket: str) -> Store:
     """The same place with a short timeout."""
-    return Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, patience=0.3)
+    return Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, retry_seconds=0.3)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_an_endless_outage_is_named_and_bounded(hasty: Store, s3_proxy: FaultPro
     for call in (lambda: hasty.create("run/round.json", b"x"), lambda: hasty.read("x"), lambda: hasty.ls("run")):
         with pytest.raises(StoreUnavailable, match=r"s3://bucket-\S+/prefix/\S+: .* tries .*run again"):
             call()
-    s3_proxy.fault = lambda request: None
+    s3_proxy.fault = lambda _: None
     assert hasty.ls("run") == []
 
 
@@ -109,9 +109,8 @@ def test_each_retry_is_one_request(hasty: Store, s3_proxy: FaultProxy) -> None:
     assert f" {len(s3_proxy.broken)} tries" in str(refused.value)
 
 
-def test_large_files_travel_in_parts_and_ranges(
-    store: Store, s3_proxy: FaultProxy, tmp_path: Path, small_parts: None
-) -> None:
+@pytest.mark.usefixtures("small_parts")
+def test_large_files_travel_in_parts_and_ranges(store: Store, s3_proxy: FaultProxy, tmp_path: Path) -> None:
     data = content(12 * MIB + 7)
     (tmp_path / "shard").write_bytes(data)
     store.put(tmp_path / "shard", "run/put")
@@ -136,9 +135,8 @@ def test_large_files_travel_in_parts_and_ranges(
         store.put(tmp_path / "shard", "run/put")
 
 
-def test_an_upload_that_is_cut_goes_on_with_the_part(
-    store: Store, s3_proxy: FaultProxy, tmp_path: Path, small_parts: None
-) -> None:
+@pytest.mark.usefixtures("small_parts")
+def test_an_upload_that_is_cut_goes_on_with_the_part(store: Store, s3_proxy: FaultProxy, tmp_path: Path) -> None:
     data = content(11 * MIB)
     (tmp_path / "shard").write_bytes(data)
     seen: set[str] = set()
@@ -158,8 +156,9 @@ def test_an_upload_that_is_cut_goes_on_with_the_part(
 
 
 @pytest.mark.parametrize("size", [MIB, 11 * MIB])
+@pytest.mark.usefixtures("small_parts")
 def test_an_upload_that_stays_cut_leaves_nothing_to_see(
-    hasty: Store, s3_proxy: FaultProxy, tmp_path: Path, small_parts: None, size: int
+    hasty: Store, s3_proxy: FaultProxy, tmp_path: Path, size: int
 ) -> None:
     (tmp_path / "shard").write_bytes(content(size))
 
@@ -173,14 +172,13 @@ def test_an_upload_that_stays_cut_leaves_nothing_to_see(
     assert not hasty.exists("run/shard")
     assert hasty.ls("run") == []
     assert uploads(hasty) == []
-    s3_proxy.fault = lambda request: None
+    s3_proxy.fault = lambda _: None
     hasty.put(tmp_path / "shard", "run/shard")
     assert hasty.size("run/shard") == size
 
 
-def test_a_download_that_is_cut_goes_on(
-    store: Store, s3_proxy: FaultProxy, tmp_path: Path, small_parts: None
-) -> None:
+@pytest.mark.usefixtures("small_parts")
+def test_a_download_that_is_cut_goes_on(store: Store, s3_proxy: FaultProxy, tmp_path: Path) -> None:
     data = content(3 * MIB)
     store.create("run/shard", data)
     seen: set[str] = set()
@@ -242,7 +240,7 @@ def test_what_is_refused_is_told_at_once_and_without_the_key(store: Store, s3_pr
 
     refusal = BUSY.replace(b"503 Service Unavailable", b"403 Forbidden")
     s3_proxy.answer = refusal % (len(body), body)
-    s3_proxy.fault = lambda request: "answer"
+    s3_proxy.fault = lambda _: "answer"
     calls = (lambda: store.read("x"), lambda: store.create("a/b", b""), lambda: store.ls("a"))
     for call in calls:
         with pytest.raises(StoreRefused, match="InvalidAccessKeyId, HTTP 403") as caught:
@@ -263,7 +261,8 @@ def test_a_hash_in_a_manifest_cannot_name_a_file_of_the_cache(store: Store, tmp_
         store.fetch(FileEntry(path="shard", sha256="../../x", bytes=1), "run", tmp_path)
 
 
-def test_a_data_file_is_never_replaced(store: Store, s3_proxy: FaultProxy, small_parts: None) -> None:
+@pytest.mark.usefixtures("small_parts")
+def test_a_data_file_is_never_replaced(store: Store) -> None:
     for size in (1000, 6 * MIB):
         first, second = store.open_write(f"run/{size}"), store.open_write(f"run/{size}")
         first.write(content(size))
@@ -279,7 +278,7 @@ def test_a_server_that_does_not_know_if_none_match_is_refused(store: Store, s3_p
     body = b"<Error><Code>NotImplemented</Code><Message>A header you provided</Message></Error>"
     s3_proxy.answer = BUSY.replace(b"503 Service Unavailable", b"501 Not Implemented") % (len(body), body)
     s3_proxy.fault = lambda request: "answer" if "if-none-match" in request.headers.lower() else None
-    with pytest.raises(PhotonError, match="does not know If-None-Match"):
+    with pytest.raises(PhotonError, match="does not support If-None-Match"):
         store.create("run/run.json", b"mine")
 
 

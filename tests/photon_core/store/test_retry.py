@@ -1,6 +1,6 @@
 """Retries are reported to every caller that asks."""
 
-from photon_core.store.retry import outages, patiently
+from photon_core.store.retry import outages, retry
 
 
 def fail_twice() -> list[str]:
@@ -11,7 +11,7 @@ def fail_twice() -> list[str]:
         if len(calls) < 3:
             raise ConnectionResetError("gone")
 
-    patiently(call, "putting a file")
+    retry(call, "putting a file")
     return calls
 
 
@@ -19,6 +19,6 @@ def test_outages_are_told_and_only_within_the_block() -> None:
     fail_twice()
     with outages() as found:
         assert fail_twice() == ["call"] * 3
-        patiently(lambda: None, "putting another")
+        retry(lambda: None, "putting another")
     fail_twice()
     assert [(outage.tries, outage.cause) for outage in found] == [(2, "ConnectionResetError")]

@@ -20,12 +20,13 @@ from photon_core.store.remote import RemoteFiles
 from photon_core.store.store import Store
 from tests.s3_server import BUSY, SECRETS, FaultProxy, Request
 
+pytestmark = pytest.mark.usefixtures("s3_endpoint")
 DATA = bytes(range(256)) * 40_000
 
 
 @pytest.fixture
 def store(s3_proxy: FaultProxy, s3_bucket: str) -> Store:
-    store = Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, patience=10.0)
+    store = Store(f"s3://{s3_bucket}/prefix", endpoint_url=s3_proxy.url, retry_seconds=10.0)
     store.create("run/shard", DATA)
     s3_proxy.requests.clear()
     return store
@@ -109,7 +110,7 @@ def test_a_signature_that_is_refused_is_made_anew(
     ranged(0, 10, store)
     body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
     s3_proxy.answer = BUSY.replace(b"503 Service Unavailable", status.encode()) % (len(body), body)
-    s3_proxy.fault = lambda request: "answer" if not s3_proxy.broken else None
+    s3_proxy.fault = lambda _: "answer" if not s3_proxy.broken else None
     assert ranged(10, 20, store) == DATA[10:20]
     assert len(s3_proxy.requests) == 3
 
@@ -122,7 +123,7 @@ def test_a_refusal_is_told_without_a_secret(
     key = os.environ["AWS_ACCESS_KEY_ID"]
     body = f"<Error><Code>AccessDenied</Code><Message>{key} may not</Message></Error>".encode()
     s3_proxy.answer = BUSY.replace(b"503 Service Unavailable", b"403 Forbidden") % (len(body), body)
-    s3_proxy.fault = lambda request: "answer"
+    s3_proxy.fault = lambda _: "answer"
     with caplog.at_level(logging.INFO), pytest.raises(StoreRefused, match="AccessDenied, HTTP 403") as caught:
         ranged(10, 20, store)
     assert caught.value.__suppress_context__
@@ -135,7 +136,7 @@ def test_a_refusal_is_told_without_a_secret(
     assert len(s3_proxy.requests) - len(queries) == 3
 
 
-def test_a_missing_object_is_named_also_when_it_was_there(store: Store, s3_proxy: FaultProxy) -> None:
+def test_a_missing_object_is_named_also_when_it_was_there(store: Store) -> None:
     with pytest.raises(FileNotFoundError):
         ranged(0, 10, store, "run/none")
     ranged(0, 10, store)
@@ -147,7 +148,7 @@ def test_a_missing_object_is_named_also_when_it_was_there(store: Store, s3_proxy
 @pytest.mark.parametrize("fault", ["503", "reset", ("cut answer", 0), ("cut answer", 700_000)])
 def test_what_breaks_is_asked_for_again(store: Store, s3_proxy: FaultProxy, fault: Any) -> None:
     ranged(0, 10, store)
-    s3_proxy.fault = lambda request: fault if len(s3_proxy.broken) < 3 else None
+    s3_proxy.fault = lambda _: fault if len(s3_proxy.broken) < 3 else None
     assert ranged(0, len(DATA), store) == DATA
     assert len(s3_proxy.broken) == 3
     assert len(s3_proxy.requests) == 5  # a busy server is not asked twice in a try
@@ -158,14 +159,14 @@ def test_other_bytes_than_those_asked_for_are_not_taken(store: Store, s3_proxy: 
     ranged(0, 10, store)
     head = b"Content-Range: " + said + b"\r\n" if said else b""
     s3_proxy.answer = b"HTTP/1.1 206 Partial Content\r\n" + head + b"Content-Length: 10\r\n\r\n0123456789"
-    s3_proxy.fault = lambda request: "answer"
-    with pytest.raises(PhotonError, match=r"asked for bytes 10 to 19 and sends .*knows ranges"):
+    s3_proxy.fault = lambda _: "answer"
+    with pytest.raises(PhotonError, match=r"bytes 10 to 19 were requested, .* sends .*supports range requests"):
         ranged(10, 20, store)
 
 
 def test_a_server_that_sends_the_whole_object_instead_is_refused(store: Store, s3_proxy: FaultProxy) -> None:
     s3_proxy.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\nConnection: close\r\n\r\n" + b"x" * 40
-    s3_proxy.fault = lambda request: "answer"
+    s3_proxy.fault = lambda _: "answer"
     with pytest.raises(PhotonError, match="sends the whole object"):
         ranged(10, 20, store)
     assert ranged(0, 50, store) == b"x" * 40  # the requested range
@@ -250,7 +251,7 @@ class Server:
 
 
 @pytest.fixture
-def serve(s3_endpoint: str) -> Iterator[Callable[..., Server]]:
+def serve() -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def start(send: Callable[[BaseHTTPRequestHandler, int, int], None]) -> Server:
@@ -284,7 +285,7 @@ def test_an_answer_that_trickles_ends(serve: Callable[..., Server], monkeypatch:
             gone.set()
 
     monkeypatch.setattr(s3, "LOOK", 0.1)
-    files = RemoteFiles("s3://bucket/prefix", patience=0.5, endpoint_url=serve(trickle).url)
+    files = RemoteFiles("s3://bucket/prefix", retry_seconds=0.5, endpoint_url=serve(trickle).url)
     assert files._s3 is not None
     files._s3._seconds = 0.3
     with pytest.raises(StoreUnavailable, match=r"read s3://bucket/prefix/shard: .* tries"):

@@ -11,6 +11,7 @@ import pytest
 from photon_core.errors import CorruptFile
 from photon_core.store.store import Store
 from photon_core.tensors.reader import Array, Piece, TensorReader
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from schemas.manifests import FileEntry, TensorEntry
 from tests.s3_server import FaultProxy
@@ -24,7 +25,7 @@ VALUES = {name: np.asarray(RNG.standard_normal(shape), np.float32) for name, sha
 
 def write(store: Store, max_bytes: int) -> list[FileEntry]:
     tensors = {name: TensorEntry(dtype="F32", shape=shape) for name, shape in SHAPES.items()}
-    with ShardWriter(store, "rounds/1", "model/", tensors, max_bytes) as writer:
+    with ShardWriter(store, "rounds/1", "model/", shard_plan(tensors, max_bytes)) as writer:
         for name in writer.order:
             if VALUES[name].size:
                 writer.write(name, VALUES[name].reshape(-1))

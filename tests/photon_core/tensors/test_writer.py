@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load_file
+from typing_extensions import override
 
 from photon_core.errors import CorruptFile
 from photon_core.store.store import Store
 from photon_core.tensors.reader import TensorReader
+from photon_core.tensors.shards import shard_plan
 from photon_core.tensors.writer import ShardWriter
 from schemas.manifests import FileEntry, TensorEntry
 
@@ -26,7 +28,7 @@ VALUES = {name: np.asarray(RNG.standard_normal(shape), np.float32) for name, sha
 
 
 def write(store: Store, pool: ThreadPoolExecutor | None = None, max_bytes: int = 80) -> list[FileEntry]:
-    writer = ShardWriter(store, "rounds/1", "model/", TENSORS, max_bytes, pool)
+    writer = ShardWriter(store, "rounds/1", "model/", shard_plan(TENSORS, max_bytes), pool)
     buffer = np.empty(4, np.float32)
     for name in writer.order:
         flat = VALUES[name].reshape(-1)
@@ -59,6 +61,7 @@ class SlowUploads(MemoryFileSystem):
     protocol = "slow"
     lock, under_way, most = Lock(), 0, 0
 
+    @override
     def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
         with self.lock:
             SlowUploads.under_way += 1
@@ -74,7 +77,8 @@ def test_shards_do_not_pile_up_before_a_slow_server() -> None:
     fsspec.register_implementation("slow", SlowUploads, clobber=True)
     store = Store(f"slow://{uuid.uuid4().hex}", single_writer=True)
     tensors = {"w": TensorEntry(dtype="F32", shape=(30,))}
-    with ThreadPoolExecutor(8) as pool, ShardWriter(store, "rounds/1", "model/", tensors, 4, pool) as writer:
+    plan = shard_plan(tensors, 4)
+    with ThreadPoolExecutor(8) as pool, ShardWriter(store, "rounds/1", "model/", plan, pool) as writer:
         writer.write("w", np.ones(30, np.float32))
         assert len(writer.close()) == 30
     assert 1 <= SlowUploads.most <= 2
@@ -97,7 +101,7 @@ def test_names_differ_between_writers_and_bytes_do_not(store: Store) -> None:
 
 
 def test_tensors_have_their_turns(store: Store) -> None:
-    writer = ShardWriter(store, "rounds/1", "model/", TENSORS)
+    writer = ShardWriter(store, "rounds/1", "model/", shard_plan(TENSORS))
     with pytest.raises(ValueError, match="of 'd' offered"):
         writer.write("d", np.zeros(1, np.float32))
     writer.write("a", np.zeros(14, np.float32))
@@ -109,7 +113,7 @@ def test_tensors_have_their_turns(store: Store) -> None:
 
 
 def test_an_error_leaves_nothing(store: Store) -> None:
-    with pytest.raises(KeyError), ShardWriter(store, "r", "model/", TENSORS, 60) as writer:
+    with pytest.raises(KeyError), ShardWriter(store, "r", "model/", shard_plan(TENSORS, 60)) as writer:
         writer.write("a", np.zeros(15, np.float32))
         writer.write("b", np.zeros(1, np.float32))
         raise KeyError

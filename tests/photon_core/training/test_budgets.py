@@ -131,7 +131,7 @@ def test_norms_and_utilisation(make_site: Make, tmp_path: Path) -> None:
     torch.manual_seed(0)
     batch = sequences(federation, trained)
     decoder = initial_decoder(federation.model, federation.seed)
-    decoder.norm_f.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    decoder.norm_f.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     loss = next_token_loss(decoder(batch), batch)
     loss.backward()
     norm = torch.stack([(p.grad**2).sum() for p in decoder.parameters() if p.grad is not None]).sum().sqrt()

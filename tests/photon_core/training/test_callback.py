@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from composer import Callback, Logger, State, Trainer
+from typing_extensions import override
 
 from photon_core.training import loop
 from photon_core.training.train import train
@@ -20,6 +21,7 @@ class Starve(Callback):
     def __init__(self) -> None:
         self.attempts = 0
 
+    @override
     def before_backward(self, state: State, logger: Logger) -> None:
         self.attempts += 1
         if self.attempts == 1:

@@ -18,9 +18,8 @@ from photon_core.evidence.events import Log
 from photon_core.model.cost import training_memory
 from photon_core.model.init import initial_model, initial_tensor
 from photon_core.model.shapes import parameter_shapes
-from photon_core.training import callback as round_callback
-from photon_core.training import micro_batch, out_of_memory
-from photon_core.training import train as local
+from photon_core.training import callback, micro_batch, out_of_memory
+from photon_core.training import train as train_module
 from photon_core.training.job import LocalJob
 from photon_core.training.micro_batch import FILE, GIGABYTE, find_micro_batch, search
 from photon_core.training.train import train
@@ -28,6 +27,7 @@ from photon_core.update.codecs.registry import get_codec
 from schemas.federation import Federation
 from schemas.sections.hardware import Hardware
 from schemas.view import view_of
+from tests.photon_core.training.test_train import said
 
 Make = Callable[..., Federation]
 LONG = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": 257, "max_seq_len": 512}
@@ -102,21 +102,21 @@ def test_found_anew_after_a_training_that_ran_out_of_memory(
     """Another process on the device may take more of it than during the search."""
     federation = make_site(micro_batch="auto")
     kept = view_of(federation, "alpha").state_dir / FILE
-    real = local.run_local_steps
+    real = train_module.run_local_steps
 
-    def work(*args: Any) -> Any:
+    def work(*_: Any) -> Any:
         assert kept.exists()
         torch.empty(1 << 60 if starved else -1)  # torch's own errors
 
     save_file({name: initial_tensor(name, federation.model, 1) for name in parameter_shapes(federation.model)},
               tmp_path / "theta.safetensors")  # fmt: skip
     job = LocalJob(view_of(federation, "alpha"), 1, 1, [str(tmp_path / "theta.safetensors")], "0", 0)
-    monkeypatch.setattr(local, "run_local_steps", work)
+    monkeypatch.setattr(train_module, "run_local_steps", work)
     with pytest.raises(RuntimeError, match="not enough memory|can't allocate" if starved else "negative"):
         train(job, lambda _: None)
     left = json.loads(kept.read_bytes())
     assert ("micro_batch" in left) != starved and "trying" not in left
-    monkeypatch.setattr(local, "run_local_steps", real)
+    monkeypatch.setattr(train_module, "run_local_steps", real)
     # a trial said that 4 fits and training did not: the same number would not fit the next time either
     assert train(job, lambda _: None).metrics["micro_batch"] == (2 if starved else 4)
 
@@ -130,11 +130,11 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
     files = [str(path) for path in initial_model(federation, tmp_path)]
     job = LocalJob(view_of(federation, "alpha"), 1, 1, files, "0", 0)
     monkeypatch.setattr(out_of_memory, "VMSTAT", count)
-    monkeypatch.setattr(round_callback, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(callback, "REPORT_SECONDS", 0.0)
 
     def killed_in_its_first_step(kills: int) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(local, "run_local_steps", lambda *_: _die())
+            patch.setattr(train_module, "run_local_steps", lambda *_: _die())
             child = multiprocessing.get_context("fork").Process(target=train, args=(job, print))
             child.start()
             child.join()
@@ -151,9 +151,9 @@ def test_found_anew_after_a_training_that_the_kernel_killed_and_nobody_else(
     tried = []
     trained = train(job, lambda _: tried.append("trying" in json.loads(kept.read_bytes())))
     assert trained.metrics["micro_batch"] == 2 and tried == [True, False, False, False, False]
-    assert trained.notes == [
-        "site 'alpha': the kernel killed the last training for memory, which put 4 sequences through the model at "
-        "once (micro_batch: auto); it is 2 from now on"
+    assert said(job, trained) == [
+        "site 'alpha': the kernel killed the last training, which ran out of memory with 4 sequences in the model "
+        "at once (micro_batch: auto); the micro-batch is now 2"
     ]
     count.write_text("oom_kill 9\n")
     assert find_micro_batch(view_of(federation, "alpha"), kept.parent, 1, log) == 2 and not log.events(), (

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from photon_core.errors import ChildFailed
+from photon_core.evidence.events import Fact, Kind
 from photon_core.jobs.launcher import Launcher
 from photon_core.model.init import initial_model
 from photon_core.training import entry
@@ -34,10 +35,10 @@ def launcher() -> Iterator[Launcher]:
 
 def train_and_die(job: LocalJob, step: int) -> None:
     """Train until that local step, then be killed as by the kernel."""
-    from photon_core.training import callback as round_callback
+    from photon_core.training import callback
     from photon_core.training.train import train
 
-    round_callback.REPORT_SECONDS = 0.0
+    callback.REPORT_SECONDS = 0.0
 
     def report(values: dict[str, Any]) -> None:
         if values["step"] == step:
@@ -142,10 +143,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_bits(
     assert same(left, right)
     assert (alpha.tokens, alpha.steps) == (beta.tokens, beta.steps)
     steps = [step for _, step in kills if step is not None]
-    assert alpha.notes == [
-        f"site 'alpha': the local checkpoint at step {step} of 10 was gone on from after an interruption"
-        for step in steps
-    ]
+    assert alpha.notes == [Fact(Kind.CHECKPOINT_RESUMED, {"at": step, "steps": 10}) for step in steps]
     assert alpha.metrics.get("resumed_at_step") == (steps[-1] if steps else None)
     assert not beta.notes
     state = view_of(federation, "alpha").state_dir / "state"

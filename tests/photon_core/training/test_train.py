@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from typing_extensions import override
 
 from photon_core.data.shared_memory import release
 from photon_core.data.stream import train_dataset
@@ -37,6 +38,11 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 def silent(_: dict[str, Any]) -> None:
     return None
+
+
+def said(job: LocalJob, trained: Trained) -> list[str]:
+    """What a training's notes say to people."""
+    return [str(job.log().add(note)) for note in trained.notes]
 
 
 def theta_zero(federation: Federation) -> Arrays:
@@ -85,6 +91,7 @@ def uninterrupted(federation: Federation, steps: int) -> Arrays:
     local, total = federation.local, federation.schedule_steps
 
     class Rate(Callback):
+        @override
         def batch_start(self, state: Any, logger: Any) -> None:
             step = int(state.timestamp.batch)
             warmup, alpha = local.schedule.warmup_steps, local.schedule.alpha
@@ -150,9 +157,10 @@ def test_another_optimizer_starts_afresh_and_says_so(make_site: Make, tmp_path: 
     federation = make_site()
     theta = theta_zero(federation)
     train(make_job(federation, theta, tmp_path), silent)
-    second = train(make_job(make_site(optimizer={"name": "muon"}), theta, tmp_path, 2), silent)
+    job = make_job(make_site(optimizer={"name": "muon"}), theta, tmp_path, 2)
+    second = train(job, silent)
     assert second.metrics["state_lost"] == 1.0
-    assert "belongs to the optimizer adamw: the state of muon starts afresh" in second.notes[0]
+    assert "was saved with the optimizer adamw; the state of muon is reset" in said(job, second)[0]
 
 
 @pytest.mark.parametrize("optimizer", [{"lr": 3e-3}, {"name": "muon", "matrix_lr": 0.01, "lr": 3e-3}])
@@ -290,9 +298,10 @@ def test_a_lost_or_damaged_state_is_said(make_site: Make, tmp_path: Path) -> Non
     theta = theta_zero(federation)
     train(make_job(federation, theta, tmp_path), silent)
     (state_folder(view_of(federation, "alpha").state_dir, 1, 1) / "training.pt").write_bytes(b"damaged")
-    second = train(make_job(federation, theta, tmp_path, 2), silent)
+    job = make_job(federation, theta, tmp_path, 2)
+    second = train(job, silent)
     assert second.metrics["state_lost"] == 1.0
-    assert "round 1, attempt 1 is missing or damaged" in second.notes[0]
+    assert "round 1, attempt 1 is missing or damaged" in said(job, second)[0]
 
 
 def test_another_mix_begins_a_new_epoch_and_says_so(make_site: Make, tmp_path: Path) -> None:
@@ -300,8 +309,9 @@ def test_another_mix_begins_a_new_epoch_and_says_so(make_site: Make, tmp_path: P
     theta = theta_zero(federation)
     train(make_job(federation, theta, tmp_path), silent)
     make_site(150)  # the site's text has changed
-    second = train(make_job(federation, theta, tmp_path, 2), silent)
-    assert second.metrics["stream_restarted"] == 1.0 and "another mix" in second.notes[0]
+    job = make_job(federation, theta, tmp_path, 2)
+    second = train(job, silent)
+    assert second.metrics["stream_restarted"] == 1.0 and "other streams or proportions" in said(job, second)[0]
     assert set(samples(second)) <= set(range(150))
     afresh = train(make_job(federation, theta, tmp_path, attempt=2), silent)
     assert samples(second) != samples(afresh)  # not those of the very beginning again

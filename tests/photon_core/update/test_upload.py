@@ -52,7 +52,7 @@ def test_the_upload_finds_what_training_has_announced(job: LocalJob, s3_proxy: F
 
 
 def test_what_could_not_go_early_goes_later(job: LocalJob, s3_proxy: FaultProxy, tmp_path: Path) -> None:
-    trained = train(job, lambda values: None)
+    trained = train(job, lambda _: None)
     paths = [Path(trained.folder) / entry.path for entry in trained.files]
     with EarlyUpload(job.view, job.round, job.attempt) as early:
         early.put(tmp_path / "renamed-meanwhile.safetensors")

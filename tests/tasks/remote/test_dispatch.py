@@ -19,11 +19,11 @@ from schemas.reading.load import load_federation
 from tests.conftest import merge
 from tests.flows.deployment import Deployed, SessionServer, eventually
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 def test_a_deployment_that_is_missing_or_of_another_version(
-    prefect_server: str, write_federation: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    write_federation: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentUpdate
@@ -55,7 +55,7 @@ def test_a_deployment_that_is_missing_or_of_another_version(
 
 
 def test_the_same_asked_twice_is_one_flow_run_and_an_edited_file_another(
-    prefect_server: str, write_federation: Callable[..., Path]
+    write_federation: Callable[..., Path],
 ) -> None:
     """An edit that does not change the site's work leaves its flow run alone; any other takes its place."""
     from prefect.client.orchestration import get_client
@@ -85,7 +85,7 @@ def test_the_same_asked_twice_is_one_flow_run_and_an_edited_file_another(
 
 
 def test_a_flow_run_that_no_worker_has_taken_is_replaced_after_an_edit(
-    prefect_server: str, write_federation: Callable[..., Path]
+    write_federation: Callable[..., Path],
 ) -> None:
     from prefect import flow
 
@@ -119,7 +119,7 @@ def test_a_flow_run_that_no_worker_has_taken_is_replaced_after_an_edit(
 
 
 def test_an_evaluation_that_crashes_three_times_goes_on_by_itself_and_says_so(
-    prefect_server: str, write_federation: Callable[..., Path]
+    write_federation: Callable[..., Path],
 ) -> None:
     from prefect import flow
     from prefect.states import Crashed

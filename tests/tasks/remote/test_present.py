@@ -9,11 +9,11 @@ from schemas.federation import Federation
 from schemas.reading.load import load_federation
 from tests.conftest import merge
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 def test_the_rounds_of_a_run_that_was_started_with_a_file_of_its_own_keep_it(
-    prefect_server: str, write_federation: Callable[..., Path]
+    write_federation: Callable[..., Path],
 ) -> None:
     """Those of a run with the deployed file follow an edit, also one between the run's look and the round's."""
     from prefect import flow

@@ -14,7 +14,7 @@ from schemas.federation import Federation
 from schemas.reading.load import load_federation
 from tests.conftest import merge
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 RUNS = count(1)
 
 
@@ -40,7 +40,7 @@ class Rounds:
 
 
 @pytest.fixture
-def rounds(prefect_server: str, write_federation: Callable[..., Path]) -> Iterator[Rounds]:
+def rounds(write_federation: Callable[..., Path]) -> Iterator[Rounds]:
     from prefect.client.orchestration import get_client
 
     from flows.deploy.apply import apply

@@ -27,7 +27,7 @@ from schemas.sections.hardware import Hardware
 from schemas.sections.worldlm import WorldLM
 from schemas.view import view_of
 from tests.photon_core.training.conftest import make_federation, write_site
-from tests.photon_core.training.test_train import apply, make_job, samples, silent, theta_zero
+from tests.photon_core.training.test_train import apply, make_job, said, samples, silent, theta_zero
 from tests.photon_core.training.trail import locate
 from tests.shared_memory import left_behind
 
@@ -146,12 +146,15 @@ def test_another_number_of_nodes_starts_afresh_and_says_so(tmp_path: Path) -> No
     federation = make_site(tmp_path, steps=2)
     thetas, _ = rounds(federation, tmp_path, 1)
     one = with_hardware(federation, None)
-    second = train(make_job(one, thetas[1], tmp_path, 2), silent)
+    job = make_job(one, thetas[1], tmp_path, 2)
+    second = train(job, silent)
     assert second.metrics["state_lost"] == 1.0
-    assert "another number of nodes that train apart (2, now 1)" in second.notes[0]
-    back = train(make_job(federation, thetas[1], tmp_path, 3), silent)
+    assert "another number of independent nodes (2, now 1)" in said(job, second)[0]
+    job = make_job(federation, thetas[1], tmp_path, 3)
+    back = train(job, silent)
     assert back.metrics["state_lost"] == 1.0
-    assert "(1, now 2)" in back.notes[0] and back.notes[1].startswith("node 1: site 'alpha': the private state")
+    first, second, *_ = said(job, back)
+    assert "(1, now 2)" in first and second.startswith("node 1: site 'alpha': the private state")
 
 
 def test_a_nodes_failure_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +182,7 @@ def test_more_gpus_than_the_machine_has_are_refused(tmp_path: Path, monkeypatch:
     from photon_core.hardware import device
 
     federation = with_hardware(make_federation(tmp_path), APART.model_copy(update={"devices": 4}))
-    monkeypatch.setattr(device, "choose_device", lambda local: "cuda")
+    monkeypatch.setattr(device, "choose_device", lambda _: "cuda")
     job = LocalJob(view_of(federation, "alpha"), 1, 1, [], "0", 0)
-    with pytest.raises(FederationError, match=r"takes 8 GPUs of one machine.* shows 0.*sites of their own"):
+    with pytest.raises(FederationError, match=r"takes 8 GPUs of one machine.* shows 0.*its own site"):
         device.check_devices(job.view, 8)

@@ -14,13 +14,14 @@ import torch
 from photon_core.errors import UpdateRejected
 from photon_core.evidence.events import Log
 from photon_core.model.init import initial_model
-from photon_core.training import callback as round_callback
+from photon_core.training import callback
 from photon_core.training.job import LocalJob
 from photon_core.training.state.checkpoint import Checkpoints
 from photon_core.training.train import train
 from photon_core.update.trained import Trained
 from schemas.federation import Federation
 from schemas.view import view_of
+from tests.photon_core.training.test_train import said
 
 Make = Callable[..., Federation]
 
@@ -41,7 +42,7 @@ def silent(_: dict[str, Any]) -> None:
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[LocalJob, int], None]:
     """Train until that local step and no further."""
-    monkeypatch.setattr(round_callback, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(callback, "REPORT_SECONDS", 0.0)
 
     def until(job: LocalJob, step: int) -> None:
         def report(values: dict[str, Any]) -> None:
@@ -125,9 +126,9 @@ def test_another_jobs_is_not_gone_on_from_and_that_is_said(
     job = make_job(federation, tmp_path)
     interrupt(dataclasses.replace(job, base_sha256="1"), 3)
     moved = train(job, silent)
-    assert moved.notes == [
-        "site 'alpha': the local checkpoint at step 3 is of another federation file, base model or run: the "
-        "round's training starts afresh"
+    assert said(job, moved) == [
+        "site 'alpha': the local checkpoint at step 3 is of another federation file, base model or run; training "
+        "of this round restarts"
     ]
     assert "resumed_at_step" not in moved.metrics
     interrupt(dataclasses.replace(job, attempt=2), 3)
@@ -155,7 +156,7 @@ def test_an_edited_file_costs_no_step_that_it_does_not_change(
     slower = make_site(checkpoint_steps=1, optimizer={"lr": 1e-3})
     anew = train(dataclasses.replace(job, view=view_of(slower, "alpha")), silent)
     assert anew.files != trained.files
-    assert anew.notes == [
+    assert said(job, anew) == [
         "site 'alpha': round 1 was trained, but not uploaded, before the federation file was edited: it is "
         "trained anew"
     ]
@@ -183,9 +184,9 @@ def test_text_prepared_anew_starts_the_round_afresh(make_site: Make, tmp_path: P
     interrupt(job, 3)
     make_site(150, checkpoint_steps=2)
     trained = train(job, silent)
-    assert trained.notes == [
-        "site 'alpha': the local checkpoint at step 2 of 5 belongs to another mix of streams: the round's "
-        "training starts afresh"
+    assert said(job, trained) == [
+        "site 'alpha': the local checkpoint at step 2 of 5 was saved with other streams or proportions; training "
+        "of this round restarts"
     ]
     assert len(np.fromfile(Path(trained.folder, "samples.u32"), "<u4")) == 20
 
@@ -197,7 +198,8 @@ def test_what_was_said_before_an_interruption_is_still_said(
     job = make_job(federation, tmp_path, round=2, resume=(1, 1))  # whose state is not there
     interrupt(job, 3)
     trained = train(job, silent)
-    assert "state of round 1, attempt 1 is missing" in trained.notes[0] and "step 2 of 5" in trained.notes[1]
+    lost, resumed = said(job, trained)
+    assert "state of round 1, attempt 1 is missing" in lost and "step 2 of 5" in resumed
     assert trained.metrics["state_lost"] == 1.0 and trained.metrics["resumed_at_step"] == 2.0
 
 
@@ -236,7 +238,7 @@ def test_a_disk_that_takes_no_checkpoint_costs_no_round(make_site: Make, tmp_pat
         trained = train(make_job(federation, tmp_path, attempt=2), silent)
     assert result(trained) == result(plain)
     assert len(trained.notes) == 1
-    assert trained.notes[0].startswith("a local checkpoint could not be written: ")
+    assert str(trained.notes[0]).startswith("a local checkpoint could not be written: ")
     assert left(federation) == []
 
 

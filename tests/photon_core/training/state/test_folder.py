@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from photon_core.evidence.events import Fact, Kind
 from photon_core.hashing import sha256_file
 from photon_core.training.state.folder import find, find_result, publish, writing
 from photon_core.update.trained import Trained
@@ -25,6 +26,7 @@ def leave(
         trained = Trained(
             **{"round": t, "attempt": 1, "base_sha256": "", "codec": "float32", "tokens": 1, "steps": 1},
             **{"metrics": {}, "files": [update], "folder": "", "seconds": {}},
+            notes=[Fact(Kind.CHECKPOINT_FOREIGN, {"at": 2})],
         )
         publish(folder, written, trained, f"{run} {t}", resume, behind=behind)
 
@@ -110,3 +112,16 @@ def test_what_is_not_ours_in_the_private_folder_stays(tmp_path: Path):
     assert [path.read_text() for path in mine] == ["mine"] * 4
     assert not (state / ".writing-123/training.pt").exists() and not (state / ".writing-77").exists()
     assert not (state / "000002-0001/training.pt").exists()
+
+
+def test_notes_are_kept_as_facts_and_sentences_of_early_versions_are_read(tmp_path: Path):
+    (tmp_path / "state").mkdir()
+    leave(tmp_path, "one", 1)
+    file = tmp_path / "state" / "000001-0001" / "trained.json"
+    text = file.read_text()
+    assert '"notes":[{"data":{"at":2},"kind":"checkpoint.foreign"}]' in text
+    found = find_result(tmp_path, 1, 1, "one 1")
+    assert found is not None and found.notes == [Fact(Kind.CHECKPOINT_FOREIGN, {"at": 2})]
+    file.write_text(text.replace('{"data":{"at":2},"kind":"checkpoint.foreign"}', '"it was gone on from"'))
+    found = find_result(tmp_path, 1, 1, "one 1")
+    assert found is not None and list(map(str, found.notes)) == ["it was gone on from"]
