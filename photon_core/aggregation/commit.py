@@ -1,6 +1,6 @@
 """The commit of a round: a candidate becomes the global model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from photon_core.aggregation.candidate import Candidate, RoundLog
@@ -10,7 +10,7 @@ from photon_core.aggregation.guarded import last_facts
 from photon_core.aggregation.metrics import aggregate_metrics
 from photon_core.aggregation.routing import counted
 from photon_core.aggregation.tree import reference
-from photon_core.evidence.events import incidents
+from photon_core.evidence.events import Fact, Log, incidents
 from photon_core.evidence.timeline import spans_of, timeline
 from photon_core.formatting import printable
 from photon_core.run.line import earlier
@@ -33,10 +33,7 @@ def commit(run: Run, federation: Federation, candidate: Candidate, log: RoundLog
     assert before is not None
     updates, evaluations = candidate.updates, believed(federation, log.evaluations)
     event_log, last = log.events.at(candidate.t), last_facts(run, federation, candidate, log.evaluations)
-    for fact in last:
-        event_log.add(fact)
-    for site, claim in excessive(federation, log.evaluations).items():
-        event_log.at(candidate.t, site).add(claim)
+    _add_last(event_log, last, excessive(federation, log.evaluations))
     events = event_log.events()
     site_spans, clocks = timeline(updates, spans_of(events), log.opened)
     tokens = sum(update.tokens for update in updates.values())
@@ -85,6 +82,20 @@ def commit(run: Run, federation: Federation, candidate: Candidate, log: RoundLog
     )
     run.commit_round(manifest)
     return manifest
+
+
+def _add_last(log: Log, facts: Sequence[Fact], claims: Mapping[str, Fact]) -> None:
+    """Log what is found about a round when it is committed.
+
+    Args:
+        log: log of the round.
+        facts: findings about the model.
+        claims: claims of sites beyond their bounds.
+    """
+    for fact in facts:
+        log.add(fact)
+    for site, claim in claims.items():
+        log.at(log.round, site).add(claim)
 
 
 def _written(at: float) -> str:

@@ -76,7 +76,7 @@ def read_local_header(path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
 
 
 def tensors_of(path: Path) -> dict[str, TensorEntry]:
-    """What a manifest says of the tensors of a local file of our own making, in the order of the data.
+    """Manifest entries of the tensors in a local file that Photon wrote, in the order of the data.
 
     Raises:
         CorruptFile: it is missing, or not a safetensors file.

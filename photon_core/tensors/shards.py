@@ -112,16 +112,16 @@ def write_shards(
     max_bytes: int,
     tensor: Callable[[str], NDArray[Any]],
 ) -> Iterator[FileEntry]:
-    """Write tensors as files <stem>00001-of-00003.safetensors and so on; each is told of as it is finished.
+    """Write tensors as files <stem>00001-of-00003.safetensors and so on; each is yielded when it is finished.
 
     Args:
-        folder: where the files go; the entries' paths are relative to it.
+        folder: parent folder of the files; the entries' paths are relative to it.
         stem: start of the files' paths; a folder in it exists.
-        tensors: what is written.
-        max_bytes: largest file; a larger tensor is split by rows.
-        tensor: gives a whole tensor, in the bits of its dtype; asked once for each, in sorted order.
+        tensors: tensors to write.
+        max_bytes: maximum size of a file; a larger tensor is split by rows.
+        tensor: function that returns a whole tensor, in the bits of its dtype; called once for each, sorted.
     """
-    last: dict[str, NDArray[Any]] = {}  # one that files share is asked for once
+    last: dict[str, NDArray[Any]] = {}  # a tensor in several files is computed once
 
     def whole(name: str) -> NDArray[Any]:
         if name not in last:

@@ -155,7 +155,7 @@ def test_other_tensors_are_refused(disk: Store, pool: list[Row], change: Any, me
 
 def test_a_missing_file_is_the_members_fault(tmp_path: Path, pool: list[Row]) -> None:
     (tmp_path / "store" / "bob" / pool[2].files[-1].path).unlink()
-    with pytest.raises(UpdateRejected, match="is missing, though a manifest covers it") as caught:
+    with pytest.raises(UpdateRejected, match="is missing, although a manifest covers it") as caught:
         layer_sums(SHAPES, pool)
     assert caught.value.site == "bob"
 

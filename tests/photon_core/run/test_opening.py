@@ -74,7 +74,7 @@ def born(federation: Federation) -> RunManifest:
     ],
 )
 def test_a_run_keeps_its_key_layers(then: Any, now: Any, said: str) -> None:
-    with pytest.raises(FederationError, match=rf"worldlm\.key_layers {said} restore it, or give the changed"):
+    with pytest.raises(FederationError, match=rf"worldlm\.key_layers {said} restore it, or write another name"):
         check_frozen(born(sample(worldlm=then)), sample(worldlm=now), "t")
 
 

@@ -204,7 +204,7 @@ def test_own_key_layers_that_are_lost_here_are_read_from_the_store(tmp_path: Pat
     assert same(tree, tree.enter(2, "a"), tree.thetas[1], own)
     tree.run.store.discard(f"{tree.run.site_dir(1, 'a', 1)}/{update.key_layers[0].path}")
     shutil.rmtree(tmp_path / "a/cache")
-    with pytest.raises(CorruptFile, match=r"blocks\.1-00001-of-00001.* is missing, though a manifest covers it"):
+    with pytest.raises(CorruptFile, match=r"blocks\.1-00001-of-00001.* is missing, although a manifest covers it"):
         tree.enter(2, "a")
 
 
