@@ -97,7 +97,7 @@ class _Page:
         del self.lines[self.row + 1 :]
 
 
-# What moves the cursor or erases, by the character or by the sequence without its number, which is 1 if left out.
+# What moves the cursor or erases, by the character or by the sequence without its number, which defaults to 1.
 STEPS: dict[str, Callable[[_Page, int], None]] = {
     "\r": lambda page, _: page.to(page.row, 0),
     "\n": lambda page, _: page.to(page.row + 1, page.column),

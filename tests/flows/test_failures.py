@@ -156,9 +156,10 @@ def test_two_rounds_at_once_and_s3_cut_and_away_for_20_seconds(
         assert two.site_run(site, 1).run_count == 1  # both rounds waited for the same training
         assert manifest.updates[site].attempt == 1
     notes = "; ".join(note for site in "ab" for note in manifest.incidents.get(site, []))
-    assert "the store was away" in notes and "HTTP 503" in notes
+    assert "the store was unreachable" in notes and "HTTP 503" in notes
     won = next(state for state in states if state.is_completed())
-    assert "the store was away" in two.table() and ("the store was away" in won.message or "1 of 1" in won.message)
+    assert "the store was unreachable" in two.table()
+    assert "the store was unreachable" in won.message or "1 of 1" in won.message
 
 
 def test_the_commands_of_the_page_do_what_it_says(breakable: Workers, deploy: Deploy, tmp_path: Path) -> None:

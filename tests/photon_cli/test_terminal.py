@@ -126,6 +126,6 @@ def test_exit_codes_of_a_missed_quorum_and_of_another_coordinator(write_federati
     run.commit_round(round_manifest(federation, 1, 20.0, run.round_sha256(0)))
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 4, errors
-    assert "rounds/000001/round.json was created by another writer" in errors and "Traceback" not in errors
+    assert "rounds/000001/round.json already exists (written by" in errors and "Traceback" not in errors
     status = subprocess.run([PHOTON, "status", file, "--json"], capture_output=True, text=True, env=environment())
     assert json.loads(status.stdout)["committed"] == 1

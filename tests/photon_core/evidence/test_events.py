@@ -21,7 +21,7 @@ def test_every_kind_is_defined_once_and_its_sentence_needs_no_more_than_its_fiel
 
 def test_a_fact_has_the_fields_of_its_kind() -> None:
     for data in ({}, {"seconds": 1.0, "color": "red"}):
-        with pytest.raises(TypeError, match=r"server\.silent has \['seconds'\], not"):
+        with pytest.raises(TypeError, match=r"server.silent has \['seconds'\], not"):
             Fact(Kind.SERVER_SILENT, data)
 
 

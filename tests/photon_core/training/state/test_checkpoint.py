@@ -157,8 +157,8 @@ def test_an_edited_file_costs_no_step_that_it_does_not_change(
     anew = train(dataclasses.replace(job, view=view_of(slower, "alpha")), silent)
     assert anew.files != trained.files
     assert said(job, anew) == [
-        "site 'alpha': round 1 was trained, but not uploaded, before the federation file was edited: it is "
-        "trained anew"
+        "site 'alpha': round 1 was trained, but not uploaded, before the federation file was edited; "
+        "training of this round restarts"
     ]
     for run in ("tiny", "another"):  # of which the one from another model, or of another run, is no loss
         other = federation.model_copy(update={"run": run})

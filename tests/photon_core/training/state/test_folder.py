@@ -122,6 +122,6 @@ def test_notes_are_kept_as_facts_and_sentences_of_early_versions_are_read(tmp_pa
     assert '"notes":[{"data":{"at":2},"kind":"checkpoint.foreign"}]' in text
     found = find_result(tmp_path, 1, 1, "one 1")
     assert found is not None and found.notes == [Fact(Kind.CHECKPOINT_FOREIGN, {"at": 2})]
-    file.write_text(text.replace('{"data":{"at":2},"kind":"checkpoint.foreign"}', '"it was gone on from"'))
+    file.write_text(text.replace('{"data":{"at":2},"kind":"checkpoint.foreign"}', '"it was resumed"'))
     found = find_result(tmp_path, 1, 1, "one 1")
-    assert found is not None and list(map(str, found.notes)) == ["it was gone on from"]
+    assert found is not None and list(map(str, found.notes)) == ["it was resumed"]
