@@ -110,7 +110,7 @@ def test_a_key_layers_files_have_its_name() -> None:
     part = Place(PlaceKind.ROUND_SHARD, "r", 1, part="model", shard="norm_f.bias-00001-of-00001.safetensors")
     assert place_at(part.path) == part
     other = place_at("r/rounds/000001/model/my.model-00001-of-00001.safetensors")
-    assert other is not None and other.kind is PlaceKind.OTHER, "a name that none of ours has"
+    assert other is not None and other.kind is PlaceKind.OTHER, "a name that not ours has"
 
 
 def test_a_nested_run_has_a_place() -> None:
