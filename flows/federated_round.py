@@ -31,7 +31,9 @@ from flows.cancellation import cancel_sites
 from flows.leases import outlive_leases
 from flows.site import failure, site_steps
 from flows.start import start_at_site
+from photon_core.aggregation.attempts import is_done
 from photon_core.aggregation.candidate import RoundLog
+from photon_core.aggregation.claims import believed
 from photon_core.aggregation.fit import call_of, rounds_to_make
 from photon_core.aggregation.routing import has_residuals
 from photon_core.aggregation.tree import regions
@@ -40,7 +42,9 @@ from photon_core.evidence.metrics import show
 from photon_core.run.birth import as_born, as_entered
 from photon_core.run.history import remarks
 from photon_core.run.members import Member, SiteMember, active, member, members, world_of
+from photon_core.run.members import member as as_member
 from photon_core.run.run import run_of
+from photon_core.run.updates import next_attempt
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest
 from tasks import coordinator
@@ -265,6 +269,12 @@ def fit(federation: Federation, member: str, t: int, attempt: int = 1, deployed:
         deployed: flag: each site's worker does its part.
     """
     child = world_of(federation, member).federation
+    above, one = run_of(federation), as_member(federation, member)
+    if is_done(above, one, t, attempt) is not None:
+        return Completed(
+            message=f"{member}: the contribution to round {t} of {federation.run} was committed before"
+        )
+    attempt = max(attempt, next_attempt(above, t, member))  # one that is damaged is made again
     call = call_of(federation, member, t, attempt)
     with tags(f"run:{child.run}"), runtime_of(child) as runtime:
         entry = below.enter(runtime, child, call)
@@ -288,7 +298,7 @@ def fit_evaluate(
     with tags(f"run:{child.run}"), runtime_of(child) as runtime:
         n, files = below.receive(child, federation, t, model)
         scores, failures = _evaluate(runtime, child, n, files, deployed)
-        return below.report_scores(federation, member, t, model, scores, failures)
+        return below.report_scores(federation, member, t, model, believed(child, scores), failures)
 
 
 @task(task_run_name="{member} / fit", tags=[f"{STEP}fit"], cache_policy=NO_CACHE)

@@ -10,6 +10,7 @@ LARGEST_NUMBER = 1e45  # above every norm of float32 numbers that can occur; its
 NAME_LIMIT = 200  # characters of a name, a version or a hash
 TEXT_LIMIT = 4000  # characters of a path or a sentence
 LIST_LIMIT = 1000  # notes, spans or checks
+POOL_LIMIT = 100_000  # rows of an attention: as many members as a round can have
 SHAPE_LIMIT = 16  # dimensions
 DEPTH_LIMIT = 8  # nested lists and mappings
 

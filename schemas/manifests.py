@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from schemas.bounds import LIST_LIMIT, SHAPE_LIMIT, Bounded, Count, Finite, Listed, Name, Number, Text
+from schemas.bounds import LIST_LIMIT, POOL_LIMIT, SHAPE_LIMIT, Bounded, Count, Finite, Listed, Name, Number, Text
 
 
 class Manifest(BaseModel):
@@ -121,12 +121,15 @@ class Attention(Manifest):
     """How one key layer of a node became a mean over a pool (photon_core/aggregation/attention.py)."""
 
     rows: list[Text] = Field(
-        max_length=LIST_LIMIT,
+        max_length=POOL_LIMIT,
         description="names of the rows: own, then parent, members by name, or residuals by origin",
     )
-    scores: list[Number] = Field(max_length=LIST_LIMIT)
-    weights: list[Number] = Field(max_length=LIST_LIMIT, description="float32 weights of the rows; their sum is 1")
+    scores: list[Number] = Field(max_length=POOL_LIMIT)
+    weights: list[Number] = Field(max_length=POOL_LIMIT, description="float32 weights of the rows; their sum is 1")
     tau: Number
+    distances: list[Number] = Field(
+        default_factory=list, max_length=POOL_LIMIT, description="distances of the rows from the own one"
+    )
 
 
 class ParentRef(Manifest):

@@ -23,7 +23,7 @@ def committed_update(run: Run, party: Party, t: int) -> UpdateManifest | None:
     update = newest_update(run, party, t)
     if update is None or base is None or update.base_sha256 != base.model_sha256:
         return None
-    return None if other_settings(party.federation, update) else update
+    return None if other_settings(party, update) else update
 
 
 def newest_update(run: Run, party: Party, t: int) -> UpdateManifest | None:
@@ -44,7 +44,7 @@ def newest_update(run: Run, party: Party, t: int) -> UpdateManifest | None:
             older = run.update(t, party.name, attempt)
         except CorruptFile:
             continue
-        if older is not None and not other_settings(party.federation, older):
+        if older is not None and not other_settings(party, older):
             return older
     return update
 
@@ -55,7 +55,7 @@ def superseded(run: Run, party: Party, t: int) -> str:
         update = newest_update(run, party, t)
     except CorruptFile:
         return ""
-    return "" if update is None else other_settings(party.federation, update)
+    return "" if update is None else other_settings(party, update)
 
 
 def is_done(

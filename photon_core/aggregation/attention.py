@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.sums import Sums
+from schemas.bounds import LARGEST_NUMBER
 from schemas.manifests import Attention
 from schemas.sections.worldlm import WorldLM
 
@@ -42,14 +43,17 @@ def attend(rows: Sequence[str], sums: Sums, worldlm: WorldLM, shares: Sequence[f
     found = scores(sums, worldlm)
     tau = tau_of(found, worldlm)
     given = weights(found, tau, shares, worldlm.own_row)
-    return Attention(rows=list(rows), scores=found.tolist(), weights=given.tolist(), tau=tau)
+    distances = sums.distances().tolist()
+    return Attention(rows=list(rows), scores=found.tolist(), weights=given.tolist(), tau=tau, distances=distances)
 
 
 def scores(sums: Sums, worldlm: WorldLM) -> Float64:
     """s_j of every row."""
     if worldlm.attention == "mean":
         return np.zeros_like(sums.squares)
-    return sums.cosines()[0] if worldlm.attention == "cosine" else sums.products[0] / math.sqrt(sums.elements)
+    if worldlm.attention == "cosine":
+        return sums.cosines()[0]
+    return np.clip(sums.products[0] / math.sqrt(sums.elements), -LARGEST_NUMBER, LARGEST_NUMBER)
 
 
 def tau_of(scores: Float64, worldlm: WorldLM) -> float:

@@ -122,7 +122,7 @@ class Suspects:
         folder = self._run.site_dir(update.round, update.site, update.attempt)
 
         def read() -> None:
-            for entry in (*update.files, *update.moments):
+            for entry in (*update.files, *update.key_layers, *update.moments):
                 self._run.store.check(entry, folder)
 
         return self.look_again(error.site, cause, read)

@@ -56,8 +56,8 @@ class Candidate:
 
     @property
     def norms(self) -> dict[str, float]:
-        """The result's norms; the model's is of its key layers, too."""
-        norms = dict(self.result.norms)
+        """The result's norms, and those of its key layers, which the model's is of, too."""
+        norms = self.result.norms | self.key_layers.norms
         if self.key_layers.files and "model_norm" in norms:
             norms["model_norm"] = math.hypot(norms["model_norm"], math.sqrt(self.key_layers.squares))
         return norms

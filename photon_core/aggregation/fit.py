@@ -8,22 +8,24 @@ The parent's round t reads the committed contribution only. The federation keeps
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers
+from photon_core.aggregation.moments import moments_for
 from photon_core.aggregation.parts import backbone, key_files
 from photon_core.aggregation.residuals import in_order, row_name
 from photon_core.aggregation.routing import hand_up, receive
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.metrics import reported
-from photon_core.run.line import line
-from photon_core.run.line import parent as parent_of
+from photon_core.run.line import newest, newest_entry, whole_line
 from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.provenance import federation_sha256, utc_now, versions
+from photon_core.run.rollback import roll_back
 from photon_core.run.run import Run, model_sha256, run_of
 from photon_core.run.start import Initial, from_round
 from photon_core.tensors.local import LocalTensors
@@ -32,7 +34,6 @@ from photon_core.tensors.reader import TensorReader
 from photon_core.tensors.shards import all_tensors, copy_files, put_file, shard_plan
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs.lossless import Lossless, encode
-from photon_core.update.settings import work_sha256
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, ParentRef, Residual, RoundManifest, TensorEntry, UpdateManifest
 from schemas.protocol import PROTOCOL
@@ -101,22 +102,9 @@ def initial_of(call: Call, folder: Path) -> Initial:
 
 
 def entered(run: Run, ref: ParentRef) -> RoundManifest | None:
-    """The newest entry of the run, if it belongs to this call; else None."""
+    """The newest entry on the run's line, if it belongs to this call; else None."""
     found = newest_entry(run)
     return found if found is not None and found.parent == ref else None
-
-
-def newest_entry(run: Run) -> RoundManifest | None:
-    """The last entry on the line of the latest round, or None."""
-    at = run.latest()
-    while at is not None:
-        manifest = run.round(at)
-        if manifest is None or not manifest.entries:
-            return None
-        if manifest.kind == "entry":
-            return manifest
-        at = parent_of(manifest)
-    return None
 
 
 def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundManifest:
@@ -133,8 +121,8 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
     """
     if (known := entered(run, call.ref)) is not None:
         return known
-    latest = run.latest()
-    own = run.round(latest) if latest is not None else None
+    _follow_back(run, federation, call)
+    own = newest(run)
     if own is None:
         raise PhotonError(f"run '{run.run}' has no round yet: its first entry creates round 0")
     try:
@@ -150,13 +138,13 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
 def _entry(run: Run, federation: Federation, call: Call, own: RoundManifest, folder: Path) -> RoundManifest:
     """The entry after round `own` of the member. Writes its files."""
     t, base = own.round + 1, call.base
-    model, moments = (Place(PlaceKind.ROUND_PART, run.run, t, part=part).path for part in ("model", "moments"))
-    copied = partial(copy_files, call.parent.store, call.folder)
-    files = copied(backbone(base).model, run.store, model, "model/")
+    model = Place(PlaceKind.ROUND_PART, run.run, t, part="model").path
+    files = copy_files(call.parent.store, call.folder, backbone(base).model, run.store, model, "model/")
     found = Entered(folder)
     if federation.worldlm is not None and base.key_layers:
         pools = _pools(run, own, call, folder, federation.aggregation.connections)
-        found = enter_layers(pools, base.key_layers, federation.worldlm, folder)
+        size = federation.aggregation.shard_bytes
+        found = enter_layers(pools, base.key_layers, federation.worldlm, folder, size)
     files += [put_file(run.store, path, model, "model/") for path in found.paths]
     return RoundManifest(
         run=run.run,
@@ -171,9 +159,7 @@ def _entry(run: Run, federation: Federation, call: Call, own: RoundManifest, fol
         received=receive(call.parent, run, t, call.residuals),
         model_sha256=model_sha256(files),
         model=files,
-        moments=copied(base.moments, run.store, moments, "moments/"),
-        moment_sizes=base.moment_sizes,
-        moment_ratio=base.moment_ratio,
+        **_moments_to_enter_with(run, own, federation, call),
         global_step=base.global_step,
         total_tokens=own.total_tokens,
         behind=own.behind,
@@ -184,40 +170,97 @@ def _entry(run: Run, federation: Federation, call: Call, own: RoundManifest, fol
     )
 
 
+def _follow_back(run: Run, federation: Federation, call: Call) -> None:
+    """Roll back to before the entries into rounds that the parent has rolled back."""
+    while (to := _before_what_is_behind(run, call)) is not None:
+        who = f"round {call.ref.round} of run '{call.parent.run}'"
+        with suppress(StoreConflict):  # another process has rolled back, or committed a round
+            roll_back(run, federation, to, "the parent's rounds since then were rolled back", who)
+
+
+def _before_what_is_behind(run: Run, call: Call) -> int | None:
+    """The round before the run's entries into rounds that the parent has rolled back. None if there are no such
+    entries, or if photon gc has removed that round's tensors: then the run continues from its latest round."""
+    latest, to = run.latest(), None
+    for manifest in () if latest is None else whole_line(run, latest):
+        if (into := manifest.parent) is not None:
+            if into.run != call.parent.run or not call.base.left_behind(into.round):
+                break
+            to = manifest.round - 1
+    return to if to is not None and run.removed(run.holder(to)) is None else None
+
+
 def _pools(run: Run, own: RoundManifest, call: Call, folder: Path, connections: int) -> dict[str, list[Row]]:
-    """The pool of each key layer: the federation's own row, the parent's, then residuals in order."""
+    """The pool of each key layer: the federation's own row, the parent's, then residuals in order.
+
+    Before its first entry, the federation has no row of its own: the parent's is in its place.
+    """
 
     def row(name: str, of: Run, place: str, entries: Sequence[FileEntry]) -> Row:
         paths = of.store.fetch_all(entries, place, folder / "fetched", connections)
         return Row(name, LocalTensors([(path, e.tensors) for path, e in zip(paths, entries, strict=True)]))
 
-    mine = row(OWN, run, run.files_dir(own.round), key_files(own))
     theirs = row(PARENT, call.parent, call.folder, key_files(call.base))
+    mine = theirs._replace(name=OWN)
+    if own.entries:
+        mine = row(OWN, run, run.files_dir(own.round), key_files(own))
     pools = {layer: [mine, theirs] for layer in call.base.key_layers}
     for residual in in_order(call.residuals):
         pools[residual.layer].append(row(row_name(residual), call.parent, residual.folder, residual.files))
     return pools
 
 
+def _moments_to_enter_with(run: Run, own: RoundManifest, federation: Federation, call: Call) -> dict[str, Any]:
+    """Fields of the entry for averaged moments: the parent's, else the federation's own newest. None if the
+    federation does not average moments, or if neither fit its optimizer."""
+    optimizer, layers = federation.local.optimizer.name, call.base.key_layers
+    for of, base in (call.parent, call.base), (run, own):
+        found = moments_for(base.moments, federation.model, optimizer, layers)
+        if found and federation.local.optimizer_state == "average":
+            to = Place(PlaceKind.ROUND_PART, run.run, own.round + 1, part="moments").path
+            files = copy_files(of.store, of.files_dir(base.round), found, run.store, to, "moments/")
+            return {"moments": files, "moment_sizes": base.moment_sizes, "moment_ratio": base.moment_ratio}
+    return {}
+
+
 def rounds_of_call(run: Run, entry: RoundManifest) -> list[RoundManifest]:
-    """The rounds that the federation has trained since its entry, the newest first."""
+    """The rounds that the federation has trained between an entry and the next, the oldest first.
+
+    Raises:
+        PhotonError: the entry was rolled back.
+    """
     latest = run.latest()
-    assert latest is not None
-    found = []
-    for manifest in line(run, latest):
-        if manifest.round <= entry.round:
-            break
-        found.append(manifest)
-    return found
+    found: list[RoundManifest] = []
+    for manifest in () if latest is None else whole_line(run, latest):
+        if manifest.round == entry.round:
+            return found[::-1]
+        if manifest.kind == "entry":
+            found = []
+        elif manifest.kind == "train":
+            found.append(manifest)
+    raise PhotonError(
+        f"run '{run.run}' was rolled back to before round {entry.round}, its entry, and must enter again"
+    )
 
 
 def rounds_to_make(run: Run, federation: Federation, entry: RoundManifest) -> Iterator[int]:
-    """Numbers of the call's remaining rounds. Each must be committed before the next is requested."""
-    count = federation.worldlm.rounds if federation.worldlm else 1
-    while len(rounds_of_call(run, entry)) < count:
-        latest = run.latest()
-        assert latest is not None
+    """Numbers of the call's remaining rounds. Each must be committed before the next is requested.
+
+    Raises:
+        PhotonError: the call is over: the federation has entered a later round of its parent, or was rolled back.
+    """
+    while len(rounds_of_call(run, entry)) < _count(federation):
+        latest, last = run.latest(), newest_entry(run)
+        assert latest is not None and last is not None
+        if last.round != entry.round:
+            later = f"run '{run.run}' has entered another round of its parent since round {entry.round}, its entry"
+            raise PhotonError(f"{later}: this call is over")
         yield latest + 1
+
+
+def _count(federation: Federation) -> int:
+    """Rounds of a call."""
+    return federation.worldlm.rounds if federation.worldlm else 1
 
 
 def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifest) -> UpdateManifest:
@@ -236,16 +279,15 @@ def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifes
     ref, parent = call.ref, call.parent
     if (known := parent.update(ref.round, ref.member, ref.attempt)) is not None:
         return known
-    trained = rounds_of_call(run, entry)
+    trained = rounds_of_call(run, entry)[: _count(federation)]  # it may have trained on since
     if not trained:
         raise PhotonError(
             f"run '{run.run}' has trained no round since it entered round {ref.round} of '{ref.run}'"
         )
-    last, folder = trained[0], parent.site_dir(ref.round, ref.member, ref.attempt)
+    last, folder = trained[-1], parent.site_dir(ref.round, ref.member, ref.attempt)
     files, norm = _write_change(run, entry, last, parent, folder, federation.aggregation.shard_bytes)
     layers = key_files(last)
-    noisy = federation.update.noise_multiplier > 0
-    moments = [] if noisy else last.moments
+    moments = _moments_to_hand_up(federation, call, last)
     manifest = UpdateManifest(
         run=parent.run,
         round=ref.round,
@@ -265,7 +307,6 @@ def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifes
         data_sha256="",
         versions=versions(),
         previous_sha256=parent.round_sha256(ref.round - 1),
-        work=work_sha256(call.federation),
         protocol=PROTOCOL,
     )
     try:
@@ -275,6 +316,14 @@ def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifes
         assert known is not None
         return known
     return manifest
+
+
+def _moments_to_hand_up(federation: Federation, call: Call, last: RoundManifest) -> list[FileEntry]:
+    """The averaged moments, where the parent averages such, and none of this federation's noise is beside them."""
+    above = call.federation.local
+    if federation.update.noise_multiplier or above.optimizer_state != "average":
+        return []
+    return moments_for(last.moments, federation.model, above.optimizer.name, last.key_layers)
 
 
 def _write_change(

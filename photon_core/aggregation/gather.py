@@ -64,7 +64,7 @@ def _check_work(one: Member, update: UpdateManifest) -> None:
         raise UpdateRejected(one.name, "it hands up residuals, but it is no federation")
     own = one.most()
     check_counts(one.name, update, own)
-    most = update.steps * (own.tokens // own.steps)
+    most = update.steps * own.a_step
     if update.tokens > most:
         claim = f"it claims {update.tokens} tokens in {update.steps} local steps"
         raise UpdateRejected(one.name, f"{claim}; at most {most} are possible")

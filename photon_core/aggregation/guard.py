@@ -114,23 +114,25 @@ def blown_up(evaluations: Scores, federation: Federation) -> list[str]:
 
 
 def outsized(norms: Mapping[str, float], guard: Guard) -> dict[str, str]:
-    """site -> the reason why its change is out of line with the other sites', in a round that is out of line.
+    """site -> why its change or key layers are out of line with the other sites', in a round that is out of line.
 
     Args:
-        norms: norms of the round, delta_norm/<site> among them.
-        guard: settings of the guard; norm_factor bounds a change's norm relative to the sites' median.
+        norms: norms of the round, delta_norm/<site> and key_distance/<site> among them.
+        guard: settings of the guard; norm_factor bounds a norm relative to the sites' median.
     """
-    prefix = "delta_norm/"
-    by_site = {name.removeprefix(prefix): norm for name, norm in norms.items() if name.startswith(prefix)}
-    if guard.norm_factor is None or len(by_site) < SITES:
-        return {}
-    usual = median(by_site.values())
-    reason = "its change has norm {:.4g}, over {:g} times the sites' median {:.4g}, and the round is out of line"
-    return {
-        site: reason.format(norm, guard.norm_factor, usual)
-        for site, norm in by_site.items()
-        if norm > guard.norm_factor * usual
-    }
+    found: dict[str, str] = {}
+    for prefix, what in ("key_distance/", "its key layers have distance"), ("delta_norm/", "its change has norm"):
+        by_site = {name.removeprefix(prefix): norm for name, norm in norms.items() if name.startswith(prefix)}
+        if guard.norm_factor is None or len(by_site) < SITES:
+            continue
+        usual = median(by_site.values())
+        reason = f"{what} {{:.4g}}, over {{:g}} times the sites' median {{:.4g}}, and the round is out of line"
+        found |= {
+            site: reason.format(norm, guard.norm_factor, usual)
+            for site, norm in by_site.items()
+            if norm > guard.norm_factor * usual
+        }
+    return found
 
 
 def diverged(t: int, sites: Sequence[str], lr: float, lowered: int) -> ModelDiverged:

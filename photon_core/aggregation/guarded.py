@@ -17,6 +17,7 @@ from photon_core.aggregation.guard import (
     loss_trouble,
     norm_trouble,
 )
+from photon_core.aggregation.key_layers import KeyLayers
 from photon_core.aggregation.metrics import Scores
 from photon_core.aggregation.moments import Moments
 from photon_core.evidence.events import Fact, Kind
@@ -54,7 +55,7 @@ def last_facts(run: Run, federation: Federation, candidate: Candidate, evaluatio
         return []
     above = _jumps(federation, candidate, past, evaluations)
     troubles = [
-        norm_trouble(candidate.result.norms, [manifest.metrics for manifest in past], guard),
+        norm_trouble(candidate.norms, [manifest.metrics for manifest in past], guard),
         loss_trouble(above, guard),
     ]
     facts = [fact for trouble in troubles if trouble for fact in (trouble, Fact(Kind.TRIES_ENDED))]
@@ -97,6 +98,7 @@ def without_sites(candidate: Candidate, bad: Mapping[str, str], trouble: Sequenc
     return replace(
         candidate,
         result=Aggregate([], [], {}),
+        key_layers=KeyLayers(),
         download=[],
         updates={site: update for site, update in candidate.updates.items() if site not in bad},
         moments=Moments(),

@@ -4,6 +4,7 @@ Each layer takes two streaming passes: the scores, then the weighted mean. The w
 so that a restart, on any machine, produces the same bits.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from photon_core.aggregation.engine.streaming import run_pass
 from photon_core.aggregation.parts import key_layer, of_layer
 from photon_core.aggregation.rules import Rules, WeightedMean
 from photon_core.aggregation.scoring import Row, layer_sums
-from photon_core.errors import StoreConflict
+from photon_core.errors import NotFinite, StepOverflow, StoreConflict, UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
 from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.run import Run
@@ -41,6 +42,15 @@ class KeyLayers:
     attention: dict[str, Attention] = field(default_factory=dict)
     squares: float = 0.0
 
+    @property
+    def norms(self) -> dict[str, float]:
+        """key_distance/<member>: of its key layers from those that were sent."""
+        found: dict[str, float] = {}
+        for layer in self.attention.values():
+            for name, distance in zip(layer.rows[1:], layer.distances[1:], strict=True):
+                found[name] = math.hypot(found.get(name, 0.0), distance)
+        return {f"key_distance/{name}": distance for name, distance in found.items()}
+
 
 def attend_members(
     run: Run,
@@ -58,10 +68,11 @@ def attend_members(
         limits: limits of a pass.
 
     Raises:
-        UpdateRejected: a member's key layers are damaged or not finite. Exclude the member and call again.
+        UpdateRejected: a member's key layers are damaged, not finite, or so large that the mean is not finite.
+            Exclude the member and call again.
         CorruptFile: the key layers of `base` are.
     """
-    attention = _committed(run, base, updates, worldlm, limits)
+    attention = _committed(run, base, updates, worldlm, limits) if base.key_layers else {}
     files, squares = list[FileEntry](), 0.0
     for layer, found in attention.items():
         first, *others = found.weights
@@ -70,7 +81,12 @@ def attend_members(
         t = base.round + 1
         sources = _sources(run, base, layer, updates)
         one = Pass(run, t, before, sources, rules, MEAN, run.round_dir(t), look=False, stem=f"{layer}-")
-        result = run_pass(one, limits)
+        try:
+            result = run_pass(one, limits)
+        except (NotFinite, StepOverflow) as error:
+            name, _ = max(zip(found.rows[1:], found.distances[1:], strict=True), key=lambda pair: pair[1])
+            reason = f"key layer '{layer}' holds values so large that the mean is not finite"
+            raise UpdateRejected(name, reason) from error
         files += result.model
         squares += result.norms["model_norm"] ** 2
     return KeyLayers(files, attention, squares)

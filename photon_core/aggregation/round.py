@@ -122,7 +122,7 @@ def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidat
         last = candidate.lowered >= guard.tries
         try:
             candidate = _applied(run, federation, candidate)
-            trouble = None if last else norm_trouble(candidate.result.norms, past, guard)
+            trouble = None if last else norm_trouble(candidate.norms, past, guard)
         except StepOverflow as error:
             if last:
                 raise
@@ -135,11 +135,11 @@ def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidat
 def _next_try(run: Run, federation: Federation, candidate: Candidate, trouble: list[Fact]) -> Candidate:
     """The candidate for the next try: without the sites whose changes are out of line with the others', if there
     are such sites and the rest is a quorum; else with a lower learning rate."""
-    norms = candidate.result.norms
-    if not norms:  # the step overflows, but a plain mean does not: it gives the norms
+    norms = candidate.norms
+    if not candidate.result.norms:  # the step overflows, but a plain mean does not: it gives the norms
         plain = candidate.server.model_copy(update={"optimizer": "fedavg", "lr": 1.0, "momentum": 0.0})
         mean = _applied(run, federation, replace(candidate, server=plain))
-        candidate, norms = replace(mean, server=candidate.server), mean.result.norms
+        candidate, norms = replace(mean, server=candidate.server), mean.norms
     bad = outsized(norms, candidate.server.guard)
     if not bad or len(candidate.updates) - len(bad) < federation.quorum:
         return with_lower_lr(candidate, trouble)
@@ -173,9 +173,7 @@ def _applied(run: Run, federation: Federation, candidate: Candidate) -> Candidat
             key_layers, residuals = _key_layers(run, federation, candidate, updates, limits)
             moments = candidate.moments if updates.keys() == candidate.updates.keys() else Moments()
             if federation.local.optimizer_state == "average" and not moments.files:
-                spec = MomentSpec.of(federation)
-                rule = moments_rule(candidate.server, result.weights)
-                moments = average_moments(run, t, updates, rule, spec, limits)
+                moments = _moments(run, federation, t, updates, result.weights, limits)
             candidate = replace(candidate, result=result, key_layers=key_layers, residuals=residuals)
             return replace(candidate, moments=moments, updates=updates, left_out=left_out)
         except (UpdateRejected, Doubt) as error:
@@ -200,3 +198,21 @@ def _key_layers(
     base = base_of(run, candidate.t)
     layers = attend_members(run, base, updates, federation.worldlm, limits)
     return layers, divide(run, base, updates, layers, federation, limits)
+
+
+def _moments(
+    run: Run,
+    federation: Federation,
+    t: int,
+    updates: Mapping[str, UpdateManifest],
+    weights: Mapping[str, float],
+    limits: Limits,
+) -> Moments:
+    """The mean of the members' moments. A federation may bring none: it adds noise, or averages others."""
+    inner = {child.name for child in federation.federations}
+    bring = {name: update for name, update in updates.items() if update.moments or name not in inner}
+    if not bring:
+        return Moments()
+    total = 1.0 if len(bring) == len(updates) else sum(weights[name] for name in bring)
+    rule = moments_rule(federation.server, {name: weights[name] / total for name in bring})
+    return average_moments(run, t, bring, rule, MomentSpec.of(federation), limits)

@@ -45,6 +45,10 @@ class Sums(NamedTuple):
         found = np.divide(self.products, scale, out=np.zeros_like(scale), where=scale > 0)
         return np.clip(found, -1.0, 1.0)
 
+    def distances(self) -> Float64:
+        """Of each row from the first query; of near ones only as exact as their squares allow."""
+        return np.sqrt(np.maximum(self.squares + self.squares[0] - 2 * self.products[0], 0.0))
+
 
 def block_sums(rows: Sequence[Float32], queries: int = 1) -> Float64:
     """Sums of each block of a piece. The square of a row is not finite if, and only if, it has NaN or Inf.

@@ -126,6 +126,7 @@ METRICS: Mapping[By, Sequence[Metric]] = {
         Metric("step_norm", "", "norm of the server's step from the old model", watched="the server's step"),
         Metric("model_norm", "", "norm of the new model", watched="the model's norm"),
         Metric("delta_norm/<site>", "", "norm of a site's change, as received"),
+        Metric("key_distance/<site>", "", "distance of a member's key layers, as received, from the old ones"),
         Metric("cosine/<site>", "", "cosine of a site's change with the mean change"),
         Metric("cosine_pair/<site>/<site>", "", "cosine of two sites' changes (at most 16 sites)"),
         Metric("seconds/<phase>", "s", "duration of a phase of the round", form=".1f"),

@@ -5,10 +5,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from photon_core.errors import FederationError
+from photon_core.run.line import newest_entry
 from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest, RunManifest
 from schemas.presets import apply_preset
+from schemas.sections.local import Schedule
 
 # The keys that a recipe sets, without the schedule's warm-up and end, which follow from the run's length.
 BROUGHT = (
@@ -44,7 +46,7 @@ def as_born(run: Run, federation: Federation) -> Federation:
 
     The ends are T of the local schedule, in steps, and the last round of the server's. A larger rounds.count moves
     neither end. Nor does another local.steps, or another local.batch_size, by which recipe: photon stretches T. So
-    no step's learning rate changes afterwards.
+    no step's learning rate changes afterwards. Below a parent, T is that of the newest entry.
 
     Raises:
         FederationError: a warm-up does not fit before the end.
@@ -56,21 +58,29 @@ def as_born(run: Run, federation: Federation) -> Federation:
     count, length = _at(first.federation, "rounds.count"), _at(first.federation, "local.steps")
     steps = _at(first.federation, "local.schedule.total_steps") or (count * length if count and length else None)
     local, server = federation.local.schedule, federation.server.schedule
-    needs_end = local.name != "constant" or local.warmup_steps is None  # a share of T
     brought = local.total_steps in (None, _recipes_end(federation))
-    if needs_end and brought and steps not in (None, federation.schedule_steps):
+    if _needs_end(local) and brought and steps not in (None, federation.schedule_steps):
         ends["local"] = {"total_steps": steps}
     rounds = _at(first.federation, "server.schedule.total_rounds") or count
     if server.name != "constant" and server.total_rounds is None and rounds not in (None, federation.rounds.count):
         ends["server"] = {"total_rounds": rounds}
-    return _with_ends(federation, ends) if ends else federation
+    why = "the ends of a run's schedules are those of its start"
+    found = _with_ends(federation, ends, why) if ends else federation
+    entry = newest_entry(run) if federation.parent is not None else None
+    return found if entry is None else as_entered(found, entry)
 
 
 def as_entered(federation: Federation, entry: RoundManifest) -> Federation:
     """The file of a federation that trains for its parent: its learning-rate schedule ends with the root's."""
-    if not entry.horizon or federation.local.schedule.name == "constant":
+    if not entry.horizon or not _needs_end(federation.local.schedule):
         return federation
-    return _with_ends(federation, {"local": {"total_steps": entry.horizon}})
+    why = f"the schedules of a tree end with its root's, at step {entry.horizon}"
+    return _with_ends(federation, {"local": {"total_steps": entry.horizon}}, why)
+
+
+def _needs_end(schedule: Schedule) -> bool:
+    """Whether the learning rate depends on T: its warm-up may be a share of it."""
+    return schedule.name != "constant" or schedule.warmup_steps is None
 
 
 def _recipes_end(federation: Federation) -> int | None:
@@ -81,7 +91,7 @@ def _recipes_end(federation: Federation) -> int | None:
     return end if isinstance(end, int) else None
 
 
-def _with_ends(federation: Federation, ends: dict[str, dict[str, int]]) -> Federation:
+def _with_ends(federation: Federation, ends: dict[str, dict[str, int]], why: str) -> Federation:
     data = federation.model_dump(mode="json")
     for section, end in ends.items():
         data[section]["schedule"] |= end
@@ -90,9 +100,7 @@ def _with_ends(federation: Federation, ends: dict[str, dict[str, int]]) -> Feder
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first.get("ctx", {}).get("at", first["loc"])))
-        raise FederationError(
-            f"{where}: {first['msg']}; the ends of a run's schedules are those of its start"
-        ) from None
+        raise FederationError(f"{where}: {first['msg']}; {why}") from None
 
 
 def _at(data: dict[str, Any], key: str) -> Any:

@@ -5,7 +5,8 @@ that are not committed are never touched: they hold updates to be aggregated, an
 made from a listing of the store stays valid while the run continues: later commits only add rounds, and the latest
 listed round is kept whole. Only a rollback can name an old round's files again, so it is checked before a removal.
 
-The key layers of each member's newest aggregated update are kept at any age: the member continues with them.
+The key layers of each member's newest aggregated update are kept at any age: the member continues with them. So is
+an entry while its rounds are made: the contribution to the parent is the change since the entry.
 """
 
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from photon_core.errors import PhotonError, StoreConflict, StoreRefused, StoreUnavailable, Unreadable
 from photon_core.run.history import removed_rounds
-from photon_core.run.line import last_updates
+from photon_core.run.line import last_updates, newest_entry
 from photon_core.run.paths import SHARDS, Place, PlaceKind, place_at
 from photon_core.run.provenance import utc_now
 from photon_core.run.run import Run, files_of
@@ -160,29 +161,36 @@ def _named_since(run: Run, latest: int) -> set[int]:
 
 
 def _held(run: Run, found: Sequence[Found], rounds: Iterable[int]) -> set[str]:
-    """Paths of the key layers with which members continue after any of these rounds: of their newest updates.
+    """Paths of the files with which a run continues after any of these rounds: those of the newest entry, and the
+    key layers of the members' newest updates.
 
     Args:
         found: all files. If an update's manifest cannot be read, all of the update's files are held.
     """
-    first = run.round(0)
-    if first is None or not first.key_layers:
-        return set()
     held: set[str] = set()
-    newest = {(u.round, site, u.attempt) for t in rounds for site, u in last_updates(run, t).items()}
-    for t, site, attempt in newest:
-        folder = run.site_dir(t, site, attempt)
-        try:
-            update = run.update(t, site, attempt)
-        except StoreUnavailable:
-            raise
-        except (PhotonError, OSError):
-            update = None
-        if update is None:
-            held.update(file.path for file in found if file.path.startswith(f"{folder}/"))
-        else:
-            held.update(f"{folder}/{entry.path}" for entry in update.key_layers)
+    newest: set[tuple[int, str, int]] = set()
+    for t in rounds:
+        if (entry := newest_entry(run, t)) is not None:
+            held.update(f"{run.round_dir(entry.round)}/{file.path}" for file in files_of(entry))
+        if (manifest := run.round(t)) is not None and manifest.key_layers:
+            newest |= {(u.round, site, u.attempt) for site, u in last_updates(run, t).items()}
+    for place in newest:
+        held |= _held_of(run, found, *place)
     return held
+
+
+def _held_of(run: Run, found: Sequence[Found], t: int, site: str, attempt: int) -> set[str]:
+    """The same of one update."""
+    folder = run.site_dir(t, site, attempt)
+    try:
+        update = run.update(t, site, attempt)
+    except StoreUnavailable:
+        raise
+    except (PhotonError, OSError):
+        update = None
+    if update is None:
+        return {file.path for file in found if file.path.startswith(f"{folder}/")}
+    return {f"{folder}/{entry.path}" for entry in update.key_layers}
 
 
 def _named(run: Run, found: Sequence[Found], latest: int) -> dict[str, int]:
@@ -227,7 +235,6 @@ def _covered(run: Run, place: Place) -> Iterator[tuple[int, str, list[FileEntry]
         for start in site_starts(run, site):
             yield 0, run.site_dir(0, site, start.attempt), start.files
     elif place.kind is PlaceKind.UPDATE and (update := run.update(t, site, place.attempt)):
-        files = [*update.files, *update.key_layers, *update.moments]
-        yield t, run.site_dir(t, site, update.attempt), files
-        for residual in update.residuals:
-            yield t, residual.folder, residual.files
+        folder, residuals = run.site_dir(t, site, update.attempt), update.residuals
+        own = [file for residual in residuals if residual.folder == folder for file in residual.files]
+        yield t, folder, [*update.files, *update.key_layers, *update.moments, *own]

@@ -23,14 +23,29 @@ def line(run: Run, t: int) -> Iterator[RoundManifest]:
     Raises:
         PhotonError: a round is missing.
     """
+    return (manifest for manifest in whole_line(run, t) if manifest.kind == "train")
+
+
+def whole_line(run: Run, t: int) -> Iterator[RoundManifest]:
+    """The same with the rounds without updates among them."""
     at: int | None = t
     while at is not None:
         manifest = run.round(at)
         if manifest is None:
             raise PhotonError(f"{run.store.url}: round {at} of run '{run.run}' is missing, but round {t} exists")
-        if manifest.kind == "train":
-            yield manifest
+        yield manifest
         at = parent(manifest)
+
+
+def newest_entry(run: Run, t: int | None = None) -> RoundManifest | None:
+    """The last entry on the line of round t, or of the latest; None if there is none."""
+    at = run.latest() if t is None else t
+    for manifest in () if at is None else whole_line(run, at):
+        if manifest.kind == "entry":
+            return manifest
+        if not manifest.entries:
+            break
+    return None
 
 
 def place_of(run: Run, t: int) -> int:
@@ -85,6 +100,8 @@ def newest(run: Run) -> RoundManifest | None:
 
 def sentence(manifest: RoundManifest) -> str:
     """A round without updates in words: what it is, who requested it, and why."""
+    if (above := manifest.parent) is not None:
+        return f"round {manifest.round} enters round {above.round} of run '{printable(above.run, 100)}'"
     why = f" ({printable(manifest.reason, 300)})" if manifest.reason else ""
     by = f", requested by {printable(manifest.who, 100)}" if manifest.who else ""
     return f"round {manifest.round} is a {manifest.kind} to round {manifest.to}{by}{why}"

@@ -24,15 +24,16 @@ FEDNOVA_FACTOR = 4.0  # a site with a time limit counts with at least 1/FEDNOVA_
 
 
 class Work(NamedTuple):
-    """Tokens and local steps of a round."""
+    """Training in a round: tokens, local steps, and tokens in one of these steps."""
 
     tokens: int
     steps: int
+    a_step: int
 
 
 # More than any site trains in a round. More tokens would outweigh all other sites, and the largest number of steps
 # moves the learning-rate schedule of all sites.
-ANY_WORK = Work(tokens=10**15, steps=10**9)
+ANY_WORK = Work(tokens=10**15, steps=10**9, a_step=10**15)
 
 
 class Party(Protocol):
@@ -88,6 +89,10 @@ class Member(Party, Protocol):
         """Minimum number of local steps by which FedNova divides the member's update."""
         ...
 
+    def evaluated(self) -> int:
+        """Most tokens that it can predict in an evaluation."""
+        ...
+
 
 @dataclass(frozen=True)
 class SiteMember:
@@ -119,14 +124,18 @@ class SiteMember:
     def most(self) -> Work:
         """All steps of the site; the tokens are those of all nodes if they train independently."""
         steps = self.view.steps
-        sequences = choose_infra(self.view).nodes * steps * self.view.local.batch_size
-        return Work(sequences * self.federation.model.max_seq_len, steps)
+        sequences = choose_infra(self.view).nodes * self.view.local.batch_size
+        a_step = sequences * self.federation.model.max_seq_len
+        return Work(steps * a_step, steps, a_step)
 
     def least_steps(self) -> int:
         """The steps of the file. A site with a time limit may make fewer, so for it 1/FEDNOVA_FACTOR of them: a
         false claim multiplies its change by at most FEDNOVA_FACTOR."""
         steps = self.view.steps
         return steps if self.view.time_limit is None else ceil(steps / FEDNOVA_FACTOR)
+
+    def evaluated(self) -> int:
+        return evaluated_tokens(self.federation)
 
 
 @dataclass(frozen=True)
@@ -187,6 +196,11 @@ class FederationMember:
         world = self._readable()
         return 1 if world is None else _least_of(world)
 
+    def evaluated(self) -> int:
+        """The sum over its members."""
+        world = self._readable()
+        return ANY_WORK.tokens if world is None else _evaluated_of(world)
+
     def _readable(self) -> World | None:
         try:
             return self.world()
@@ -197,14 +211,23 @@ class FederationMember:
 def _most_of(world: World) -> Work:
     """Maximum work of one call by the parent: in each round, that of the largest members it can sample."""
     each = _each(world, SiteMember.most, _most_of, ANY_WORK)
-    largest = sorted((work.tokens for work in each), reverse=True)[: world.federation.sites_per_round]
-    tokens, steps = world.rounds * sum(largest), world.rounds * max(work.steps for work in each)
-    return Work(min(tokens, ANY_WORK.tokens), min(steps, ANY_WORK.steps))
+    sampled = world.federation.sites_per_round
+    tokens, a_step = (
+        sum(sorted(values, reverse=True)[:sampled])
+        for values in ([work.tokens for work in each], [work.a_step for work in each])
+    )
+    found = Work(world.rounds * tokens, world.rounds * max(work.steps for work in each), a_step)
+    return Work(*map(min, found, ANY_WORK))
 
 
 def _least_of(world: World) -> int:
     """Minimum local steps of one call."""
     return world.rounds * min(_each(world, SiteMember.least_steps, _least_of, 1))
+
+
+def _evaluated_of(world: World) -> int:
+    """Most tokens in an evaluation by all members."""
+    return min(sum(_each(world, SiteMember.evaluated, _evaluated_of, ANY_WORK.tokens)), ANY_WORK.tokens)
 
 
 def _each(
@@ -218,12 +241,22 @@ def _each(
     ]
 
 
+def evaluated_tokens(federation: Federation) -> int:
+    """Most tokens that a site predicts in an evaluation: all but the first of each sequence."""
+    return federation.data.evaluation_sequences * (federation.model.max_seq_len - 1)
+
+
 @dataclass(frozen=True)
 class Named:
     """A member by its name alone, which the file may no longer contain."""
 
     name: str
     federation: Federation
+
+
+def is_federation(party: Party) -> bool:
+    """Whether it is one of the federations in its file. Its kind does not say so: a `Named` has none."""
+    return any(child.name == party.name for child in party.federation.federations)
 
 
 def member(federation: Federation, name: str) -> Member:
@@ -285,4 +318,4 @@ def check_members(federation: Federation) -> None:
 def most_work(members: Iterable[Member]) -> Work:
     """Maximum work of any of these members in a round."""
     each = [one.most() for one in members]
-    return Work(max(work.tokens for work in each), max(work.steps for work in each))
+    return Work(*map(max, zip(*each, strict=True)))

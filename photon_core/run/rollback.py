@@ -20,7 +20,7 @@ from schemas.secrets import has_secret
 REASON_LIMIT = 500  # characters
 CARRIED = (  # what a round needs from the round before it
     *("model_sha256", "model", "download", "optimizer", "moments", "moment_sizes", "moment_ratio", "server"),
-    *("global_step", "total_tokens", "entries", "key_layers"),
+    *("global_step", "total_tokens", "entries", "key_layers", "down", "received"),
 )
 
 

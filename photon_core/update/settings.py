@@ -4,7 +4,7 @@ from typing import Any
 
 from photon_core.errors import UpdateRejected
 from photon_core.hashing import canonical_json, sha256_bytes
-from photon_core.run.members import Party
+from photon_core.run.members import Party, is_federation
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
 from schemas.protocol import PROTOCOL
@@ -29,11 +29,15 @@ UNCOUNTED_OF_SITE = {
 }
 
 
-def other_settings(federation: Federation, update: UpdateManifest) -> str:
+def other_settings(party: Party, update: UpdateManifest) -> str:
     """Why an update was not made with the file's settings (noise, clipping, codec, training); empty if it was.
 
-    Early updates have no hash of the settings. Only clipping and noise, which they name, can be compared.
+    Early updates have no hash of the settings. Only clipping and noise, which they name, can be compared. A
+    federation that is a member has a file of its own for them.
     """
+    if is_federation(party):
+        return ""
+    federation = party.federation
     name, asked = f"its update (attempt {update.attempt})", federation.update
     for key in ("noise_multiplier", "clip_norm"):
         mine, theirs = getattr(asked, key), getattr(update, key)
@@ -55,7 +59,7 @@ def check_settings(party: Party, update: UpdateManifest, ended: str) -> None:
         who = f"site '{party.name}'" if update.protocol < PROTOCOL else "the coordinator"
         numbers = f"its update has protocol {update.protocol}, the coordinator's Photon {PROTOCOL}"
         raise UpdateRejected(party.name, f"{numbers}: upgrade Photon at {who}")
-    if different := other_settings(party.federation, update):
+    if different := other_settings(party, update):
         instead = f"; no new attempt was committed: {ended}" if ended else ""
         raise UpdateRejected(party.name, different + instead)
 

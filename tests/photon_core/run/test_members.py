@@ -15,6 +15,7 @@ from photon_core.run.members import (
     Work,
     active,
     check_members,
+    evaluated_tokens,
     member,
     members,
     most_work,
@@ -48,10 +49,11 @@ def test_sites_are_members() -> None:
 def test_a_site_s_limits_are_its_own() -> None:
     file = federation(a={}, b={"steps": 2}, c={"time_limit": 1.0})
     steps, tokens = file.local.steps, file.local.batch_size * file.model.max_seq_len
-    assert [one.most() for one in members(file).values()] == [Work(n * tokens, n) for n in (steps, 2, steps)]
+    works = [Work(n * tokens, n, tokens) for n in (steps, 2, steps)]
+    assert [one.most() for one in members(file).values()] == works
     assert [one.least_steps() for one in members(file).values()] == [steps, 2, -(-steps // 4)]
-    assert most_work(members(file).values()) == Work(steps * tokens, steps)
-    assert most_work([member(file, "b")]) == Work(2 * tokens, 2)
+    assert most_work(members(file).values()) == Work(steps * tokens, steps, tokens)
+    assert most_work([member(file, "b")]) == Work(2 * tokens, 2, tokens)
 
 
 @pytest.fixture
@@ -91,16 +93,20 @@ def test_federations_are_members(world: Federation) -> None:
 
 
 def test_a_federation_s_limits_are_the_sum_of_its_members(world: Federation) -> None:
-    """Three rounds of two of b (10 steps), c (6) and iberia (a round of p with 4 steps and q with 2)."""
+    """Three rounds of two of b (10 steps), c (6) and iberia (a round of p with 4 steps and q with 2).
+
+    A step is one of both: where b is absent, c and iberia make 6 steps with the tokens of 6 + 6.
+    """
     europe, step = member(world, "europe"), 2 * world.model.max_seq_len
-    assert europe.most() == Work(3 * (10 + 6) * step, 3 * 10)
+    assert europe.most() == Work(3 * (10 + 6) * step, 3 * 10, (2 + 1) * step)
     assert europe.least_steps() == 3 * 2
     assert most_work(active(world)) == europe.most()
+    assert europe.evaluated() == 4 * evaluated_tokens(world), "each site's of b, c, p and q"
 
 
 def test_a_file_that_is_not_at_hand_sets_no_limit(world: Federation, tmp_path: Path) -> None:
     asia, europe = member(world, "asia"), member(world, "europe")
-    assert (asia.most(), asia.least_steps()) == (ANY_WORK, 1)
+    assert (asia.most(), asia.least_steps(), asia.evaluated()) == (ANY_WORK, 1, ANY_WORK.tokens)
     asia.check()
     inner = (tmp_path / "iberia.yaml").read_text()
     (tmp_path / "iberia.yaml").write_text(inner.replace("member: iberia", "member: portugal"))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from photon_core.errors import UpdateRejected
+from photon_core.run.members import Named
 from photon_core.update.settings import check_settings, other_settings, work_sha256
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
@@ -39,6 +40,10 @@ def edited(**more: Any) -> Federation:
     return Federation.model_validate(merge(sections(recipe=None), more))
 
 
+def party(**more: Any) -> Named:
+    return Named("a", edited(**more))
+
+
 def update(federation: Federation, **changes: Any) -> UpdateManifest:
     """What a site commits that works with this file."""
     settings = federation.update
@@ -55,21 +60,28 @@ def update(federation: Federation, **changes: Any) -> UpdateManifest:
 @pytest.mark.parametrize("edit", SAME, ids=str)
 def test_an_edit_that_does_not_change_the_work_costs_no_update(edit: dict[str, Any]) -> None:
     assert work_sha256(edited(**edit)) == work_sha256(FILE)
-    assert other_settings(edited(**edit), update(FILE)) == ""
+    assert other_settings(party(**edit), update(FILE)) == ""
 
 
 @pytest.mark.parametrize("edit", OTHER, ids=str)
 def test_an_edit_that_changes_the_work_makes_an_update_one_of_other_settings(edit: dict[str, Any]) -> None:
-    assert "its update (attempt 1) was made with" in other_settings(edited(**edit), update(FILE))
+    assert "its update (attempt 1) was made with" in other_settings(party(**edit), update(FILE))
+
+
+def test_a_federation_that_is_a_member_works_by_its_own_file() -> None:
+    inner = {"federations": [{"name": "europe"}], "update": {"clip_norm": 1.0}, "local": {"steps": 11}}
+    contribution = update(FILE, site="europe", work="")
+    assert other_settings(Named("europe", edited(**inner)), contribution) == ""
+    assert "update.clip_norm null, but the file has 1" in other_settings(party(**inner), contribution)
 
 
 def test_an_early_update_is_compared_by_what_it_names() -> None:
     early = update(FILE, work="", protocol=0)
-    assert other_settings(edited(local={"steps": 11}), early) == ""
-    noisy = edited(update={"clip_norm": 1.0, "noise_multiplier": 0.5})
+    assert other_settings(party(local={"steps": 11}), early) == ""
+    noisy = party(update={"clip_norm": 1.0, "noise_multiplier": 0.5})
     expected = "its update (attempt 1) was made with update.noise_multiplier 0, but the file has 0.5"
     assert other_settings(noisy, early) == expected
-    assert "update.clip_norm null, but the file has 1" in other_settings(edited(update={"clip_norm": 1.0}), early)
+    assert "update.clip_norm null, but the file has 1" in other_settings(party(update={"clip_norm": 1.0}), early)
     assert "work" not in early.model_dump(mode="json") and "protocol" not in early.model_dump(mode="json")
 
 
