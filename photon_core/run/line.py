@@ -81,6 +81,8 @@ def newest(run: Run) -> RoundManifest | None:
 
 def sentence(manifest: RoundManifest) -> str:
     """A round without updates in words: what it is, who asked for it, and why."""
+    if (above := manifest.parent) is not None:
+        return f"round {manifest.round} enters round {above.round} of run '{printable(above.run, 100)}'"
     why = f" ({printable(manifest.reason, 300)})" if manifest.reason else ""
     by = f", asked for by {printable(manifest.who, 100)}" if manifest.who else ""
     return f"round {manifest.round} is a {manifest.kind} to round {manifest.to}{by}{why}"
