@@ -71,15 +71,15 @@ def _parse(text: str) -> ast.Module | None:
     return None
 
 
-def write_site(path: Path, texts: Iterable[str]) -> None:
-    """Write a site's documents, unless the file exists."""
+def write_site(path: Path, texts: Iterable[str], most: int = SITE_BYTES) -> None:
+    """Write a site's documents, up to `most` bytes, unless the file exists."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(json.dumps({"text": text}) + "\n" for text in _documents(texts)).encode())
+        write_whole(path, "".join(json.dumps({"text": text}) + "\n" for text in _documents(texts, most)).encode())
 
 
-def _documents(texts: Iterable[str]) -> Iterator[str]:
-    """Pieces that end between top-level definitions, without duplicates, up to SITE_BYTES in total."""
+def _documents(texts: Iterable[str], most: int) -> Iterator[str]:
+    """Pieces that end between top-level definitions, without duplicates, up to `most` bytes in total."""
     seen: set[str] = set()
     total = 0
     for text in texts:
@@ -93,5 +93,5 @@ def _documents(texts: Iterable[str]) -> Iterator[str]:
                     yield piece
                     total += len(piece)
                 piece = ""
-            if total >= SITE_BYTES:
+            if total >= most:
                 return

@@ -15,6 +15,7 @@ from photon_core.errors import FederationError
 from photon_core.files import write_whole
 
 ROUNDS = 4
+SITE_BYTES = 450_000  # of text a site: one pass of the default rounds, and some more
 TREE = {"prose": ("reference", "docstrings", "comments"), "code": ("networking", "concurrency", "tests")}
 WRITTEN = "Written by photon demo --world"
 COMMON = """\
@@ -113,4 +114,4 @@ def write_texts(folder: Path) -> None:
         "code/concurrency": text_of.code(text_of.sources(text_of.CONCURRENCY)),
         "code/tests": text_of.code(text_of.sources(text_of.TESTS)),
     }.items():
-        text_of.write_site(folder / f"{site}.jsonl", texts)
+        text_of.write_site(folder / f"{site}.jsonl", texts, SITE_BYTES)

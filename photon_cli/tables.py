@@ -56,7 +56,7 @@ def rounds_table(rounds: list[RoundManifest]) -> Table:
 
 def tree_table(nodes: Sequence[Reached]) -> Table:
     """A row for each node, indented by its depth. Perplexities are on the held-out text of the sites below."""
-    names = ("node", "round", "of the parent's", "own model", "sites' own models", "local steps", "tokens")
+    names = ("node", "round", "parent's round", "own model", "sites' models", "local steps", "tokens")
     table = Table(*map(_heading, names), header_style="bold", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -65,7 +65,7 @@ def tree_table(nodes: Sequence[Reached]) -> Table:
         table.add_row(
             "  " * len(node.names) + (node.names[-1] if node.names else node.name),
             "-" if node.round is None else str(node.round),
-            "" if node.entered is None else f"round {node.entered.round}",
+            "" if node.entered is None else str(node.entered.round),
             _cell("perplexity", node.perplexity),
             "" if node.is_site else _cell("perplexity", sites),
             f"{node.steps:,}",
