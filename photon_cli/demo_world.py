@@ -14,7 +14,7 @@ from photon_cli.tree import read_world
 from photon_core.errors import FederationError
 from photon_core.files import write_whole
 
-ROUNDS = 4
+ROUNDS = 3
 SITE_BYTES = 450_000  # of text a site: one pass of the default rounds, and some more
 TREE = {"prose": ("reference", "docstrings", "comments"), "code": ("networking", "concurrency", "tests")}
 WRITTEN = "Written by photon demo --world"
@@ -24,7 +24,7 @@ seed: 17
 recipe: unlike-sites
 
 model: {n_layers: 3, d_model: 192, n_heads: 6, vocab_size: 257, max_seq_len: 128}
-local: {batch_size: 16, schedule: {total_steps: 320}}
+local: {steps: 30, batch_size: 16, schedule: {total_steps: 360}}
 data: {evaluation_sequences: 48}
 """
 ROOT = """\

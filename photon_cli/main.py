@@ -94,7 +94,7 @@ def demo(
         Path | None, typer.Option("--to", help="folder of the demo; default: photon-demo, or photon-world")
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="total number of rounds; default: 5, or 4 with --world")
+        int | None, typer.Option(min=1, help="total number of rounds; default: 5, or 3 with --world")
     ] = None,
     world: Annotated[
         bool, typer.Option("--world", help="train a tree: two federations with three sites each")
@@ -105,7 +105,7 @@ def demo(
     if world:
         from photon_cli.demo_world import run_demo_world
 
-        run_demo_world(folder or Path("photon-world"), rounds or 4, quiet)
+        run_demo_world(folder or Path("photon-world"), rounds or 3, quiet)
         return
     from photon_cli.demo import run_demo
 

@@ -9,6 +9,7 @@ from math import log
 
 from photon_core.evidence.events import Fact, Kind
 from photon_core.evidence.metrics import Metric, find, perplexity, reported
+from photon_core.run.members import evaluated_tokens, members
 from schemas.federation import Federation
 
 LOSS_FACTOR = 3.0  # a new model's loss is 1.1 to 1.3 times the uniform loss; beyond 3, it has diverged
@@ -21,15 +22,13 @@ def largest_loss(federation: Federation) -> float:
     return LOSS_FACTOR * log(federation.model.vocab_size)
 
 
-def most_evaluated(federation: Federation) -> int:
-    """The most tokens that a site predicts in an evaluation: all but the first of each sequence."""
-    return federation.data.evaluation_sequences * (federation.model.max_seq_len - 1)
-
-
 def believed(federation: Federation, evaluations: Scores) -> dict[str, dict[str, float]]:
     """The sites' scores of a model, each within its bound. A site's unknown streams are ignored."""
-    streams = stream_names(federation)
-    return {site: _scores(federation, streams.get(site, []), scores) for site, scores in evaluations.items()}
+    streams, most = stream_names(federation), _most_evaluated(federation, evaluations)
+    return {
+        site: _scores(federation, streams.get(site, []), scores, most[site])
+        for site, scores in evaluations.items()
+    }
 
 
 def stream_names(federation: Federation) -> dict[str, list[str]]:
@@ -39,26 +38,41 @@ def stream_names(federation: Federation) -> dict[str, list[str]]:
 
 def excessive(federation: Federation, evaluations: Scores) -> dict[str, list[str]]:
     """site -> a sentence, for each site that claims more evaluated tokens than are possible."""
-    most = most_evaluated(federation)
+    most = _most_evaluated(federation, evaluations)
     return {
-        site: [str(Fact(Kind.CLAIM_BOUNDED, {"tokens": scores["tokens"], "most": most}))]
+        site: [str(Fact(Kind.CLAIM_BOUNDED, {"tokens": scores["tokens"], "most": most[site]}))]
         for site, scores in evaluations.items()
-        if scores["tokens"] > most
+        if scores["tokens"] > most[site]
     }
 
 
-def bounded(federation: Federation, metric: Metric | None, value: float) -> float:
-    """A value that a site reports, within the metric's bound; unchanged if the metric has none or is unknown."""
+def _most_evaluated(federation: Federation, evaluations: Scores) -> dict[str, int]:
+    """Most tokens in an evaluation of each member."""
+    known = {one.name: one.evaluated() for one in members(federation) if one.name in evaluations}
+    return {name: known.get(name, evaluated_tokens(federation)) for name in evaluations}
+
+
+def bounded(federation: Federation, metric: Metric | None, value: float, tokens: int | None = None) -> float:
+    """A value that a member reports, within the metric's bound; unchanged if the metric has none or is unknown.
+
+    Args:
+        federation: file.
+        metric: metric of the value.
+        value: reported value.
+        tokens: most tokens in an evaluation of the member; default: those of a site.
+    """
     if metric is None or not metric.bound:
         return value
-    most = largest_loss(federation) if metric.bound == "loss" else float(most_evaluated(federation))
-    return max(0.0, min(value, most))
+    most = evaluated_tokens(federation) if tokens is None else tokens
+    return max(0.0, min(value, largest_loss(federation) if metric.bound == "loss" else float(most)))
 
 
-def _scores(federation: Federation, names: list[str], scores: Mapping[str, float]) -> dict[str, float]:
-    """The scores of a site with streams of these names."""
+def _scores(
+    federation: Federation, names: list[str], scores: Mapping[str, float], tokens: int
+) -> dict[str, float]:
+    """The scores of a member with streams of these names, of at most `tokens` tokens."""
     metrics = reported("evaluation")
-    kept = {m.head: bounded(federation, m, scores[m.head]) for m in metrics if m.head in scores}
+    kept = {m.head: bounded(federation, m, scores[m.head], tokens) for m in metrics if m.head in scores}
     kept["perplexity"] = perplexity(kept["loss"])
     split = [metric.head for metric in metrics if metric.parts]
     streams = [name for name in names if all(f"{head}/{name}" in scores for head in split)]

@@ -84,6 +84,10 @@ class Member(Party, Protocol):
         """Least local steps that its update counts as where FedNova divides by them."""
         ...
 
+    def evaluated(self) -> int:
+        """Most tokens that it can predict in an evaluation."""
+        ...
+
 
 @dataclass(frozen=True)
 class SiteMember:
@@ -123,6 +127,9 @@ class SiteMember:
         multiplies its change by no more."""
         steps = self.view.steps
         return steps if self.view.time_limit is None else ceil(steps / FEDNOVA_FACTOR)
+
+    def evaluated(self) -> int:
+        return evaluated_tokens(self.federation)
 
 
 @dataclass(frozen=True)
@@ -183,6 +190,11 @@ class FederationMember:
         world = self._readable()
         return 1 if world is None else _least_of(world)
 
+    def evaluated(self) -> int:
+        """The sum over its members."""
+        world = self._readable()
+        return ANY_WORK.tokens if world is None else _evaluated_of(world)
+
     def _readable(self) -> World | None:
         try:
             return self.world()
@@ -203,6 +215,11 @@ def _least_of(world: World) -> int:
     return world.rounds * min(_each(world, SiteMember.least_steps, _least_of, 1))
 
 
+def _evaluated_of(world: World) -> int:
+    """Most tokens in an evaluation by all members."""
+    return min(sum(_each(world, SiteMember.evaluated, _evaluated_of, ANY_WORK.tokens)), ANY_WORK.tokens)
+
+
 def _each(
     world: World, of_site: Callable[[SiteMember], T], of_world: Callable[[World], T], of_unknown: T
 ) -> list[T]:
@@ -212,6 +229,11 @@ def _each(
         *(of_site(SiteMember(view)) for view in active_views(world.federation)),
         *(of_world(world.children[name]) if name in world.children else of_unknown for name in inner),
     ]
+
+
+def evaluated_tokens(federation: Federation) -> int:
+    """Most tokens that a site predicts in an evaluation: all but the first of each sequence."""
+    return federation.data.evaluation_sequences * (federation.model.max_seq_len - 1)
 
 
 @dataclass(frozen=True)

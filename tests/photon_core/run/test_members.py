@@ -15,6 +15,7 @@ from photon_core.run.members import (
     Work,
     active,
     check_members,
+    evaluated_tokens,
     member,
     members,
     most_work,
@@ -96,11 +97,12 @@ def test_a_federation_s_limits_are_the_sum_of_its_members(world: Federation) -> 
     assert europe.most() == Work(3 * (10 + 6) * step, 3 * 10)
     assert europe.least_steps() == 3 * 2
     assert most_work(active(world)) == europe.most()
+    assert europe.evaluated() == 4 * evaluated_tokens(world), "each site's of b, c, p and q"
 
 
 def test_a_file_that_is_not_at_hand_sets_no_limit(world: Federation, tmp_path: Path) -> None:
     asia, europe = member(world, "asia"), member(world, "europe")
-    assert (asia.most(), asia.least_steps()) == (ANY_WORK, 1)
+    assert (asia.most(), asia.least_steps(), asia.evaluated()) == (ANY_WORK, 1, ANY_WORK.tokens)
     asia.check()
     inner = (tmp_path / "iberia.yaml").read_text()
     (tmp_path / "iberia.yaml").write_text(inner.replace("member: iberia", "member: portugal"))
