@@ -52,16 +52,18 @@ class Recorder:
 
 def run(file: Path, recorder: Recorder) -> dict[str, Any]:
     """Run all rounds. Returns the recorded times and the rounds' manifests."""
-    from photon_cli.run import check_prepared, run_flow
+    from photon_cli.run import run_flow
+    from photon_cli.tree import alone, check_sites
     from photon_core.run.history import history
     from photon_core.run.run import run_of
     from schemas.reading.load import check_paths, load_federation
 
     federation = load_federation(file)
+    world = alone(federation, file)
     check_paths(federation)
-    check_prepared(federation, file)
+    check_sites(world)
     started = recorder.now()
-    run_flow(federation, file, None, recorder, recorder.listen)
+    run_flow(world, None, recorder, recorder.listen)
     ended = recorder.now()
     rounds = history(run_of(federation))
     return {

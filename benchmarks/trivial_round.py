@@ -114,11 +114,12 @@ def rounds_of(file: Path) -> dict[str, float]:
     """Seconds to the end of the first round, including the server's start, and of a later round."""
     start = time.perf_counter()
     from photon_cli.run import embedded
+    from photon_cli.tree import alone
     from schemas.reading.load import load_federation
 
     federation = load_federation(file)
     ends: list[float] = []
-    with embedded(federation, file, Silent()) as process:
+    with embedded(alone(federation, file), Silent()) as process:
         from prefect import flow, task
         from prefect.cache_policies import NO_CACHE
         from prefect.task_runners import ThreadPoolTaskRunner

@@ -1,33 +1,21 @@
 """photon demo: a federation of four sites on this machine, on text that comes with Python."""
 
-import json
 import re
-from collections.abc import Iterator
-from importlib import import_module
 from math import exp, log
 from pathlib import Path
-from sysconfig import get_path
 
-from photon_cli.prepare import prepare_with
+from photon_cli import demo_text as text_of
+from photon_cli.prepare import prepare_sites
 from photon_cli.progress import display
 from photon_cli.run import run_embedded
+from photon_cli.tree import read_world, sites_below
 from photon_core.data.manifest import load_manifest
 from photon_core.errors import FederationError
 from photon_core.files import write_whole
 from photon_core.run.history import history
 from photon_core.run.line import on_line
 from photon_core.run.run import run_of
-from schemas.federation import Federation
-from schemas.reading.load import load_federation
-from schemas.view import views
-
-SITE_BYTES = 1_200_000  # most text of a site: in two minutes a small model learns nothing from more
-PIECE_BYTES = 2_000  # shortest document, unless the whole file is shorter
-NETWORKING = ("email", "http", "urllib", "xmlrpc", "wsgiref", "html", "ssl.py", "socket.py", "socketserver.py",
-              "smtplib.py", "ftplib.py", "imaplib.py", "poplib.py", "ipaddress.py", "mailbox.py")  # fmt: skip
-CONCURRENCY = ("asyncio", "concurrent", "multiprocessing", "threading.py", "queue.py", "selectors.py", "sched.py",
-               "subprocess.py", "contextlib.py", "signal.py", "_pydecimal.py")  # fmt: skip
-TESTS = ("unittest", "doctest.py", "test", "idlelib/idle_test")
+from schemas.reading.world import World
 
 WRITTEN = "Written by photon demo"
 FILE = """\
@@ -69,12 +57,11 @@ def run_demo(folder: Path, rounds: int, quiet: bool) -> None:
     with display(quiet) as show:
         show.say(f"Four sites train one model without sharing a line of text. Everything is in {folder}/")
         write_demo(folder, rounds)
-        federation = load_federation(file)
-        for view in views(federation):
-            prepare_with(show, view)
-    run_embedded(federation, file, None, quiet)
-    unigram = _unigram_perplexity(federation)
-    reached = on_line(history(run_of(federation)))[-1].metrics["perplexity"]
+    world = read_world(file)
+    prepare_sites(world, None, quiet)
+    run_embedded(world, None, quiet)
+    unigram = unigram_perplexity(world)
+    reached = on_line(history(run_of(world.federation)))[-1].metrics["perplexity"]
     print(f"perplexity:  {reached:.2f} a byte on held-out text; a unigram model has {unigram:.2f}")
     print(f"next:        photon demo --rounds {rounds + 3}   (or change {file}, and: photon run {file})")
 
@@ -89,60 +76,37 @@ def write_demo(folder: Path, rounds: int) -> list[str]:
         FederationError: the existing file is not the demo's, or no longer contains `rounds: {count: ...`.
     """
     sites = {
-        "networking": _sources(NETWORKING),
-        "concurrency": _sources(CONCURRENCY),
-        "tests": _sources(TESTS),
-        "documentation": iter(import_module("pydoc_data.topics").topics.values()),
+        "networking": text_of.sources(text_of.NETWORKING),
+        "concurrency": text_of.sources(text_of.CONCURRENCY),
+        "tests": text_of.sources(text_of.TESTS),
+        "documentation": text_of.topics(),
     }
-    file, listing = folder / "federation.yaml", "".join(SITE.format(name=name) for name in sites)
-    text = FILE.format(rounds=rounds, sites=listing)
-    if file.exists():
-        before = file.read_text("utf-8")
-        text, found = COUNT.subn(rf"\g<1>{rounds}", before)
-        if not found or WRITTEN not in before.partition("\n")[0]:
-            raise FederationError(f"{file} is not as the demo wrote it. To continue, write: photon run {file}")
-    (folder / "text").mkdir(parents=True, exist_ok=True)
+    listing = "".join(SITE.format(name=name) for name in sites)
+    file = folder / "federation.yaml"
+    text = with_rounds(file, FILE.format(rounds=rounds, sites=listing), rounds)
     for name, texts in sites.items():
-        path = folder / "text" / f"{name}.jsonl"
-        if not path.exists():
-            write_whole(path, "".join(json.dumps({"text": text}) + "\n" for text in _documents(texts)).encode())
+        text_of.write_site(folder / "text" / f"{name}.jsonl", texts)
     write_whole(file, text.encode())
     return list(sites)
 
 
-def _sources(names: tuple[str, ...]) -> Iterator[str]:
-    """Sources of the standard library's modules and packages of these names."""
-    root = Path(get_path("stdlib"))
-    for name in names:
-        path = root / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.exists() else []:
-            try:
-                yield file.read_text(encoding="utf-8")
-            except (UnicodeDecodeError, OSError):
-                continue  # some of its tests are wrongly encoded on purpose
+def with_rounds(file: Path, new: str, rounds: int) -> str:
+    """Text of a demo's file: the new text, or that of an existing file with another number of rounds.
+
+    Raises:
+        FederationError: the existing file is not the demo's, or no longer contains `rounds: {count: ...`.
+    """
+    if not file.exists():
+        return new
+    before = file.read_text("utf-8")
+    text, found = COUNT.subn(rf"\g<1>{rounds}", before)
+    if not found or WRITTEN not in before.partition("\n")[0]:
+        raise FederationError(f"{file} is not as the demo wrote it. To continue, write: photon run {file}")
+    return text
 
 
-def _documents(texts: Iterator[str]) -> Iterator[str]:
-    """Pieces that end between top-level definitions, without duplicates, up to SITE_BYTES in total."""
-    seen: set[str] = set()
-    total = 0
-    for text in texts:
-        piece = ""
-        for part in (*text.split("\n\n\n"), None):
-            if part is not None:
-                piece = f"{piece}\n\n\n{part}" if piece else part
-            if len(piece) >= PIECE_BYTES or (part is None and piece.strip()):
-                if piece not in seen:
-                    seen.add(piece)
-                    yield piece
-                    total += len(piece)
-                piece = ""
-            if total >= SITE_BYTES:
-                return
-
-
-def _unigram_perplexity(federation: Federation) -> float:
+def unigram_perplexity(world: World) -> float:
     """Perplexity of all sites' held-out text, each under the site's unigram model."""
-    data = [manifest for view in views(federation) if (manifest := load_manifest(view))]
+    data = [manifest for view in sites_below(world).values() if (manifest := load_manifest(view))]
     tokens = sum(manifest.valid_tokens for manifest in data)
     return exp(sum(log(manifest.unigram_perplexity) * manifest.valid_tokens for manifest in data) / tokens)

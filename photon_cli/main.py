@@ -15,6 +15,7 @@ from schemas.server_errors import cause, foreign
 
 if TYPE_CHECKING:
     from schemas.federation import Federation
+    from schemas.reading.world import World
 
 EXIT_WRONG_USE, EXIT_QUORUM, EXIT_CONFLICT, EXIT_INTERRUPTED = 2, 3, 4, 130
 
@@ -31,17 +32,25 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print results and er
 
 def _sites(context: typer.Context, incomplete: str) -> list[str]:
     """Names of the file's sites, for the shell's completion of --site."""
-    import yaml
-
     # an option that has no value yet stops the parser: FILE is then among the remaining arguments
     named = [*context.args, str(context.params.get("file") or "")]
     file = next((name for name in named if name.endswith((".yaml", ".yml"))), HERE)
+    return [name for name in _names(Path(file)) if name.startswith(incomplete)]
+
+
+def _names(file: Path, depth: int = 9) -> list[str]:
+    """Paths of the sites of a file and of the files below it. Wrong files may refer to each other in a circle."""
+    import yaml
+
     try:
-        data = yaml.safe_load(Path(file).read_text("utf-8"))
-        names = [str(site["name"]) for site in data["sites"]]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        data = yaml.safe_load(file.read_text("utf-8"))
+        names = [str(site["name"]) for site in data.get("sites", [])]
+        for child in data.get("federations", []) if depth else []:
+            below = _names(file.parent / child["federation"], depth - 1) if child.get("federation") else []
+            names += [f"{child['name']}/{name}" for name in below]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return []
-    return [name for name in names if name.startswith(incomplete)]
+    return names
 
 
 def _version(wanted: bool) -> None:
@@ -72,16 +81,35 @@ def _federation(file: Path) -> "Federation":
     return federation
 
 
+def _world(file: Path) -> "World":
+    """The checked file and those below it. Their stores have answered and accept the credentials."""
+    from photon_cli.tree import reach_world
+
+    return reach_world(file)
+
+
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--to", help="folder of the demo")] = Path("photon-demo"),
-    rounds: Annotated[int, typer.Option(min=1, help="total number of rounds")] = 5,
+    folder: Annotated[
+        Path | None, typer.Option("--to", help="folder of the demo; default: photon-demo, or photon-world")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="total number of rounds; default: 5, or 3 with --world")
+    ] = None,
+    world: Annotated[
+        bool, typer.Option("--world", help="train a tree: two federations with three sites each")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a small model with four sites on this machine, on text that comes with Python."""
+    if world:
+        from photon_cli.demo_world import run_demo_world
+
+        run_demo_world(folder or Path("photon-world"), rounds or 3, quiet)
+        return
     from photon_cli.demo import run_demo
 
-    run_demo(folder, rounds, quiet)
+    run_demo(folder or Path("photon-demo"), rounds or 5, quiet)
 
 
 @app.command()
@@ -89,18 +117,20 @@ def prepare(
     file: File = HERE,
     site: Annotated[
         list[str] | None,
-        typer.Option("--site", "-s", help="prepare this site only (repeatable)", autocompletion=_sites),
+        typer.Option(
+            "--site",
+            "-s",
+            help="prepare this site only, such as berlin or europe/berlin (repeatable)",
+            autocompletion=_sites,
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Turn a site's text into validated, tokenised shards."""
-    from photon_cli.prefect.credentials import take_credentials
     from photon_cli.prepare import prepare_sites
-    from schemas.reading.load import load_federation
+    from photon_cli.tree import read_world
 
-    federation = load_federation(file)
-    take_credentials(federation)
-    prepare_sites(federation, file, site, quiet)
+    prepare_sites(read_world(file, site), site, quiet)
 
 
 @app.command()
@@ -114,7 +144,7 @@ def run(
     """Run rounds on this machine, with an embedded Prefect server, until the file's count is reached."""
     from photon_cli.run import run_embedded
 
-    run_embedded(_federation(file), file, rounds, quiet)
+    run_embedded(_world(file), rounds, quiet)
 
 
 @app.command()
@@ -129,8 +159,11 @@ def rerun(
 ) -> None:
     """Repeat one site's training for a round that is not aggregated yet."""
     from photon_cli.rerun import rerun as again
+    from photon_cli.tree import refuse_tree
 
-    again(_federation(file), file, t, site, force, quiet)
+    federation = _federation(file)
+    refuse_tree(federation, file, "rerun", "photon run FILE, with the root's file, resumes")
+    again(federation, file, t, site, force, quiet)
 
 
 @app.command()
@@ -158,7 +191,7 @@ def status(
     """Show the run's rounds, what every site is doing now, and the time left."""
     from photon_cli.status import show_status
 
-    show_status(_federation(file), file, as_json, watch)
+    show_status(_world(file), as_json, watch)
 
 
 @app.command()
@@ -222,11 +255,13 @@ def deploy(
     """Register pools, deployments, schedule and automations on the Prefect server of PREFECT_API_URL."""
     from photon_cli.deploy import deploy as put
     from photon_cli.deploy import print_prefect_yaml
+    from photon_cli.tree import ON_ONE_MACHINE, refuse_tree
     from schemas.reading.load import check_store, load_federation
 
     if as_yaml and (dry_run or prune):
         raise typer.BadParameter("--yaml needs no server; write it without --dry-run and --prune")
     federation = load_federation(file)
+    refuse_tree(federation, file, "deploy", ON_ONE_MACHINE)
     check_store(federation, file)
     if as_yaml:
         print_prefect_yaml(federation)
@@ -252,6 +287,7 @@ def join(
 ) -> None:
     """At a site: check server, store, device and data, then work for the federation until interrupted."""
     from photon_cli.join import join as serve
+    from photon_cli.tree import ON_ONE_MACHINE, refuse_tree
     from schemas.reading.load import load_federation
 
     if (site is None) == (not coordinator):
@@ -264,7 +300,9 @@ def join(
 
         measure(view_of(_federation(file), site), quiet)
         return
-    serve(load_federation(file), site, unprepared, check, quiet)
+    federation = load_federation(file)
+    refuse_tree(federation, file, "join", ON_ONE_MACHINE)
+    serve(federation, site, unprepared, check, quiet)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -282,9 +320,16 @@ def plan(
 ) -> None:
     """Predict memory, time and bytes from the file and from the rounds committed so far."""
     from photon_cli.plan import show_plan
+    from photon_cli.tree import refuse_tree
     from schemas.reading.load import check_store, load_federation
 
     federation = load_federation(file)
+    refuse_tree(
+        federation,
+        file,
+        "plan",
+        "plan a copy of a federation with sites, without parent and worldlm, and with rounds.count",
+    )
     check_store(federation, file)
     show_plan(federation, file, as_json, to)
 
@@ -296,11 +341,14 @@ def export(
     t: Annotated[
         int | None, typer.Option("--round", "-r", min=0, help="number of a committed round; default: the latest")
     ] = None,
+    member: Annotated[str | None, typer.Option("--member", hidden=True)] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a round's model as a folder that Hugging Face's transformers loads."""
     from photon_cli.export import export as take_away
+    from photon_cli.tree import refuse_member
 
+    refuse_member(member, "export")
     take_away(_federation(file), t, to, quiet)
 
 

@@ -3,8 +3,9 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from rich.progress import (
@@ -17,13 +18,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from photon_cli.nodes import path_of
 from photon_cli.tables import plain_console
 from photon_core.evidence.events import Event, Kind, Listener
 from photon_core.evidence.metrics import show
 from photon_core.formatting import amount, duration, printable
 from photon_core.run.history import remarks
-from photon_core.run.run import Run
+from photon_core.run.line import last_number, newest
+from photon_core.run.run import Run, run_of
 from schemas.manifests import RoundManifest
+from schemas.reading.world import World
 
 PLAIN_SECONDS = 10.0  # between two lines about one site's training
 
@@ -131,16 +135,58 @@ def display(quiet: bool) -> Iterator[Display]:
             yield Bars(progress)
 
 
-def follow(show: Display, run: Run, rounds: int) -> Listener:
-    """A listener that shows the progress of a run of `rounds` rounds."""
+@dataclass(frozen=True)
+class Shown:
+    """A run whose progress is shown.
+
+    Args:
+        path: path of its federation from the first file; empty for that file's.
+        run: the run.
+        rounds: number of its last round; None if no end is known.
+        members: word for its members.
+    """
+
+    path: tuple[str, ...]
+    run: Run
+    rounds: int | None
+    members: str = "sites"
+
+    def part(self, t: int, site: str) -> str:
+        """Name of a bar: a site, else a round, else the run."""
+        if site:
+            return path_of(*self.path, site)
+        if not t:
+            return path_of(*self.path) or "run"
+        number = str(t) if self.rounds is None else f"{t}/{self.rounds}"
+        return f"{path_of(*self.path)} round {number}".strip()
+
+    def line(self, manifest: RoundManifest) -> str:
+        """Text about a committed round."""
+        text = round_line(manifest, self.rounds, self.members)
+        return f"{path_of(*self.path)}, {text}" if self.path else text
+
+
+def shown(world: World) -> dict[str, Shown]:
+    """Name of the run -> how it is shown, for every federation of a tree."""
+    found = {}
+    for names, node in world.nodes():
+        federation, run = node.federation, run_of(node.federation)
+        last = None if federation.rounds.count is None else last_number(federation, newest(run))
+        found[run.run] = Shown(names, run, last, "members" if federation.federations else "sites")
+    return found
+
+
+def follow(show: Display, runs: Mapping[str, Shown]) -> Listener:
+    """A listener that shows the progress of runs, given by their names."""
 
     took: list[float] = []
 
     def listener(event: Event) -> None:
-        t, site = event.round, event.member
-        name, step = site or (f"round {t}/{rounds}" if t else "run"), event.data.get("step")
+        t, site, of = event.round, event.member, runs[event.run]
+        name, step = of.part(t, site), event.data.get("step")
         if event.kind is Kind.STEP_FAILED:
-            show.say(f"round {t}, {site or 'coordinator'}: {step} failed: {event.data['error']}")
+            who = path_of(*of.path, site or "coordinator")
+            show.say(f"round {t}, {who}: {step} failed: {event.data['error']}")
             show.finish(name)
         elif event.kind is Kind.STEP_PROGRESS:
             figures = event.data["figures"]
@@ -148,23 +194,26 @@ def follow(show: Display, run: Run, rounds: int) -> Listener:
             show.activity(name, text, figures["step"], figures["steps"])
         elif event.kind is Kind.STEP_STARTED:
             show.activity(name, str(step))
-        elif event.kind is Kind.ROUND_PUBLISHED and (manifest := run.round(t)):
+        elif event.kind is Kind.ROUND_PUBLISHED and (manifest := of.run.round(t)):
             show.finish(name)
-            took.append(sum(manifest.seconds.values()))
-            left = (rounds - t) * sorted(took)[len(took) // 2]
-            show.say(round_line(manifest, rounds) + (f", about {duration(left)} left" if left else ""))
-        elif event.kind is Kind.STEP_FINISHED and step in ("upload", "evaluate"):
+            left = 0.0
+            if of.rounds is not None:
+                took.append(sum(manifest.seconds.values()))
+                left = (of.rounds - t) * sorted(took)[len(took) // 2]
+            show.say(of.line(manifest) + (f", about {duration(left)} left" if left else ""))
+        elif event.kind is Kind.STEP_FINISHED and step in ("upload", "evaluate", "enter", "contribute"):
             show.finish(name)
 
     return listener
 
 
-def round_line(manifest: RoundManifest, rounds: int) -> str:
+def round_line(manifest: RoundManifest, rounds: int | None, members: str = "sites") -> str:
     """One line about a committed round, and one for each remark."""
     if manifest.kind != "train":
         return "; ".join(remarks(manifest))
     sent = sum(update.bytes for update in manifest.updates.values())
-    text = f"round {manifest.round}/{rounds}: {len(manifest.updates)}/{len(manifest.sampled)} sites"
+    text = f"round {manifest.round}" if rounds is None else f"round {manifest.round}/{rounds}"
+    text += f": {len(manifest.updates)}/{len(manifest.sampled)} {members}"
     if "perplexity" in manifest.metrics:
         text += f", perplexity {show('perplexity', manifest.metrics['perplexity'])}"
     text += f", train loss {show('train_loss', manifest.metrics['train_loss'])}, {amount(sent)} sent"

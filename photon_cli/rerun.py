@@ -66,8 +66,9 @@ def _deployed(view: SiteView, t: int, force: bool) -> None:
 def _embedded(view: SiteView, file: Path, t: int, attempt: int, quiet: bool) -> None:
     from photon_cli.progress import display
     from photon_cli.run import embedded
+    from photon_cli.tree import alone
 
-    with display(quiet) as show, embedded(view.federation, file, show):
+    with display(quiet) as show, embedded(alone(view.federation, file), show):
         from flows.site import site_round
 
         site_round(view.federation, view.name, t, attempt)

@@ -11,24 +11,16 @@ from shlex import quote
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from photon_cli.nodes import reached, rounds_of_tree
 from photon_cli.prefect.embedded import EmbeddedServer, prefect_home
-from photon_cli.progress import Display, display, follow
-from photon_core.data.shards import available
-from photon_core.data.tokenizer import load_tokenizer
-from photon_core.errors import DataError
+from photon_cli.progress import Display, display, follow, shown
+from photon_cli.tree import check_begun, check_places, check_sites, check_whole
 from photon_core.evidence.events import Listener
 from photon_core.evidence.trackers import check_trackers
-from photon_core.run.birth import check_recipe
-from photon_core.run.history import history
-from photon_core.run.line import last_number, newest, rounds_left
-from photon_core.run.members import check_members
-from photon_core.run.opening import check_frozen
+from photon_core.run.line import newest, rounds_left
 from photon_core.run.run import run_of
 from photon_core.run.start import check_start
-from schemas.federation import Federation
-from schemas.reading.load import check_paths
-from schemas.sections.overlap import check_overlap
-from schemas.view import active_views
+from schemas.reading.world import World
 
 if TYPE_CHECKING:
     from tasks.runtime import Runtime
@@ -36,62 +28,53 @@ if TYPE_CHECKING:
 SERVER = "Prefect server"
 
 
-def run_embedded(federation: Federation, file: Path, rounds: int | None, quiet: bool) -> None:
-    """Run rounds until the count is reached, then print the table.
+def run_embedded(world: World, rounds: int | None, quiet: bool) -> None:
+    """Run rounds until the count is reached, then print the tables.
 
     Raises:
-        FederationError, DataError: something is wrong or not prepared; nothing was started. Errors of the file
+        FederationError, DataError: something is wrong or not prepared; nothing was started. Errors of the files
             come before data that is not prepared, which takes work to fix.
         PhotonError: the run failed; what was committed is kept.
     """
-    check_paths(federation, sites=[], file=file)  # raw text may be removed once it is prepared
-    check_overlap(federation)
-    birth, latest = run_of(federation).run_manifest(), newest(run_of(federation))
-    if birth is not None:
-        check_frozen(birth, federation, load_tokenizer(federation.tokenizer).sha256)
-        check_recipe(birth, federation)
-    if birth is not None and latest is not None and not rounds_left(federation, latest):
-        show_result(federation, file)
-        print(f"all {latest.place} rounds are committed. To continue, raise rounds.count in {file}")
+    federation = world.federation
+    check_whole(world)
+    check_places(world)
+    check_begun(world)
+    run = run_of(federation)
+    latest = newest(run)
+    if latest is not None and not rounds_left(federation, latest):
+        show_result(world)
+        print(f"all {latest.place} rounds are committed. To continue, raise rounds.count in {world.file}")
         if federation.local.schedule.name == "cosine":
             print("the learning rate stays at its final value, unless local.schedule.total_steps is larger")
         return
-    check_members(federation)
-    check_trackers(federation)
-    check_prepared(federation, file)
-    if birth is None:
+    for _, node in world.nodes(paused=False):
+        check_trackers(node.federation)
+    check_sites(world)
+    if run.run_manifest() is None:
         check_start(federation)
     with display(quiet) as show:
-        run_flow(federation, file, rounds, show)
-    show_result(federation, file)
+        run_flow(world, rounds, show)
+    show_result(world)
 
 
-def check_prepared(federation: Federation, file: Path) -> None:
-    """Refuse to start before the shards of every active site are prepared."""
-    missing = [view.name for view in active_views(federation) if available(view) is None]
-    if missing:
-        raise DataError(f"not prepared yet: {', '.join(missing)}. Write: photon prepare {file}")
-
-
-def run_flow(federation: Federation, file: Path, rounds: int | None, show: Display, *listeners: Listener) -> None:
+def run_flow(world: World, rounds: int | None, show: Display, *listeners: Listener) -> None:
     """Run rounds embedded. The listeners get every event."""
-    with embedded(federation, file, show, *listeners):
+    with embedded(world, show, *listeners):
         from flows.federated_run import federated_run
 
-        federated_run(federation, rounds)
+        federated_run(world.federation, rounds)
 
 
 @contextmanager
-def embedded(federation: Federation, file: Path, show: Display, *listeners: Listener) -> Iterator["Runtime"]:
+def embedded(world: World, show: Display, *listeners: Listener) -> Iterator["Runtime"]:
     """An embedded Prefect server and a fork server. They start in parallel and end with the block."""
     from tasks.runtime import runtime
 
-    run = run_of(federation)
-    shown = follow(show, run, last_number(federation, newest(run)))
     with (
-        runtime(shown, *listeners) as process,
+        runtime(follow(show, shown(world)), *listeners) as process,
         ending_children(process),
-        EmbeddedServer(prefect_home(file)) as server,
+        EmbeddedServer(prefect_home(Path(world.file))) as server,
     ):
         show.activity(SERVER, "starting")
         try:
@@ -110,14 +93,17 @@ def embedded(federation: Federation, file: Path, show: Display, *listeners: List
             logging.raiseExceptions = False  # from here on, no server takes log records
 
 
-def show_result(federation: Federation, file: Path) -> None:
-    """Print the table of all rounds, the store, and how to open the Prefect UI."""
-    from photon_cli.tables import rounds_table, wide_console
+def show_result(world: World) -> None:
+    """Print the table of all rounds, a tree's nodes, the store, and how to open the Prefect UI."""
+    from photon_cli.tables import rounds_table, tree_table, wide_console
 
-    run = run_of(federation)
-    wide_console().print(rounds_table(history(run)[1:]))
-    home, photon = prefect_home(file), Path(sys.executable).with_name("photon")
-    print(f"\nstore:       {run.store.url}/{federation.run}")
+    run, rounds = run_of(world.federation), rounds_of_tree(world)
+    wide_console().print(rounds_table(rounds[()][1:]))
+    if world.children:
+        print()
+        wide_console().print(tree_table(reached(world, rounds)))
+    home, photon = prefect_home(Path(world.file)), Path(sys.executable).with_name("photon")
+    print(f"\nstore:       {run.store.url}/{run.run}")
     print(f"Prefect UI:  PREFECT_HOME={quote(str(home))} {quote(str(photon))} server")
 
 

@@ -8,13 +8,15 @@ shows which sites have committed their update. Needs neither torch nor prefect.
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from photon_cli.nodes import Names, Reached, path_of, reached
 from photon_cli.prefect.embedded import prefect_home
 from photon_cli.prefect.live import Doing, Live, age, ask, server_url
-from photon_cli.tables import plain_console, rounds_table, wide_console
+from photon_cli.tables import plain_console, rounds_table, tree_table, wide_console
 from photon_core.errors import CorruptFile
 from photon_core.evidence.summary import summary
 from photon_core.formatting import duration
@@ -24,6 +26,7 @@ from photon_core.run.run import Run, run_of
 from photon_core.run.updates import next_attempt
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest
+from schemas.reading.world import World
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -31,33 +34,54 @@ if TYPE_CHECKING:
 VERSION = 1  # of --json: within a version, keys are added and never change their meaning
 REFRESH = 2.0  # seconds between two refreshes of --watch
 RECENT = 5  # rounds from which the time left is computed
+Runs = Mapping[Names, Run]  # path -> run; a run caches the manifests that it has read, for the next snapshot
 
 
 class Status:
-    """Snapshot of a run.
+    """Snapshot of a run, and of the runs of its members that are federations.
 
     Args:
-        run: run of the federation; it caches the manifests that it has read, for the next snapshot.
+        world: the federation, and those below it.
+        runs: runs of all of them.
         home: folder of the embedded server, beside the federation file.
+        names: path from the first file.
+        finished: whether the first file's run has reached its last round.
     """
 
-    def __init__(self, federation: Federation, run: Run, home: Path) -> None:
-        self.federation, self.run = federation, run
+    def __init__(self, world: World, runs: Runs, home: Path, names: Names = (), finished: bool = False) -> None:
+        self.world, self.federation, self.run, self.names = world, world.federation, runs[names], names
         self.rounds = history(self.run)
         self.done = self.rounds[-1].round if self.rounds else 0
         self.place = self.rounds[-1].place if self.rounds else 0
-        self.finished = bool(self.rounds) and self.place >= federation.total_rounds
+        self.finished = finished or (bool(self.rounds) and self.place >= self.federation.total_rounds)
         url = None if self.finished else server_url(home)
-        self.live = ask(url, federation.run, self.done + 1) if url else None
-        self.sites = (
-            [] if self.finished else _sites(federation, self.run, self.done + 1, self.live, bool(self.rounds))
-        )
-        self.left = seconds_left(self.rounds, federation.rounds.count, self.live)
+        self.live = ask(url, self.run.run, self.done + 1) if url else None
+        self.left = seconds_left(self.rounds, self.federation.rounds.count, self.live)
+        self.below = [
+            Status(child, runs, home, (*names, name), self.finished) for name, child in world.children.items()
+        ]
+        self.sites = [] if self.finished else self._doing()
+
+    def _doing(self) -> list[Doing]:
+        """What each member does, and each site below it."""
+        mine = _sites(self.federation, self.run, self.done + 1, self.live, bool(self.rounds))
+        theirs = {one.names[-1]: one.sites for one in self.below}
+        found = []
+        for doing in mine:
+            found.append(replace(doing, site=path_of(*self.names, doing.site)))
+            found += theirs.get(doing.site, [])
+        return found
+
+    def nodes(self) -> Iterator["Status"]:
+        """This one, and all below it."""
+        yield self
+        for one in self.below:
+            yield from one.nodes()
 
     def facts(self) -> dict[str, Any]:
         """Output of --json. docs/looking.md lists the keys that scripts may rely on."""
         live = self.live
-        return {
+        facts = {
             "version": VERSION,
             "run": self.federation.run,
             "store": self.run.store.url,
@@ -86,12 +110,17 @@ class Status:
                 for manifest in self.rounds
             ],
         }
+        return facts | ({"nodes": [node.facts() for node in self._reached()]} if self.below else {})
+
+    def _reached(self) -> list[Reached]:
+        return reached(self.world, {one.names: one.rounds for one in self.nodes()})
 
     def lines(self) -> list[str]:
         """First lines, for people: rounds, time left, current work."""
         if not self.rounds:
+            parent = self.federation.parent
             head = f"run {self.federation.run}: no rounds in {self.run.store.url} yet. "
-            head += "Next: photon prepare, then photon run"
+            head += f"Rounds of run '{parent.run}' start it" if parent else "Next: photon prepare, then photon run"
         else:
             head = f"run {self.federation.run}: {progress(self.federation, self.place)} in {self.run.store.url}"
             if self.place != self.done:
@@ -129,46 +158,54 @@ class Status:
         trained = self.rounds[1:]
         if trained:
             parts += [Text(""), rounds_table(trained[-newest:] if newest else trained)]
+        if self.below:
+            parts += [Text(""), tree_table(self._reached())]
         return Group(*parts)
 
 
-def show_status(federation: Federation, file: Path, as_json: bool, watch: bool) -> None:
+def runs_of(world: World) -> Runs:
+    """Runs of a federation and of those below it."""
+    return {names: run_of(node.federation) for names, node in world.nodes()}
+
+
+def show_status(world: World, as_json: bool, watch: bool) -> None:
     """Print the status once, or repeatedly until the last round is committed or Ctrl-C."""
-    home, run = prefect_home(file), run_of(federation)
+    home, runs = prefect_home(Path(world.file)), runs_of(world)
     if not watch:
-        status = Status(federation, run, home)
+        status = Status(world, runs, home)
         if as_json:
             print(json.dumps(status.facts(), indent=2))
         else:
             wide_console().print(status.show())
         return
     if as_json:
-        _watch_json(federation, run, home)
+        _watch_json(world, runs, home)
     elif sys.stdout.isatty():
-        _watch_terminal(federation, run, home)
+        _watch_terminal(world, runs, home)
     else:
-        _watch_lines(federation, run, home)
+        _watch_lines(world, runs, home)
 
 
-def _watch_terminal(federation: Federation, run: Run, home: Path) -> None:
+def _watch_terminal(world: World, runs: Runs, home: Path) -> None:
     from rich.live import Live as Screen
 
     with Screen(refresh_per_second=1, console=plain_console()) as screen:
         while True:
-            status = Status(federation, run, home)
+            status = Status(world, runs, home)
             screen.update(status.show(newest=3), refresh=True)
             if status.finished:
                 return
             time.sleep(REFRESH)
 
 
-def _watch_lines(federation: Federation, run: Run, home: Path) -> None:
+def _watch_lines(world: World, runs: Runs, home: Path) -> None:
     """Print a line when it differs from the ones before."""
     before: set[str] = set()
     while True:
-        status = Status(federation, run, home)
+        status = Status(world, runs, home)
         now = [
-            progress(federation, status.place),
+            progress(world.federation, status.place),
+            *(f"{path_of(*s.names)}: {progress(s.federation, s.place)}" for s in status.nodes() if s.names),
             *(f"{d.site}: {words(d)}" for d in status.sites),
         ]
         for line in now:
@@ -180,10 +217,10 @@ def _watch_lines(federation: Federation, run: Run, home: Path) -> None:
         time.sleep(REFRESH)
 
 
-def _watch_json(federation: Federation, run: Run, home: Path) -> None:
+def _watch_json(world: World, runs: Runs, home: Path) -> None:
     """Print one object per line."""
     while True:
-        status = Status(federation, run, home)
+        status = Status(world, runs, home)
         print(json.dumps(status.facts()), flush=True)
         if status.finished:
             return

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from photon_cli.nodes import Reached, mean_of_sites
 from photon_core.evidence.metrics import show
 from photon_core.evidence.summary import columns, summary, whole
 from photon_core.formatting import amount
@@ -48,6 +50,27 @@ def rounds_table(rounds: list[RoundManifest]) -> Table:
         together = {**whole(manifest), "site": "all, rolled back" if behind else "all"}
         table.add_row(
             *(_cell(name, together[name]) for name in names), style="dim" if behind else "bold", end_section=True
+        )
+    return table
+
+
+def tree_table(nodes: Sequence[Reached]) -> Table:
+    """A row for each node, indented by its depth. Perplexities are on the held-out text of the sites below."""
+    names = ("node", "round", "parent's round", "own model", "sites' models", "local steps", "tokens")
+    table = Table(*map(_heading, names), header_style="bold", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for node in nodes:
+        sites = None if node.is_site else mean_of_sites(nodes, node.names)
+        table.add_row(
+            "  " * len(node.names) + (node.names[-1] if node.names else node.name),
+            "-" if node.round is None else str(node.round),
+            "" if node.entered is None else str(node.entered.round),
+            _cell("perplexity", node.perplexity),
+            "" if node.is_site else _cell("perplexity", sites),
+            f"{node.steps:,}",
+            f"{node.tokens:,}",
+            style=None if node.is_site else "bold",
         )
     return table
 

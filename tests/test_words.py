@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "examples/*.yaml", "Makefile"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "examples/**/*.yaml", "Makefile"]
 MORE = ["benchmarks/*.md", "prefect.yaml", "photon_core/report/page.[ch]*", "schemas/**/*.json", "tests/**/*.yaml"]
 CODE = ["schemas", "photon_core", "tasks", "flows", "photon_cli", "benchmarks", "docs", "tests"]
 # Words that must not be written -> what to write instead.

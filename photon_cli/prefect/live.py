@@ -13,7 +13,7 @@ from tasks.tags import SITE, STEP, tagged
 TIMEOUT = 3.0  # seconds; `photon status` does not wait for an unreachable server
 GOING = ("RUNNING", "PENDING", "SCHEDULED", "PAUSED", "CANCELLING")
 BAD = ("FAILED", "CRASHED")
-STEPS = ("validate", "train", "upload", "round", "evaluate")  # in their order in a round
+STEPS = ("validate", "train", "upload", "round", "fit", "evaluate")  # in their order in a round
 COORDINATOR_STEPS = ("publish", "apply again", "aggregate", "sample sites", "open run")  # the last step first
 
 

@@ -1,5 +1,6 @@
 """Checks of two federations of a tree: of parent and child, and of any two."""
 
+from collections.abc import Iterable
 from itertools import product
 
 from schemas.errors import FederationError
@@ -9,10 +10,11 @@ from schemas.reading.places import local_path, read_text
 from schemas.reading.problems import dotted, locate
 from schemas.reading.yaml_lines import Key, read_yaml
 from schemas.sections.model import Model
-from schemas.sections.overlap import REMEDY, overlap, places, run_folder
+from schemas.sections.overlap import REMEDY, Place, overlap, places, run_folder
 from schemas.sections.tree import Parent
 
 STORE: Key = ("store",)
+Placed = tuple[str, Federation, Iterable[Place]]  # a federation's file, what is there, and its places
 
 
 def check_fit(federation: Federation, name: str, file: str, child: Federation) -> None:
@@ -44,16 +46,29 @@ def check_apart(first_file: str, first: Federation, file: str, federation: Feder
     if how := overlap(folder, other):
         message = f"the run's folder '{folder.value}' {how} '{other.value}', that of {first_file}"
         raise refusal(file, federation, ("run",), f"{message}; write another run, or another store")
-    for mine, theirs in product(places(federation), places(first)):
+    refuse_shared((first_file, first, places(first)), (file, federation, places(federation)))
+
+
+def refuse_shared(first: Placed, second: Placed, more: str = "") -> None:
+    """Refuse two federations of which one writes where the other has a place.
+
+    Args:
+        first, second: each with its file and its places. Two stores may be one: their runs are apart.
+        more: for the message, such as how the places were found.
+
+    Raises:
+        FederationError: at the key of one of the files.
+    """
+    for mine, theirs in product(second[2], first[2]):
         if mine.key == theirs.key == STORE:
             continue
-        here, whose, one, another, there = file, federation, mine, theirs, first_file
+        (here, whose, _), one, another, there = second, mine, theirs, first[0]
         if mine.source:
-            here, whose, one, another, there = first_file, first, theirs, mine, file
+            (here, whose, _), one, another, there = first, theirs, mine, second[0]
         if how := overlap(one, another):
             what = f"{another.name} '{another.value}' of {there}"
             what = f"a folder where {what} can match" if another.pattern else what
-            raise refusal(here, whose, one.key, f"'{one.value}' {how} {what}; {REMEDY}")
+            raise refusal(here, whose, one.key, f"'{one.value}' {how} {what}{more}; {REMEDY}")
 
 
 def refusal(file: str, federation: Federation, key: Key, message: str) -> FederationError:

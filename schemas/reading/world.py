@@ -34,11 +34,17 @@ class World:
     file: str
     children: Mapping[str, "World"]
 
-    def nodes(self, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], "World"]]:
-        """Every node with its path of members' names: this node first, then each child's part."""
+    def nodes(self, above: tuple[str, ...] = (), paused: bool = True) -> Iterator[tuple[tuple[str, ...], "World"]]:
+        """Every node with its path of members' names: this node first, then each child's part.
+
+        Args:
+            above: path of this node.
+            paused: flag: also paused members, and all below them.
+        """
         yield above, self
         for name, child in self.children.items():
-            yield from child.nodes((*above, name))
+            if paused or name in self.federation.active:
+                yield from child.nodes((*above, name), paused)
 
     @property
     def steps(self) -> int:

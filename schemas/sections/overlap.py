@@ -176,6 +176,12 @@ def linked(federation: HasPlaces, sites: Iterable[str] | None, look: bool = True
     return None
 
 
+def real_places(federation: HasPlaces) -> list[Place]:
+    """Every place as this machine has it: with links resolved, also those among the files of the sources."""
+    mounts = seen_twice()
+    return [real for place in places(federation) for real in _real(place, True, mounts)]
+
+
 def check_overlap(federation: HasPlaces, sites: Iterable[str] | None = None, look: bool = True) -> None:
     """Refuse sites whose places overlap on this machine. Arguments as for `linked`.
 

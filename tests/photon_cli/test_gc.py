@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from photon_cli.gc import collect
 from photon_cli.main import app
 from photon_cli.status import show_status
+from photon_cli.tree import alone
 from photon_core.errors import FederationError, PhotonError
 from photon_core.export.export import open_committed
 from photon_core.run.opening import open_run
@@ -49,7 +50,7 @@ def test_gc_says_first_then_does(file: Path, capsys: pytest.CaptureFixture[str])
     collect(federation, 1, None, "1d", dry_run=False, quiet=True)
     assert "nothing to remove" in capsys.readouterr().out
 
-    show_status(federation, Path("federation.yaml"), as_json=False, watch=False)
+    show_status(alone(federation, Path("federation.yaml")), as_json=False, watch=False)
     assert "3 of 2 rounds" in capsys.readouterr().out
     assert open_committed(federation, None)[1].round == 3
     with pytest.raises(PhotonError, match="round 1's model was removed by photon gc"):

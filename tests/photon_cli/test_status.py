@@ -15,8 +15,8 @@ import pytest
 
 from photon_cli.prefect import live
 from photon_cli.prefect.live import age, ask
-from photon_cli.status import Status
-from photon_core.run.run import run_of
+from photon_cli.status import Status, runs_of
+from photon_cli.tree import alone
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
 
@@ -30,8 +30,8 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def look(file: Path) -> Status:
-    federation = load_federation(file)
-    return Status(federation, run_of(federation), file.parent / ".prefect")
+    world = alone(load_federation(file), file)
+    return Status(world, runs_of(world), file.parent / ".prefect")
 
 
 def test_from_the_store_alone(committed: Callable[..., Path]):

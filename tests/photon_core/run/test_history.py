@@ -5,7 +5,7 @@ from typing import Any
 from photon_cli.progress import round_line
 from photon_core.evidence.summary import summary
 from photon_core.run.history import remarks
-from schemas.manifests import RoundManifest
+from schemas.manifests import ParentRef, RoundManifest
 
 
 def manifest(**more: Any) -> RoundManifest:
@@ -35,3 +35,8 @@ def test_every_kind_in_this_order():
         ("d", "paused", "", ""),
     ]  # fmt: skip
     assert round_line(strange, 5).splitlines()[1:] == [f"  {line}" for line in remarks(strange)]
+
+
+def test_an_entry_names_the_parents_round():
+    ref = ParentRef(store="s", run="world", round=2, sha256="0", member="north")
+    assert remarks(manifest(kind="entry", parent=ref, entries=1)) == ["round 3 enters round 2 of run 'world'"]
