@@ -1,7 +1,7 @@
 """A tree of federations without training: a site's update is drawn from its name and its model.
 
-The rounds, entries and contributions are the real ones; only flows, tasks and children are left out. So a whole
-tree takes a fraction of a second, and may be broken anywhere and gone on with.
+The rounds, entries and contributions are the real ones; only flows, tasks and children are missing. So a whole
+tree takes a fraction of a second, and may be broken anywhere and continued.
 """
 
 from collections import Counter

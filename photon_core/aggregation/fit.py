@@ -193,7 +193,7 @@ def _before_what_is_behind(run: Run, call: Call) -> int | None:
 def _pools(run: Run, own: RoundManifest, call: Call, folder: Path, connections: int) -> dict[str, list[Row]]:
     """The pool of each key layer: the federation's own row, the parent's, then residuals in order.
 
-    Before its first entry, the federation has no row of its own: the parent's is in its place.
+    Before its first entry, the federation has no own row: the parent's takes its place.
     """
 
     def row(name: str, of: Run, place: str, entries: Sequence[FileEntry]) -> Row:

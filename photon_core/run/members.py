@@ -255,7 +255,7 @@ class Named:
 
 
 def is_federation(party: Party) -> bool:
-    """Whether it is one of the federations in its file. Its kind does not say so: a `Named` has none."""
+    """Whether it is one of the federations in its file. A `Named` has no kind."""
     return any(child.name == party.name for child in party.federation.federations)
 
 

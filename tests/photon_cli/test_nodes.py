@@ -1,4 +1,4 @@
-"""What each node of a tree has reached, from manifests: figures of federations and sites, by hand."""
+"""What each node of a tree has reached, from manifests: figures of federations and sites."""
 
 from math import exp
 from pathlib import Path

@@ -143,7 +143,7 @@ def test_a_rollback_to_the_entry_makes_its_rounds_again(play: Play) -> None:
 
 
 def test_a_rollback_of_the_root_takes_its_regions_along(play: Play) -> None:
-    """From there on the bits are those of a run that never went on beyond it, of regions' own key layers, too."""
+    """From there on the bits are those of a run that never trained beyond it, of regions' own key layers, too."""
     tree = play(root={"rounds": {"count": 5}}, region={"worldlm": {"rounds": 2}})
     tree.play(3)
     roll_back(tree.run(), tree.world.federation, 1)
@@ -216,7 +216,7 @@ def test_a_region_may_train_on_between_calls_and_in_them(play: Play) -> None:
 
 
 def test_a_call_that_a_later_one_has_overtaken_ends(play: Play) -> None:
-    """The root went on without the region; whatever still works for the old round makes none of the new one's."""
+    """The root continued without the region; whatever still works for the old round makes none of the new one's."""
     tree = play(root={"rounds": {"quorum": 1}}, region={"worldlm": {"rounds": 2}})
     tree.play(0)
     child, call, entry = tree.enter(tree.world.federation, "north", 1)
@@ -315,8 +315,8 @@ def outcome(tree: Played, folder: Path, killer: Killer, number: int) -> Any:
         for manifest in copied.chain(*path)[1:]:
             for name in manifest.updates:
                 committed[run.run, manifest.round, name] += len(attempts_of(run, manifest.round, name))
-    shutil.rmtree(folder)
     hashes = [[m.model_sha256 for m in copied.chain(*path)] for path in ((), ("north",))]
+    shutil.rmtree(folder)
     return hashes, committed
 
 
@@ -354,7 +354,7 @@ def test_a_region_that_is_away_is_left_out_and_enters_later_with_what_it_has(pla
     assert entry.kind == "entry" and entry.parent.round == 3 and entry.global_step == 6
     assert entry.attention["blocks.1"].distances[1] > 0
     edit(tree.file, rounds={"count": 9, "quorum": 2, "report_every": None})
-    with pytest.raises(QuorumMissed, match="Left out: south: away"):
+    with pytest.raises(QuorumMissed, match="Excluded: south: away"):
         tree.round(tree.world.federation, 4, absent=("south",))
 
 
