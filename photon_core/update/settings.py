@@ -33,7 +33,7 @@ def other_settings(party: Party, update: UpdateManifest) -> str:
     """Why an update was not made with the file's settings (noise, clipping, codec, training); empty if it was.
 
     Early updates have no hash of the settings. Only clipping and noise, which they name, can be compared. A
-    federation that is a member has a file of its own for them.
+    federation that is a member has its own file for them.
     """
     if is_federation(party):
         return ""

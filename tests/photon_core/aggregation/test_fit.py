@@ -216,7 +216,7 @@ def test_a_region_may_train_on_between_calls_and_in_them(play: Play) -> None:
 
 
 def test_a_call_that_a_later_one_has_overtaken_ends(play: Play) -> None:
-    """The root continued without the region; whatever still works for the old round makes none of the new one's."""
+    """The root continued without the region. What still works for the old round makes none of the new one's."""
     tree = play(root={"rounds": {"quorum": 1}}, region={"worldlm": {"rounds": 2}})
     tree.play(0)
     child, call, entry = tree.enter(tree.world.federation, "north", 1)
@@ -308,7 +308,8 @@ def outcome(tree: Played, folder: Path, killer: Killer, number: int) -> Any:
         with pytest.raises(Killed):
             copied.play()
         forget_runs()
-    copied.play()
+    if copied.chain()[-1].round < tree.chain()[-1].round + 1:
+        copied.play()
     committed = Counter[tuple[str, int, str]]()
     for path in (), ("north",):
         run = copied.run(*path)
