@@ -132,7 +132,7 @@ class Played:
         """Its manifest; its files are in the store."""
         base = run.round(t - 1)
         assert base is not None
-        theta = tensors(run, t - 1, base.model)
+        theta = tensors(run, run.files_dir(t - 1), base.model)
         seed = int(sha256_bytes(f"{view.name} {base.model_sha256}".encode())[:16], 16)
         random, local, folder = (
             np.random.default_rng(seed),
@@ -170,10 +170,10 @@ class Played:
         )
 
 
-def tensors(run: Run, t: int, files: list[FileEntry]) -> dict[str, np.ndarray]:
-    """What the files of a round's folder hold."""
+def tensors(run: Run, folder: str, files: list[FileEntry]) -> dict[str, np.ndarray]:
+    """What the files of a folder hold."""
     with TemporaryDirectory() as scratch:
-        paths = run.store.fetch_all(files, run.files_dir(t), Path(scratch), 1)
+        paths = run.store.fetch_all(files, folder, Path(scratch), 1)
         found = LocalTensors([(path, tensors_of(path)) for path in paths])
         return {name: found.array(name) for name in found.tensors}
 
