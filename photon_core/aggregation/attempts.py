@@ -6,7 +6,7 @@ from photon_core.aggregation.checks import check_manifest, check_moments
 from photon_core.errors import CorruptFile, PhotonError, StoreRefused, StoreUnavailable
 from photon_core.run.members import Party
 from photon_core.run.run import Run
-from photon_core.run.updates import next_attempt
+from photon_core.run.updates import files_of_update, next_attempt
 from photon_core.update.settings import other_settings
 from schemas.manifests import UpdateManifest
 
@@ -79,7 +79,7 @@ def is_done(
         check_manifest(run, base, t, party.name, update)  # first: the model's size bounds the size of every file
         check_moments(party.name, base, update)
         folder = run.site_dir(t, party.name, update.attempt)
-        files = [*update.files, *update.key_layers, *update.moments]
+        files = files_of_update(update)
         if any(run.store.size(f"{folder}/{entry.path}") != entry.bytes for entry in files):
             return None
         for entry in files:

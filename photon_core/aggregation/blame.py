@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from photon_core.errors import PhotonError, StoreRefused, StoreUnavailable, Unreadable, UpdateRejected
 from photon_core.run.run import Run
+from photon_core.run.updates import files_of_update
 from photon_core.tensors.reader import Array, Load
 from schemas.manifests import UpdateManifest
 from schemas.server_errors import told
@@ -122,7 +123,7 @@ class Suspects:
         folder = self._run.site_dir(update.round, update.site, update.attempt)
 
         def read() -> None:
-            for entry in (*update.files, *update.key_layers, *update.moments):
+            for entry in files_of_update(update):
                 self._run.store.check(entry, folder)
 
         return self.look_again(error.site, cause, read)

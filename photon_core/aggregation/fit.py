@@ -19,7 +19,7 @@ from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layer
 from photon_core.aggregation.moments import moments_for
 from photon_core.aggregation.parts import backbone, key_files
 from photon_core.aggregation.residuals import in_order, row_name
-from photon_core.aggregation.routing import hand_up, receive
+from photon_core.aggregation.routing import hand_up, intact, receive
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.metrics import reported
 from photon_core.run.line import newest, newest_entry, whole_line
@@ -90,7 +90,7 @@ def call_of(federation: Federation, member: str, t: int, attempt: int = 1) -> Ca
     )
     above = newest_entry(parent)
     horizon = above.horizon if above is not None else federation.schedule_steps
-    return Call(parent, federation, ref, parent.residuals(t, member), horizon)
+    return Call(parent, federation, ref, intact(parent, parent.residuals(t, member)), horizon)
 
 
 def initial_of(call: Call, folder: Path) -> Initial:

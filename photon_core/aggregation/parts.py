@@ -8,6 +8,9 @@ from photon_core.model.key_layers import parted
 from photon_core.tensors.shards import all_tensors, check_files
 from photon_core.update.codecs.lossless import Plain
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
+from schemas.sections.values import NAME
+
+MOST_NAMES = 32  # in the path of a residual's origin, which becomes the name of a row at another member
 
 
 def backbone(manifest: RoundManifest) -> RoundManifest:
@@ -68,6 +71,8 @@ def _check_residuals(
         raise UpdateRejected(site, "it hands up several residuals of one key layer")
     for residual in update.residuals:
         expected = {name: model[name] for name in base.key_layers.get(residual.layer, [])}
-        if not expected or not residual.origin or all_tensors(residual.files) != expected:
+        if not expected or all_tensors(residual.files) != expected:
             raise UpdateRejected(site, f"residual '{residual.layer[:200]}' is not one of the model's key layers")
+        if not 0 < len(residual.origin) <= MOST_NAMES or not all(map(NAME.fullmatch, residual.origin)):
+            raise UpdateRejected(site, f"the origin of residual '{residual.layer}' is not a path of names")
         check_files(residual.files, 2 * len(expected))

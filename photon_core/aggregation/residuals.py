@@ -16,8 +16,14 @@ from typing import Literal, NamedTuple
 from schemas.manifests import FileEntry, Residual
 
 Policy = Literal["off", "region", "tree"]  # worldlm.residuals
+MOST_RATIO = 2.0  # of two norms of key layers that come from one model (a choice)
 Why = Literal[
-    "residuals are off", "it fits no other member", "there is no other member", "absent", "over the limit"
+    "residuals are off",
+    "it fits no other member",
+    "there is no other member",
+    "absent",
+    "over the limit",
+    "out of line",
 ]
 
 
@@ -104,6 +110,18 @@ def handed_up(residual: Residual, member: str) -> Residual:
 def row_name(residual: Residual) -> str:
     """The name of a residual among the rows of a pool."""
     return f"{'/'.join(residual.origin)}@{residual.born}"
+
+
+def is_in_line(square: float, mean: float) -> bool:
+    """Whether a residual's norm is near the mean's.
+
+    A cosine does not depend on norms. Without this limit, one large row would replace the layer of its receiver.
+
+    Args:
+        square: squared norm of the residual.
+        mean: squared norm of the federation's new layer.
+    """
+    return mean / MOST_RATIO**2 <= square <= mean * MOST_RATIO**2
 
 
 def in_order(residuals: Iterable[Residual]) -> list[Residual]:

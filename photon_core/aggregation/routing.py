@@ -7,6 +7,7 @@ store. aggregation/residuals.py makes the decisions.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from photon_core.aggregation.blame import Doubt
 from photon_core.aggregation.engine.inputs import Limits
 from photon_core.aggregation.key_layers import KeyLayers
 from photon_core.aggregation.parts import key_layer
@@ -16,12 +17,13 @@ from photon_core.aggregation.residuals import (
     Offer,
     Partition,
     handed_up,
+    is_in_line,
     partition,
     picked,
     route,
 )
 from photon_core.aggregation.scoring import Row, layer_sums
-from photon_core.errors import StoreConflict, UpdateRejected
+from photon_core.errors import CorruptFile, StoreConflict, StoreRefused, StoreUnavailable, UpdateRejected
 from photon_core.model.key_layers import parted
 from photon_core.run.line import last_updates
 from photon_core.run.paths import Place, PlaceKind
@@ -53,8 +55,8 @@ def send_down(run: Run, federation: Federation, t: int, sampled: Sequence[str], 
     base = run.round(t - 1)
     assert base is not None and federation.worldlm is not None
     offers = [
-        *_offers(run, base, base.down, False, limits),
-        *_offers(run, base, base.received, True, limits),
+        *_offers(run, base, intact(run, base.down), False, limits),
+        *_offers(run, base, intact(run, base.received), True, limits),
     ]
     for member, residuals in route(offers, sampled, federation.worldlm.residuals).members.items():
         folder = Place(PlaceKind.DOWN_FOLDER, run.run, t, member).path
@@ -73,7 +75,21 @@ def receive(above: Run, run: Run, t: int, residuals: Iterable[Residual]) -> list
 
 def hand_up(run: Run, residuals: Iterable[Residual], parent: Run, folder: str) -> list[Residual]:
     """Copy the residuals that go up to the folder of the contribution."""
-    return [_copied(run, residual, parent, folder) for residual in residuals]
+    return [_copied(run, residual, parent, folder) for residual in intact(run, residuals)]
+
+
+def intact(run: Run, residuals: Iterable[Residual]) -> list[Residual]:
+    """The residuals whose files are not damaged. The others end here: members can write to the files' folders."""
+
+    def is_whole(residual: Residual) -> bool:
+        try:
+            for entry in residual.files:
+                run.store.check(entry, residual.folder)
+        except CorruptFile:
+            return False
+        return True
+
+    return [residual for residual in residuals if is_whole(residual)]
 
 
 def divide(
@@ -103,12 +119,15 @@ def divide(
         return NOTHING
     if worldlm.residuals == "off" or (is_root and worldlm.residuals == "tree" and not handed):
         return partition([], [Offer(residual, {}) for residual in handed], worldlm.residuals, is_root)
-    rows, passed = list[Offer](), list[Offer]()
+    rows, passed, dropped = list[Offer](), list[Offer](), list[Dropped]()
     for layer in base.key_layers:
         pool = _Pool(run, base, layer, updates, new, limits)
         rows += pool.picks(worldlm.residuals == "region")
-        passed += pool.handed([residual for residual in handed if residual.layer == layer])
-    return partition(rows, passed, worldlm.residuals, is_root)
+        in_line, others = pool.handed([residual for residual in handed if residual.layer == layer])
+        passed += in_line
+        dropped += others
+    found = partition(rows, passed, worldlm.residuals, is_root)
+    return found._replace(dropped=[*found.dropped, *dropped])
 
 
 def counted(dropped: Iterable[Dropped]) -> dict[str, int]:
@@ -137,30 +156,38 @@ class _Pool:
         self._rows = [self._row(name) for name in self._names]
 
     def picks(self, with_members: bool) -> list[Offer]:
-        """The members' rows as residuals.
+        """The members' rows as residuals; those out of line with the mean are none.
 
         Args:
             with_members: flag: the least represented row is also compared with the other members'.
         """
         sums = layer_sums(self._shapes, [self._mean, *self._rows], limits=self._limits)
         means = dict(zip(self._names, sums.cosines()[0, 1:].tolist(), strict=True))
+        rows = {
+            name: row
+            for name, row, square in zip(self._names, self._rows, sums.squares[1:], strict=True)
+            if is_in_line(square, sums.squares[0])
+        }
         offers = []
-        least = min(self._names, key=lambda name: (means[name], name))
-        for name, row in zip(self._names, self._rows, strict=True):
+        least = min(rows, key=lambda name: (means[name], name), default="")
+        for name, row in rows.items():
             residual = picked(self._layer, name, self._base.round + 1, row.folder, row.files)
             others = self._cosines(row) if with_members and name == least else {}
             offers.append(Offer(residual, others, means[name]))
         return offers
 
-    def handed(self, residuals: Sequence[Residual]) -> list[Offer]:
-        """Residuals that members have handed up, compared with all members and the mean."""
-        offers = []
+    def handed(self, residuals: Sequence[Residual]) -> tuple[list[Offer], list[Dropped]]:
+        """Residuals that members have handed up, compared with all members and the mean; and those out of line."""
+        offers, dropped = [], []
         for residual in residuals:
             row = Row(self._run.store, residual.folder, residual.files, residual.origin[0])
             sums = layer_sums(self._shapes, [row, self._mean, *self._rows], limits=self._limits)
+            if not is_in_line(sums.squares[0], sums.squares[1]):
+                dropped.append(Dropped(residual, "out of line"))
+                continue
             mean, *members = sums.cosines()[0, 1:].tolist()
             offers.append(Offer(residual, dict(zip(self._names, members, strict=True)), mean))
-        return offers
+        return offers, dropped
 
     def _cosines(self, row: Row) -> dict[str, float]:
         others = [(name, other) for name, other in zip(self._names, self._rows, strict=True) if other is not row]
@@ -190,8 +217,9 @@ def _offers(
         for name, other in _newest(run, base, residual.layer).items():
             try:
                 members[name] = float(layer_sums(shapes, [row, other], limits=limits).cosines()[0, 1])
-            except UpdateRejected:
-                continue  # the member's files are damaged: no residual fits it
+            except (UpdateRejected, Doubt) as error:  # the member's files are damaged: no residual fits it
+                if isinstance(error.__cause__, StoreUnavailable | StoreRefused):
+                    raise error.__cause__ from None
         offers.append(Offer(residual, members, from_above=from_above))
     return offers
 
@@ -200,7 +228,10 @@ def _newest(run: Run, base: RoundManifest, layer: str) -> dict[str, Row]:
     """The newest key layer of each member that has contributed one."""
     rows = {}
     for name, last in sorted(last_updates(run, base.round).items()):
-        update = run.update(last.round, name, last.attempt)
+        try:
+            update = run.update(last.round, name, last.attempt)
+        except CorruptFile:
+            continue
         if update is not None and update.key_layers:
             files = parted(update.key_layers, base.key_layers).layers[layer]
             rows[name] = Row(run.store, _folder(run, update), files, name)

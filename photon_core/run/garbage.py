@@ -21,6 +21,7 @@ from photon_core.run.paths import SHARDS, Place, PlaceKind, place_at
 from photon_core.run.provenance import utc_now
 from photon_core.run.run import Run, files_of
 from photon_core.run.start import site_starts
+from photon_core.run.updates import files_of_update
 from photon_core.store.interface import TEMPORARY, Found
 from schemas.manifests import FileEntry, RemovalManifest
 
@@ -228,13 +229,12 @@ def _covered(run: Run, place: Place) -> Iterator[tuple[int, str, list[FileEntry]
         for residual in (*manifest.up, *manifest.down, *manifest.received):
             yield t, residual.folder, residual.files
     elif place.kind is PlaceKind.DOWN and (down := run.residuals(t, site)):
-        yield from ((t, residual.folder, residual.files) for residual in down)
+        folder = replace(place, kind=PlaceKind.DOWN_FOLDER).path
+        yield t, folder, [file for residual in down if residual.folder == folder for file in residual.files]
     elif place.kind is PlaceKind.PARTIAL and (partial := run.partial(place)):
         yield t, replace(place, kind=PlaceKind.MEAN).path, partial.files
     elif place.kind is PlaceKind.START:
         for start in site_starts(run, site):
             yield 0, run.site_dir(0, site, start.attempt), start.files
     elif place.kind is PlaceKind.UPDATE and (update := run.update(t, site, place.attempt)):
-        folder, residuals = run.site_dir(t, site, update.attempt), update.residuals
-        own = [file for residual in residuals if residual.folder == folder for file in residual.files]
-        yield t, folder, [*update.files, *update.key_layers, *update.moments, *own]
+        yield t, run.site_dir(t, site, update.attempt), files_of_update(update)

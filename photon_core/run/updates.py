@@ -11,7 +11,13 @@ from photon_core.run.members import Member
 from photon_core.run.run import Run, run_of
 from photon_core.run.sampling import sampled_members
 from schemas.federation import Federation
-from schemas.manifests import UpdateManifest
+from schemas.manifests import FileEntry, UpdateManifest
+
+
+def files_of_update(update: UpdateManifest) -> list[FileEntry]:
+    """All files that an update's manifest names. They are in the folder of the update."""
+    handed_up = [entry for residual in update.residuals for entry in residual.files]
+    return [*update.files, *update.key_layers, *update.moments, *handed_up]
 
 
 def last_contribution(run: Run, site: str, t: int) -> tuple[int, int] | None:

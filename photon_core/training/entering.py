@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers
 from photon_core.aggregation.residuals import in_order, row_name
+from photon_core.aggregation.routing import intact
 from photon_core.errors import PhotonError
 from photon_core.files import TEMPORARY, clear
 from photon_core.model.key_layers import parted
@@ -65,7 +66,7 @@ def enter(run: Run, view: SiteView, t: int, attempt: int, committed: Sequence[Pa
     places = {entry.path: path for entry, path in zip(base.model, committed, strict=True)}
     folder = view.cache_dir / "entry" / run.run / f"{t:06d}-{attempt:04d}"
     _drop_old(folder.parent, t)
-    residuals = in_order(run.residuals(t, view.name))
+    residuals = in_order(intact(run, run.residuals(t, view.name)))
     own = _own(run, view, t, folder)
     if own is None and not residuals:
         return _entry(base, places, Entered(folder))

@@ -1,4 +1,4 @@
-"""Whatever a member brings as key layers, the round names it and goes on without it."""
+"""Whatever a member brings as key layers or residuals, the round names it and does not fail."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import yaml
 
+from photon_core.aggregation import fit
 from photon_core.errors import CorruptFile
 from photon_core.run import garbage
 from photon_core.run.garbage import Rule
 from photon_core.run.run import Run, forget_runs
 from photon_core.store.store import Store
 from schemas.bounds import POOL_LIMIT
-from schemas.manifests import Attention, FileEntry, Residual, RoundManifest
+from schemas.manifests import Attention, DownManifest, FileEntry, Residual, RoundManifest, UpdateManifest
 from schemas.view import view_of
 from tests.federations import sections, site
 from tests.played import MODEL, Played, put, tensors
+from tests.worlds import write_world
 
 EVIL = "b"
 Change = Callable[["Attack"], dict[str, Any]]
@@ -129,7 +131,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "infinity": (filled(np.inf), "holds NaN or Inf"),
     "10^6 times as large": (scaled(1e6), "its key layers have distance .* over 10 times the sites' median"),
     "as large as can be": (filled(3e38), "its key layers have distance .* over 10 times the sites' median"),
-    "none": (lambda a: {"key_layers": []}, "tensor 'blocks.1.attn.Wqkv.bias' is missing"),
+    "none": (lambda _: {"key_layers": []}, "tensor 'blocks.1.attn.Wqkv.bias' is missing"),
     "a tensor missing": (fewer, "tensor 'blocks.1.attn.Wqkv.bias' is missing"),
     "a tensor too many": (more, "tensor 'blocks.9.x' is not one of the model's key layers"),
     "the backbone": (backbone_too, "tensor 'wte.weight' is not one of the model's key layers"),
@@ -146,7 +148,7 @@ CASES: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_key_layers_are_left_out_by_name(flat: Callable[..., Played], case: str) -> None:
+def test_bad_key_layers_are_excluded_by_name(flat: Callable[..., Played], case: str) -> None:
     tree, (change, reason) = flat({}), CASES[case]
     tree.play()
     attack = Attack(tree)
@@ -179,7 +181,7 @@ def test_key_layers_of_a_run_that_has_none_are_refused(flat: Callable[..., Playe
 def test_a_file_that_cannot_be_read_is_looked_at_again_alone(
     flat: Callable[..., Played], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading a key layer fails as a disk does: its site is left out, with what was met."""
+    """Reading a key layer fails as a disk does: its site is excluded, with the error."""
     tree = flat({})
     tree.play()
     attack = Attack(tree)
@@ -237,3 +239,127 @@ def test_an_update_s_manifest_stays_short_however_many_entries_it_claims(flat: C
     assert set(found.left_out) == {EVIL} and "at most" in found.left_out[EVIL]
     with pytest.raises(CorruptFile, match="at most"):
         Run(tree.run().store, tree.run().run).update(2, EVIL, 1)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Played]:
+    """Three regions of two sites each."""
+    regions = {"east": ("a", "b"), "north": ("c", "d"), "west": ("e", "f")}
+    root = {"model": MODEL, "rounds": {"count": 9, "quorum": 1}}
+    yield Played(write_world(tmp_path / "world", regions, root=root, region={"model": MODEL}))
+    forget_runs()
+
+
+def scale(run: Run, folder: str, residual: Residual, factor: float) -> Residual:
+    """The residual with other values."""
+    found = tensors(run, residual.folder, residual.files)
+    arrays = {name: (values * factor).astype(np.float32) for name, values in found.items()}
+    return residual.model_copy(update={"files": put(run, folder, arrays, "x-")})
+
+
+RESIDUALS: dict[str, tuple[Callable[[Run, str, Residual], Residual], str]] = {
+    "NaN": (lambda run, folder, r: scale(run, folder, r, np.nan), "holds NaN or Inf"),
+    "no origin": (lambda _, __, r: r.model_copy(update={"origin": []}), "is not a path of names"),
+    "markup": (lambda _, __, r: r.model_copy(update={"origin": ["[/x]"]}), "is not a path of names"),
+    "an endless origin": (lambda _, __, r: r.model_copy(update={"origin": ["c"] * 999}), "is not a path of names"),
+    "no layer": (lambda _, __, r: r.model_copy(update={"layer": "x"}), "residual 'x' is not one of the model's"),
+    "no files": (lambda _, __, r: r.model_copy(update={"files": []}), "is not one of the model's key layers"),
+    "another's folder": (lambda run, _, r: r.model_copy(update={"files": run.round(0).model}), "is not one of"),
+    "another's file": (
+        lambda _, __, r: r.model_copy(update={"files": [r.files[0].model_copy(update={"path": "../x"})]}),
+        "is not a path inside the store",
+    ),
+    "gone": (
+        lambda _, __, r: r.model_copy(update={"files": [r.files[0].model_copy(update={"path": "gone"})]}),
+        "gone is missing",
+    ),
+}
+
+
+def bring(patch: pytest.MonkeyPatch, change: Callable[[Run, str, Residual], Residual]) -> None:
+    """Have `north` hand up another residual in the root's round 2."""
+    real = Run.commit_update
+
+    def commit(run: Run, manifest: UpdateManifest) -> None:
+        if (manifest.site, manifest.round) == ("north", 2):
+            assert manifest.residuals
+            folder = run.site_dir(2, "north", 1)
+            changed = [change(run, folder, residual) for residual in manifest.residuals]
+            manifest = manifest.model_copy(update={"residuals": changed})
+        real(run, manifest)
+
+    patch.setattr(Run, "commit_update", commit)
+
+
+@pytest.mark.parametrize("case", RESIDUALS)
+def test_a_member_with_a_bad_residual_is_excluded_by_name(
+    tree: Played, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    change, reason = RESIDUALS[case]
+    bring(monkeypatch, change)
+    found = tree.play(2)
+    assert set(found.left_out) == {"north"} and set(found.updates) == {"east", "west"}
+    assert reason in found.left_out["north"]
+
+
+@pytest.mark.parametrize("factor", [3.0, 1e6, 1e-3, 0.0])
+def test_a_residual_of_another_size_goes_nowhere(
+    tree: Played, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """A cosine does not depend on it, but the layer of its receiver would."""
+    bring(monkeypatch, lambda run, folder, residual: scale(run, folder, residual, factor))
+    found = tree.play(2)
+    assert set(found.updates) == {"east", "north", "west"} and found.dropped == {"out of line": 1}
+    assert {residual.origin[0] for residual in found.down} == {"east", "west"}
+    assert tree.play().left_out == {}
+
+
+def test_a_site_of_another_size_is_not_picked_as_a_residual(tree: Played) -> None:
+    tree.play()
+    federation = tree.world.federation
+    child, call, entry = tree.enter(federation, "north", 2)
+    run, view = tree.run("north"), view_of(child, "c")
+    update, folder = tree.update(run, view, entry.round + 1, 1), run.site_dir(entry.round + 1, "c", 1)
+    arrays = {name: -3 * values for name, values in tensors(run, folder, update.key_layers).items()}
+    layers = put(run, folder, arrays, "blocks.1-")
+    run.commit_update(update.model_copy(update={"key_layers": layers}))
+    rounds = tree.round(child, entry.round + 1)
+    assert set(rounds.updates) == {"c", "d"} and [residual.origin for residual in rounds.up] == [["d"]]
+    assert [r.origin for r in fit.contribute(run, child, call, entry).residuals] == [["d"]]
+
+
+def test_files_that_members_damage_later_stop_nobody(tree: Played) -> None:
+    """Residuals, and the newest key layers of members, lie in folders that members can write to."""
+    first = tree.play()
+    root, gone = tree.run(), first.down[0]
+    root.store.discard(f"{gone.folder}/{gone.files[0].path}")
+    last = first.updates["west"]
+    west = root.update(1, "west", last.attempt)
+    root.store.discard(f"{root.site_dir(1, 'west', 1)}/{west.key_layers[0].path}")
+    second = tree.play()
+    assert second.left_out == {} and len(first.down) == 3
+    sent = [residual.origin for name in second.updates for residual in root.residuals(2, name)]
+    assert 0 < len(sent) <= 2 and gone.origin not in sent
+
+    federation = tree.world.federation
+    child, call, entry = tree.enter(federation, "north", 3)
+    rounds, run = tree.round(child, entry.round + 1), tree.run("north")
+    up = rounds.up[0]
+    run.store.discard(f"{up.folder}/{up.files[0].path}")
+    assert fit.contribute(run, child, call, entry).residuals == []
+    for name in "east", "west":
+        for residual in root.residuals(3, name):
+            root.store.discard(f"{residual.folder}/{residual.files[0].path}")
+    assert tree.play().left_out == {}
+
+
+def test_garbage_collection_believes_no_down_json_about_others_files(tree: Played) -> None:
+    tree.play()
+    root, base = tree.run(), tree.run().round(0)
+    evil = Residual(layer="blocks.1", origin=["x"], born=1, folder=root.round_dir(0), files=base.model)
+    root.commit_residuals(DownManifest(run=root.run, round=2, member="nobody", residuals=[evil]))
+    tree.play(3)
+    run = Run(root.store, root.run)
+    garbage.remove(run, garbage.look(run, Rule(last=1, every=4), 1e12))
+    for file in base.model:
+        run.store.check(file, run.round_dir(0))
