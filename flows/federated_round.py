@@ -19,6 +19,7 @@ work pool, and this flow run shows a task for it. In both cases the outcome is r
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from prefect import flow, tags, task
 from prefect.cache_policies import NO_CACHE
@@ -37,6 +38,7 @@ from photon_core.aggregation.claims import believed
 from photon_core.aggregation.fit import call_of, rounds_to_make
 from photon_core.aggregation.routing import has_residuals
 from photon_core.aggregation.tree import regions
+from photon_core.errors import FederationError
 from photon_core.evidence.events import Kind
 from photon_core.evidence.metrics import show
 from photon_core.run.birth import as_born, as_entered
@@ -213,8 +215,9 @@ def _cancel(runtime: Runtime, one: Member, t: int) -> None:
     if isinstance(one, SiteMember):
         steps.cancel(runtime, one.view, t)
         return
-    for _, node in world_of(one.federation, one.name).nodes():
-        runtime.launcher.cancel_below(f"{node.federation.run}/")
+    with suppress(FederationError):  # its file was edited, and names nobody any more
+        for _, node in world_of(one.federation, one.name).nodes():
+            runtime.launcher.cancel_below(f"{node.federation.run}/")
 
 
 def _regions(runtime: Runtime, federation: Federation, t: int, sampled: list[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from photon_core.evidence.metrics import perplexity
 from photon_core.run.opening import open_run
 from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.run import run_of
+from photon_core.run.updates import files_of_update
 from photon_core.tensors.shards import copy_files
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest
@@ -41,7 +42,7 @@ def contribute(runtime: Runtime, child: Federation, call: Call, entry: RoundMani
     """Commit the child's contribution to the parent's round."""
     with runtime.log.step("contribute") as out:
         update = fit.contribute(run_of(child), child, call, entry)
-        out.update(bytes=sum(entry.bytes for entry in (*update.files, *update.key_layers)))
+        out.update(bytes=sum(entry.bytes for entry in files_of_update(update)))
         runtime.log.at(update.round, update.site, update.attempt).append(Kind.UPDATE_COMMITTED, bytes=out["bytes"])
 
 

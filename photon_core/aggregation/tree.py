@@ -29,6 +29,7 @@ from photon_core.run.members import ANY_WORK, Work
 from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.provenance import versions
 from photon_core.run.run import ATTEMPTS_LIMIT, Run
+from photon_core.run.updates import files_of_update
 from schemas.manifests import PartialManifest, UpdateManifest, UpdateRef
 from schemas.sections.aggregation import Aggregation
 from schemas.sections.server import ALIKE, Server
@@ -301,7 +302,7 @@ def reference(run: Run, update: UpdateManifest, weight: float) -> UpdateRef:
         sha256=run.update_sha256(update.round, update.site, update.attempt),
         tokens=update.tokens,
         weight=weight,
-        bytes=sum(entry.bytes for entry in (*update.files, *update.key_layers, *update.moments)),
+        bytes=sum(entry.bytes for entry in files_of_update(update)),
         steps=update.steps,
         metrics=update.metrics,
     )

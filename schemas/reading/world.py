@@ -135,14 +135,15 @@ def _refuse_names(file: str, federation: Federation, names: tuple[str, ...]) -> 
 
 
 def _refuse_horizon(world: World) -> None:
-    """Refuse a root without total_steps whose members train other numbers of steps: its schedule would end at a
-    wrong step."""
+    """Refuse a root without total_steps whose members train other numbers of steps: its schedule, and those of all
+    federations below it, would end at a wrong step."""
     federation, steps = world.federation, world.steps
     own, schedule = federation.local.steps, federation.local.schedule
     known = all(child.paused or child.name in world.children for child in federation.federations)
     if federation.parent is not None or not world.children or not federation.rounds.count:
         return
-    if schedule.name == "cosine" and schedule.total_steps is None and (steps > own or (known and steps < own)):
+    cosine = any(node.federation.local.schedule.name == "cosine" for _, node in world.nodes(paused=False))
+    if cosine and schedule.total_steps is None and (steps > own or (known and steps < own)):
         raise refusal(
             world.file,
             federation,

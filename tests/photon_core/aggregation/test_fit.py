@@ -345,6 +345,29 @@ def test_a_tree_of_three_levels(play: Play) -> None:
     assert kinds(tree.chain("north", "alps")) == "t" + "ett" * 4 + "r" + "ett" * 2
 
 
+def test_all_bytes_that_a_region_hands_up_are_counted(play: Play) -> None:
+    tree = play(root=AVERAGE, region=AVERAGE)
+    found, update = tree.play(), tree.run().update(1, "north", 1)
+    assert update.moments and update.key_layers and update.residuals
+    folder = Path(tree.run().store.url) / tree.run().site_dir(1, "north", 1)
+    files = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
+    assert found.updates["north"].bytes == sum(path.stat().st_size for path in files)
+
+
+def test_the_order_of_members_and_a_region_s_seed_change_no_bit(play: Play) -> None:
+    """The seed draws samples and batches; the first model is the parent's."""
+    tree, other = play(), play()
+    edit(other.file, federations=yaml.safe_load(other.file.read_text())["federations"][::-1])
+    for name in "north", "south":
+        file = other.file.with_name(f"{name}.yaml")
+        edit(file, sites=yaml.safe_load(file.read_text())["sites"][::-1], seed=99)
+    tree.play(2)
+    other.play(2)
+    for path in (), ("north",), ("south",):
+        mine, theirs = ([m.model_sha256 for m in one.chain(*path)] for one in (tree, other))
+        assert mine == theirs
+
+
 def test_a_region_that_is_away_is_left_out_and_enters_later_with_what_it_has(play: Play) -> None:
     tree = play(root={"rounds": {"count": 5, "quorum": 1}})
     tree.play()

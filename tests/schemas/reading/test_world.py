@@ -202,6 +202,10 @@ WRONG: list[tuple[str, Files, str]] = [
     ("an end of the schedule that comes early", change("iberia", worldlm={"rounds": 2}),
      "world.yaml:11: local.schedule.total_steps: missing, and would be rounds.count x local.steps, but a round of "
      "this tree has 20 steps, not 10; write 100"),
+    ("the same of a member alone", merge(
+        change("iberia", worldlm={"rounds": 2}), {"world": {"local": {"schedule": {"name": "constant"}}}}),
+     "world.yaml:14: local.schedule.total_steps: missing, and would be rounds.count x local.steps, but a round of "
+     "this tree has 20 steps, not 10; write 100"),
 ]  # fmt: skip
 
 
