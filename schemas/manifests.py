@@ -127,6 +127,7 @@ class Attention(Manifest):
     scores: list[Number] = Field(max_length=POOL_LIMIT)
     weights: list[Number] = Field(max_length=POOL_LIMIT, description="float32 weights of the rows; their sum is 1")
     tau: Number
+    norm: Number = Field(default=0.0, description="norm of the own row")
     distances: list[Number] = Field(
         default_factory=list, max_length=POOL_LIMIT, description="distances of the rows from the own one"
     )

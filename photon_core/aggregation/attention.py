@@ -43,8 +43,14 @@ def attend(rows: Sequence[str], sums: Sums, worldlm: WorldLM, shares: Sequence[f
     found = scores(sums, worldlm)
     tau = tau_of(found, worldlm)
     given = weights(found, tau, shares, worldlm.own_row)
-    distances = sums.distances().tolist()
-    return Attention(rows=list(rows), scores=found.tolist(), weights=given.tolist(), tau=tau, distances=distances)
+    return Attention(
+        rows=list(rows),
+        scores=found.tolist(),
+        weights=given.tolist(),
+        tau=tau,
+        norm=math.sqrt(sums.squares[0]),
+        distances=sums.distances().tolist(),
+    )
 
 
 def scores(sums: Sums, worldlm: WorldLM) -> Float64:

@@ -21,7 +21,7 @@ from photon_core.run.run import Run
 from photon_core.tensors.shards import all_tensors
 from photon_core.update.codecs.lossless import Plain
 from schemas.manifests import Attention, AttentionManifest, FileEntry, RoundManifest, UpdateManifest
-from schemas.sections.server import Server
+from schemas.sections.server import Guard, Server
 from schemas.sections.worldlm import WorldLM
 
 OWN = "own"
@@ -45,11 +45,7 @@ class KeyLayers:
     @property
     def norms(self) -> dict[str, float]:
         """key_distance/<member>: of its key layers from those that were sent."""
-        found: dict[str, float] = {}
-        for layer in self.attention.values():
-            for name, distance in zip(layer.rows[1:], layer.distances[1:], strict=True):
-                found[name] = math.hypot(found.get(name, 0.0), distance)
-        return {f"key_distance/{name}": distance for name, distance in found.items()}
+        return {f"key_distance/{name}": distance for name, distance in _distances(self.attention).items()}
 
 
 def attend_members(
@@ -57,6 +53,7 @@ def attend_members(
     base: RoundManifest,
     updates: Mapping[str, UpdateManifest],
     worldlm: WorldLM,
+    guard: Guard,
     limits: Limits,
 ) -> KeyLayers:
     """Write the key layers of the round after `base`.
@@ -64,15 +61,16 @@ def attend_members(
     Args:
         run, base: run, and manifest of round t-1, whose key layers the members received.
         updates: checked updates of the members.
-        worldlm: settings of the federation.
+        worldlm, guard: settings of the federation.
         limits: limits of a pass.
 
     Raises:
-        UpdateRejected: a member's key layers are damaged, not finite, or so large that the mean is not finite.
-            Exclude the member and call again.
+        UpdateRejected: a member's key layers are damaged, not finite, or far from those that it received. Exclude
+            the member and call again.
         CorruptFile: the key layers of `base` are.
     """
     attention = _committed(run, base, updates, worldlm, limits) if base.key_layers else {}
+    _refuse_far(attention, guard)
     files, squares = list[FileEntry](), 0.0
     for layer, found in attention.items():
         first, *others = found.weights
@@ -90,6 +88,30 @@ def attend_members(
         files += result.model
         squares += result.norms["model_norm"] ** 2
     return KeyLayers(files, attention, squares)
+
+
+def _distances(attention: Mapping[str, Attention]) -> dict[str, float]:
+    """Member -> distance of all its key layers from the federation's."""
+    found: dict[str, float] = {}
+    for layer in attention.values():
+        for name, distance in zip(layer.rows[1:], layer.distances[1:], strict=True):
+            found[name] = math.hypot(found.get(name, 0.0), distance)
+    return found
+
+
+def _refuse_far(attention: Mapping[str, Attention], guard: Guard) -> None:
+    """Refuse a member whose key layers are of another size than the federation's.
+
+    Their weight does not depend on their size, so the mean would take it over, however few members there are.
+
+    Raises:
+        UpdateRejected: the distance is over norm_factor times the norm of the federation's key layers.
+    """
+    norm = math.hypot(*(layer.norm for layer in attention.values()))
+    for name, distance in _distances(attention).items():
+        if guard.norm_factor is not None and norm and distance > guard.norm_factor * norm:
+            found = f"its key layers have distance {distance:.4g} from those that were sent"
+            raise UpdateRejected(name, f"{found}, over {guard.norm_factor:g} times their norm {norm:.4g}")
 
 
 def _sources(
