@@ -32,10 +32,10 @@ from flows.cancellation import cancel_sites
 from flows.leases import outlive_leases
 from flows.site import failure, site_steps
 from flows.start import start_at_site
-from photon_core.aggregation.attempts import is_done
 from photon_core.aggregation.candidate import RoundLog
 from photon_core.aggregation.claims import believed
 from photon_core.aggregation.fit import call_of, rounds_to_make
+from photon_core.aggregation.gather import usable
 from photon_core.aggregation.routing import has_residuals
 from photon_core.aggregation.tree import regions
 from photon_core.errors import FederationError
@@ -273,11 +273,11 @@ def fit(federation: Federation, member: str, t: int, attempt: int = 1, deployed:
     """
     child = world_of(federation, member).federation
     above, one = run_of(federation), as_member(federation, member)
-    if is_done(above, one, t, attempt) is not None:
+    if usable(above, one, t, attempt) is not None:
         return Completed(
             message=f"{member}: the contribution to round {t} of {federation.run} was committed before"
         )
-    attempt = max(attempt, next_attempt(above, t, member))  # one that is damaged is made again
+    attempt = max(attempt, next_attempt(above, t, member))  # one that cannot be used is made again
     call = call_of(federation, member, t, attempt)
     with tags(f"run:{child.run}"), runtime_of(child) as runtime:
         entry = below.enter(runtime, child, call)

@@ -17,6 +17,7 @@ from photon_core.aggregation.attempts import is_done
 from photon_core.aggregation.candidate import RoundLog
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.engine.inputs import Limits
+from photon_core.aggregation.gather import usable
 from photon_core.aggregation.round import aggregate_round
 from photon_core.aggregation.routing import has_residuals, send_down
 from photon_core.data.tokenizer import load_tokenizer
@@ -104,9 +105,11 @@ class Played:
         candidate = aggregate_round(run, federation, t, sampled, left_out)
         return commit(run, federation, candidate, RoundLog(sampled))
 
-    def enter(self, federation: Federation, name: str, t: int) -> tuple[Federation, fit.Call, RoundManifest]:
+    def enter(
+        self, federation: Federation, name: str, t: int, attempt: int = 1
+    ) -> tuple[Federation, fit.Call, RoundManifest]:
         """The beginning of `fit`."""
-        child, call = world_of(federation, name).federation, fit.call_of(federation, name, t)
+        child, call = world_of(federation, name).federation, fit.call_of(federation, name, t, attempt)
         with TemporaryDirectory() as scratch:
             folder, tokenizer = Path(scratch), load_tokenizer(child.tokenizer).sha256
             open_run(run_of(child), child, tokenizer, lambda: fit.initial_of(call, folder / "initial"))
@@ -115,7 +118,10 @@ class Played:
 
     def fit(self, federation: Federation, name: str, t: int) -> UpdateManifest:
         """A member that is a federation does its part, as flows/federated_round.py has it."""
-        child, call, entry = self.enter(federation, name, t)
+        run = run_of(federation)
+        if (done := usable(run, member(federation, name), t, 1)) is not None:
+            return done
+        child, call, entry = self.enter(federation, name, t, next_attempt(run, t, name))
         for n in fit.rounds_to_make(run_of(child), child, entry):
             self.round(child, n)
         return fit.contribute(run_of(child), child, call, entry)

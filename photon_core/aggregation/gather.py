@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 
-from photon_core.aggregation.attempts import newest_update
+from photon_core.aggregation.attempts import is_done, newest_update
 from photon_core.aggregation.blame import Suspects
 from photon_core.aggregation.checks import check_counts
 from photon_core.errors import UpdateRejected
@@ -51,14 +51,28 @@ def gather(
     return updates, reasons
 
 
+def usable(run: Run, one: Member, t: int, attempt: int) -> UpdateManifest | None:
+    """The member's update for round t, of this attempt or a later one, if the round can aggregate it."""
+    update = is_done(run, one, t, attempt)
+    try:
+        if update is not None:
+            check_settings(one, update, "")
+            _check_work(one, update)
+    except UpdateRejected:
+        return None
+    return update
+
+
 def _check_work(one: Member, update: UpdateManifest) -> None:
     """Refuse more work than this member can do. The check of a manifest knows only the largest member's limits.
 
     Raises:
         UpdateRejected: the update claims too many tokens or local steps, or more tokens than its steps can have,
-            or has moments although none are averaged.
+            or has moments although none are averaged; those of a federation are passed over, for it cannot train
+            again because its parent's file was edited.
     """
-    if update.moments and one.federation.local.optimizer_state != "average":
+    unasked = update.moments and one.federation.local.optimizer_state != "average"
+    if unasked and not isinstance(one, FederationMember):
         raise UpdateRejected(one.name, "it has optimizer moments, but local.optimizer_state is not average")
     if update.residuals and not isinstance(one, FederationMember):
         raise UpdateRejected(one.name, "it hands up residuals, but it is no federation")

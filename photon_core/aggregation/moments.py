@@ -107,6 +107,10 @@ class MomentSpec:
     def shapes(self) -> Shapes:
         return moment_shapes(self.model, self.optimizer.name, names_in(self.key_layers))
 
+    def fits(self, files: Sequence[FileEntry]) -> bool:
+        """Whether these files hold such moments, and no others. Raises CorruptFile if they hold one twice."""
+        return bool(moments_for(files, self.model, self.optimizer.name, self.key_layers))
+
 
 def average_moments(
     run: Run,

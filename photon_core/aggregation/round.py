@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate, base_of
-from photon_core.aggregation.blame import Doubt, Suspects
+from photon_core.aggregation.blame import Doubt, Suspects, blame
 from photon_core.aggregation.candidate import Candidate
 from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.engine.inputs import Limits
@@ -208,11 +208,14 @@ def _moments(
     weights: Mapping[str, float],
     limits: Limits,
 ) -> Moments:
-    """The mean of the members' moments. A federation may bring none: it adds noise, or averages others."""
-    inner = {child.name for child in federation.federations}
-    bring = {name: update for name, update in updates.items() if update.moments or name not in inner}
+    """The mean of the members' moments. A federation may bring none, or those of another optimizer."""
+    inner, spec, bring = {child.name for child in federation.federations}, MomentSpec.of(federation), {}
+    for name, update in updates.items():
+        with blame(name):
+            if name not in inner or spec.fits(update.moments):
+                bring[name] = update
     if not bring:
         return Moments()
     total = 1.0 if len(bring) == len(updates) else sum(weights[name] for name in bring)
     rule = moments_rule(federation.server, {name: weights[name] / total for name in bring})
-    return average_moments(run, t, bring, rule, MomentSpec.of(federation), limits)
+    return average_moments(run, t, bring, rule, spec, limits)

@@ -345,6 +345,44 @@ def test_a_tree_of_three_levels(play: Play) -> None:
     assert kinds(tree.chain("north", "alps")) == "t" + "ett" * 4 + "r" + "ett" * 2
 
 
+def test_a_contribution_by_a_file_that_was_edited_since_is_made_again(play: Play) -> None:
+    """A region's sites make fewer steps from now on: more than the file admits is refused, until it trains again."""
+    tree = play(region={"worldlm": {"rounds": 2}})
+    tree.play()
+    child, _, entry = tree.enter(tree.world.federation, "north", 2)
+    tree.round(child, entry.round + 1)
+    file = tree.file.with_name("north.yaml")
+    edit(file, local=yaml.safe_load(file.read_text())["local"] | {"steps": 2})
+    with pytest.raises(QuorumMissed, match="north: it claims 5 trained steps; at most 4 are possible"):
+        tree.play()
+    assert tree.play().updates["north"].steps == 4
+    assert [update.steps for update in attempts_of(tree.run(), 2, "north")] == [5, 4]
+    assert kinds(tree.chain("north")) == "tett" + "ett" + "ett"
+
+
+def test_a_damaged_contribution_is_made_again(play: Play) -> None:
+    tree = play()
+    tree.play()
+    update = tree.fit(tree.world.federation, "north", 2)
+    run = tree.run()
+    path = Path(run.store.url) / run.site_dir(2, "north", 1) / update.key_layers[0].path
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-1])
+    assert tree.play().updates["north"].attempt == 2
+
+
+@pytest.mark.parametrize("now", [{"optimizer_state": "keep"}, MUON["local"]])
+def test_an_edit_of_what_the_root_averages_stops_no_region(play: Play, now: dict[str, Any]) -> None:
+    tree = play(root=AVERAGE, region=AVERAGE)
+    tree.play()
+    for name in "north", "south":
+        assert tree.fit(tree.world.federation, name, 2).moments
+    edit(tree.file, local=yaml.safe_load(tree.file.read_text())["local"] | now)
+    found = tree.play()
+    assert set(found.updates) == {"north", "south"} and not found.moments
+
+
 def test_all_bytes_that_a_region_hands_up_are_counted(play: Play) -> None:
     tree = play(root=AVERAGE, region=AVERAGE)
     found, update = tree.play(), tree.run().update(1, "north", 1)
