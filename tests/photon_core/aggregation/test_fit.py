@@ -346,7 +346,7 @@ def test_a_tree_of_three_levels(play: Play) -> None:
 
 
 def test_a_contribution_by_a_file_that_was_edited_since_is_made_again(play: Play) -> None:
-    """A region's sites make fewer steps from now on: more than the file admits is refused, until it trains again."""
+    """A region's sites make fewer steps from now on, so that what it handed up is more than its file admits."""
     tree = play(region={"worldlm": {"rounds": 2}})
     tree.play()
     child, _, entry = tree.enter(tree.world.federation, "north", 2)
