@@ -23,7 +23,7 @@ tokenizer: bytes
 seed: 17
 recipe: unlike-sites
 
-model: {n_layers: 3, d_model: 192, n_heads: 6, vocab_size: 257, max_seq_len: 128}
+model: {n_layers: 3, d_model: 128, n_heads: 4, vocab_size: 257, max_seq_len: 128}
 local: {steps: 30, batch_size: 16, schedule: {total_steps: 360}}
 data: {evaluation_sequences: 48}
 """

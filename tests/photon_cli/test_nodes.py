@@ -67,6 +67,15 @@ def test_every_node_is_there_with_its_figures(nodes: list[Any]) -> None:
     }  # fmt: skip
 
 
+def test_after_a_rollback_a_node_belongs_to_the_parents_earlier_round(tmp_path: Path) -> None:
+    world = load_world(write_world(tmp_path))
+    back = manifest("north", 5, kind="rollback", to=2, behind=[(3, 5)], entries=1, global_step=3, total_tokens=200)
+    rounds = [*chain("north", SITES["north"]), back]
+    found = {node.name: node for node in reached(world, {(): [], ("north",): rounds, ("south",): []})}
+    assert found["north"].entered is not None and found["north"].entered.round == 1
+    assert (found["north"].round, found["north"].steps, found["north/a"].steps) == (5, 3, 3)
+
+
 def test_the_mean_of_sites_is_of_all_of_them_or_none(nodes: list[Any]) -> None:
     assert mean_of_sites(nodes, ("north",)) == pytest.approx(exp(1.5))
     assert mean_of_sites(nodes, ("south",)) is None and mean_of_sites(nodes, ()) is None
