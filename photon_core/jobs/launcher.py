@@ -369,7 +369,7 @@ class Launcher:
         return len(jobs)
 
     def cancel_below(self, prefix: str) -> int:
-        """The same for every job whose name begins so."""
+        """`cancel` every job whose label starts with `prefix`."""
         with self._changed:
             jobs = [job for job in self._jobs.values() if job.label.startswith(prefix)]
             self._cancel(jobs)

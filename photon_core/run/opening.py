@@ -56,9 +56,9 @@ def check_frozen(first: RunManifest, federation: Federation, tokenizer_sha256: s
         )
 
 
-def _check_key_layers(birth: RunManifest, federation: Federation, remedy: str) -> None:
+def _check_key_layers(first: RunManifest, federation: Federation, remedy: str) -> None:
     """Refuse other key layers, however the file selects them: from round 0 on, each has its own files."""
-    worldlm = birth.federation.get("worldlm")
+    worldlm = first.federation.get("worldlm")
     born = federation.model_copy(update={"worldlm": worldlm and WorldLM.model_validate(worldlm)})
     now, then = key_layers(federation), key_layers(born)
     if now != then:

@@ -183,16 +183,20 @@ class Run(Objects):
         """The residuals that a member enters round t with; none while they are not committed.
 
         Raises:
-            CorruptFile: what lies there is no manifest, or speaks of another place.
+            CorruptFile: it is not a manifest, or names another place than its path.
         """
         place = Place(PlaceKind.DOWN, self.run, t, member)
         manifest = self.load(DownManifest, place, START_LIMIT)
         if manifest and (manifest.run, manifest.round, manifest.member) != (self.run, t, member):
-            raise CorruptFile(f"{self.store.locate(place.path)} speaks of another run, round or member")
+            raise CorruptFile(f"{self.store.locate(place.path)} names another run, round or member than its path")
         return manifest.residuals if manifest else []
 
     def commit_residuals(self, manifest: DownManifest) -> None:
-        """Commit down.json. Raises StoreConflict when it exists."""
+        """Commit down.json.
+
+        Raises:
+            StoreConflict: it exists.
+        """
         self._same("run", manifest.run, self.run)
         self.commit_manifest(Place(PlaceKind.DOWN, self.run, manifest.round, manifest.member), manifest)
 

@@ -184,9 +184,9 @@ def from_round(source: str, round_sha256: str, model_sha256: str) -> StartRef:
     """A round of a run as the origin of another run's model.
 
     Args:
-        source: where the round is.
-        round_sha256: hash of its manifest.
-        model_sha256: hash of its model.
+        source: label of the round: its store, run and number.
+        round_sha256: hash of the round's manifest.
+        model_sha256: hash of the round's model.
     """
     return StartRef(kind="run", source=source, sha256={"round.json": round_sha256, "model": model_sha256})
 

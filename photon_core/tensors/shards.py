@@ -20,7 +20,7 @@ from schemas.manifests import FileEntry, TensorEntry
 LEAST_SHARD = 1 << 20  # bytes; aggregation.shard_mib is 1 or more
 
 SHARD_BYTES = 256 << 20
-SUFFIX = re.compile(r"-[0-9a-f]{8,16}$")  # of a file's name: the part that is unique to its writer
+SUFFIX = re.compile(r"-[0-9a-f]{8,16}$")  # the part of a file's name that is unique to its writer
 WRITE = 1 << 18  # bytes that are written at once and hashed while they are in a core's cache
 
 
@@ -35,7 +35,7 @@ def put_file(
         prefix: path of `folder` relative to the manifest, with a trailing slash.
         entry: known entry of the file; by default it is read from the file. If the file has changed since then,
             every reader of the uploaded file raises CorruptFile.
-        stem: start of its name in the store; the file's own by default.
+        stem: start of the file's name in the store; by default that of the local file.
 
     Raises:
         CorruptFile: the store has a file of that name with another size.
@@ -59,16 +59,16 @@ def put_file(
 def copy_files(
     source: Store, folder: str, entries: Sequence[FileEntry], target: Store, to: str, prefix: str = ""
 ) -> list[FileEntry]:
-    """Copies of a manifest's files in another folder, or another store, one by one; verified on the way.
+    """Copy a manifest's files to another folder or another store, one at a time, and verify them.
 
     Args:
-        source, folder: where they are, and their manifest's folder there.
-        entries: the files.
-        target, to: where they go.
-        prefix: as for `put_file`.
+        source, folder: store of the files, and their manifest's folder in it.
+        entries: manifest entries of the files.
+        target, to: store and folder of the copies.
+        prefix: path of `to` relative to the new manifest, with a trailing slash.
 
     Raises:
-        CorruptFile: a file is not the one that its entry says.
+        CorruptFile: a file is not the one that its entry describes.
     """
     copies = []
     for entry in entries:
@@ -199,7 +199,7 @@ def all_tensors(entries: Sequence[FileEntry]) -> dict[str, TensorEntry]:
 
 
 def whole_tensors(files: Iterable[tuple[str, Mapping[str, TensorEntry]]]) -> dict[str, TensorEntry]:
-    """The same of files by name, each with its tensors."""
+    """`all_tensors` of files by name, each with its tensors."""
     whole: dict[str, TensorEntry] = {}
     reached: dict[str, int] = {}  # rows of the split tensors so far
     for path, tensors in files:
