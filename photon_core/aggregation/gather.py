@@ -68,7 +68,7 @@ def _check_work(one: Member, update: UpdateManifest) -> None:
 
     Raises:
         UpdateRejected: the update claims too many tokens or local steps, or more tokens than its steps can have,
-            or has moments although none are averaged; those of a federation are passed over, for it cannot train
+            or has moments although none are averaged; those of a federation are ignored, for it cannot train
             again because its parent's file was edited.
     """
     unasked = update.moments and one.federation.local.optimizer_state != "average"

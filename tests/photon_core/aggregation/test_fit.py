@@ -353,7 +353,7 @@ def test_a_contribution_by_a_file_that_was_edited_since_is_made_again(play: Play
     tree.round(child, entry.round + 1)
     file = tree.file.with_name("north.yaml")
     edit(file, local=yaml.safe_load(file.read_text())["local"] | {"steps": 2})
-    with pytest.raises(QuorumMissed, match="north: it claims 5 trained steps; at most 4 are possible"):
+    with pytest.raises(QuorumMissed, match="north: it claims 640 trained tokens; at most 512 are possible"):
         tree.play()
     assert tree.play().updates["north"].steps == 4
     assert [update.steps for update in attempts_of(tree.run(), 2, "north")] == [5, 4]

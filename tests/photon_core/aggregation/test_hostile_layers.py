@@ -144,7 +144,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "10^15 bytes": (lambda a: a.entry(bytes=10**15), "has 1000000000000000 bytes, but its tensors have"),
     "a file that is gone": (removed, "is missing"),
     "a file that is cut": (cut, "ends before byte|its manifest says"),
-    "many files": (many_files, "it brings 100 files"),
+    "many files": (many_files, "it has 100 files"),
 }
 
 
