@@ -97,6 +97,7 @@ def test_no_temperature_keeps_key_layers_at_home_as_fedper_does(made: Callable[.
     assert rounds[2].metrics["perplexity"] < rounds[0].metrics.get("perplexity", np.inf)
 
 
+@pytest.mark.long
 def test_every_tensor_key_attention_mean_without_the_own_row_is_flat(made: Callable[..., Federation]):
     flat = made("flat", server={"weights": "uniform"})
     mean = made("mean", worldlm={"key_layers": EVERY, "attention": "mean", "own_row": False, "residuals": "off"})
@@ -105,6 +106,7 @@ def test_every_tensor_key_attention_mean_without_the_own_row_is_flat(made: Calla
     assert all(np.allclose(one[name], other[name], rtol=0, atol=1e-6) for name in one)
 
 
+@pytest.mark.long
 def test_a_large_temperature_is_the_mean(made: Callable[..., Federation]):
     cosine = made("cosine", worldlm={"temperature": 1e12, "residuals": "off"})
     mean = made("mean", worldlm={"attention": "mean", "residuals": "off"})

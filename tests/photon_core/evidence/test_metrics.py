@@ -52,8 +52,8 @@ def test_metrics_are_combined_as_they_always_were() -> None:
     training = {metric.name: (metric.nodes, metric.sites) for metric in reported("training")}
     means = dict.fromkeys(["train_loss", "gradient_norm", "activation_norm", "mfu"], ("tokens", "weights"))
     largest = dict.fromkeys(("micro_batch", "resumed_at_step", "state_lost", "stream_restarted"), ("max", ""))
-    alone = ["valid_loss[/<stream>]", "valid_tokens[/<stream>]", "seconds", "delta_norm", "unclipped_norm",
-             "nodes", "data_tokens"]  # fmt: skip
+    alone = ["valid_loss[/<stream>]", "valid_tokens[/<stream>]", "seconds", "delta_norm", "key_delta_norm",
+             "unclipped_norm", "nodes", "data_tokens"]  # fmt: skip
     assert training == {
         **means, **largest, **dict.fromkeys(alone, ("", "")), "first_loss": ("tokens", ""),
         "last_loss": ("tokens", ""), "loss/<stream>": ("samples", ""), "samples[/<stream>]": ("sum", ""),
