@@ -7,7 +7,7 @@ from typing import Any
 
 from photon_core.evidence.metrics import perplexity
 from photon_core.run.history import history
-from photon_core.run.line import on_line, parent
+from photon_core.run.line import first_entry, on_line, whole_of
 from photon_core.run.run import run_of
 from schemas.manifests import ParentRef, RoundManifest
 from schemas.reading.world import World
@@ -84,13 +84,13 @@ def mean_of_sites(nodes: Sequence[Reached], names: Names) -> float | None:
 
 def _below(world: World, names: Names, rounds: Rounds) -> Iterator[Reached]:
     federation, mine = world.federation, rounds[names]
-    newest, line = (mine[-1] if mine else None), on_line(mine)
+    newest, line, entry = (mine[-1] if mine else None), on_line(mine), first_entry(whole_of(mine))
     yield Reached(
         names=names,
         name=path_of(*names) or federation.run,
         is_site=False,
         round=newest.round if newest else None,
-        entered=_entered(mine),
+        entered=entry.parent if entry else None,
         loss=line[-1].metrics.get("loss") if line else None,
         steps=newest.global_step if newest else 0,
         tokens=newest.total_tokens if newest else 0,
@@ -100,16 +100,6 @@ def _below(world: World, names: Names, rounds: Rounds) -> Iterator[Reached]:
             yield from _below(world.children[member.name], (*names, member.name), rounds)
         else:
             yield _member(line, (*names, member.name), isinstance(member, Site))
-
-
-def _entered(rounds: Sequence[RoundManifest]) -> ParentRef | None:
-    """The parent's round of the newest entry on the line of the last round."""
-    at = rounds[-1].round if rounds else None
-    while at is not None:
-        if rounds[at].kind == "entry":
-            return rounds[at].parent
-        at = parent(rounds[at])
-    return None
 
 
 def _member(line: Sequence[RoundManifest], names: Names, is_site: bool) -> Reached:

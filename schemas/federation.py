@@ -26,7 +26,7 @@ from schemas.sections.start import Start
 from schemas.sections.trackers import Tracker
 from schemas.sections.tree import Child, Parent, layers, refuse_below_parent
 from schemas.sections.update import Update
-from schemas.sections.values import Fraction, Name, Place, Seconds, Text, is_s3, unique, wrong
+from schemas.sections.values import Fraction, Name, Place, Seconds, Text, unique, wrong
 from schemas.sections.worldlm import WorldLM, refuse_beside
 
 BYTES_VOCABULARY = 257  # the tokenizer 'bytes': 256 bytes and end-of-text
@@ -364,9 +364,7 @@ class Federation(Section):
 
     @model_validator(mode="after")
     def _storage(self) -> "Federation":
-        for name in self.storage.for_s3:
-            if not is_s3(self.store):
-                raise wrong(f"is for s3:// stores, but store is '{self.store}'; drop it", "storage", name)
+        self.storage.check(self.store)
         return self
 
     @model_serializer(mode="wrap")

@@ -19,6 +19,7 @@ from photon_core.aggregation.attention import attend
 from photon_core.aggregation.means import weighted_mean
 from photon_core.aggregation.sums import BLOCK, Sums, TensorSums, block_sums
 from photon_core.errors import CorruptFile
+from photon_core.store.store import Store
 from photon_core.tensors.local import LocalTensors
 from photon_core.tensors.shards import SHARD_BYTES, write_shards
 from schemas.manifests import Attention, FileEntry
@@ -35,6 +36,17 @@ class Row(NamedTuple):
 
     name: str
     tensors: LocalTensors
+
+
+def fetched(
+    name: str, store: Store, place: str, entries: Sequence[FileEntry], folder: Path, connections: int
+) -> Row:
+    """A row whose files are copied from a folder of a store, `place`, to a folder of this machine.
+
+    Raises:
+        CorruptFile: a file does not match its entry.
+    """
+    return Row(name, LocalTensors.of(store.fetch_all(entries, place, folder, connections), entries))
 
 
 @dataclass(frozen=True)

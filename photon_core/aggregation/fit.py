@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers
+from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers, fetched
 from photon_core.aggregation.moments import moments_for
 from photon_core.aggregation.parts import backbone, key_files
 from photon_core.aggregation.residuals import in_order, row_name
@@ -28,7 +28,6 @@ from photon_core.run.provenance import federation_sha256, utc_now, versions
 from photon_core.run.rollback import roll_back
 from photon_core.run.run import Run, model_sha256, run_of
 from photon_core.run.start import Initial, from_round
-from photon_core.tensors.local import LocalTensors
 from photon_core.tensors.numerics import dots
 from photon_core.tensors.reader import TensorReader
 from photon_core.tensors.shards import all_tensors, copy_files, put_file, shard_plan
@@ -195,18 +194,15 @@ def _pools(run: Run, own: RoundManifest, call: Call, folder: Path, connections: 
 
     Before its first entry, the federation has no own row: the parent's takes its place.
     """
-
-    def row(name: str, of: Run, place: str, entries: Sequence[FileEntry]) -> Row:
-        paths = of.store.fetch_all(entries, place, folder / "fetched", connections)
-        return Row(name, LocalTensors([(path, e.tensors) for path, e in zip(paths, entries, strict=True)]))
-
-    theirs = row(PARENT, call.parent, call.folder, key_files(call.base))
+    above, here = call.parent.store, folder / "fetched"
+    theirs = fetched(PARENT, above, call.folder, key_files(call.base), here, connections)
     mine = theirs._replace(name=OWN)
     if own.entries:
-        mine = row(OWN, run, run.files_dir(own.round), key_files(own))
+        mine = fetched(OWN, run.store, run.files_dir(own.round), key_files(own), here, connections)
     pools = {layer: [mine, theirs] for layer in call.base.key_layers}
     for residual in in_order(call.residuals):
-        pools[residual.layer].append(row(row_name(residual), call.parent, residual.folder, residual.files))
+        row = fetched(row_name(residual), above, residual.folder, residual.files, here, connections)
+        pools[residual.layer].append(row)
     return pools
 
 

@@ -149,11 +149,10 @@ class _Pool:
     ) -> None:
         self._run, self._base, self._layer, self._limits = run, base, layer, limits
         self._names = sorted(updates)
-        self._updates = updates
         self._shapes = {name: tensor.shape for name, tensor in all_tensors(key_layer(base, layer).model).items()}
         mean = parted(new.files, base.key_layers).layers[layer]
         self._mean = Row(run.store, run.round_dir(base.round + 1), mean)
-        self._rows = [self._row(name) for name in self._names]
+        self._rows = [_row(run, base, updates[name], layer) for name in self._names]
 
     def picks(self, with_members: bool) -> list[Offer]:
         """The members' rows as residuals; those out of line with the mean are none.
@@ -194,11 +193,6 @@ class _Pool:
         sums = layer_sums(self._shapes, [row, *(other for _, other in others)], limits=self._limits)
         return dict(zip((name for name, _ in others), sums.cosines()[0, 1:].tolist(), strict=True))
 
-    def _row(self, name: str) -> Row:
-        update = self._updates[name]
-        files = parted(update.key_layers, self._base.key_layers).layers[self._layer]
-        return Row(self._run.store, _folder(self._run, update), files, name)
-
 
 def _folder(run: Run, update: UpdateManifest) -> str:
     return run.site_dir(update.round, update.site, update.attempt)
@@ -208,15 +202,16 @@ def _offers(
     run: Run, base: RoundManifest, residuals: Sequence[Residual], from_above: bool, limits: Limits
 ) -> list[Offer]:
     """Residuals, compared with every member's newest key layer."""
-    offers = []
+    offers, newest = [], _newest(run, base) if residuals else []
     for residual in residuals:
         own = key_layer(base, residual.layer).model
         shapes = {name: tensor.shape for name, tensor in all_tensors(own).items()}
         row = Row(run.store, residual.folder, residual.files)
         members = {}
-        for name, other in _newest(run, base, residual.layer).items():
+        for update in newest:
+            other = _row(run, base, update, residual.layer)
             try:
-                members[name] = float(layer_sums(shapes, [row, other], limits=limits).cosines()[0, 1])
+                members[update.site] = float(layer_sums(shapes, [row, other], limits=limits).cosines()[0, 1])
             except (UpdateRejected, Doubt) as error:  # the member's files are damaged: no residual fits it
                 if isinstance(error.__cause__, StoreUnavailable | StoreRefused):
                     raise error.__cause__ from None
@@ -224,18 +219,23 @@ def _offers(
     return offers
 
 
-def _newest(run: Run, base: RoundManifest, layer: str) -> dict[str, Row]:
-    """The newest key layer of each member that has contributed one."""
-    rows = {}
+def _newest(run: Run, base: RoundManifest) -> list[UpdateManifest]:
+    """The newest update of each member that has contributed key layers, ordered by name."""
+    found = []
     for name, last in sorted(last_updates(run, base.round).items()):
         try:
             update = run.update(last.round, name, last.attempt)
         except CorruptFile:
             continue
         if update is not None and update.key_layers:
-            files = parted(update.key_layers, base.key_layers).layers[layer]
-            rows[name] = Row(run.store, _folder(run, update), files, name)
-    return rows
+            found.append(update)
+    return found
+
+
+def _row(run: Run, base: RoundManifest, update: UpdateManifest, layer: str) -> Row:
+    """A key layer of an update."""
+    files = parted(update.key_layers, base.key_layers).layers[layer]
+    return Row(run.store, _folder(run, update), files, update.site)
 
 
 def _copied(source: Run, residual: Residual, target: Run, folder: str) -> Residual:

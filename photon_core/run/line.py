@@ -5,7 +5,7 @@ the model was trained (site states, sampling, guard, curves) follows the line in
 without updates, and all rounds that it rolled back.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from photon_core.errors import PhotonError
@@ -28,11 +28,21 @@ def line(run: Run, t: int) -> Iterator[RoundManifest]:
 
 def whole_line(run: Run, t: int) -> Iterator[RoundManifest]:
     """The same with the rounds without updates among them."""
-    at: int | None = t
-    while at is not None:
+
+    def read(at: int) -> RoundManifest:
         manifest = run.round(at)
         if manifest is None:
             raise PhotonError(f"{run.store.url}: round {at} of run '{run.run}' is missing, but round {t} exists")
+        return manifest
+
+    return back(read, t)
+
+
+def back(read: Callable[[int], RoundManifest], t: int) -> Iterator[RoundManifest]:
+    """The whole line of round t, from the newest round down. `read` gives the manifest of a round."""
+    at: int | None = t
+    while at is not None:
+        manifest = read(at)
         yield manifest
         at = parent(manifest)
 
@@ -40,7 +50,12 @@ def whole_line(run: Run, t: int) -> Iterator[RoundManifest]:
 def newest_entry(run: Run, t: int | None = None) -> RoundManifest | None:
     """The last entry on the line of round t, or of the latest; None if there is none."""
     at = run.latest() if t is None else t
-    for manifest in () if at is None else whole_line(run, at):
+    return None if at is None else first_entry(whole_line(run, at))
+
+
+def first_entry(whole: Iterable[RoundManifest]) -> RoundManifest | None:
+    """The first entry of a whole line that begins with the newest round; None if there is none."""
+    for manifest in whole:
         if manifest.kind == "entry":
             return manifest
         if not manifest.entries:
@@ -63,14 +78,12 @@ def parent(manifest: RoundManifest) -> int | None:
 
 def on_line(rounds: Sequence[RoundManifest]) -> list[RoundManifest]:
     """The line of the last of these rounds, the oldest first. `rounds` are all rounds from 0 on."""
-    trained: list[RoundManifest] = []
-    at = rounds[-1].round if rounds else None
-    while at is not None:
-        manifest = rounds[at]
-        if manifest.kind == "train":
-            trained.append(manifest)
-        at = parent(manifest)
-    return trained[::-1]
+    return [manifest for manifest in whole_of(rounds) if manifest.kind == "train"][::-1]
+
+
+def whole_of(rounds: Sequence[RoundManifest]) -> Iterator[RoundManifest]:
+    """The whole line of the last of these rounds, the newest first. `rounds` are all rounds from 0 on."""
+    return back(rounds.__getitem__, rounds[-1].round) if rounds else iter(())
 
 
 def rounds_left(federation: Federation, latest: RoundManifest | None) -> int:

@@ -39,6 +39,11 @@ class LocalTensors:
                     raise CorruptFile(f"{path}: tensor '{name}' is {found}, not F32 {list(tensor.held)}")
                 self._parts.setdefault(name, []).append(_Part(*span(tensor), path, info.start))
 
+    @classmethod
+    def of(cls, paths: Iterable[Path], entries: Iterable[FileEntry]) -> "LocalTensors":
+        """The tensors of local copies of a manifest's files, in the same order."""
+        return cls([(path, entry.tensors) for path, entry in zip(paths, entries, strict=True)])
+
     def read(self, name: str, start: int, out: Float32) -> None:
         """Fill a flat array with a tensor's elements from number `start` on.
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers
+from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers, fetched
+from photon_core.aggregation.parts import key_files
 from photon_core.aggregation.residuals import in_order, row_name
 from photon_core.aggregation.routing import intact
 from photon_core.errors import PhotonError
@@ -27,7 +28,7 @@ from photon_core.run.run import Run, model_sha256
 from photon_core.run.updates import last_contribution
 from photon_core.tensors.local import LocalTensors
 from photon_core.training.state.folder import FOLDER, find_key_layers
-from schemas.manifests import Attention, FileEntry, Residual, RoundManifest
+from schemas.manifests import Attention, FileEntry, RoundManifest
 from schemas.view import SiteView
 
 WRITING = ".writing-"
@@ -70,11 +71,13 @@ def enter(run: Run, view: SiteView, t: int, attempt: int, committed: Sequence[Pa
     own = _own(run, view, t, folder)
     if own is None and not residuals:
         return _entry(base, places, Entered(folder))
-    files = [entry for entries in parted(base.model, base.key_layers).layers.values() for entry in entries]
-    parent = LocalTensors([(places[entry.path], entry.tensors) for entry in files])
+    files = key_files(base)
+    parent = LocalTensors.of((places[entry.path] for entry in files), files)
     pools = {layer: [Row(OWN, own or parent), Row(PARENT, parent)] for layer in base.key_layers}
+    connections = view.federation.aggregation.connections
     for residual in residuals:
-        pools[residual.layer].append(_row(run, view, residual, folder))
+        row = fetched(row_name(residual), run.store, residual.folder, residual.files, folder / "own", connections)
+        pools[residual.layer].append(row)
     return _entry(base, places, _attended(view, base, pools, folder))
 
 
@@ -93,15 +96,7 @@ def _own(run: Run, view: SiteView, t: int, folder: Path) -> LocalTensors | None:
     if paths is None:
         place, connections = run.site_dir(last[0], view.name, last[1]), view.federation.aggregation.connections
         paths = run.store.fetch_all(update.key_layers, place, folder / "own", connections)
-    return LocalTensors([(path, entry.tensors) for path, entry in zip(paths, update.key_layers, strict=True)])
-
-
-def _row(run: Run, view: SiteView, residual: Residual, folder: Path) -> Row:
-    """A residual that the federation has routed to the site."""
-    connections = view.federation.aggregation.connections
-    paths = run.store.fetch_all(residual.files, residual.folder, folder / "own", connections)
-    held = [(path, entry.tensors) for path, entry in zip(paths, residual.files, strict=True)]
-    return Row(row_name(residual), LocalTensors(held))
+    return LocalTensors.of(paths, update.key_layers)
 
 
 def _attended(view: SiteView, base: RoundManifest, pools: Mapping[str, Sequence[Row]], folder: Path) -> Entered:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas.sections.base import Section
 from schemas.sections.cron import cron_problem
-from schemas.sections.values import Name, Place, Seconds, Text, wrong
+from schemas.sections.values import Name, Place, Seconds, Text, is_s3, wrong
 
 PoolType = Literal["process", "docker", "kubernetes"]
 BLOCK = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]*")
@@ -85,6 +85,16 @@ class Storage(ObjectServer):
     def for_s3(self) -> list[str]:
         """Given keys that only an S3 store can use."""
         return [name for name in ("endpoint_url", "region", "profile", "block") if getattr(self, name)]
+
+    def check(self, store: str) -> None:
+        """Refuse keys that only an S3 store can use, for another store.
+
+        Raises:
+            PydanticCustomError: at the key.
+        """
+        for name in self.for_s3:
+            if not is_s3(store):
+                raise wrong(f"is for s3:// stores, but store is '{store}'; drop it", "storage", name)
 
     def store_options(self) -> dict[str, Any]:
         """Keyword arguments for a Store. The block's credentials go through the environment."""
