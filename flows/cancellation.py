@@ -16,8 +16,10 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Cancelling, State
 
 from flows.deploy.pages import PAGE, pages
+from tasks.remote.own_server import RUNS, SCORES, OwnServer, call_tag
+from tasks.remote.watch import cancel, tagged_runs
 
-SITE_FLOWS = ["site-round", "site-evaluate", "site-start"]
+SITE_FLOWS = ["site-round", "site-evaluate", "site-start", "fit", "fit-evaluate"]
 UNDER_WAY = [StateType.PENDING, StateType.RUNNING]
 LIVE = [*UNDER_WAY, StateType.SCHEDULED, StateType.PAUSED]
 
@@ -38,6 +40,17 @@ def cancel_sites(_flow: Any, flow_run: FlowRun, _state: State) -> None:
             started = child.state_type in UNDER_WAY
             ending = Cancelling(message=message) if started else Cancelled(message=message)
             client.set_flow_run_state(child.id, ending, force=True)
+
+
+def cancel_call(flow: Any, flow_run: FlowRun, _state: State) -> None:
+    """Hook of `fit` and `fit-evaluate`: cancel what the member's own Prefect server does for this flow run."""
+    server = OwnServer.of_environment()
+    if server is None:
+        return
+    tag = call_tag(flow_run.parameters["federation"]["run"], flow_run.parameters["t"])
+    with server.client() as client:
+        for run in tagged_runs(client, RUNS if flow.name == "fit" else SCORES, [f"run:{server.run}", tag]):
+            cancel(client, run, f"'{flow_run.name}' was cancelled")
 
 
 def _flow_runs(

@@ -28,7 +28,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.cancellation import cancel_sites
+from flows.cancellation import cancel_call, cancel_sites
 from flows.leases import outlive_leases
 from flows.site import failure, site_steps
 from flows.start import start_at_site
@@ -260,7 +260,7 @@ def _evaluate(
     return {site: future.result() for site, future in futures.items() if site not in failures}, failures
 
 
-@flow(name="fit", flow_run_name="{member} round {t}", on_cancellation=[cancel_sites])
+@flow(name="fit", flow_run_name="{member} round {t}", on_cancellation=[cancel_call])
 def fit(federation: Federation, member: str, t: int, attempt: int = 1, deployed: bool = False) -> State:
     """A member that is a federation does its part of its parent's round t: Fit(q) of WorldLM's Algorithm 1.
 
@@ -269,9 +269,9 @@ def fit(federation: Federation, member: str, t: int, attempt: int = 1, deployed:
         member: name of the federation in that file.
         t: number of the parent's round, from 1.
         attempt: number of the attempt; enters and trains unless its contribution is committed.
-        deployed: flag: each site's worker does its part.
+        deployed: flag: this flow run is at the member, whose own Prefect server makes the rounds.
     """
-    child = world_of(federation, member).federation
+    child, federation = below.files(federation, member, deployed)
     above, one = run_of(federation), as_member(federation, member)
     if usable(above, one, t, attempt) is not None:
         return Completed(
@@ -281,14 +281,17 @@ def fit(federation: Federation, member: str, t: int, attempt: int = 1, deployed:
     call = call_of(federation, member, t, attempt)
     with tags(f"run:{child.run}"), runtime_of(child) as runtime:
         entry = below.enter(runtime, child, call)
-        child = as_entered(child, entry)
-        for n in rounds_to_make(run_of(child), child, entry):
-            federated_round(child, n, deployed)
+        if deployed:
+            below.train_there(runtime, child, call, entry, time.time() + federation.rounds.deadline)
+        else:
+            child = as_entered(child, entry)
+            for n in rounds_to_make(run_of(child), child, entry):
+                federated_round(child, n)
         below.contribute(runtime, child, call, entry)
     return Completed(message=f"{member}: the contribution to round {t} of {federation.run} is committed")
 
 
-@flow(name="fit-evaluate", flow_run_name="{member} evaluates round {t}")
+@flow(name="fit-evaluate", flow_run_name="{member} evaluates round {t}", on_cancellation=[cancel_call])
 def fit_evaluate(
     federation: Federation, member: str, t: int, model: list[FileEntry], deployed: bool = False
 ) -> dict[str, float]:
@@ -297,11 +300,34 @@ def fit_evaluate(
     Raises:
         PhotonError: no member has scores.
     """
-    child = world_of(federation, member).federation
+    child, federation = below.files(federation, member, deployed)
     with tags(f"run:{child.run}"), runtime_of(child) as runtime:
-        n, files = below.receive(child, federation, t, model)
-        scores, failures = _evaluate(runtime, child, n, files, deployed)
-        return below.report_scores(federation, member, t, model, believed(child, scores), failures)
+        candidate = below.receive(child, federation, t, model)
+        if deployed:
+            deadline = time.time() + federation.rounds.evaluation_deadline
+            below.evaluate_there(runtime, child, federation.run, t, candidate, deadline)
+        else:
+            evaluate_members(child, *candidate)
+        return below.report_scores(child, candidate, federation, t, model)
+
+
+@flow(name="evaluate-members", flow_run_name="{federation.run} evaluates a model of its parent")
+def evaluate_members(federation: Federation, t: int, model: list[FileEntry], deployed: bool = False) -> None:
+    """All members of a federation evaluate a model of its parent. Their mean is committed in the own store.
+
+    Args:
+        federation: federation file.
+        t: number of the federation's open round, whose folder holds the files.
+        model: files of the model.
+        deployed: flag: each site's worker does its part.
+
+    Raises:
+        PhotonError: no member has scores.
+    """
+    federation, _ = own_file(federation, COORDINATOR)
+    with tags(f"run:{federation.run}"), runtime_of(federation) as runtime:
+        scores, failures = _evaluate(runtime, federation, t, model, deployed)
+        below.commit_scores(federation, t, model, believed(federation, scores), failures)
 
 
 @task(task_run_name="{member} / fit", tags=[f"{STEP}fit"], cache_policy=NO_CACHE)

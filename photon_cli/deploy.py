@@ -1,9 +1,12 @@
 """photon deploy: a federation's pools, deployments and automations on a Prefect server, or a prefect.yaml."""
 
+from collections.abc import Iterator, Sequence
+
 from flows.deploy.catalogue import plan
 from photon_cli.prefect.remote import asking, require_server
 from photon_core.run.members import check_members
 from schemas.federation import Federation
+from schemas.sections.sites import Member
 
 
 def deploy(federation: Federation, dry_run: bool, prune: bool, quiet: bool) -> None:
@@ -25,7 +28,7 @@ def deploy(federation: Federation, dry_run: bool, prune: bool, quiet: bool) -> N
     print(*lines, sep="\n")
     print(f"server:      {url}")
     if not dry_run:
-        print(f"next:        photon join FILE --coordinator; photon join FILE --site S, at {_names(federation)}")
+        print(f"next:        {'; '.join(_next(federation, url))}")
 
 
 def print_prefect_yaml(federation: Federation) -> None:
@@ -40,6 +43,15 @@ def print_prefect_yaml(federation: Federation) -> None:
     print(prefect_yaml(plan(federation)), end="")
 
 
-def _names(federation: Federation) -> str:
-    names = [one.name for one in federation.members]
+def _next(federation: Federation, url: str) -> Iterator[str]:
+    """What to write afterwards, and where."""
+    yield "photon join FILE --coordinator"
+    if federation.sites:
+        yield f"photon join FILE --site S, at {_names(federation.sites)}"
+    if federation.federations:
+        yield f"photon join-parent THEIR_FILE --server {url}, at {_names(federation.federations)}"
+
+
+def _names(members: Sequence[Member]) -> str:
+    names = [one.name for one in members]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

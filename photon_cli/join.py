@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,20 +78,28 @@ def join(federation: Federation, site: str | None, unprepared: bool, check_only:
     if view is not None and served.kind == "process":  # other types train on other machines than this one
         checks["device"] = lambda: _device(view)
         checks["data"] = lambda: _data(view, unprepared)
+    report(checks, quiet)
+    if not check_only:
+        _become_worker(served)
+
+
+def report(checks: Mapping[str, Callable[[], str]], quiet: bool) -> None:
+    """Make all checks, and print what each found.
+
+    Raises:
+        NotReady: a check failed; a line for each.
+    """
     problems = []
     for name, check in checks.items():
         try:
             found = check()
         except Exception as error:  # every filesystem raises its own errors
-            text = told(error)
-            problems.append(f"{name}: {text}")
+            problems.append(f"{name}: {told(error)}")
         else:
             if not quiet:
                 print(f"{name + ':':<12} {found}", flush=True)
     if problems:
         raise NotReady("not started.\n" + "\n".join(problems))
-    if not check_only:
-        _become_worker(served)
 
 
 def _server(served: _Served) -> str:
@@ -161,10 +169,15 @@ def _places(served: _Served) -> list[tuple[str, Any]]:
 
 def _store(served: _Served) -> str:
     """Check that the store accepts a file where this site writes, and lists its rounds."""
+    return probed(served.federation, served.site)
+
+
+def probed(federation: Federation, member: str | None) -> str:
+    """Check that the store accepts a file where a member writes, or the coordinator, and lists its rounds."""
     from photon_cli.reach import reachable
 
-    run = reachable(served.federation)
-    folder = run.site_folder(0, served.site) if served.site else run.round_dir(0)
+    run = reachable(federation)
+    folder = run.site_folder(0, member) if member else run.round_dir(0)
     probe = f"{folder}/{probe_name()}"
     try:
         run.store.create(probe, b"")
@@ -226,13 +239,25 @@ def _data(view: SiteView, unprepared: bool) -> str:
 
 
 def _become_worker(served: _Served) -> NoReturn:
-    """Replace this process: the worker gets every signal, and this command ends with it."""
+    """Become the worker of a site or of the coordinator."""
     federation, pool, kind = served.federation, served.pool, served.kind
-    name = f"photon-{federation.run}-{served.site or 'coordinator'}"
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind, "--name", name]
-    heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}"}
     # each flow run has its own process: all share one fork server, which imports composer once
     shared = serve_beside(PRELOAD) if kind == "process" and served.view is not None else {}
+    name = f"photon-{federation.run}-{served.site or 'coordinator'}"
+    start_worker(federation, pool, kind, name, shared)
+
+
+def start_worker(federation: Federation, pool: str, kind: str, name: str, more: Mapping[str, str]) -> NoReturn:
+    """Replace this process: the worker gets every signal, and this command ends with it.
+
+    Args:
+        federation: file of the process.
+        pool, kind: name and type of the work pool.
+        name: name of the worker.
+        more: variables of its environment.
+    """
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", kind, "--name", name]
+    heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}"}
     sys.stdout.flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's background job ignores it, but Prefect ends by it
-    os.execve(sys.executable, command, {**WORKER, **os.environ, **heartbeat, **shared, "PATH": WORKER["PATH"]})
+    os.execve(sys.executable, command, {**WORKER, **os.environ, **heartbeat, **more, "PATH": WORKER["PATH"]})

@@ -255,13 +255,12 @@ def deploy(
     """Register pools, deployments, schedule and automations on the Prefect server of PREFECT_API_URL."""
     from photon_cli.deploy import deploy as put
     from photon_cli.deploy import print_prefect_yaml
-    from photon_cli.tree import ON_ONE_MACHINE, refuse_tree
-    from schemas.reading.load import check_store, load_federation
+    from schemas.reading.load import check_store
+    from schemas.reading.world import load_world
 
     if as_yaml and (dry_run or prune):
         raise typer.BadParameter("--yaml needs no server; write it without --dry-run and --prune")
-    federation = load_federation(file)
-    refuse_tree(federation, file, "deploy", ON_ONE_MACHINE)
+    federation = load_world(file).federation
     check_store(federation, file)
     if as_yaml:
         print_prefect_yaml(federation)
@@ -287,7 +286,6 @@ def join(
 ) -> None:
     """At a site: check server, store, device and data, then work for the federation until interrupted."""
     from photon_cli.join import join as serve
-    from photon_cli.tree import ON_ONE_MACHINE, refuse_tree
     from schemas.reading.load import load_federation
 
     if (site is None) == (not coordinator):
@@ -300,9 +298,23 @@ def join(
 
         measure(view_of(_federation(file), site), quiet)
         return
-    federation = load_federation(file)
-    refuse_tree(federation, file, "join", ON_ONE_MACHINE)
-    serve(federation, site, unprepared, check, quiet)
+    serve(load_federation(file), site, unprepared, check, quiet)
+
+
+@app.command()
+def join_parent(
+    server: Annotated[
+        str, typer.Option("--server", help="URL of the parent's Prefect API, or a Prefect profile that has it")
+    ],
+    file: File = HERE,
+    check: Annotated[bool, typer.Option("--check", help="only check both servers and both stores")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """At a member that is a federation: check servers and stores, then work for the parent until interrupted."""
+    from photon_cli.join_parent import join_parent as serve
+    from schemas.reading.load import load_federation
+
+    serve(load_federation(file), file, server, check, quiet)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -27,8 +27,6 @@ from schemas.reading.world import World, load_world
 from schemas.sections.overlap import check_overlap, real_places
 from schemas.view import SiteView, active_views, views
 
-ON_ONE_MACHINE = "on one machine, photon run FILE, with the root's file, trains the whole tree"
-
 
 def read_world(file: Path, sites: Iterable[str] | None = None) -> World:
     """Read a file and all below it, and take the credentials of their stores.

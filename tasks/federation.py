@@ -11,9 +11,10 @@ from photon_core.aggregation import fit
 from photon_core.aggregation.fit import Call
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
-from photon_core.evidence.evaluations import commit_evaluation
+from photon_core.evidence.evaluations import commit_evaluation, evaluation
 from photon_core.evidence.events import Kind
 from photon_core.evidence.metrics import perplexity
+from photon_core.run.members import world_of
 from photon_core.run.opening import open_run
 from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.run import run_of
@@ -21,9 +22,47 @@ from photon_core.run.updates import files_of_update
 from photon_core.tensors.shards import copy_files
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest
+from schemas.reading.related import check_fit
+from tasks.remote.follow import follow
+from tasks.remote.own_server import RUNS, SCORES, OwnRequest, OwnServer, call_tag
+from tasks.remote.waiting import Alone
 from tasks.runtime import Runtime
 from tasks.site import restarted
 from tasks.tags import STEP
+
+Candidate = tuple[
+    int, list[FileEntry]
+]  # number of the child's open round, whose folder holds the files; the files
+
+
+def files(federation: Federation, member: str, deployed: bool) -> tuple[Federation, Federation]:
+    """The member's file, and its parent's as the member reads and writes the parent's store.
+
+    Deployed, the member's file is that of its own server, and it says where the parent's store is and with which
+    credentials.
+
+    Raises:
+        FederationError: the files do not fit.
+        PhotonError: the own server is not known here, or has no deployment.
+    """
+    if not deployed:
+        return world_of(federation, member).federation, federation
+    own = _own_server(member)
+    child = own.file()
+    check_fit(federation, member, own.place, child)
+    assert child.parent is not None
+    where = {"store": child.parent.store, "storage": child.parent.storage}
+    return child, federation.model_copy(update=where)
+
+
+def _own_server(member: str) -> OwnServer:
+    server = OwnServer.of_environment()
+    if server is None:
+        raise PhotonError(
+            f"this worker does not know the Prefect server of federation '{member}'. There, write: "
+            "photon join-parent FILE --server URL, with the federation's own file"
+        )
+    return server
 
 
 @restarted(task_run_name="enter", tags=[f"{STEP}enter"])
@@ -46,15 +85,64 @@ def contribute(runtime: Runtime, child: Federation, call: Call, entry: RoundMani
         runtime.log.at(update.round, update.site, update.attempt).append(Kind.UPDATE_COMMITTED, bytes=out["bytes"])
 
 
-def report_scores(
-    parent: Federation,
-    member: str,
+@task(task_run_name="rounds", tags=[f"{STEP}rounds"], cache_policy=NO_CACHE)
+def train_there(runtime: Runtime, child: Federation, call: Call, entry: RoundManifest, deadline: float) -> None:
+    """Return when the child has trained the rounds of the call, by a flow run on its own server.
+
+    Args:
+        deadline: Unix time in seconds.
+
+    Raises:
+        DeadlinePassed: the rounds are missing at the deadline.
+        PhotonError: the call is over.
+    """
+    run, parameters = run_of(child), {"entry": entry.round}
+    tags = [call_tag(call.ref.run, call.ref.round), f"entry:{entry.round}"]
+    request = OwnRequest(_own_server(call.ref.member), RUNS, parameters, tags, child.deploy.zombie_after)
+    with runtime.log.step("rounds"):
+        waiting = Alone(deadline, runtime.log)
+        follow(request, lambda: not any(fit.rounds_to_make(run, child, entry)), deadline, waiting)
+        waiting.done()
+
+
+@task(task_run_name="evaluate", tags=[f"{STEP}evaluate"], cache_policy=NO_CACHE)
+def evaluate_there(
+    runtime: Runtime,
+    child: Federation,
+    parent: str,
+    t: int,
+    candidate: Candidate,
+    deadline: float,
+) -> None:
+    """Return when the child's members have evaluated a candidate, by a flow run on its own server.
+
+    Args:
+        parent, t: run of the parent, and number of its round.
+        candidate: what `receive` has returned.
+        deadline: Unix time in seconds.
+
+    Raises:
+        DeadlinePassed: there are no scores at the deadline.
+    """
+    assert child.parent is not None
+    member, (n, model) = child.parent.member, candidate
+    parameters = {"t": n, "model": [entry.model_dump(mode="json") for entry in model]}
+    tags = [call_tag(parent, t), f"model:{model[0].sha256[:16]}"]
+    request = OwnRequest(_own_server(member), SCORES, parameters, tags, child.deploy.zombie_after)
+    with runtime.log.step("evaluate"):
+        waiting = Alone(deadline, runtime.log)
+        follow(request, lambda: evaluation(run_of(child), n, member, model) is not None, deadline, waiting)
+        waiting.done()
+
+
+def commit_scores(
+    federation: Federation,
     t: int,
     model: list[FileEntry],
     scores: Mapping[str, Mapping[str, float]],
     failures: Mapping[str, str],
-) -> dict[str, float]:
-    """Commit the mean of the members' scores, weighted by held-out tokens, in the parent's round, and return it.
+) -> None:
+    """Commit the mean of the members' scores, weighted by held-out tokens, under the name that the parent uses.
 
     Raises:
         PhotonError: there are no scores; the message gives the reasons.
@@ -64,17 +152,30 @@ def report_scores(
         raise PhotonError("; ".join(f"{name}: {why}" for name, why in failures.items()) or "no member has text")
     loss = sum(one["loss"] * one["tokens"] for one in scores.values()) / tokens
     mean = {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
-    commit_evaluation(run_of(parent), t, member, model, mean)
-    return mean
+    assert federation.parent is not None
+    commit_evaluation(run_of(federation), t, federation.parent.member, model, mean)
+
+
+def report_scores(
+    child: Federation, candidate: Candidate, parent: Federation, t: int, model: list[FileEntry]
+) -> dict[str, float]:
+    """Commit the child's scores of a candidate in its parent's round t, and return them.
+
+    Raises:
+        PhotonError: there are none.
+    """
+    assert child.parent is not None
+    member, (n, files) = child.parent.member, candidate
+    scores = evaluation(run_of(child), n, member, files)
+    if scores is None:
+        raise PhotonError(f"run '{child.run}' has no scores of the candidate of round {t} of '{parent.run}'")
+    commit_evaluation(run_of(parent), t, member, model, scores)
+    return scores
 
 
 @task(task_run_name="receive a candidate", tags=[f"{STEP}receive"], cache_policy=NO_CACHE)
-def receive(child: Federation, parent: Federation, t: int, model: list[FileEntry]) -> tuple[int, list[FileEntry]]:
-    """Copy a candidate of the parent's round t to the child's store, where the child's members can read it.
-
-    Returns:
-        number of the child's open round, whose folder holds the files, and the files.
-    """
+def receive(child: Federation, parent: Federation, t: int, model: list[FileEntry]) -> Candidate:
+    """Copy a candidate of the parent's round t to the child's store, where the child's members can read it."""
     above, run = run_of(parent), run_of(child)
     n = (run.latest() or 0) + 1
     to = Place(PlaceKind.ROUND_PART, run.run, n, part="model").path

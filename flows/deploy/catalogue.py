@@ -11,7 +11,7 @@ from photon_core.jobs.telemetry import OFF
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL, PROTOCOL_TAG
 from schemas.sections.deploy import Notify
-from schemas.view import view_of
+from schemas.sections.sites import Member
 from tasks.events import LEFT_OUT
 
 TAG = "photon"
@@ -43,11 +43,14 @@ CHILD_SETTINGS = {
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # a result that is persisted anyway is not a pickle
 }
 
-# Command of a site's flow runs in process pools. Without it, Prefect's worker starts a process for each flow run
+# Command of a member's flow runs in process pools. Without it, Prefect's worker starts a process for each flow run
 # that imports Prefect to prepare a working copy of the code, which does not exist, and then imports it again.
-SITE_FLOWS = ("site_round", "site_evaluate", "site_start", "prepare_site")  # all in flows/site.py
 COMMAND = "python -m prefect.engine"
 
+MODULES = {
+    "site": ("site_round", "site_evaluate", "site_start", "prepare_site"),
+    "federated_round": ("fit", "fit_evaluate", "evaluate_members"),
+}
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "aws_access_key_id", "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key"}
 SHAREABLE = "Its file names it (pool:), and other runs' files may."  # last line of a shareable pool's description
 VALUE_BLOCKS = ("secret", "json")  # Prefect's generic block types, whose content is all in `value`
@@ -145,7 +148,11 @@ def plan(federation: Federation) -> Plan:
     return Plan(
         run=federation.run,
         pools=_pools(federation),
-        deployments=(*_coordinator_deployments(federation), *_site_deployments(federation)),
+        deployments=(
+            *_coordinator_deployments(federation),
+            *_site_deployments(federation),
+            *_federation_deployments(federation),
+        ),
         automations=(_zombies(federation), _never_started(federation), *_notifications(federation)),
         notify=federation.deploy.notify,
         credentials=federation.storage.block,
@@ -224,11 +231,7 @@ def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
             name=f"{federation.run}-{site.name}",
             pool=site.work_pool,
             tags=(TAG, run_tag(federation.run), SPOKEN, f"site:{site.name}"),
-            job_variables={
-                **({"command": COMMAND} if view_of(federation, site.name).pool_type == "process" else {}),
-                **site.job_variables,
-                "env": {**_environment(federation), **site.job_variables.get("env", {})},
-            },
+            job_variables=_job_variables(site, federation, _environment(federation)),
             parameters={"federation": whole, "site": site.name},
             description=f"Run {federation.run}: " + text.format(site=f"site {site.name}"),
         )
@@ -237,22 +240,69 @@ def _site_deployments(federation: Federation) -> tuple[Deployment, ...]:
     )
 
 
+def _job_variables(one: Member, federation: Federation, environment: dict[str, str]) -> dict[str, Any]:
+    """Job variables of a member's flow runs; those of its section win."""
+    is_process = (one.pool_type or federation.deploy.pool_type) == "process"
+    return {
+        **({"command": COMMAND} if is_process else {}),
+        **one.job_variables,
+        "env": {**environment, **one.job_variables.get("env", {})},
+    }
+
+
+def _federation_deployments(federation: Federation) -> tuple[Deployment, ...]:
+    """Flows of members that are federations, and of this one's own part as a member.
+
+    A member has its own credentials for its parent's store, so it gets no references to this file's block.
+    """
+    whole = federation.model_dump(mode="json")
+    flows = {
+        "fit": "{name} in one round: enter, train its own rounds, contribute.",
+        "fit_evaluate": "the members of {name} evaluate a global model.",
+    }
+    members = [
+        Deployment(
+            **_flow(function),
+            name=f"{federation.run}-{child.name}",
+            pool=child.work_pool,
+            tags=(TAG, run_tag(federation.run), SPOKEN, f"site:{child.name}"),
+            job_variables=_job_variables(child, federation, _settings(federation)),
+            parameters={"federation": whole, "member": child.name, "deployed": True},
+            description=f"Run {federation.run}: " + text.format(name=f"federation {child.name}"),
+        )
+        for child in federation.federations
+        for function, text in flows.items()
+    ]
+    if federation.parent is None:
+        return tuple(members)
+    scores = Deployment(
+        **_flow("evaluate_members"),
+        name=federation.run,
+        pool=federation.coordinator_pool,
+        tags=(TAG, run_tag(federation.run), SPOKEN),
+        job_variables={"env": _environment(federation)},
+        parameters={"federation": whole, "deployed": True},
+        description=f"The members of run {federation.run} evaluate a model of its parent.",
+    )
+    return (*members, scores)
+
+
 def _flow(function: str) -> dict[str, Any]:
-    """Name and entrypoint of a flow. A flow that is not a site's is in the module of the same name.
+    """Name and entrypoint of a flow. A flow that MODULES does not name is in the module of the same name.
 
     The entrypoint names a module, never a file: a file would be loaded a second time, with duplicate classes.
     """
-    module = "site" if function in SITE_FLOWS else function
+    module = next((module for module, functions in MODULES.items() if function in functions), function)
     return {"flow": function.replace("_", "-"), "entrypoint": f"flows.{module}:{function}"}
 
 
 def _environment(federation: Federation) -> dict[str, str]:
-    """Environment of every flow run's process, on any worker."""
-    return {
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}",
-        **CHILD_SETTINGS,
-        **_credentials(federation.storage.block),
-    }
+    """Environment of every flow run's process that works with the file's store, on any worker."""
+    return {**_settings(federation), **_credentials(federation.storage.block)}
+
+
+def _settings(federation: Federation) -> dict[str, str]:
+    return {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": f"{federation.deploy.heartbeat:.0f}", **CHILD_SETTINGS}
 
 
 def _credentials(block: str | None) -> dict[str, str]:

@@ -7,7 +7,7 @@ round of its parent. Its limit is the sum of its members' limits over those roun
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from photon_core.errors import FederationError
 from photon_core.hardware.parallelism import check_infra, choose_infra
@@ -61,6 +61,11 @@ class Member(Party, Protocol):
     @property
     def data_tokens(self) -> int | None:
         """Training tokens registered in the file: the weight for `rounds.sampling: tokens`."""
+        ...
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters of these flows by which the member is known."""
         ...
 
     @property
@@ -118,6 +123,10 @@ class SiteMember:
     def data_tokens(self) -> int | None:
         return self.view.section.data_tokens
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"site": self.name}
+
     def check(self) -> None:
         check_infra(self.view)
 
@@ -163,6 +172,10 @@ class FederationMember:
     @property
     def data_tokens(self) -> int | None:
         return self.section.data_tokens
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"member": self.name, "deployed": True}
 
     def world(self) -> World | None:
         """The tree from the member down; None if the member's file is not on this machine or at a URL.
@@ -285,12 +298,6 @@ def world_of(federation: Federation, name: str) -> World:
             "this where its coordinator runs"
         )
     return world
-
-
-def site_of(one: Member) -> SiteView:
-    """The view of a member that is a site, whose steps this process can run."""
-    assert isinstance(one, SiteMember)
-    return one.view
 
 
 def members(federation: Federation) -> dict[str, Member]:

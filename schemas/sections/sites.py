@@ -38,6 +38,10 @@ class Member(Section):
     paused: bool = Field(default=False, description="if true, it takes part in no round")
     pool: Name | None = Field(default=None, description="Prefect work pool; default: photon-<name>")
     pool_type: PoolType | None = Field(default=None, description="type of the pool; default: deploy.pool_type")
+    job_variables: Options = Field(
+        default_factory=dict,
+        description="job variables of the pool: env, image, resources; any key of the pool's template",
+    )
 
     @property
     def work_pool(self) -> str:
@@ -46,10 +50,6 @@ class Member(Section):
 
 
 class Site(Member):
-    job_variables: Options = Field(
-        default_factory=dict,
-        description="job variables of the pool: env, image, resources; any key of the pool's template",
-    )
     streams: list[Stream] = Field(min_length=1, examples=["- {name: web, source: web/*.jsonl}"])
     state_dir: Place | None = Field(
         default=None,

@@ -11,7 +11,7 @@ from schemas.sections.hardware import Link
 from schemas.sections.server import ADAPTIVE, WITH_MOMENTUM, Server
 from schemas.sections.sites import Member
 from schemas.sections.start import Start
-from schemas.sections.values import Name, Place, is_s3, wrong
+from schemas.sections.values import Name, Place, wrong
 from schemas.sections.worldlm import WorldLM
 
 PLAIN = {"server": {"optimizer": "fedavg", "lr": 1.0}}
@@ -47,9 +47,13 @@ class Parent(Section):
 
     @model_validator(mode="after")
     def _storage(self) -> "Parent":
-        for name in self.storage.for_s3:
-            if not is_s3(self.store):
-                raise wrong(f"is for s3:// stores, but store is '{self.store}'; drop it", "storage", name)
+        self.storage.check(self.store)
+        if self.storage.block is not None:
+            raise wrong(
+                "is a block of the federation's own Prefect server; for the parent's store write profile, or put "
+                "the credentials into the environment",
+                *("storage", "block"),
+            )
         return self
 
 

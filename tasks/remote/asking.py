@@ -1,11 +1,11 @@
 """Requests to a site's worker: the flow run on its deployment, identified by everything that it is given."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterTags
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 
 from photon_core.errors import PhotonError
@@ -14,7 +14,7 @@ from photon_core.update.settings import work_sha256
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL_TAG, other_protocol
 from tasks.remote.present import Present
-from tasks.remote.watch import cancel, is_under_way
+from tasks.remote.watch import cancel, is_under_way, tagged_runs
 from tasks.tags import tagged
 
 REFUSED = 409  # HTTP status for parameters that do not fit the deployment's schema
@@ -30,7 +30,7 @@ class Asking:
         flow: name of the flow.
         present: current file.
         site: name of the site.
-        more: function that returns the flow's current parameters, except file and site.
+        more: function that returns the flow's current parameters, except the file.
         key: name of the request within the run.
         tags: tags of the flow run, except run and site.
     """
@@ -51,6 +51,19 @@ class Asking:
         self.name, self.key = f"{flow}/{run}-{site}", f"{run}/{key}"
         self.tags = [f"run:{run}", f"site:{site}", *tags]
 
+    @property
+    def who(self) -> str:
+        return f"site '{self.site}'"
+
+    @property
+    def silence(self) -> float:
+        return self.present.federation.deploy.zombie_after
+
+    @contextmanager
+    def connect(self) -> Iterator[SyncPrefectClient]:
+        with get_client(sync_client=True) as self.client:
+            yield self.client
+
     def create(self) -> FlowRun:
         """A flow run for this request: an active one, or a new one. Active ones for another file are cancelled.
 
@@ -60,7 +73,7 @@ class Asking:
         Raises:
             PhotonError: the deployment does not exist, or another version of Photon made it.
         """
-        parameters = {"federation": self._file(), "site": self.site, **self.more()}
+        parameters = {"federation": self._file(), **self.more()}
         self._check_deployment()
         effect = _effect(parameters)
         for run in self.runs():
@@ -77,11 +90,7 @@ class Asking:
 
     def runs(self) -> list[FlowRun]:
         """All flow runs of this request, with any parameters, oldest first."""
-        found = self.client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[self.flow])),
-            flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=self.tags)),
-        )
-        return sorted(found, key=lambda run: str(run.created))
+        return tagged_runs(self.client, self.flow, self.tags)
 
     def is_stale(self, run: FlowRun) -> bool:
         """Whether the flow run was given another file than the current one."""
@@ -133,7 +142,7 @@ def _effect(parameters: dict[str, Any]) -> str:
     try:
         file = Federation.model_validate(parameters["federation"])
         sections = {one.name: one for one in file.members}
-        site = sections[str(parameters["site"])].model_dump(mode="json")
+        site = sections[str(parameters.get("site", parameters.get("member")))].model_dump(mode="json")
     except (ValueError, KeyError):
         return sha256_bytes(canonical_json(parameters))
     reach = [file.store, file.storage.model_dump(mode="json")]

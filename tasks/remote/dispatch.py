@@ -1,18 +1,15 @@
 """Dispatch a site's part to its worker: create or find the flow run on its deployment, and wait for the store."""
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 
 from photon_core.aggregation.attempts import is_committed, required_attempt
-from photon_core.errors import DeadlinePassed, PhotonError, StoreUnavailable
+from photon_core.errors import StoreUnavailable
 from photon_core.evidence.evaluations import evaluation
-from photon_core.evidence.events import Fact
 from photon_core.evidence.timeline import WHOLE, phase
 from photon_core.run.members import Member, Named
 from photon_core.run.run import run_of
@@ -20,13 +17,10 @@ from photon_core.run.start import site_start
 from schemas.manifests import FileEntry
 from schemas.view import SiteView
 from tasks.remote.asking import Asking
+from tasks.remote.follow import follow
 from tasks.remote.present import Present
 from tasks.remote.waiting import Alone, Waiting
-from tasks.remote.watch import Watch
 from tasks.tags import STEP
-
-POLL_SECONDS = 2.0
-AWAY_SECONDS = 60.0  # extra wait beyond the deadline for an unreachable server or store
 
 
 @task(task_run_name="{member.name} / round", tags=[f"{STEP}round"], cache_policy=NO_CACHE)
@@ -62,14 +56,15 @@ def dispatch_round(
     log = waiting.log.at(t, member.name)
 
     def parameters() -> dict[str, Any]:
-        return {"t": t, "attempt": required_attempt(run, Named(member.name, file.federation), t, first, over)}
+        newest = required_attempt(run, Named(member.name, file.federation), t, first, over)
+        return {**member.parameters, "t": t, "attempt": newest}
 
     def committed() -> bool:  # by the settings of a file that may no longer contain the site
         return is_committed(run, Named(member.name, file.look()), t, first)
 
     with log.step("site round"), phase(log, WHOLE):
         asking = Asking(member.round_flow, file, member.name, parameters, f"{t}/{member.name}", [f"round:{t}"])
-        for fact in _on_site(asking, committed, deadline, waiting):
+        for fact in follow(asking, committed, deadline, waiting):
             log.add(fact, step="site round")
 
 
@@ -78,8 +73,10 @@ def dispatch_start(view: SiteView, deadline: float, present: Present, waiting: A
     """Return when the site's model is in the store. Raises DeadlinePassed like `dispatch_round`."""
     run = run_of(view.federation)
     with waiting.log.at(0, view.name).step("start"):
-        asking = Asking("site-start", present, view.name, dict, f"start/{view.name}", ["round:0"])
-        _on_site(asking, lambda: site_start(run, view.name, present.look().start) is not None, deadline, waiting)
+        asking = Asking(
+            "site-start", present, view.name, lambda: {"site": view.name}, f"start/{view.name}", ["round:0"]
+        )
+        follow(asking, lambda: site_start(run, view.name, present.look().start) is not None, deadline, waiting)
         waiting.done()
 
 
@@ -94,45 +91,14 @@ def dispatch_evaluation(
     """The member's scores of a candidate for round t. Raises DeadlinePassed like `dispatch_round`."""
     run, waiting, of = run_of(member.federation), waiting or Waiting(), model[0].sha256
     log = waiting.log.at(t, member.name)
-    files = {"t": t, "model": [entry.model_dump(mode="json") for entry in model]}
+    files = {**member.parameters, "t": t, "model": [entry.model_dump(mode="json") for entry in model]}
     with log.step("evaluate", model=of) as out, phase(log, "evaluate"):
         present, key = Present(member.federation), f"{t}/{member.name}/evaluate/{of}"
         tags = [f"round:{t}", f"model:{of[:16]}"]
         asking = Asking(member.evaluation_flow, present, member.name, lambda: files, key, tags)
-        for fact in _on_site(
-            asking, lambda: evaluation(run, t, member.name, model) is not None, deadline, waiting
-        ):
+        for fact in follow(asking, lambda: evaluation(run, t, member.name, model) is not None, deadline, waiting):
             log.add(fact, step="evaluate", model=of)
         scores = evaluation(run, t, member.name, model)
         assert scores is not None
         out.update(scores)
         return scores
-
-
-def _on_site(asking: Asking, done: Callable[[], bool], deadline: float, waiting: Waiting) -> list[Fact]:
-    """Start, find or restart the site's flow run, and wait until `done`. Also waits for an unreachable server."""
-    site = asking.site
-    with get_client(sync_client=True) as client:
-        asking.client = client
-        watch = Watch(asking, asking.present.federation.deploy.zombie_after, get_run_logger())
-        while True:
-            try:
-                if done():
-                    return watch.incidents(client)
-                if time.time() > deadline:
-                    watch.give_up(client)
-                    raise DeadlinePassed(
-                        f"site '{site}' was not finished at the deadline; its flow run: {watch.story()}"
-                    )
-                watch.look(client)
-            except Exception as error:  # server and store each raise their own errors: wait for both
-                if isinstance(error, PhotonError) and not isinstance(error, StoreUnavailable):
-                    raise
-                watch.away(error)
-                if time.time() > deadline + AWAY_SECONDS:
-                    raise DeadlinePassed(
-                        f"site '{site}' was not finished at the deadline: {watch.story()}"
-                    ) from error
-            waiting.report(site, watch.failed)
-            if why := waiting.pause(site, POLL_SECONDS):
-                raise PhotonError(f"stopped waiting for site '{site}': {why}")

@@ -57,7 +57,7 @@ def own_file(federation: Federation, where: str) -> tuple[Federation, str]:
             deployment = client.read_deployment(flow_run.deployment_id)
         except ObjectNotFound:  # pruned since
             return federation, ""
-        deployed = _file(deployment, where)
+        deployed = file_of(deployment, where)
         present = as_born(run_of(deployed), deployed)
         if federation in (deployed, present):
             return federation, ""
@@ -73,7 +73,12 @@ def _check(tags: list[str], what: str, where: str) -> None:
         raise PhotonError(problem)
 
 
-def _file(deployment: DeploymentResponse, where: str) -> Federation:
+def file_of(deployment: DeploymentResponse, where: str) -> Federation:
+    """The file that a deployment was made with.
+
+    Raises:
+        PhotonError: another version of Photon made the deployment.
+    """
     what = f"the deployment '{deployment.name}'"
     _check(deployment.tags, what, where)
     try:
@@ -161,7 +166,7 @@ class Present:
 
     def _deployed(self, there: DeploymentResponse) -> Federation:
         """The deployment's file, with the schedule ends that were fixed when the run began."""
-        file = _file(there, COORDINATOR)
+        file = file_of(there, COORDINATOR)
         check_recipe(self._run.run_manifest(), file)
         return as_born(self._run, file)
 

@@ -4,6 +4,7 @@ import time
 from typing import Any, Protocol
 
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Cancelling, State
 
@@ -173,6 +174,15 @@ class Watch:
     def _note(self, fact: Fact) -> None:
         self.notes.append(fact)
         self.logger.warning(str(fact))
+
+
+def tagged_runs(client: SyncPrefectClient, flow: str, tags: list[str]) -> list[FlowRun]:
+    """The flow runs of a flow that have all these tags, oldest first."""
+    found = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
+        flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=tags)),
+    )
+    return sorted(found, key=lambda run: str(run.created))
 
 
 def is_under_way(run: FlowRun) -> bool:

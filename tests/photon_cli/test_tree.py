@@ -105,9 +105,6 @@ def test_two_blocks_of_credentials_are_refused(world: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "command, instead",
     [
-        (("deploy",), "photon run FILE, with the root's file"),
-        (("deploy", "--yaml"), "photon run FILE, with the root's file"),
-        (("join", "--site", "a"), "photon run FILE, with the root's file"),
         (("plan",), "without parent and worldlm"),
         (("rerun", "--round", "1", "--site", "a"), "photon run FILE, with the root's file"),
     ],

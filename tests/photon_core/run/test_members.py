@@ -19,7 +19,6 @@ from photon_core.run.members import (
     member,
     members,
     most_work,
-    site_of,
 )
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
@@ -40,7 +39,7 @@ def test_sites_are_members() -> None:
     assert [one.name for one in active(file)] == file.active == ["a", "c"]
     c = member(file, "c")
     assert (c.data_tokens, c.paused, c.round_flow, c.evaluation_flow) == (7, False, "site-round", "site-evaluate")
-    assert isinstance(c, SiteMember) and site_of(c).name == "c" and c.federation is file
+    assert isinstance(c, SiteMember) and c.view.name == "c" and c.federation is file
     c.check()
     with pytest.raises(FederationError, match="no site is named 'd'"):
         member(file, "d")

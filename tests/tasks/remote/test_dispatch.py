@@ -34,7 +34,7 @@ def test_a_deployment_that_is_missing_or_of_another_version(
     from tasks.remote.present import Present
 
     federation = load_federation(write_federation(("a",), pools={"a": "dispatched"}, run="dispatched"))
-    asking = Asking("site-round", Present(federation), "a", lambda: {"t": 1}, "1/a", ["round:1"])
+    asking = Asking("site-round", Present(federation), "a", lambda: {"site": "a", "t": 1}, "1/a", ["round:1"])
 
     def refused(expected: str) -> None:
         with pytest.raises(PhotonError, match=expected):
@@ -72,7 +72,9 @@ def test_the_same_asked_twice_is_one_flow_run_and_an_edited_file_another(
 
         def asked(**sections: object) -> Any:
             file = Federation.model_validate(merge(federation.model_dump(), sections))
-            asking = Asking("site-round", Present(file), "a", lambda: {"t": 1, "attempt": 1}, "1/a", ["round:1"])
+            asking = Asking(
+                "site-round", Present(file), "a", lambda: {"site": "a", "t": 1, "attempt": 1}, "1/a", ["round:1"]
+            )
             asking.client = client
             return asking.create()
 

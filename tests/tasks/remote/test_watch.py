@@ -31,7 +31,9 @@ class Rounds:
         from tasks.remote.watch import Watch
 
         file = Federation.model_validate(merge(self.federation.model_dump(), sections))
-        asking = Asking("site-round", Present(file), "a", lambda: {"t": t, "attempt": 1}, f"{t}/a", [f"round:{t}"])
+        asking = Asking(
+            "site-round", Present(file), "a", lambda: {"site": "a", "t": t, "attempt": 1}, f"{t}/a", [f"round:{t}"]
+        )
         asking.client = self.client
         return Watch(asking, 90.0, self.log)
 
