@@ -16,10 +16,12 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.common import Neighbours, finish, heading, machine, say, table
@@ -103,15 +105,17 @@ def show(
     rows: list[tuple[Any, ...]] = []
     for part, (reference, disturbed) in found.items():
         same = disturbed.hashes == reference.hashes
-        goodput = None
+        goodput = steady = None
         if not arguments.quick and reference.seconds and disturbed.seconds:
             goodput = reference.seconds / disturbed.seconds
+            steady = goodput_steady(reference.commits, disturbed.commits)
         kills = sum(disturbed.kills.values())
         committed = [len(outcome.hashes) - 1 for outcome in (reference, disturbed)]
         seconds = reference.seconds, disturbed.seconds
-        rows.append((part, *committed, kills, *seconds, goodput, str(same), len(disturbed.trained_twice)))
+        rows.append((part, *committed, kills, *seconds, goodput, steady, str(same), len(disturbed.trained_twice)))
         figures[part] = {
             "goodput": goodput and round(goodput, 3),
+            "goodput_steady": steady and round(steady, 3),
             "same_bits": same,
             "trained_twice": disturbed.trained_twice,
             "left_out": disturbed.left_out,
@@ -120,11 +124,25 @@ def show(
             "undisturbed_s": reference.seconds and round(reference.seconds, 1),
             "disturbed_s": disturbed.seconds and round(disturbed.seconds, 1),
         }
-    columns = ("", "rounds", "disturbed", "kills", "undisturbed s", "disturbed s", "goodput", "same bits", "twice")
+    columns = (
+        *("", "rounds", "disturbed", "kills", "undisturbed s", "disturbed s", "goodput", "steady"),
+        *("same bits", "twice"),
+    )
     table("Two sites; rounds committed, seconds to the last commit", columns, rows)
     kinds = sorted({kind for kinds in KINDS.values() for kind in kinds})
     table("Kills", ("", *kinds), [(part, *(d.kills[k] for k in kinds)) for part, (_, d) in found.items()])
     finish({**figures, "others_share": others}, at)
+
+
+def goodput_steady(reference: Sequence[float], disturbed: Sequence[float]) -> float:
+    """Goodput that does not depend on the machine's speed in another run: seconds of a start and of all rounds at
+    the disturbed run's own median round, over its seconds.
+
+    Args:
+        reference, disturbed: seconds to each round's commit, from round 0.
+    """
+    rounds = [after - before for before, after in pairwise(disturbed)]
+    return (reference[0] + len(rounds) * median(rounds)) / disturbed[-1]
 
 
 @dataclass(frozen=True)
@@ -151,6 +169,7 @@ class Outcome:
 
     Attributes:
         seconds: time from the start of the command to the last round's commit; None if that did not happen.
+        commits: seconds from that start to each round's commit, from round 0.
         hashes: hashes of the models, from round 0.
         kills: number of kills by kind.
         trained_twice: site and round of each training of already committed work, such as "site a, round 3".
@@ -159,6 +178,7 @@ class Outcome:
     """
 
     seconds: float | None = None
+    commits: list[float] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
     trained_twice: list[str] = field(default_factory=list)
@@ -207,8 +227,9 @@ def perform(prepared: Path, folder: Path, part: str, plan: Plan, disturbed: bool
                 how = "disturbed" if disturbed else "undisturbed"
                 say(f"{part}, {how}: +{time.time() - began:.1f} s, round {len(last) - 1}")
         outcome.starts = {service.name: service.starts for service in services.all}
-    if len(last := commits(folder)) > plan.rounds:
-        outcome.seconds = last[-1] - began
+    outcome.commits = [at - began for at in commits(folder)]
+    if len(outcome.commits) > plan.rounds:
+        outcome.seconds = outcome.commits[-1]
     found = history(Run(Store(str(folder / "store")), RUN))
     outcome.hashes = [manifest.model_sha256 for manifest in found]
     outcome.left_out = [f"round {m.round}: {site}: {why}" for m in found for site, why in m.left_out.items()]
