@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from prefect.artifacts import create_link_artifact
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
@@ -101,13 +102,17 @@ class OwnRequest:
             yield self._client
 
     def create(self) -> FlowRun:
-        """A flow run for this request: an active one, or a new one.
+        """A flow run for this request: an active one, or a new one. The calling flow run shows a link to it.
 
         Raises:
             PhotonError: the deployment does not exist.
         """
-        if active := next(filter(is_under_way, self.runs()), None):
-            return active
+        run = next(filter(is_under_way, self.runs()), None) or self._create()
+        link = f"{self.server.url.removesuffix('/api')}/runs/flow-run/{run.id}"
+        create_link_artifact(link, f"{run.name} on {self.server.url}", key=f"photon-{self.server.run}-{self.flow}")
+        return run
+
+    def _create(self) -> FlowRun:
         there = deployment(self._client, self.name)
         for number in itertools.count(1):
             run = self._client.create_flow_run_from_deployment(

@@ -355,6 +355,17 @@ def shared_memory_of(pid: int) -> set[tuple[str, int]]:
     return {(Path(line[5]).name, int(line[4])) for line in lines if not line[5].endswith("_locals")}
 
 
+def crashed_for_good(two: Deployed, flow_run: Any, times: int) -> None:
+    """The worker has reported the crash for the second and last time: a state that is set from now on is kept."""
+    eventually(lambda: two.executions(flow_run) == times, f"{flow_run.name} has crashed {times} times")
+    assert two.state(flow_run).is_crashed()
+
+
+def aggregating(two: Deployed) -> bool:
+    folder = Path(two.federation.store) / two.run.round_dir(1)
+    return any(path.name != "sites" for path in folder.iterdir())
+
+
 def recovered(name: str, since: float) -> None:
     """Print how long it took. `since` is of time.monotonic()."""
     print(f"recovery: {name}: {time.monotonic() - since:.1f} s")

@@ -1,5 +1,8 @@
 """A tree over two real Prefect servers: a root with a site and a region, whose store the root cannot read."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,17 @@ from schemas.manifests import RoundManifest
 from tests.conftest import topics, write_text
 from tests.docs.commands import adapted, commands, run
 from tests.docs.commands import start as start_command
-from tests.flows.deployment import Deployed, Server, Workers, serving
+from tests.flows.deployment import (
+    Deployed,
+    Server,
+    Workers,
+    aggregating,
+    crashed_for_good,
+    eventually,
+    recovered,
+    serving,
+)
+from tests.processes import alive
 from tests.s3_server import SECRETS
 from tests.worlds import prepare_world, write_world
 
@@ -140,3 +153,71 @@ def seen_from_the_parent(tree: Tree) -> None:
     calls = [run for run in tree.north.flow_runs("call:world/1") if run.name == "north"]
     assert len(calls) == 1 and tree.north.state(calls[0]).is_completed()
     assert not [run for run in tree.root.flow_runs() if run.name.startswith("a round")], "a's owner is north alone"
+
+
+@pytest.mark.long
+def test_processes_killed_at_every_commit_leave_the_same_bits(tree: Tree, embedded: dict[str, list[str]]) -> None:
+    run = tree.root.start_round("federated-run")
+    fits = [kill_entering(tree)]
+    kill_site(tree)
+    fits.append(kill_contributing(tree, fits[0]))
+    clock = kill_committing(tree, run)
+    crashed_for_good(tree.root, run, 1)
+    tree.root.retry(run)
+    assert tree.root.ended(run, tree.root.state(run)).is_completed()
+    recovered("the root's process killed while it aggregates, retried", clock)
+    assert hashes(tree.root.rounds()) == embedded["world"]
+    assert hashes(tree.north.rounds()) == embedded["north"]
+    first = tree.root.rounds()[1]
+    assert sum("Crashed" in note for note in first.incidents["north"]) == 2
+    assert first.updates["north"].attempt == 1 and not first.left_out
+    assert any("Crashed" in note for note in tree.north.rounds()[2].incidents["a"])
+    assert [m.kind for m in tree.north.rounds()] == ["train", "entry", "train", "train"] + ["entry", "train", "train"]
+
+
+def kill_entering(tree: Tree) -> Any:
+    """The flow run of `fit` whose process is killed before the region's entry is committed."""
+    fit = tree.root.found("north round 1")
+    pid = tree.root.process_of(fit)
+    assert tree.north.run.latest() is None
+    os.kill(pid, signal.SIGKILL)
+    return fit
+
+
+def kill_site(tree: Tree) -> None:
+    """The site's flow run on the region's server, in the region's first round."""
+    tree.north.trainer("a")
+    os.kill(tree.north.process_of(tree.north.site_run("a", 2)), signal.SIGKILL)
+
+
+def kill_contributing(tree: Tree, before: Any) -> Any:
+    """The next flow run of `fit`, while it uploads the contribution."""
+    fit = eventually(
+        lambda: next((run for run in tree.contributions if run.id != before.id), None), "another flow run follows"
+    )
+    pid = tree.root.process_of(fit)
+    folder = Path(tree.root.federation.store) / tree.root.run.site_dir(1, "north", 1)
+    eventually(lambda: folder.exists() and any(folder.iterdir()), "the contribution is begun", every=0.001)
+    os.kill(pid, signal.SIGKILL)
+    return fit
+
+
+def kill_committing(tree: Tree, run: Any) -> float:
+    """The root's process, while it aggregates."""
+    pid = tree.root.process_of(run)
+    eventually(lambda: aggregating(tree.root), "the root aggregates", every=0.001)
+    os.kill(pid, signal.SIGKILL)
+    return time.monotonic()
+
+
+def test_cancelling_the_root_cancels_the_region(tree: Tree) -> None:
+    run = tree.root.start_round()
+    tree.north.trainer("a")
+    family = tree.root.family() | tree.north.family()
+    tree.root.cancel(run)
+    assert tree.root.ended(run).name == "Cancelled"
+    assert {tree.root.ended(fit).name for fit in tree.contributions} == {"Cancelled"}
+    for name in "north", "a round 2":
+        assert tree.north.ended(tree.north.found(name)).name == "Cancelled"
+    eventually(lambda: not any(map(alive, family)), "no process is left")
+    assert len(tree.root.rounds()) == 1 and len(tree.north.rounds()) == 2, "an entry, and no round"

@@ -13,7 +13,15 @@ import pytest
 
 from tests.docs import commands
 from tests.federations import attempts_of
-from tests.flows.deployment import Deployed, Workers, eventually, recovered, shared_memory_of
+from tests.flows.deployment import (
+    Deployed,
+    Workers,
+    aggregating,
+    crashed_for_good,
+    eventually,
+    recovered,
+    shared_memory_of,
+)
 from tests.flows.planted import HOSTILE, deploy_with_secrets, found_in, kept
 from tests.processes import alive
 from tests.s3_server import FaultProxy, Request, hostile
@@ -201,17 +209,6 @@ def shared_memory() -> set[tuple[str, int]]:
 def kill(pid: int) -> float:
     os.kill(pid, signal.SIGKILL)
     return time.monotonic()
-
-
-def crashed_for_good(two: Deployed, flow_run: Any, times: int) -> None:
-    """The worker has reported the crash for the second and last time: a state that is set from now on is kept."""
-    eventually(lambda: two.executions(flow_run) == times, f"{flow_run.name} has crashed {times} times")
-    assert two.state(flow_run).is_crashed()
-
-
-def aggregating(two: Deployed) -> bool:
-    folder = Path(two.federation.store) / two.run.round_dir(1)
-    return any(path.name != "sites" for path in folder.iterdir())
 
 
 def update_of(two: Deployed, site: str) -> Any:
