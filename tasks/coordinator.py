@@ -1,6 +1,5 @@
 """The coordinator's steps: open the run, aggregate the updates, commit and publish the round."""
 
-import re
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -38,7 +37,7 @@ from schemas.manifests import RoundManifest
 from tasks.events import emit
 from tasks.runtime import Runtime, log_round
 from tasks.site import restarted
-from tasks.tags import STEP
+from tasks.tags import STEP, artifact_key
 
 INITIAL_MODEL_TIMEOUT = 3600.0
 ROUND_TAG = "round:"
@@ -228,7 +227,7 @@ def show(runtime: Runtime, federation: Federation, manifest: RoundManifest) -> N
     ]
     create_table_artifact(
         rows,
-        key=re.sub(r"[^a-z0-9-]+", "-", f"photon-{manifest.run}-round".lower()),
+        key=artifact_key(manifest.run, "round"),
         description=f"Run `{manifest.run}`, round {manifest.round}. Model `{manifest.model_sha256[:16]}`.",
     )
     runtime.reports.make(federation, manifest)

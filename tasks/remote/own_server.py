@@ -21,6 +21,7 @@ from photon_core.errors import PhotonError
 from schemas.federation import Federation
 from tasks.remote.present import COORDINATOR, file_of
 from tasks.remote.watch import is_under_way, tagged_runs
+from tasks.tags import artifact_key
 
 RUNS, SCORES = "federated-run", "evaluate-members"  # flows of the member's own deployments
 URL, RUN, KEY, AUTH = (f"PHOTON_OWN_{name}" for name in ("API_URL", "RUN", "API_KEY", "API_AUTH_STRING"))
@@ -109,7 +110,7 @@ class OwnRequest:
         """
         run = next(filter(is_under_way, self.runs()), None) or self._create()
         link = f"{self.server.url.removesuffix('/api')}/runs/flow-run/{run.id}"
-        create_link_artifact(link, f"{run.name} on {self.server.url}", key=f"photon-{self.server.run}-{self.flow}")
+        create_link_artifact(link, f"{run.name} on {self.server.url}", key=artifact_key(self.server.run, self.flow))
         return run
 
     def _create(self) -> FlowRun:
