@@ -1,7 +1,6 @@
 """Tags of task runs: programs that query the Prefect server read step and site from them. Names are for people."""
 
 import re
-
 from collections.abc import Iterable
 
 STEP = "step:"  # on every task of Photon

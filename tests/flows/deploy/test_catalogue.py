@@ -10,6 +10,7 @@ import pytest
 from flows.deploy.catalogue import SIGNS_OF_LIFE, Plan, plan
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
+from tests.worlds import write_world
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "federation.yaml"
@@ -52,6 +53,19 @@ def test_deployments(planned: Plan) -> None:
     assert names[:4] == ["federated-round/notes", "federated-run/notes", "rerun-site/notes", "rollback/notes"]
     assert names[4:7] == ["site-round/notes-berlin", "site-evaluate/notes-berlin", "prepare-site/notes-berlin"]
     assert len(names) == len(set(names)) == 4 + 3 * 4
+
+
+def test_a_tree_has_deployments_at_its_members_and_for_its_parent(tmp_path: Path) -> None:
+    block = {"storage": {"endpoint_url": "http://127.0.0.1:9", "block": "aws-credentials/world"}}
+    file = write_world(tmp_path, {"north": ("a",)}, root={"store": "s3://bucket/x", **block})
+    (fit, evaluate) = plan(load_federation(file)).deployments[4:]
+    assert (fit.full_name, evaluate.full_name) == ("fit/world-north", "fit-evaluate/world-north")
+    assert fit.pool == evaluate.pool == "photon-north"
+    assert (fit.parameters["member"], fit.parameters["deployed"]) == ("north", True)
+    assert fit.entrypoint == "flows.federated_round:fit" and "site:north" in fit.tags
+    assert not any(name.startswith("AWS") for name in fit.job_variables["env"]), "a member has its own credentials"
+    north = plan(load_federation(tmp_path / "north.yaml")).deployments
+    assert north[-1].full_name == "evaluate-members/north" and north[-1].pool == "photon-north"
 
 
 def test_only_rounds_and_runs_wait_for_each_other_and_only_rounds_have_a_schedule(planned: Plan) -> None:
