@@ -126,7 +126,7 @@ class Launcher:
         scratch, lock = create_scratch()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         call = f"main({theirs.fileno()}, {lock}, {str(scratch)!r}, {list(self._preload)!r})"
-        self._server = start_process(call, (theirs.fileno(), lock), scratch / "server.log")
+        self._server = start_process("server", call, (theirs.fileno(), lock), scratch / "server.log")
         theirs.close()
         os.close(lock)
         self._begin(ours, scratch)

@@ -6,6 +6,7 @@ only this user can enter. Imports stay light, because launching processes import
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,17 +31,26 @@ ENVIRONMENT = {
 }
 
 
-def start_process(call: str, descriptors: Sequence[int], log: Path) -> subprocess.Popen[bytes]:
-    """A new interpreter, in its own session, that makes this call of photon_core.jobs.server."""
+def start_process(
+    module: str, call: str, descriptors: Sequence[int], log: Path, session: bool = True
+) -> subprocess.Popen[bytes]:
+    """A new interpreter that makes this call of a module of photon_core.jobs.
+
+    Args:
+        module, call: name of the module, and the call of one of its functions.
+        descriptors: descriptors that it inherits.
+        log: file for its output.
+        session: flag: it starts a session of its own.
+    """
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-c", f"from photon_core.jobs import server; server.{call}"],
+            [sys.executable, "-c", f"from photon_core.jobs import {module}; {module}.{call}"],
             env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             pass_fds=descriptors,
-            start_new_session=True,
+            start_new_session=session,
         )
 
 
@@ -86,7 +96,7 @@ def serve(preload: Sequence[str]) -> Iterator[dict[str, str]]:
         try:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:  # a client still runs; its children die with the server
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
@@ -114,8 +124,8 @@ def _start(preload: Sequence[str]) -> tuple[subprocess.Popen[bytes], int, dict[s
         with _short_path(folder / SOCKET) as path:
             listener.bind(path)
         listener.listen(BACKLOG)
-        call = f"main_shared({listener.fileno()}, {reading}, {lock}, {str(folder)!r}, {list(preload)!r})"
-        process = start_process(call, (listener.fileno(), reading, lock), folder / "server.log")
+        call = f"main({listener.fileno()}, {reading}, {lock}, {str(folder)!r}, {list(preload)!r})"
+        process = start_process("keeper", call, (listener.fileno(), reading, lock), folder / "keeper.log")
     os.close(reading)
     os.close(lock)
     return process, lifeline, {VARIABLE: str(folder / SOCKET)}

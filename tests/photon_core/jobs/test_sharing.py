@@ -186,6 +186,16 @@ def test_a_server_that_is_killed_is_stood_in_for(socket_path: str) -> None:
         assert launcher.run(partial(json.dumps, 1), label="after") == "1"
 
 
+def test_a_server_that_is_killed_is_started_again_for_later_launchers(socket_path: str) -> None:
+    with Launcher(1, shared=socket_path) as launcher:
+        killed = launcher.run(os.getppid, label="x")
+        os.kill(killed, signal.SIGKILL)
+        assert wait_until(lambda: not alive(killed))
+    with Launcher(1, shared=socket_path) as launcher:  # which connects before the next server is there
+        assert launcher.run(os.getppid, label="x") != killed
+        assert launcher._server is None
+
+
 def test_nothing_is_left_after_the_block() -> None:
     with serve(preload=()) as environment:
         folder = Path(environment[VARIABLE]).parent
