@@ -1,4 +1,4 @@
-"""photon join-parent: a federation becomes the worker of its own pool on its parent's Prefect server.
+"""photon join-parent: a federation becomes the worker of its pool on its parent's Prefect server.
 
 Two servers take part: the federation's own, which is that of PREFECT_API_URL as in every command with its file,
 and the parent's, whose flow runs this worker does. A flow run has the rounds trained on the own server.

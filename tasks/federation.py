@@ -38,7 +38,7 @@ Candidate = tuple[
 def files(federation: Federation, member: str, deployed: bool) -> tuple[Federation, Federation]:
     """The member's file, and its parent's as the member reads and writes the parent's store.
 
-    Deployed, the member's file is that of its own server, and it says where the parent's store is and with which
+    Deployed, the member's file is the one on its own server. It says where the parent's store is, and with which
     credentials.
 
     Raises:

@@ -3,7 +3,6 @@
 Without it, every flow run after such a kill would import composer itself, as long as the worker runs.
 """
 
-import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,5 +26,4 @@ def main(listener: int, lifeline: int, lock: int, scratch: str, modules: Sequenc
     call = f"main_shared({listener}, {lifeline}, {lock}, {scratch!r}, {list(modules)!r})"
     while start_process("server", call, held, folder / "server.log", session=False).wait():
         if readable([lifeline], PAUSE):
-            shutil.rmtree(folder, ignore_errors=True)
-            return
+            return  # the next scratch folder's maker removes this one

@@ -40,7 +40,7 @@ def start_process(
         module, call: name of the module, and the call of one of its functions.
         descriptors: descriptors that it inherits.
         log: file for its output.
-        session: flag: it starts a session of its own.
+        session: flag: it starts a new session.
     """
     with log.open("wb") as output:
         return subprocess.Popen(

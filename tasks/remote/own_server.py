@@ -131,7 +131,7 @@ class OwnRequest:
         return tagged_runs(self._client, self.flow, self.tags)
 
     def is_stale(self, _run: FlowRun) -> bool:
-        """Never: the flow run reads the file of its own deployment."""
+        """Never: the flow run reads the file of its deployment."""
         return False
 
 

@@ -20,17 +20,19 @@ Check = Callable[[], str]
 @pytest.fixture
 def check(tmp_path: Path, prefect_server: str, capsys: pytest.CaptureFixture[str]) -> Check:
     """What `photon join-parent north.yaml --check` prints; the session's server has both federations."""
-    file = write_world(tmp_path, {"north": ("a",)}, root={"run": "above"}, region={"parent": PARENT})
-    file = file.with_name("north.yaml")
+    file = write_world(tmp_path, {"inland": ("in",)}, root=ROOT, region={"parent": PARENT})
+    file = file.with_name("inland.yaml")
 
     def run(server: str = f"{prefect_server}/api") -> str:
+        capsys.readouterr()
         join_parent(load_federation(file), file, server, check_only=True, quiet=False)
         return capsys.readouterr().out
 
     return run
 
 
-PARENT = {"store": "store-world", "run": "above", "member": "north"}
+PARENT = {"store": "store-world", "run": "above", "member": "inland"}
+ROOT = {"run": "above", "federations": [{"name": "inland", "federation": "inland.yaml", "pool": "above-inland"}]}
 
 
 def deploy(file: Path) -> None:
@@ -51,27 +53,27 @@ def test_what_is_missing_is_named_until_both_servers_are_ready(check: Check, tmp
         check()
     own, parent = str(error.value).splitlines()[1:]
     assert own.startswith("own server: the federation's own Prefect server http://") and own.endswith(
-        "has no deployment 'federated-run/north'. Write there: photon deploy FILE"
+        "has no deployment 'federated-run/inland'. Write there: photon deploy FILE"
     )
-    assert "has no deployment 'fit/above-north'. There, list 'north' under federations" in parent
+    assert "has no deployment 'fit/above-inland'. There, list 'inland' under federations" in parent
 
-    deploy(tmp_path / "north.yaml")
+    deploy(tmp_path / "inland.yaml")
     deploy(tmp_path / "world.yaml")
     lines = check().splitlines()
     assert [line.split(":")[0] for line in lines] == ["own server", "own store", "parent", "its store"]
-    assert "work pool photon-north (process)" in lines[2]
+    assert "work pool above-inland (process)" in lines[2]
 
-    edit(tmp_path / "north.yaml", lambda data: data["model"].update(d_model=64))
+    edit(tmp_path / "inland.yaml", lambda data: data["model"].update(d_model=64))
     with pytest.raises(
-        NotReady, match=r"parent: .*north\.yaml:\d+: model\.d_model: 64, but 32 in run 'above', its"
+        NotReady, match=r"parent: .*inland\.yaml:\d+: model\.d_model: 64, but 32 in run 'above', its"
     ):
         check()
-    edit(tmp_path / "north.yaml", lambda data: data.update(store="elsewhere") or data["model"].update(d_model=32))
+    edit(tmp_path / "inland.yaml", lambda data: data.update(store="elsewhere") or data["model"].update(d_model=32))
     with pytest.raises(
-        NotReady, match=r"own server: store is .*store-north in the deployed file and .*elsewhere in"
+        NotReady, match=r"own server: store is .*store-inland in the deployed file and .*elsewhere in"
     ):
         check()
-    edit(tmp_path / "north.yaml", lambda data: data.update(store="store-north"))
+    edit(tmp_path / "inland.yaml", lambda data: data.update(store="store-inland"))
     edit(tmp_path / "world.yaml", lambda data: data["federations"][0].update(pool="other", pool_type="docker"))
     deploy(tmp_path / "world.yaml")
     with pytest.raises(
