@@ -1,43 +1,56 @@
-"""photon export and photon generate: a round's model as a folder, and text from it."""
+"""photon export and photon generate: a node's model as a folder, and text from it."""
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
+from photon_cli.choice import Choice
 from photon_cli.progress import display
 from photon_core.formatting import amount
-from schemas.federation import Federation
+
+if TYPE_CHECKING:
+    from photon_core.export.generate import Decoding
+    from photon_core.export.model import NodeModel
+    from photon_core.export.node import Node
 
 TOKENS = 100  # default number of new tokens
 
 
-def export(federation: Federation, t: int | None, folder: Path, quiet: bool) -> None:
-    """Write the folder and print what it contains."""
-    from photon_core.export.export import export_round
+@contextmanager
+def opened(node: "Node", choice: Choice) -> Iterator["NodeModel"]:
+    """The chosen model of a node, which can be read in the block."""
+    from photon_core.export.states import node_model
 
+    with TemporaryDirectory(prefix="photon-model-") as scratch:
+        yield node_model(node, choice.trained, choice.t, Path(scratch))
+
+
+def export(node: "Node", choice: Choice, folder: Path, quiet: bool) -> None:
+    """Write the folder and print what it contains."""
+    from photon_core.export.export import check_place, export_model
+
+    check_place(node, folder)
     with display(quiet) as show:
-        show.activity("export", f"{'the latest round' if t is None else f'round {t}'} to {folder}")
-        manifest = export_round(federation, t, folder)
+        show.activity("export", f"the model of {node.name} to {folder}")
+        with opened(node, choice) as model:
+            export_model(model, folder)
         show.finish("export")
     total = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"round {manifest.round} of run {federation.run} is in {folder} ({amount(total)}), for transformers")
+    what = f"round {model.round} of run {node.federation.run}"
+    if node.names:
+        what = f"the model of {node.name}, {model.origin.replace('`', '')}"
+    print(f"{what} is in {folder} ({amount(total)}), for transformers")
 
 
-def generate(
-    federation: Federation,
-    t: int | None,
-    prompt: str,
-    tokens: int | None,
-    temperature: float,
-    top_k: int,
-    seed: int,
-) -> None:
-    """Print the prompt and its continuation as it is generated. `tokens`: None for what fits, at most 100."""
-    from photon_core.export.generate import Decoding
+def generate(node: "Node", choice: Choice, prompt: str, decoding: "Decoding") -> None:
+    """Print the prompt and its continuation as it is generated."""
+    from photon_core.export.generate import check_tokens
     from photon_core.export.generate import generate as continue_text
 
-    if tokens is None:
-        tokens = min(TOKENS, federation.model.max_seq_len - 1)
+    check_tokens(node.federation.model, decoding.tokens)
     unsaid = [prompt]
 
     def say(text: str) -> None:
@@ -46,8 +59,8 @@ def generate(
         sys.stdout.flush()
         unsaid.clear()
 
-    with ExitStack() as loading:
+    with ExitStack() as loading, opened(node, choice) as model:
         show = loading.enter_context(display(quiet=not sys.stdout.isatty()))  # scripts get the text only
         show.activity("generate", "loading the model")
-        continue_text(federation, t, prompt, Decoding(tokens, temperature, top_k, seed), say)
+        continue_text(model, prompt, decoding, say)
         say("\n")

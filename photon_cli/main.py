@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from photon_cli.choice import Choice, chooses_model
 from photon_core.errors import PhotonError, QuorumMissed, StoreConflict
 from photon_core.formatting import printable
 from photon_core.jobs.telemetry import telemetry_off
@@ -347,30 +348,26 @@ def plan(
 
 
 @app.command()
+@chooses_model
 def export(
+    choice: Choice,
     to: Annotated[Path, typer.Option("--to", help="new folder for the model")],
     file: File = HERE,
-    t: Annotated[
-        int | None, typer.Option("--round", "-r", min=0, help="number of a committed round; default: the latest")
-    ] = None,
-    member: Annotated[str | None, typer.Option("--member", hidden=True)] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a round's model as a folder that Hugging Face's transformers loads."""
+    """Write a model as a folder that Hugging Face's transformers loads."""
     from photon_cli.export import export as take_away
-    from photon_cli.tree import refuse_member
+    from photon_cli.tree import reach_node
 
-    refuse_member(member, "export")
-    take_away(_federation(file), t, to, quiet)
+    take_away(reach_node(file, choice.member), choice, to, quiet)
 
 
 @app.command()
+@chooses_model
 def generate(
+    choice: Choice,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="text that the model continues")],
     file: File = HERE,
-    t: Annotated[
-        int | None, typer.Option("--round", "-r", min=0, help="number of a committed round; default: the latest")
-    ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="maximum number of new tokens; default: 100, or fewer if no more fit")
     ] = None,
@@ -380,10 +377,31 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, help="sample from the k most likely tokens only; 0 means all")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="random seed of the sampling")] = 17,
 ) -> None:
-    """Print text from a round's model."""
+    """Print text from a model."""
+    from photon_cli.export import TOKENS
     from photon_cli.export import generate as speak
+    from photon_cli.tree import reach_node
+    from photon_core.export.generate import Decoding
 
-    speak(_federation(file), t, prompt, tokens, temperature, top_k, seed)
+    node = reach_node(file, choice.member)
+    if tokens is None:
+        tokens = min(TOKENS, node.federation.model.max_seq_len - 1)
+    speak(node, choice, prompt, Decoding(tokens, temperature, top_k, seed))
+
+
+@app.command()
+@chooses_model
+def evaluate(
+    choice: Choice,
+    file: File = HERE,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON for scripts")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show a model's loss and perplexity on held-out text: a site's own, or that of all sites of a federation."""
+    from photon_cli.evaluate import evaluate as score
+    from photon_cli.tree import reach_node
+
+    score(reach_node(file, choice.member, below=True), choice, as_json, quiet)
 
 
 def main() -> None:

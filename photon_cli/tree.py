@@ -15,6 +15,7 @@ from photon_cli.reach import reachable
 from photon_core.data.shards import available
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import DataError, FederationError
+from photon_core.export.node import Node, find_node
 from photon_core.run.birth import check_recipe
 from photon_core.run.members import check_members
 from photon_core.run.opening import check_frozen
@@ -56,6 +57,31 @@ def reach_world(file: Path) -> World:
         check_store(node.federation, node.file)
         reachable(node.federation)
     return world
+
+
+def reach_node(file: Path, path: str | None, below: bool = False) -> Node:
+    """The node on a path of members' names, whose stores answer; without a path, the file's own federation.
+
+    Args:
+        file: file of the first federation.
+        path: path such as europe/berlin.
+        below: flag: also read all files below, if there is no path.
+
+    Raises:
+        FederationError: there is no such node, a file is wrong, or that of a node on the path is elsewhere.
+    """
+    if path is None and not below:
+        federation = load_federation(file)
+        check_store(federation, file)
+        take_credentials(federation)
+        reachable(federation)
+        return Node((), alone(federation, file))
+    node = find_node(read_world(file), path)
+    for world in (node.world, node.parent):
+        if world is not None:
+            check_store(world.federation, world.file)
+            reachable(world.federation)
+    return node
 
 
 def alone(federation: Federation, file: Path) -> World:
@@ -163,19 +189,6 @@ def refuse_tree(federation: Federation, file: Path, command: str, instead: str) 
     if federation.federations or federation.parent is not None:
         message = f"photon {command} does not support trees of federations yet; {instead}"
         raise refusal(str(file), federation, (key,), message)
-
-
-def refuse_member(member: str | None, command: str) -> None:
-    """Refuse to work with the model of a member instead of the file's own.
-
-    Raises:
-        FederationError: a member is named.
-    """
-    if member is not None:
-        raise FederationError(
-            f"--member {member}: photon {command} does not support members yet; for a federation's model, write "
-            f"photon {command} with its own file; a site's own model cannot be written"
-        )
 
 
 @contextmanager

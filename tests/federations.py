@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from photon_core.export.model import NodeModel, committed_model
+from photon_core.export.node import Node
 from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
+from schemas.reading.world import World
 
 
 def site(name: str, *streams: str, **more: Any) -> dict[str, Any]:
@@ -42,3 +45,8 @@ def attempts_of(run: Run, t: int, site: str) -> list[UpdateManifest]:
 def updates_of(run: Run, t: int, *sites: str) -> dict[str, UpdateManifest]:
     """Each site's first update for round t."""
     return {site: attempts_of(run, t, site)[0] for site in sites}
+
+
+def committed(federation: Federation, t: int | None = None) -> NodeModel:
+    """The model of a federation's committed round."""
+    return committed_model(Node((), World(federation, "federation.yaml", {})), t)

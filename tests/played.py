@@ -139,15 +139,7 @@ class Played:
         base = run.round(t - 1)
         assert base is not None
         theta = tensors(run, run.files_dir(t - 1), base.model)
-        seed = int(sha256_bytes(f"{view.name} {base.model_sha256}".encode())[:16], 16)
-        random, local, folder = (
-            np.random.default_rng(seed),
-            view.federation.local,
-            run.site_dir(t, view.name, attempt),
-        )
-        after = {
-            n: (a + 0.01 * random.standard_normal(a.shape)).astype(np.float32) for n, a in sorted(theta.items())
-        }
+        local, folder, after = view.federation.local, run.site_dir(t, view.name, attempt), drawn(run, view.name, t)
         keys = names_in(base.key_layers)
         files = put(run, folder, {n: encode(theta[n], a) for n, a in after.items() if n not in keys})
         layers = [
@@ -176,6 +168,15 @@ class Played:
         )
 
 
+def drawn(run: Run, site: str, t: int) -> dict[str, np.ndarray]:
+    """What a site has trained in round t: the model of round t-1, and noise."""
+    base = run.round(t - 1)
+    assert base is not None
+    seed = int(sha256_bytes(f"{site} {base.model_sha256}".encode())[:16], 16)
+    random, theta = np.random.default_rng(seed), tensors(run, run.files_dir(t - 1), base.model)
+    return {n: (a + 0.01 * random.standard_normal(a.shape)).astype(np.float32) for n, a in sorted(theta.items())}
+
+
 def tensors(run: Run, folder: str, files: list[FileEntry]) -> dict[str, np.ndarray]:
     """What the files of a folder hold."""
     with TemporaryDirectory() as scratch:
@@ -186,7 +187,7 @@ def tensors(run: Run, folder: str, files: list[FileEntry]) -> dict[str, np.ndarr
 
 def put(run: Run, folder: str, arrays: dict[str, np.ndarray], stem: str = "") -> list[FileEntry]:
     """Arrays in files of a folder of the store."""
-    names = {"float32": "F32", "int32": "I32"}
+    names = {"float32": "F32", "int32": "I32", "uint16": "BF16"}
     layout = {n: TensorEntry(dtype=names[str(a.dtype)], shape=a.shape) for n, a in arrays.items()}
     with TemporaryDirectory() as scratch:
         entries = list(write_shards(Path(scratch), stem, layout, 1 << 20, arrays.__getitem__))

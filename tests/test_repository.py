@@ -186,7 +186,9 @@ def run_light(arguments: list[str], folder: Path) -> tuple[int, str, list[str]]:
     return int(exit_code), "\n".join(output) + done.stderr, heavy
 
 
-@pytest.mark.parametrize("command", ["", "demo", "prepare", "run", "status", "gc", "plan", "export", "generate"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "prepare", "run", "status", "gc", "plan", "export", "generate", "evaluate"]
+)
 def test_help_is_light(command: str, tmp_path: Path) -> None:
     code, output, heavy = run_light([*command.split(), "--help"], tmp_path)
     assert (code, heavy) == (0, [])

@@ -9,7 +9,7 @@ The parent's round t reads the committed contribution only. The federation keeps
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layer
 from photon_core.aggregation.moments import moments_for
 from photon_core.aggregation.parts import backbone, key_files
 from photon_core.aggregation.residuals import in_order, row_name
-from photon_core.aggregation.routing import hand_up, intact, receive
+from photon_core.aggregation.routing import hand_up, intact, receive, residuals_for
 from photon_core.errors import PhotonError, StoreConflict
 from photon_core.evidence.metrics import reported
 from photon_core.run.line import newest, newest_entry, whole_line
@@ -92,6 +92,16 @@ def call_of(federation: Federation, member: str, t: int, attempt: int = 1) -> Ca
     return Call(parent, federation, ref, intact(parent, parent.residuals(t, member)), horizon)
 
 
+def next_call(federation: Federation, member: str, t: int) -> Call:
+    """The call of a member for round t, also before its residuals are sent.
+
+    Raises:
+        PhotonError: round t - 1 is not committed.
+    """
+    call = call_of(federation, member, t)
+    return replace(call, residuals=residuals_for(call.parent, federation, t, member))
+
+
 def initial_of(call: Call, folder: Path) -> Initial:
     """Round 0 of a member's run: the parent's model in the first call."""
     base = call.base
@@ -139,11 +149,7 @@ def _entry(run: Run, federation: Federation, call: Call, own: RoundManifest, fol
     t, base = own.round + 1, call.base
     model = Place(PlaceKind.ROUND_PART, run.run, t, part="model").path
     files = copy_files(call.parent.store, call.folder, backbone(base).model, run.store, model, "model/")
-    found = Entered(folder)
-    if federation.worldlm is not None and base.key_layers:
-        pools = _pools(run, own, call, folder, federation.aggregation.connections)
-        size = federation.aggregation.shard_bytes
-        found = enter_layers(pools, base.key_layers, federation.worldlm, folder, size)
+    found = _entered_layers(run, federation, call, own, folder)
     files += [put_file(run.store, path, model, "model/") for path in found.paths]
     return RoundManifest(
         run=run.run,
@@ -167,6 +173,39 @@ def _entry(run: Run, federation: Federation, call: Call, own: RoundManifest, fol
         created=utc_now(),
         versions=versions(),
     )
+
+
+def look_ahead(run: Run, federation: Federation, call: Call, folder: Path) -> RoundManifest | Entered:
+    """What the federation enters, or has entered, the call's round with. Nothing is committed.
+
+    Args:
+        run, federation: run and file of the member; the run has a round.
+        call: call of the member.
+        folder: folder for the files, on this machine.
+
+    Returns:
+        the committed entry; else the key layers of the entry that `enter` would commit now. The rest of its model
+        is the backbone of `call.base`.
+
+    Raises:
+        CorruptFile: a file does not match its manifest.
+    """
+    known, attempt = newest_entry(run), {"attempt": call.ref.attempt}  # it may be that of another attempt
+    if known and known.parent and known.parent.model_copy(update=attempt) == call.ref:
+        return known
+    to = _before_what_is_behind(run, call)
+    own = newest(run) if to is None else run.round(to)
+    assert own is not None
+    return _entered_layers(run, federation, call, own, folder)
+
+
+def _entered_layers(run: Run, federation: Federation, call: Call, own: RoundManifest, folder: Path) -> Entered:
+    """The key layers of the entry after round `own` of the member."""
+    layers = call.base.key_layers
+    if federation.worldlm is None or not layers:
+        return Entered(folder)
+    pools = _pools(run, own, call, folder, federation.aggregation.connections)
+    return enter_layers(pools, layers, federation.worldlm, folder, federation.aggregation.shard_bytes)
 
 
 def _follow_back(run: Run, federation: Federation, call: Call) -> None:

@@ -28,6 +28,7 @@ from photon_core.model.key_layers import parted
 from photon_core.run.line import last_updates
 from photon_core.run.paths import Place, PlaceKind
 from photon_core.run.run import Run, run_of
+from photon_core.run.sampling import sampled_members
 from photon_core.tensors.shards import all_tensors, copy_files
 from schemas.federation import Federation
 from schemas.manifests import DownManifest, Residual, RoundManifest, UpdateManifest
@@ -52,19 +53,40 @@ def send_down(run: Run, federation: Federation, t: int, sampled: Sequence[str], 
     Raises:
         CorruptFile: the federation's key layers are damaged.
     """
-    base = run.round(t - 1)
-    assert base is not None and federation.worldlm is not None
-    offers = [
-        *_offers(run, base, intact(run, base.down), False, limits),
-        *_offers(run, base, intact(run, base.received), True, limits),
-    ]
-    for member, residuals in route(offers, sampled, federation.worldlm.residuals).members.items():
+    for member, residuals in _routed(run, federation, t, sampled, limits).items():
         folder = Place(PlaceKind.DOWN_FOLDER, run.run, t, member).path
         copies = [_copied(run, residual, run, folder) for residual in residuals]
         try:
             run.commit_residuals(DownManifest(run=run.run, round=t, member=member, residuals=copies))
         except StoreConflict:
             pass
+
+
+def residuals_for(run: Run, federation: Federation, t: int, member: str) -> list[Residual]:
+    """The undamaged residuals that a member enters round t with. Before the round opens, they are those that it
+    would get; nothing is committed.
+
+    Raises:
+        CorruptFile: the federation's key layers are damaged.
+    """
+    found = run.residuals(t, member)
+    if not found and run.round(t) is None and has_residuals(federation, t):
+        sampled, limits = sampled_members(run, federation, t), Limits.of(federation.aggregation)
+        found = _routed(run, federation, t, sampled, limits).get(member, [])
+    return intact(run, found)
+
+
+def _routed(
+    run: Run, federation: Federation, t: int, sampled: Sequence[str], limits: Limits
+) -> Mapping[str, list[Residual]]:
+    """Member -> residuals that it gets in round t, where they lie now."""
+    base = run.round(t - 1)
+    assert base is not None and federation.worldlm is not None
+    offers = [
+        *_offers(run, base, intact(run, base.down), False, limits),
+        *_offers(run, base, intact(run, base.received), True, limits),
+    ]
+    return route(offers, sampled, federation.worldlm.residuals).members
 
 
 def receive(above: Run, run: Run, t: int, residuals: Iterable[Residual]) -> list[Residual]:

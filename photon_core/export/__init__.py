@@ -1,5 +1,5 @@
-"""A committed model for other tools: checkpoints for transformers, model card, generated text.
+"""A node's model for people and other tools: checkpoints for transformers, model card, text, scores.
 
-Here: exports of a run's model.
+Here: which model a node has, and its export, generated text and evaluation.
 Not here: foreign checkpoints that a run starts from (model/foreign.py).
 """

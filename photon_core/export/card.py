@@ -1,6 +1,8 @@
-"""The model card of an export: the model's training data and scores, from the manifests alone."""
+"""The model card of an export: which node's model it is, its training data and its scores, from the manifests."""
 
 from photon_core.evidence.metrics import show
+from photon_core.export.model import NodeModel, Scores
+from photon_core.model.key_layers import key_layers
 from photon_core.model.shapes import parameter_count
 from schemas.federation import Federation
 from schemas.manifests import RoundManifest, StartRef
@@ -12,12 +14,14 @@ pipeline_tag: text-generation
 tags: [federated-learning, photon]
 ---
 
-# {run}, round {round}
+# {title}
 
-A decoder-only transformer of {parameters:,} parameters, pre-trained by {sites} sites that did not share their
-text: in each round the sites trained the global model for up to {steps} local steps and sent only the change.
+A decoder-only transformer of {parameters:,} parameters, pre-trained by {sites} {members} that did not share their
+text: in each round the {members} trained the global model for up to {steps} local steps and sent only the change.
 It has the architecture of GPT-2: {n_layers} blocks, width {d_model}, {n_heads} heads, {vocab_size:,} tokens,
 {max_seq_len:,} positions.
+
+{whose}
 
 ## Use
 
@@ -32,8 +36,8 @@ print(tokenizer.decode(text[0]))
 ## Data
 
 {tokens:,} tokens in {rounds} rounds. Text never left its site; the streams are named as in the federation file.
-
-| site | streams | rounds | tokens trained | share of the tokens |
+{elsewhere}
+| {member} | streams | rounds | tokens trained | share of the tokens |
 |---|---|--:|--:|--:|
 {data}
 
@@ -60,6 +64,8 @@ models with the same tokenizer and the same held-out text.
 
 | | |
 |---|---|
+| node | `{node}`, {kind} |
+| state | {origin} |
 | run | `{run}` |
 | model | `sha256 {model_sha256}` |
 | federation file | `sha256 {federation_sha256}` |
@@ -67,34 +73,55 @@ models with the same tokenizer and the same held-out text.
 | committed | {created} |
 | versions | {versions} |
 """
+ELSEWHERE = "Other federations of the tree have trained the model, too; their data are not in the table.\n"
 
 
-def model_card(federation: Federation, rounds: list[RoundManifest]) -> str:
+def model_card(model: NodeModel, rounds: list[RoundManifest]) -> str:
     """README.md of an export.
 
     Args:
-        federation: federation file, for names and shapes.
-        rounds: manifests of the rounds behind the exported model, from round 0.
+        model: exported model.
+        rounds: manifests of the trained rounds behind it, of the node's federation, from round 0.
     """
-    last = rounds[-1]
+    last, federation, node = rounds[-1], model.node.federation, model.node
+    members = "members" if federation.federations else "sites"
+    in_tree = federation.parent is not None
     return CARD.format(
         **federation.model.model_dump(),
+        title=f"{node.name}, round {last.round if model.state == 'committed' else model.round}",
+        node=node.name,
+        kind="a site" if node.view is not None else "a federation",
+        origin=model.origin,
+        whose=_whose(model),
+        member=members[:-1],
+        members=members,
         run=last.run,
-        round=last.round,
         parameters=parameter_count(federation.model),
         sites=len({site for manifest in rounds for site in manifest.updates}),
         steps=max((update.steps for m in rounds for update in m.updates.values()), default=0),
         rounds=last.place,
         tokens=last.total_tokens,
+        elsewhere=ELSEWHERE if in_tree else "",
         data=_data(federation, rounds),
-        results=_results(last),
-        curve=_curve(rounds),
-        model_sha256=last.model_sha256,
+        results=_results(model.scores),
+        curve=_curve(rounds) if node.view is None else "",
+        model_sha256=model.source.sha256,
         federation_sha256=last.federation_sha256,
         start=_start(rounds[0].start),
         created=last.created,
         versions=", ".join(f"{name} {version}" for name, version in sorted(last.versions.items())),
     )
+
+
+def _whose(model: NodeModel) -> str:
+    """Whose model it is, and in which state."""
+    node, layers = model.node, list(key_layers(model.node.federation))
+    kind = "the site" if node.view is not None else "the federation"
+    text = f"It is the model of {kind} `{node.name}`, {model.origin}."
+    if layers:
+        names = ", ".join(layers)
+        text += f" Its key layers ({names}) are that node's; all other parameters are shared by averaging."
+    return text
 
 
 def _start(start: StartRef | None) -> str:
@@ -106,7 +133,7 @@ def _start(start: StartRef | None) -> str:
 
 
 def _data(federation: Federation, rounds: list[RoundManifest]) -> str:
-    """A row for each site that ever contributed. The streams of a site that the file no longer has are unknown."""
+    """A row for each member that ever contributed. A federation, and a site that left the file, has no streams."""
     streams = {site.name: ", ".join(stream.name for stream in site.streams) for site in federation.sites}
     tokens: dict[str, list[int]] = {}
     for manifest in rounds:
@@ -119,14 +146,10 @@ def _data(federation: Federation, rounds: list[RoundManifest]) -> str:
     )
 
 
-def _results(last: RoundManifest) -> str:
+def _results(scores: Scores) -> str:
     rows = [
-        f"| {site} | {show('perplexity', scores['perplexity'])} | {scores['tokens']:,.0f} |"
-        for site, scores in sorted(last.evaluations.items())
+        f"| {name} | {show('perplexity', each['perplexity'])} | {each['tokens']:,.0f} |" for name, each in scores
     ]
-    if "perplexity" in last.metrics:
-        tokens = sum(scores["tokens"] for scores in last.evaluations.values())
-        rows.append(f"| all | {show('perplexity', last.metrics['perplexity'])} | {tokens:,.0f} |")
     return "\n".join(rows) or "| not evaluated | | |"
 
 

@@ -1,17 +1,13 @@
-"""Text from a round's model. The module imports torch and transformers, but not Composer."""
+"""Text from a model. The module imports torch and transformers, but not Composer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from photon_core.errors import FederationError
-from photon_core.export.export import open_committed
-from photon_core.export.weights import read_tensor
+from photon_core.export.model import NodeModel
 from photon_core.model.gpt2 import gpt2_config, gpt2_places
-from photon_core.run.run import Run
-from photon_core.tensors.reader import TensorReader
-from schemas.federation import Federation
-from schemas.manifests import RoundManifest
+from schemas.sections.model import Model
 
 
 @dataclass(frozen=True)
@@ -31,33 +27,38 @@ class Decoding:
     seed: int
 
 
-def generate(
-    federation: Federation, t: int | None, prompt: str, decoding: Decoding, say: Callable[[str], None]
-) -> str:
-    """Continue a prompt with the model of round t (the last round if None), up to end-of-text.
+def check_tokens(model: Model, tokens: int) -> None:
+    """Refuse more new tokens than the model has room for beside a prompt.
+
+    Raises:
+        FederationError: naming the limit.
+    """
+    room = model.max_seq_len
+    if tokens >= room:
+        raise FederationError(f"--tokens {tokens}: the model has {room} positions; write at most {room - 1}")
+
+
+def generate(model: NodeModel, prompt: str, decoding: Decoding, say: Callable[[str], None]) -> str:
+    """Continue a prompt with a model, up to end-of-text.
 
     Args:
-        federation: federation file.
-        t: number of the round.
+        model: the model.
         prompt: text to continue.
-        decoding: settings for drawing.
+        decoding: settings for drawing, whose `tokens` `check_tokens` admits.
         say: callback with each new piece of text, without the prompt.
 
     Returns:
         the new text.
 
     Raises:
-        FederationError: an argument is out of range.
-        PhotonError: the round is not committed.
+        CorruptFile: the model's files do not match their manifest.
     """
-    room, tokens, temperature = federation.model.max_seq_len, decoding.tokens, decoding.temperature
-    if tokens >= room:
-        raise FederationError(f"--tokens {tokens}: the model has {room} positions; write at most {room - 1}")
-    run, manifest, tokenizer = open_committed(federation, t)
+    room, tokens, temperature = model.node.federation.model.max_seq_len, decoding.tokens, decoding.temperature
     import torch
 
+    tokenizer = model.tokenizer
     ids = [int(i) for i in tokenizer.encode_batch([prompt])[0]][-(room - tokens) :] or [tokenizer.eot]
-    model = _load(run, manifest, federation, tokenizer.eot)
+    network = _load(model)
     torch.manual_seed(decoding.seed)
     drawing: dict[str, Any] = {
         "do_sample": True,
@@ -66,9 +67,9 @@ def generate(
         "top_p": 1.0,
     }
     spoken = _Spoken(lambda added: tokenizer.decode(i for i in added if i != tokenizer.eot), say)
-    given = torch.tensor([ids], device=model.device)
+    given = torch.tensor([ids], device=network.device)
     with torch.inference_mode():
-        model.generate(
+        network.generate(
             given,
             attention_mask=torch.ones_like(given),
             max_new_tokens=tokens,
@@ -79,24 +80,24 @@ def generate(
     return spoken.text
 
 
-def _load(run: Run, manifest: RoundManifest, federation: Federation, end_of_text: int) -> Any:
-    """The round's model as GPT-2 of transformers, on the GPU if the machine has one."""
+def _load(model: NodeModel) -> Any:
+    """The model as GPT-2 of transformers, on the GPU if the machine has one."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     set_verbosity_error()
     disable_progress_bar()
-    places, state = gpt2_places(federation.model), {}
-    with TensorReader(run.store, run.files_dir(manifest.round), manifest.model) as reader:
-        for name in reader.tensors:
-            array = read_tensor(reader, name)
+    shapes = model.node.federation.model
+    places, state = gpt2_places(shapes), {}
+    with model.source.open() as found:
+        for name in found.tensors:
+            array = found.array(name)
             state[places[name].name] = torch.from_numpy(array.T if places[name].transposed else array)
-        reader.verify()
     state["lm_head.weight"] = state["transformer.wte.weight"]
-    config = GPT2Config(**gpt2_config(federation.model, end_of_text))
-    model = GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=state)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    config = GPT2Config(**gpt2_config(shapes, model.tokenizer.eot))
+    network = GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=state)
+    return network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 class _Spoken:

@@ -1,6 +1,7 @@
 """Float32 tensors in local safetensors files: reading any range of them, and regrouping them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +59,14 @@ class LocalTensors:
                 if len(values) < last - first:
                     raise CorruptFile(f"{part.path} has become shorter than its header says")
                 out[first - start : last - start] = values
+
+    def chunks(self, name: str, elements: int) -> Iterator[Float32]:
+        """A tensor's elements, flat, in arrays of at most `elements`."""
+        size = math.prod(self.tensors[name].shape)
+        for start in range(0, size, elements):
+            out = np.empty(min(elements, size - start), np.float32)
+            self.read(name, start, out)
+            yield out
 
     def array(self, name: str) -> Float32:
         """A whole tensor."""

@@ -19,6 +19,7 @@ from photon_core.tensors.shards import all_tensors
 from schemas.manifests import FileEntry, TensorEntry
 
 LINE = 64  # bytes of a cache line
+CHUNK = 4 << 20  # elements that `array` reads at a time
 Array = NDArray[Any]
 Load = Callable[[], Array]
 Spans = Mapping[str, tuple[int, int]]  # by tensor, the first element and the one after the last
@@ -71,6 +72,15 @@ class TensorReader:
     def chunks(self, name: str, elements: int) -> Iterator[Array]:
         """A tensor's elements, flat, in arrays of at most `elements`; each array is valid until the next."""
         return self.stream(self.pieces(name, elements))
+
+    def array(self, name: str) -> Array:
+        """A whole tensor."""
+        tensor, at = self.tensors[name], 0
+        flat = np.empty(math.prod(tensor.shape), NUMPY_DTYPES[tensor.dtype])
+        for chunk in self.chunks(name, CHUNK):
+            flat[at : at + len(chunk)] = chunk
+            at += len(chunk)
+        return flat.reshape(tensor.shape)
 
     def stream(self, pieces: Iterable[Piece], prefix: str = "", ahead: int = 1, keep: int = 0) -> Iterator[Array]:
         """The arrays of the pieces, in order, with the arguments of `loads`."""

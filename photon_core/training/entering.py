@@ -28,7 +28,7 @@ from photon_core.run.run import Run, model_sha256
 from photon_core.run.updates import last_contribution
 from photon_core.tensors.local import LocalTensors
 from photon_core.training.state.folder import FOLDER, find_key_layers
-from schemas.manifests import Attention, FileEntry, RoundManifest
+from schemas.manifests import Attention, FileEntry, Residual, RoundManifest
 from schemas.view import SiteView
 
 WRITING = ".writing-"
@@ -44,11 +44,13 @@ class Entry:
         files: local paths of its safetensors files.
         sha256: hash of the model; empty without key layers.
         attention: key layer -> its attention; empty if the key layers are the committed ones.
+        entries: manifest entries of the files; empty without key layers.
     """
 
     files: list[Path]
     sha256: str = ""
     attention: Mapping[str, Attention] = field(default_factory=dict)
+    entries: list[FileEntry] = field(default_factory=list)
 
 
 def enter(run: Run, view: SiteView, t: int, attempt: int, committed: Sequence[Path]) -> Entry:
@@ -64,10 +66,33 @@ def enter(run: Run, view: SiteView, t: int, attempt: int, committed: Sequence[Pa
     base = run.round(t - 1)
     if base is None or not base.key_layers:
         return Entry(list(committed))
-    places = {entry.path: path for entry, path in zip(base.model, committed, strict=True)}
     folder = view.cache_dir / "entry" / run.run / f"{t:06d}-{attempt:04d}"
     _drop_old(folder.parent, t)
-    residuals = in_order(intact(run, run.residuals(t, view.name)))
+    return enter_with(run, view, base, intact(run, run.residuals(t, view.name)), committed, folder)
+
+
+def enter_with(
+    run: Run,
+    view: SiteView,
+    base: RoundManifest,
+    received: Sequence[Residual],
+    committed: Sequence[Path],
+    folder: Path,
+) -> Entry:
+    """Write the model that a site trains from to a folder.
+
+    Args:
+        run, view: run and site.
+        base: round before the site's, with key layers.
+        received: undamaged residuals that the federation sends to the site.
+        committed: verified local files of base's model, in its order.
+        folder: folder of the new files.
+
+    Raises:
+        CorruptFile: as for `enter`.
+    """
+    t, residuals = base.round + 1, in_order(received)
+    places = {entry.path: path for entry, path in zip(base.model, committed, strict=True)}
     own = _own(run, view, t, folder)
     if own is None and not residuals:
         return _entry(base, places, Entered(folder))
@@ -122,7 +147,7 @@ def _entry(base: RoundManifest, places: Mapping[str, Path], found: Entered) -> E
             (places[entry.path], entry) for entry in committed
         ]
     paths, entries = [path for path, _ in files], [entry for _, entry in files]
-    return Entry(paths, model_sha256(entries), found.attention)
+    return Entry(paths, model_sha256(entries), found.attention, entries)
 
 
 def _drop_old(parent: Path, t: int) -> None:

@@ -55,13 +55,14 @@ def test_the_pages_commands_train_a_tree(tmp_path: Path) -> None:
         write_text(tmp_path / "text" / f"{site}.jsonl", topics(number, 8))
     give_database(prefect_home(file))
     outputs = {}
-    for command in commands(PAGE)[:5]:  # tests/flows/test_deployed_tree.py runs the others
+    for command in commands(PAGE)[:6]:  # tests/flows/test_deployed_tree.py runs the others
         done = run(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         outputs[command] = done.stdout
     world = load_world(file)
     check_run(world, outputs["photon run world.yaml"])
     assert "\n    osaka " in outputs["photon status world.yaml"]
+    assert "europe/berlin, as trained: " in outputs["photon evaluate world.yaml --member europe/berlin --trained"]
     assert (tmp_path / "europe-model" / "config.json").exists()
     facts = json.loads(run("photon status world.yaml --json", tmp_path).stdout)
     assert [(node["node"], node["round"], node["entered"]) for node in facts["nodes"]] == [

@@ -11,7 +11,7 @@ from photon_cli.main import app
 from photon_cli.status import show_status
 from photon_cli.tree import alone
 from photon_core.errors import FederationError, PhotonError
-from photon_core.export.export import open_committed
+from photon_core.export.model import open_committed
 from photon_core.run.opening import open_run
 from photon_core.run.run import run_of
 from photon_core.run.start import Initial

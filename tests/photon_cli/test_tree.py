@@ -123,11 +123,12 @@ def test_a_member_is_not_run_alone(world: Path) -> None:
     assert "parent: rounds of run 'world' start the rounds of this run; write photon run FILE" in text
 
 
-def test_the_model_of_a_member_is_exported_by_its_own_file(world: Path) -> None:
-    text = refused(world, "export", "--to", "model", "--member", "north/a")
-    assert text.startswith(
-        "--member north/a: photon export does not support members yet; for a federation's model"
-    )
+def test_a_model_of_a_member_that_nobody_has_or_has_not_begun(world: Path) -> None:
+    for command in (["export", "--to", "model"], ["generate", "--prompt", "x"], ["evaluate"]):
+        text = refused(world, *command, "--member", "north/x")
+        assert text.startswith("--member north/x: no member has this path; write one of: north, north/a, north/b,")
+    done = CliRunner().invoke(app, ["export", "--to", "model", "--member", "north/a", str(world)])
+    assert "run 'north' has no rounds in" in str(done.exception)
 
 
 def test_prepare_names_the_paths_that_there_are(world: Path) -> None:

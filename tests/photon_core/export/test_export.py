@@ -14,12 +14,13 @@ import pytest
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import CorruptFile, FederationError, PhotonError
 from photon_core.export.card import model_card
-from photon_core.export.export import export_round
+from photon_core.export.export import export_model
 from photon_core.model.gpt2 import gpt2_places
 from photon_core.run.history import history
 from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import StartRef
+from tests.federations import committed
 from tests.photon_core.export.conftest import TEXTS
 
 Rounds = Callable[..., tuple[Federation, Run]]
@@ -64,8 +65,9 @@ def test_transformers_loads_it_in_a_fresh_process_without_a_network(make_rounds:
     tokenizers = {"bytes": "bytes", "file": byte_pairs(tmp_path / "tokenizer.json")}
     for kind, tokenizer in tokenizers.items():
         federation, run = make_rounds(tokenizer=tokenizer, run=kind)
-        manifest = export_round(federation, None, tmp_path / f"out-{kind}")
-        assert manifest.round == 1
+        export_model(committed(federation), tmp_path / f"out-{kind}")
+    manifest = run.round(1)
+    assert manifest is not None
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     folders = [str(tmp_path / f"out-{kind}") for kind in tokenizers]
     arguments = [json.dumps(TEXTS), json.dumps(IDS.tolist()), *folders]
@@ -92,12 +94,12 @@ def test_a_place_that_is_taken_is_refused_before_work(make_rounds: Rounds, tmp_p
     (tmp_path / "taken" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("")
     with pytest.raises(FederationError, match=r"taken: the folder is not empty, and nothing is overwritten"):
-        export_round(federation, None, tmp_path / "taken")
+        export_model(committed(federation), tmp_path / "taken")
     with pytest.raises(FederationError, match="is a file or a link"):
-        export_round(federation, None, tmp_path / "file")
+        export_model(committed(federation), tmp_path / "file")
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["thesis.txt"]
     (tmp_path / "empty").mkdir()
-    export_round(federation, 0, tmp_path / "empty")
+    export_model(committed(federation, 0), tmp_path / "empty")
     assert (tmp_path / "empty" / "config.json").exists()
 
 
@@ -111,36 +113,38 @@ def test_a_file_that_was_changed_stops_it_and_leaves_nothing(make_rounds: Rounds
     path.unlink()
     path.write_bytes(data)
     with pytest.raises(CorruptFile, match=path.name):
-        export_round(federation, 1, tmp_path / "out")
+        export_model(committed(federation, 1), tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_round_that_is_not_there_and_another_runs_model(make_rounds: Rounds, tmp_path: Path) -> None:
     federation, _ = make_rounds()
     with pytest.raises(PhotonError, match="round 7 of run 'small' is not committed; write --round 0 to 1"):
-        export_round(federation, 7, tmp_path / "out")
+        export_model(committed(federation, 7), tmp_path / "out")
     other: dict[str, Any] = federation.model_dump()
     other["model"]["n_layers"] = 1
     with pytest.raises(FederationError, match="the run was started with"):
-        export_round(Federation.model_validate(other), None, tmp_path / "out")
+        export_model(committed(Federation.model_validate(other)), tmp_path / "out")
     with pytest.raises(PhotonError, match="has no rounds"):
-        export_round(Federation.model_validate({**other, "run": "nothing"}), None, tmp_path / "out")
+        export_model(committed(Federation.model_validate({**other, "run": "nothing"})), tmp_path / "out")
 
 
 def test_the_card_tells_the_manifests_numbers(make_rounds: Rounds, tmp_path: Path) -> None:
     federation, run = make_rounds()
-    manifest = export_round(federation, None, tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
+    export_model(committed(federation), tmp_path / "out")
+    card, manifest = (tmp_path / "out" / "README.md").read_text(), run.round(1)
+    assert manifest is not None
     assert "| north | web | 1 | 1,234 | 99.5% |" in card
     assert "| south | 2.72 | 1,000 |\n| all | 2.75 | 2,000 |" in card
     assert manifest.model_sha256 in card
     assert "1,240 tokens" in card
     assert "| theta of round 0 | a function of the seed |" in card
+    assert "| node | `small`, a federation |\n| state | committed in round 1 of run `small` |" in card
     rounds = history(run)
     source = StartRef(kind="checkpoint", source="/home/ada/models/gpt2", sha256={"model.safetensors": "ab" * 32})
     started = [rounds[0].model_copy(update={"start": source}), rounds[1]]
     origin = f"| theta of round 0 | the checkpoint `gpt2`: model.safetensors `{'ab' * 32}` |"
-    assert origin in model_card(federation, started)
+    assert origin in model_card(committed(federation), started)
 
 
 def test_every_parameter_has_one_place() -> None:
@@ -157,7 +161,7 @@ def test_every_parameter_has_one_place() -> None:
 def test_generate_follows_the_model(make_rounds: Rounds) -> None:
     import torch
 
-    from photon_core.export.generate import Decoding, generate
+    from photon_core.export.generate import Decoding, check_tokens, generate
     from photon_core.model.decoder import load_decoder
     from photon_core.training.exchange import Theta
 
@@ -173,11 +177,12 @@ def test_generate_follows_the_model(make_rounds: Rounds) -> None:
         ids.append(int(logits.argmax()))
     expected = bytes(i for i in ids[7:] if i < 256).decode(errors="replace")
     pieces: list[str] = []
-    text = generate(federation, 0, "Once é", Decoding(9, 0.0, 0, 1), pieces.append)
+    text = generate(committed(federation, 0), "Once é", Decoding(9, 0.0, 0, 1), pieces.append)
     assert text == "".join(pieces) == expected
 
-    drawn = [generate(federation, 0, "Once", Decoding(12, 1.0, 20, seed), pieces.append) for seed in (1, 1, 2)]
+    model = committed(federation, 0)
+    drawn = [generate(model, "Once", Decoding(12, 1.0, 20, seed), pieces.append) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(FederationError, match="--tokens 20: the model has 20 positions; write at most 19"):
-        generate(federation, 0, "Once", Decoding(20, 1.0, 20, 1), pieces.append)
-    assert generate(federation, 1, "", Decoding(3, 0.0, 0, 1), pieces.append) is not None
+        check_tokens(federation.model, 20)
+    assert generate(committed(federation, 1), "", Decoding(3, 0.0, 0, 1), pieces.append) is not None

@@ -12,11 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from photon_core.errors import FederationError
-from photon_core.export.export import export_round
+from photon_core.export.export import export_model
 from photon_core.model.foreign import Checkpoint
 from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.sections.model import Model
+from tests.federations import committed
 
 MODEL = Model(n_layers=2, d_model=24, n_heads=3, vocab_size=31, max_seq_len=10)
 
@@ -74,7 +75,9 @@ def test_an_export_comes_back_bit_for_bit(
     make_rounds: Callable[..., tuple[Federation, Run]], tmp_path: Path
 ) -> None:
     federation, run = make_rounds()
-    manifest = export_round(federation, 1, tmp_path / "out")
+    export_model(committed(federation, 1), tmp_path / "out")
+    manifest = run.round(1)
+    assert manifest is not None
     files, _ = Checkpoint(str(tmp_path / "out"), federation.model, {}).write(tmp_path)
     ours = f"{run.store.url}/{run.round_dir(1)}/model"
     again, _ = Checkpoint(ours, federation.model, {}).write(tmp_path / "out")

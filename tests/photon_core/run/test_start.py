@@ -10,7 +10,7 @@ import pytest
 
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import CorruptFile, FederationError, PhotonError
-from photon_core.export.export import export_round
+from photon_core.export.export import export_model
 from photon_core.hashing import sha256_file
 from photon_core.run.opening import open_run
 from photon_core.run.run import Run, run_of
@@ -19,6 +19,7 @@ from photon_core.tensors.reader import TensorReader
 from schemas.federation import Federation
 from schemas.manifests import RemovalManifest, RoundManifest
 from schemas.view import view_of
+from tests.federations import committed
 from tests.photon_core.export.conftest import make_rounds as make_rounds  # the fixture
 
 Rounds = Callable[..., tuple[Federation, Run]]
@@ -100,7 +101,7 @@ def test_the_files_of_a_round_are_copied_side_by_side_and_verified(
 
 def test_from_a_checkpoint(make_rounds: Rounds, tmp_path: Path) -> None:
     federation, _ = make_rounds()
-    export_round(federation, 1, tmp_path / "gpt2")
+    export_model(committed(federation, 1), tmp_path / "gpt2")
     _, _, manifest = started(federation, tmp_path, checkpoint=str(tmp_path / "gpt2"))
     assert manifest.start is not None and manifest.start.source == str(tmp_path / "gpt2")
     names = [path.name for path in (tmp_path / "gpt2").glob("*.safetensors")]
@@ -109,7 +110,7 @@ def test_from_a_checkpoint(make_rounds: Rounds, tmp_path: Path) -> None:
 
 def test_from_a_site(make_rounds: Rounds, tmp_path: Path) -> None:
     federation, _ = make_rounds()
-    export_round(federation, 1, tmp_path / "private")
+    export_model(committed(federation, 1), tmp_path / "private")
     start = {"site": "north", "checkpoint": str(tmp_path / "private")}
     new = Federation.model_validate({**federation.model_dump(), "run": "next", "start": start})
     with pytest.raises(PhotonError, match="site 'north' has not uploaded the checkpoint that run 'next' starts"):
@@ -119,7 +120,9 @@ def test_from_a_site(make_rounds: Rounds, tmp_path: Path) -> None:
     first = upload_start(view_of(new, "north"), tmp_path / "site")
     assert upload_start(view_of(new, "north"), tmp_path / "site") == first
 
-    export_round(federation, 0, tmp_path / "other")  # the file is edited before round 0: the site is asked again
+    export_model(
+        committed(federation, 0), tmp_path / "other"
+    )  # the file is edited before round 0: the site is asked again
     edited = new.model_dump() | {"start": {"site": "north", "checkpoint": str(tmp_path / "other")}}
     (tmp_path / "again").mkdir()
     second = upload_start(view_of(Federation.model_validate(edited), "north"), tmp_path / "again")
@@ -135,7 +138,7 @@ def test_from_a_site(make_rounds: Rounds, tmp_path: Path) -> None:
 
 def test_a_sites_files_are_checked_against_their_manifest(make_rounds: Rounds, tmp_path: Path) -> None:
     federation, _ = make_rounds()
-    export_round(federation, 1, tmp_path / "private")
+    export_model(committed(federation, 1), tmp_path / "private")
     start = {"site": "north", "checkpoint": str(tmp_path / "private")}
     new = Federation.model_validate({**federation.model_dump(), "run": "next", "start": start})
     (tmp_path / "site").mkdir()
