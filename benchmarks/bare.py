@@ -36,6 +36,8 @@ class Spec:
         device: device of the training: cpu, in float32; or cuda, in bfloat16.
         save: folder for the trained parameters, <name>.safetensors; None to save nothing.
         save_after: steps after which the parameters are also saved there, as <name>-<step>.safetensors.
+        pull: Ditto's pull of each run to a global model: its `strength` (lambda), the steps `every` which the
+            model changes, and the files of `models`, in order; None for none.
     """
 
     model: dict[str, Any]
@@ -56,6 +58,7 @@ class Spec:
     device: str = "cpu"
     save: str | None = None
     save_after: list[int] = field(default_factory=list)
+    pull: dict[str, Any] | None = None
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def run(self, folder: Path, name: str) -> dict[str, Any]:
@@ -113,6 +116,7 @@ def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
     from torch.utils.data import DataLoader
     from typing_extensions import override
 
+    from benchmarks.pull import Pull
     from photon_core.model.decoder import PhotonModel, initial_decoder
     from photon_core.training.optimizer.build import make_optimizer
 
@@ -163,7 +167,7 @@ def train_one(spec: Spec, name: str, lock: Any) -> dict[str, float]:
             t_warmup=f"{spec.warmup_steps}ba", t_max=f"{spec.schedule_steps}ba", alpha_f=spec.alpha
         ),
         algorithms=[GradientClipping("norm", spec.clip_norm)] if spec.clip_norm else [],
-        callbacks=[Save()],
+        callbacks=[Save(), *([Pull(model.decoder, **spec.pull)] if spec.pull else [])],
         max_duration=f"{spec.steps}ba",
         device="cpu" if spec.device == "cpu" else "gpu",
         precision="fp32" if spec.device == "cpu" else "amp_bf16",

@@ -51,21 +51,20 @@ class Recorder:
 
 
 def run(file: Path, recorder: Recorder) -> dict[str, Any]:
-    """Run all rounds. Returns the recorded times and the rounds' manifests."""
+    """Run all rounds, of a tree also those of the federations below. Returns the recorded times and the first
+    file's manifests."""
     from photon_cli.run import run_flow
-    from photon_cli.tree import alone, check_sites
+    from photon_cli.tree import check_places, check_sites, read_world
     from photon_core.run.history import history
     from photon_core.run.run import run_of
-    from schemas.reading.load import check_paths, load_federation
 
-    federation = load_federation(file)
-    world = alone(federation, file)
-    check_paths(federation)
+    world = read_world(file)
+    check_places(world)
     check_sites(world)
     started = recorder.now()
     run_flow(world, None, recorder, recorder.listen)
     ended = recorder.now()
-    rounds = history(run_of(federation))
+    rounds = history(run_of(world.federation))
     return {
         "started": started,
         "server_ready": recorder.server_ready,

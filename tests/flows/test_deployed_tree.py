@@ -37,7 +37,7 @@ AT_NORTH = {**SECRETS, "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def files(folder: Path, region: dict[str, Any]) -> Path:
-    """A root with site s, and region north with site a. Returns the root's file."""
+    """A root with site s, and region north with site a and two rounds a call. Returns the root's file."""
     write_text(folder / "text" / "s.jsonl", topics(7, 8))
     site = {"name": "s", "pool": ROOT[1], "state_dir": "sites/s"}
     site["streams"] = [{"name": "text", "source": "text/s.jsonl"}]
@@ -47,6 +47,7 @@ def files(folder: Path, region: dict[str, Any]) -> Path:
         {"north": ("a",)},
         root={"sites": [site], "deploy": {**deploy, "pool": ROOT[0]}},
         region={
+            "worldlm": {"rounds": 2},
             "deploy": {**deploy, "pool": NORTH[0]},
             "sites": [
                 {
@@ -75,13 +76,10 @@ class Tree:
 
 
 @pytest.fixture(scope="module")
-def servers(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Workers, Workers]]:
+def servers(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator[tuple[Workers, Workers]]:
     """The root's Prefect server and the region's. Only the region's workers have credentials of the bucket."""
-    request.getfixturevalue("prefect_server")  # with which the fork server comes
-    request.getfixturevalue("s3_endpoint")  # which sets the credentials that are taken away here
     folder = tmp_path_factory.mktemp("servers")
+    assert s3_endpoint, "it has set the credentials, which are taken away here"
     with pytest.MonkeyPatch.context() as patch:
         for name in AT_NORTH:
             patch.delenv(name, raising=False)
@@ -174,7 +172,7 @@ def test_processes_killed_at_every_commit_leave_the_same_bits(tree: Tree, embedd
     assert sum("Crashed" in note for note in first.incidents["north"]) == 2
     assert first.updates["north"].attempt == 1 and not first.left_out
     assert any("Crashed" in note for note in tree.north.rounds()[2].incidents["a"])
-    assert [m.kind for m in tree.north.rounds()][1:] == ["entry", "train"] * 2
+    assert [m.kind for m in tree.north.rounds()] == ["train", "entry", "train", "train"] + ["entry", "train", "train"]
 
 
 def kill_entering(tree: Tree) -> Any:
