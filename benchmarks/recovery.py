@@ -19,9 +19,10 @@ A run of two sites whose processes are killed with -9 at random moments (a fixed
 while server, workers and command are restarted as by systemd; and the same run undisturbed. Embedded (`photon
 run`) and deployed (`photon server`, `photon join`) runs are measured separately.
 
-* goodput: seconds of the undisturbed run over those of the disturbed one; goodput_steady: the same by the disturbed
-  run's own median round, which a change of the machine's speed does not move; null for a run that was not finished in
-  ten times as long. `--quick` kills one process of each kind, each in a separate round, and prints no goodput.
+* goodput: seconds of the undisturbed run over those of the disturbed one; goodput_steady: the same by the
+  disturbed run's own median round, which a change of the machine's speed does not move; null for a run that was
+  not finished in ten times as long. `--quick` kills one process of each kind, each in a separate round, and prints
+  no goodput.
 * same_bits: whether the models of all rounds equal the undisturbed run's.
 * trained_twice: trainings of already committed work; there must be none.
 """

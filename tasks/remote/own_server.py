@@ -110,7 +110,8 @@ class OwnRequest:
         """
         run = next(filter(is_under_way, self.runs()), None) or self._create()
         link = f"{self.server.url.removesuffix('/api')}/runs/flow-run/{run.id}"
-        create_link_artifact(link, f"{run.name} on {self.server.url}", key=artifact_key(self.server.run, self.flow))
+        key = artifact_key(self.server.run, self.flow)
+        create_link_artifact(link, f"{run.name} on {self.server.url}", key=key)
         return run
 
     def _create(self) -> FlowRun:
