@@ -18,6 +18,7 @@ from photon_cli.prefect.embedded import prefect_home
 from photon_cli.prefect.live import Doing, Live, age, ask, server_url
 from photon_cli.tables import plain_console, rounds_table, tree_table, wide_console
 from photon_core.errors import CorruptFile
+from photon_core.evidence.noise import of_file
 from photon_core.evidence.summary import summary
 from photon_core.formatting import duration
 from photon_core.run.history import history
@@ -116,7 +117,7 @@ class Status:
         return reached(self.world, {one.names: one.rounds for one in self.nodes()})
 
     def lines(self) -> list[str]:
-        """First lines, for people: rounds, time left, current work."""
+        """First lines, for people: rounds, time left, current work, noise."""
         if not self.rounds:
             parent = self.federation.parent
             head = f"run {self.federation.run}: no rounds in {self.run.store.url} yet. "
@@ -137,6 +138,9 @@ class Status:
                 if not self.live
                 else "no round is running"
             )
+        for one in self.nodes():
+            where = f"{path_of(*one.names)}: " if one.names else ""
+            lines += [where + text for text in of_file(one.federation)]
         return lines
 
     def show(self, newest: int | None = None) -> "Group":

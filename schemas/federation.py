@@ -20,7 +20,7 @@ from schemas.sections.deploy import Deploy, Storage
 from schemas.sections.local import Local
 from schemas.sections.model import Model
 from schemas.sections.overlap import overlap, refuse_as_written, run_folder
-from schemas.sections.server import ALIKE, Server
+from schemas.sections.server import ALIKE, Server, refuse_beside_noise
 from schemas.sections.sites import Site
 from schemas.sections.start import Start
 from schemas.sections.trackers import Tracker
@@ -250,9 +250,11 @@ class Federation(Section):
 
     @model_validator(mode="after")
     def _moments(self) -> "Federation":
-        if self.local.optimizer_state == "average" and self.update.noise_multiplier:
+        noisy = [name for name in ("update", "server") if getattr(self, name).noise_multiplier]
+        if self.local.optimizer_state == "average" and noisy:
             raise wrong(
-                f"average{self._of_recipe} sends moments without the noise of update.noise_multiplier; write keep",
+                f"average{self._of_recipe} sends moments without the noise of {noisy[0]}.noise_multiplier; write "
+                "keep",
                 *("local", "optimizer_state"),
             )
         if self.local.optimizer_state == "average" and self.server.mean == "norm_bounded":
@@ -265,6 +267,20 @@ class Federation(Section):
             raise wrong(
                 "moments are sent only with local.optimizer_state: average; write that, or drop it",
                 *("update", "moments_dtype"),
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _noise_on_mean(self) -> "Federation":
+        if not self.server.noise_multiplier:
+            return self
+        refuse_beside_noise(self.server, self.update, self.aggregation, bool(self.federations))
+        worldlm = self.worldlm if self.parent is not None else None
+        if worldlm is not None and worldlm.key_layers != 0 and worldlm.residuals == "tree":
+            raise wrong(
+                "tree hands up single sites' key layers, without the noise of server.noise_multiplier; write "
+                "region or off",
+                *("worldlm", "residuals"),
             )
         return self
 
@@ -314,6 +330,11 @@ class Federation(Section):
         if self.aggregation.tree_above is not None and self.server.mean in ALIKE:
             raise wrong(
                 f"regions cannot be combined to a {self.server.mean} mean of their sites; drop it, or server.mean",
+                *("aggregation", "tree_above"),
+            )
+        if self.aggregation.tree_above is not None and self.server.discount_noise:
+            raise wrong(
+                "regions do not know each other's noise; drop it, or server.discount_noise",
                 *("aggregation", "tree_above"),
             )
         return self

@@ -174,6 +174,10 @@ class UpdateManifest(Manifest):
     noise_multiplier: Number = Field(
         default=0.0, description="standard deviation of the noise that the site added, divided by clip_norm"
     )
+    noise: Number = Field(
+        default=0.0,
+        description="standard deviation of all noise in each parameter of a federation's change to the backbone",
+    )
     files: list[FileEntry]
     moments: list[FileEntry] = Field(
         default_factory=list, description="moments of the inner optimizer, if they are averaged"
@@ -214,7 +218,15 @@ class UpdateManifest(Manifest):
     def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return _without_defaults(
             write(self),
-            **{"work": "", "protocol": 0, "key_layers": [], "entry_sha256": "", "entry": {}, "residuals": []},
+            **{
+                "work": "",
+                "protocol": 0,
+                "key_layers": [],
+                "entry_sha256": "",
+                "entry": {},
+                "residuals": [],
+                "noise": 0.0,
+            },
         )
 
 
@@ -373,6 +385,10 @@ class RoundManifest(Manifest):
     )
     start: StartRef | None = Field(default=None, description="origin of round 0's model, unless it is the seed")
     server: dict[str, Any] = Field(default_factory=dict, description="server optimizer and its numbers, as used")
+    noise: Finite = Field(
+        default=0.0,
+        description="standard deviation of the noise that this round added to each parameter of the backbone",
+    )
     lowered: int = Field(default=0, description="number of times that the guard lowered server.lr in this round")
     guard: list[str] = Field(
         default_factory=list, description="findings and actions of the guard, a sentence each, for people"

@@ -5,6 +5,7 @@ tree takes a fraction of a second, and may be broken anywhere and continued.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,7 +35,7 @@ from photon_core.run.updates import next_attempt
 from photon_core.tensors.container import tensors_of
 from photon_core.tensors.local import LocalTensors
 from photon_core.tensors.shards import put_file, write_shards
-from photon_core.update.codecs.lossless import encode
+from photon_core.update.post_process import PostProcess, noise_generator
 from photon_core.update.settings import work_sha256
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest, TensorEntry, UpdateManifest
@@ -44,19 +45,22 @@ from schemas.view import SiteView
 
 MODEL = {"n_layers": 2, "d_model": 8, "n_heads": 1, "vocab_size": 257, "max_seq_len": 16}
 
+Play = Callable[..., "Played"]  # with keywords as for `write_world`
+
 
 class Played:
     """Plays rounds of a tree.
 
     Args:
         file: the root's.
+        step: size of each element of a site's change, before clipping.
 
     Attributes:
         trained: (run, round, site) -> how often it was trained.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, step: float = 0.01) -> None:
+        self.file, self.step = file, step
         self.trained: Counter[tuple[str, int, str]] = Counter()
 
     @property
@@ -139,13 +143,18 @@ class Played:
         base = run.round(t - 1)
         assert base is not None
         theta = tensors(run, run.files_dir(t - 1), base.model)
-        local, folder, after = view.federation.local, run.site_dir(t, view.name, attempt), drawn(run, view.name, t)
-        keys = names_in(base.key_layers)
-        files = put(run, folder, {n: encode(theta[n], a) for n, a in after.items() if n not in keys})
+        local, folder = view.federation.local, run.site_dir(t, view.name, attempt)
+        after = drawn(run, view.name, t, self.step)
+        keys, noise = names_in(base.key_layers), None
+        if view.update.noise_multiplier:
+            view.state_dir.mkdir(parents=True, exist_ok=True)
+            noise = noise_generator(view.state_dir / "noise.key", f"{base.model_sha256} {attempt}")
+        process = PostProcess(view.update, theta.__getitem__, after.__getitem__, theta, {}, noise)
+        files = put(run, folder, {n: process.encode(n) for n in after if n not in keys})
         layers = [
             entry
             for layer, names in base.key_layers.items()
-            for entry in put(run, folder, {name: after[name] for name in names}, f"{layer}-")
+            for entry in put(run, folder, {name: process.whole(name) for name in names}, f"{layer}-")
         ]
         moments = []
         if local.optimizer_state == "average":
@@ -154,27 +163,27 @@ class Played:
                 own = {n: np.full(s, 1e-3, np.float32) for n, s in shapes.items() if n.startswith(f"{kind}.")}
                 moments += put(run, folder, own, f"{kind}-")
         return UpdateManifest(
-            **{"run": run.run, "round": t, "site": view.name, "attempt": attempt, "codec": "float32"},
+            **{"run": run.run, "round": t, "site": view.name, "attempt": attempt, "codec": process.codec.name},
             **{"files": files, "key_layers": layers, "moments": moments},
             **{"clip_norm": view.update.clip_norm, "noise_multiplier": view.update.noise_multiplier},
             base_sha256=base.model_sha256,
             entry_sha256=base.model_sha256 if keys else "",
             tokens=view.steps * local.batch_size * view.federation.model.max_seq_len,
             steps=view.steps,
-            metrics={"train_loss": 5.0, "delta_norm": 1.0},
+            metrics={"train_loss": 5.0, **process.metrics()},
             **{"data_sha256": "", "versions": {}, "protocol": PROTOCOL},
             previous_sha256=run.round_sha256(t - 1),
             work=work_sha256(view.federation),
         )
 
 
-def drawn(run: Run, site: str, t: int) -> dict[str, np.ndarray]:
-    """What a site has trained in round t: the model of round t-1, and noise."""
+def drawn(run: Run, site: str, t: int, step: float = 0.01) -> dict[str, np.ndarray]:
+    """What a site has trained in round t: the model of round t-1, and random numbers of this size."""
     base = run.round(t - 1)
     assert base is not None
     seed = int(sha256_bytes(f"{site} {base.model_sha256}".encode())[:16], 16)
     random, theta = np.random.default_rng(seed), tensors(run, run.files_dir(t - 1), base.model)
-    return {n: (a + 0.01 * random.standard_normal(a.shape)).astype(np.float32) for n, a in sorted(theta.items())}
+    return {n: (a + step * random.standard_normal(a.shape)).astype(np.float32) for n, a in sorted(theta.items())}
 
 
 def tensors(run: Run, folder: str, files: list[FileEntry]) -> dict[str, np.ndarray]:

@@ -1,17 +1,20 @@
 """One server's aggregation of a round: a check of every manifest, the sites' shares, one pass."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from photon_core.aggregation.checks import check_manifest
 from photon_core.aggregation.engine.inputs import DEFAULT_LIMITS, Limits, Pass, Source
 from photon_core.aggregation.engine.streaming import run_pass
+from photon_core.aggregation.noise import noise_on
 from photon_core.aggregation.parts import backbone
 from photon_core.aggregation.rules import Rules, model_rule
 from photon_core.aggregation.weights import Shares
 from photon_core.errors import PhotonError
 from photon_core.run.members import ANY_WORK, Work
 from photon_core.run.run import Run
+from photon_core.tensors.shards import all_tensors
 from photon_core.update.codecs.lossless import against
 from photon_core.update.codecs.registry import Codec, get_codec
 from schemas.manifests import FileEntry, PartialManifest, RoundManifest, UpdateManifest
@@ -71,8 +74,11 @@ def aggregate(
     if not updates:
         raise PhotonError(f"round {t} cannot be aggregated: there are no updates")
     sources = sources_of(run, base, t, updates, most)
-    shares = Shares(server, {site: source.update for site, source in sources.items()})
-    rules = Rules(model_rule(server, shares))
+    clean = {site: source.update for site, source in sources.items()}
+    elements = sum(math.prod(tensor.shape) for tensor in all_tensors(backbone(base).model).values())
+    shares = Shares(server, clean, elements)
+    noise = noise_on(run, base, clean, shares.shares, server.noise_multiplier)
+    rules = Rules(model_rule(server, shares), noise=noise)
     one = Pass(run, t, backbone(base), sources, rules, server, run.round_dir(t), lr_scale)
     result = run_pass(one, limits)
     shares.verify(result.norms)

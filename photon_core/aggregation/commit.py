@@ -8,6 +8,7 @@ from photon_core.aggregation.claims import believed, excessive
 from photon_core.aggregation.guard import sentences
 from photon_core.aggregation.guarded import last_facts
 from photon_core.aggregation.metrics import aggregate_metrics
+from photon_core.aggregation.noise import added
 from photon_core.aggregation.routing import counted
 from photon_core.aggregation.tree import reference
 from photon_core.evidence.events import Fact, Log, incidents
@@ -36,7 +37,6 @@ def commit(run: Run, federation: Federation, candidate: Candidate, log: RoundLog
     _add_last(event_log, last, excessive(federation, log.evaluations))
     events = event_log.events()
     site_spans, clocks = timeline(updates, spans_of(events), log.opened)
-    tokens = sum(update.tokens for update in updates.values())
     weights, t = candidate.result.weights, candidate.t
     references = {site: reference(run, update, weights[site]) for site, update in updates.items()}
     manifest = RoundManifest(
@@ -63,10 +63,11 @@ def commit(run: Run, federation: Federation, candidate: Candidate, log: RoundLog
         partials=candidate.result.partials,
         incidents=_incidents(updates, incidents(events)),
         server=candidate.server.model_dump(mode="json"),
+        noise=added(updates, weights, candidate.server),
         lowered=candidate.lowered,
         guard=sentences([*candidate.guard, *last]),
         global_step=before.global_step + max(update.steps for update in updates.values()),
-        total_tokens=before.total_tokens + tokens,
+        total_tokens=before.total_tokens + sum(update.tokens for update in updates.values()),
         behind=before.behind,
         metrics=candidate.norms | aggregate_metrics(federation, candidate.result.weights, updates, evaluations),
         evaluations=evaluations,

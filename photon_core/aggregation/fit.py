@@ -330,6 +330,7 @@ def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifes
         attempt=ref.attempt,
         base_sha256=call.base.model_sha256,
         codec=Lossless.name,
+        noise=math.hypot(*(manifest.noise for manifest in trained)),
         files=files,
         key_layers=copy_files(run.store, run.files_dir(last.round), layers, parent.store, folder),
         moments=copy_files(run.store, run.files_dir(last.round), moments, parent.store, folder),
@@ -356,7 +357,8 @@ def contribute(run: Run, federation: Federation, call: Call, entry: RoundManifes
 def _moments_to_hand_up(federation: Federation, call: Call, last: RoundManifest) -> list[FileEntry]:
     """The averaged moments, where the parent averages such, and none of this federation's noise is beside them."""
     above = call.federation.local
-    if federation.update.noise_multiplier or above.optimizer_state != "average":
+    noisy = federation.update.noise_multiplier or federation.server.noise_multiplier
+    if noisy or above.optimizer_state != "average":
         return []
     return moments_for(last.moments, federation.model, above.optimizer.name, last.key_layers)
 

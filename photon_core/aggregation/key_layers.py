@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from photon_core.aggregation.attention import attend, token_shares
 from photon_core.aggregation.engine.inputs import Limits, Pass, Source
 from photon_core.aggregation.engine.streaming import run_pass
+from photon_core.aggregation.noise import noise_on
 from photon_core.aggregation.parts import key_layer, of_layer
 from photon_core.aggregation.rules import Rules, WeightedMean
 from photon_core.aggregation.scoring import Row, layer_sums
@@ -53,7 +54,7 @@ def attend_members(
     base: RoundManifest,
     updates: Mapping[str, UpdateManifest],
     worldlm: WorldLM,
-    guard: Guard,
+    server: Server,
     limits: Limits,
 ) -> KeyLayers:
     """Write the key layers of the round after `base`.
@@ -61,7 +62,7 @@ def attend_members(
     Args:
         run, base: run, and manifest of round t-1, whose key layers the members received.
         updates: checked updates of the members.
-        worldlm, guard: settings of the federation.
+        worldlm, server: settings of the federation.
         limits: limits of a pass.
 
     Raises:
@@ -70,14 +71,13 @@ def attend_members(
         CorruptFile: the key layers of `base` are.
     """
     attention = _committed(run, base, updates, worldlm, limits) if base.key_layers else {}
-    _refuse_far(attention, guard)
+    _refuse_far(attention, server.guard)
     files, squares = list[FileEntry](), 0.0
     for layer, found in attention.items():
-        first, *others = found.weights
-        rules = Rules(WeightedMean(tuple(others), first))
         before = key_layer(base, layer)
         t = base.round + 1
         sources = _sources(run, base, layer, updates)
+        rules = _rules(run, base, updates, found, server)
         one = Pass(run, t, before, sources, rules, MEAN, run.round_dir(t), look=False, stem=f"{layer}-")
         try:
             result = run_pass(one, limits)
@@ -88,6 +88,15 @@ def attend_members(
         files += result.model
         squares += result.norms["model_norm"] ** 2
     return KeyLayers(files, attention, squares)
+
+
+def _rules(
+    run: Run, base: RoundManifest, updates: Mapping[str, UpdateManifest], found: Attention, server: Server
+) -> Rules:
+    first, *others = found.weights
+    shares = dict(zip(found.rows[1:], others, strict=True))
+    noise = noise_on(run, base, updates, shares, server.noise_multiplier)
+    return Rules(WeightedMean(tuple(others), first), noise=noise)
 
 
 def _distances(attention: Mapping[str, Attention]) -> dict[str, float]:

@@ -196,7 +196,7 @@ def _key_layers(
     if candidate.key_layers.files and updates.keys() == candidate.updates.keys():
         return candidate.key_layers, candidate.residuals
     base = base_of(run, candidate.t)
-    layers = attend_members(run, base, updates, federation.worldlm, federation.server.guard, limits)
+    layers = attend_members(run, base, updates, federation.worldlm, federation.server, limits)
     return layers, divide(run, base, updates, layers, federation, limits)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from typing_extensions import override
 
 from photon_core.aggregation.means import Float32, median, trimmed_mean, weighted_mean
+from photon_core.aggregation.noise import Noise
 from photon_core.aggregation.weights import Shares
 from schemas.sections.server import Server
 
@@ -104,10 +105,12 @@ class Rules:
     Args:
         rest: rule of the tensors that are not in `named`.
         named: rules by tensor.
+        noise: noise on the means, if they get any.
     """
 
     rest: Rule
     named: Mapping[str, Rule] = field(default_factory=dict)
+    noise: Noise | None = None
 
     def of(self, tensor: str) -> Rule:
         return self.named.get(tensor, self.rest)
@@ -115,7 +118,8 @@ class Rules:
     def record(self) -> dict[str, Any]:
         """Everything that the result depends on, as JSON."""
         named = {tensor: self.named[tensor].record() for tensor in sorted(self.named)}
-        return {"rest": self.rest.record(), "named": named}
+        noise = {} if self.noise is None else {"noise": self.noise.record()}
+        return {"rest": self.rest.record(), "named": named, **noise}
 
 
 def model_rule(server: Server, shares: Shares) -> Rule:

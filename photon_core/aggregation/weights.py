@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from statistics import median
 
 from photon_core.aggregation.means import bounds, token_weights
+from photon_core.aggregation.noise import noise_of
 from photon_core.errors import UpdateRejected
 from schemas.manifests import UpdateManifest
 from schemas.sections.server import ALIKE, Server
@@ -26,12 +28,40 @@ def fednova_factor(steps: Mapping[str, int]) -> tuple[dict[str, float], float]:
     return {site: share / factor for site, share in shares.items()}, factor
 
 
+def discounted(
+    weights: Mapping[str, float], updates: Mapping[str, UpdateManifest], elements: int
+) -> dict[str, float]:
+    """Weights times signal / (signal + noise), with the sum 1 again.
+
+    Signal and noise are squared norms. Noise is what a member claims that its change contains. The signal of all
+    is the median of the members' squared norms without their noise. So a member that is mostly noise has almost
+    no weight: Wiener's filter, for members whose changes are equally large (a choice).
+
+    Args:
+        weights: weights of the members, which sum to 1.
+        updates: their updates.
+        elements: parameters of the backbone.
+
+    Raises:
+        UpdateRejected: an update lacks the norm of its change.
+    """
+    noise = {name: elements * noise_of(update) ** 2 for name, update in updates.items()}
+    signal = median(max(0.0, norm**2 - noise[name]) for name, norm in _norms(updates).items())
+    kept = {
+        name: weight * (signal / (signal + noise[name]) if noise[name] else 1.0)
+        for name, weight in weights.items()
+    }
+    total = math.fsum(kept.values())
+    return {name: weight / total for name, weight in kept.items()} if total else dict(weights)
+
+
 class Shares:
     """The sites' shares in one round's mean.
 
     Args:
         server: server section, with weights and mean.
         updates: updates to average, in the order of the sites' names.
+        elements: parameters of the backbone, which discount_noise needs.
 
     Attributes:
         weights: weights of the sites' objectives, which sum to 1; moments and metrics are averaged with them.
@@ -43,12 +73,14 @@ class Shares:
         UpdateRejected: an update lacks a metric that the mean needs.
     """
 
-    def __init__(self, server: Server, updates: Mapping[str, UpdateManifest]) -> None:
+    def __init__(self, server: Server, updates: Mapping[str, UpdateManifest], elements: int = 0) -> None:
         self._claimed = _norms(updates) if server.mean == "norm_bounded" else {}
         if server.weights == "tokens" and server.mean not in ALIKE:
             self.weights = token_weights({site: update.tokens for site, update in updates.items()})
         else:
             self.weights = {site: 1 / len(updates) for site in updates}
+        if server.discount_noise:
+            self.weights = discounted(self.weights, updates, elements)
         self.relative, factor = self.weights, 1.0
         if server.weights == "fednova":
             self.relative, factor = fednova_factor({site: update.steps for site, update in updates.items()})
@@ -72,5 +104,5 @@ class Shares:
 def _norms(updates: Mapping[str, UpdateManifest]) -> dict[str, float]:
     for site, update in updates.items():
         if update.metrics.get("delta_norm", -1.0) < 0:
-            raise UpdateRejected(site, "its metrics have no delta_norm, which server.mean norm_bounded needs")
+            raise UpdateRejected(site, "its metrics have no delta_norm, which the server's weights need")
     return {site: update.metrics["delta_norm"] for site, update in updates.items()}

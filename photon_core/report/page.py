@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from photon_core.evidence.metrics import show
+from photon_core.evidence.noise import of_round
 from photon_core.evidence.record import Record, series, thin, traffic
 from photon_core.formatting import amount, count, duration
 from photon_core.report import curves, similarity, tables, times
@@ -165,7 +166,7 @@ def glance(record: Record) -> list[Fact]:
 
 
 def notes(record: Record) -> list[str]:
-    """The notes at the top of the page: rollbacks, and the sites excluded from the last round."""
+    """The notes at the top of the page: rollbacks, the sites excluded from the last round, and its noise."""
     texts = [f"{_capital(sentence(m))}." for m in record.rounds if m.kind != "train"][-3:]
     if not record.trained:
         first = ["No round is committed yet. Figures and tables appear with the first one."]
@@ -174,6 +175,7 @@ def notes(record: Record) -> list[str]:
     texts += [f"Round {last.round} excluded {site}: {why}" for site, why in sorted(last.left_out.items())[:5]]
     if len(last.left_out) > 5:
         texts.append(f"Round {last.round} excluded {len(last.left_out) - 5} more sites, which are listed below.")
+    texts += [f"{_capital(text)}." for text in of_round(last, record.updates)]
     return texts
 
 

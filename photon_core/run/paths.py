@@ -24,6 +24,7 @@ class PlaceKind(Enum):
 
     RUN = "{run}"
     RUN_JSON = "{run}/run.json"  # the run has started
+    NOISE_KEY = "{run}/noise.key"  # secret of the noise on the mean
     ROUNDS = "{run}/rounds"
     ROUND = _ROUND
     ROUND_JSON = _ROUND + "/round.json"  # the round is committed

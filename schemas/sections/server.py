@@ -1,15 +1,18 @@
 """The federation file's section `server`: how the sites' updates become the next global model."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from schemas.sections.aggregation import Aggregation
 from schemas.sections.base import Section
+from schemas.sections.update import Update
 from schemas.sections.values import Beta, only_for, wrong
 
 WITH_MOMENTUM = ("nesterov", "fedmom")
 ADAPTIVE = ("fedadagrad", "fedyogi", "fedadam")
 ALIKE = ("median", "trimmed")  # means that weight all sites equally, and need all updates in one place
+NOISE = {"noise_multiplier": 0.0, "discount_noise": False}
 
 
 class ServerSchedule(Section):
@@ -87,6 +90,17 @@ class Server(Section):
         gt=0,
         description="norm limit of a change in norm_bounded, as a multiple of the sites' median norm",
     )
+    noise_multiplier: float = Field(
+        default=0.0,
+        ge=0,
+        description="standard deviation of the Gaussian noise that the coordinator adds to every parameter of the "
+        "mean, divided by update.clip_norm times the largest share of a site",
+        examples=[0.5],
+    )
+    discount_noise: bool = Field(
+        default=False,
+        description="flag: the noise in a member's change lowers its weight, by signal / (signal + noise)",
+    )
     guard: Guard = Guard()
 
     @model_validator(mode="after")
@@ -115,6 +129,10 @@ class Server(Section):
     def _mean(self) -> "Server":
         if self.mean in ALIKE and self.weights == "fednova":
             raise wrong(f"fednova weights the sites, but a {self.mean} counts all equally; drop it", "weights")
+        if self.discount_noise and self.weights == "fednova":
+            raise wrong(
+                "fednova weights the sites by their steps, not by their noise; write tokens or uniform", "weights"
+            )
         if self.mean == "norm_bounded" and self.weights == "fednova":
             raise wrong(
                 "fednova scales a change by the ratio of steps after norm_bounded has bounded it, which breaks "
@@ -123,4 +141,42 @@ class Server(Section):
             )
         only_for(self, "trim", self.mean, ["trimmed"], "mean: ")
         only_for(self, "norm_bound", self.mean, ["norm_bounded"], "mean: ")
+        only_for(self, "discount_noise", self.mean, ["mean"], "mean: ")
         return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without default values of keys about noise, so that hashes of files without them stay the same."""
+        data: dict[str, Any] = write(self)
+        return {key: value for key, value in data.items() if key not in NOISE or value != NOISE[key]}
+
+
+def refuse_beside_noise(server: Server, update: Update, aggregation: Aggregation, inner: bool) -> None:
+    """Refuse values of other sections that contradict noise on the mean.
+
+    Args:
+        server, update, aggregation: sections of the file.
+        inner: flag: members are federations.
+
+    Raises:
+        PydanticCustomError: at the key.
+    """
+    key = "server.noise_multiplier"
+    if update.clip_norm is None:
+        raise wrong(
+            f"noise of {server.noise_multiplier:g} times update.clip_norm needs a clip_norm; write one, "
+            "such as 1.0",
+            *("server", "noise_multiplier"),
+        )
+    if server.mean != "mean":
+        raise wrong(f"{server.mean} is no sum of clipped changes, as {key} needs; write mean", "server", "mean")
+    if aggregation.tree_above is not None:
+        raise wrong(
+            f"regions' means would have no noise of {key}; drop it, or write update.noise_multiplier",
+            *("aggregation", "tree_above"),
+        )
+    if inner:
+        raise wrong(
+            "the changes of federations are not clipped; give each of them its own noise, and drop this",
+            *("server", "noise_multiplier"),
+        )

@@ -19,6 +19,8 @@ from photon_cli.status import Status, runs_of
 from photon_cli.tree import alone
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
+from schemas.reading.world import load_world
+from tests.worlds import write_world
 
 KEYS = {"version", "run", "store", "committed", "trained", "count", "seconds_left", "server", "opened",
         "coordinator", "sites", "rounds"}  # fmt: skip
@@ -46,6 +48,22 @@ def test_from_the_store_alone(committed: Callable[..., Path]):
 def test_a_finished_run_asks_nobody(committed: Callable[..., Path]):
     status = look(committed(2, rounds={"count": 2}))
     assert status.finished and status.facts()["sites"] == [] and len(status.lines()) == 1
+
+
+def test_noise_is_shown_with_its_strength_and_as_no_guarantee(committed: Callable[..., Path]):
+    noise = {"clip_norm": 0.25, "noise_multiplier": 0.5}
+    status = look(committed(1, update=noise, server={"noise_multiplier": 2.0}))
+    assert status.lines()[-2:] == [
+        "noise on each site's change: noise_multiplier 0.5 at clip_norm 0.25: noise, not a guarantee",
+        "noise on the mean of the changes: noise_multiplier 2 at clip_norm 0.25: noise, not a guarantee",
+    ]
+
+
+def test_noise_of_a_federation_below_is_shown_with_its_path(tmp_path: Path):
+    world = load_world(write_world(tmp_path, region={"update": {"clip_norm": 1.0, "noise_multiplier": 0.5}}))
+    lines = Status(world, runs_of(world), tmp_path / ".prefect").lines()
+    text = "noise on each site's change: noise_multiplier 0.5 at clip_norm 1: noise, not a guarantee"
+    assert lines[1:] == [f"north: {text}", f"south: {text}"]
 
 
 def test_a_server_that_is_no_server_is_none(committed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):

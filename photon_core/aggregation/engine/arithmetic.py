@@ -18,6 +18,7 @@ from photon_core.aggregation.engine.norms import gram
 from photon_core.aggregation.server_optimizer import OPTIMIZERS
 from photon_core.errors import UpdateRejected
 from photon_core.tensors.numerics import dots
+from photon_core.tensors.reader import Piece
 from photon_core.update.codecs.registry import Codec
 
 Float32 = NDArray[np.float32]
@@ -47,7 +48,7 @@ class Arithmetic:
 
     def work(
         self,
-        tensor: str,
+        piece: Piece,
         theta: Float32,
         encoded: Sequence[NDArray[Any]],
         state: Sequence[Float32],
@@ -57,7 +58,7 @@ class Arithmetic:
         """Process one piece.
 
         Args:
-            tensor: name of the tensor.
+            piece: name of the tensor, and place of the slices in it.
             theta: slice of the model, in whole blocks of every codec or to the end of the tensor.
             encoded: slice of every update with the same elements.
             state: slices of the optimizer's state; changed in place.
@@ -82,20 +83,22 @@ class Arithmetic:
                     with blame(site):
                         codec.decode(rows[0], update[codec.position(start) : codec.position(end)], row)
                 kept = [values[start:end] for values in state]
-                sums.append(self._step(tensor, rows, deltas, kept, out[start:end]))
+                sums.append(self._step(piece.name, piece.start + start, rows, deltas, kept, out[start:end]))
                 if pairs:
                     products += gram(deltas[1:])
         return sums, products
 
     def _step(
-        self, tensor: str, rows: Float32, deltas: Float32, state: Sequence[Float32], out: Float32
+        self, tensor: str, at: int, rows: Float32, deltas: Float32, state: Sequence[Float32], out: Float32
     ) -> Float64:
-        """Average and step one block.
+        """Average and step one block, which begins at element `at` of the tensor.
 
         `rows` are theta and the sites' parameters. `deltas` receive g and the sites' pseudo-gradients.
         """
         theta, g, mean = rows[0], deltas[0], self._mean()[: out.size]
         self.one.rules.of(tensor)(rows, mean, deltas)
+        if self.one.rules.noise is not None:
+            self.one.rules.noise.add(tensor, at, mean)
         np.subtract(theta, mean, out=g)
         members = self._look(tensor, rows, deltas) if self.one.look else []
         gradient = dots(deltas[:1], g)

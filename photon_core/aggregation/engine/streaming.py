@@ -164,7 +164,7 @@ class _Work:
             state = [next(loads) for loads in states]
             encoded = [next(loads) for loads in updates]
             out = results[number % len(results)][: piece.end - piece.start]
-            yield partial(self._compute, piece.name, theta, encoded, state, out, pairs)
+            yield partial(self._compute, piece, theta, encoded, state, out, pairs)
 
     def _cancel(self) -> None:
         """Cancel all reads: a piece has failed, and no thread may wait for what it has not read."""
@@ -172,10 +172,10 @@ class _Work:
             reader.cancel()
 
     def _compute(
-        self, tensor: str, theta: Load, encoded: Sequence[Load], state: Sequence[Load], out: Float32, pairs: bool
+        self, piece: Piece, theta: Load, encoded: Sequence[Load], state: Sequence[Load], out: Float32, pairs: bool
     ) -> _Done:
         arrays = theta(), [load() for load in encoded], [load() for load in state]
-        return _Done(*self.arithmetic.work(tensor, *arrays, out, pairs), [out, *arrays[2]])
+        return _Done(*self.arithmetic.work(piece, *arrays, out, pairs), [out, *arrays[2]])
 
     def _finished(
         self, shards: Sequence[tuple[Mapping[str, TensorEntry], ...]], count: int

@@ -4,7 +4,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,9 @@ from photon_core.store.store import Store
 from schemas.manifests import RoundManifest
 from tests.conftest import merge
 from tests.federations import attempts_of
-from tests.played import MODEL, Played, edit
-from tests.worlds import write_world
+from tests.played import Play, Played, edit
 
 LATER = time.time() + 1e6
-Play = Callable[..., Played]
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Iterator[Play]:
-    """A tree of two regions with two sites each; keywords as for `write_world`."""
-    count = iter(range(9))
-
-    def make(**more: Any) -> Played:
-        sections = {key: merge({"model": MODEL}, more.pop(key, {})) for key in ("root", "region")}
-        return Played(write_world(tmp_path / f"world-{next(count)}", **sections, **more))
-
-    yield make
-    forget_runs()
 
 
 def kinds(chain: list[RoundManifest]) -> str:

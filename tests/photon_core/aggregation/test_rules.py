@@ -11,6 +11,7 @@ import pytest
 from photon_core.aggregation.aggregate import aggregate, base_of, sources_of
 from photon_core.aggregation.engine.inputs import DEFAULT_LIMITS, Limits, Pass, Result
 from photon_core.aggregation.engine.streaming import run_pass
+from photon_core.aggregation.noise import Noise
 from photon_core.aggregation.rules import Median, Rule, Rules, TrimmedMean, WeightedMean, model_rule
 from photon_core.aggregation.weights import Shares
 from photon_core.errors import NotFinite
@@ -68,6 +69,21 @@ def test_every_tensor_by_its_own_rule(tmp_path: Path, make_run: MakeRun, theta: 
         hashes.add(b"".join(found[key].tobytes() for key in sorted(found)))
     assert len(hashes) == 1
     assert not np.allclose(found["z"], alone["a.bias"]["z"])
+
+
+def test_noise_is_an_element_s_own_however_the_pieces_are_cut(
+    tmp_path: Path, make_run: MakeRun, theta: Arrays, sites: Any
+) -> None:
+    """Records of a pass without it are not taken."""
+    run, updates = make_run(Store(str(tmp_path)), theta, sites)
+    expected = load(run, 1, run_pass(one_pass(run, updates, Server()), SMALL).model)
+    noise, rest = Noise(0.5, "work", b"k" * 32), model_rule(Server(), Shares(Server(), updates))
+    for name, values in expected.items():
+        noise.add(name, 0, values.reshape(-1))
+    for limits in (Limits(piece=1, threads=0), Limits(piece=10, threads=3), SMALL, DEFAULT_LIMITS):
+        result = run_pass(one_pass(run, updates, Server(), Rules(rest, noise=noise)), limits)
+        found = load(run, 1, result.model)
+        assert all(found[name].tobytes() == values.tobytes() for name, values in expected.items())
 
 
 def test_records_of_other_rules_are_not_taken(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from photon_core.evidence.record import Record, read_record, thin, traffic
 from photon_core.report import write
-from photon_core.report.page import TIMELINES, render
+from photon_core.report.page import TIMELINES, notes, render
 from photon_core.run.run import Run, model_sha256
 from photon_core.store.store import Store
 from schemas.manifests import TensorEntry
@@ -48,6 +49,20 @@ def test_a_run_of_any_size_is_one_small_page_that_loads_nothing(
     assert len(elements.ids) == len(set(elements.ids)), "ids are unique on the page, between figures too"
     assert page.count("<svg") == page.count("</svg>") == page.count('role="img"')
     assert (page.count("<svg") >= 8) == (rounds > 0)
+
+
+def test_noise_is_shown_with_its_strength_and_as_no_guarantee(make_record: Callable[..., Record]):
+    made = make_record(1, 3)
+    assert "noise" not in "".join(notes(made))
+    found = {name: update.model_copy(update={"clip_norm": 0.25}) for name, update in made.updates.items()}
+    found["site-00"] = found["site-00"].model_copy(update={"noise_multiplier": 0.5})
+    found["site-02"] = found["site-02"].model_copy(update={"noise": 0.0125})
+    last = made.rounds[-1].model_copy(update={"server": {"noise_multiplier": 2.0}})
+    assert notes(replace(made, updates=found, rounds=[*made.rounds[:-1], last])) == [
+        "Noise on each site's change: noise_multiplier 0.5 at clip_norm 0.25: noise, not a guarantee.",
+        "Noise on the mean of the changes: noise_multiplier 2 at clip_norm 0.25: noise, not a guarantee.",
+        "Noise in the change of site-02: standard deviation 0.0125 of each parameter: noise, not a guarantee.",
+    ]
 
 
 @pytest.mark.slow

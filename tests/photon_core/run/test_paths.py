@@ -71,6 +71,7 @@ AT = Place(PlaceKind.MEAN, "wiki.2", 7, "site-a", 12, 3, "0123456789abcdef")
     ("place", "path"),
     [
         (Place(PlaceKind.RUN_JSON, "wiki.2"), "wiki.2/run.json"),
+        (Place(PlaceKind.NOISE_KEY, "wiki.2"), "wiki.2/noise.key"),
         (Place(PlaceKind.ROUND_JSON, "wiki.2", 7), "wiki.2/rounds/000007/round.json"),
         (Place(PlaceKind.ROUND_JSON, "wiki.2", 1_234_567), "wiki.2/rounds/1234567/round.json"),
         (Place(PlaceKind.REMOVED, "wiki.2", 7), "wiki.2/rounds/000007/removed.json"),
