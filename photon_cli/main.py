@@ -191,8 +191,9 @@ def status(
 ) -> None:
     """Show the run's rounds, what every site is doing now, and the time left."""
     from photon_cli.status import show_status
+    from photon_cli.tree import look_at_world
 
-    show_status(_world(file), as_json, watch)
+    show_status(*look_at_world(file), as_json, watch)
 
 
 @app.command()
@@ -225,8 +226,9 @@ def report(
 ) -> None:
     """Write one HTML page about the run: curves, timelines, traffic, problems, and how to reproduce it."""
     from photon_cli.report import report as write
+    from photon_cli.tree import look_at_world
 
-    write(_federation(file), to, quiet)
+    write(*look_at_world(file), to, quiet)
 
 
 @app.command()

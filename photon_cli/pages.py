@@ -14,6 +14,7 @@ OURS = (
     b"default-src 'none'; style-src 'unsafe-inline'; img-src data:",
     b"<title>Plan of ",
     b"<dc:title>photon plan",
+    b"node,kind,root_round,round,",  # the curves beside a page
 )
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from photon_cli.nodes import path_of
 from photon_cli.progress import Display, display
 from photon_cli.tree import sites_below
 from photon_core.data.prepare import prepare_site
 from photon_core.errors import FederationError
+from photon_core.evidence.nodes import path_of
 from schemas.reading.load import check_paths
 from schemas.reading.places import local_path
 from schemas.reading.world import World

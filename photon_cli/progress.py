@@ -18,10 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from photon_cli.nodes import path_of
 from photon_cli.tables import plain_console
 from photon_core.evidence.events import Event, Kind, Listener
 from photon_core.evidence.metrics import show
+from photon_core.evidence.nodes import path_of
 from photon_core.formatting import amount, duration, printable
 from photon_core.run.history import remarks
 from photon_core.run.line import last_number, newest

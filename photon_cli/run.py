@@ -11,11 +11,11 @@ from shlex import quote
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from photon_cli.nodes import reached, rounds_of_tree
 from photon_cli.prefect.embedded import EmbeddedServer, prefect_home
 from photon_cli.progress import Display, display, follow, shown
 from photon_cli.tree import check_begun, check_places, check_sites, check_whole
 from photon_core.evidence.events import Listener
+from photon_core.evidence.nodes import reached, rounds_of_tree
 from photon_core.evidence.trackers import check_trackers
 from photon_core.run.line import newest, rounds_left
 from photon_core.run.run import run_of

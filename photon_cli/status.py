@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from photon_cli.nodes import Names, Reached, path_of, reached
 from photon_cli.prefect.embedded import prefect_home
 from photon_cli.prefect.live import Doing, Live, age, ask, server_url
 from photon_cli.tables import plain_console, rounds_table, tree_table, wide_console
 from photon_core.errors import CorruptFile
+from photon_core.evidence.nodes import UNREADABLE, Names, Problems, Reached, path_of, reached, unread
 from photon_core.evidence.noise import of_file
 from photon_core.evidence.summary import summary
-from photon_core.formatting import duration
+from photon_core.formatting import duration, printable
 from photon_core.run.history import history
 from photon_core.run.line import progress
 from photon_core.run.run import Run, run_of
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 VERSION = 1  # of --json: within a version, keys are added and never change their meaning
 REFRESH = 2.0  # seconds between two refreshes of --watch
 RECENT = 5  # rounds from which the time left is computed
-Runs = Mapping[Names, Run]  # path -> run; a run caches the manifests that it has read, for the next snapshot
+Runs = Mapping[Names, Run | str]  # path -> run, which caches what it has read; or why it cannot be read
 
 
 class Status:
@@ -43,24 +43,25 @@ class Status:
 
     Args:
         world: the federation, and those below it.
-        runs: runs of all of them.
+        runs: runs of all of them; one below the first that cannot be read does not count as an error.
         home: folder of the embedded server, beside the federation file.
         names: path from the first file.
         finished: whether the first file's run has reached its last round.
     """
 
     def __init__(self, world: World, runs: Runs, home: Path, names: Names = (), finished: bool = False) -> None:
-        self.world, self.federation, self.run, self.names = world, world.federation, runs[names], names
-        self.rounds = history(self.run)
+        self.world, self.federation, self.names = world, world.federation, names
+        self.run, self.rounds, self.problem = _read(runs[names], bool(names))
         self.done = self.rounds[-1].round if self.rounds else 0
         self.place = self.rounds[-1].place if self.rounds else 0
         self.finished = finished or (bool(self.rounds) and self.place >= self.federation.total_rounds)
         url = None if self.finished else server_url(home)
-        self.live = ask(url, self.run.run, self.done + 1) if url else None
+        self.live = ask(url, self.federation.run, self.done + 1) if url and not self.problem else None
         self.left = seconds_left(self.rounds, self.federation.rounds.count, self.live)
         self.below = [
             Status(child, runs, home, (*names, name), self.finished) for name, child in world.children.items()
         ]
+        self.is_tree = bool(self.below or world.lost)
         self.sites = [] if self.finished else self._doing()
 
     def _doing(self) -> list[Doing]:
@@ -79,13 +80,17 @@ class Status:
         for one in self.below:
             yield from one.nodes()
 
+    def inner(self) -> Iterator["Status"]:
+        """All below it."""
+        return (one for one in self.nodes() if one is not self)
+
     def facts(self) -> dict[str, Any]:
         """Output of --json. docs/looking.md lists the keys that scripts may rely on."""
         live = self.live
         facts = {
             "version": VERSION,
             "run": self.federation.run,
-            "store": self.run.store.url,
+            "store": self.store,
             "committed": self.done if self.rounds else None,
             "trained": self.place if self.rounds else None,
             "count": self.federation.rounds.count,
@@ -111,19 +116,27 @@ class Status:
                 for manifest in self.rounds
             ],
         }
-        return facts | ({"nodes": [node.facts() for node in self._reached()]} if self.below else {})
+        return facts | ({"nodes": [node.facts() for node in self.reached()]} if self.is_tree else {})
 
-    def _reached(self) -> list[Reached]:
-        return reached(self.world, {one.names: one.rounds for one in self.nodes()})
+    @property
+    def store(self) -> str:
+        """URL of the store."""
+        return self.run.store.url if self.run else self.federation.store
+
+    def reached(self) -> list[Reached]:
+        """Results of every node."""
+        problems = {one.names: one.problem for one in self.nodes() if one.problem}
+        rounds = {one.names: one.rounds for one in self.nodes() if not one.problem}
+        return reached(self.world, rounds, problems)
 
     def lines(self) -> list[str]:
         """First lines, for people: rounds, time left, current work, noise."""
         if not self.rounds:
             parent = self.federation.parent
-            head = f"run {self.federation.run}: no rounds in {self.run.store.url} yet. "
+            head = f"run {self.federation.run}: no rounds in {self.store} yet. "
             head += f"Rounds of run '{parent.run}' start it" if parent else "Next: photon prepare, then photon run"
         else:
-            head = f"run {self.federation.run}: {progress(self.federation, self.place)} in {self.run.store.url}"
+            head = f"run {self.federation.run}: {progress(self.federation, self.place)} in {self.store}"
             if self.place != self.done:
                 head += f", the latest has number {self.done}"
         if self.left is not None and not self.finished:
@@ -162,19 +175,43 @@ class Status:
         trained = self.rounds[1:]
         if trained:
             parts += [Text(""), rounds_table(trained[-newest:] if newest else trained)]
-        if self.below:
-            parts += [Text(""), tree_table(self._reached())]
+        if self.is_tree:
+            nodes = self.reached()
+            parts += [Text(""), tree_table(nodes), *(Text(line, style="red") for line in unread(nodes))]
         return Group(*parts)
 
 
-def runs_of(world: World) -> Runs:
-    """Runs of a federation and of those below it."""
-    return {names: run_of(node.federation) for names, node in world.nodes()}
+def runs_of(world: World, problems: Problems | None = None) -> Runs:
+    """Runs of a federation and of those below it. `problems` has the ones that are known to be unreadable."""
+    known = problems or {}
+    return {names: known.get(names) or run_of(node.federation) for names, node in world.nodes()}
 
 
-def show_status(world: World, as_json: bool, watch: bool) -> None:
-    """Print the status once, or repeatedly until the last round is committed or Ctrl-C."""
-    home, runs = prefect_home(Path(world.file)), runs_of(world)
+def _read(run: Run | str, inner: bool) -> tuple[Run | None, list[RoundManifest], str]:
+    """A run, its rounds, and why they cannot be read.
+
+    Raises:
+        PhotonError: they cannot, and it is the run of the first file.
+    """
+    if isinstance(run, str):
+        return None, [], run
+    try:
+        return run, history(run), ""
+    except UNREADABLE as error:
+        if not inner:
+            raise
+        return None, [], printable(str(error))
+
+
+def show_status(world: World, problems: Problems, as_json: bool, watch: bool) -> None:
+    """Print the status once, or repeatedly until the last round is committed or Ctrl-C.
+
+    Args:
+        world: the federation, and those below it.
+        problems: federations below it that are known to be unreadable.
+        as_json, watch: flags.
+    """
+    home, runs = prefect_home(Path(world.file)), runs_of(world, problems)
     if not watch:
         status = Status(world, runs, home)
         if as_json:
@@ -209,8 +246,9 @@ def _watch_lines(world: World, runs: Runs, home: Path) -> None:
         status = Status(world, runs, home)
         now = [
             progress(world.federation, status.place),
-            *(f"{path_of(*s.names)}: {progress(s.federation, s.place)}" for s in status.nodes() if s.names),
+            *(f"{path_of(*s.names)}: {progress(s.federation, s.place)}" for s in status.inner() if s.run),
             *(f"{d.site}: {words(d)}" for d in status.sites),
+            *(unread(status.reached()) if status.is_tree else []),
         ]
         for line in now:
             if line not in before:
@@ -239,12 +277,14 @@ def words(doing: Doing) -> str:
     return text + (f": {doing.message}" if doing.message else "")
 
 
-def _sites(federation: Federation, run: Run, t: int, live: Live | None, born: bool) -> list[Doing]:
+def _sites(federation: Federation, run: Run | None, t: int, live: Live | None, born: bool) -> list[Doing]:
     """Current work of every member: from the server, else from the store's round t."""
     found = []
     for one in federation.members:
         if live and one.name in live.sites:
             found.append(live.sites[one.name])
+        elif run is None:
+            found.append(Doing(one.name, "", "unknown"))
         else:
             found.append(_in_store(run, t, one.name) if born else Doing(one.name, "", "nothing yet"))
     return found

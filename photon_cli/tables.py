@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from photon_cli.nodes import Reached, mean_of_sites
 from photon_core.evidence.metrics import show
+from photon_core.evidence.nodes import Reached, mean_of_sites
 from photon_core.evidence.summary import columns, summary, whole
 from photon_core.formatting import amount
 from photon_core.run.line import sentence
@@ -70,7 +70,7 @@ def tree_table(nodes: Sequence[Reached]) -> Table:
             "" if node.is_site else _cell("perplexity", sites),
             f"{node.steps:,}",
             f"{node.tokens:,}",
-            style=None if node.is_site else "bold",
+            style="red" if node.problem else None if node.is_site else "bold",
         )
     return table
 

@@ -5,17 +5,19 @@ from that file, such as europe/berlin.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
-from photon_cli.nodes import path_of
 from photon_cli.prefect.credentials import take_credentials
 from photon_cli.reach import reachable
 from photon_core.data.shards import available
 from photon_core.data.tokenizer import load_tokenizer
-from photon_core.errors import DataError, FederationError
+from photon_core.errors import DataError, FederationError, PhotonError
+from photon_core.evidence.nodes import Problems, path_of
 from photon_core.export.node import Node, find_node
+from photon_core.formatting import printable
 from photon_core.run.birth import check_recipe
 from photon_core.run.members import check_members
 from photon_core.run.opening import check_frozen
@@ -28,13 +30,16 @@ from schemas.reading.world import World, load_world
 from schemas.sections.overlap import check_overlap, real_places
 from schemas.view import SiteView, active_views, views
 
+CHECKS = 16  # stores that are checked at a time
 
-def read_world(file: Path, sites: Iterable[str] | None = None) -> World:
+
+def read_world(file: Path, sites: Iterable[str] | None = None, lenient: bool = False) -> World:
     """Read a file and all below it, and take the credentials of their stores.
 
     Args:
         file: file of the first federation.
         sites: sites to work with; if the file itself has all of them, no other file is read.
+        lenient: flag: record the members whose file cannot be read, for a command that only shows them.
 
     Raises:
         FederationError: a file is wrong, or two do not fit.
@@ -45,7 +50,7 @@ def read_world(file: Path, sites: Iterable[str] | None = None) -> World:
     take_credentials(federation)
     if not federation.federations or (sites and {site.name for site in federation.sites}.issuperset(sites)):
         return alone(federation, file)
-    world = load_world(file)
+    world = load_world(file, lenient=lenient)
     _take_one_block(world)
     return world
 
@@ -82,6 +87,34 @@ def reach_node(file: Path, path: str | None, below: bool = False) -> Node:
             check_store(world.federation, world.file)
             reachable(world.federation)
     return node
+
+
+def look_at_world(file: Path) -> tuple[World, Problems]:
+    """Read a file and all below it, for a command that only shows them.
+
+    Returns:
+        the tree, and the federations whose store does not answer, or refuses the credentials.
+
+    Raises:
+        PhotonError: the first file is wrong, or its own store cannot be read.
+    """
+    world = read_world(file, lenient=True)
+    nodes = dict(world.nodes())
+    with ThreadPoolExecutor(CHECKS) as pool:
+        found = dict(zip(nodes, pool.map(_store_problem, nodes.values()), strict=True))
+    if error := found[()]:
+        raise error
+    return world, {names: printable(str(error)) for names, error in found.items() if error}
+
+
+def _store_problem(node: World) -> PhotonError | None:
+    """Why the store of a federation cannot be read; None if it can."""
+    try:
+        check_store(node.federation, node.file)
+        reachable(node.federation)
+    except PhotonError as error:
+        return error
+    return None
 
 
 def alone(federation: Federation, file: Path) -> World:

@@ -45,7 +45,7 @@ def _perplexity(record: Record, name: str, title: str, kind: str, lines: Mapping
     alt = (
         f"Perplexity of the global model on held-out text, by round: {whole[0][1]:.4g} after round {whole[0][0]}, "
         f"{whole[-1][1]:.4g} after round {whole[-1][0]}; lowest {best[1]:.4g} in round {best[0]}. "
-        + _last_values(f"By {kind}", lines)
+        + last_values(f"By {kind}", lines)
     )
 
     def paint(figure: "Figure") -> None:
@@ -53,7 +53,7 @@ def _perplexity(record: Record, name: str, title: str, kind: str, lines: Mapping
         axes.set_yscale("log")
         plain_log(axes)
         axes.set_ylabel("perplexity, held-out text")
-        _lines(axes, lines, {f"all {kind}s": whole})
+        draw_lines(axes, lines, {f"all {kind}s": whole})
 
     return draw(name, title, alt, 330, paint)
 
@@ -69,8 +69,8 @@ def before_and_after(record: Record) -> Picture | None:
     before = "its own model before averaging" if held_out else "its last local step"
     alt = (
         f"Loss of each site by round: {before}, and the averaged model on the site's held-out text. "
-        + _last_values("Before", {site: local[site] for site in shown})
-        + _last_values(" After", {site: after[site] for site in shown if after[site]})
+        + last_values("Before", {site: local[site] for site in shown})
+        + last_values(" After", {site: after[site] for site in shown if after[site]})
     )
     columns = min(len(shown), 2 if len(shown) <= 4 else 3)
     rows = -(-len(shown) // columns)
@@ -105,13 +105,13 @@ def norms(record: Record) -> Picture | None:
         return None
     alt = (
         f"L2 norm of the sites' updates and of their mean, by round. The mean's is {mean[-1][1]:.4g} in round "
-        f"{mean[-1][0]}. " + _last_values("By site", sites)
+        f"{mean[-1][0]}. " + last_values("By site", sites)
     )
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         axes.set_ylabel("norm of the update")
-        _lines(axes, sites, {"their mean": mean}, low=0.0)
+        draw_lines(axes, sites, {"their mean": mean}, low=0.0)
 
     return draw("norms", "Norms of the sites' updates", alt, 290, paint)
 
@@ -121,13 +121,13 @@ def cosines(record: Record) -> Picture | None:
     sites = _by_site(record, "cosine/")
     if not sites:
         return None
-    alt = "Cosine between each site's update and the mean of all, by round. " + _last_values("By site", sites)
+    alt = "Cosine between each site's update and the mean of all, by round. " + last_values("By site", sites)
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         low = min(value for line in sites.values() for _, value in line)
         axes.set_ylabel("cosine with the mean")
-        _lines(axes, sites, {}, low=min(0.0, 1.1 * low), high=1.0)
+        draw_lines(axes, sites, {}, low=min(0.0, 1.1 * low), high=1.0)
 
     return draw("cosines", "Cosine with the mean update", alt, 290, paint)
 
@@ -179,17 +179,17 @@ def speed(record: Record) -> Picture | None:
     sites = {site: line for site, line in sites.items() if line}
     if not sites:
         return None
-    alt = "Tokens per second of each site while it trains, by round. " + _last_values("By site", sites)
+    alt = "Tokens per second of each site while it trains, by round. " + last_values("By site", sites)
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         axes.set_ylabel("tokens per second")
-        _lines(axes, sites, {}, low=0.0)
+        draw_lines(axes, sites, {}, low=0.0)
 
     return draw("speed", "Speed of the sites", alt, 260, paint)
 
 
-def _lines(
+def draw_lines(
     axes: "Axes",
     sites: Mapping[str, Line],
     whole: Mapping[str, Line],
@@ -289,7 +289,7 @@ def _by_site(record: Record, prefix: str) -> dict[str, Line]:
     return {site: line for site, line in lines.items() if line}
 
 
-def _last_values(what: str, lines: Mapping[str, Line]) -> str:
+def last_values(what: str, lines: Mapping[str, Line]) -> str:
     """The newest values in words; for many sites, only the extremes."""
     ends = sorted(((line[-1][1], site) for site, line in lines.items() if line), reverse=True)
     if len(ends) > 8:

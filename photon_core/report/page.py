@@ -64,23 +64,28 @@ class Fact:
     note: str = ""
 
 
-def render(record: Record, timelines: int = TIMELINES) -> str:
+def render(
+    record: Record, timelines: int = TIMELINES, more: Sequence[Section] = (), remarks: Sequence[str] = ()
+) -> str:
     """The whole page.
 
     Args:
         record: record of the run.
         timelines: maximum number of rounds with a timeline.
+        more: more sections, which follow the first.
+        remarks: more notes, which come first.
     """
-    return render_sections(record, sections_of(record, timelines))
+    first, *others = sections_of(record, timelines)
+    return render_sections(record, [first, *more, *others], remarks)
 
 
-def render_sections(record: Record, sections: Sequence[Section]) -> str:
+def render_sections(record: Record, sections: Sequence[Section], remarks: Sequence[str] = ()) -> str:
     """The page with sections that are drawn already."""
     return render_page(
         title=record.run,
         lead=lead(record),
         glance=glance(record),
-        notes=notes(record),
+        notes=[*remarks, *notes(record)],
         sections=sections,
         footer=f"Made from the manifests in {record.url}.",
     )
@@ -125,8 +130,9 @@ def lead(record: Record) -> str:
     shape = f"{model['n_layers']} layers of width {model['d_model']}"
     server = record.federation["server"]["optimizer"]
     size = f"{count(record.parameters)} parameters ({shape})" if record.rounds else shape
+    members = "members" if record.federation.get("federations") else "sites"
     return (
-        f"{len(record.sites)} sites train one model of {size} on text that stays at its site: "
+        f"{len(record.sites)} {members} train one model of {size} on text that stays at its site: "
         f"{local['steps']} local steps a round with batches of {local['batch_size']} sequences, "
         f"{server} at the server."
     )

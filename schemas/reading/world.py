@@ -7,10 +7,11 @@ it determines samples and the order of text, but no parameter, because the first
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from schemas.errors import FederationError
 from schemas.federation import Federation
 from schemas.reading.load import load_federation
 from schemas.reading.paths import file_options, file_problem
@@ -28,11 +29,13 @@ class World:
         file: path or URL of its file.
         children: name of the member -> its part of the tree, without members that keep their files;
             federation.federations has all.
+        lost: name of the member -> why its file cannot be read; empty unless the reader was lenient.
     """
 
     federation: Federation
     file: str
     children: Mapping[str, "World"]
+    lost: Mapping[str, str] = field(default_factory=dict)
 
     def nodes(self, above: tuple[str, ...] = (), paused: bool = True) -> Iterator[tuple[tuple[str, ...], "World"]]:
         """Every node with its path of members' names: this node first, then each child's part.
@@ -63,18 +66,20 @@ def load_world(
     path: str | os.PathLike[str],
     overrides: Mapping[str, Any] | None = None,
     options: dict[str, Any] | None = None,
+    lenient: bool = False,
 ) -> World:
     """Read and check a federation's file and all files below it.
 
     Args:
         path, overrides, options: arguments of load_federation for the first file.
+        lenient: flag: if the file of a member is missing or wrong, record the reason in World.lost instead.
 
     Raises:
         FederationError: a file is wrong or missing, or two do not fit. The message has file, line, key, value and
             remedy.
     """
     federation = load_federation(path, overrides, options)
-    world = _Reader().node(str(path), federation, (), (_identity(str(path)),))
+    world = _Reader(lenient).node(str(path), federation, (), (_identity(str(path)),))
     for (_, first), (_, second) in combinations(world.nodes(), 2):
         check_apart(first.file, first.federation, second.file, second.federation)
     _refuse_horizon(world)
@@ -84,7 +89,8 @@ def load_world(
 class _Reader:
     """Reads each file of a tree once."""
 
-    def __init__(self) -> None:
+    def __init__(self, lenient: bool) -> None:
+        self._lenient = lenient
         self._listed: dict[str, str] = {}  # file -> the file that lists it
 
     def node(self, file: str, federation: Federation, names: tuple[str, ...], above: tuple[str, ...]) -> World:
@@ -96,16 +102,22 @@ class _Reader:
             above: files on that path, including this one.
         """
         _refuse_names(file, federation, names)
-        children = {}
+        children, lost = dict[str, World](), dict[str, str]()
         for i, child in enumerate(federation.federations):
             if (place := child.federation) is None:
                 continue
-            if problem := self._listing(file, place, above) or file_problem(federation, place):
+            if problem := self._listing(file, place, above):
                 raise refusal(file, federation, ("federations", i, "federation"), problem)
-            below = load_federation(place, options=file_options(federation, place))
+            try:
+                below = _load(file, federation, i, place)
+            except FederationError as error:
+                if not self._lenient:
+                    raise
+                lost[child.name] = str(error)
+                continue
             check_fit(federation, child.name, place, below)
             children[child.name] = self.node(place, below, (*names, child.name), (*above, _identity(place)))
-        return World(federation, file, children)
+        return World(federation, file, children, lost)
 
     def _listing(self, file: str, place: str, above: tuple[str, ...]) -> str | None:
         """Why `file` cannot list the file at `place`: that is above it, or listed already. None if it can."""
@@ -117,6 +129,17 @@ class _Reader:
             return f"is listed in {self._listed[identity]}, and a federation has one parent; drop it from one"
         self._listed[identity] = file
         return None
+
+
+def _load(file: str, federation: Federation, i: int, place: str) -> Federation:
+    """The file of a member, which is number i in its parent's file.
+
+    Raises:
+        FederationError: it cannot be read, or is wrong.
+    """
+    if problem := file_problem(federation, place):
+        raise refusal(file, federation, ("federations", i, "federation"), problem)
+    return load_federation(place, options=file_options(federation, place))
 
 
 def _identity(place: str) -> str:

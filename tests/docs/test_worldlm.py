@@ -55,7 +55,7 @@ def test_the_pages_commands_train_a_tree(tmp_path: Path) -> None:
         write_text(tmp_path / "text" / f"{site}.jsonl", topics(number, 8))
     give_database(prefect_home(file))
     outputs = {}
-    for command in commands(PAGE)[:6]:  # tests/flows/test_deployed_tree.py runs the others
+    for command in commands(PAGE)[:8]:  # tests/flows/test_deployed_tree.py runs the others
         done = run(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         outputs[command] = done.stdout

@@ -100,7 +100,7 @@ def tree(servers: tuple[Workers, Workers], s3_endpoint: str, s3_bucket: str, tmp
     world = prepare_world(file)
     root, north = servers
     here = {"europe": "north", "http://world.example.org:4200": root.server.url}
-    _, deploy, _, _, deploy_north, *_, join_parent, _ = (adapted(command, here) for command in commands(PAGE)[6:])
+    _, deploy, _, _, deploy_north, *_, join_parent, _ = (adapted(command, here) for command in commands(PAGE)[8:])
     for workers, command in (root, deploy), (north, deploy_north), (north, f"{join_parent} --check"):
         done = run(command, file.parent, environment(workers))
         assert done.returncode == 0, f"{command}\n{done.stderr}"

@@ -1,5 +1,6 @@
 """A tree at the command line: every node is checked before any work, and named with its file."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import yaml
 from typer.testing import CliRunner
 
 from photon_cli.main import _names, app
-from photon_cli.tree import check_places, check_sites, check_whole, read_world, sites_below
+from photon_cli.tree import check_places, check_sites, check_whole, look_at_world, read_world, sites_below
 from photon_core.errors import DataError, FederationError
+from tests.played import MODEL, Played
 from tests.worlds import write_world
 
 
@@ -105,7 +107,6 @@ def test_two_blocks_of_credentials_are_refused(world: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "command, instead",
     [
-        (("plan",), "without parent and worldlm"),
         (("rerun", "--round", "1", "--site", "a"), "photon run FILE, with the root's file"),
     ],
 )
@@ -148,3 +149,46 @@ def test_the_shell_completes_paths(world: Path, tmp_path: Path) -> None:
     assert _names(world) == ["north/a", "north/b", "south/c", "south/d"]
     edit(tmp_path / "north.yaml", lambda data: data.update(federations=[{"name": "up", "federation": world.name}]))
     assert _names(world)[:2] == ["north/a", "north/b"], "a circle ends"
+
+
+def test_a_command_that_shows_a_tree_names_what_cannot_be_read(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "north.yaml").unlink()
+    edit(tmp_path / "south.yaml", lambda data: data.update(store="unknown://far/south"))
+    tree, problems = look_at_world(world)
+    assert list(tree.lost) == ["north"] and list(problems) == [("south",)]
+    assert "unknown://far/south" in problems["south",]
+
+
+def test_a_command_that_shows_a_tree_needs_the_first_store(world: Path) -> None:
+    edit(world, lambda data: data.update(store="unknown://far/world"))
+    with pytest.raises(FederationError, match="unknown://far/world"):
+        look_at_world(world)
+
+
+def test_the_page_of_a_tree_has_its_curves_beside_it(world: Path, tmp_path: Path) -> None:
+    for name in ("world", "north", "south"):
+        edit(tmp_path / f"{name}.yaml", lambda data: data.update(model=MODEL))
+    Played(world).play()
+    edit(tmp_path / "south.yaml", lambda data: data.update(store="unknown://far/south"))
+    page = tmp_path / "pages" / "world.html"
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["report", str(world), "--to", str(page)], catch_exceptions=False)
+        assert done.exit_code == 0 and f"curves of all nodes in {tmp_path}/pages/world.csv" in done.output
+    assert "south cannot be read" in page.read_text() and 'id="attention-blocks.1"' in page.read_text()
+    assert page.with_suffix(".csv").read_text().startswith("node,kind,root_round,round,loss")
+    page.with_suffix(".csv").write_text("mine")
+    assert "world.csv: is a file that photon did not write" in refused(world, "report", "--to", str(page))
+    assert "write a name with .html" in refused(world, "report", "--to", "page.csv")
+
+
+def test_the_status_of_a_tree_names_what_cannot_be_read(world: Path, tmp_path: Path) -> None:
+    for name in ("world", "north", "south"):
+        edit(tmp_path / f"{name}.yaml", lambda data: data.update(model=MODEL))
+    Played(world).play()
+    edit(tmp_path / "south.yaml", lambda data: data.update(store="unknown://far/south"))
+    done = CliRunner().invoke(app, ["status", str(world)], catch_exceptions=False, env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and "south cannot be read: " in done.output
+    done = CliRunner().invoke(app, ["status", str(world), "--json"], catch_exceptions=False)
+    nodes = {node["node"]: node for node in json.loads(done.output)["nodes"]}
+    assert "unknown://far/south" in nodes["south"]["problem"] and nodes["south"]["round"] == 1
+    assert nodes["north"]["problem"] == "" and nodes["north/a"]["round"] == 2

@@ -25,6 +25,7 @@ OTHER_THINGS = {  # of the same names
     "photon_core/update/settings.py": "keys of the federation file",
     "photon_core/evidence/metrics_table.py": "kinds of means",
     "photon_core/report/tables.py": "heads of columns",
+    "photon_core/report/node_rows.py": "heads of columns",
     "photon_cli/tables.py": "heads of columns",
 }
 

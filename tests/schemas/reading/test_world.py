@@ -214,3 +214,23 @@ def test_refused(files: Files, message: str, write: Callable[[Files], str], tmp_
     with pytest.raises(FederationError) as caught:
         load_world(write(files))
     assert str(caught.value) == message.format(folder=tmp_path)
+
+
+def test_a_lenient_reader_names_the_files_that_it_could_not_read(write: Callable[[Files], str]) -> None:
+    files = tree()
+    files["asia"]["rounds"] = {"count": "many"}
+    file = write(files)
+    Path("iberia.yaml").unlink()
+    world = load_world(file, lenient=True)
+    assert list(world.children) == ["europe"] and list(world.lost) == ["asia"]
+    assert "asia.yaml" in world.lost["asia"] and "rounds.count" in world.lost["asia"]
+    assert "does not exist" in world.children["europe"].lost["iberia"]
+    with pytest.raises(FederationError):
+        load_world(file)
+
+
+def test_a_lenient_reader_still_refuses_a_circle(write: Callable[[Files], str]) -> None:
+    files = tree()
+    files["iberia"]["federations"] = [{"name": "eu", "federation": "europe.yaml"}]
+    with pytest.raises(FederationError, match="a tree has no cycle"):
+        load_world(write(files), lenient=True)

@@ -6,23 +6,15 @@ from typing import Any
 
 import pytest
 
-from photon_cli.nodes import mean_of_sites, reached
 from photon_cli.tables import plain_console, tree_table
-from schemas.manifests import ParentRef, RoundManifest, UpdateRef
+from photon_core.errors import PhotonError
+from photon_core.evidence.nodes import mean_of_sites, reached, readable_rounds, unread
+from schemas.manifests import ParentRef, RoundManifest
 from schemas.reading.world import load_world
+from tests.chains import manifest, update
 from tests.worlds import write_world
 
 SITES = {"north": {"a": 1.0, "b": 2.0}, "south": {"c": 3.0, "d": 4.0}}  # loss of each site's own model
-
-
-def manifest(run: str, t: int, **more: Any) -> RoundManifest:
-    return RoundManifest(
-        run=run, round=t, model_sha256="0", model=[], federation_sha256="0", created="", versions={}, **more
-    )
-
-
-def update(tokens: int, steps: int, **metrics: float) -> UpdateRef:
-    return UpdateRef(attempt=1, sha256="0", tokens=tokens, weight=0.5, bytes=1, steps=steps, metrics=metrics)
 
 
 def chain(run: str, losses: dict[str, float]) -> list[RoundManifest]:
@@ -63,7 +55,7 @@ def test_every_node_is_there_with_its_figures(nodes: list[Any]) -> None:
     assert (world.perplexity, north.perplexity, a.perplexity) == (exp(2.0), exp(2.5), exp(1.0))
     assert d.facts() == {
         "node": "south/d", "site": True, "round": None, "entered": None, "perplexity": None,
-        "steps": 0, "tokens": 0,
+        "steps": 0, "tokens": 0, "problem": "",
     }  # fmt: skip
 
 
@@ -96,3 +88,40 @@ def test_an_update_of_a_member_whose_file_is_elsewhere_counts(tmp_path: Path) ->
     found = {node.name: node for node in reached(far, {(): root})}
     assert (found["north"].tokens, found["north"].steps, found["north"].loss) == (400, 6, None)
     assert not found["north"].is_site
+
+
+def test_a_federation_that_cannot_be_read_is_there_as_its_parent_knows_it(tmp_path: Path) -> None:
+    world = load_world(write_world(tmp_path))
+    root = [manifest("world", 0), manifest("world", 1, updates={"north": update(400, 6)})]
+    nodes = reached(world, {(): root, ("south",): []}, {("north",): "no answer"})
+    found = {node.name: node for node in nodes}
+    assert [node.name for node in nodes] == [
+        "world", "north", "north/a", "north/b", "south", "south/c", "south/d"
+    ]  # fmt: skip
+    assert (found["north"].problem, found["north"].round, found["north"].tokens) == ("no answer", 1, 400)
+    assert (found["north/a"].round, found["north/a"].tokens, found["north/a"].problem) == (None, 0, "")
+    assert unread(nodes) == ["north cannot be read: no answer"]
+
+
+def test_a_member_whose_file_is_lost_is_named(tmp_path: Path) -> None:
+    file = write_world(tmp_path)
+    (tmp_path / "north.yaml").unlink()
+    world = load_world(file, lenient=True)
+    rounds, problems = readable_rounds(world, {})
+    assert list(rounds) == [(), ("south",)] and problems == {}
+    (north,) = [node for node in reached(world, rounds, problems) if node.name == "north"]
+    assert "north.yaml' does not exist" in north.problem and not north.is_site
+
+
+def test_a_store_that_cannot_be_read_is_an_error_of_the_first_federation_only(tmp_path: Path) -> None:
+    file = write_world(tmp_path)
+    for name in ("north", "world"):
+        (tmp_path / f"store-{name}" / name).mkdir(parents=True)
+        (tmp_path / f"store-{name}" / name / "rounds").write_text("no folder")
+    rounds, problems = readable_rounds(load_world(tmp_path / "south.yaml"), {})
+    assert rounds == {(): []} and problems == {}
+    with pytest.raises((PhotonError, OSError)):
+        readable_rounds(load_world(file), {})
+    (tmp_path / "store-world" / "world" / "rounds").unlink()
+    rounds, problems = readable_rounds(load_world(file), {})
+    assert list(problems) == [("north",)] and list(rounds) == [(), ("south",)]

@@ -1,11 +1,13 @@
 """The nodes of a tree by name, and their results according to the stores: perplexity, steps, tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from photon_core.errors import PhotonError
 from photon_core.evidence.metrics import perplexity
+from photon_core.formatting import printable
 from photon_core.run.history import history
 from photon_core.run.line import first_entry, on_line, whole_of
 from photon_core.run.run import run_of
@@ -15,7 +17,9 @@ from schemas.sections.sites import Site
 
 Names = tuple[str, ...]
 Rounds = Mapping[Names, list[RoundManifest]]
+Problems = Mapping[Names, str]  # path of a federation -> why its file or its store cannot be read
 OWN_LOSS = "valid_loss"  # metric of an update: the site's model on its held-out text, before averaging
+UNREADABLE = (PhotonError, OSError)
 
 
 def path_of(*names: str) -> str:
@@ -36,6 +40,8 @@ class Reached:
         loss: loss of the node's model, in nats per token; None if it was not evaluated.
         steps: local steps; of a federation, in each round the most of its members.
         tokens: trained tokens of the node and all below it.
+        problem: why the federation's file or store cannot be read; empty if it can. Round, steps and tokens are
+            then those that its parent knows.
     """
 
     names: Names
@@ -46,6 +52,7 @@ class Reached:
     loss: float | None
     steps: int
     tokens: int
+    problem: str = ""
 
     def facts(self) -> dict[str, Any]:
         """Values for scripts."""
@@ -57,6 +64,7 @@ class Reached:
             "perplexity": self.perplexity,
             "steps": self.steps,
             "tokens": self.tokens,
+            "problem": self.problem,
         }
 
     @property
@@ -70,9 +78,44 @@ def rounds_of_tree(world: World) -> Rounds:
     return {names: history(run_of(node.federation)) for names, node in world.nodes()}
 
 
-def reached(world: World, rounds: Rounds) -> list[Reached]:
-    """Every node of the tree: a federation, then its members, each followed by the nodes below it."""
-    return list(_below(world, (), rounds))
+def readable_rounds(world: World, problems: Problems) -> tuple[Rounds, Problems]:
+    """The same for pages, with the federations that cannot be read, and why, in place of an error.
+
+    Args:
+        world: the tree.
+        problems: federations that are known to be unreadable.
+
+    Raises:
+        PhotonError: the first federation itself cannot be read.
+    """
+    rounds: dict[Names, list[RoundManifest]] = {}
+    found = dict(problems)
+    for names, node in world.nodes():
+        if names in found:
+            continue
+        try:
+            rounds[names] = history(run_of(node.federation))
+        except UNREADABLE as error:
+            if not names:
+                raise
+            found[names] = printable(str(error))
+    return rounds, found
+
+
+def reached(world: World, rounds: Rounds, problems: Problems | None = None) -> list[Reached]:
+    """Every node of the tree: a federation, then its members, each followed by the nodes below it.
+
+    Args:
+        world: the tree.
+        rounds: rounds of every federation that can be read.
+        problems: why the others cannot.
+    """
+    return list(_below(world, (), rounds, problems or {}, []))
+
+
+def unread(nodes: Sequence[Reached]) -> list[str]:
+    """A sentence for each federation that cannot be read."""
+    return [f"{node.name} cannot be read: {node.problem}" for node in nodes if node.problem]
 
 
 def mean_of_sites(nodes: Sequence[Reached], names: Names) -> float | None:
@@ -82,28 +125,37 @@ def mean_of_sites(nodes: Sequence[Reached], names: Names) -> float | None:
     return perplexity(fmean(known)) if known and len(known) == len(losses) else None
 
 
-def _below(world: World, names: Names, rounds: Rounds) -> Iterator[Reached]:
-    federation, mine = world.federation, rounds[names]
-    newest, line, entry = (mine[-1] if mine else None), on_line(mine), first_entry(whole_of(mine))
-    yield Reached(
-        names=names,
-        name=path_of(*names) or federation.run,
-        is_site=False,
-        round=newest.round if newest else None,
-        entered=entry.parent if entry else None,
-        loss=line[-1].metrics.get("loss") if line else None,
-        steps=newest.global_step if newest else 0,
-        tokens=newest.total_tokens if newest else 0,
-    )
+def _below(
+    world: World, names: Names, rounds: Rounds, problems: Problems, above: Sequence[RoundManifest]
+) -> Iterator[Reached]:
+    """Results of a federation and of all nodes below it. `above` is the line of its parent."""
+    federation, mine = world.federation, rounds.get(names, [])
+    line = on_line(mine)
+    if names in problems:
+        yield replace(_member(above, names, False), problem=problems[names])
+    else:
+        newest, entry = (mine[-1] if mine else None), first_entry(whole_of(mine))
+        yield Reached(
+            names=names,
+            name=path_of(*names) or federation.run,
+            is_site=False,
+            round=newest.round if newest else None,
+            entered=entry.parent if entry else None,
+            loss=line[-1].metrics.get("loss") if line else None,
+            steps=newest.global_step if newest else 0,
+            tokens=newest.total_tokens if newest else 0,
+        )
     for member in federation.members:
+        path = (*names, member.name)
         if member.name in world.children:
-            yield from _below(world.children[member.name], (*names, member.name), rounds)
+            yield from _below(world.children[member.name], path, rounds, problems, line)
         else:
-            yield _member(line, (*names, member.name), isinstance(member, Site))
+            found = _member(line, path, isinstance(member, Site))
+            yield replace(found, problem=world.lost.get(member.name, ""))
 
 
 def _member(line: Sequence[RoundManifest], names: Names, is_site: bool) -> Reached:
-    """A site, or a federation whose file is elsewhere, according to its updates."""
+    """A site, or a federation that is known to its parent alone, according to its updates."""
     found = [(m.round, m.updates[names[-1]]) for m in line if names[-1] in m.updates]
     return Reached(
         names=names,
