@@ -335,17 +335,15 @@ def plan(
 ) -> None:
     """Predict memory, time and bytes from the file and from the rounds committed so far."""
     from photon_cli.plan import show_plan
-    from photon_cli.tree import refuse_tree
+    from photon_cli.plan_tree import show_tree_plan
     from schemas.reading.load import check_store, load_federation
+    from schemas.reading.world import load_world
 
     federation = load_federation(file)
-    refuse_tree(
-        federation,
-        file,
-        "plan",
-        "plan a copy of a federation with sites, without parent and worldlm, and with rounds.count",
-    )
     check_store(federation, file)
+    if federation.federations or federation.parent is not None:
+        show_tree_plan(load_world(file), as_json, to)
+        return
     show_plan(federation, file, as_json, to)
 
 

@@ -54,7 +54,7 @@ def show_plan(federation: Federation, file: Path, as_json: bool, to: Path | None
         check_page(to, [federation])
     check_members(federation)
     because = why(read_yaml(file.expanduser().read_text("utf-8-sig"), str(file))[0])
-    rounds = _committed(federation)
+    rounds = committed(federation)
     measured = measure(federation, rounds)
     now = predict(federation, measured)
     predictions = sweep(federation, measured)
@@ -70,7 +70,7 @@ def show_plan(federation: Federation, file: Path, as_json: bool, to: Path | None
         _write(federation, now, predictions, rounds, measured, to)
 
 
-def _committed(federation: Federation) -> list[RoundManifest]:
+def committed(federation: Federation) -> list[RoundManifest]:
     """Committed rounds. None, with a message, if the store is unreachable: a plan comes before the store."""
     try:
         take_credentials(federation)

@@ -17,7 +17,7 @@ from photon_core.hardware.parallelism import FREE, choose_infra, job_infra
 from photon_core.model.cost import Memory, flops_per_token, training_memory
 from photon_core.model.shapes import parameter_count
 from photon_core.plan.costs import (
-    bytes_read,
+    aggregation_bytes,
     model_bytes,
     region_count,
     slowest_link,
@@ -156,10 +156,10 @@ def predict(federation: Federation, measured: Measured | None = None, steps: int
     local = federation.local
     steps_a_round = local.steps if steps is None else steps
     upload = update_bytes(federation)
-    sites = [_site(view, measured, steps_a_round, upload) for view in active_views(federation)]
+    sites = site_plans(federation, measured, steps_a_round)
     sampled = federation.sites_per_round
     regions = region_count(federation, sampled)
-    read = bytes_read(sampled, upload, 4.0 * parameter_count(federation.model), regions)
+    read = aggregation_bytes(federation, sampled, upload, regions)
     return Prediction(
         sites=sites,
         sampled=sampled,
@@ -168,13 +168,19 @@ def predict(federation: Federation, measured: Measured | None = None, steps: int
         parameters=parameter_count(federation.model),
         download_bytes=model_bytes(federation),
         upload_bytes=upload,
-        sites_seconds=_together(sites, sampled, measured),
+        sites_seconds=together([site.seconds for site in sites], sampled, measured),
         aggregate=read * (measured.aggregate if measured else 1 / AGGREGATION_RATE),
-        evaluate=measured.evaluate if measured else _evaluate(federation, sites),
+        evaluate=measured.evaluate if measured else evaluation_seconds(federation, sites),
         bandwidth=slowest_link(federation),
         calibrated=measured.rounds if measured else 0,
         regions=regions,
     )
+
+
+def site_plans(federation: Federation, measured: Measured | None, steps: int) -> list[SitePlan]:
+    """Plans of the sites that are not paused, for a round of this number of local steps."""
+    upload = update_bytes(federation)
+    return [_site(view, measured, steps, upload) for view in active_views(federation)]
 
 
 def _site(view: SiteView, measured: Measured | None, steps: int, upload: int) -> SitePlan:
@@ -248,10 +254,16 @@ def _limit(view: SiteView) -> float | None:
     return None if gigabytes is None else gigabytes * 1e9 * FREE
 
 
-def _together(sites: list[SitePlan], sampled: int, measured: Measured | None) -> float | None:
-    """Seconds until the straggler of the sampled sites has finished; any site may be sampled."""
-    seconds = [site.seconds for site in sites if site.seconds is not None and isfinite(site.seconds)]
-    if len(seconds) < len(sites):
+def together(members: Sequence[float | None], sampled: int, measured: Measured | None) -> float | None:
+    """Seconds until the straggler of the sampled members has finished; any member may be sampled.
+
+    Args:
+        members: seconds of each; None if unknown.
+        sampled: number of members a round.
+        measured: calibration by past rounds.
+    """
+    seconds = [one for one in members if one is not None and isfinite(one)]
+    if not seconds or len(seconds) < len(members):
         return None
     straggler = max(seconds)
     if measured is None:
@@ -260,7 +272,7 @@ def _together(sites: list[SitePlan], sampled: int, measured: Measured | None) ->
     return max(straggler, total / measured.concurrency)
 
 
-def _evaluate(federation: Federation, sites: list[SitePlan]) -> float:
+def evaluation_seconds(federation: Federation, sites: Sequence[SitePlan]) -> float:
     """Seconds of the straggler's download of the candidate, and of its forward passes over held-out sequences."""
     share = FORWARD * federation.data.evaluation_sequences / federation.local.batch_size
     times = [START_SECONDS + (s.download or 0.0) + share * s.step for s in sites if s.step is not None]
