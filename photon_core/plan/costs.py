@@ -55,7 +55,8 @@ def entry_bytes(above: Federation, federation: Federation | None) -> int:
 def contribution_bytes(above: Federation, federation: Federation | None) -> int:
     """Bytes of its contribution: change of the backbone, key layers, moments; arguments as for `entry_bytes`."""
     own = federation or above
-    moments = _moment_bytes(own) if _share_moments(above, own) and not own.update.noise_multiplier else 0
+    noisy = own.update.noise_multiplier or own.server.noise_multiplier
+    moments = _moment_bytes(own) if _share_moments(above, own) and not noisy else 0
     return FLOAT32 * parameter_count(above.model) + moments
 
 
