@@ -68,6 +68,15 @@ def test_a_region_has_the_losses_of_its_last_trained_round(world: World) -> None
     }
 
 
+def test_a_federation_is_evaluated_by_its_own_file_too(world: World) -> None:
+    north = world.children["north"]
+    last, facts = history(run_of(north.federation))[-1], evaluated(north)
+    assert facts["loss"] == pytest.approx(last.metrics["loss"], rel=1e-5)
+    assert [leaf["node"] for leaf in facts["leaves"]] == ["a", "b"]
+    assert (facts["node"], facts["run"], facts["round"], facts["state"]) == ("north", "north", 6, "committed")
+    assert evaluated(north, "--member", "a", "--round", "5")["round"] == 5
+
+
 def test_a_site_as_trained_has_the_loss_that_its_trainer_measured(world: World) -> None:
     update = run_of(world.children["north"].federation).update(6, "a", 1)
     assert update is not None

@@ -256,3 +256,18 @@ def test_looking_twice_gives_the_same(tmp_path: Path) -> None:
     for path in ("north", "north/a"):
         one, other = (model(tree, path, tmp_path / f"{path}-{n}").source.sha256 for n in (1, 2))
         assert one == other
+
+
+def test_models_from_remote_stores_have_the_same_bits(tmp_path: Path) -> None:
+    """Files are copied, never linked; the parent's and the region's stores are two."""
+    above, here = f"memory://{tmp_path}/above", f"memory://{tmp_path}/here"
+    remote = {"root": {"store": above}, "region": {"store": here, "parent": {"store": above}}}
+    trees = [make(tmp_path / "local"), make(tmp_path / "remote", **remote)]
+    for tree in trees:
+        tree.play(2)
+    for path, trained in (("north", False), ("south", True), ("north/a", False), ("south/d", True)):
+        one, other = (
+            model(tree, path, tmp_path / f"{n}-{path}-{trained}", trained) for n, tree in enumerate(trees)
+        )
+        assert one.source.sha256 == other.source.sha256
+        assert same(arrays(one), arrays(other))
