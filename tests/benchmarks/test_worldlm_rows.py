@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.worldlm_rows import ALONE, FLAT, HIER, ROWS, WORLDLM, Files, Plan, is_admitted, stages
+from benchmarks.worldlm_rows import ALONE, FLAT, HIER, REMEDY, ROWS, WORLDLM, Files, Plan, is_admitted, stages
 from benchmarks.worldlm_texts import NATURAL, REGIONS, Kind
 from photon_core.model.key_layers import key_layers
 from photon_core.model.shapes import parameter_shapes
@@ -80,11 +80,12 @@ def test_a_tree_has_two_rounds_a_call(row: str, tmp_path: Path) -> None:
 
 def test_noise_is_in_the_first_region_alone(tmp_path: Path) -> None:
     noisy = Kind(noise=(0.5, 2.0))
-    for row in (FLAT[0], "worldlm/cosine"):
+    for row in (FLAT[0], "worldlm/cosine", REMEDY):
         (world,) = worlds(tmp_path, row, noisy)
         found: dict[str, Any] = {name: child.federation for name, child in world.children.items()}
         first, second = found.values()
         assert (first.update.noise_multiplier, first.update.clip_norm) == (0.5, 2.0)
         assert (second.update.noise_multiplier, second.update.clip_norm) == (0, None)
+        assert world.federation.server.discount_noise is (row == REMEDY)
     assert worlds(tmp_path, FLAT[0], noisy)[0].federation.rounds.count == 8
     assert is_admitted(FLAT[0], noisy) and not is_admitted("fedper", noisy) and is_admitted("fedper", NATURAL)
