@@ -32,7 +32,7 @@ tree without key layers and with one round a call, which computes the same mean:
 sites.
 
 [worldlm_vs_flat, worldlm_vs_flat_trained: perplexity of flat over WorldLM's, in both states; worldlm_vs_best: of
-WorldLM over the best of local, flat, tuned and fedper that were run; iid_vs_flat: of WorldLM over flat's on
+WorldLM over the best of local, flat, tuned and fedper, once all are run; iid_vs_flat: of WorldLM over flat's on
 shuffled texts; root_vs_flat: of the root's model over flat's; noise_increase: of worldlm/discounted with noise
 over worldlm/cosine without]
 """

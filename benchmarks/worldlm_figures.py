@@ -80,9 +80,10 @@ def against(rows: Sequence[Row], above: str | None, below: str | None, state: st
 
 
 def against_best(rows: Sequence[Row], name: str | None, others: Iterable[str | None], state: str) -> float | None:
-    """Perplexity of a row over that of the best of others."""
+    """Perplexity of a row over that of the best of others; None unless all of them were run."""
     found = [against(rows, name, other, state) for other in others]
-    return max((value for value in found if value is not None), default=None)
+    known = [value for value in found if value is not None]
+    return max(known) if len(known) == len(found) else None
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def row(name: str, test: float, *, trained: float | None = None, **more: Any) ->
 ROWS_RUN = [
     row("flat:1", 90, trained=80, bytes={"sites": 100, "regions": 0}),
     row("local", 84, root=None),
+    row("tuned", 78, root=None),
     row("fedper", 75, root=None),
     row("worldlm/cosine", 72, trained=64, root=99, bytes={"sites": 100, "regions": 20}),
     row("centralised", 45),
@@ -92,6 +93,10 @@ def test_what_was_not_run_has_no_figure_and_is_named() -> None:
 def test_auto_is_the_figures_worldlm_once_it_is_run() -> None:
     found = figures([*ROWS_RUN, row("worldlm/auto", 60)])
     assert found["worldlm"] == "worldlm/auto" and found["worldlm_vs_flat"] == pytest.approx(1.5)
+
+
+def test_the_best_of_others_is_known_once_all_are_run() -> None:
+    assert "worldlm_vs_best" not in figures([one for one in ROWS_RUN if one["row"] != "local"])
 
 
 def test_a_rate_is_chosen_on_the_validation_texts() -> None:
