@@ -32,10 +32,12 @@ from flows.cancellation import cancel_call, cancel_sites
 from flows.leases import outlive_leases
 from flows.site import failure, site_steps
 from flows.start import start_at_site
-from photon_core.aggregation.candidate import RoundLog
+from photon_core.aggregation.candidate import Candidate, RoundLog
+from photon_core.aggregation.choice import UNCHOSEN
 from photon_core.aggregation.claims import believed
-from photon_core.aggregation.fit import call_of, rounds_to_make
+from photon_core.aggregation.fit import Call, call_of, rounds_to_make
 from photon_core.aggregation.gather import usable
+from photon_core.aggregation.round import alternatives
 from photon_core.aggregation.routing import has_residuals
 from photon_core.aggregation.tree import regions
 from photon_core.errors import FederationError
@@ -49,6 +51,7 @@ from photon_core.run.run import run_of
 from photon_core.run.updates import next_attempt
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, RoundManifest
+from schemas.sections.worldlm import AUTO
 from tasks import coordinator
 from tasks import federation as below
 from tasks import site as steps
@@ -122,10 +125,10 @@ def _round(runtime: Runtime, federation: Federation, t: int, deployed: bool) -> 
     seconds["aggregate"] = time.monotonic() - clock
 
     clock = time.monotonic()
-    evaluations, not_evaluated = _evaluate(runtime, federation, t, candidate.sent, deployed)
+    candidate, evaluations, not_evaluated = _scored(runtime, federation, candidate, deployed)
     while coordinator.needs_retry(federation, candidate, evaluations):
         candidate = coordinator.apply_again(runtime, federation, candidate, evaluations)
-        evaluations, not_evaluated = _evaluate(runtime, federation, t, candidate.sent, deployed)
+        candidate, evaluations, not_evaluated = _scored(runtime, federation, candidate, deployed)
     seconds["evaluate"] = time.monotonic() - clock
 
     for site in left_out.keys() & candidate.updates.keys():
@@ -238,6 +241,18 @@ def _regions(runtime: Runtime, federation: Federation, t: int, sampled: list[str
     return bad
 
 
+def _scored(
+    runtime: Runtime, federation: Federation, candidate: Candidate, deployed: bool
+) -> tuple[Candidate, dict[str, dict[str, float]], dict[str, str]]:
+    """Evaluate a candidate as `_evaluate`; with `temperature: auto`, all alternatives, and take the best."""
+    found = alternatives(run_of(federation), federation, candidate)
+    scored = {option: _evaluate(runtime, federation, one.t, one.sent, deployed) for option, one in found.items()}
+    if len(found) > 1:
+        members = {option: set(scores) for option, (scores, _) in scored.items()}
+        candidate = coordinator.choose(federation, found, members)
+    return candidate, *scored.get(candidate.key_layers.chosen, scored[UNCHOSEN])
+
+
 def _evaluate(
     runtime: Runtime, federation: Federation, t: int, model: list[FileEntry], deployed: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
@@ -280,7 +295,7 @@ def fit(federation: Federation, member: str, t: int, attempt: int = 1, deployed:
     attempt = max(attempt, next_attempt(above, t, member))  # one that cannot be used is made again
     call = call_of(federation, member, t, attempt)
     with tags(f"run:{child.run}"), runtime_of(child) as runtime:
-        entry = below.enter(runtime, child, call)
+        entry = below.enter(runtime, child, call, _tried(runtime, child, call, deployed))
         if deployed:
             below.train_there(runtime, child, call, entry, time.time() + federation.rounds.deadline)
         else:
@@ -289,6 +304,20 @@ def fit(federation: Federation, member: str, t: int, attempt: int = 1, deployed:
                 federated_round(child, n)
         below.contribute(runtime, child, call, entry)
     return Completed(message=f"{member}: the contribution to round {t} of {federation.run} is committed")
+
+
+def _tried(runtime: Runtime, child: Federation, call: Call, deployed: bool) -> dict[str, float]:
+    """With `temperature: auto`, the losses of the models with which the child could enter."""
+    if child.worldlm is None or child.worldlm.temperature != AUTO:
+        return {}
+    models = below.trials(runtime, child, call)
+    for model in models.values():
+        if deployed:
+            deadline = time.time() + child.rounds.evaluation_deadline
+            below.evaluate_there(runtime, child, call.ref.run, call.ref.round, model, deadline)
+        else:
+            evaluate_members(child, *model)
+    return below.losses(child, models)
 
 
 @flow(name="fit-evaluate", flow_run_name="{member} evaluates round {t}", on_cancellation=[cancel_call])

@@ -131,6 +131,18 @@ class Attention(Manifest):
     distances: list[Number] = Field(
         default_factory=list, max_length=POOL_LIMIT, description="distances of the rows from the own one"
     )
+    chosen: Name = Field(
+        default="", description="option that was chosen for all key layers, if temperature is auto"
+    )
+    losses: dict[Name, Number] = Field(
+        default_factory=dict,
+        max_length=LIST_LIMIT,
+        description="held-out loss of the node's model with each option",
+    )
+
+    @model_serializer(mode="wrap")
+    def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(write(self), chosen="", losses={})
 
 
 class ParentRef(Manifest):

@@ -13,12 +13,14 @@ from prefect.runtime import flow_run
 
 from photon_core.aggregation import round as rounds
 from photon_core.aggregation.candidate import Candidate, RoundLog
+from photon_core.aggregation.claims import believed
 from photon_core.aggregation.commit import commit
 from photon_core.aggregation.engine.inputs import Limits
 from photon_core.aggregation.guard import sentences
 from photon_core.aggregation.routing import send_down
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import PhotonError
+from photon_core.evidence.evaluations import evaluation
 from photon_core.evidence.events import Fact, Kind, Log
 from photon_core.evidence.summary import summary
 from photon_core.evidence.trackers import check_trackers
@@ -165,6 +167,25 @@ def aggregate(
 def needs_retry(federation: Federation, candidate: Candidate, evaluations: dict[str, dict[str, float]]) -> bool:
     """Whether the guard finds the candidate's validation loss too high, and retries are left."""
     return bool(rounds.retry_reasons(run_of(federation), federation, candidate, evaluations))
+
+
+@task(task_run_name="choose a temperature", tags=[f"{STEP}choose"], cache_policy=NO_CACHE)
+def choose(federation: Federation, found: dict[str, Candidate], members: dict[str, set[str]]) -> Candidate:
+    """The alternative with the lowest committed loss.
+
+    Args:
+        federation: federation file.
+        found: candidate by option.
+        members: members that have evaluated it, by option.
+    """
+    run = run_of(federation)
+    scores = {
+        option: {name: given for name in members[option] if (given := evaluation(run, one.t, name, one.sent))}
+        for option, one in found.items()
+    }
+    return rounds.best_of(
+        run, federation, found, {option: believed(federation, each) for option, each in scores.items()}
+    )
 
 
 @task(task_run_name="apply again", tags=[f"{STEP}apply again"], cache_policy=NO_CACHE)

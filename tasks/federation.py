@@ -17,7 +17,7 @@ from photon_core.evidence.metrics import perplexity
 from photon_core.run.members import world_of
 from photon_core.run.opening import open_run
 from photon_core.run.paths import Place, PlaceKind
-from photon_core.run.run import run_of
+from photon_core.run.run import model_sha256, run_of
 from photon_core.run.updates import files_of_update
 from photon_core.tensors.shards import copy_files
 from schemas.federation import Federation
@@ -66,14 +66,36 @@ def _own_server(member: str) -> OwnServer:
 
 
 @restarted(task_run_name="enter", tags=[f"{STEP}enter"])
-def enter(runtime: Runtime, child: Federation, call: Call) -> RoundManifest:
-    """Commit the child's entry into the parent's round. Opens the child's run if it is not open."""
+def enter(runtime: Runtime, child: Federation, call: Call, losses: Mapping[str, float]) -> RoundManifest:
+    """Commit the child's entry into the parent's round. Opens the child's run if it is not open.
+
+    Args:
+        losses: losses of `trials`, if there are any.
+    """
     run = run_of(child)
     with runtime.log.step("enter"), tempfile.TemporaryDirectory(prefix="photon-") as name:
         folder = Path(name)
         tokenizer = load_tokenizer(child.tokenizer).sha256
         open_run(run, child, tokenizer, lambda: fit.initial_of(call, folder / "initial"))
-        return fit.enter(run, child, call, folder)
+        return fit.enter(run, child, call, folder, losses)
+
+
+@restarted(task_run_name="try temperatures", tags=[f"{STEP}try"])
+def trials(runtime: Runtime, child: Federation, call: Call) -> dict[str, Candidate]:
+    """With `temperature: auto`, the models with which the child could enter, by option; else none."""
+    run = run_of(child)
+    with runtime.log.step("try temperatures"), tempfile.TemporaryDirectory(prefix="photon-") as name:
+        models = fit.trials(run, child, call, Path(name))
+        return {option: ((run.latest() or 0) + 1, model) for option, model in models.items()}
+
+
+def losses(child: Federation, models: Mapping[str, Candidate]) -> dict[str, float]:
+    """The committed losses of `trials`. None if not the same members have evaluated them all."""
+    assert child.parent is not None
+    run, member = run_of(child), child.parent.member
+    scores = {option: evaluation(run, n, member, model) or {} for option, (n, model) in models.items()}
+    alike = len({one.get("tokens") for one in scores.values()}) == 1
+    return {option: one["loss"] for option, one in scores.items() if alike and one}
 
 
 @task(task_run_name="contribute", tags=[f"{STEP}contribute"], cache_policy=NO_CACHE)
@@ -127,7 +149,7 @@ def evaluate_there(
     assert child.parent is not None
     member, (n, model) = child.parent.member, candidate
     parameters = {"t": n, "model": [entry.model_dump(mode="json") for entry in model]}
-    tags = [call_tag(parent, t), f"model:{model[0].sha256[:16]}"]
+    tags = [call_tag(parent, t), f"model:{model_sha256(model)[:16]}"]
     request = OwnRequest(_own_server(member), SCORES, parameters, tags, child.deploy.zombie_after)
     with runtime.log.step("evaluate"):
         waiting = Alone(deadline, runtime.log)

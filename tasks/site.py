@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,11 @@ from prefect.runtime import task_run
 from photon_core.aggregation.attempts import is_done, superseded
 from photon_core.aggregation.moments import moments_for
 from photon_core.errors import Cancelled, ChildFailed, DeadlinePassed, Killed, PhotonError, StoreUnavailable
-from photon_core.evidence.evaluations import commit_evaluation
+from photon_core.evidence.evaluations import commit_evaluation, evaluation
 from photon_core.evidence.events import Kind, Log, incidents
 from photon_core.evidence.timeline import Stopwatch, append_spans, phase, spans_of
 from photon_core.run.model_cache import fetch_model
-from photon_core.run.run import run_of
+from photon_core.run.run import model_sha256, run_of
 from photon_core.run.updates import last_contribution, next_attempt
 from photon_core.training import entry
 from photon_core.update.upload import EarlyUpload, upload_update
@@ -31,6 +32,7 @@ from tasks.runtime import Runtime
 from tasks.tags import STEP
 
 if TYPE_CHECKING:
+    from photon_core.training.entering import Entry
     from photon_core.training.job import LocalJob
     from photon_core.update.trained import Trained
 
@@ -174,7 +176,7 @@ def upload(
 @restarted(task_run_name="{view.name} / evaluate", tags=[f"{STEP}evaluate"])
 def evaluate(runtime: Runtime, view: SiteView, t: int, model: list[FileEntry]) -> dict[str, float]:
     """Loss and perplexity of a global model on the site's held-out text."""
-    log, of = _log(runtime, t, view.name), model[0].sha256
+    log, of = _log(runtime, t, view.name), model_sha256(model)
     with log.step("evaluate", model=of) as out, phase(log, "evaluate") as stopwatch:
         files = [str(path) for path in _model_files(view, t, model)]
         scores = runtime.launcher.run(
@@ -233,7 +235,7 @@ def _model_files(view: SiteView, t: int, model: list[FileEntry]) -> list[Path]:
 
 
 def _job(runtime: Runtime, view: SiteView, t: int) -> "LocalJob":
-    from photon_core.training.entering import enter
+    from photon_core.training.entering import enter_best
     from photon_core.training.job import LocalJob
 
     run = run_of(view.federation)
@@ -245,7 +247,8 @@ def _job(runtime: Runtime, view: SiteView, t: int) -> "LocalJob":
         model, optimizer = view.federation.model, view.local.optimizer.name
         moments = moments_for(base.moments, model, optimizer, base.key_layers)
     attempt = next_attempt(run, t, view.name)
-    theta = enter(run, view, t, attempt, _model_files(view, t - 1, base.download or base.model))
+    committed = _model_files(view, t - 1, base.download or base.model)
+    theta = enter_best(run, view, t, attempt, committed, partial(_losses, runtime, view, t))
     return LocalJob(
         view=view,
         round=t,
@@ -261,6 +264,23 @@ def _job(runtime: Runtime, view: SiteView, t: int) -> "LocalJob":
         entry_sha256=theta.sha256,
         entry=theta.attention,
     )
+
+
+def _losses(runtime: Runtime, view: SiteView, t: int, models: "Mapping[str, Entry]") -> dict[str, float]:
+    """The loss of each model on the site's held-out text, as committed. A child process computes missing ones."""
+    run, name = run_of(view.federation), view.name
+    missing = [one for one in models.values() if evaluation(run, t, name, one.entries) is None]
+    if missing:
+        files = [[str(path) for path in one.files] for one in missing]
+        found = runtime.launcher.run(
+            partial(entry.evaluate_each, view, files, runtime.launcher.threads),
+            label=_label(view, t),
+            timeout=view.federation.rounds.evaluation_deadline,
+            log_path=_log_path(view),
+        )
+        for one, scores in zip(missing, found, strict=True):
+            commit_evaluation(run, t, name, one.entries, scores)
+    return {option: (evaluation(run, t, name, one.entries) or {})["loss"] for option, one in models.items()}
 
 
 class _Progress:

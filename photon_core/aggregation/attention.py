@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from photon_core.aggregation.choice import PARENT, UNCHOSEN, settled
 from photon_core.aggregation.sums import Sums
 from schemas.bounds import LARGEST_NUMBER
 from schemas.manifests import Attention
@@ -31,7 +32,13 @@ Float64 = NDArray[np.float64]
 LEAST_SPREAD = 1e-6  # minimum spread of cosines, so that equal rows have a temperature
 
 
-def attend(rows: Sequence[str], sums: Sums, worldlm: WorldLM, shares: Sequence[float] | None = None) -> Attention:
+def attend(
+    rows: Sequence[str],
+    sums: Sums,
+    worldlm: WorldLM,
+    shares: Sequence[float] | None = None,
+    option: str = UNCHOSEN,
+) -> Attention:
     """The weights of a pool, with names, scores and temperature.
 
     Args:
@@ -39,10 +46,14 @@ def attend(rows: Sequence[str], sums: Sums, worldlm: WorldLM, shares: Sequence[f
         sums: inner products of the rows; row 0 is the query.
         worldlm: settings of the node.
         shares: factors w_j; default: all 1.
+        option: option of `temperature: auto` (aggregation/choice.py); not used otherwise.
     """
+    worldlm = settled(worldlm, option)
     found = scores(sums, worldlm)
     tau = tau_of(found, worldlm)
     given = weights(found, tau, shares, worldlm.own_row)
+    if option == PARENT:
+        given = np.eye(1, len(rows), 1, np.float32)[0]
     return Attention(
         rows=list(rows),
         scores=found.tolist(),
@@ -69,10 +80,12 @@ def tau_of(scores: Float64, worldlm: WorldLM) -> float:
     """
     if worldlm.attention == "mean":
         return 1.0
+    temperature = worldlm.temperature
+    assert not isinstance(temperature, str), "an option of auto is a number"
     if worldlm.attention == "dot" or len(scores) < 2:
-        return worldlm.temperature
+        return temperature
     mean = math.fsum(scores[1:]) / (len(scores) - 1)
-    return worldlm.temperature * max(1.0 - mean, LEAST_SPREAD)
+    return temperature * max(1.0 - mean, LEAST_SPREAD)
 
 
 def token_shares(tokens: Sequence[int]) -> list[float]:

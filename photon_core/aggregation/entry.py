@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from photon_core.aggregation.attention import attend
+from photon_core.aggregation.choice import UNCHOSEN
 from photon_core.aggregation.means import weighted_mean
 from photon_core.aggregation.sums import BLOCK, Sums, TensorSums, block_sums
 from photon_core.errors import CorruptFile
@@ -27,7 +28,7 @@ from schemas.sections.worldlm import WorldLM
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-OWN, PARENT = "own", "parent"
+OWN = "own"
 PIECE = 8 * BLOCK  # elements of a row that are in memory at a time
 
 
@@ -74,6 +75,7 @@ def enter_layers(
     worldlm: WorldLM,
     folder: Path,
     max_bytes: int = SHARD_BYTES,
+    option: str = UNCHOSEN,
 ) -> Entered:
     """Write the key layers that a node enters with, each of which is the mean of its pool.
 
@@ -83,6 +85,7 @@ def enter_layers(
         worldlm: settings of the node.
         folder: folder for the files, <layer>-00001-of-00001.safetensors and so on.
         max_bytes: maximum size of a file; a larger tensor is split by rows.
+        option: option of `temperature: auto`; not used otherwise.
 
     Raises:
         CorruptFile: a row has other tensors than the first, or holds NaN or infinity.
@@ -91,7 +94,7 @@ def enter_layers(
     for layer, rows in pools.items():
         names = sorted(layers[layer])
         _check(layer, names, rows)
-        attention = _attention(layer, names, rows, worldlm)
+        attention = _attention(layer, names, rows, worldlm, option)
         tensors = {name: rows[0].tensors.tensors[name] for name in names}
 
         def mean(name: str, rows: Sequence[Row] = rows, attention: Attention = attention) -> Float32:
@@ -110,13 +113,13 @@ def _check(layer: str, names: Sequence[str], rows: Sequence[Row]) -> None:
                 raise CorruptFile(f"key layer '{layer}': tensor '{name}' of row '{row.name}' is not the model's")
 
 
-def _attention(layer: str, names: Sequence[str], rows: Sequence[Row], worldlm: WorldLM) -> Attention:
+def _attention(layer: str, names: Sequence[str], rows: Sequence[Row], worldlm: WorldLM, option: str) -> Attention:
     elements = sum(prod(rows[0].tensors.tensors[name].shape) for name in names)
     sums = Sums.of((_sums(name, rows) for name in names), elements)
     for row, square in zip(rows, sums.squares, strict=True):
         if not np.isfinite(square):
             raise CorruptFile(f"key layer '{layer}' of row '{row.name}' holds NaN or infinity")
-    return attend([row.name for row in rows], sums, worldlm)
+    return attend([row.name for row in rows], sums, worldlm, option=option)
 
 
 def _sums(name: str, rows: Sequence[Row]) -> Float64:
@@ -127,7 +130,9 @@ def _sums(name: str, rows: Sequence[Row]) -> Float64:
 
 
 def _mean(name: str, rows: Sequence[Row], weights: Sequence[float]) -> Float32:
-    """A whole tensor: sum_j a_j x_j of each element, in the order of the rows."""
+    """A whole tensor: sum_j a_j x_j of each element, in the order of the rows. Exact if one row has all weight."""
+    taking = [row for row, weight in zip(rows, weights, strict=True) if weight]
+    rows = taking if len(taking) == 1 else rows
     out = np.empty(rows[0].tensors.tensors[name].shape, np.float32)
     flat = out.reshape(-1)
     for start, end, piece in _pieces(name, rows):

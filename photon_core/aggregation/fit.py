@@ -7,7 +7,7 @@ The parent's round t reads the committed contribution only. The federation keeps
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers, fetched
+from photon_core.aggregation.choice import OPTIONS, PARENT, UNCHOSEN, choose, with_choice
+from photon_core.aggregation.entry import OWN, Entered, Row, enter_layers, fetched
 from photon_core.aggregation.moments import moments_for
 from photon_core.aggregation.parts import backbone, key_files
 from photon_core.aggregation.residuals import in_order, row_name
@@ -34,8 +35,9 @@ from photon_core.tensors.shards import all_tensors, copy_files, put_file, shard_
 from photon_core.tensors.writer import ShardWriter
 from photon_core.update.codecs.lossless import Lossless, encode
 from schemas.federation import Federation
-from schemas.manifests import FileEntry, ParentRef, Residual, RoundManifest, TensorEntry, UpdateManifest
+from schemas.manifests import Attention, FileEntry, ParentRef, Residual, RoundManifest, TensorEntry, UpdateManifest
 from schemas.protocol import PROTOCOL
+from schemas.sections.worldlm import AUTO
 
 CHUNK = 1 << 20  # elements
 
@@ -116,13 +118,32 @@ def entered(run: Run, ref: ParentRef) -> RoundManifest | None:
     return found if found is not None and found.parent == ref else None
 
 
-def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundManifest:
+def trials(run: Run, federation: Federation, call: Call, folder: Path) -> dict[str, list[FileEntry]]:
+    """With `temperature: auto`, the model of each option with which the federation could enter. They are not
+    committed, and lie in the folder of its next round. None if it has entered, or has no own key layers.
+
+    Args, errors: as for `enter`.
+    """
+    worldlm = federation.worldlm
+    if worldlm is None or worldlm.temperature != AUTO or not call.base.key_layers or entered(run, call.ref):
+        return {}
+    _follow_back(run, federation, call)
+    own = newest(run)
+    if own is None or not own.entries:
+        return {}
+    return {option: _model(run, federation, call, own, folder, option)[0] for option in OPTIONS}
+
+
+def enter(
+    run: Run, federation: Federation, call: Call, folder: Path, losses: Mapping[str, float] | None = None
+) -> RoundManifest:
     """Commit the federation's entry for this call, and return it. Idempotent: an entry that exists is returned.
 
     Args:
         run, federation: run and file of the member.
         call: call of the member.
         folder: scratch space on this machine.
+        losses: losses of `trials`, by which it chooses; if there are none, the temperature of auto is 1.
 
     Raises:
         StoreConflict: another process has committed a round in the meantime.
@@ -135,7 +156,7 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
     if own is None:
         raise PhotonError(f"run '{run.run}' has no round yet: its first entry creates round 0")
     try:
-        run.commit_round(_entry(run, federation, call, own, folder))
+        run.commit_round(_entry(run, federation, call, own, folder, losses or {}))
     except StoreConflict:
         if entered(run, call.ref) is None:
             raise
@@ -144,13 +165,28 @@ def enter(run: Run, federation: Federation, call: Call, folder: Path) -> RoundMa
     return known
 
 
-def _entry(run: Run, federation: Federation, call: Call, own: RoundManifest, folder: Path) -> RoundManifest:
+def _model(
+    run: Run, federation: Federation, call: Call, own: RoundManifest, folder: Path, option: str
+) -> tuple[list[FileEntry], dict[str, Attention]]:
+    """The model to enter with after round `own`, and its attention. Writes the files."""
+    base, model = call.base, Place(PlaceKind.ROUND_PART, run.run, own.round + 1, part="model").path
+    files = copy_files(call.parent.store, call.folder, backbone(base).model, run.store, model, "model/")
+    found = _entered_layers(run, federation, call, own, folder, option)
+    files += [put_file(run.store, path, model, "model/") for path in found.paths]
+    return files, found.attention
+
+
+def _entry(
+    run: Run,
+    federation: Federation,
+    call: Call,
+    own: RoundManifest,
+    folder: Path,
+    losses: Mapping[str, float],
+) -> RoundManifest:
     """The entry after round `own` of the member. Writes its files."""
     t, base = own.round + 1, call.base
-    model = Place(PlaceKind.ROUND_PART, run.run, t, part="model").path
-    files = copy_files(call.parent.store, call.folder, backbone(base).model, run.store, model, "model/")
-    found = _entered_layers(run, federation, call, own, folder)
-    files += [put_file(run.store, path, model, "model/") for path in found.paths]
+    files, attention = _model(run, federation, call, own, folder, choose(losses) if losses else UNCHOSEN)
     return RoundManifest(
         run=run.run,
         round=t,
@@ -159,7 +195,7 @@ def _entry(run: Run, federation: Federation, call: Call, own: RoundManifest, fol
         entries=own.entries + 1,
         horizon=call.horizon,
         key_layers=base.key_layers,
-        attention=found.attention,
+        attention=with_choice(attention, losses) if losses else attention,
         down=own.down,
         received=receive(call.parent, run, t, call.residuals),
         model_sha256=model_sha256(files),
@@ -185,7 +221,8 @@ def look_ahead(run: Run, federation: Federation, call: Call, folder: Path) -> Ro
 
     Returns:
         the committed entry; else the key layers of the entry that `enter` would commit now. The rest of its model
-        is the backbone of `call.base`.
+        is the backbone of `call.base`. With `temperature: auto` it chooses only when it enters: they are those of
+        temperature 1.
 
     Raises:
         CorruptFile: a file does not match its manifest.
@@ -196,16 +233,20 @@ def look_ahead(run: Run, federation: Federation, call: Call, folder: Path) -> Ro
     to = _before_what_is_behind(run, call)
     own = newest(run) if to is None else run.round(to)
     assert own is not None
-    return _entered_layers(run, federation, call, own, folder)
+    return _entered_layers(run, federation, call, own, folder, UNCHOSEN)
 
 
-def _entered_layers(run: Run, federation: Federation, call: Call, own: RoundManifest, folder: Path) -> Entered:
+def _entered_layers(
+    run: Run, federation: Federation, call: Call, own: RoundManifest, folder: Path, option: str
+) -> Entered:
     """The key layers of the entry after round `own` of the member."""
     layers = call.base.key_layers
     if federation.worldlm is None or not layers:
         return Entered(folder)
     pools = _pools(run, own, call, folder, federation.aggregation.connections)
-    return enter_layers(pools, layers, federation.worldlm, folder, federation.aggregation.shard_bytes)
+    place, size = folder / option, federation.aggregation.shard_bytes
+    place.mkdir(parents=True, exist_ok=True)
+    return enter_layers(pools, layers, federation.worldlm, place, size, option)
 
 
 def _follow_back(run: Run, federation: Federation, call: Call) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from photon_core.aggregation.attention import attend, token_shares
+from photon_core.aggregation.choice import UNCHOSEN, chosen_in, settled
 from photon_core.aggregation.engine.inputs import Limits, Pass, Source
 from photon_core.aggregation.engine.streaming import run_pass
 from photon_core.aggregation.noise import noise_on
@@ -44,6 +45,11 @@ class KeyLayers:
     squares: float = 0.0
 
     @property
+    def chosen(self) -> str:
+        """The option that was chosen; empty if none was compared with others."""
+        return chosen_in(self.attention)
+
+    @property
     def norms(self) -> dict[str, float]:
         """key_distance/<member>: of its key layers from those that were sent."""
         return {f"key_distance/{name}": distance for name, distance in _distances(self.attention).items()}
@@ -56,6 +62,7 @@ def attend_members(
     worldlm: WorldLM,
     server: Server,
     limits: Limits,
+    option: str = UNCHOSEN,
 ) -> KeyLayers:
     """Write the key layers of the round after `base`.
 
@@ -64,12 +71,14 @@ def attend_members(
         updates: checked updates of the members.
         worldlm, server: settings of the federation.
         limits: limits of a pass.
+        option: option of `temperature: auto` (aggregation/choice.py); not used otherwise.
 
     Raises:
         UpdateRejected: a member's key layers are damaged, not finite, or far from those that it received. Exclude
             the member and call again.
         CorruptFile: the key layers of `base` are.
     """
+    worldlm = settled(worldlm, option)
     attention = _committed(run, base, updates, worldlm, limits) if base.key_layers else {}
     _refuse_far(attention, server.guard)
     files, squares = list[FileEntry](), 0.0

@@ -1,17 +1,20 @@
 """A round's next global model: updates are gathered and aggregated, and the guard may retry the step."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from photon_core.aggregation.aggregate import Aggregate, aggregate, base_of
 from photon_core.aggregation.blame import Doubt, Suspects, blame
 from photon_core.aggregation.candidate import Candidate
+from photon_core.aggregation.choice import OPTIONS, PARENT, UNCHOSEN, choose, mean_losses, with_choice
 from photon_core.aggregation.download import write_rounded
 from photon_core.aggregation.engine.inputs import Limits
 from photon_core.aggregation.gather import gather
 from photon_core.aggregation.guard import norm_trouble, outsized
 from photon_core.aggregation.guarded import past_rounds, with_lower_lr, without_sites, wrong_losses
 from photon_core.aggregation.key_layers import KeyLayers, attend_members
+from photon_core.aggregation.metrics import Scores
 from photon_core.aggregation.moments import Moments, MomentSpec, average_moments
 from photon_core.aggregation.residuals import NOTHING, Partition
 from photon_core.aggregation.routing import divide
@@ -25,6 +28,7 @@ from photon_core.run.members import members, most_work
 from photon_core.run.run import Run
 from schemas.federation import Federation
 from schemas.manifests import UpdateManifest
+from schemas.sections.worldlm import AUTO
 
 
 def aggregate_round(
@@ -112,6 +116,48 @@ def retry_reasons(
     if candidate.lowered >= candidate.server.guard.tries:
         return []
     return wrong_losses(run, federation, candidate, evaluations)
+
+
+def alternatives(run: Run, federation: Federation, candidate: Candidate) -> dict[str, Candidate]:
+    """The candidate with the key layers of every option of `temperature: auto`, if the mean is finite.
+
+    Alone, as UNCHOSEN, without auto, or if an option was chosen before. Also with noise on the mean: members
+    would get several noisy means of the same changes, which weakens the noise.
+    """
+    worldlm, layers, found = federation.worldlm, candidate.key_layers, {UNCHOSEN: candidate}
+    if worldlm is None or worldlm.temperature != AUTO or not layers.files or layers.chosen:
+        return found
+    if federation.server.noise_multiplier:
+        return found
+    base, limits, server = base_of(run, candidate.t), Limits.of(federation.aggregation), federation.server
+    for option in OPTIONS:
+        if option not in (UNCHOSEN, PARENT):  # a federation's mean has no parent's row
+            with suppress(UpdateRejected):
+                other = attend_members(run, base, candidate.updates, worldlm, server, limits, option)
+                found[option] = replace(candidate, key_layers=other)
+    return found
+
+
+def best_of(
+    run: Run, federation: Federation, candidates: Mapping[str, Candidate], scores: Mapping[str, Scores]
+) -> Candidate:
+    """The alternative with the lowest loss, with its residuals.
+
+    Args:
+        run, federation: run and file.
+        candidates: what `alternatives` has returned.
+        scores: the members' scores of each.
+    """
+    losses = mean_losses(scores)
+    if not losses:
+        return candidates[UNCHOSEN]
+    chosen = choose(losses)
+    best, limits = candidates[chosen], Limits.of(federation.aggregation)
+    layers = replace(best.key_layers, attention=with_choice(best.key_layers.attention, losses))
+    residuals = best.residuals
+    if chosen != UNCHOSEN:
+        residuals = divide(run, base_of(run, best.t), best.updates, layers, federation, limits)
+    return replace(best, key_layers=layers, residuals=residuals)
 
 
 def _guarded(run: Run, federation: Federation, candidate: Candidate) -> Candidate:

@@ -11,6 +11,7 @@ The file's own federation has its last committed round as received; so has a roo
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from photon_core.aggregation.choice import UNCHOSEN, chosen_in
 from photon_core.aggregation.entry import Entered
 from photon_core.aggregation.fit import look_ahead, next_call
 from photon_core.aggregation.parts import backbone
@@ -122,10 +123,19 @@ def _site_received(node: Node, t: int | None, folder: Path) -> NodeModel:
         connections = node.federation.aggregation.connections
         committed = run.store.fetch_all(base.model, run.files_dir(base.round), folder / "committed", connections)
         received = residuals_for(run, node.federation, base.round + 1, view.name)
-        entry = enter_with(run, view, base, received, committed, folder / "entered")
+        option = _option(run, base.round + 1, view.name)
+        entry = enter_with(run, view, base, received, committed, folder / "entered", option)
         source = Local(entry.files, entry.entries)
     origin = f"as received: the model with which it enters round {base.round + 1} of run `{run.run}`"
     return NodeModel(node, source, tokenizer, base.round, "received", origin)
+
+
+def _option(run: Run, t: int, site: str) -> str:
+    """The committed option of `temperature: auto` with which a site entered round t; UNCHOSEN if there is none."""
+    manifest = run.round(t)
+    used = manifest and manifest.updates.get(site)
+    update = run.update(t, site, used.attempt) if used else None
+    return (update and chosen_in(update.entry)) or UNCHOSEN
 
 
 def _site_trained(node: Node, t: int | None, folder: Path) -> NodeModel:

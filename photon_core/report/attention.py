@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from photon_core.aggregation.attention import entropy
-from photon_core.aggregation.entry import PARENT
+from photon_core.aggregation.choice import PARENT
 from photon_core.aggregation.residuals import row_name
 from photon_core.evidence.losses import Line
 from photon_core.evidence.nodes import Names
@@ -56,7 +56,7 @@ def queries(tree: Tree, layer: str) -> list[Query]:
 def keepers(tree: Tree) -> list[Keeper]:
     """The nodes with an own weight over MOST in each of the last CALLS calls.
 
-    A temperature of 0 keeps the own row by definition, so it names nobody.
+    A temperature of 0 keeps the own row by definition, so it names nobody, unless the node has chosen it.
     """
     found = []
     for (node, pool), calls in _pools(tree):
@@ -195,7 +195,12 @@ def _row(tree: Tree, node: Names, call: Call | None, row: str) -> Names:
 
 
 def _keeps(mixed: Attention | None) -> bool:
-    return mixed is not None and mixed.tau > 0 and len(mixed.weights) > 1 and mixed.weights[0] > MOST
+    return (
+        mixed is not None
+        and (mixed.tau > 0 or mixed.chosen != "")
+        and len(mixed.weights) > 1
+        and mixed.weights[0] > MOST
+    )
 
 
 def _when(pool: str) -> str:

@@ -6,17 +6,19 @@ committed ones.
 
     <state_dir>/cache/entry/<run>/000007-0001/blocks.3-00001-of-00001.safetensors   model of round 7's start
                                               own/<sha256>   own key layers and residuals, if fetched
+                                              as-mean/   with temperature auto: the key layers of another option
 
 This folder is a cache. Folders of older rounds are removed.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from photon_core.aggregation.entry import OWN, PARENT, Entered, Row, enter_layers, fetched
+from photon_core.aggregation.choice import OPTIONS, PARENT, UNCHOSEN, choose, with_choice
+from photon_core.aggregation.entry import OWN, Entered, Row, enter_layers, fetched
 from photon_core.aggregation.parts import key_files
 from photon_core.aggregation.residuals import in_order, row_name
 from photon_core.aggregation.routing import intact
@@ -29,11 +31,14 @@ from photon_core.run.updates import last_contribution
 from photon_core.tensors.local import LocalTensors
 from photon_core.training.state.folder import FOLDER, find_key_layers
 from schemas.manifests import Attention, FileEntry, Residual, RoundManifest
+from schemas.sections.worldlm import AUTO
 from schemas.view import SiteView
 
-WRITING = ".writing-"
+WRITING, TRIED = ".writing-", "as-"
 SHARD = rf"{STEM}-\d{{5,}}-of-\d{{5,}}\.safetensors"
-OURS = re.compile(rf"(?:{re.escape(WRITING)}[^/]+/)?{SHARD}|own/(?:[0-9a-f]{{64}}|{TEMPORARY.pattern})")
+OURS = re.compile(
+    rf"(?:as-[a-z0-9.]+/)?(?:{re.escape(WRITING)}[^/]+/)?{SHARD}|own/(?:[0-9a-f]{{64}}|{TEMPORARY.pattern})"
+)
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,32 @@ class Entry:
     entries: list[FileEntry] = field(default_factory=list)
 
 
-def enter(run: Run, view: SiteView, t: int, attempt: int, committed: Sequence[Path]) -> Entry:
+Losses = Callable[[Mapping[str, Entry]], Mapping[str, float]]  # of the model of each option
+
+
+def enter_best(run: Run, view: SiteView, t: int, attempt: int, committed: Sequence[Path], losses: Losses) -> Entry:
+    """As `enter`. With `temperature: auto`, the model of the option with the lowest loss."""
+    theta, worldlm = enter(run, view, t, attempt, committed), view.federation.worldlm
+    if worldlm is None or worldlm.temperature != AUTO or not theta.attention:
+        return theta
+    others = (option for option in OPTIONS if option != UNCHOSEN)
+    found = {UNCHOSEN: theta, **{option: enter(run, view, t, attempt, committed, option) for option in others}}
+    given = losses(found)
+    chosen = choose(given)
+    for option in found.keys() - {chosen, UNCHOSEN}:
+        clear(_folder(run, view, t, attempt) / f"{TRIED}{option}", OURS)
+    return replace(found[chosen], attention=with_choice(found[chosen].attention, given))
+
+
+def enter(
+    run: Run, view: SiteView, t: int, attempt: int, committed: Sequence[Path], option: str = UNCHOSEN
+) -> Entry:
     """Write the model that a site trains from in round t. Deterministic: every call writes the same bits.
 
     Args:
         run, view, t, attempt: run, site, round and attempt.
         committed: verified local files of round t - 1's model, in its order.
+        option: option of `temperature: auto`; not used otherwise.
 
     Raises:
         CorruptFile: the site's own key layers are lost or damaged, or do not match the model.
@@ -66,9 +91,9 @@ def enter(run: Run, view: SiteView, t: int, attempt: int, committed: Sequence[Pa
     base = run.round(t - 1)
     if base is None or not base.key_layers:
         return Entry(list(committed))
-    folder = view.cache_dir / "entry" / run.run / f"{t:06d}-{attempt:04d}"
+    folder = _folder(run, view, t, attempt)
     _drop_old(folder.parent, t)
-    return enter_with(run, view, base, intact(run, run.residuals(t, view.name)), committed, folder)
+    return enter_with(run, view, base, intact(run, run.residuals(t, view.name)), committed, folder, option)
 
 
 def enter_with(
@@ -78,6 +103,7 @@ def enter_with(
     received: Sequence[Residual],
     committed: Sequence[Path],
     folder: Path,
+    option: str = UNCHOSEN,
 ) -> Entry:
     """Write the model that a site trains from to a folder.
 
@@ -87,6 +113,7 @@ def enter_with(
         received: undamaged residuals that the federation sends to the site.
         committed: verified local files of base's model, in its order.
         folder: folder of the new files.
+        option: option of `temperature: auto`; not used otherwise.
 
     Raises:
         CorruptFile: as for `enter`.
@@ -103,7 +130,11 @@ def enter_with(
     for residual in residuals:
         row = fetched(row_name(residual), run.store, residual.folder, residual.files, folder / "own", connections)
         pools[residual.layer].append(row)
-    return _entry(base, places, _attended(view, base, pools, folder))
+    return _entry(base, places, _attended(view, base, pools, folder, option))
+
+
+def _folder(run: Run, view: SiteView, t: int, attempt: int) -> Path:
+    return view.cache_dir / "entry" / run.run / f"{t:06d}-{attempt:04d}"
 
 
 def _own(run: Run, view: SiteView, t: int, folder: Path) -> LocalTensors | None:
@@ -124,14 +155,17 @@ def _own(run: Run, view: SiteView, t: int, folder: Path) -> LocalTensors | None:
     return LocalTensors.of(paths, update.key_layers)
 
 
-def _attended(view: SiteView, base: RoundManifest, pools: Mapping[str, Sequence[Row]], folder: Path) -> Entered:
+def _attended(
+    view: SiteView, base: RoundManifest, pools: Mapping[str, Sequence[Row]], folder: Path, option: str
+) -> Entered:
     """The site's key layers, each of which is the mean of its pool."""
     worldlm = view.federation.worldlm
     assert worldlm is not None
+    folder = folder if option == UNCHOSEN else folder / f"{TRIED}{option}"
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=WRITING, dir=folder) as scratch:
         size = view.federation.aggregation.shard_bytes
-        made = enter_layers(pools, base.key_layers, worldlm, Path(scratch), size)
+        made = enter_layers(pools, base.key_layers, worldlm, Path(scratch), size, option)
         for entry in made.files:
             (made.folder / entry.path).replace(folder / entry.path)
     return Entered(folder, made.files, made.attention)

@@ -45,6 +45,13 @@ def evaluate(view: SiteView, files: list[str], threads: int) -> dict[str, float]
     return evaluate.evaluate(view, files, threads)
 
 
+def evaluate_each(view: SiteView, models: list[list[str]], threads: int) -> list[dict[str, float]]:
+    """Evaluate several models on a few of a site's held-out sequences."""
+    from photon_core.training import evaluate
+
+    return evaluate.evaluate_each(view, models, threads)
+
+
 def make_initial(federation: Federation, folder: Path) -> Initial:
     """Create the model that a run starts from."""
     from photon_core.run import start

@@ -1,9 +1,11 @@
 """Loss and perplexity of a model on a site's held-out sequences. Child processes only."""
 
 import math
+from dataclasses import replace
 
 import torch
 
+from photon_core.aggregation.choice import MOST_SEQUENCES
 from photon_core.data.held_out import valid_counts, valid_sequences
 from photon_core.data.shards import stage
 from photon_core.errors import DataError
@@ -37,6 +39,14 @@ def evaluate(view: SiteView, files: list[str], threads: int) -> dict[str, float]
     stage(view)  # a site that was not sampled has not validated its shards
     decoder = load_decoder(view.federation.model, Theta(files, view.federation.model).tensors(), device)
     return held_out_scores(decoder, view, device, size)
+
+
+def evaluate_each(view: SiteView, models: list[list[str]], threads: int) -> list[dict[str, float]]:
+    """As `evaluate`, for the files of several models, on at most MOST_SEQUENCES sequences."""
+    data = view.federation.data
+    few = data.model_copy(update={"evaluation_sequences": min(MOST_SEQUENCES, data.evaluation_sequences)})
+    part = replace(view, federation=view.federation.model_copy(update={"data": few}))
+    return [evaluate(part, files, threads) for files in models]
 
 
 def held_out_scores(decoder: Decoder, view: SiteView, device: str, size: int) -> dict[str, float]:

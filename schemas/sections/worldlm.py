@@ -4,6 +4,7 @@ WorldLM: Iacob et al., "Worldwide Federated Training of Language Models" (arXiv 
 of the blocks are key layers, the backbone's mean is unweighted. All other defaults are choices of this project.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
@@ -15,6 +16,7 @@ from schemas.sections.update import Update
 from schemas.sections.values import wrong
 
 WITHOUT = "worldlm.key_layers: 0"
+AUTO = "auto"
 
 
 def _key_layers(value: Any) -> Any:
@@ -44,6 +46,21 @@ KeyLayers = Annotated[
 ]
 
 
+def _temperature(value: Any) -> Any:
+    if value == AUTO:
+        return value
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError("is not a temperature; write auto, or a number of at least 0 such as 1")
+    return float(value)
+
+
+Temperature = Annotated[
+    float | Literal["auto"],
+    BeforeValidator(_temperature),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"const": AUTO}]}),
+]
+
+
 class WorldLM(Section):
     """Attention averages a node's key layers with its parent's and members'; a plain mean, the backbone."""
 
@@ -57,12 +74,12 @@ class WorldLM(Section):
         default="cosine",
         description="similarity of two nodes' key layers; dot and mean are for comparison (a choice)",
     )
-    temperature: float = Field(
+    temperature: Temperature = Field(
         default=1.0,
-        ge=0,
         description="softness of attention. With cosine, its unit is 1 minus the mean cosine of the others: at 1 "
         "the own row has e times the weight of an average other row. 0 keeps the own row. A large value "
-        "approaches the mean (a choice)",
+        "approaches the mean. auto: of the own row, 0.3, 1, 3, the mean and its parent's row, each node takes "
+        "what gives the lowest loss on held-out text (a choice)",
     )
     own_row: bool = Field(
         default=True, description="flag: a node's own key layers, which are the query, also take part in the mean"
@@ -86,6 +103,11 @@ class WorldLM(Section):
             raise wrong("0 would keep the longest row with dot; write a number above 0", "temperature")
         if self.temperature == 0 and not self.own_row:
             raise wrong("0 keeps the own row, which own_row: false excludes; drop one of them", "temperature")
+        if self.temperature == AUTO and self.attention != "cosine":
+            why = f"auto compares temperatures and the mean with cosine, but attention is {self.attention}"
+            raise wrong(f"{why}; write attention: cosine, or a number", "temperature")
+        if self.temperature == AUTO and not self.own_row:
+            raise wrong("auto also tries the own row, which own_row: false excludes; drop one", "temperature")
         return self
 
 

@@ -12,7 +12,7 @@ from photon_core.errors import StoreUnavailable
 from photon_core.evidence.evaluations import evaluation
 from photon_core.evidence.timeline import WHOLE, phase
 from photon_core.run.members import Member, Named
-from photon_core.run.run import run_of
+from photon_core.run.run import model_sha256, run_of
 from photon_core.run.start import site_start
 from schemas.manifests import FileEntry
 from schemas.view import SiteView
@@ -89,7 +89,7 @@ def dispatch_evaluation(
     waiting: Waiting | None = None,
 ) -> dict[str, float]:
     """The member's scores of a candidate for round t. Raises DeadlinePassed like `dispatch_round`."""
-    run, waiting, of = run_of(member.federation), waiting or Waiting(), model[0].sha256
+    run, waiting, of = run_of(member.federation), waiting or Waiting(), model_sha256(model)
     log = waiting.log.at(t, member.name)
     files = {**member.parameters, "t": t, "model": [entry.model_dump(mode="json") for entry in model]}
     with log.step("evaluate", model=of) as out, phase(log, "evaluate"):

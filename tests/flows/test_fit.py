@@ -46,6 +46,29 @@ def test_a_tree_trains_and_its_history_says_what_each_round_belongs_to(tmp_path:
     assert tokens == {"north": 2 * 2 * 3 * 4 * 64, "south": 2 * 2 * 3 * 4 * 64}
 
 
+def test_with_auto_every_node_takes_what_gives_the_lowest_loss(tmp_path: Path):
+    auto = {"worldlm": {"temperature": "auto"}}
+    world = prepare_world(write_world(tmp_path / "w", root=auto, region={"worldlm": {"temperature": "auto"}}))
+    rounds = run(world)
+    assert all(len(m.attention["blocks.1"].losses) == 5 for m in rounds[1:])
+    for m in rounds[1:]:
+        found, tokens = m.attention["blocks.1"], sum(one["tokens"] for one in m.evaluations.values())
+        assert found.losses[found.chosen] == min(found.losses.values())
+        mean = sum(one["loss"] * one["tokens"] for one in m.evaluations.values()) / tokens
+        assert found.losses[found.chosen] == pytest.approx(mean), "the evaluation of the model that was taken"
+    for child in world.children.values():
+        chain, node = rounds_of(child.federation), run_of(child.federation)
+        entries = [m.attention["blocks.1"] for m in chain if m.kind == "entry"]
+        assert [len(one.losses) for one in entries] == [0, 6], "before its first round it has no own row"
+        trained = [m for m in chain if m.kind == "train"][1:]
+        sites = [node.update(m.round, name, 1).entry for m in trained for name in m.updates]
+        assert [len(one) for one in sites] == [0, 0, 1, 1]
+        for one in [entries[1], *(entry["blocks.1"] for entry in sites[2:])]:
+            assert len(one.losses) == 6 and one.losses[one.chosen] == min(one.losses.values())
+        for m in trained:
+            assert m.attention["blocks.1"].losses
+
+
 def test_residuals_go_up_and_come_down_to_one_member_each(tmp_path: Path):
     world = prepare_world(write_world(tmp_path / "w", root={"rounds": {"count": 3}}))
     rounds = run(world)

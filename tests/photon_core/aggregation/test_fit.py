@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from photon_core.aggregation import fit
+from photon_core.aggregation.choice import OPTIONS
 from photon_core.errors import PhotonError, QuorumMissed, StoreConflict
 from photon_core.run import garbage
 from photon_core.run.garbage import Rule
 from photon_core.run.members import world_of
 from photon_core.run.rollback import roll_back
-from photon_core.run.run import forget_runs
+from photon_core.run.run import forget_runs, model_sha256
 from photon_core.store.store import Store
 from schemas.manifests import RoundManifest
 from tests.conftest import merge
@@ -40,6 +41,24 @@ def test_a_region_whose_sites_make_unequal_steps_is_believed(play: Play) -> None
     assert tree.play().left_out == {}
     north = tree.run().update(1, "north", 1)
     assert north is not None and (north.steps, north.tokens) == (3, (3 + 2) * 4 * 16)
+
+
+def test_with_auto_a_region_enters_with_the_best_of_what_it_has_tried(play: Play, tmp_path: Path) -> None:
+    auto = {"worldlm": {"temperature": "auto"}}
+    tree = play(root=auto, region=auto)
+    tree.play(0)
+    federation, run = tree.world.federation, tree.run("north")
+    child, call = tree.world.children["north"].federation, fit.call_of(federation, "north", 1)
+    assert fit.trials(run, child, call, tmp_path) == {}, "it has no own key layers"
+    tree.play()
+    call = fit.call_of(federation, "north", 2)
+    models = fit.trials(run, child, call, tmp_path)
+    assert list(models) == list(OPTIONS) and len({model_sha256(model) for model in models.values()}) == 6
+    losses = {option: abs(number - 4.0) for number, option in enumerate(OPTIONS)}
+    entry = fit.enter(run, child, call, tmp_path, losses)
+    assert entry.model_sha256 == model_sha256(models["mean"])
+    assert (entry.attention["blocks.1"].chosen, entry.attention["blocks.1"].losses) == ("mean", losses)
+    assert fit.trials(run, child, call, tmp_path) == {}, "it has entered"
 
 
 def test_a_region_whose_longest_site_is_away_is_believed(play: Play) -> None:

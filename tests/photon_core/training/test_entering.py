@@ -1,6 +1,7 @@
 """What a site trains from: the committed backbone, and its own key layers, wherever they lie and however old."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from photon_core.aggregation.choice import OPTIONS
 from photon_core.data.tokenizer import load_tokenizer
 from photon_core.errors import CorruptFile
 from photon_core.model.init import initial_model
@@ -20,11 +22,12 @@ from photon_core.run.run import Run, model_sha256, run_of
 from photon_core.run.start import Initial
 from photon_core.tensors.local import regroup
 from photon_core.tensors.shards import put_file
-from photon_core.training.entering import Entry, enter
+from photon_core.training.entering import Entry, Losses, enter, enter_best
 from photon_core.training.state.folder import UPDATE, publish, writing
 from photon_core.update.trained import Trained
 from schemas.federation import Federation
 from schemas.manifests import FileEntry, LastUpdate, RoundManifest, UpdateManifest, UpdateRef
+from schemas.sections.worldlm import WorldLM
 from schemas.view import view_of
 from tests.federations import sections, site
 
@@ -125,12 +128,14 @@ class Tree:
             )
         )
 
-    def enter(self, t: int, name: str) -> Entry:
+    def enter(self, t: int, name: str, losses: Losses | None = None) -> Entry:
         base = self.run.round(t - 1)
         assert base is not None
-        place = self.run.files_dir(t - 1)
+        place, view = self.run.files_dir(t - 1), view_of(self.federation, name)
         committed = self.run.store.fetch_all(base.model, place, self.folder / "fetched", 2)
-        return enter(self.run, view_of(self.federation, name), t, 1, committed)
+        if losses is None:
+            return enter(self.run, view, t, 1, committed)
+        return enter_best(self.run, view, t, 1, committed, losses)
 
 
 def read(entry: Entry) -> Arrays:
@@ -175,6 +180,36 @@ def test_at_temperature_0_a_site_goes_on_from_its_own(tmp_path: Path) -> None:
     own = tree.commit(1, "a", "b")
     for name in "ab":
         assert same(tree, tree.enter(2, name), tree.thetas[1], own[name])
+
+
+@pytest.mark.parametrize("best", OPTIONS)
+def test_with_auto_a_site_enters_with_the_option_of_the_lowest_loss(tmp_path: Path, best: str) -> None:
+    tree, same_as = Tree(tmp_path, temperature="auto"), {"own": 0, "0.3": 0.3, "1": 1, "3": 3}
+    assert tree.enter(1, "a", dict[str, float].fromkeys).attention == {}, "nothing to choose"
+    own = tree.commit(1, "a", "b")["a"]
+    given = {option: 1.5 if option == best else 2.0 for option in OPTIONS}
+    tried: list[str] = []
+
+    def losses(models: Mapping[str, Entry]) -> dict[str, float]:
+        tried.extend(one.sha256 for one in models.values())
+        assert all(path.exists() for one in models.values() for path in one.files)
+        return given
+
+    entry = tree.enter(2, "a", losses)
+    assert len(set(tried)) == len(OPTIONS) and entry.sha256 in tried
+    assert (entry.attention["blocks.1"].chosen, entry.attention["blocks.1"].losses) == (best, given)
+    if best in same_as:
+        tree.federation = tree.federation.model_copy(
+            update={"worldlm": WorldLM(key_layers=1, temperature=same_as[best])}
+        )
+        assert tree.enter(2, "a").sha256 == entry.sha256
+    elif best == "parent":
+        assert same(tree, entry, tree.thetas[1], tree.thetas[1])
+    else:
+        mean = {n: own[n] - np.float32(0.5) * (own[n] - tree.thetas[1][n]) for n in tree.key}
+        assert same(tree, entry, tree.thetas[1], mean)
+    left = {path.parent.name for path in (tmp_path / "a/cache/entry/r/000002-0001").glob("as-*/*")}
+    assert left == ({f"as-{best}"} - {"as-1"}), "the others are removed"
 
 
 def test_a_late_joiner_and_a_site_that_was_away_enter_with_what_they_have(tmp_path: Path) -> None:

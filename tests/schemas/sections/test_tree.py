@@ -110,6 +110,26 @@ def test_key_layers_are_a_share_a_number_or_names(asked: Any) -> None:
     assert sample(worldlm={"key_layers": asked}).key_layers == asked
 
 
+@pytest.mark.parametrize(
+    ("worldlm", "error"),
+    [
+        (
+            {"temperature": "auto", "attention": "mean"},
+            "with cosine, but attention is mean; write attention: cosine",
+        ),
+        ({"temperature": "auto", "attention": "dot"}, "with cosine, but attention is dot"),
+        ({"temperature": "auto", "own_row": False}, "auto also tries the own row, which own_row: false excludes"),
+        ({"temperature": -1}, "is not a temperature; write auto, or a number of at least 0"),
+        ({"temperature": "Auto"}, "is not a temperature; write auto"),
+        ({"temperature": float("nan")}, "is not a temperature"),
+    ],
+)
+def test_temperatures_that_contradict_are_refused(worldlm: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValidationError, match=error):
+        sample(worldlm=worldlm)
+    assert sample(worldlm={"temperature": "auto"}).worldlm == WorldLM(temperature="auto")
+
+
 def test_without_key_layers_the_backbone_is_averaged_as_in_any_federation() -> None:
     means = {"server": {"mean": "median"}, "update": {"model_dtype": "bfloat16"}}
     assert sample(worldlm={"key_layers": 0}, **means).server.mean == "median"
