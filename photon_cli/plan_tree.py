@@ -14,7 +14,6 @@ from photon_cli.tables import plain_console, wide_console
 from photon_core.errors import FederationError
 from photon_core.evidence.nodes import path_of
 from photon_core.formatting import amount, duration
-from photon_core.model.key_layers import key_layers
 from photon_core.model.shapes import parameter_count
 from photon_core.plan.costs import FLOAT32, key_bytes
 from photon_core.plan.tree import LinkPlan, MemberPlan, NodePlan, TreePlan, plan_tree
@@ -107,10 +106,12 @@ def _print(console: Console, federation: Federation, plan: TreePlan) -> None:
     keys = key_bytes(federation) // FLOAT32
     head = (
         f": {len(nodes)} federations with {sites} sites; {parameter_count(federation.model):,} parameters, "
-        f"{keys:,} of them in {len(key_layers(federation))} key layers; {_source(nodes)}\n"
+        f"{keys:,} of them in key layers; {_source(nodes)}\n"
     )
     console.print(Text.assemble("tree of run ", (federation.run, "bold"), head))
+    console.print(Text("Seconds in one round of the parent", style="bold"))
     console.print(_times(plan.root))
+    console.print(Text("\nBytes by link in one round of the first file", style="bold"))
     console.print(_links(plan))
     for line in _totals(federation, plan):
         console.print(line)
@@ -124,7 +125,6 @@ def _source(nodes: list[NodePlan]) -> str:
 def _times(root: NodePlan) -> Table:
     names = ("node", "rounds", "members", "aggregate", "evaluate", "all rounds", "transfers", "waits")
     table = Table(*names, header_style="bold", box=None, pad_edge=False)
-    table.title, table.title_justify, table.title_style = "Seconds in one round of the parent", "left", "bold"
     for column in table.columns[1:]:
         column.justify = "right"
     table.add_row(root.name, *_phases(root), "", "", style="bold")
@@ -156,8 +156,6 @@ def _transfers(member: MemberPlan) -> float | None:
 
 def _links(plan: TreePlan) -> Table:
     table = Table("link", "times", "down", "up", header_style="bold", box=None, pad_edge=False)
-    table.title, table.title_justify = "\nBytes by link in one round of the first file", "left"
-    table.title_style = "bold"
     for column in table.columns[1:]:
         column.justify = "right"
     for link in plan.links:
@@ -172,7 +170,7 @@ def _totals(federation: Federation, plan: TreePlan) -> list[Text]:
     what = "a round" if federation.parent is None else f"a call of {plan.root.rounds} rounds"
     run = ""
     if plan.count:
-        run = f"; {plan.count} rounds: {duration(plan.run_seconds)}, {amount(plan.count * plan.round_bytes)}"
+        run = f"; all {plan.count}: {duration(plan.run_seconds)}, {amount(plan.count * plan.round_bytes)}"
     first = f"\n{what}: {duration(plan.seconds)}, {amount(plan.round_bytes)} over all links{run}"
     lines = [Text(first, style="bold")]
     if plan.measured is not None:
