@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -364,6 +364,13 @@ def crashed_for_good(two: Deployed, flow_run: Any, times: int) -> None:
 def aggregating(two: Deployed) -> bool:
     folder = Path(two.federation.store) / two.run.round_dir(1)
     return any(path.name != "sites" for path in folder.iterdir())
+
+
+def go_on(trainers: Iterable[int]) -> None:
+    """Continue the processes that are stopped, unless they are gone."""
+    for pid in trainers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def recovered(name: str, since: float) -> None:

@@ -1,11 +1,10 @@
 """The failure table: rounds of a deployed federation that are cancelled, killed and cut off from their server."""
 
-import contextlib
 import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tests.flows.deployment import (
     aggregating,
     crashed_for_good,
     eventually,
+    go_on,
     recovered,
     shared_memory_of,
 )
@@ -80,13 +80,6 @@ def both_train(two: Deployed, held: bool = False) -> set[int]:
         if not held:
             go_on(trainers)
     return set(trainers)
-
-
-def go_on(trainers: Iterable[int]) -> None:
-    """Continue the processes that are stopped, unless they are gone."""
-    for pid in trainers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
 
 
 def kill_before_aggregation(two: Deployed, flow_run: Any) -> None:
