@@ -24,8 +24,8 @@ UNDER_WAY = [StateType.PENDING, StateType.RUNNING]
 LIVE = [*UNDER_WAY, StateType.SCHEDULED, StateType.PAUSED]
 
 
-def cancel_sites(_flow: Any, flow_run: FlowRun, _state: State) -> None:
-    """Hook: cancel every flow run of the federation's sites that has not ended.
+def cancel_sites(flow: Any, flow_run: FlowRun, state: State) -> None:
+    """Hook, which Prefect calls with keywords: cancel every flow run of the federation's sites that has not ended.
 
     Cancels nothing while another round of the run is running: all rounds of a run share their sites' flow runs.
     """
@@ -36,13 +36,13 @@ def cancel_sites(_flow: Any, flow_run: FlowRun, _state: State) -> None:
         if {found.id for found in rounds} - {flow_run.id, *(found.id for found in mine)}:
             return
         for child in _flow_runs(client, SITE_FLOWS, LIVE, tag):
-            message = f"the round '{flow_run.name}' was cancelled"
+            message = f"{flow.name} '{flow_run.name}' is {state.name}"
             started = child.state_type in UNDER_WAY
             ending = Cancelling(message=message) if started else Cancelled(message=message)
             client.set_flow_run_state(child.id, ending, force=True)
 
 
-def cancel_call(flow: Any, flow_run: FlowRun, _state: State) -> None:
+def cancel_call(flow: Any, flow_run: FlowRun, state: State) -> None:
     """Hook of `fit` and `fit-evaluate`: cancel what the member's own Prefect server does for this flow run."""
     server = OwnServer.of_environment()
     if server is None:
@@ -50,7 +50,7 @@ def cancel_call(flow: Any, flow_run: FlowRun, _state: State) -> None:
     tag = call_tag(flow_run.parameters["federation"]["run"], flow_run.parameters["t"])
     with server.client() as client:
         for run in tagged_runs(client, RUNS if flow.name == "fit" else SCORES, [f"run:{server.run}", tag]):
-            cancel(client, run, f"'{flow_run.name}' was cancelled")
+            cancel(client, run, f"{flow.name} '{flow_run.name}' is {state.name}")
 
 
 def _flow_runs(

@@ -13,6 +13,7 @@ def test_a_site_is_cancelled_with_the_last_round_that_waits_for_it() -> None:
     from prefect.states import Cancelling, Completed, Pending, Running
 
     from flows.cancellation import cancel_sites
+    from flows.federated_run import federated_run
 
     with get_client(sync_client=True) as client:
 
@@ -31,10 +32,10 @@ def test_a_site_is_cancelled_with_the_last_round_that_waits_for_it() -> None:
         part, site = started("federated-round", parent_task_run_id=step.id), started("site-round")
 
         for cancelled in (whole, part):
-            cancel_sites(None, cancelled, Cancelling())
+            cancel_sites(flow=federated_run, flow_run=cancelled, state=Cancelling())  # as Prefect calls it
             assert state_of(site) == "Running", "the other round waits for it"
         client.set_flow_run_state(part.id, Completed(), force=True)
         client.set_flow_run_state(other.id, Completed(), force=True)
         third = started("federated-round", parent_task_run_id=step.id)
-        cancel_sites(None, whole, Cancelling())
+        cancel_sites(flow=federated_run, flow_run=whole, state=Cancelling())
         assert (state_of(site), state_of(third)) == ("Cancelling", "Running")
