@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from photon_core.aggregation.noise import BLOCK, Noise, added, key_of, noise_of, noise_on
-from photon_core.aggregation.round import aggregate_round
+from photon_core.aggregation.round import aggregate_round, alternatives, best_of
 from photon_core.aggregation.weights import Shares
 from photon_core.errors import CorruptFile, UpdateRejected
 from photon_core.model.key_layers import names_in
@@ -127,6 +127,28 @@ def updates_of(run: Run, t: int) -> list[UpdateManifest]:
     assert manifest is not None
     found = [run.update(t, name, ref.attempt) for name, ref in sorted(manifest.updates.items())]
     return [one for one in found if one is not None]
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_with_auto_members_get_no_second_noisy_mean_of_the_same_changes(play: Play, noisy: bool) -> None:
+    more = ON_MEAN if noisy else {}
+    tree = region(play, UPDATE, {**more, "worldlm": {"temperature": "auto", "residuals": "region"}})
+    tree.play(0)
+    child, _, _ = tree.enter(tree.world.federation, "north", 1)
+    run = tree.run("north")
+    for site in "ab":
+        tree.train(run, view_of(child, site), 2)
+    candidate = aggregate_round(run, child, 2, ["a", "b"], {})
+    found = alternatives(run, child, candidate)
+    assert list(found) == (["1"] if noisy else ["1", "own", "0.3", "3", "mean"])
+    if not noisy:
+        scores = {option: {"a": {"loss": float(len(option)), "tokens": 1.0}} for option in found}
+        best = best_of(run, child, found, scores)
+        assert best.key_layers.chosen == "1" and best.residuals == candidate.residuals
+        scores["mean"]["a"]["loss"] = 0.5
+        best = best_of(run, child, found, scores)
+        assert best.key_layers.chosen == "mean" and best.key_layers.files == found["mean"].key_layers.files
+        assert alternatives(run, child, best) == {"1": best}, "the choice stays, also if the step is repeated"
 
 
 def test_a_restart_gives_the_same_bits_and_another_run_others(play: Play, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from photon_core.hashing import canonical_json
 from photon_core.model.decoder import Decoder, initial_decoder, next_token_loss
 from photon_core.model.init import initial_model, initial_tensor
 from photon_core.model.shapes import parameter_shapes
-from photon_core.training.evaluate import evaluate
+from photon_core.training.evaluate import evaluate, evaluate_each
 from photon_core.training.job import LocalJob
 from photon_core.training.train import train
 from schemas.federation import Federation
@@ -37,6 +37,20 @@ def test_loss_is_the_mean_over_all_predicted_tokens(make_site: Callable[..., Fed
     assert scores["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
     assert scores["tokens"] == 8 * 15
     assert evaluate(view_of(federation, "alpha"), files, 1) == scores
+
+
+def test_several_models_are_compared_on_at_most_32_sequences(
+    make_site: Callable[..., Federation], tmp_path: Path
+) -> None:
+    federation = make_site(batch_size=3)
+    data = federation.data.model_copy(update={"evaluation_sequences": 64})
+    many = view_of(federation.model_copy(update={"data": data}), "alpha")
+    files = [str(path) for path in initial_model(federation, tmp_path)]
+    assert [scores["tokens"] for scores in evaluate_each(many, [files], 1)] == [
+        min(32, len(valid_sequences(many, 64))) * 15
+    ]
+    few = view_of(federation, "alpha")
+    assert evaluate_each(few, [files, files], 1) == [evaluate(few, files, 1)] * 2
 
 
 def test_every_streams_own_loss(make_site: Callable[..., Federation], tmp_path: Path) -> None:
