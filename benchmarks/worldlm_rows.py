@@ -132,7 +132,7 @@ def stages(row: str, plan: Plan) -> list[Files]:
     if name in ("flat", "ditto", "centralised"):
         return [flat(plan, FIRST_STORE, whole, factor=float(number or 1) if name == "flat" else 1.0)]
     if row == "tuned":
-        first = round((1 - FINE) * whole)
+        first = int((1 - FINE) * whole)
         return [flat(plan, FIRST_STORE, first), fine_tuning(plan, first, whole - first)]
     return [flat(plan, row, whole, worldlm={"local": ALONE, "fedper": FEDPER}[row])]
 

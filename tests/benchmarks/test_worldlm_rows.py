@@ -1,5 +1,6 @@
 """The federation files of the rows of benchmarks.worldlm."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from schemas.reading.world import World, load_world
 
 MODEL = {"n_layers": 6, "d_model": 32, "n_heads": 2, "vocab_size": 257, "max_seq_len": 64}
 STREAMS = {site: [{"name": site, "source": f"{site}.jsonl"}] for sites in REGIONS.values() for site in sites}
-LATER = {"worldlm/auto"}  # rows of settings that the federation file may not have
 
 
 def plan(kind: Kind = NATURAL) -> Plan:
@@ -31,7 +31,7 @@ def written(folder: Path, files: Files) -> World:
     return load_world(folder / next(iter(files)))
 
 
-@pytest.mark.parametrize("row", sorted(set(ROWS) - LATER))
+@pytest.mark.parametrize("row", ROWS)
 def test_every_row_is_valid_and_has_the_same_steps(row: str, tmp_path: Path) -> None:
     steps = 0
     for world in worlds(tmp_path, row):
@@ -69,7 +69,12 @@ def test_fine_tuning_continues_from_flat_at_the_rate_that_flat_had_there(tmp_pat
     assert local.schedule.alpha * local.optimizer.lr == pytest.approx(0.1 * flat.federation.local.optimizer.lr)
 
 
-@pytest.mark.parametrize("row", [HIER, *sorted(set(WORLDLM) - LATER)])
+def test_the_shortest_run_has_a_round_of_fine_tuning(tmp_path: Path) -> None:
+    found = [written(tmp_path, files) for files in stages("tuned", replace(plan(), rounds=1))]
+    assert [world.federation.rounds.count for world in found] == [1, 1]
+
+
+@pytest.mark.parametrize("row", [HIER, *WORLDLM])
 def test_a_tree_has_two_rounds_a_call(row: str, tmp_path: Path) -> None:
     (world,) = worlds(tmp_path, row)
     assert {name: child.rounds for name, child in world.children.items()} == dict.fromkeys(REGIONS, 2)
