@@ -46,7 +46,12 @@ def files(folder: Path, region: dict[str, Any], run: str = "world") -> Path:
     return write_world(
         folder,
         {"north": ("a",)},
-        root={"run": run, "sites": [site], "deploy": {**deploy, "pool": ROOT[0]}},
+        root={
+            "run": run,
+            "sites": [site],
+            "federations": [{"name": "north", "federation": "north.yaml", "pool": "world-north"}],
+            "deploy": {**deploy, "pool": ROOT[0]},
+        },
         region={
             "run": run.replace("world", "north"),
             "parent": {"store": "store-world", "run": run, "member": "north"},
