@@ -46,7 +46,7 @@ def test_its_rounds_say_what_they_said(federation: Federation) -> None:
 
 
 def test_its_status_and_report(federation: Federation, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    show_status(alone(federation, file), as_json=True, watch=False)
+    show_status(alone(federation, file), {}, as_json=True, watch=False)
     facts = json.loads(capsys.readouterr().out)
     assert (facts["committed"], facts["trained"], facts["count"]) == (2, 2, 3)
     page = file.parent / "report.html"

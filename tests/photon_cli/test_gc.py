@@ -50,7 +50,7 @@ def test_gc_says_first_then_does(file: Path, capsys: pytest.CaptureFixture[str])
     collect(federation, 1, None, "1d", dry_run=False, quiet=True)
     assert "nothing to remove" in capsys.readouterr().out
 
-    show_status(alone(federation, Path("federation.yaml")), as_json=False, watch=False)
+    show_status(alone(federation, Path("federation.yaml")), {}, as_json=False, watch=False)
     assert "3 of 2 rounds" in capsys.readouterr().out
     assert open_committed(federation, None)[1].round == 3
     with pytest.raises(PhotonError, match="round 1's model was removed by photon gc"):
