@@ -50,7 +50,7 @@ def test_its_status_and_report(federation: Federation, file: Path, capsys: pytes
     facts = json.loads(capsys.readouterr().out)
     assert (facts["committed"], facts["trained"], facts["count"]) == (2, 2, 3)
     page = file.parent / "report.html"
-    report(federation, page, quiet=True)
+    report(alone(federation, file), {}, page, quiet=True)
     text = page.read_text("utf-8")
     assert "missing or damaged" in text and "shard.00000.mds.zstd: missing" in text
 
