@@ -226,6 +226,7 @@ def kill_committing(tree: Tree, run: Any) -> float:
     return time.monotonic()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tree", ["world-2"], indirect=True)
 def test_cancelling_the_root_cancels_the_region(tree: Tree) -> None:
     run = tree.root.start_round()
