@@ -13,7 +13,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import Cancelled, Cancelling, State
+from prefect.states import State
 
 from flows.deploy.pages import PAGE, pages
 from tasks.remote.own_server import RUNS, SCORES, OwnServer, call_tag
@@ -36,10 +36,7 @@ def cancel_sites(flow: Any, flow_run: FlowRun, state: State) -> None:
         if {found.id for found in rounds} - {flow_run.id, *(found.id for found in mine)}:
             return
         for child in _flow_runs(client, SITE_FLOWS, LIVE, tag):
-            message = f"{flow.name} '{flow_run.name}' is {state.name}"
-            started = child.state_type in UNDER_WAY
-            ending = Cancelling(message=message) if started else Cancelled(message=message)
-            client.set_flow_run_state(child.id, ending, force=True)
+            cancel(client, child, f"{flow.name} '{flow_run.name}' is {state.name}")
 
 
 def cancel_call(flow: Any, flow_run: FlowRun, state: State) -> None:

@@ -1,7 +1,7 @@
 """The steps of a federation that is a member of another (WorldLM, Fit): enter, contribute, report scores."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prefect import task
@@ -30,9 +30,8 @@ from tasks.runtime import Runtime
 from tasks.site import restarted
 from tasks.tags import STEP
 
-Candidate = tuple[
-    int, list[FileEntry]
-]  # number of the child's open round, whose folder holds the files; the files
+# Number of the child's open round, whose folder holds the files; the files.
+Candidate = tuple[int, list[FileEntry]]
 
 
 def files(federation: Federation, member: str, deployed: bool) -> tuple[Federation, Federation]:
@@ -121,10 +120,7 @@ def train_there(runtime: Runtime, child: Federation, call: Call, entry: RoundMan
     run, parameters = run_of(child), {"entry": entry.round}
     tags = [call_tag(call.ref.run, call.ref.round), f"entry:{entry.round}"]
     request = OwnRequest(_own_server(call.ref.member), RUNS, parameters, tags, child.deploy.zombie_after)
-    with runtime.log.step("rounds"):
-        waiting = Alone(deadline, runtime.log)
-        follow(request, lambda: not any(fit.rounds_to_make(run, child, entry)), deadline, waiting)
-        waiting.done()
+    _wait(runtime, "rounds", request, lambda: not any(fit.rounds_to_make(run, child, entry)), deadline)
 
 
 @task(task_run_name="evaluate", tags=[f"{STEP}evaluate"], cache_policy=NO_CACHE)
@@ -151,9 +147,14 @@ def evaluate_there(
     parameters = {"t": n, "model": [entry.model_dump(mode="json") for entry in model]}
     tags = [call_tag(parent, t), f"model:{model_sha256(model)[:16]}"]
     request = OwnRequest(_own_server(member), SCORES, parameters, tags, child.deploy.zombie_after)
-    with runtime.log.step("evaluate"):
+    _wait(runtime, "evaluate", request, lambda: evaluation(run_of(child), n, member, model) is not None, deadline)
+
+
+def _wait(runtime: Runtime, step: str, request: OwnRequest, done: Callable[[], bool], deadline: float) -> None:
+    """Follow a request on the own server until `done`. The state of this flow run names what has failed."""
+    with runtime.log.step(step):
         waiting = Alone(deadline, runtime.log)
-        follow(request, lambda: evaluation(run_of(child), n, member, model) is not None, deadline, waiting)
+        follow(request, done, deadline, waiting)
         waiting.done()
 
 

@@ -1,6 +1,5 @@
 """Requests to a site's worker: the flow run on its deployment, identified by everything that it is given."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,7 @@ from photon_core.update.settings import work_sha256
 from schemas.federation import Federation
 from schemas.protocol import PROTOCOL_TAG, other_protocol
 from tasks.remote.present import Present
-from tasks.remote.watch import cancel, is_under_way, tagged_runs
+from tasks.remote.watch import cancel, first_under_way, is_under_way, tagged_runs
 from tasks.tags import tagged
 
 REFUSED = 409  # HTTP status for parameters that do not fit the deployment's schema
@@ -82,11 +81,7 @@ class Asking:
                     return run
                 cancel(self.client, run, "the file was edited: another flow run replaces this one")
         asked = f"{self.key}/{sha256_bytes(canonical_json(parameters))[:16]}"
-        for number in itertools.count(1):
-            run = self._run(parameters, asked if number == 1 else f"{asked}/{number}")
-            if is_under_way(run):
-                break
-        return run
+        return first_under_way(lambda n: self._run(parameters, asked if n == 1 else f"{asked}/{n}"))
 
     def runs(self) -> list[FlowRun]:
         """All flow runs of this request, with any parameters, oldest first."""

@@ -5,7 +5,6 @@ server, by the deployments of its file, and wait for the result in its store. `p
 environment by which they find that server.
 """
 
-import itertools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from photon_core.errors import PhotonError
 from schemas.federation import Federation
 from tasks.remote.present import COORDINATOR, file_of
-from tasks.remote.watch import is_under_way, tagged_runs
+from tasks.remote.watch import first_under_way, is_under_way, tagged_runs
 from tasks.tags import artifact_key
 
 RUNS, SCORES = "federated-run", "evaluate-members"  # flows of the member's own deployments
@@ -116,16 +115,14 @@ class OwnRequest:
 
     def _create(self) -> FlowRun:
         there = deployment(self._client, self.name)
-        for number in itertools.count(1):
-            run = self._client.create_flow_run_from_deployment(
+        return first_under_way(
+            lambda number: self._client.create_flow_run_from_deployment(
                 there.id,
                 parameters=self.parameters,
                 tags=self.tags,
                 idempotency_key="/".join([*self.tags, str(number)]),
             )
-            if is_under_way(run):
-                break
-        return run
+        )
 
     def runs(self) -> list[FlowRun]:
         """All flow runs of this request, oldest first."""

@@ -1,6 +1,8 @@
 """A round's view of a site's flow run, and how the round reacts when that fails."""
 
+import itertools
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -187,6 +189,11 @@ def tagged_runs(client: SyncPrefectClient, flow: str, tags: list[str]) -> list[F
 
 def is_under_way(run: FlowRun) -> bool:
     return run.state is not None and not run.state.is_final() and not run.state.is_cancelling()
+
+
+def first_under_way(create: Callable[[int], FlowRun]) -> FlowRun:
+    """The first of the flow runs numbered from 1 on that has not ended. `create` creates one, or finds it."""
+    return next(run for number in itertools.count(1) if is_under_way(run := create(number)))
 
 
 def waits(run: FlowRun) -> bool:
